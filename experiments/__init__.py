@@ -1,0 +1,1 @@
+"""Launches: flags in, library calls, files out."""

@@ -1,0 +1,38 @@
+"""Compare runs: accuracy beside what it cost in FLOPs, memory, bytes and time.
+
+  python -m experiments.compare DIR DIR ... [--output=DIR] [--format=text|markdown|json]
+
+Each DIR is the --workdir of a run of experiments.classify, finished or still going; the first is set against the
+others. Prints the table and draws comparison.png: test accuracy against iterations, examples, bytes, FLOPs and seconds.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launch
+from snake_jax.errors import UserError
+from snake_jax.report.plots import plot_curves
+from snake_jax.report.runs import read_runs
+from snake_jax.report.table import FORMATS, comparison_table
+
+OUTPUT = flags.DEFINE_string("output", "", "folder for comparison.png; by default the one that holds the runs")
+FORMAT = flags.DEFINE_enum("format", "text", FORMATS, "how the table is printed")
+
+
+def main(paths: list[str]) -> None:
+    """Reads the runs, prints the table, draws the picture."""
+    if not paths:
+        raise UserError("no runs to compare: give their folders, as in python -m experiments.compare runs/a runs/b")
+    runs = read_runs(paths)
+    print(comparison_table(runs, FORMAT.value))
+    folder = Path(OUTPUT.value or os.path.commonpath([run.path.resolve() for run in runs]))
+    picture = plot_curves(runs, folder / "comparison.png")
+    # Beside the table, not in it: standard output may go into a file or a parser.
+    print(f"\ncurves: {picture}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    launch.run(main, arguments=True)

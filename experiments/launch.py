@@ -1,0 +1,49 @@
+"""What every launch shares: wrong input is one line on stderr and exit code 2, --help is exit code 0."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from snake_jax.errors import UserError
+
+Main = Callable[[list[str]], None]
+
+
+def run(main: Main, arguments: bool = False) -> None:
+    """Parses the command line and calls `main(arguments)`; never returns.
+
+    Args:
+      main: takes the arguments that are no flags.
+      arguments: whether there may be any.
+    """
+    app.run(lambda argv: _call(main, argv[1:]), flags_parser=lambda argv: _parse(argv, arguments))
+
+
+def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(fail(f"{str(error).removeprefix('ERROR:: ')}; --help lists the flags"))
+    except SystemExit:  # absl ends --help with 1, but whoever asked for help was served
+        sys.exit(0)
+    if rest[1:] and not arguments:
+        sys.exit(fail(f"{rest[1]}: flags begin with -- and take their value after =; --help lists them"))
+    return rest
+
+
+def _call(main: Main, arguments: list[str]) -> int:
+    try:
+        main(arguments)
+    except UserError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fail(message: object) -> int:
+    """Prints the message as one line on stderr; the exit code for wrong input."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,90 @@
+"""Convolution and max pooling that are fast on CPUs and XLA's own everywhere else."""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+
+from snake_jax.kernels.conv import matmul, reference
+from snake_jax.kernels.conv.reference import Padding, Pair
+
+LOWERINGS = ("auto", "xla", "matmul")
+
+
+def conv2d(
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    lowering: str = "auto",
+) -> jax.Array:
+    """Cross-correlation of x [B,H,W,Cin] with w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout].
+
+    `padding` is "SAME", "VALID" or ((top, bottom), (left, right)) in pixels. `lowering` is "xla" (the compiler's own
+    convolution), "matmul" (patches times a matrix) or "auto" (matmul on CPUs, xla elsewhere, chosen when compiled).
+    Raises ValueError for shapes, strides, padding or a lowering that do not fit.
+    """
+    strides = _pair("strides", strides, least=1)
+    _check_conv(x, w)
+    pads = _padding(x, w, strides, padding)
+    return _choose(lowering, "conv2d", lambda module: lambda x, w: module.conv2d(x, w, strides, pads), x, w)
+
+
+def max_pool(
+    x: jax.Array,
+    window: Sequence[int] = (2, 2),
+    strides: Sequence[int] | None = None,
+    lowering: str = "auto",
+) -> jax.Array:
+    """Largest value of each whole window of x [B,H,W,C] -> [B,Ho,Wo,C]; `strides` default to the window.
+
+    A tie's gradient goes to the window's first largest element in every lowering. Raises ValueError as `conv2d` does.
+    """
+    window = _pair("window", window, least=1)
+    strides = window if strides is None else _pair("strides", strides, least=1)
+    if x.ndim != 4:
+        raise ValueError(f"max_pool: x must be [B,H,W,C], got shape {x.shape}")
+    if x.shape[1] < window[0] or x.shape[2] < window[1]:
+        raise ValueError(f"max_pool: window {window} is larger than x of shape {x.shape}")
+    return _choose(lowering, "max_pool", lambda module: lambda x: module.max_pool(x, window, strides), x)
+
+
+def _choose(lowering, name, function_of, *args):
+    if lowering not in LOWERINGS:
+        raise ValueError(f"{name}: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
+    if lowering == "auto":
+        return lax.platform_dependent(*args, cpu=function_of(matmul), default=function_of(reference))
+    return function_of(matmul if lowering == "matmul" else reference)(*args)
+
+
+def _pair(name: str, values: Sequence[int], least: int) -> Pair:
+    pair = tuple(int(v) for v in values)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{name} must be two integers of at least {least}, got {tuple(values)}")
+    return pair
+
+
+def _check_conv(x: jax.Array, w: jax.Array) -> None:
+    if x.ndim != 4 or w.ndim != 4:
+        raise ValueError(f"conv2d: x must be [B,H,W,Cin] and w [Kh,Kw,Cin,Cout], got shapes {x.shape} and {w.shape}")
+    if x.shape[3] != w.shape[2]:
+        raise ValueError(f"conv2d: x of shape {x.shape} has {x.shape[3]} channels, w of shape {w.shape} takes {w.shape[2]}")
+    if x.dtype != w.dtype:
+        raise ValueError(f"conv2d: x is {x.dtype} and w is {w.dtype}; cast one of them")
+
+
+def _padding(x: jax.Array, w: jax.Array, strides: Pair, padding) -> Padding:
+    """Pixels per edge, checked: every output dimension has at least one element."""
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(f"conv2d: padding {padding!r} is not SAME, VALID or ((top, bottom), (left, right))")
+        pads = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, padding)
+    else:
+        pads = padding
+    pads = tuple(_pair("padding", edges, least=0) for edges in pads)
+    if len(pads) != 2:
+        raise ValueError(f"conv2d: padding {padding} must be ((top, bottom), (left, right))")
+    if any(n + sum(p) < k for n, p, k in zip(x.shape[1:3], pads, w.shape[:2])):
+        raise ValueError(f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}")
+    return pads

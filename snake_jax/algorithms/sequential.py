@@ -1,0 +1,23 @@
+"""Sequential training of the full model, node after node (cyclic weight transfer).
+
+Chang et al., "Distributed deep learning networks among institutions for medical imaging", JAMIA 2018.
+"""
+
+from snake_jax.algorithms.base import Algorithm, no_merge_state, replace
+from snake_jax.schedule import Plan, Round, relay
+
+
+def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+    """Every node once a cycle, all layers."""
+    return relay(plan, cycle, [plan.layer_names] * plan.config.nodes)
+
+
+SEQUENTIAL = Algorithm(
+    name="sequential",
+    rounds=_rounds,
+    traffic="relay",
+    init_merge=no_merge_state,
+    merge=replace,
+    distills=True,
+    interruptible=True,
+)

@@ -1,0 +1,23 @@
+"""Snake Learning: node after node, serpentine over the layers, each trains and hands on a few layers only.
+
+Yu et al., "Snake Learning: A Communication- and Computation-Efficient Distributed Learning Framework for 6G", IEEE
+Communications Magazine 2025 (and arXiv 2405.03372), sections "Layer Assignment" and "Local Training".
+"""
+
+from snake_jax.algorithms.base import Algorithm, no_merge_state, replace
+from snake_jax.schedule import Plan, Round, relay, serpentine
+
+
+def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+    return relay(plan, cycle, serpentine(plan, cycle))
+
+
+SNAKE = Algorithm(
+    name="snake",
+    rounds=_rounds,
+    traffic="relay",
+    init_merge=no_merge_state,
+    merge=replace,
+    distills=True,
+    interruptible=True,
+)

@@ -1,0 +1,133 @@
+"""The frozen configuration of a run: one table of names, defaults, meanings and allowed values.
+
+Launches make their flags from it, runs write it to `config.json`, and everything below receives values from it as
+explicit arguments.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from snake_jax.errors import UserError
+
+
+def _setting(default: Any, help: str, **rules: Any) -> Any:
+    """A field with its help text and rules: `choices`, `low` (least value), `above` (exclusive bound), `high`."""
+    return dataclasses.field(default=default, metadata={"help": help, **rules})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides the result of a run; two runs with equal configs end bit-identical on one machine."""
+
+    algorithm: str = _setting("snake", "what trains the model: {algorithms}")
+    model: str = _setting("vgg11", "the network: {models}")
+    dataset: str = _setting("digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH")
+    nodes: int = _setting(9, "nodes that hold data", low=1)
+    partition: str = _setting("iid", "how the data lies on the nodes: {partitions}")
+    alpha: float = _setting(2.0, "Dirichlet concentration; smaller is less alike", above=0)
+    outliers: float = _setting(0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5)
+
+    cycles: int = _setting(2, "cycles; one trains every middle layer once (fedavg: one round)", low=1)
+    local_epochs: int = _setting(1, "passes over the node's data in a visit", low=1)
+    batch_size: int = _setting(32, "examples in a step", low=1)
+    order: str = _setting("sequential", "order of the middle layers", choices=("sequential", "random", "reverse"))
+    layers_per_visit: int = _setting(1, "consecutive middle layers that a node takes in a visit", low=1)
+    always_train: str = _setting("first,last", "layers trained at every visit: names, first, last, all or none")
+    mode: str = _setting(
+        "client_server", "updates go through a server or on to the next node", choices=("client_server", "peer_to_peer")
+    )
+    cached: bool = _setting(True, "receivers keep what they were sent, so that only changed layers travel")
+
+    distill: str = _setting(
+        "auto",
+        "distillation from the model as received; auto: on where the nodes' labels diverge",
+        choices=("off", "on", "auto"),
+    )
+    distill_measure: str = _setting(
+        "js", "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler", choices=("js", "kl")
+    )
+    distill_threshold: float = _setting(0.1, "auto turns distillation on above this divergence", low=0)
+    distill_temperature: float = _setting(2.0, "softmax temperature of teacher and student", above=0)
+    distill_weight: float = _setting(0.5, "weight of the distillation loss beside the task's", low=0)
+
+    optimizer: str = _setting("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
+    learning_rate: float = _setting(0.02, "learning rate of the first cycle", above=0)
+    lr_schedule: str = _setting(
+        "factor", "change of the learning rate between cycles", choices=("factor", "cosine", "constant")
+    )
+    lr_decay: float = _setting(0.9, "lr_schedule=factor: multiplied in after every cycle", above=0)
+    momentum: float = _setting(0.9, "momentum of sgd and rmsprop", low=0, high=1)
+    weight_decay: float = _setting(0.0, "decay of the trained layers' kernels", low=0)
+    clip_norm: float = _setting(1.0, "clip the norm of the trained layers' gradients; 0: no clipping", low=0)
+    carry_optimizer_state: bool = _setting(False, "send a layer's optimizer state along with it instead of a fresh one")
+
+    frozen_dtype: str = _setting(
+        "float32", "storage of frozen layers at a node", choices=("float32", "bfloat16", "int8")
+    )
+    compute_dtype: str = _setting("float32", "arithmetic of the network", choices=("float32", "bfloat16"))
+    augment: str = _setting("none", "augmentation, new at every step: {augmentations}")
+    width: float = _setting(1.0, "multiplier of the network's channel numbers", above=0)
+    norm: str = _setting("none", "normalisation after convolutions", choices=("none", "group"))
+    dropout: float = _setting(0.0, "dropout rate before the dense layers", low=0, high=0.95)
+    conv: str = _setting("auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul"))
+
+    early_stop: float = _setting(
+        0.0, "end a visit when an epoch lowers the loss by less than this share; 0: off", low=0
+    )
+    interrupt: str = _setting("", "visits to interrupt, as VISIT or VISIT@SHARE, comma-separated: 4,7@0.25")
+    fault_rate: float = _setting(0.0, "chance that a visit is interrupted (seeded)", low=0, high=0.9)
+    interruption: str = _setting(
+        "upload",
+        "upload: the node hands in what it has and an idle node goes on from there; lost: the idle node starts again",
+        choices=("upload", "lost"),
+    )
+    nodes_per_round: int = _setting(0, "fedavg: nodes sampled in a round; 0: all", low=0)
+    server_momentum: float = _setting(0.0, "fedavg: momentum of the server's update", low=0, high=1)
+
+    eval_every: int = _setting(1, "evaluate on the test set after every this many visits or rounds", low=1)
+    target_accuracy: float = _setting(0.6, "accuracy whose cost the summary reports", low=0, high=1)
+    on_divergence: str = _setting(
+        "stop", "a visit whose loss is not finite ends the run or is left out", choices=("stop", "skip")
+    )
+    seed: int = _setting(0, "seed of initial weights, partition, order of batches and faults", low=0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+
+def pick(flag: str, value: str, allowed: Iterable[str]) -> str:
+    """`value` if it is one of `allowed`.
+
+    Raises:
+      UserError: it is not; the message lists what is allowed.
+    """
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise UserError(f"--{flag}={value}: not one of {', '.join(allowed)}")
+    return value
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    rules = field.metadata
+    if "choices" in rules:
+        pick(field.name, value, rules["choices"])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise UserError(f"--{field.name}={value}: must be a finite number")
+    if "low" in rules and value < rules["low"]:
+        raise UserError(f"--{field.name}={value}: must be at least {rules['low']}")
+    if "above" in rules and value <= rules["above"]:
+        raise UserError(f"--{field.name}={value}: must be greater than {rules['above']}")
+    if "high" in rules and value > rules["high"]:
+        raise UserError(f"--{field.name}={value}: must be at most {rules['high']}")
+
+
+def differences(here: Config, there: dict[str, Any]) -> list[str]:
+    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`."""
+    ours = dataclasses.asdict(here)
+    names = [n for n in ours | there if ours.get(n) != there.get(n)]
+    return [f"--{n}={there.get(n)} (here {ours.get(n)})" for n in names]

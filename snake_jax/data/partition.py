@@ -1,0 +1,148 @@
+"""Who holds which training examples: IID and the two partitions that "Dirichlet(alpha)" can mean.
+
+`dirichlet` is the Snake Learning paper's (Yu et al., IEEE Network, "Training of Classification Tasks"): "the datasets
+are partitioned based on Dirichlet distribution as class priors", a class distribution per node. `dirichlet_split` is
+the other common one (Hsu et al. 2019 name the first; Yurochkin et al. 2019 use the second): every class is split over
+the nodes. Both use every example exactly once. A partition is a list of sorted int32 index arrays, one a node.
+"""
+
+from bisect import bisect
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from snake_jax.errors import UserError
+
+PARTITIONS = ("iid", "dirichlet", "dirichlet_split")
+
+_TAGS = {"iid": 1, "priors": 2, "dirichlet": 3, "dirichlet_split": 4}  # independent random streams of one seed
+_ATTEMPTS = 1000
+
+
+def partition(kind: str, labels: np.ndarray, nodes: int, alpha: float, seed: int) -> list[np.ndarray]:
+    """The indices `[N_k]` into `labels` of every node k; `kind` is one of PARTITIONS (alpha is not used by `iid`).
+
+    Raises UserError for an unknown kind, alpha <= 0 or not finite, a negative seed, nodes < 1 or more nodes than
+    examples.
+    """
+    if kind not in PARTITIONS:
+        raise UserError(f"--partition={kind} is unknown; allowed: {', '.join(PARTITIONS)}")
+    _check(labels, nodes, alpha, seed)
+    if kind == "iid":
+        return iid(labels, nodes, seed)
+    return (dirichlet_prior if kind == "dirichlet" else dirichlet_split)(labels, nodes, alpha, seed)
+
+
+def iid(labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray]:
+    """Uniformly at random; sizes differ by at most one."""
+    _check(labels, nodes, 1.0, seed)
+    return _shards(np.array_split(_rng(seed, "iid").permutation(len(labels)), nodes))
+
+
+def class_priors(nodes: int, num_classes: int, alpha: float, seed: int) -> np.ndarray:
+    """`[nodes, classes]`: the class distributions q_k ~ Dir(alpha, ..., alpha) of `dirichlet_prior`."""
+    return _dirichlet(_rng(seed, "priors"), alpha, nodes, num_classes)
+
+
+def dirichlet_prior(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> list[np.ndarray]:
+    """As the paper: every node draws its examples' classes from its own prior; sizes differ by at most one.
+
+    The nodes draw one example each in turn, in an order shuffled anew every turn, so that no node is left with what the
+    others did not want. Where a class has run out, its probability goes to the classes that remain (renormalised; in
+    proportion to what is left where a node's prior has no mass there). As every example is used once, the marginals
+    therefore follow the priors early and bend towards the pooled distribution late.
+    """
+    _check(labels, nodes, alpha, seed)
+    rng = _rng(seed, "dirichlet")
+    stock = _shuffled_classes(rng, labels)
+    weights = class_priors(nodes, len(stock), alpha, seed)
+    cumulative = _cumulative(weights, stock)
+    turns = np.concatenate([rng.permutation(nodes) for _ in range(-(-len(labels) // nodes))])[: len(labels)]
+    shards: list[list[int]] = [[] for _ in range(nodes)]
+    for node, uniform in zip(turns.tolist(), rng.random(len(labels)).tolist(), strict=True):
+        chosen = bisect(cumulative[node], uniform)
+        shards[node].append(stock[chosen].pop())
+        if not stock[chosen]:
+            cumulative = _cumulative(weights, stock)
+    return _shards(shards)
+
+
+def dirichlet_split(labels: np.ndarray, nodes: int, alpha: float, seed: int, min_examples: int = 1) -> list[np.ndarray]:
+    """Every class is split over the nodes in proportions ~ Dir(alpha, ..., alpha) over the nodes; sizes differ.
+
+    Drawn again until every node has `min_examples`. Raises UserError where 1000 draws do not give that.
+    """
+    _check(labels, nodes, alpha, seed)
+    rng = _rng(seed, "dirichlet_split")
+    classes = _shuffled_classes(rng, labels)
+    sizes = np.array([len(indices) for indices in classes])
+    for _ in range(_ATTEMPTS):
+        proportions = _dirichlet(rng, alpha, len(classes), nodes)
+        cuts = np.rint(np.cumsum(proportions, axis=1)[:, :-1] * sizes[:, None]).astype(int)
+        counts = np.diff(cuts, axis=1, prepend=0, append=sizes[:, None])
+        if counts.sum(0).min() >= min_examples:
+            pieces = [np.split(np.array(indices), cut) for indices, cut in zip(classes, cuts, strict=True)]
+            return _shards([np.concatenate(parts) for parts in zip(*pieces, strict=True)])
+    raise UserError(
+        f"--partition=dirichlet_split with --alpha={alpha:g} leaves one of --nodes={nodes} with fewer than "
+        f"{min_examples} examples in each of {_ATTEMPTS} draws; use a larger --alpha, fewer --nodes or "
+        f"--partition=dirichlet"
+    )
+
+
+def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """`[nodes, classes]` int: how many examples of each class a node holds."""
+    return np.stack([np.bincount(labels[shard], minlength=num_classes) for shard in shards])
+
+
+def describe(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> str:
+    """A table for printing: a line a node with its number of examples and of each class."""
+    counts = label_counts(shards, labels, num_classes)
+    rows = [["node", "examples", *map(str, range(num_classes))]]
+    rows += [[str(node), str(row.sum()), *map(str, row)] for node, row in enumerate(counts)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _check(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> None:
+    if not 0 < alpha < np.inf:
+        raise UserError(f"--alpha={alpha:g} must be a finite number above 0 (2.0 in the paper; smaller is less alike)")
+    if nodes < 1:
+        raise UserError(f"--nodes={nodes} must be at least 1")
+    if nodes > len(labels):
+        raise UserError(
+            f"--nodes={nodes} is more than the {len(labels)} training examples: some nodes would have no data"
+        )
+    if seed < 0:
+        raise UserError(f"--seed={seed} must not be negative")
+
+
+def _rng(seed: int, stream: str) -> np.random.Generator:
+    return np.random.default_rng([seed, _TAGS[stream]])
+
+
+def _dirichlet(rng: np.random.Generator, alpha: float, draws: int, size: int) -> np.ndarray:
+    """`[draws, size]` of the symmetric Dirichlet; an alpha beyond 1e-6 or 1e9 changes nothing but fails in float64."""
+    return rng.dirichlet(np.full(size, np.clip(alpha, 1e-6, 1e9)), draws)
+
+
+def _shards(indices: Sequence) -> list[np.ndarray]:
+    return [np.sort(np.asarray(shard, np.int32)) for shard in indices]
+
+
+def _shuffled_classes(rng: np.random.Generator, labels: np.ndarray) -> list[list[int]]:
+    """The indices of every class 0, 1, ..., in random order."""
+    order = rng.permutation(len(labels))
+    return [order[labels[order] == number].tolist() for number in range(int(labels.max()) + 1)]
+
+
+def _cumulative(weights: np.ndarray, stock: list[list[int]]) -> list[list[float]]:
+    """Per node, cumulative probabilities of the classes left in stock: `bisect(row, u)` is the class of a uniform u."""
+    left = np.array([len(indices) for indices in stock])
+    open_weights = weights * (left > 0)
+    lost = open_weights.sum(1, keepdims=True) <= 0
+    probabilities = np.where(lost, left, open_weights)
+    last = int(np.flatnonzero(left)[-1]) if left.any() else 0
+    rows = [list(accumulate((row / max(row.sum(), 1e-300)).tolist())) for row in probabilities]
+    return [row[:last] + [1.0] * (len(row) - last) for row in rows]

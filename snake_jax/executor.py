@@ -1,0 +1,201 @@
+"""Carries out visits: one compiled program for each distinct assignment, kept for the whole run.
+
+`Executor.run` takes the visits of a round and gives their results; nothing above it knows how the nodes are emulated. This
+one visits them one after the other on one device (`loop`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snake_jax import quantization
+from snake_jax.layers import Params, num_bytes, select, without
+from snake_jax.optimizers import OptimizerStates, init_states
+from snake_jax.schedule import Visit
+from snake_jax.steps import Batches, Examples, LocalStep, evaluate, local_epoch
+
+
+class VisitResult(NamedTuple):
+    """What a visit gives back.
+
+    Attributes:
+      visit: which.
+      layers: the trained layers' new parameters.
+      states: their optimizer states.
+      loss: mean over the visit's examples, NaN where it did no step.
+      finite: whether all losses and new parameters are finite.
+      iterations: optimizer steps done.
+      examples: examples seen.
+      examples_held: examples the node holds.
+      train_s: seconds the program ran, compilation apart.
+    """
+
+    visit: Visit
+    layers: Params
+    states: OptimizerStates
+    loss: float
+    finite: bool
+    iterations: int
+    examples: int
+    examples_held: int
+    train_s: float
+
+
+class VisitSettings(NamedTuple):
+    """What decides a visit besides the step: see the flags of the same names in `config.Config`."""
+
+    local_epochs: int
+    batch_size: int
+    frozen_dtype: str
+    early_stop: float
+    seed: int
+
+
+class Compilations(NamedTuple):
+    """How many programs were compiled, the seconds that took, and a node's greatest compiled memory (None: unknown)."""
+
+    count: int
+    seconds: float
+    peak_bytes: int | None
+
+
+class Executor:
+    """Emulates nodes on one device, one after the other.
+
+    The compiled programs are the only state: two runs of one visit give the same bits.
+    """
+
+    def __init__(
+        self,
+        step: LocalStep,
+        train: Examples,
+        test: Examples,
+        shards: Sequence[np.ndarray],
+        settings: VisitSettings,
+    ) -> None:
+        """Puts the data on the device.
+
+        Args:
+          step: the local step.
+          train: all nodes' examples.
+          test: examples for `evaluate`.
+          shards: for each node, its indices into `train`.
+          settings: see `VisitSettings`.
+        """
+        self._step, self._shards, self._settings = step, shards, settings
+        self._train, self._test = jax.device_put((train, test))
+        self._rows = max(-(-len(shard) // settings.batch_size) for shard in shards)
+        self._programs: dict[Any, Any] = {}
+        self._compile_s, self._peak_bytes = 0.0, 0
+
+    def run(
+        self, visits: Sequence[Visit], params: Params, states: OptimizerStates, learning_rate: float
+    ) -> list[VisitResult]:
+        """The visits of a round, all starting from `params`.
+
+        Args:
+          visits: who trains what.
+          params: the whole model in full precision; left as it is.
+          states: optimizer states to go on from, by layer; layers not in it start afresh.
+          learning_rate: of all their steps.
+        """
+        return [self._visit(visit, params, states, learning_rate) for visit in visits]
+
+    def evaluate(self, params: Params) -> tuple[float, float]:
+        """Accuracy and mean loss on the test examples."""
+        program = self._program("evaluate", lambda: evaluate(self._step), (params, self._test), (), counts_memory=False)
+        accuracy, loss = jax.device_get(program(params, self._test))
+        return float(accuracy), float(loss)
+
+    @property
+    def compilations(self) -> Compilations:
+        """What was compiled so far."""
+        return Compilations(len(self._programs), self._compile_s, self._peak_bytes or None)
+
+    def _visit(self, visit: Visit, params: Params, states: OptimizerStates, learning_rate: float) -> VisitResult:
+        step, settings, shard = self._step, self._settings, self._shards[visit.node]
+        received = select(params, visit.layers)
+        trainable = jax.tree.map(jnp.copy, received)  # the program consumes it
+        kept = {name: jax.tree.map(jnp.copy, states[name]) for name in visit.layers if name in states}
+        fresh = init_states(step.rule, without(trainable, kept), step.model.layer_names)
+        carried = {name: (kept | fresh)[name] for name in visit.layers}
+        freeze = self._freezer()
+        frozen = {name: freeze(subtree) for name, subtree in without(params, visit.layers).items()}
+        teacher = received if step.distillation is not None else {}
+        rate, key = jnp.float32(learning_rate), _visit_key(settings.seed, visit)
+
+        totals, previous, train_s = np.zeros(3), np.inf, 0.0
+        finite = True
+        for epoch, batches in _visit_batches(visit, shard, self._rows, settings):
+            args = (trainable, carried, frozen, teacher, self._train, batches, jax.random.fold_in(key, epoch), rate)
+            program = self._program(visit.layers, lambda: local_epoch(step, visit.layers), args, (0, 1))
+            started = time.perf_counter()
+            trainable, carried, stats = jax.block_until_ready(program(*args))
+            train_s += time.perf_counter() - started
+            loss_sum, examples, finite = (float(stats.loss_sum), float(stats.examples), bool(stats.finite))
+            totals += (loss_sum, examples, int(batches.steps))
+            loss = loss_sum / max(examples, 1.0)
+            if not finite or (settings.early_stop and previous - loss < settings.early_stop * abs(previous)):
+                break
+            previous = loss
+        mean_loss = totals[0] / totals[1] if totals[1] else float("nan")
+        iterations, examples_seen = int(totals[2]), int(totals[1])
+        return VisitResult(visit, trainable, carried, mean_loss, finite, iterations, examples_seen, len(shard), train_s)
+
+    def _freezer(self) -> Callable[[Any], Any]:
+        dtype = self._settings.frozen_dtype
+        if dtype == "float32":
+            return lambda subtree: subtree
+        return jax.jit(lambda subtree: quantization.freeze(subtree, dtype))
+
+    def _program(
+        self, name: Any, make: Callable[[], Callable], args: tuple, donated: tuple[int, ...], counts_memory: bool = True
+    ) -> Callable:
+        """The compiled program of this name, compiled on first use (all its uses have arguments of one shape)."""
+        if name not in self._programs:
+            started = time.perf_counter()
+            self._programs[name] = jax.jit(make(), donate_argnums=donated).lower(*args).compile()
+            self._compile_s += time.perf_counter() - started
+            if counts_memory:
+                self._peak_bytes = max(self._peak_bytes, self._node_bytes(self._programs[name]))
+        return self._programs[name]
+
+    def _node_bytes(self, program: Any) -> int:
+        """The compiler's peak for a node: arguments, results and temporaries, with its own data instead of all nodes'."""
+        memory = program.memory_analysis()
+        if memory is None:
+            return 0
+        total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        every = num_bytes(self._train)
+        largest = every * max(map(len, self._shards)) // len(self._train.labels)
+        return total - memory.alias_size_in_bytes - every + largest
+
+
+def _visit_key(seed: int, visit: Visit) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), visit.index), visit.node)
+
+
+def _visit_batches(visit: Visit, shard: np.ndarray, rows: int, settings: VisitSettings) -> list[tuple[int, Batches]]:
+    """The visit's epochs, `(epoch, batches)`, each a fresh shuffle of the shard; `visit.share` cuts the steps."""
+    steps = -(-len(shard) // settings.batch_size)
+    begin, end = (int(part * steps * settings.local_epochs) for part in visit.share)
+    epochs = []
+    for epoch in range(settings.local_epochs):
+        low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
+        if low < high:
+            rng = np.random.default_rng([settings.seed, visit.index, visit.node, epoch])
+            epochs.append((epoch, _epoch_batches(rng.permutation(shard), rows, settings.batch_size, low, high)))
+    return epochs
+
+
+def _epoch_batches(order: np.ndarray, rows: int, batch_size: int, low: int, high: int) -> Batches:
+    """Rows `low` to `high` of the batches of an ordered shard, padded to `rows` rows."""
+    chosen = order[low * batch_size : high * batch_size]
+    index, weight = np.zeros(rows * batch_size, np.int32), np.zeros(rows * batch_size, np.float32)
+    index[: len(chosen)], weight[: len(chosen)] = chosen, 1.0
+    shape = (rows, batch_size)
+    return Batches(jnp.asarray(index.reshape(shape)), jnp.asarray(weight.reshape(shape)), jnp.int32(high - low))

@@ -1,0 +1,34 @@
+"""Networks as layered models, and the adapter through which a user's own joins."""
+
+from collections.abc import Callable
+
+from snake_jax.config import pick
+from snake_jax.errors import UserError
+from snake_jax.layers import LayeredModel
+from snake_jax.models.adapter import from_linen, from_nnx
+from snake_jax.models.vision import cnn, conv_general_dilated, mlp, vgg11
+
+MODELS: dict[str, Callable[..., LayeredModel]] = {"vgg11": vgg11, "cnn": cnn, "mlp": mlp}
+
+__all__ = ["MODELS", "build", "cnn", "conv_general_dilated", "from_linen", "from_nnx", "mlp", "vgg11"]
+
+_LEAST_SIDE = {"vgg11": 32, "cnn": 8, "mlp": 1}  # as many halvings as the network has poolings
+
+
+def build(name: str, num_classes: int, input_shape: tuple[int, ...], **options: object) -> LayeredModel:
+    """The named network for these images.
+
+    Args:
+      name: one of `MODELS`.
+      num_classes: number of labels.
+      input_shape: `(H, W, C)`.
+      **options: width, norm, dropout, conv.
+
+    Raises:
+      UserError: no such network, or images too small for it.
+    """
+    make = MODELS[pick("model", name, MODELS)]
+    if min(input_shape[:2]) < _LEAST_SIDE[name]:
+        side = _LEAST_SIDE[name]
+        raise UserError(f"--model={name} needs images of at least {side}x{side}, these are {input_shape}")
+    return make(num_classes, input_shape, **options)

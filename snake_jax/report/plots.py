@@ -1,0 +1,238 @@
+"""Pictures of runs: accuracy against what it cost, and what one run did. No global pyplot state."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+from snake_jax.errors import UserError
+from snake_jax.report.runs import AXES, Record, Run, along, cumulative, curve
+from snake_jax.report.table import final_accuracy
+from snake_jax.report.units import human, percent, scale_for
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; line styles and markers tell the rest.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FEW = 60  # points up to which each gets a marker
+DPI = 150
+MANY_NODES = ("0.75", "black")  # fill and ink of a round that several nodes share
+
+
+def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str] = tuple(AXES)) -> Path:
+    """Accuracy of the runs against each of `axes`, with a legend of what each run reached and cost.
+
+    Returns:
+      The path of the PNG.
+    """
+    columns = min(3, len(axes) + 1)
+    rows = -(-(len(axes) + 1) // columns)
+    figure = _figure(4.6 * columns, 3.5 * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for panel, axis in zip(panels, axes, strict=False):
+        _accuracy_panel(panel, runs, axis)
+    for panel in panels[len(axes) :]:
+        panel.axis("off")
+    handles = panels[0].get_legend_handles_labels()
+    panels[len(axes)].legend(
+        *handles, loc="center", frameon=False, labelspacing=1.2, fontsize=11 if len(runs) <= 4 else 8
+    )
+    for row in range(rows):
+        panels[row * columns].set_ylabel("test accuracy")
+    return _save(figure, output_path)
+
+
+def plot_run(run: Run, output_path: str | Path) -> Path:
+    """One run against its iterations: accuracy, loss, bytes, and which node trained which layer when.
+
+    Returns:
+      The path of the PNG.
+    """
+    layers = layer_order(run.metrics)
+    strip = max(1.2, 0.26 * len(layers))
+    figure = _figure(9, 6 + strip)
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip])
+    for panel, draw in zip(panels, (_accuracy, _loss, _bytes), strict=False):
+        draw(panel, run)
+        _cycle_lines(panel, run)
+    _layer_strip(panels[3], run, layers)
+    panels[3].set_xlim(0, max(1.0, along(run, "iterations")[-1]) * 1.01)
+    panels[3].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    figure.align_ylabels()
+    panels[3].set_xlabel("iterations; thin lines are the ends of cycles")
+    panels[0].set_title(_caption(run), fontsize=11)
+    return _save(figure, output_path)
+
+
+def layer_order(records: Iterable[Record]) -> list[str]:
+    """All layers in an order that agrees with each record's; ties go by name, numbers inside names by value."""
+    before: dict[str, set[str]] = {}
+    for record in records:
+        names = record.get("layers") or []
+        for i, name in enumerate(names):
+            before.setdefault(name, set()).update(names[:i])
+    order: list[str] = []
+    while left := [name for name in before if name not in order]:
+        free = [name for name in left if before[name] <= set(order)] or left
+        order.append(min(free, key=_natural))
+    return order
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})  # no version inside: same run, same file
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the picture ({error.strerror or error})") from error
+    return path
+
+
+def _look(panel: Axes) -> None:
+    panel.grid(color="0.9", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.02)
+
+
+def _percent_axis(panel: Axes) -> None:
+    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+
+
+def _accuracy_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
+    scale = scale_for(max(along(run, axis)[-1] for run in runs), AXES[axis].unit)
+    for i, run in enumerate(runs):
+        x, y = curve(run, axis)
+        panel.plot(x / scale.factor, y, label=_legend(run, airy=len(runs) <= 4), **_line(i, len(x)))
+    unit = {"k": "thousands", "M": "millions", "G": "billions"}.get(scale.unit, scale.unit)
+    panel.set_xlabel(f"{AXES[axis].label} ({unit})" if unit else AXES[axis].label)
+    panel.set_xlim(left=0)
+    _percent_axis(panel)
+    _look(panel)
+
+
+def _line(i: int, points: int) -> dict:
+    marker = MARKERS[i % len(MARKERS)] if points <= FEW else None
+    style = STYLES[i // len(COLOURS) % len(STYLES)]
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": style,
+        "linewidth": 1.6,
+        "marker": marker,
+        "markersize": 3.5,
+    }
+
+
+def _legend(run: Run, airy: bool) -> str:
+    accuracy = final_accuracy(run)
+    reached = f"{percent(accuracy)} accuracy" if accuracy is not None else "no accuracy yet"
+    sent, flops = (human(along(run, axis)[-1], AXES[axis].unit) for axis in ("bytes", "flops"))
+    separator = "\n" if airy else ", "
+    return f"{run.name}\n" + separator.join((reached, f"{sent} sent", f"{flops} of training"))
+
+
+def _caption(run: Run) -> str:
+    settings = {**run.config, **(run.summary or {})}
+    names = [str(settings[key]) for key in ("algorithm", "dataset", "partition") if key in settings]
+    nodes = [f"{settings['nodes']} nodes"] if "nodes" in settings else []
+    return f"{run.name}: {', '.join(names + nodes)}" if names else run.name
+
+
+def _accuracy(panel: Axes, run: Run) -> None:
+    x, y = curve(run, "iterations")
+    panel.plot(x, y, **_line(0, len(x)))
+    panel.set_ylabel("test accuracy")
+    _percent_axis(panel)
+    _look(panel)
+
+
+def _loss(panel: Axes, run: Run) -> None:
+    for i, (field, label) in enumerate((("loss", "training"), ("test_loss", "test"))):
+        x, y = curve(run, "iterations", field)
+        if x.size:
+            panel.plot(x, y, label=label, **_line(i, len(x)))
+    panel.set_ylabel("loss")
+    if panel.lines:
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
+    _look(panel)
+
+
+def _bytes(panel: Axes, run: Run) -> None:
+    x = np.concatenate([[0.0], along(run, "iterations")])
+    totals = [np.concatenate([[0.0], cumulative(run, field)]) for field in ("bytes_up", "bytes_down")]
+    scale = scale_for(max(total[-1] for total in totals), "B")
+    # Dashed: up and down are often equal, and one would hide the other.
+    for total, label, style in zip(totals, ("up", "down"), ("-", "--"), strict=True):
+        panel.step(x, total / scale.factor, color=COLOURS[label == "down"], linestyle=style, where="post", label=label)
+    panel.set_ylabel(f"{scale.unit} sent")
+    panel.set_ylim(bottom=0)
+    panel.legend(frameon=False, fontsize=8, loc="upper left")
+    _look(panel)
+
+
+def _cycle_lines(panel: Axes, run: Run) -> None:
+    x, cycles = along(run, "iterations"), [record.get("cycle") for record in run.metrics]
+    ends = [x[i] for i in range(len(cycles) - 1) if cycles[i] != cycles[i + 1]]
+    if len(ends) <= FEW:
+        for end in ends:
+            panel.axvline(end, color="0.75", linewidth=0.8, zorder=0)
+
+
+def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
+    """A row a layer, a block a visit, coloured and, where there is room, numbered by the node."""
+    stops = along(run, "iterations")
+    starts = np.concatenate([[0.0], stops[:-1]])
+    colours = _node_colours(run)
+    for row, layer in enumerate(layers):
+        visits = [i for i, record in enumerate(run.metrics) if layer in (record.get("layers") or [])]
+        spans = [(starts[i], stops[i] - starts[i]) for i in visits]
+        looks = [colours.get(_one_node(run.metrics[i]), MANY_NODES) for i in visits]
+        panel.broken_barh(spans, (row - 0.45, 0.9), facecolors=[fill for fill, _ in looks], edgecolor="white", lw=0.4)
+        if len(run.metrics) <= FEW:
+            for i, (_, ink) in zip(visits, looks, strict=True):
+                style = {"ha": "center", "va": "center", "fontsize": 6, "color": ink, "clip_on": True}
+                panel.text((starts[i] + stops[i]) / 2, row, _node_label(run.metrics[i], layer), **style)
+    panel.set_yticks(range(len(layers)), layers, fontsize=8)
+    panel.set_ylim(len(layers) - 0.5, -0.5)
+    panel.set_ylabel("layers trained,\nby node")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _one_node(record: Record) -> int | None:
+    node = record.get("node")
+    if isinstance(node, list):
+        return node[0] if len(node) == 1 else None
+    return node
+
+
+def _node_label(record: Record, layer: str) -> str:
+    """The node's number; a round of many nodes is labelled once, on its first layer."""
+    node = _one_node(record)
+    if node is not None:
+        return str(node)
+    return f"{len(record.get('node') or [])} nodes" if layer == record["layers"][0] else ""
+
+
+def _node_colours(run: Run) -> dict[int | None, tuple]:
+    """Fill and ink of each node, along viridis, which stays in order for every kind of sight and in grey."""
+    nodes = sorted({node for record in run.metrics if (node := _one_node(record)) is not None})
+    shades = [tuple(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(nodes)))]
+    inks = ["white" if 2 * i < len(nodes) else "black" for i in range(len(nodes))]
+    return dict(zip(nodes, zip(shades, inks, strict=True), strict=True))

@@ -1,0 +1,47 @@
+"""Numbers as people read them. Decimal prefixes: 1 GB is 1e9 bytes."""
+
+from typing import NamedTuple
+
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+class Scale(NamedTuple):
+    """`value / factor` is in `unit`."""
+
+    factor: float
+    unit: str
+
+
+def scale_for(largest: float, unit: str) -> Scale:
+    """The prefix under which `largest` lies between 1 and 1000; seconds become minutes or hours."""
+    if unit == "s":
+        return Scale(3600, "h") if largest >= 7200 else Scale(60, "min") if largest >= 300 else Scale(1, "s")
+    factor, prefix = next(((f, p) for f, p in PREFIXES if abs(largest) >= f), (1.0, ""))
+    return Scale(factor, prefix + unit)
+
+
+def human(value: float, unit: str = "") -> str:
+    """Three significant digits with a prefix: `human(123456789, "B")` is `123 MB`. Counts (no unit) are in full."""
+    if not unit:
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+    # Rounded first, so that 999,999 is 1 MB and not 1000 kB.
+    rounded = float(f"{value:.3g}")
+    scale = scale_for(rounded, unit)
+    return f"{_three_digits(rounded / scale.factor)} {scale.unit}"
+
+
+def _three_digits(value: float) -> str:
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 or value == 0 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def percent(share: float) -> str:
+    """`0.934` as `93.4 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def clock(seconds: float) -> str:
+    """`95` as `1:35`, `4000` as `1:06:40`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

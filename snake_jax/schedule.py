@@ -1,0 +1,120 @@
+"""Who trains what when: visits as a pure function of (configuration, cycle).
+
+A visit is one node training some layers on its own data; a round is the visits that run side by side before the results
+are merged. Learning rates belong here too: constant inside a cycle, changed between cycles (snake_learning_magazine,
+"Local Training").
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from snake_jax.config import Config
+from snake_jax.errors import UserError
+
+_ORDER_TAG, _FAULT_TAG, SAMPLE_TAG = 1, 2, 3  # streams of the run's seed
+
+
+class Visit(NamedTuple):
+    """One node's turn.
+
+    Attributes:
+      index: of the turn in the run, from 0; a taken-over turn has two visits of one index.
+      cycle: from 0.
+      node: from 0.
+      layers: the layers it trains, in model order.
+      share: the part of the turn's steps it does, `(0, 1)` for all.
+      event: empty; `interrupted` (stops early, hands in what it has), `lost` (stops early, nothing comes back) or
+        `takeover` (an idle node goes on in the place of one of those).
+    """
+
+    index: int
+    cycle: int
+    node: int
+    layers: tuple[str, ...]
+    share: tuple[float, float] = (0.0, 1.0)
+    event: str = ""
+
+
+Round = tuple[Visit, ...]
+
+
+class Plan(NamedTuple):
+    """What a schedule depends on: the configuration, the model's order, the layers that train at every visit."""
+
+    config: Config
+    layer_names: tuple[str, ...]
+    always: tuple[str, ...]
+
+
+def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
+    """The assignments of a cycle: every layer outside `always` once, in order, `layers_per_visit` at a time.
+
+    With first and last layer always trained these are the paper's middle layers 2 .. N-1 (magazine, "Layer
+    Assignment"). Where all layers always train the cycle is one visit.
+    """
+    config = plan.config
+    middle = [name for name in plan.layer_names if name not in plan.always]
+    size = config.layers_per_visit
+    groups = [middle[i : i + size] for i in range(0, len(middle), size)] or [[]]
+    if config.order == "reverse":
+        groups.reverse()
+    elif config.order == "random":
+        shuffle = np.random.default_rng([config.seed, _ORDER_TAG, cycle]).permutation(len(groups))
+        groups = [groups[i] for i in shuffle]
+    return tuple(tuple(n for n in plan.layer_names if n in group or n in plan.always) for group in groups)
+
+
+def relay(plan: Plan, cycle: int, assignments: Sequence[tuple[str, ...]]) -> tuple[Round, ...]:
+    """One visit after the other, turn v on node `v mod nodes`; an interrupted turn is taken over by the next node."""
+    nodes, first = plan.config.nodes, cycle * len(assignments)
+    turns = [Visit(first + i, cycle, (first + i) % nodes, layers) for i, layers in enumerate(assignments)]
+    return tuple((visit,) for turn in turns for visit in _with_takeover(turn, plan.config))
+
+
+def learning_rate(config: Config, cycle: int) -> float:
+    """The learning rate of a cycle."""
+    if config.lr_schedule == "factor":
+        return config.learning_rate * config.lr_decay**cycle
+    if config.lr_schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * cycle / config.cycles))
+    return config.learning_rate
+
+
+def interruptions(config: Config) -> dict[int, float]:
+    """`{turn: share of its steps after which it is interrupted}` from the `interrupt` flag.
+
+    Raises:
+      UserError: not of the form VISIT or VISIT@SHARE, or no other node could take over.
+    """
+    if (config.interrupt or config.fault_rate) and config.nodes < 2:
+        raise UserError("--interrupt and --fault_rate need an idle node to take over: set --nodes to at least 2")
+    return dict(_interruption(word) for word in config.interrupt.split(",") if word.strip())
+
+
+def _interruption(word: str) -> tuple[int, float]:
+    turn, _, share = word.strip().partition("@")
+    try:
+        parsed = int(turn), float(share or 0.5)
+    except ValueError:
+        parsed = -1, 0.0
+    if parsed[0] < 0 or not 0 <= parsed[1] < 1:
+        raise UserError(
+            f"--interrupt={word}: want VISIT or VISIT@SHARE with VISIT from 0 and SHARE in [0, 1), as 4@0.25"
+        )
+    return parsed
+
+
+def _with_takeover(turn: Visit, config: Config) -> list[Visit]:
+    share = interruptions(config).get(turn.index)
+    if share is None and config.fault_rate:
+        chance, drawn = np.random.default_rng([config.seed, _FAULT_TAG, turn.index]).random(2)
+        share = float(drawn) if chance < config.fault_rate else None
+    if share is None:
+        return [turn]
+    kept = config.interruption == "upload"
+    stopped = turn._replace(share=(0.0, share), event="interrupted" if kept else "lost")
+    idle = (turn.node + 1) % config.nodes
+    return [stopped, turn._replace(node=idle, share=(share if kept else 0.0, 1.0), event="takeover")]

@@ -1,0 +1,167 @@
+"""Partitions: every example exactly once, sizes, seeds, marginals, and the errors of wrong flags."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from snake_jax.data import (
+    PARTITIONS,
+    class_priors,
+    describe,
+    dirichlet_prior,
+    dirichlet_split,
+    iid,
+    label_counts,
+    label_divergence,
+    partition,
+)
+from snake_jax.errors import UserError
+
+PROPERTY = settings(deadline=None, max_examples=60, derandomize=True)
+BALANCED = np.repeat(np.arange(10, dtype=np.int32), 500)
+
+
+@st.composite
+def cases(draw):
+    labels = np.array(draw(st.lists(st.integers(0, 5), min_size=1, max_size=200)), np.int32)
+    nodes = draw(st.integers(1, len(labels)))
+    return labels, nodes, draw(st.floats(1e-3, 1e3)), draw(st.integers(0, 2**32))
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
+@PROPERTY
+@given(case=cases())
+def test_equal_partitions_hold_every_index_once_in_sizes_that_differ_by_at_most_one(kind, case):
+    labels, nodes, alpha, seed = case
+    shards = partition(kind, labels, nodes, alpha, seed)
+    assert len(shards) == nodes
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(labels)))
+    sizes = [len(shard) for shard in shards]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+    assert all(shard.dtype == np.int32 and np.array_equal(shard, np.sort(shard)) for shard in shards)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 2**32), nodes=st.integers(1, 12), alpha=st.floats(0.3, 100), least=st.integers(1, 10))
+def test_class_split_holds_every_index_once_and_leaves_no_node_short(seed, nodes, alpha, least):
+    shards = dirichlet_split(BALANCED, nodes, alpha, seed, min_examples=least)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(BALANCED)))
+    assert len(shards) == nodes
+    assert min(map(len, shards)) >= least
+
+
+@pytest.mark.parametrize("kind", PARTITIONS)
+def test_the_seed_decides_the_partition(kind):
+    first, again, other = (partition(kind, BALANCED, 9, 2.0, seed) for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", PARTITIONS)
+def test_the_global_random_state_is_left_alone(kind):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    partition(kind, BALANCED, 9, 2.0, 0)
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_iid_marginals_pass_a_chi_square_test_as_often_as_chance_says():
+    pvalues = [stats.chi2_contingency(label_counts(iid(BALANCED, 9, seed), BALANCED, 10)).pvalue for seed in range(60)]
+    assert stats.kstest(pvalues, "uniform").pvalue > 0.01
+
+
+def test_dirichlet_with_large_alpha_is_near_uniform_and_with_small_alpha_is_not():
+    for kind in ("dirichlet", "dirichlet_split"):
+        counts = {a: label_counts(partition(kind, BALANCED, 9, a, 0), BALANCED, 10) for a in (0.1, 2.0, 1e6)}
+        assert np.abs(counts[1e6] / counts[1e6].sum(1, keepdims=True) - 0.1).max() < 0.05
+        divergences = [label_divergence(count) for count in counts.values()]
+        assert divergences[0] > 1.5 * divergences[1] > 3 * divergences[2]
+
+
+def test_class_priors_have_dirichlet_moments():
+    alpha, classes = 2.0, 10
+    priors = class_priors(20_000, classes, alpha, 0)
+    assert np.allclose(priors.sum(1), 1)
+    assert np.allclose(priors.mean(0), 0.1, atol=0.002)
+    assert np.allclose(priors.var(0), 0.1 * 0.9 / (alpha * classes + 1), rtol=0.05)
+
+
+def test_prior_partition_follows_its_priors_where_the_stock_allows_it():
+    """Classes run out late (alpha 2, 9 nodes, equal classes), so counts stay near the priors."""
+    labels = np.repeat(np.arange(10), 5000)
+    counts = label_counts(dirichlet_prior(labels, 9, 2.0, 0), labels, 10)
+    distance = np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 0)).sum(1) / 2
+    assert distance.mean() < 0.1
+    assert distance.max() < 0.15
+    shuffled = np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 1)).sum(1) / 2
+    assert shuffled.mean() > 2 * distance.mean()
+
+
+def test_prior_partition_leaves_no_node_with_the_leftovers():
+    """Over seeds, the last node's labels are no further from the pool than the first node's."""
+    totals = np.zeros(9)
+    for seed in range(40):
+        counts = label_counts(dirichlet_prior(BALANCED, 9, 2.0, seed), BALANCED, 10)
+        totals += [label_divergence(np.stack([row, counts.sum(0)])) for row in counts]
+    assert totals.max() / totals.min() < 1.25
+
+
+def test_class_split_counts_have_dirichlet_means_and_spread():
+    nodes, alpha, per_class = 5, 2.0, 500
+    counts = np.stack(
+        [label_counts(dirichlet_split(BALANCED, nodes, alpha, seed), BALANCED, 10) for seed in range(200)]
+    )
+    assert np.array_equal(counts.sum(1), np.full((200, 10), per_class))
+    shares = counts / per_class
+    assert np.allclose(shares.mean((0, 2)), 1 / nodes, atol=0.02)
+    assert np.isclose(shares.var(), (1 / nodes) * (1 - 1 / nodes) / (nodes * alpha + 1), rtol=0.1)
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-3, 1e300])
+def test_extreme_alphas_give_sound_partitions(alpha):
+    shards = dirichlet_prior(BALANCED, 7, alpha, 0)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(BALANCED)))
+    counts = label_counts(shards, BALANCED, 10)
+    assert (label_divergence(counts) > 0.4) == (alpha < 1)
+
+
+def test_a_class_without_examples_and_one_node_are_allowed():
+    labels = np.array([0, 0, 2, 2, 2], np.int32)
+    for kind in PARTITIONS:
+        (only,) = partition(kind, labels, 1, 1.0, 0)
+        assert only.tolist() == [0, 1, 2, 3, 4]
+    assert label_counts([np.array([0, 2])], labels, 4).tolist() == [[1, 0, 1, 0]]
+
+
+def test_describe_prints_size_and_class_counts_of_every_node():
+    labels = np.array([0, 1, 1, 2])
+    table = describe([np.array([0, 1]), np.array([2, 3])], labels, 3).splitlines()
+    assert [line.split() for line in table] == [
+        ["node", "examples", "0", "1", "2"],
+        ["0", "2", "1", "1", "0"],
+        ["1", "2", "0", "1", "1"],
+    ]
+    assert len({len(line) for line in table}) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "alpha", "seed", "words"),
+    [
+        ("dirichlet", 2, 0.0, 0, "--alpha=0 must be"),
+        ("dirichlet_split", 2, -1.0, 0, "--alpha=-1 must be"),
+        ("dirichlet", 2, float("nan"), 0, "--alpha=nan must be"),
+        ("iid", 2, float("inf"), 0, "--alpha=inf must be"),
+        ("iid", 0, 1.0, 0, "--nodes=0 must be at least 1"),
+        ("dirichlet", 6, 1.0, 0, "--nodes=6 is more than the 5 training examples"),
+        ("noniid", 2, 1.0, 0, "allowed: iid, dirichlet, dirichlet_split"),
+        ("iid", 2, 1.0, -1, "--seed=-1"),
+        ("dirichlet_split", 5, 1e-3, 0, "use a larger --alpha"),
+    ],
+)
+def test_wrong_flags_are_one_line_that_names_them(kind, nodes, alpha, seed, words):
+    with pytest.raises(UserError) as caught:
+        partition(kind, np.array([0, 1, 0, 1, 1]), nodes, alpha, seed)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
