@@ -5,12 +5,13 @@
   python -m experiments.classify --flagfile=experiments/presets/demo_fedavg.flags --workdir=runs/fedavg
   python -m experiments.compare runs/snake runs/fedavg
 
-The same command after a kill goes on from the last finished visit. The workdir gets config.json, metrics.jsonl (a line a
-visit or round), ledger.jsonl (a line a transfer), summary.json, checkpoints/ and curves.png.
+The same command after a kill goes on from the last finished visit. The workdir gets config.json, metrics.jsonl (a line
+a visit or round), ledger.jsonl (a line a transfer), summary.json, checkpoints/ and curves.png.
 """
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
 import jax
 from absl import flags
@@ -18,8 +19,9 @@ from absl import flags
 from experiments import config_flags, launch
 from snake_jax import data, runner
 from snake_jax.errors import UserError
+from snake_jax.executor import Compilations
 from snake_jax.report.plots import plot_run
-from snake_jax.report.progress import progress
+from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
@@ -38,39 +40,54 @@ def main(_: list[str]) -> None:
     setup = runner.prepare(config_flags.from_flags())
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     workdir = Workdir(WORKDIR.value, setup.config)
     try:
         state = workdir.resume(setup, _warn)
         _describe(setup, state.rounds)
         _train(setup, workdir, state)
+    except runner.Diverged as error:
+        sys.exit(launch.fail(error, code=1))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
     finally:
         workdir.close()
 
 
 def _train(setup: runner.Setup, workdir: Workdir, state: runner.State) -> None:
-    executor = runner.make_executor(setup)
-    before = {key: workdir.earlier.get(key, 0) for key in ("compile_s", "num_compilations")}
+    executor, earlier = runner.make_executor(setup), workdir.earlier
 
-    def compiled() -> tuple[float, int]:
+    def compiled() -> Compilations:
         now = executor.compilations
-        return before["compile_s"] + now.seconds, before["num_compilations"] + now.count
+        peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
+        return Compilations(earlier.count + now.count, earlier.seconds + now.seconds, peak_bytes)
 
-    total, unit = len(runner.rounds(setup)), "round" if setup.algorithm.traffic == "star" else "visit"
     with contextlib.ExitStack() as stack:
-        update = stack.enter_context(progress(total, state.rounds, unit))
-        iterations = sum(record["iterations"] for record in workdir.records)
-        events = (
-            stack.enter_context(tensorboard(workdir.path / "tensorboard", iterations)) if TENSORBOARD.value else None
-        )
-        for report in runner.train(setup, executor, state, lambda state: workdir.keep(state, *compiled())):
-            workdir.add(report, *compiled())
+        update = stack.enter_context(progress(len(runner.rounds(setup)), state.rounds, _unit(setup)))
+        events = stack.enter_context(_events(workdir)) if TENSORBOARD.value else None
+        for report in runner.train(setup, executor, state, lambda state: workdir.keep(state, compiled())):
+            workdir.add(report, compiled())
             update(report.record)
             if events:
                 events(report.record)
-    workdir.finish(runner.summarise(setup, executor, workdir.records, before))
+    before = {"compile_s": earlier.seconds, "num_compilations": earlier.count}
+    summary = runner.summarise(setup, executor, workdir.records, before)
+    workdir.finish(summary | {"peak_train_bytes": compiled().peak_bytes})
     run = read_run(workdir.path)
     print(comparison_table([run]))
     print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
+
+
+@contextlib.contextmanager
+def _events(workdir: Workdir) -> Iterator[Update]:
+    """TensorBoard's events of the whole run: those of earlier processes, which a kill may have cut short, anew."""
+    folder = workdir.path / "tensorboard"
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
+    with tensorboard(folder) as events:
+        for record in workdir.records:
+            events(record)
+        yield events
 
 
 def _describe(setup: runner.Setup, done: int) -> None:
@@ -80,8 +97,16 @@ def _describe(setup: runner.Setup, done: int) -> None:
     print(data.describe(setup.shards, dataset.train.labels, dataset.num_classes))
     verdict = "on" if setup.distilled else "off"
     print(f"label divergence ({config.distill_measure}) {setup.divergence:.3f}; distillation {verdict}")
-    if done:
-        print(f"going on after {done} finished visits or rounds")
+    total, unit = len(runner.rounds(setup)), _unit(setup)
+    if done == total:
+        print(f"finished before, {unit} {done} of {total}: nothing is left to train")
+    elif done:
+        print(f"going on after {unit} {done} of {total}")
+
+
+def _unit(setup: runner.Setup) -> str:
+    """What a line of metrics is."""
+    return "round" if setup.algorithm.traffic == "star" else "visit"
 
 
 def _warn(message: str) -> None:

@@ -9,6 +9,8 @@ from snake_jax.config import Config
 from snake_jax.data import AUGMENTATIONS, PARTITIONS
 from snake_jax.models import MODELS
 
+flags.disclaim_key_flags()  # they belong to the launch that calls `define`, so that its --help lists them
+
 _REGISTERED = {
     "algorithms": ", ".join(ALGORITHMS),
     "models": ", ".join(MODELS),
@@ -16,13 +18,13 @@ _REGISTERED = {
     "augmentations": ", ".join(AUGMENTATIONS),
 }
 _DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+_BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
 
 
 def define() -> None:
-    """Defines the flags, as key flags of the launch that calls this."""
+    """Defines the flags, as flags of the launch that calls this."""
     for field in dataclasses.fields(Config):
         _DEFINE[field.type](field.name, field.default, _help(field))
-        flags.declare_key_flag(field.name)
 
 
 def from_flags() -> Config:
@@ -35,6 +37,9 @@ def from_flags() -> Config:
 
 
 def _help(field: dataclasses.Field) -> str:
-    text = field.metadata["help"].format(**_REGISTERED)
-    choices = field.metadata.get("choices")
-    return f"{text} ({', '.join(choices)})" if choices else text
+    """The field's help with the values it allows."""
+    rules = field.metadata
+    bounds = [f"{words} {rules[rule]}" for rule, words in _BOUNDS.items() if rule in rules]
+    allowed = ", ".join(rules.get("choices", bounds))
+    text = rules["help"].format(**_REGISTERED)
+    return f"{text} ({allowed})" if allowed else text

@@ -1,5 +1,6 @@
 """What every launch shares: wrong input is one line on stderr and exit code 2, --help is exit code 0."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,16 +18,22 @@ def run(main: Main, arguments: bool = False) -> None:
       main: takes the arguments that are no flags.
       arguments: whether there may be any.
     """
-    app.run(lambda argv: _call(main, argv[1:]), flags_parser=lambda argv: _parse(argv, arguments))
+    try:
+        app.run(lambda argv: _call(main, argv[1:]), flags_parser=lambda argv: _parse(argv, arguments))
+    except BrokenPipeError:  # the reader of our output has left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)
 
 
 def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # ValueError: a value after --noFLAG, a flagfile that is no text
         sys.exit(fail(f"{str(error).removeprefix('ERROR:: ')}; --help lists the flags"))
     except SystemExit:  # absl ends --help with 1, but whoever asked for help was served
         sys.exit(0)
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = -1  # warnings; absl's own 0 has libraries tell of every device they look for
     if rest[1:] and not arguments:
         sys.exit(fail(f"{rest[1]}: flags begin with -- and take their value after =; --help lists them"))
     return rest
@@ -35,15 +42,16 @@ def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
 def _call(main: Main, arguments: list[str]) -> int:
     try:
         main(arguments)
+        sys.stdout.flush()  # here, so that a reader who has left is noticed
     except UserError as error:
         return fail(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(*("interrupted", *error.args), sep="; ", file=sys.stderr)
         return 130
     return 0
 
 
-def fail(message: object) -> int:
-    """Prints the message as one line on stderr; the exit code for wrong input."""
+def fail(message: object, code: int = 2) -> int:
+    """Prints the message as one line on stderr; returns the exit code, 2 for wrong input."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
-    return 2
+    return code

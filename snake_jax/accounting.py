@@ -1,15 +1,21 @@
-"""FLOPs and bytes of layers, steps and states, counted from shapes. docs/accounting.md says what each number holds."""
+"""FLOPs and bytes of layers, steps and states: counted from shapes, and as the compiler counts them.
+
+docs/accounting.md says what each number holds.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
 from snake_jax import quantization
-from snake_jax.layers import LayeredModel, Params, num_bytes, num_params
+from snake_jax.layers import LayeredModel, Params, num_bytes, num_params, select, without
 from snake_jax.network import Sizes, optimizer_item
+from snake_jax.optimizers import init_states
+from snake_jax.steps import Batches, Examples, LocalStep, local_epoch
 
 
 class LayerCost(NamedTuple):
@@ -20,6 +26,14 @@ class LayerCost(NamedTuple):
     forward_flops: int
     input_gradient_flops: int
     weight_gradient_flops: int
+
+
+class CompiledCost(NamedTuple):
+    """What the compiler counts for a program: FLOPs, bytes of its arguments, and bytes of results and temporaries."""
+
+    flops: int
+    argument_bytes: int
+    temporary_bytes: int
 
 
 def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
@@ -42,18 +56,22 @@ def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
     return tuple(costs)
 
 
-def step_flops(costs: Sequence[LayerCost], trained: Sequence[str], *, teacher: bool = False) -> int:
+def step_flops(
+    costs: Sequence[LayerCost], trained: Sequence[str], *, teacher: bool = False, stochastic: bool = False
+) -> int:
     """FLOPs of one step that trains these layers.
 
     All layers run forward; the weight gradients are those of the trained layers; input gradients flow from the loss down
-    to the lowest trained layer, which needs none itself. A teacher runs forward from that layer on.
+    to the lowest trained layer, which needs none itself. A teacher runs forward from that layer on, and from the first
+    where the model is stochastic: it does not drop what the student drops.
     """
     names = [cost.name for cost in costs]
     lowest = min((names.index(name) for name in trained), default=len(names))
     forward = sum(cost.forward_flops for cost in costs)
     inputs = sum(cost.input_gradient_flops for cost in costs[lowest + 1 :])
     weights = sum(cost.weight_gradient_flops for cost in costs if cost.name in set(trained))
-    return forward + inputs + weights + (sum(c.forward_flops for c in costs[lowest:]) if teacher else 0)
+    taught = costs[0 if stochastic else lowest :] if teacher else ()
+    return forward + inputs + weights + sum(cost.forward_flops for cost in taught)
 
 
 def transfer_sizes(params: Params, frozen_dtype: str, states: dict | None = None) -> Sizes:
@@ -71,6 +89,44 @@ def transfer_sizes(params: Params, frozen_dtype: str, states: dict | None = None
     frozen = {name: num_bytes(subtree) for name, subtree in frozen_params.items()}
     optimizer = {optimizer_item(name): num_bytes(state) for name, state in (states or {}).items()}
     return Sizes(full | optimizer, frozen | optimizer)
+
+
+def node_state(step: LocalStep, trained: tuple[str, ...], frozen_dtype: str = "float32") -> tuple[Any, ...]:
+    """Shapes of what a node holds through a visit: `(trainable, optimizer states, frozen, teacher)`.
+
+    The first arguments of `steps.local_epoch`. The teacher is only the trained layers as received: frozen ones are shared.
+    """
+
+    def make() -> tuple[Any, ...]:
+        params = step.model.init(jax.random.key(0))
+        trainable = select(params, trained)
+        states = init_states(step.rule, trainable, step.model.layer_names)
+        frozen = {n: quantization.freeze(p, frozen_dtype) for n, p in without(params, trained).items()}
+        return trainable, states, frozen, {} if step.distillation is None else trainable
+
+    return jax.eval_shape(make)
+
+
+def compiled_cost(
+    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str = "float32"
+) -> CompiledCost:
+    """Compiles one step that trains these layers, as `steps.local_epoch` over a single batch, and asks the compiler.
+
+    The compiler counts a loop's body once and the dearest branch of a condition, so one batch is what it counts. Results
+    that take the place of donated arguments are not counted twice.
+    """
+    images = jax.ShapeDtypeStruct((batch_size, *step.model.input_shape), jnp.uint8)
+    row = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    examples = Examples(images, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
+    batches = Batches(row, row.update(dtype=jnp.float32), scalar.update(dtype=jnp.int32))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = (*node_state(step, trained, frozen_dtype), examples, batches, key, scalar)
+    program = jax.jit(local_epoch(step, trained), donate_argnums=(0, 1)).lower(*arguments).compile()
+    memory = program.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    flops = int(program.cost_analysis()["flops"])
+    return CompiledCost(flops, memory.argument_size_in_bytes, memory.temp_size_in_bytes + results)
 
 
 def _product_flops(jaxpr: core.Jaxpr) -> int:

@@ -30,9 +30,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         """Opens the folder, making it where needed."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every file operation otherwise
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False, create=True, cleanup_tmp_directories=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be used for checkpoints: {error.strerror or error}") from error
         self._folder = folder
 
     def save(self, saved: Saved) -> None:
@@ -41,56 +46,66 @@ class Checkpoints:
             return
         arrays = _flatten(saved.tree)
         meta = {**saved.meta, "checksums": {name: _checksum(value) for name, value in arrays.items()}}
-        items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+        items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
         self._manager.save(saved.rounds, args=items)
 
     def restore(self, tree_for: Callable[[dict[str, Any]], PyTree], warn: Callable[[str], None]) -> Saved | None:
-        """The newest sound checkpoint, None where there is none yet.
+        """The newest sound checkpoint, None where there is none yet; damaged newer ones are then deleted.
 
         Args:
           tree_for: the expected tree (shapes suffice), given the checkpoint's meta dict.
           warn: is told of every damaged checkpoint.
 
         Raises:
-          UserError: there are checkpoints, but none can be read.
+          UserError: there are checkpoints, but none can be read; they are left as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for age, step in enumerate(steps):
             try:
-                return self._restore(step, tree_for)
+                saved = self._restore(step, tree_for)
             except Exception as error:  # damage shows as whatever the storage library makes of it
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-                warn(f"checkpoint {self._folder / str(step)} is corrupt ({reason}); trying the one before")
-                self._manager.delete(step)
+                warn(f"checkpoint {self._folder / str(step)} is damaged and left out ({reason})")
+                continue
+            for damaged in steps[:age]:
+                self._manager.delete(damaged)
+            return saved
         if steps:
             raise UserError(f"no checkpoint in {self._folder} can be read; give another --workdir to start anew")
         return None
 
     def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        target = tree_for(meta)
-        expected = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in _flatten(target).items()}
-        arrays = self._manager.restore(
-            step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(_on_host(expected)))
-        )["arrays"]
-        for name, checksum in meta.pop("checksums").items():
-            if _checksum(arrays[name]) != checksum:
-                raise ValueError(f"checksum of {name} differs")
-        leaves = [arrays[name] for name in expected]
-        return Saved(step, jax.tree.unflatten(jax.tree.structure(target), leaves), meta)
+        target, checksums = tree_for(meta), meta.pop("checksums")
+        arrays = {}
+        for name, expected in _flatten(target).items():
+            arrays[name] = self._read(step, name)
+            if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
+                raise ValueError(f"array {name} is {arrays[name].dtype} {arrays[name].shape}")
+            if _checksum(arrays[name]) != checksums[name]:
+                raise ValueError(f"checksum of array {name} differs")
+        return Saved(step, jax.tree.unflatten(jax.tree.structure(target), arrays.values()), meta)
+
+    def _read(self, step: int, name: str) -> np.ndarray:
+        """One array. One at a time, because where one of several fails, the others complain on stderr later."""
+        args = ocp.args.PyTreeRestore(
+            {name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(arrays=args))["arrays"][name]
 
     def close(self) -> None:
         """Ends the manager's threads."""
         self._manager.close()
 
 
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs every file operation, and damage that `restore` reports."""
+    return "orbax" not in Path(record.pathname).parts
+
+
 def _flatten(tree: PyTree) -> dict[str, Any]:
     """Leaves by position: plain names, whatever containers the tree is made of."""
     return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _on_host(expected: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-    return {name: np.zeros(x.shape, x.dtype) for name, x in expected.items()}
 
 
 def _checksum(array: Any) -> int:

@@ -1,8 +1,10 @@
 """Convolution and max pooling that are fast on CPUs and XLA's own everywhere else."""
 
+import operator
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from snake_jax.kernels.conv import matmul, reference
@@ -25,7 +27,7 @@ def conv2d(
     convolution), "matmul" (patches times a matrix) or "auto" (matmul on CPUs, xla elsewhere, chosen when compiled).
     Raises ValueError for shapes, strides, padding or a lowering that do not fit.
     """
-    strides = _pair("strides", strides, least=1)
+    strides = _pair("conv2d: strides", strides, least=1)
     _check_conv(x, w)
     pads = _padding(x, w, strides, padding)
     return _choose(lowering, "conv2d", lambda module: lambda x, w: module.conv2d(x, w, strides, pads), x, w)
@@ -41,8 +43,8 @@ def max_pool(
 
     A tie's gradient goes to the window's first largest element in every lowering. Raises ValueError as `conv2d` does.
     """
-    window = _pair("window", window, least=1)
-    strides = window if strides is None else _pair("strides", strides, least=1)
+    window = _pair("max_pool: window", window, least=1)
+    strides = window if strides is None else _pair("max_pool: strides", strides, least=1)
     if x.ndim != 4:
         raise ValueError(f"max_pool: x must be [B,H,W,C], got shape {x.shape}")
     if x.shape[1] < window[0] or x.shape[2] < window[1]:
@@ -59,9 +61,12 @@ def _choose(lowering, name, function_of, *args):
 
 
 def _pair(name: str, values: Sequence[int], least: int) -> Pair:
-    pair = tuple(int(v) for v in values)
+    try:
+        pair = tuple(operator.index(v) for v in values)
+    except TypeError:
+        pair = ()
     if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{name} must be two integers of at least {least}, got {tuple(values)}")
+        raise ValueError(f"{name} must be two integers of at least {least}, got {values}")
     return pair
 
 
@@ -69,22 +74,19 @@ def _check_conv(x: jax.Array, w: jax.Array) -> None:
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"conv2d: x must be [B,H,W,Cin] and w [Kh,Kw,Cin,Cout], got shapes {x.shape} and {w.shape}")
     if x.shape[3] != w.shape[2]:
-        raise ValueError(f"conv2d: x of shape {x.shape} has {x.shape[3]} channels, w of shape {w.shape} takes {w.shape[2]}")
-    if x.dtype != w.dtype:
-        raise ValueError(f"conv2d: x is {x.dtype} and w is {w.dtype}; cast one of them")
+        raise ValueError(f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[2]}")
+    if x.dtype != w.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"conv2d: x and w must be of one floating dtype, got {x.dtype} and {w.dtype}")
 
 
-def _padding(x: jax.Array, w: jax.Array, strides: Pair, padding) -> Padding:
+def _padding(x: jax.Array, w: jax.Array, strides: Pair, padding: str | Sequence[Sequence[int]]) -> Padding:
     """Pixels per edge, checked: every output dimension has at least one element."""
-    if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(f"conv2d: padding {padding!r} is not SAME, VALID or ((top, bottom), (left, right))")
-        pads = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, padding)
-    else:
-        pads = padding
-    pads = tuple(_pair("padding", edges, least=0) for edges in pads)
-    if len(pads) != 2:
-        raise ValueError(f"conv2d: padding {padding} must be ((top, bottom), (left, right))")
-    if any(n + sum(p) < k for n, p, k in zip(x.shape[1:3], pads, w.shape[:2])):
+    edges: Sequence[Sequence[int]] = padding if isinstance(padding, list | tuple) else ()
+    if padding in ("SAME", "VALID"):
+        edges = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, str(padding))
+    if len(edges) != 2:
+        raise ValueError(f"conv2d: padding {padding!r} is not SAME, VALID or ((top, bottom), (left, right))")
+    pads = _pair("conv2d: padding", edges[0], least=0), _pair("conv2d: padding", edges[1], least=0)
+    if any(n + sum(p) < k for n, p, k in zip(x.shape[1:3], pads, w.shape[:2], strict=True)):
         raise ValueError(f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}")
     return pads

@@ -10,10 +10,10 @@ What was measured (VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2; `pyth
 
 - XLA's matrix products run at 370 to 450 GFLOP/s from about 500 rows on, its convolution at 10 to 20.
 - The input gradient as a convolution of g with the flipped kernel costs a copy of the weights and 9*Cout columns of
-  patches: 34 ms for conv2, 12 ms for conv3. As above it costs 5 and 3.4 ms, because the sum of nine shifted columns is one
-  loop which XLA fuses with the ReLU and pooling gradients around it.
-- Slices and a concatenate, a gather, a sum of padded slices, in-place updates and a split over the batch all build patches
-  within 10 % of each other in a whole step: memory decides, not instructions. The plain one stays.
+  patches: 34 ms for conv2, 12 ms for conv3. As above it costs 5 and 3.4 ms, because the sum of nine shifted columns
+  is one loop which XLA fuses with the ReLU and pooling gradients around it.
+- Slices and a concatenate, a gather, a sum of padded slices, in-place updates and a split over the batch all build
+  patches within 10 % of each other in a whole step: memory decides, not instructions. The plain one stays.
 - A third of a lone step's overhead is page faults on fresh temporary memory (27,000 of 4 KiB). Inside a `lax.scan` over
   batches, as training runs, they come once a call: 105 ms a step in a scan, 122 ms alone.
 - Saved for the backward pass are x and w, not the patches, nine times x. In straight-line code XLA still finds the two
@@ -110,8 +110,8 @@ def _pool_backward(window, saved, g):
             free = free & ~hit
             taps.append(jnp.where(hit, g, jnp.zeros((), g.dtype)))
     rows = [jnp.stack(taps[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
-    (dx,) = jax.linear_transpose(lambda x: _tiles(x, window), jax.ShapeDtypeStruct(x.shape, g.dtype))(jnp.stack(rows, 2))
-    return (dx,)
+    pixels = jax.ShapeDtypeStruct(x.shape, g.dtype)
+    return tuple(jax.linear_transpose(lambda x: _tiles(x, window), pixels)(jnp.stack(rows, axis=2)))
 
 
 def _tiles(x: jax.Array, window: Pair) -> jax.Array:

