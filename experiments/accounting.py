@@ -1,9 +1,9 @@
 """VGG-11 layer by layer: FLOPs, memory and bytes of a visit, counted from shapes and by the compiler.
 
-  python -m experiments.accounting [--batch_size=32] [--output=docs/accounting.md] [--results=experiments/results/accounting.json]
+  python -m experiments.accounting [--batch_size=32] [--output=FILE.md] [--results=FILE.json]
 
-Compiles about fifty programs for the platform at hand (5 s each on a CPU) and runs none of them. Writes the JSON, and the
-tables between the marks in the output; a file that is not there yet is begun with them.
+Compiles about fifty programs for the platform at hand (3 to 8 s each on a CPU) and runs none of them. Writes the
+numbers to experiments/results/accounting.json, and tables of them between two marks in docs/accounting.md.
 """
 
 import json
@@ -120,7 +120,8 @@ def _memory(
 ) -> Row:
     """Bytes that a node keeps through a visit, by what they are."""
     held = accounting.node_state(step_of(model, distilled), tuple(trained), frozen_dtype)
-    parts = dict(zip(("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes"), map(num_bytes, held)))
+    names = ("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes")
+    parts = dict(zip(names, map(num_bytes, held), strict=True))
     flops = accounting.step_flops(costs, trained, teacher=distilled)
     return {"trained": trained, "frozen_dtype": frozen_dtype, "distilled": distilled, **parts, "flops": flops}
 

@@ -59,11 +59,12 @@ def _flops(numbers: Row) -> list[str]:
     alone = [[row["layer"], *_step_cells(row, full)] for row in steps if row["kind"] == "alone"]
     return [
         "### FLOPs of a step",
-        f"In MFLOP. The step trains first layer, this layer and last layer. The compiler counts at most {worst:.2f} % more "
-        f"than the formula: the elementwise work. The mean over the {len(ends) - 2} middle layers is "
-        f"{_mean_ratio(ends[1:-1], full):.3f} of the full step.",
+        "In MFLOP. The step trains the first layer, this one and the last. The compiler counts at most "
+        f"{worst:.2f} % more than the formula, the elementwise work. "
+        f"The mean over the {len(ends) - 2} middle layers is {_mean_ratio(ends[1:-1], full):.3f} of the full step.",
         _table(head, rows),
-        f"The same with this layer alone; the mean over the middle layers is {_mean_ratio(_middle_alone(steps), full):.3f}.",
+        "The same with this layer alone; the mean over the middle layers is "
+        f"{_mean_ratio(_middle_alone(steps), full):.3f}.",
         _table(["layer", *head[3:]], alone),
     ]
 
@@ -83,20 +84,17 @@ def _padding(numbers: Row) -> list[str]:
     head = ["layer", "first, this, last", "left out", "of the full step", "alone", "left out", "of the full step"]
     return [
         "### What the compiler counts for its own convolution",
-        "The same steps with the compiler's convolution (`--conv=xla`), in MFLOP. The compiler leaves out the multiplications whose input pixel lies on "
-        f"the zero padding, in the full step {_left_out(full)} of what the matrix products do: little of conv1 with its 32x32 "
-        "pixels, more than half of conv7 and conv8, where only four of nine taps meet one of the 2x2 pixels. "
-        "`train_flops` counts them, because the fast lowering computes them.",
+        "The same steps with `--conv=xla`, in MFLOP. The compiler leaves out the multiplications whose input pixel "
+        f"lies on the zero padding, in the full step {_left_out(full)} of its count for the matrix products: little "
+        "of conv1 with its 32x32 pixels, more than half of conv7 and conv8, where four of nine taps meet one of the "
+        "2x2 pixels. `train_flops` counts them all, in every lowering, so that runs compare.",
         _table(head, rows),
     ]
 
 
 def _memory(numbers: Row) -> list[str]:
-    native = {
-        row["kind"]: row["xla"]
-        for row in numbers["steps"]
-        if row["layer"] in ("all", numbers["memory"][1]["trained"][1])
-    }
+    middle = numbers["memory"][1]["trained"][1]
+    native = {row["kind"]: row["xla"]["temporary_bytes"] for row in numbers["steps"] if row["layer"] in ("all", middle)}
     head = ["step", "trained", "optimizer", "frozen", "teacher", "arguments", "temporaries", "together"]
     rows = []
     for row in numbers["memory"]:
@@ -109,9 +107,9 @@ def _memory(numbers: Row) -> list[str]:
         rows.append([name + ("; distilled" if row["distilled"] else ""), *parts, *map(_megabytes, memory)])
     return [
         "### Memory of a step",
-        "In MB (1e6 bytes). The four kinds of state follow from shapes; arguments (state and one batch) and temporaries "
-        "(activations, patches, gradients) are the compiler's. With its own convolution the temporaries of the first two rows "
-        f"are {_megabytes(native['full']['temporary_bytes'])} and {_megabytes(native['ends']['temporary_bytes'])}.",
+        "In MB. The four kinds of state follow from shapes; arguments (state and one batch) and temporaries "
+        "(activations, patches, gradients) are the compiler's, with convolution as matrix products. With `--conv=xla` "
+        f"the temporaries of the first two rows are {_megabytes(native['full'])} and {_megabytes(native['ends'])}.",
         _table(head, rows),
     ]
 
@@ -122,7 +120,7 @@ def _bytes(numbers: Row) -> list[str]:
     uncached, cached = (_variant(snake, mode="client_server", frozen_dtype="float32", cached=c) for c in (False, True))
     peers = _variant(snake, mode="peer_to_peer", cached=True)
     per_layer = []
-    for plain, kept, peer in zip(uncached["cycles"][-1], cached["cycles"][-1], peers["cycles"][-1]):
+    for plain, kept, peer in zip(*(row["cycles"][-1] for row in (uncached, cached, peers)), strict=True):
         (layer, up, down), down_cached, onward = plain, kept[2], sum(peer[1:])
         rest = [f"{100 * part / (2 * whole):.1f} %" for part in (up + down, up + down_cached, onward)]
         per_layer.append([layer, *map(_megabytes, (up, down, down_cached, onward)), *rest])
@@ -132,8 +130,8 @@ def _bytes(numbers: Row) -> list[str]:
     first, last = "first cycle, MB a visit", "third cycle, MB a visit"
     return [
         "### Bytes of a visit",
-        f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, visits of the third cycle, from "
-        f"the ledger. FedAvg sends {_megabytes(2 * whole)} for each node and round.",
+        f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, visits of the third "
+        f"cycle, from the ledger. FedAvg sends {_megabytes(2 * whole)} for each node and round.",
         _table(head, per_layer),
         "Mean over the visits of a cycle, by the same functions that fill `ledger.jsonl`:",
         _table(["", first, "of FedAvg", last, "of FedAvg"], cycles),

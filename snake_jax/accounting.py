@@ -61,9 +61,9 @@ def step_flops(
 ) -> int:
     """FLOPs of one step that trains these layers.
 
-    All layers run forward; the weight gradients are those of the trained layers; input gradients flow from the loss down
-    to the lowest trained layer, which needs none itself. A teacher runs forward from that layer on, and from the first
-    where the model is stochastic: it does not drop what the student drops.
+    All layers run forward; the weight gradients are those of the trained layers; input gradients flow from the loss
+    down to the lowest trained layer, which needs none itself. A teacher runs forward from that layer on, and from the
+    first where the model is stochastic: it does not drop what the student drops.
     """
     names = [cost.name for cost in costs]
     lowest = min((names.index(name) for name in trained), default=len(names))
@@ -94,7 +94,7 @@ def transfer_sizes(params: Params, frozen_dtype: str, states: dict | None = None
 def node_state(step: LocalStep, trained: tuple[str, ...], frozen_dtype: str = "float32") -> tuple[Any, ...]:
     """Shapes of what a node holds through a visit: `(trainable, optimizer states, frozen, teacher)`.
 
-    The first arguments of `steps.local_epoch`. The teacher is only the trained layers as received: frozen ones are shared.
+    The first arguments of `steps.local_epoch`. The teacher is the trained layers as received: frozen ones are shared.
     """
 
     def make() -> tuple[Any, ...]:
@@ -112,21 +112,27 @@ def compiled_cost(
 ) -> CompiledCost:
     """Compiles one step that trains these layers, as `steps.local_epoch` over a single batch, and asks the compiler.
 
-    The compiler counts a loop's body once and the dearest branch of a condition, so one batch is what it counts. Results
-    that take the place of donated arguments are not counted twice.
+    The compiler counts a loop's body once and the dearest branch of a condition, so one batch is what it counts.
+    Results that take the place of donated arguments are not counted twice.
     """
-    images = jax.ShapeDtypeStruct((batch_size, *step.model.input_shape), jnp.uint8)
-    row = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    examples = Examples(images, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
-    batches = Batches(row, row.update(dtype=jnp.float32), scalar.update(dtype=jnp.int32))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (*node_state(step, trained, frozen_dtype), examples, batches, key, scalar)
-    program = jax.jit(local_epoch(step, trained), donate_argnums=(0, 1)).lower(*arguments).compile()
+    arguments = (*node_state(step, trained, frozen_dtype), *_batch(step.model, batch_size))
+    program: Any = jax.jit(local_epoch(step, trained), donate_argnums=(0, 1)).lower(*arguments).compile()
     memory = program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     flops = int(program.cost_analysis()["flops"])
     return CompiledCost(flops, memory.argument_size_in_bytes, memory.temp_size_in_bytes + results)
+
+
+def _batch(model: LayeredModel, batch_size: int) -> tuple[Any, ...]:
+    """Shapes of the other arguments of `steps.local_epoch`: examples for one batch, the batch, key, learning rate."""
+
+    def make() -> tuple[Any, ...]:
+        images = jnp.zeros((batch_size, *model.input_shape), jnp.uint8)
+        index = jnp.zeros((1, batch_size), jnp.int32)
+        examples = Examples(images, index[0])
+        return examples, Batches(index, jnp.ones(index.shape), jnp.int32(1)), jax.random.key(0), jnp.float32(0)
+
+    return jax.eval_shape(make)
 
 
 def _product_flops(jaxpr: core.Jaxpr) -> int:
@@ -134,13 +140,13 @@ def _product_flops(jaxpr: core.Jaxpr) -> int:
 
 
 def _equation_flops(equation: core.JaxprEqn) -> int:
-    out = int(np.prod(equation.outvars[0].aval.shape)) if equation.outvars else 0
+    out = int(np.prod(_shape(equation.outvars[0]))) if equation.outvars else 0
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
+        shape = _shape(equation.invars[0])
         return 2 * out * int(np.prod([shape[i] for i in contracted]))
     if equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         features = equation.params["dimension_numbers"].rhs_spec[0]
         return 2 * out * int(np.prod(kernel)) // kernel[features]
     if equation.primitive.name == "scan":
@@ -148,3 +154,7 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
     if "branches" in equation.params:  # one of them runs; platform choices compute the same products
         return max(_product_flops(branch.jaxpr) for branch in equation.params["branches"])
     return sum(_product_flops(getattr(inner, "jaxpr", inner)) for inner in core.jaxprs_in_params(equation.params))
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(variable.aval.shape)

@@ -32,9 +32,10 @@ class Checkpoints:
         """Opens the folder, making it where needed."""
         logging.getLogger("absl").addFilter(_not_from_orbax)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False, create=True, cleanup_tmp_directories=True
+            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except OSError as error:
             raise UserError(f"{folder} cannot be used for checkpoints: {error.strerror or error}") from error

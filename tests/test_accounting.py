@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from experiments import accounting as launch
 from experiments import accounting_tables
-
 from snake_jax import accounting, models
 from snake_jax.layers import Layer, LayeredModel, num_bytes
 from snake_jax.optimizers import init_states

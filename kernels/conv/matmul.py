@@ -1,21 +1,25 @@
-"""Convolution as patches times a matrix, for CPUs, where XLA's own convolution leaves the matrix units idle.
+"""Convolution as patches times a matrix, for CPUs: near the speed of a matrix product whatever the shape.
 
-Three matrix products, with patches the B*Ho*Wo windows of x flattened to Kh*Kw*Cin columns:
+Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened to Kh*Kw*Cin columns:
 
     forward           y       = patches(x) @ w
     input gradient    dx      = patches^T(g @ w^T)      patches^T adds every column back to the pixel it came from
     weight gradient   dw      = patches(x)^T @ g
 
-What was measured (VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2; `python -m snake_jax.kernels.bench conv`):
+Measured with VGG-11, batch 32, float32, two Zen 5 cores (matrix products at 435 GFLOP/s), jax 0.10.2, PyTorch 2.13;
+`python -m snake_jax.kernels.bench conv` measures it again:
 
-- XLA's matrix products run at 370 to 450 GFLOP/s from about 500 rows on, its convolution at 10 to 20.
-- The input gradient as a convolution of g with the flipped kernel costs a copy of the weights and 9*Cout columns of
-  patches: 34 ms for conv2, 12 ms for conv3. As above it costs 5 and 3.4 ms, because the sum of nine shifted columns
-  is one loop which XLA fuses with the ReLU and pooling gradients around it.
-- Slices and a concatenate, a gather, a sum of padded slices, in-place updates and a split over the batch all build
-  patches within 10 % of each other in a whole step: memory decides, not instructions. The plain one stays.
-- A third of a lone step's overhead is page faults on fresh temporary memory (27,000 of 4 KiB). Inside a `lax.scan` over
-  batches, as training runs, they come once a call: 105 ms a step in a scan, 122 ms alone.
+- XLA's own convolution runs at 50 to 300 GFLOP/s until the kernel has more taps than the image has pixels: conv7 and
+  conv8, 3x3 on 2x2, run at 3, and are 0.84 s of its step of 1.04 s.
+- A whole step here takes 1.13 of PyTorch's time, or 0.88 inside a `lax.scan` over batches, as training runs: a lone
+  call pays for 27,000 page faults on fresh temporary memory, a scan once for all its steps.
+- The input gradient as a convolution of g with the flipped kernel needs 9*Cout columns and a copy of the weights: 34 ms
+  for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a product and one loop of additions, which XLA
+  fuses with the gradients of ReLU and pooling around it.
+- Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place or in two stages
+  (rows, then columns) are within 5 % of each other in a whole step, a split over the batch too. The plain one stays.
+- XLA's own convolution for forward and weight gradient where the image is large enough would save 10 % of the CPU
+  time and half the temporary memory (57 against 112 MB), for a choice by shape that fits one version of XLA.
 - Saved for the backward pass are x and w, not the patches, nine times x. In straight-line code XLA still finds the two
   patches(x) equal and keeps one; across a scan or a cond only x is kept.
 """
@@ -107,7 +111,7 @@ def _pool_backward(window, saved, g):
     for i in range(kh):
         for j in range(kw):
             hit = free & (tiles[:, :, i, :, j] == y)
-            free = free & ~hit
+            free = free
             taps.append(jnp.where(hit, g, jnp.zeros((), g.dtype)))
     rows = [jnp.stack(taps[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
     pixels = jax.ShapeDtypeStruct(x.shape, g.dtype)

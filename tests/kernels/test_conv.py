@@ -14,7 +14,7 @@ from snake_jax.kernels.conv import LOWERINGS, bench, conv2d, max_pool, reference
 from snake_jax.kernels.conv.shapes import ConvShape
 
 PLAIN = ConvShape("plain", (4, 8, 8, 16), (3, 3, 16, 16))
-TINY = vgg11.Sizes(batch=2, side=4, channels=(4, 8), pooled=(1, 2), hidden=8)
+TINY = vgg11.Sizes(batch=2, side=2, channels=(4,), pooled=(1,), hidden=8)
 
 
 def draw(shape, dtype=jnp.float32, seed=0):
@@ -89,9 +89,8 @@ def test_bfloat16_sums_in_float32(lowering):
     rounded = arrays(shape, jnp.bfloat16)
     expected = values_and_gradients(conv_of(shape, "xla"), *(a.astype(jnp.float32) for a in rounded))
     actual = values_and_gradients(conv_of(shape, lowering), *rounded)
-    # One rounding of the result to 8 bits is at most 2**-9 of it; sums kept in bfloat16 are 5 times off.
-    if lowering != "xla":
-        assert_within(actual, expected, 2**-9)
+    # One rounding to 8 bits is at most 2**-8 of the result; nine columns added up in bfloat16 are 1.4 times as far.
+    assert_within(actual, expected, 2**-8)
     assert conv_of(shape, lowering)(*rounded[:2]).dtype == jnp.bfloat16
 
 
@@ -100,30 +99,25 @@ def test_gradient_with_respect_to_one_argument():
     x, w, g = arrays(shape)
     _, dx, dw = values_and_gradients(conv_of(shape, "xla"), x, w, g)
     for lowering in ("matmul", "auto"):
-        loss = lambda x, w, of=conv_of(shape, lowering): jnp.vdot(g, of(x, w))  # noqa: E731
-        assert_within([np.asarray(jax.grad(loss, 0)(x, w)), np.asarray(jax.grad(loss, 1)(x, w))], [dx, dw], 1e-6)
+        conv = conv_of(shape, lowering)
+        alone = [jax.jit(jax.grad(lambda x, w, of=conv: jnp.vdot(g, of(x, w)), argument))(x, w) for argument in (0, 1)]
+        assert_within([np.asarray(a) for a in alone], [dx, dw], 1e-6)
 
 
 def test_under_vmap_scan_and_cond():
     shape = ConvShape("same channels", (2, 5, 5, 3), (3, 3, 3, 3))
     x, ws = draw(shape.x), draw((4, *shape.w), seed=1)
 
-    def of(conv):
-        nodes = jax.vmap(conv, (None, 0))(x, ws)
-        chain = jax.lax.scan(lambda h, w: (conv(h, w), None), x, ws)[0]
-        choice = jax.lax.cond(ws[0].sum() > 0, lambda: conv(x, ws[0]), lambda: conv(x, ws[1]))
-        return nodes.sum(0) * chain * choice
-
-    def gradients(lowering):
-        program = jax.jit(jax.grad(lambda x, ws: of_lowering(x, ws, lowering), (0, 1)))
-        return [np.asarray(a, np.float64) for a in program(x, ws)]
-
-    def of_lowering(x, ws, lowering):
+    def loss(x, ws, lowering):
         conv = conv_of(shape, lowering)
         nodes = jax.vmap(conv, (None, 0))(x, ws)
         chain = jax.lax.scan(lambda h, w: (conv(h, w), None), x, ws)[0]
         choice = jax.lax.cond(ws[0].sum() > 0, lambda: conv(x, ws[0]), lambda: conv(x, ws[1]))
         return jnp.sum(nodes.sum(0) * chain * choice)
+
+    def gradients(lowering):
+        program = jax.jit(jax.grad(lambda x, ws: loss(x, ws, lowering), (0, 1)))
+        return [np.asarray(a, np.float64) for a in program(x, ws)]
 
     expected = gradients("xla")
     for lowering in ("matmul", "auto"):
@@ -263,9 +257,9 @@ def tiny_result():
 
 
 def test_bench_measures_every_layer_pass_and_visit(tiny_result):
-    passes = {(row["layer"], row["pass"]) for row in tiny_result["layers"]}
-    assert passes == {(n, p) for n in ("conv1", "conv2") for p in ("forward", "input gradient", "weight gradient")}
-    assert [row["middle"] for row in tiny_result["snake"]] == ["conv2", "fc3", "fc4"]
+    passes = [(row["layer"], row["pass"]) for row in tiny_result["layers"]]
+    assert passes == [("conv1", name) for name in ("forward", "input gradient", "weight gradient")]
+    assert [row["middle"] for row in tiny_result["snake"]] == ["fc2", "fc3"]
     assert set(tiny_result["step"]["rows"]) == {"ours", "ours, in a scan", "xla"}
     assert set(tiny_result["step"]["ratios"]) == {"ours / xla", "ours, in a scan / xla"}
     assert all(row["fastest_ms"] > 0 for row in tiny_result["step"]["rows"].values())
@@ -282,11 +276,31 @@ def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
     assert all(word in table for word in ("processor: ", "weight gradient", "ours / xla: ", "FLOP ratio"))
 
 
+def test_torch_runs_the_same_passes_and_step():
+    pytest.importorskip("torch")
+    from snake_jax.kernels.conv import torch_side
+
+    (layer,) = TINY.convolutions
+    results = {name: run() for name, run in torch_side.passes(layer).items()}
+    assert results["forward"].shape == (2, 4, 2, 2)
+    assert [r is not None for r in results["input gradient"]] == [True, False, False]
+    assert [r is not None for r in results["weight gradient"]] == [False, True, False]
+    step = torch_side.step(vgg11.Sizes(batch=2, side=4, channels=(4, 8), pooled=(1, 2), hidden=8))
+    losses = [step() for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
+def test_our_step_learns():
+    step = bench._Step(TINY, "matmul", steps=20)
+    losses = step()
+    assert losses[-1] < losses[0]
+
+
 def test_analytic_flops_are_the_compilers():
     # Images large enough that products outweigh what is counted beside them.
     sizes = vgg11.Sizes(batch=8, side=8, channels=(32, 64), pooled=(1, 2), hidden=64)
     names = vgg11.layer_names(sizes)
-    for trained in (names, (names[0], names[1], names[-1]), names[-1:]):
+    for trained in (names, (names[0], names[1], names[-1])):
         counted = bench._Step(sizes, "matmul", trained).counted()["compiler_flops"]
         assert counted == pytest.approx(vgg11.step_flops(sizes, trained), rel=0.06)
 

@@ -1,0 +1,46 @@
+"""The documentation's code runs, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from snake_jax import config
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall((ROOT / page).read_text()) if kind == language]
+
+
+def test_the_custom_models_page_runs_and_prints_what_it_says(capsys):
+    namespace = {"__name__": "custom_models"}
+    python = blocks("docs/custom_models.md", "python")
+    assert len(python) >= 5
+    for block in python:
+        exec(compile(block, "docs/custom_models.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert 0 <= namespace["accuracy"] <= 1
+    assert "node 0 trained stem, block1_1, head" in printed
+    assert "node 1 trained stem, block2_1, head" in printed
+    for text in blocks("docs/custom_models.md", "text"):
+        assert text in printed
+    assert len(namespace["resnet18"].layer_names) == 10
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")))
+def test_links_lead_to_files(page):
+    folder = (ROOT / page).parent
+    assert [link for link in LINK.findall((ROOT / page).read_text()) if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "docs/accounting.md"])
+def test_files_and_flags_that_are_named_exist(page):
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"`((?:snake_jax|kernels|experiments|tests|docs)/[\w./]+\.\w+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    flags = set(re.findall(r"`--(\w+)", text))
+    assert flags <= set(config.Config.__dataclass_fields__)
