@@ -153,7 +153,7 @@ def _traffic(model: LayeredModel, **variant: Any) -> Row:
         lines = []
         for visits in algorithm.rounds(plan, cycle):
             for visit in visits:
-                net, sent = exchange(net, sizes, visit.index, visit.node, visit.layers, cached=config.cached)
+                net, sent = exchange(net, sizes, visit.turn, visit.node, visit.layers, cached=config.cached)
                 middle = visit.layers[1] if len(visit.layers) == 3 else "all"
                 lines.append([middle, *network.bytes_up_down(sent)])
             if algorithm.traffic == "star":

@@ -60,7 +60,7 @@ def _train(setup: runner.Setup, workdir: Workdir, state: runner.State) -> None:
     def compiled() -> Compilations:
         now = executor.compilations
         peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
-        return Compilations(earlier.count + now.count, earlier.seconds + now.seconds, peak_bytes)
+        return Compilations(earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes)
 
     with contextlib.ExitStack() as stack:
         update = stack.enter_context(progress(len(runner.rounds(setup)), state.rounds, _unit(setup)))
@@ -70,7 +70,7 @@ def _train(setup: runner.Setup, workdir: Workdir, state: runner.State) -> None:
             update(report.record)
             if events:
                 events(report.record)
-    before = {"compile_s": earlier.seconds, "num_compilations": earlier.count}
+    before = {"compile_s": earlier.seconds, "num_compilations": earlier.programs}
     summary = runner.summarise(setup, executor, workdir.records, before)
     workdir.finish(summary | {"peak_train_bytes": compiled().peak_bytes})
     run = read_run(workdir.path)

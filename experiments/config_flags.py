@@ -1,6 +1,8 @@
 """Absl flags from the table in `snake_jax.config`: a flag for every field, with its help, default and rules."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -17,7 +19,12 @@ _REGISTERED = {
     "partitions": ", ".join(PARTITIONS),
     "augmentations": ", ".join(AUGMENTATIONS),
 }
-_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+_DEFINE: dict[Any, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+}
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
 
 
@@ -33,7 +40,8 @@ def from_flags() -> Config:
     Raises:
       UserError: a value is not allowed.
     """
-    return Config(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)})
+    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
+    return Config(**values)
 
 
 def _help(field: dataclasses.Field) -> str:

@@ -33,7 +33,8 @@ def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
     except SystemExit:  # absl ends --help with 1, but whoever asked for help was served
         sys.exit(0)
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = -1  # warnings; absl's own 0 has libraries tell of every device they look for
+        # Warnings; absl's own 0 has libraries tell of every device they look for.
+        flags.FLAGS.verbosity = -1  # type: ignore[assignment]
     if rest[1:] and not arguments:
         sys.exit(fail(f"{rest[1]}: flags begin with -- and take their value after =; --help lists them"))
     return rest

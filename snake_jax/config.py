@@ -13,7 +13,9 @@ from snake_jax.errors import UserError
 
 
 def _setting(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and rules: `choices`, `low` (least value), `above` (exclusive bound), `high`."""
+    """A field with its help text and rules: `choices`, `low` (least value), `above` (exclusive bound), `high`,
+    `may_change` (a run may go on with another value).
+    """
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
 
@@ -89,7 +91,10 @@ class Config:
     eval_every: int = _setting(1, "evaluate on the test set after every this many visits or rounds", low=1)
     target_accuracy: float = _setting(0.6, "accuracy whose cost the summary reports", low=0, high=1)
     on_divergence: str = _setting(
-        "stop", "a visit whose loss is not finite ends the run or is left out", choices=("stop", "skip")
+        "stop",
+        "a visit whose loss is not finite ends the run or is left out",
+        choices=("stop", "skip"),
+        may_change=True,
     )
     seed: int = _setting(0, "seed of initial weights, partition, order of batches and faults", low=0)
 
@@ -127,7 +132,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 
 def differences(here: Config, there: dict[str, Any]) -> list[str]:
-    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`."""
+    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`, but `may_change`."""
     ours = dataclasses.asdict(here)
-    names = [n for n in ours | there if ours.get(n) != there.get(n)]
+    free = {field.name for field in dataclasses.fields(here) if "may_change" in field.metadata}
+    names = [n for n in ours | there if ours.get(n) != there.get(n) and n not in free]
     return [f"--{n}={there.get(n)} (here {ours.get(n)})" for n in names]

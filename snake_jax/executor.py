@@ -1,7 +1,7 @@
 """Carries out visits: one compiled program for each distinct assignment, kept for the whole run.
 
-`Executor.run` takes the visits of a round and gives their results; nothing above it knows how the nodes are emulated. This
-one visits them one after the other on one device (`loop`).
+`Executor.run` takes the visits of a round and gives their results; nothing above it knows how the nodes are emulated.
+This one visits them one after the other on one device (`loop`).
 """
 
 import time
@@ -58,7 +58,7 @@ class VisitSettings(NamedTuple):
 class Compilations(NamedTuple):
     """How many programs were compiled, the seconds that took, and a node's greatest compiled memory (None: unknown)."""
 
-    count: int
+    programs: int
     seconds: float
     peak_bytes: int | None
 
@@ -165,7 +165,7 @@ class Executor:
         return self._programs[name]
 
     def _node_bytes(self, program: Any) -> int:
-        """The compiler's peak for a node: arguments, results and temporaries, with its own data instead of all nodes'."""
+        """The compiler's peak for a node: arguments, results, temporaries; its own data in the place of all nodes'."""
         memory = program.memory_analysis()
         if memory is None:
             return 0
@@ -176,7 +176,7 @@ class Executor:
 
 
 def _visit_key(seed: int, visit: Visit) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), visit.index), visit.node)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), visit.turn), visit.node)
 
 
 def _visit_batches(visit: Visit, shard: np.ndarray, rows: int, settings: VisitSettings) -> list[tuple[int, Batches]]:
@@ -187,7 +187,7 @@ def _visit_batches(visit: Visit, shard: np.ndarray, rows: int, settings: VisitSe
     for epoch in range(settings.local_epochs):
         low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
         if low < high:
-            rng = np.random.default_rng([settings.seed, visit.index, visit.node, epoch])
+            rng = np.random.default_rng([settings.seed, visit.turn, visit.node, epoch])
             epochs.append((epoch, _epoch_batches(rng.permutation(shard), rows, settings.batch_size, low, high)))
     return epochs
 

@@ -2,8 +2,8 @@
 
 Items are layers and, where optimizer states travel, `LAYER/optimizer`. A place (a node or the server) holds copies of
 items, each of a version and either in full precision or as frozen layers are stored. A receiver that caches what it was
-sent needs only what changed since; one that does not needs everything again. (snake_learning_magazine, "Updated Parameter
-Transmission and Node Management".)
+sent needs only what changed since; one that does not needs everything again. (snake_learning_magazine, "Updated
+Parameter Transmission and Node Management".)
 
 In client-server mode a node gets from the server the layers it trains in full precision and the others as it will store
 them, and hands in what it trained. In peer-to-peer mode all copies travel in full precision, because the next node must
@@ -18,7 +18,7 @@ OPTIMIZER_SUFFIX = "/optimizer"
 
 
 class Transfer(NamedTuple):
-    """A row of the ledger; `why` is initial (the receiver's first), update (just trained) or catch-up (changed since)."""
+    """A row of the ledger; `why` is initial (the receiver's first), update (just trained) or catch-up (changed)."""
 
     visit: int
     source: str
@@ -172,7 +172,7 @@ def _transfer(visit: int, source: str, destination: str, items: Mapping[str, boo
 
 
 def bytes_up_down(transfers: Iterable[Transfer]) -> tuple[int, int]:
-    """Bytes sent by nodes (to the server or to the next node) and bytes sent by the server; each transfer counts once."""
+    """Bytes sent by nodes (to the server or the next node) and bytes sent by the server; a transfer counts once."""
     transfers = list(transfers)
     down = sum(t.bytes for t in transfers if t.source == SERVER)
     return sum(t.bytes for t in transfers) - down, down

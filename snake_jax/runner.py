@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from snake_jax import accounting, data, models, network, schedule
 from snake_jax.algorithms import ALGORITHMS, Algorithm
@@ -101,8 +102,7 @@ def prepare(config: Config) -> Setup:
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)
     distilled = wanted and algorithm.distills
-    shards = algorithm.shards(shards)
-    return Setup(config, algorithm, dataset, str(quality), shards, divergence, distilled, model, plan)
+    return Setup(config, algorithm, dataset, str(quality), algorithm.shards(shards), divergence, distilled, model, plan)
 
 
 def _check_fit(config: Config, algorithm: Algorithm) -> None:
@@ -137,7 +137,7 @@ def initial_state(setup: Setup) -> State:
 def state_like(setup: Setup, layers_with_state: Sequence[str]) -> tuple[Params, OptimizerStates, Any]:
     """The shapes of a state's arrays, `(params, states, merge)`, given which layers have optimizer states."""
 
-    def make():
+    def make() -> tuple[Params, OptimizerStates, Any]:
         params = setup.model.init(jax.random.key(0))
         states = init_states(_rule(setup.config), params, setup.model.layer_names)
         return params, select(states, layers_with_state), setup.algorithm.init_merge(setup.config, params)
@@ -158,10 +158,14 @@ def make_executor(setup: Setup) -> Executor:
         compute_dtype=jnp.dtype(config.compute_dtype),
     )
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
-    return Executor(step, Examples(*dataset.train), Examples(*dataset.test), setup.shards, settings)
+    return Executor(step, _examples(dataset.train), _examples(dataset.test), setup.shards, settings)
 
 
-def _rule(config: Config):
+def _examples(split: data.Split) -> Examples:
+    return Examples(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+def _rule(config: Config) -> optax.GradientTransformation:
     return update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
@@ -202,8 +206,9 @@ def _is_good(result: VisitResult, config: Config, state: State, keep: Callable[[
         keep(state)
         visit = result.visit
         raise Diverged(
-            f"visit {visit.index} (node {visit.node}, layers {', '.join(visit.layers)}) diverged: its loss is not finite; "
-            "the state before it is kept. Lower --learning_rate or --clip_norm, or go on with --on_divergence=skip"
+            f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) diverged: its loss is not "
+            "finite; the state before it is kept. Go on with --on_divergence=skip, or lower --learning_rate or --clip_norm "
+            "in another --workdir"
         )
     return False
 
@@ -227,7 +232,7 @@ def _advance(
             net, sent = exchange(
                 net,
                 sizes,
-                visit.index,
+                visit.turn,
                 visit.node,
                 _items(visit.layers, config.carry_optimizer_state),
                 cached=config.cached,
@@ -266,7 +271,7 @@ def _record(
     examples = sum(n for _, n in losses)
     up, down = network.bytes_up_down(transfers)
     return {
-        "visit": first.index,
+        "visit": first.turn,
         "cycle": first.cycle,
         "node": first.node if setup.algorithm.traffic != "star" else [visit.node for visit in visits],
         "layers": list(first.layers),
@@ -315,7 +320,7 @@ def summarise(setup: Setup, executor: Executor, records: Sequence[dict[str, Any]
         **{f"{key}_to_target": value for key, value in _to_target(records, config.target_accuracy).items()},
         "peak_train_bytes": compiled.peak_bytes,
         "compile_s": compiled.seconds + earlier.get("compile_s", 0.0),
-        "num_compilations": compiled.count + earlier.get("num_compilations", 0),
+        "num_compilations": compiled.programs + earlier.get("num_compilations", 0),
         "divergence": setup.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

@@ -21,7 +21,7 @@ class Visit(NamedTuple):
     """One node's turn.
 
     Attributes:
-      index: of the turn in the run, from 0; a taken-over turn has two visits of one index.
+      turn: which in the run, from 0; a taken-over turn has two visits.
       cycle: from 0.
       node: from 0.
       layers: the layers it trains, in model order.
@@ -30,7 +30,7 @@ class Visit(NamedTuple):
         `takeover` (an idle node goes on in the place of one of those).
     """
 
-    index: int
+    turn: int
     cycle: int
     node: int
     layers: tuple[str, ...]
@@ -71,7 +71,7 @@ def relay(plan: Plan, cycle: int, assignments: Sequence[tuple[str, ...]]) -> tup
     """One visit after the other, turn v on node `v mod nodes`; an interrupted turn is taken over by the next node."""
     nodes, first = plan.config.nodes, cycle * len(assignments)
     turns = [Visit(first + i, cycle, (first + i) % nodes, layers) for i, layers in enumerate(assignments)]
-    return tuple((visit,) for turn in turns for visit in _with_takeover(turn, plan.config))
+    return tuple((visit,) for planned in turns for visit in _with_takeover(planned, plan.config))
 
 
 def learning_rate(config: Config, cycle: int) -> float:
@@ -107,14 +107,14 @@ def _interruption(word: str) -> tuple[int, float]:
     return parsed
 
 
-def _with_takeover(turn: Visit, config: Config) -> list[Visit]:
-    share = interruptions(config).get(turn.index)
+def _with_takeover(planned: Visit, config: Config) -> list[Visit]:
+    share = interruptions(config).get(planned.turn)
     if share is None and config.fault_rate:
-        chance, drawn = np.random.default_rng([config.seed, _FAULT_TAG, turn.index]).random(2)
+        chance, drawn = np.random.default_rng([config.seed, _FAULT_TAG, planned.turn]).random(2)
         share = float(drawn) if chance < config.fault_rate else None
     if share is None:
-        return [turn]
+        return [planned]
     kept = config.interruption == "upload"
-    stopped = turn._replace(share=(0.0, share), event="interrupted" if kept else "lost")
-    idle = (turn.node + 1) % config.nodes
-    return [stopped, turn._replace(node=idle, share=(share if kept else 0.0, 1.0), event="takeover")]
+    stopped = planned._replace(share=(0.0, share), event="interrupted" if kept else "lost")
+    idle = (planned.node + 1) % config.nodes
+    return [stopped, planned._replace(node=idle, share=(share if kept else 0.0, 1.0), event="takeover")]

@@ -1,7 +1,7 @@
 """The local step: gradients for the assigned layers only, a whole epoch in one compiled program.
 
-The trainable subtrees are the only thing differentiated; frozen subtrees are passed beside them. So a frozen layer has no
-weight gradient, the backward pass ends at the lowest trained layer, and nothing of a frozen layer is written.
+Only the trainable subtrees are differentiated; frozen subtrees are passed beside them. So a frozen layer has no weight
+gradient, the backward pass ends at the lowest trained layer, and nothing of a frozen layer is written.
 (snake_learning_magazine, "Local Training" and "Computation Savings".)
 """
 
@@ -60,18 +60,18 @@ class Examples(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """An epoch's batches: `index` `[S, B]` into the examples, `weight` `[S, B]` (0 for the padding of a last batch).
+    """An epoch's batches: `indices` `[S, B]` into the examples, `weight` `[S, B]` (0 for the padding of a last batch).
 
     Only the first `steps` of the S rows are trained on, so nodes with unlike amounts of data share one program.
     """
 
-    index: jax.Array
+    indices: jax.Array
     weight: jax.Array
     steps: jax.Array
 
 
 class EpochStats(NamedTuple):
-    """Sum of the examples' task losses (without distillation), their number, and whether every loss and new parameter is finite."""
+    """Sum of the examples' task losses (without distillation), their number, and whether all results are finite."""
 
     loss_sum: jax.Array
     examples: jax.Array
@@ -100,7 +100,7 @@ def local_epoch(step: LocalStep, trained: tuple[str, ...]) -> Callable[..., tupl
         return new, task * weight.sum()
 
     def epoch(trainable, states, frozen, teacher, examples, batches, key, learning_rate):
-        rows = batches.index.shape[0]
+        rows = batches.indices.shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
 
         def scan_body(carry, row):
@@ -113,7 +113,7 @@ def local_epoch(step: LocalStep, trained: tuple[str, ...]) -> Callable[..., tupl
             )
 
         active = jnp.arange(rows) < batches.steps
-        xs = ((batches.index, batches.weight, keys), active)
+        xs = ((batches.indices, batches.weight, keys), active)
         (trainable, states), losses = jax.lax.scan(scan_body, (trainable, states), xs)
         finite = jnp.stack([jnp.isfinite(w).all() for w in jax.tree.leaves((losses, trainable))]).all()
         examples_seen = (batches.weight * active[:, None]).sum()
@@ -132,7 +132,7 @@ def _loss(
     weight: jax.Array,
     key: jax.Array,
 ) -> Callable[[Params], tuple[jax.Array, jax.Array]]:
-    """`trained layers -> (loss, task loss)` of a batch; what lies below the lowest of them is computed outside of it."""
+    """`trained layers -> (loss, task loss)` of a batch; what lies below the lowest of them is computed outside."""
     model = step.model
     lowest = min((model.layer_names.index(name) for name in trained), default=len(model.layers))
     key_or_none = key if model.stochastic else None

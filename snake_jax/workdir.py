@@ -104,7 +104,7 @@ class Workdir:
             "network": network.to_json(state.network),
             "records": len(self.records),
             "ledger_lines": self._ledger_lines,
-            "num_compilations": compiled.count,
+            "num_compilations": compiled.programs,
             "compile_s": compiled.seconds,
             "peak_bytes": compiled.peak_bytes,
         }

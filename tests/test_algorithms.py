@@ -69,10 +69,13 @@ def test_one_program_serves_an_assignment_in_all_cycles_and_on_nodes_with_unlike
     executor, state = runner.make_executor(setup), runner.initial_state(setup)
     reports = runner.train(setup, executor, state, lambda state: None)
     records = [next(reports).record for _ in range(2)]  # the first cycle: two middle layers
-    after_first, programs = len(traces), executor.compilations.count
+    after_first, programs = len(traces), executor.compilations.programs
     records += [report.record for report in reports]
     assert len(records) == 4
-    assert (len(traces), executor.compilations.count) == (after_first + 1, programs + 1)  # the last visit's evaluation
+    assert (len(traces), executor.compilations.programs) == (
+        after_first + 1,
+        programs + 1,
+    )  # the last visit's evaluation
 
 
 def test_every_example_is_seen_once_an_epoch():
@@ -165,7 +168,7 @@ def test_the_ledger_of_the_runs_is_the_hand_count():
     whole, ends = sum(size.values()), size["fc1"] + size["fc4"]
     sent = lambda reports: [(r.record["bytes_up"], r.record["bytes_down"]) for r in reports]  # noqa: E731
     assert sent(run(cached=False)[0]) == [(ends + size[m], whole) for m in ("fc2", "fc3", "fc2", "fc3")]
-    # Each node's first visit sends all; at the fourth, node0 lacks what the two other nodes trained: fc3, fc2, the ends.
+    # A node's first visit sends all; at the fourth, node0 lacks what the two others trained: fc3, fc2, the ends.
     cached = [whole, whole, whole, ends + size["fc2"] + size["fc3"]]
     assert sent(run()[0]) == [(ends + size[m], d) for m, d in zip(("fc2", "fc3", "fc2", "fc3"), cached, strict=True)]
     peers = sent(run(mode="peer_to_peer", cached=False)[0])

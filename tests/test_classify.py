@@ -33,7 +33,6 @@ METHODS = {
         "--interruption=lost",
     ),
     "fedavg": ("--algorithm=fedavg", "--cycles=4", "--server_momentum=0.5", "--nodes_per_round=2"),
-    "sequential": ("--algorithm=sequential", "--carry_optimizer_state", "--interrupt=1@0.5", "--cycles=1"),
 }
 
 

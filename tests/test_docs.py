@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from snake_jax import config
@@ -16,6 +17,15 @@ def blocks(page: str, language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall((ROOT / page).read_text()) if kind == language]
 
 
+@pytest.fixture
+def _quick_compilation():
+    """The compiler without its optimisations: this is about whether code runs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("_quick_compilation")
 def test_the_custom_models_page_runs_and_prints_what_it_says(capsys):
     namespace = {"__name__": "custom_models"}
     python = blocks("docs/custom_models.md", "python")

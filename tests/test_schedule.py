@@ -26,7 +26,7 @@ def test_the_papers_schedule_nine_middle_layers_over_nine_nodes():
     assert [v.layers for v in visits[:9]] == [("l1", f"l{i}", "l11") for i in range(2, 11)]
     assert [v.node for v in visits] == list(range(9)) * 2
     assert [v.cycle for v in visits] == [0] * 9 + [1] * 9
-    assert [v.index for v in visits] == list(range(18))
+    assert [v.turn for v in visits] == list(range(18))
 
 
 @pytest.mark.parametrize(("order", "expected"), [("sequential", range(2, 11)), ("reverse", range(10, 1, -1))])
@@ -75,8 +75,8 @@ def test_an_interrupted_visit_goes_on_at_the_next_node():
     assert (stopped.node, stopped.share, stopped.event) == (4, (0.0, 0.25), "interrupted")
     assert (taken.node, taken.share, taken.event) == (5, (0.25, 1.0), "takeover")
     assert stopped.layers == taken.layers
-    assert stopped.index == taken.index == 4
-    assert [v.index for v in _visits(plan)] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    assert stopped.turn == taken.turn == 4
+    assert [v.turn for v in _visits(plan)] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
 
 
 def test_a_lost_visit_starts_again_elsewhere():

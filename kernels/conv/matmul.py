@@ -111,7 +111,7 @@ def _pool_backward(window, saved, g):
     for i in range(kh):
         for j in range(kw):
             hit = free & (tiles[:, :, i, :, j] == y)
-            free = free
+            free = free & ~hit
             taps.append(jnp.where(hit, g, jnp.zeros((), g.dtype)))
     rows = [jnp.stack(taps[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
     pixels = jax.ShapeDtypeStruct(x.shape, g.dtype)

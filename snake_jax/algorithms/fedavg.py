@@ -24,7 +24,7 @@ from snake_jax.schedule import SAMPLE_TAG, Plan, Round, Visit
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
     """A cycle is one round: all nodes, or `nodes_per_round` of them drawn without replacement."""
     config = plan.config
-    nodes = range(config.nodes)
+    nodes = list(range(config.nodes))
     if config.nodes_per_round:
         rng = np.random.default_rng([config.seed, SAMPLE_TAG, cycle])
         nodes = sorted(rng.choice(config.nodes, config.nodes_per_round, replace=False).tolist())

@@ -7,6 +7,7 @@ meaning when layers train apart on unlike data, and is refused.
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -60,7 +61,7 @@ def _layered(name: str, layers: tuple[Layer, ...], input_shape: tuple[int, ...],
     return LayeredModel(name, layers, tuple(input_shape), stochastic)
 
 
-def _mode_argument(call: Callable, train: bool) -> dict[str, bool]:
+def _mode_argument(call: Callable, train: bool) -> dict[str, Any]:
     """The keyword that tells a stage whether it trains, if it takes one."""
     parameters = inspect.signature(call).parameters
     if "train" in parameters:
@@ -76,13 +77,14 @@ def _linen_layer(name: str, module: nn.Module) -> Layer:
 
     def apply(params: PyTree, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
         rngs = {"dropout": key} if train and key is not None else None
-        return module.apply({"params": params}, x, rngs=rngs, **_mode_argument(module.__call__, train))
+        return cast(jax.Array, module.apply({"params": params}, x, rngs=rngs, **_mode_argument(module.__call__, train)))
 
     return Layer(name, init, apply)
 
 
 def _nnx_layer(name: str, factory: Callable[[nnx.Rngs], nnx.Module], template: nnx.Module) -> Layer:
-    graph, params_template, _, rest = nnx.split(template, nnx.Param, nnx.RngState, ...)
+    graph, *states = nnx.split(template, nnx.Param, nnx.RngState, ...)
+    params_template, _, rest = states
     _refuse_state(name, {variable.type.__name__ for _, variable in nnx.to_flat_state(rest)})
 
     def init(key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:

@@ -1,7 +1,7 @@
 """Networks for images: VGG-11 as the papers train it, a small CNN and an MLP."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +23,8 @@ def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
       lowering: auto, xla or matmul.
     """
 
-    def convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_group_count, **_: Any) -> jax.Array:
-        if set(lhs_dilation) | set(rhs_dilation) | {feature_group_count} != {1}:
+    def convolve(x: jax.Array, w: jax.Array, strides: Sequence[int], padding: Any, **rest: Any) -> jax.Array:
+        if {*rest["lhs_dilation"], *rest["rhs_dilation"], rest["feature_group_count"]} != {1}:
             raise ValueError("the matrix-product convolution has no dilation and no groups: leave conv_general_dilated")
         return conv2d(x, w, strides=tuple(strides), padding=padding, lowering=lowering)
 
@@ -32,7 +32,7 @@ def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
 
 
 class ConvLayer(nn.Module):
-    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling: `[B, H, W, Cin] -> [B, H', W', features]`."""
+    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling: `[B, H, W, C] -> [B, H', W', features]`."""
 
     features: int
     pool: bool
