@@ -27,7 +27,7 @@ from snake_jax.schedule import Plan
 from snake_jax.steps import Distillation, LocalStep
 
 ROOT = Path(__file__).parents[1]
-BATCH = flags.DEFINE_integer("batch_size", 32, "examples in a step", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 32, "examples in a step", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", str(ROOT / "docs/accounting.md"), "the Markdown file that gets the tables")
 RESULTS = flags.DEFINE_string("results", str(ROOT / "experiments/results/accounting.json"), "the file of numbers")
 

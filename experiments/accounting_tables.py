@@ -59,7 +59,8 @@ def _flops(numbers: Row) -> list[str]:
     alone = [[row["layer"], *_step_cells(row, full)] for row in steps if row["kind"] == "alone"]
     return [
         "### FLOPs of a step",
-        "In MFLOP. The step trains the first layer, this one and the last. The compiler counts at most "
+        "In MFLOP. The step trains the first layer, this one and the last (in the rows of conv1 and fc11 these "
+        "two alone). The compiler counts at most "
         f"{worst:.2f} % more than the formula, the elementwise work. "
         f"The mean over the {len(ends) - 2} middle layers is {_mean_ratio(ends[1:-1], full):.3f} of the full step.",
         _table(head, rows),

@@ -12,6 +12,7 @@ a visit or round), ledger.jsonl (a line a transfer), summary.json, checkpoints/ 
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -39,8 +40,7 @@ def main(_: list[str]) -> None:
         raise UserError("--workdir is needed: the folder that the run's results go to")
     setup = runner.prepare(config_flags.from_flags())
     if CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", CACHE.value)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        _keep_programs(Path(CACHE.value))
     workdir = Workdir(WORKDIR.value, setup.config)
     try:
         state = workdir.resume(setup, _warn)
@@ -52,6 +52,16 @@ def main(_: list[str]) -> None:
         raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
     finally:
         workdir.close()
+
+
+def _keep_programs(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror}; give a folder that can be written"
+        raise UserError(f"--compilation_cache_dir={folder}: {reason}") from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _train(setup: runner.Setup, workdir: Workdir, state: runner.State) -> None:
@@ -70,9 +80,7 @@ def _train(setup: runner.Setup, workdir: Workdir, state: runner.State) -> None:
             update(report.record)
             if events:
                 events(report.record)
-    before = {"compile_s": earlier.seconds, "num_compilations": earlier.programs}
-    summary = runner.summarise(setup, executor, workdir.records, before)
-    workdir.finish(summary | {"peak_train_bytes": compiled().peak_bytes})
+    workdir.finish(runner.summarise(setup, compiled(), workdir.records))
     run = read_run(workdir.path)
     print(comparison_table([run]))
     print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")

@@ -1,14 +1,14 @@
 """Benchmarks of the kernels: `python -m snake_jax.kernels.bench SUITE [--json] [--repeats N]`."""
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from snake_jax.kernels.conv import bench as conv
-
-SUITES = {"conv": conv}
+SUITES = ("conv",)
+"""Each a folder here with its own bench.py: `run(repeats)` measures, `report(result)` says it in text."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"suite {flags.suite!r} is not one of {', '.join(SUITES)}")
     if flags.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {flags.repeats}")
-    suite = SUITES[flags.suite]
+    suite = importlib.import_module(f"snake_jax.kernels.{flags.suite}.bench")
     result = suite.run(repeats=flags.repeats)
     print(json.dumps(result) if flags.json else suite.report(result))
     return 0

@@ -11,6 +11,8 @@ from typing import Any
 
 from snake_jax.errors import UserError
 
+_LARGEST = 1e30  # what float32 arithmetic takes with room to spare
+
 
 def _setting(default: Any, help: str, **rules: Any) -> Any:
     """A field with its help text and rules: `choices`, `low` (least value), `above` (exclusive bound), `high`,
@@ -96,11 +98,13 @@ class Config:
         choices=("stop", "skip"),
         may_change=True,
     )
-    seed: int = _setting(0, "seed of initial weights, partition, order of batches and faults", low=0)
+    seed: int = _setting(0, "seed of initial weights, partition, order of batches and faults", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
+        if math.log(self.learning_rate) + (self.cycles - 1) * math.log(self.lr_decay) > math.log(_LARGEST):
+            raise UserError(f"--lr_decay={self.lr_decay}: the learning rate would grow beyond {_LARGEST:g}")
 
 
 def pick(flag: str, value: str, allowed: Iterable[str]) -> str:
@@ -121,8 +125,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         pick(field.name, value, rules["choices"])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not math.isfinite(value):
-        raise UserError(f"--{field.name}={value}: must be a finite number")
+    if not math.isfinite(value) or (isinstance(value, float) and abs(value) > _LARGEST):
+        raise UserError(f"--{field.name}={value}: must be a finite number of at most {_LARGEST:g}")
     if "low" in rules and value < rules["low"]:
         raise UserError(f"--{field.name}={value}: must be at least {rules['low']}")
     if "above" in rules and value <= rules["above"]:

@@ -4,8 +4,10 @@
 This one visits them one after the other on one device (`loop`).
 """
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,8 @@ from snake_jax.layers import Params, num_bytes, select, without
 from snake_jax.optimizers import OptimizerStates, init_states
 from snake_jax.schedule import Visit
 from snake_jax.steps import Batches, Examples, LocalStep, evaluate, local_epoch
+
+_EVALUATION = ("evaluation",)  # the name of its program; a visit's is its layers
 
 
 class VisitResult(NamedTuple):
@@ -86,10 +90,13 @@ class Executor:
           shards: for each node, its indices into `train`.
           settings: see `VisitSettings`.
         """
-        self._step, self._shards, self._settings = step, shards, settings
+        largest = max(map(len, shards))
+        self._step, self._shards = step, shards
+        self._settings = settings._replace(batch_size=min(settings.batch_size, largest))  # no batch is all padding
         self._train, self._test = jax.device_put((train, test))
-        self._rows = max(-(-len(shard) // settings.batch_size) for shard in shards)
-        self._programs: dict[Any, Any] = {}
+        self._rows = -(-largest // self._settings.batch_size)
+        self._programs: dict[tuple[str, ...], Any] = {}
+        self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, settings.frozen_dtype))
         self._compile_s, self._peak_bytes = 0.0, 0
 
     def run(
@@ -105,9 +112,32 @@ class Executor:
         """
         return [self._visit(visit, params, states, learning_rate) for visit in visits]
 
+    def compile(self, assignments: Iterable[tuple[str, ...]], params: Params) -> None:
+        """Compiles the programs of these assignments and of the evaluation, side by side on the machine's cores.
+
+        Args:
+          assignments: tuples of layers, repeats allowed.
+          params: the whole model (shapes suffice).
+        """
+        started = time.perf_counter()
+        names = [name for name in dict.fromkeys([*assignments, _EVALUATION]) if name not in self._programs]
+        lowered = [self._lower(name, self._shapes(name, params)) for name in names]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for name, program in zip(names, pool.map(lambda low: low.compile(), lowered), strict=True):
+                self._keep(name, program)
+        self._compile_s += time.perf_counter() - started
+
+    def _shapes(self, name: tuple[str, ...], params: Params) -> tuple:
+        """The shapes of the arguments of a program."""
+        if name == _EVALUATION:
+            return params, self._test
+        received = jax.eval_shape(lambda params: self._received(name, params, {}), params)
+        nobody = _epoch_batches(self._shards[0], self._rows, self._settings.batch_size, 0, 0)
+        return (*received, self._train, nobody, jax.random.key(0), jnp.float32(0))
+
     def evaluate(self, params: Params) -> tuple[float, float]:
         """Accuracy and mean loss on the test examples."""
-        program = self._program("evaluate", lambda: evaluate(self._step), (params, self._test), (), counts_memory=False)
+        program = self._program(_EVALUATION, (params, self._test))
         accuracy, loss = jax.device_get(program(params, self._test))
         return float(accuracy), float(loss)
 
@@ -117,22 +147,15 @@ class Executor:
         return Compilations(len(self._programs), self._compile_s, self._peak_bytes or None)
 
     def _visit(self, visit: Visit, params: Params, states: OptimizerStates, learning_rate: float) -> VisitResult:
-        step, settings, shard = self._step, self._settings, self._shards[visit.node]
-        received = select(params, visit.layers)
-        trainable = jax.tree.map(jnp.copy, received)  # the program consumes it
-        kept = {name: jax.tree.map(jnp.copy, states[name]) for name in visit.layers if name in states}
-        fresh = init_states(step.rule, without(trainable, kept), step.model.layer_names)
-        carried = {name: (kept | fresh)[name] for name in visit.layers}
-        freeze = self._freezer()
-        frozen = {name: freeze(subtree) for name, subtree in without(params, visit.layers).items()}
-        teacher = received if step.distillation is not None else {}
+        settings, shard = self._settings, self._shards[visit.node]
+        trainable, carried, frozen, teacher = self._received(visit.layers, params, states)
         rate, key = jnp.float32(learning_rate), _visit_key(settings.seed, visit)
 
         totals, previous, train_s = np.zeros(3), np.inf, 0.0
         finite = True
         for epoch, batches in _visit_batches(visit, shard, self._rows, settings):
             args = (trainable, carried, frozen, teacher, self._train, batches, jax.random.fold_in(key, epoch), rate)
-            program = self._program(visit.layers, lambda: local_epoch(step, visit.layers), args, (0, 1))
+            program = self._program(visit.layers, args)
             started = time.perf_counter()
             trainable, carried, stats = jax.block_until_ready(program(*args))
             train_s += time.perf_counter() - started
@@ -146,23 +169,42 @@ class Executor:
         iterations, examples_seen = int(totals[2]), int(totals[1])
         return VisitResult(visit, trainable, carried, mean_loss, finite, iterations, examples_seen, len(shard), train_s)
 
-    def _freezer(self) -> Callable[[Any], Any]:
-        dtype = self._settings.frozen_dtype
-        if dtype == "float32":
-            return lambda subtree: subtree
-        return jax.jit(lambda subtree: quantization.freeze(subtree, dtype))
+    def _received(
+        self, trained: tuple[str, ...], params: Params, states: OptimizerStates
+    ) -> tuple[Params, OptimizerStates, Params, Params]:
+        """What a visit starts from: trained layers and their states (copies: the program consumes them), the frozen
+        layers as stored, the teacher's layers.
+        """
+        received = select(params, trained)
+        kept = jax.tree.map(jnp.copy, {name: states[name] for name in trained if name in states})
+        fresh = init_states(self._step.rule, without(received, kept), self._step.model.layer_names)
+        teacher = received if self._step.distillation is not None else {}
+        frozen = self._frozen(without(params, trained))
+        return jax.tree.map(jnp.copy, received), kept | fresh, frozen, teacher
 
-    def _program(
-        self, name: Any, make: Callable[[], Callable], args: tuple, donated: tuple[int, ...], counts_memory: bool = True
-    ) -> Callable:
-        """The compiled program of this name, compiled on first use (all its uses have arguments of one shape)."""
+    def _frozen(self, layers: Params) -> Params:
+        """As a node stores them, made from the full-precision values."""
+        if self._settings.frozen_dtype == "float32":
+            return layers
+        return {name: self._freeze(subtree) for name, subtree in layers.items()}
+
+    def _program(self, name: tuple[str, ...], args: tuple) -> Callable:
+        """The program of an assignment or of the evaluation, compiled on first use; all uses have one shape."""
         if name not in self._programs:
             started = time.perf_counter()
-            self._programs[name] = jax.jit(make(), donate_argnums=donated).lower(*args).compile()
+            self._keep(name, self._lower(name, args).compile())
             self._compile_s += time.perf_counter() - started
-            if counts_memory:
-                self._peak_bytes = max(self._peak_bytes, self._node_bytes(self._programs[name]))
         return self._programs[name]
+
+    def _lower(self, name: tuple[str, ...], args: tuple) -> Any:
+        if name == _EVALUATION:
+            return jax.jit(evaluate(self._step)).lower(*args)
+        return jax.jit(local_epoch(self._step, name), donate_argnums=(0, 1)).lower(*args)
+
+    def _keep(self, name: tuple[str, ...], program: Any) -> None:
+        self._programs[name] = program
+        if name != _EVALUATION:
+            self._peak_bytes = max(self._peak_bytes, self._node_bytes(program))
 
     def _node_bytes(self, program: Any) -> int:
         """The compiler's peak for a node: arguments, results, temporaries; its own data in the place of all nodes'."""

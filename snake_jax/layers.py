@@ -112,12 +112,14 @@ def resolve_layers(flag: str, text: str, layer_names: tuple[str, ...]) -> tuple[
     Raises:
       UserError: a name is not a layer of the model.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    words = [word.strip() for word in text.split(",")]
     special = {"first": {layer_names[0]}, "last": {layer_names[-1]}, "all": set(layer_names), "none": set()}
     named: set[str] = set()
     for word in words:
         if word not in special and word not in layer_names:
-            raise UserError(f"--{flag}={text}: no layer {word}; the layers are {', '.join(layer_names)}")
+            raise UserError(
+                f"--{flag}={text}: no layer {word or 'without a name'}; say none, or of {', '.join(layer_names)}"
+            )
         named |= special.get(word, {word})
     return tuple(name for name in layer_names if name in named)
 

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snake_jax import accounting, data, models, network, schedule
+from snake_jax import accounting, data, models, network, records, schedule
 from snake_jax.algorithms import ALGORITHMS, Algorithm
 from snake_jax.config import Config, pick
 from snake_jax.errors import UserError
-from snake_jax.executor import Executor, VisitResult, VisitSettings
+from snake_jax.executor import Compilations, Executor, VisitResult, VisitSettings
 from snake_jax.layers import LayeredModel, Params, num_params, resolve_layers, select
 from snake_jax.network import Network, Sizes, Transfer
 from snake_jax.optimizers import OptimizerStates, init_states, update_rule
@@ -101,25 +101,30 @@ def prepare(config: Config) -> Setup:
     model = models.build(config.model, dataset.num_classes, dataset.train.images.shape[1:], **options)
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)
-    distilled = wanted and algorithm.distills
-    return Setup(config, algorithm, dataset, str(quality), algorithm.shards(shards), divergence, distilled, model, plan)
+    distilled = wanted and "distill" in algorithm.flags
+    shards_used = algorithm.shards(shards)
+    setup = Setup(config, algorithm, dataset, str(quality), shards_used, divergence, distilled, model, plan)
+    _check_interruptions(setup)
+    return setup
 
 
 def _check_fit(config: Config, algorithm: Algorithm) -> None:
     """Flags that the algorithm has no use for are refused rather than ignored."""
-    schedule.interruptions(config)
-    if (config.interrupt or config.fault_rate) and not algorithm.interruptible:
-        raise UserError(f"--interrupt and --fault_rate: {algorithm.name} has no takeover; use snake or sequential")
-    if config.carry_optimizer_state and not algorithm.carries_states:
-        raise UserError(f"--carry_optimizer_state: the nodes of {algorithm.name} train side by side; leave it out")
-    if config.distill == "on" and not algorithm.distills:
-        raise UserError(f"--distill=on: {algorithm.name} does not distill; use snake or sequential")
-    if algorithm.traffic == "star" and config.mode == "peer_to_peer":
-        raise UserError(f"--mode=peer_to_peer: {algorithm.name} needs the server; use client_server")
-    if algorithm.name != "fedavg" and (config.nodes_per_round or config.server_momentum):
-        raise UserError(f"--nodes_per_round and --server_momentum are fedavg's; {algorithm.name} has no use for them")
+    special = {flag for other in ALGORITHMS.values() for flag in other.flags}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in special - algorithm.flags and value not in (field.default, "off"):
+            users = ", ".join(other.name for other in ALGORITHMS.values() if field.name in other.flags)
+            raise UserError(f"--{field.name}={value}: {algorithm.name} has no use for it; it is for {users}")
     if config.nodes_per_round > config.nodes:
         raise UserError(f"--nodes_per_round={config.nodes_per_round} is more than --nodes={config.nodes}")
+    schedule.interruptions(config)
+
+
+def _check_interruptions(setup: Setup) -> None:
+    last = rounds(setup)[-1][-1].turn
+    if late := [turn for turn in schedule.interruptions(setup.config) if turn > last]:
+        raise UserError(f"--interrupt={setup.config.interrupt}: there is no visit {late[0]}; the last is {last}")
 
 
 def rounds(setup: Setup) -> list[Round]:
@@ -182,8 +187,14 @@ def train(setup: Setup, executor: Executor, state: State, keep: Callable[[State]
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
     """
     config, every = setup.config, rounds(setup)
-    costs = accounting.layer_costs(setup.model, config.batch_size)
+    step_flops = functools.partial(
+        accounting.step_flops,
+        accounting.layer_costs(setup.model, config.batch_size),
+        teacher=setup.distilled,
+        stochastic=setup.model.stochastic,
+    )
     sizes = _sizes(setup)
+    executor.compile([visit.layers for visits in every[state.rounds :] for visit in visits], state.params)
     for number in range(state.rounds, len(every)):
         visits = every[number]
         rate = schedule.learning_rate(config, visits[0].cycle)
@@ -192,10 +203,10 @@ def train(setup: Setup, executor: Executor, state: State, keep: Callable[[State]
         state, transfers = _advance(setup, sizes, state, visits, good)
         due = (number + 1) % config.eval_every == 0 or number + 1 == len(every)
         scores = executor.evaluate(state.params) if due else (None, None)
-        flops = sum(
-            r.iterations * accounting.step_flops(costs, r.visit.layers, teacher=setup.distilled) for r in results
-        )
-        yield Report(_record(setup, visits, results, good, transfers, rate, flops, scores), transfers, state)
+        flops = sum(r.iterations * step_flops(r.visit.layers) for r in results)
+        record = records.of_round(visits, results, transfers, scores, rate, flops)
+        record |= {"distilled": setup.distilled, "event": visits[0].event if len(good) == len(results) else "skipped"}
+        yield Report(record, transfers, state)
 
 
 def _is_good(result: VisitResult, config: Config, state: State, keep: Callable[[State], None]) -> bool:
@@ -207,8 +218,8 @@ def _is_good(result: VisitResult, config: Config, state: State, keep: Callable[[
         visit = result.visit
         raise Diverged(
             f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) diverged: its loss is not "
-            "finite; the state before it is kept. Go on with --on_divergence=skip, or lower --learning_rate or --clip_norm "
-            "in another --workdir"
+            "finite; the state before it is kept. Go on from it with --on_divergence=skip, or lower --learning_rate "
+            "or set a --clip_norm in a new --workdir"
         )
     return False
 
@@ -255,85 +266,23 @@ def _sizes(setup: Setup) -> Sizes:
     return accounting.transfer_sizes(params, config.frozen_dtype, states)
 
 
-def _record(
-    setup: Setup,
-    visits: Round,
-    results: list[VisitResult],
-    good: list[VisitResult],
-    transfers: list[Transfer],
-    rate: float,
-    flops: int,
-    scores: tuple[float | None, float | None],
-) -> dict[str, Any]:
-    """A line of metrics.jsonl: what this round took and where the model stands after it."""
-    first = visits[0]
-    losses = [(r.loss, r.examples) for r in results if math.isfinite(r.loss)]
-    examples = sum(n for _, n in losses)
-    up, down = network.bytes_up_down(transfers)
-    return {
-        "visit": first.turn,
-        "cycle": first.cycle,
-        "node": first.node if setup.algorithm.traffic != "star" else [visit.node for visit in visits],
-        "layers": list(first.layers),
-        "iterations": sum(r.iterations for r in results),
-        "examples": sum(r.examples for r in results),
-        "bytes_up": up,
-        "bytes_down": down,
-        "train_flops": flops,
-        "train_s": sum(r.train_s for r in results),
-        "loss": sum(loss * n for loss, n in losses) / examples if examples else None,
-        "accuracy": scores[0],
-        "test_loss": scores[1] if scores[1] is None or math.isfinite(scores[1]) else None,
-        "learning_rate": rate,
-        "distilled": setup.distilled,
-        "event": first.event if len(good) == len(results) else "skipped",
-    }
-
-
-def summarise(setup: Setup, executor: Executor, records: Sequence[dict[str, Any]], earlier: dict) -> dict[str, Any]:
-    """The numbers of summary.json, from all records of the run.
+def summarise(setup: Setup, compiled: Compilations, lines: Sequence[records.Record]) -> records.Record:
+    """The content of summary.json.
 
     Args:
       setup: of the run.
-      executor: for what was compiled.
-      records: all lines of metrics.
-      earlier: `compile_s` and `num_compilations` of processes before a resume.
+      compiled: in all processes of the run.
+      lines: all lines of metrics.
     """
-    config, compiled = setup.config, executor.compilations
-    accuracies = [r["accuracy"] for r in records if r["accuracy"] is not None]
-    totals = {k: sum(r[k] for r in records) for k in _SUMMED}
-    params, _, _ = state_like(setup, ())
+    config, (params, _, _) = setup.config, state_like(setup, ())
+    named = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
     return {
-        "algorithm": config.algorithm,
-        "model": config.model,
-        "dataset": config.dataset,
-        "partition": config.partition,
-        "alpha": config.alpha,
-        "seed": config.seed,
-        "nodes": config.nodes,
-        "cycles": config.cycles,
+        **{name: getattr(config, name) for name in named},
         "num_params": num_params(params),
-        "final_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
-        **totals,
-        "target_accuracy": config.target_accuracy,
-        **{f"{key}_to_target": value for key, value in _to_target(records, config.target_accuracy).items()},
-        "peak_train_bytes": compiled.peak_bytes,
-        "compile_s": compiled.seconds + earlier.get("compile_s", 0.0),
-        "num_compilations": compiled.programs + earlier.get("num_compilations", 0),
+        **records.summary(lines, compiled, config.target_accuracy),
         "divergence": setup.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,
         "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",
         "config": dataclasses.asdict(config),
     }
-
-
-_SUMMED = ("iterations", "examples", "bytes_up", "bytes_down", "train_flops", "train_s")
-
-
-def _to_target(records: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
-    """What it took until the accuracy was first at least `target`; None where it never was."""
-    reached = next((i for i, r in enumerate(records) if (r["accuracy"] or 0.0) >= target), None)
-    upto = () if reached is None else records[: reached + 1]
-    return {key: sum(r[key] for r in upto) if upto else None for key in _SUMMED}

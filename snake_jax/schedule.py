@@ -87,17 +87,21 @@ def interruptions(config: Config) -> dict[int, float]:
     """`{turn: share of its steps after which it is interrupted}` from the `interrupt` flag.
 
     Raises:
-      UserError: not of the form VISIT or VISIT@SHARE, or no other node could take over.
+      UserError: not of the form VISIT or VISIT@SHARE, a visit named twice, or no other node could take over.
     """
     if (config.interrupt or config.fault_rate) and config.nodes < 2:
         raise UserError("--interrupt and --fault_rate need an idle node to take over: set --nodes to at least 2")
-    return dict(_interruption(word) for word in config.interrupt.split(",") if word.strip())
+    words = [word.strip() for word in config.interrupt.split(",")] if config.interrupt else []
+    shares = dict(_interruption(word) for word in words)
+    if len(shares) < len(words):
+        raise UserError(f"--interrupt={config.interrupt}: names a visit twice")
+    return shares
 
 
 def _interruption(word: str) -> tuple[int, float]:
-    turn, _, share = word.strip().partition("@")
+    turn, at, share = word.partition("@")
     try:
-        parsed = int(turn), float(share or 0.5)
+        parsed = int(turn), float(share if at else 0.5)
     except ValueError:
         parsed = -1, 0.0
     if parsed[0] < 0 or not 0 <= parsed[1] < 1:

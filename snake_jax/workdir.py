@@ -59,7 +59,7 @@ class Workdir:
         if stored is None:
             if {entry.name for entry in self.path.iterdir()} - {_part(file).name}:
                 raise UserError(f"--workdir={self.path} holds files but no run (no config.json); give a new folder")
-        elif other := differences(config, _unless_going_on(stored, config)):
+        elif other := differences(config, stored):
             raise UserError(
                 f"--workdir={self.path} holds a run with other flags: {', '.join(other)}; "
                 "use those, or another --workdir"
@@ -132,12 +132,6 @@ class Workdir:
         self.records = _keep_lines(self.path / "metrics.jsonl", records)
         _keep_lines(self.path / "ledger.jsonl", ledger_lines)
         self._ledger_lines = ledger_lines
-
-
-def _unless_going_on(stored: Record, config: Config) -> Record:
-    """The stored config; a run stopped by divergence may go on with --on_divergence=skip, so that is no difference."""
-    skips = (stored.get("on_divergence"), config.on_divergence) == ("stop", "skip")
-    return {**stored, "on_divergence": "skip"} if skips else stored
 
 
 @contextlib.contextmanager

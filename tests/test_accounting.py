@@ -19,6 +19,14 @@ from tests.helpers import small_step
 BATCH = 32
 
 
+@pytest.fixture(autouse=True)
+def _quick_compilation():
+    """The compiler's late optimisations take half of its time; its counts are made before them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def _narrow_vgg():
     """A quarter of the width: small to compile, wide enough for products to outweigh elementwise work."""
@@ -32,7 +40,7 @@ def _within(step, trained, percent, frozen_dtype="float32"):
     return expected <= counted <= (1 + percent / 100) * expected
 
 
-@pytest.mark.parametrize("trained", [("conv1", "conv4", "fc11"), ("conv6",), ("fc11",), ("fc9", "fc11")])
+@pytest.mark.parametrize("trained", [("conv1", "conv4", "fc11"), ("conv6",), ("fc11",)])
 def test_the_compiler_counts_what_the_formula_says(trained):
     assert _within(small_step(_narrow_vgg(), clip_norm=1.0), trained, percent=2)
 
@@ -42,12 +50,10 @@ def test_so_it_does_with_a_teacher_and_int8_frozen_layers():
     assert _within(step, ("conv5", "fc11"), percent=2, frozen_dtype="int8")
 
 
-def test_a_full_step_of_a_wider_cnn_and_little_more_for_a_narrow_one():
-    # 16 channels: elementwise work, which the formula leaves out, is 3 to 4 %; it falls as channels grow.
-    models_and_percent = [({"width": 1.0}, 5), ({"width": 3.0}, 2)]
-    for options, percent in models_and_percent:
-        model = models.build("cnn", 10, (32, 32, 3), conv="matmul", **options)
-        assert _within(small_step(model), model.layer_names, percent)
+def test_a_full_step_of_a_wide_cnn():
+    # With 16 channels the elementwise work, which the formula leaves out, is 3 to 4 %; it falls as channels grow.
+    model = models.build("cnn", 10, (32, 32, 3), conv="matmul", width=3.0)
+    assert _within(small_step(model), model.layer_names, percent=2)
 
 
 def test_the_compiler_counts_a_loop_once_and_the_dearer_branch():
@@ -139,7 +145,7 @@ def test_a_node_keeps_one_copy_of_frozen_layers_beside_the_trained_state():
 
 
 def test_frozen_precision_shrinks_the_compiled_arguments_by_what_it_saves():
-    step, trained = small_step(_narrow_vgg()), ("fc11",)
+    step, trained = small_step(models.build("cnn", 10, (8, 8, 3), conv="matmul")), ("fc5",)
     arguments = {t: accounting.compiled_cost(step, trained, 4, t).argument_bytes for t in ("float32", "int8")}
     frozen = {t: num_bytes(accounting.node_state(step, trained, t)[2]) for t in arguments}
     assert arguments["float32"] - arguments["int8"] == pytest.approx(frozen["float32"] - frozen["int8"], rel=1e-3)

@@ -44,11 +44,12 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(images, tmp_path_factory):
     """Flags of a small run; programs compiled once serve all tests here."""
-    cache = tmp_path_factory.mktemp("cache")
+    cache, names = tmp_path_factory.mktemp("cache"), ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
     compilation_cache.reset_cache()
     yield (*SMALL, f"--dataset=npz:{images}", f"--compilation_cache_dir={cache}")
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    for name, value in before.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
 
 
@@ -165,26 +166,24 @@ def test_killed_before_the_summary(run, small, unbroken, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed_for_real(small, tmp_path_factory):
-    """A long run killed with SIGKILL, stopped with Ctrl-C, then finished on a terminal; no shared programs."""
+    """`(folder, exit code, screen, stderr)` of a run that was killed with SIGKILL, then finished on a terminal."""
     workdir = tmp_path_factory.mktemp("killed") / "run"
     flag_list = [*small, "--cycles=12", f"--workdir={workdir}"]
-    _stop_at_line(in_new_process(flag_list), workdir, 2, signal.SIGKILL)
-    stopped = _stop_at_line(in_new_process(flag_list), workdir, 8, signal.SIGINT)
+    with in_new_process(flag_list) as process:
+        _wait_for_lines(process, workdir / "metrics.jsonl", 3)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     ours, theirs = pty.openpty()
     with in_new_process(flag_list, stdout=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "110"}) as process:
         os.close(theirs)
         screen = _read_terminal(ours)
-        code, stderr = process.wait(), process.stderr.read()
-    return workdir, stopped, (code, screen, stderr)
+        stderr = process.stderr.read()
+    return workdir, process.returncode, screen, stderr
 
 
-def _stop_at_line(process, workdir, count, signal_number):
-    file = workdir / "metrics.jsonl"
+def _wait_for_lines(process, file, count):
     while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < count):
         time.sleep(0.01)
-    process.send_signal(signal_number)
-    stdout, stderr = process.communicate()
-    return process.returncode, stdout, stderr
 
 
 def _read_terminal(descriptor):
@@ -202,17 +201,28 @@ def test_sigkill_changes_nothing(killed_for_real, unbroken, run):
     assert results(killed_for_real[0]) == results(unbroken(run, "--cycles=12"))
 
 
-def test_ctrl_c_says_how_to_go_on(killed_for_real):
-    code, _, stderr = killed_for_real[1]
-    assert code == 130
-    assert stderr == "interrupted; the same command goes on from the last finished visit\n"
-
-
 def test_a_terminal_shows_a_bar_and_the_time_left(killed_for_real):
-    code, screen, stderr = killed_for_real[2]
+    _, code, screen, stderr = killed_for_real
     assert (code, stderr) == (0, "")
-    assert "visit 24/24" in screen.replace("\x1b[0m", "").replace("\x1b[32m", "")
+    assert "going on after visit" in screen
+    assert "24/24" in screen
     assert "\x1b[?25h" in screen, "the cursor is back"
+
+
+def test_ctrl_c_says_how_to_go_on_and_loses_nothing(run, small, unbroken, tmp_path):
+    def interrupted_save(self, saved):
+        if saved.rounds == 2:
+            signal.raise_signal(signal.SIGINT)
+        save(self, saved)
+
+    save = Checkpoints.save
+    with run.monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", interrupted_save)
+        ended = run(*small, f"--workdir={tmp_path}")
+    assert ended.code == 130
+    assert ended.stderr == "interrupted; the same command goes on from the last finished visit\n"
+    assert "going on after visit 1 of 4" in run(*small, f"--workdir={tmp_path}").stdout
+    assert results(tmp_path) == results(unbroken(run))
 
 
 # Damage
@@ -258,7 +268,7 @@ WRONG_VALUES = [
     ("--dataset=npz:/absent.npz", "/absent.npz: no such file"),
     ("--partition=random", "not one of iid, dirichlet, dirichlet_split"),
     ("--augment=cutout", "not one of none, crop_flip, flip"),
-    ("--always_train=first,conv9", "no layer conv9; the layers are fc1, fc2, fc3, fc4"),
+    ("--always_train=first,conv9", "no layer conv9; say none, or of fc1, fc2, fc3, fc4"),
     ("--model=vgg11", "--model=vgg11 needs images of at least 32x32"),
     ("--alpha=0", "--alpha=0.0: must be greater than 0"),
     ("--alpha=-1", "--alpha=-1.0: must be greater than 0"),
@@ -271,12 +281,16 @@ WRONG_VALUES = [
     ("--dropout=1", "--dropout=1.0: must be at most 0.95"),
     ("--interrupt=4@2", "want VISIT or VISIT@SHARE"),
     ("--nodes=1 --fault_rate=0.1", "need an idle node"),
-    ("--algorithm=fedavg --interrupt=0", "fedavg has no takeover"),
+    ("--algorithm=fedavg --interrupt=0", "--interrupt=0: fedavg has no use for it; it is for snake, sequential"),
     ("--algorithm=fedavg --carry_optimizer_state", "--carry_optimizer_state"),
-    ("--algorithm=fedavg --mode=peer_to_peer", "fedavg needs the server"),
+    ("--algorithm=fedavg --mode=peer_to_peer", "fedavg has no use for it"),
     ("--algorithm=fedavg --nodes_per_round=4", "--nodes_per_round=4 is more than --nodes=3"),
-    ("--server_momentum=0.9", "snake has no use for them"),
+    ("--server_momentum=0.9", "snake has no use for it; it is for fedavg"),
     ("--seed=-1", "--seed=-1: must be at least 0"),
+    ("--seed=4294967296", "--seed=4294967296: must be at most 4294967295"),
+    ("--learning_rate=1e300", "--learning_rate=1e+300: must be a finite number of at most 1e+30"),
+    ("--lr_decay=1e20 --cycles=3", "--lr_decay=1e+20: the learning rate would grow beyond 1e+30"),
+    ("--interrupt=99", "--interrupt=99: there is no visit 99; the last is"),
     ("--nodse=3", "Unknown command line flag 'nodse'. Did you mean: nodes"),
     ("--cached=perhaps", "flag --cached=perhaps: ('Non-boolean argument"),
     ("--nocached=1", "--nocached=1 does not take an argument"),
@@ -284,6 +298,10 @@ WRONG_VALUES = [
     ("nodes=3", "nodes=3: flags begin with --"),
     ("--flagfile=/absent.flags", "Unable to open flagfile"),
     ("--workdir=", "--workdir is needed"),
+]
+WRONG_FOLDERS = [
+    ("--workdir=/dev/null", "--workdir=/dev/null: File exists; give a folder that can be written"),
+    ("--compilation_cache_dir=/dev/null", "--compilation_cache_dir=/dev/null: File exists; give a folder"),
 ]
 CHOICES = [
     (f"--{field.name}=nonsense", f"--{field.name}=nonsense: not one of {', '.join(field.metadata['choices'])}")
@@ -316,7 +334,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize(("wrong", "message"), WRONG_VALUES + CHOICES)
+@pytest.mark.parametrize(("wrong", "message"), WRONG_VALUES + WRONG_FOLDERS + CHOICES)
 def test_wrong_flags_are_one_line_before_anything_is_compiled(wrong, message, run, small, tmp_path, compiled):
     ended = run(*small, f"--workdir={tmp_path / 'run'}", *wrong.split())
     assert message in error_line(ended)
@@ -395,12 +413,6 @@ def test_skipping_goes_on_from_the_state_before_divergence(run, small, tmp_path)
     assert [record["event"] for record in metrics] == ["", "", "skipped", "skipped"]
     assert math.isfinite(strict_json((tmp_path / "summary.json").read_text())["final_accuracy"])
     assert strict_json((tmp_path / "config.json").read_text())["on_divergence"] == "skip"
-
-
-def test_a_run_that_skips_does_not_turn_into_one_that_stops(run, small, tmp_path):
-    flag_list = (*small, *DIVERGING, f"--workdir={tmp_path}")
-    assert run(*flag_list, "--on_divergence=skip").code == 0
-    assert "--on_divergence=skip (here stop)" in error_line(run(*flag_list))
 
 
 # Repeatability and speed

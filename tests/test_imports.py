@@ -14,7 +14,7 @@ LEVELS = (
     {"steps", "optimizers", "schedule"},
     {"executor", "network", "accounting"},
     {"algorithms"},
-    {"runner", "checkpoint", "report", "workdir"},
+    {"runner", "records", "checkpoint", "report", "workdir"},
     {"snake_jax"},  # the package's own __init__, which may re-export anything
     {"experiments"},
 )

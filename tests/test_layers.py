@@ -65,8 +65,10 @@ def test_layer_names_from_flags():
     assert resolve_layers("always_train", "fc3, conv2", names) == ("conv2", "fc3")
     assert resolve_layers("always_train", "none", names) == ()
     assert resolve_layers("always_train", "all", names) == names
-    with pytest.raises(UserError, match="no layer conv9; the layers are conv1, conv2, fc3"):
+    with pytest.raises(UserError, match="no layer conv9; say none, or of conv1, conv2, fc3"):
         resolve_layers("always_train", "conv9", names)
+    with pytest.raises(UserError, match="no layer without a name; say none"):
+        resolve_layers("always_train", "", names)
 
 
 def test_bytes_count_every_stored_array():

@@ -93,10 +93,15 @@ def test_random_faults_are_seeded_and_about_as_frequent_as_said():
     assert sum(v.event == "takeover" for v in visits) == faults
 
 
-@pytest.mark.parametrize("text", ["x", "3@1.5", "-1", "1;2"])
+@pytest.mark.parametrize("text", ["x", "3@1.5", "-1", "1;2", "3@", "3,", "2@nan"])
 def test_malformed_interruptions_are_refused(text):
     with pytest.raises(UserError, match="want VISIT or VISIT@SHARE"):
         interruptions(Config(interrupt=text))
+
+
+def test_a_visit_is_interrupted_once_or_not():
+    with pytest.raises(UserError, match="names a visit twice"):
+        interruptions(Config(interrupt="1,1@0.3"))
 
 
 def test_a_takeover_needs_a_second_node():

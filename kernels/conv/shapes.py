@@ -1,4 +1,7 @@
-"""The named shapes that tests and benchmarks of convolution share."""
+"""One convolution's shape, as tests and benchmark say it, and the named list of small ones.
+
+The benchmark takes its large ones from the model: `bench.convolutions`.
+"""
 
 import math
 from typing import NamedTuple
@@ -6,10 +9,6 @@ from typing import NamedTuple
 from jax import lax
 
 from snake_jax.kernels.conv.reference import Padding, Pair
-
-VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
-VGG11_POOLED = (1, 2, 4, 6, 8)
-"""The convolutions, counted from 1, which a 2x2 max pooling follows."""
 
 
 class ConvShape(NamedTuple):
@@ -35,23 +34,6 @@ class ConvShape(NamedTuple):
         """FLOPs of the forward product, 2 a multiply and add, taps on padding with them; of either gradient's too."""
         return 2 * math.prod(self.y[:3]) * math.prod(self.w)
 
-
-def vgg(
-    batch: int = 32,
-    side: int = 32,
-    channels: tuple[int, ...] = VGG11_CHANNELS,
-    pooled: tuple[int, ...] = VGG11_POOLED,
-) -> tuple[ConvShape, ...]:
-    """The convolutions of a VGG for square images of `side` pixels; the defaults are VGG-11's for CIFAR."""
-    layers, inputs = [], 3
-    for number, outputs in enumerate(channels, 1):
-        layers.append(ConvShape(f"conv{number}", (batch, side, side, inputs), (3, 3, inputs, outputs)))
-        inputs, side = outputs, side // 2 if number in pooled else side
-    return tuple(layers)
-
-
-VGG11 = vgg()
-"""For benchmarks: batch 32."""
 
 SMALL = (
     ConvShape("plain", (2, 8, 8, 3), (3, 3, 3, 4)),

@@ -1,13 +1,21 @@
 """The same passes and the same training step in PyTorch, for comparison. Import only where torch is importable."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from snake_jax.kernels.conv.shapes import ConvShape
-from snake_jax.kernels.conv.vgg11 import LEARNING_RATE, MOMENTUM, Sizes, batch_of
+
+
+class Layer(NamedTuple):
+    """kernel [Kh,Kw,Cin,Cout] or [Cin,Cout], bias [Cout], and whether 2x2 max pooling follows."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    pooled: bool
 
 
 def passes(layer: ConvShape) -> dict[str, Callable[[], object]]:
@@ -28,11 +36,12 @@ def passes(layer: ConvShape) -> dict[str, Callable[[], object]]:
     }
 
 
-def step(sizes: Sizes) -> Callable[[], object]:
-    """One call is one full training step."""
-    model = _model(sizes)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    images, labels = batch_of(sizes)
+def step(
+    layers: Sequence[Layer], images: np.ndarray, labels: np.ndarray, learning_rate: float, momentum: float
+) -> Callable[[], float]:
+    """One call is one full training step on images [B,H,W,3], labels [B]; it returns the loss before the step."""
+    model = _model(layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     y = torch.from_numpy(labels.astype(np.int64))
 
@@ -46,12 +55,23 @@ def step(sizes: Sizes) -> Callable[[], object]:
     return run
 
 
-def _model(sizes: Sizes) -> nn.Module:
+def _model(layers: Sequence[Layer]) -> nn.Module:
+    """ReLU after every layer but the last. Flattens channels first: the last image must be a single pixel."""
     parts: list[nn.Module] = []
-    for number, layer in enumerate(sizes.convolutions, 1):
-        parts += [nn.Conv2d(layer.w[2], layer.w[3], 3, padding=1), nn.ReLU()]
-        parts += [nn.MaxPool2d(2)] if number in sizes.pooled else []
-    parts.append(nn.Flatten())
-    for inputs, outputs in sizes.dense.values():
-        parts += [nn.Linear(inputs, outputs), nn.ReLU()]
+    for kernel, bias, pooled in layers:
+        if kernel.ndim == 2 and not any(isinstance(part, nn.Flatten) for part in parts):
+            parts.append(nn.Flatten())
+        parts += [_filled(kernel, bias), nn.ReLU()]
+        parts += [nn.MaxPool2d(2)] if pooled else []
     return nn.Sequential(*parts[:-1])
+
+
+def _filled(kernel: np.ndarray, bias: np.ndarray) -> nn.Module:
+    """A convolution or dense layer of these parameters; PyTorch's kernels are [Cout,Cin,Kh,Kw] and [Cout,Cin]."""
+    *window, inputs, outputs = kernel.shape
+    layer = nn.Conv2d(inputs, outputs, tuple(window), padding=1) if window else nn.Linear(inputs, outputs)
+    turned = np.moveaxis(kernel, (-1, -2), (0, 1))
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(turned)))
+        layer.bias.copy_(torch.tensor(bias))
+    return layer

@@ -12,6 +12,9 @@ from snake_jax.schedule import Plan, Round
 
 Shards = Sequence[np.ndarray]
 
+NETWORK_FLAGS = frozenset({"cached"})
+RELAY_FLAGS = NETWORK_FLAGS | {"mode", "distill", "carry_optimizer_state", "interrupt", "fault_rate", "interruption"}
+
 
 class Algorithm(NamedTuple):
     """A method as pure functions.
@@ -24,9 +27,7 @@ class Algorithm(NamedTuple):
       init_merge: `(config, params) -> state` of the merge, a tree of arrays.
       merge: `(config, params, state, results) -> (params, state)` after a round.
       shards: `shards -> shards`, where the data is not trained on as it lies on the nodes.
-      distills: whether distillation from the model as received is part of it.
-      interruptible: whether an idle node can take over a visit.
-      carries_states: whether optimizer states can travel with the layers.
+      flags: those of the flags not meant for every method that it has a use for (`RELAY_FLAGS`, ...).
     """
 
     name: str
@@ -35,9 +36,7 @@ class Algorithm(NamedTuple):
     init_merge: Callable[[Config, Params], Any]
     merge: Callable[[Config, Params, Any, Sequence[VisitResult]], tuple[Params, Any]]
     shards: Callable[[Shards], Shards] = lambda shards: shards
-    distills: bool = False
-    interruptible: bool = False
-    carries_states: bool = True
+    flags: frozenset[str] = frozenset()
 
 
 def no_merge_state(config: Config, params: Params) -> dict[str, Any]:

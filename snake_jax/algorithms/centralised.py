@@ -22,4 +22,5 @@ CENTRALISED = Algorithm(
     init_merge=no_merge_state,
     merge=replace,
     shards=_pooled,
+    flags=frozenset({"carry_optimizer_state"}),
 )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm
 from snake_jax.config import Config
 from snake_jax.executor import VisitResult
 from snake_jax.layers import Params
@@ -55,5 +55,5 @@ FEDAVG = Algorithm(
     traffic="star",
     init_merge=_init_velocity,
     merge=_merge,
-    carries_states=False,
+    flags=NETWORK_FLAGS | {"nodes_per_round", "server_momentum"},
 )

@@ -3,7 +3,7 @@
 Chang et al., "Distributed deep learning networks among institutions for medical imaging", JAMIA 2018.
 """
 
-from snake_jax.algorithms.base import Algorithm, no_merge_state, replace
+from snake_jax.algorithms.base import RELAY_FLAGS, Algorithm, no_merge_state, replace
 from snake_jax.schedule import Plan, Round, relay
 
 
@@ -18,6 +18,5 @@ SEQUENTIAL = Algorithm(
     traffic="relay",
     init_merge=no_merge_state,
     merge=replace,
-    distills=True,
-    interruptible=True,
+    flags=RELAY_FLAGS,
 )

@@ -4,7 +4,7 @@ Yu et al., "Snake Learning: A Communication- and Computation-Efficient Distribut
 Communications Magazine 2025 (and arXiv 2405.03372), sections "Layer Assignment" and "Local Training".
 """
 
-from snake_jax.algorithms.base import Algorithm, no_merge_state, replace
+from snake_jax.algorithms.base import RELAY_FLAGS, Algorithm, no_merge_state, replace
 from snake_jax.schedule import Plan, Round, relay, serpentine
 
 
@@ -18,6 +18,5 @@ SNAKE = Algorithm(
     traffic="relay",
     init_merge=no_merge_state,
     merge=replace,
-    distills=True,
-    interruptible=True,
+    flags=RELAY_FLAGS | {"order", "layers_per_visit", "always_train", "frozen_dtype"},
 )

@@ -12,7 +12,7 @@ MODELS: dict[str, Callable[..., LayeredModel]] = {"vgg11": vgg11, "cnn": cnn, "m
 
 __all__ = ["MODELS", "build", "cnn", "conv_general_dilated", "from_linen", "from_nnx", "mlp", "vgg11"]
 
-_LEAST_SIDE = {"vgg11": 32, "cnn": 8, "mlp": 1}  # as many halvings as the network has poolings
+_LEAST_SIDE = {"vgg11": 32, "cnn": 8}  # as many halvings as the network has poolings
 
 
 def build(name: str, num_classes: int, input_shape: tuple[int, ...], **options: object) -> LayeredModel:
@@ -28,7 +28,7 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...], **options: 
       UserError: no such network, or images too small for it.
     """
     make = MODELS[pick("model", name, MODELS)]
-    if min(input_shape[:2]) < _LEAST_SIDE[name]:
-        side = _LEAST_SIDE[name]
+    side = _LEAST_SIDE.get(name, 1)
+    if min(input_shape[:2]) < side:
         raise UserError(f"--model={name} needs images of at least {side}x{side}, these are {input_shape}")
     return make(num_classes, input_shape, **options)

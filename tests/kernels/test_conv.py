@@ -9,12 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from snake_jax import accounting
 from snake_jax.kernels import bench as command
-from snake_jax.kernels.conv import LOWERINGS, bench, conv2d, max_pool, reference, shapes, vgg11
+from snake_jax.kernels.conv import LOWERINGS, bench, conv2d, max_pool, reference, shapes, tables
 from snake_jax.kernels.conv.shapes import ConvShape
 
 PLAIN = ConvShape("plain", (4, 8, 8, 16), (3, 3, 16, 16))
-TINY = vgg11.Sizes(batch=2, side=2, channels=(4,), pooled=(1,), hidden=8)
+TINY = bench.Network("cnn", batch=4, side=8, width=0.5)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Leaves out the compiler's late optimisations, for tests of values alone."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def draw(shape, dtype=jnp.float32, seed=0):
@@ -30,20 +39,16 @@ def conv_of(shape, lowering):
 
 
 def values_and_gradients(function, x, w, g):
-    """[y, dx, dw] for the cotangent g."""
-
-    @jax.jit
-    def program(x, w, g):
-        y, backward = jax.vjp(function, x, w)
-        return y, *backward(g)
-
-    return [np.asarray(a, np.float64) for a in program(x, w, g)]
+    """(y, dx, dw) for the cotangent g."""
+    y, backward = jax.vjp(function, x, w)
+    return y, *backward(g)
 
 
 def assert_within(actual, expected, bound):
     """Equal up to `bound` times the largest expected value: sums of many terms round in proportion to those."""
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
         np.testing.assert_allclose(a, e, rtol=0, atol=bound * np.abs(e).max())
 
 
@@ -54,56 +59,69 @@ def numpy_conv(x, w, strides, pads):
     return np.einsum("bhwcij,ijco->bhwo", windows, w)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("shape", shapes.SMALL, ids=lambda s: s.name)
-def test_equals_xla_in_float32(shape):
-    expected = values_and_gradients(conv_of(shape, "xla"), *arrays(shape))
-    # At most 150 products in a sum: the rounding of a few of them, 2**-24 each.
-    assert_within(values_and_gradients(conv_of(shape, "matmul"), *arrays(shape)), expected, 1e-6)
+def test_equals_xla_and_the_sum_of_products(shape):
+    @jax.jit
+    def program(x, w, g):
+        single = [a.astype(jnp.float32) for a in (x, w, g)]
+        fast = conv_of(shape, "matmul")
+        xla = values_and_gradients(conv_of(shape, "xla"), x, w, g)
+        return xla, values_and_gradients(fast, x, w, g), values_and_gradients(fast, *single)
 
-
-@pytest.mark.parametrize("shape", shapes.SMALL, ids=lambda s: s.name)
-def test_equals_xla_in_float64(shape):
     with jax.enable_x64(True):
-        expected = values_and_gradients(conv_of(shape, "xla"), *arrays(shape, jnp.float64))
-        actual = values_and_gradients(conv_of(shape, "matmul"), *arrays(shape, jnp.float64))
-    assert_within(actual, expected, 1e-14)
-
-
-@pytest.mark.parametrize("shape", shapes.SMALL, ids=lambda s: s.name)
-def test_equals_the_sum_of_products(shape):
-    x, w, g = (np.asarray(a, np.float64) for a in arrays(shape))
+        x, w, g = arrays(shape, jnp.float64)
+        expected, double, single = jax.device_get(program(x, w, g))
+    assert [a.dtype for a in (*double, *single)] == [np.float64] * 3 + [np.float32] * 3
+    assert_within(double, expected, 1e-14)
+    # At most 150 products in a sum: the rounding of a few of them, 2**-24 each, and of the arguments.
+    assert_within(single, expected, 1e-6)
     pads = shape.padding
     if isinstance(pads, str):
         pads = jax.lax.padtype_to_pads(x.shape[1:3], w.shape[:2], shape.strides, pads)
-    y, dx, dw = values_and_gradients(conv_of(shape, "matmul"), *arrays(shape))
-    assert_within([y], [numpy_conv(x, w, shape.strides, pads)], 1e-6)
+    y, dx, dw = double
+    assert_within([y], [numpy_conv(x, w, shape.strides, pads)], 1e-14)
     # The convolution is linear in x and in w, so <g, y> = <dx, x> = <dw, w> for gradients that are its transposes.
-    inner = np.vdot(g, numpy_conv(x, w, shape.strides, pads))
     scale = np.linalg.norm(g) * np.linalg.norm(y)
-    np.testing.assert_allclose([np.vdot(dx, x), np.vdot(dw, w)], inner, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose([np.vdot(dx, x), np.vdot(dw, w)], np.vdot(g, y), rtol=0, atol=1e-14 * scale)
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
-def test_bfloat16_sums_in_float32(lowering):
+def test_bfloat16_sums_in_float32():
     shape = ConvShape("deep", (2, 6, 6, 64), (3, 3, 64, 8))
-    rounded = arrays(shape, jnp.bfloat16)
-    expected = values_and_gradients(conv_of(shape, "xla"), *(a.astype(jnp.float32) for a in rounded))
-    actual = values_and_gradients(conv_of(shape, lowering), *rounded)
-    # One rounding to 8 bits is at most 2**-8 of the result; nine columns added up in bfloat16 are 1.4 times as far.
-    assert_within(actual, expected, 2**-8)
-    assert conv_of(shape, lowering)(*rounded[:2]).dtype == jnp.bfloat16
+
+    @jax.jit
+    def program(x, w, g):
+        wide = [a.astype(jnp.float32) for a in (x, w, g)]
+        return values_and_gradients(conv_of(shape, "xla"), *wide), [
+            values_and_gradients(conv_of(shape, lowering), x, w, g) for lowering in ("matmul", "xla")
+        ]
+
+    expected, rounded = program(*arrays(shape, jnp.bfloat16))
+    for actual in rounded:
+        # One rounding to 8 bits is at most 2**-8 of the result; nine columns added up in bfloat16 are 1.4 times as far.
+        assert_within(actual, expected, 2**-8)
+        assert {a.dtype for a in actual} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_gradient_with_respect_to_one_argument():
-    shape = shapes.SMALL[1]
-    x, w, g = arrays(shape)
-    _, dx, dw = values_and_gradients(conv_of(shape, "xla"), x, w, g)
-    for lowering in ("matmul", "auto"):
-        conv = conv_of(shape, lowering)
-        alone = [jax.jit(jax.grad(lambda x, w, of=conv: jnp.vdot(g, of(x, w)), argument))(x, w) for argument in (0, 1)]
-        assert_within([np.asarray(a) for a in alone], [dx, dw], 1e-6)
+@pytest.mark.parametrize(
+    ("lowering", "argument", "products"), [("matmul", 0, 1), ("matmul", 1, 1), ("auto", 0, 1), ("auto", (0, 1), 2)]
+)
+def test_compiles_only_the_gradients_asked_for(lowering, argument, products):
+    x, w, g = arrays(PLAIN)
+    conv = conv_of(PLAIN, lowering)
+    # <g, y> needs no y for its gradient: what remains are the products of the gradients asked for.
+    program = compiled(jax.grad(lambda x, w, g: jnp.vdot(g, conv(x, w)), argument), x, w, g)
+    assert products * PLAIN.flops <= program.cost_analysis()["flops"] < 1.05 * products * PLAIN.flops
+    _, *expected = values_and_gradients(conv_of(PLAIN, "xla"), x, w, g)
+    alone = program(x, w, g)
+    assert_within(alone if products == 2 else [alone], expected if products == 2 else [expected[argument]], 1e-6)
 
 
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile()
+
+
+@pytest.mark.usefixtures("quick_compilation")
 def test_under_vmap_scan_and_cond():
     shape = ConvShape("same channels", (2, 5, 5, 3), (3, 3, 3, 3))
     x, ws = draw(shape.x), draw((4, *shape.w), seed=1)
@@ -115,13 +133,12 @@ def test_under_vmap_scan_and_cond():
         choice = jax.lax.cond(ws[0].sum() > 0, lambda: conv(x, ws[0]), lambda: conv(x, ws[1]))
         return jnp.sum(nodes.sum(0) * chain * choice)
 
-    def gradients(lowering):
-        program = jax.jit(jax.grad(lambda x, ws: loss(x, ws, lowering), (0, 1)))
-        return [np.asarray(a, np.float64) for a in program(x, ws)]
+    @jax.jit
+    def gradients(x, ws):
+        return [jax.grad(loss, (0, 1))(x, ws, lowering) for lowering in ("xla", "auto")]
 
-    expected = gradients("xla")
-    for lowering in ("matmul", "auto"):
-        assert_within(gradients(lowering), expected, 3e-6)  # four convolutions deep
+    expected, actual = gradients(x, ws)
+    assert_within(actual, expected, 3e-6)  # four convolutions deep
 
 
 def test_a_scan_keeps_x_and_not_its_patches():
@@ -130,23 +147,9 @@ def test_a_scan_keeps_x_and_not_its_patches():
     def loss(x, w):
         return jax.lax.scan(lambda h, _: (jnp.sin(conv2d(h, w)), None), x, length=64)[0].sum()
 
-    memory = jax.jit(jax.grad(loss, (0, 1))).lower(x, w).compile().memory_analysis()
+    memory = compiled(jax.grad(loss, (0, 1)), x, w).memory_analysis()
     # Kept for the backward pass: conv's input and sin's, 64 times each; patches alone would be 9 of x a step.
     assert memory.temp_size_in_bytes < 3.5 * 64 * x.nbytes
-
-
-def compiled_flops(function, *args):
-    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
-
-
-@pytest.mark.parametrize("lowering", ["matmul", "auto"])
-@pytest.mark.parametrize(("argument", "products"), [(0, 1), (1, 1), ((0, 1), 2)])
-def test_compiles_only_the_gradients_asked_for(lowering, argument, products):
-    x, w, g = arrays(PLAIN)
-    conv = conv_of(PLAIN, lowering)
-    # <g, y> needs no y for its gradient: what remains are the products of the gradients asked for.
-    flops = compiled_flops(jax.grad(lambda x, w, g: jnp.vdot(g, conv(x, w)), argument), x, w, g)
-    assert products * PLAIN.flops <= flops < 1.05 * products * PLAIN.flops
 
 
 def test_a_frozen_kernel_costs_no_weight_gradient_in_a_scan():
@@ -157,8 +160,8 @@ def test_a_frozen_kernel_costs_no_weight_gradient_in_a_scan():
         return jax.lax.scan(lambda h, s: (jnp.sin(s * conv2d(h, w)), None), x, scales)[0].sum()
 
     # The body is counted once: forward, and input gradient.
-    assert compiled_flops(jax.grad(loss), scales, w) < 2.1 * PLAIN.flops
-    assert compiled_flops(jax.grad(loss, (0, 1)), scales, w) > 2.9 * PLAIN.flops
+    assert compiled(jax.grad(loss), scales, w).cost_analysis()["flops"] < 2.1 * PLAIN.flops
+    assert compiled(jax.grad(loss, (0, 1)), scales, w).cost_analysis()["flops"] > 2.9 * PLAIN.flops
 
 
 @pytest.mark.parametrize(("platform", "convolutions", "products"), [("cpu", 0, 3), ("cuda", 3, 0), ("tpu", 3, 0)])
@@ -177,39 +180,46 @@ def test_auto_leaves_no_branch_in_the_program():
     assert "reduce-window" not in text
 
 
-POOLS = [((2, 2), None), ((2, 3), None), ((3, 3), (2, 2)), ((2, 2), (1, 1)), ((1, 1), None)]
+POOLS = [
+    ((2, 2), None, 6),
+    ((2, 2), None, 7),
+    ((2, 3), None, 7),
+    ((3, 3), (2, 2), 6),
+    ((2, 2), (1, 1), 7),
+    ((1, 1), None, 7),
+]
 
 
-@pytest.mark.parametrize(("window", "strides"), POOLS)
-@pytest.mark.parametrize("side", [6, 7])
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(("window", "strides", "side"), POOLS)
 def test_pool_equals_xla_with_ties(window, strides, side):
     # Three values only: most windows hold their largest more than once.
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, side, 9, 3)), jnp.float32)
 
-    def both(lowering):
+    def both(x, lowering):
         y, backward = jax.vjp(lambda x: max_pool(x, window, strides, lowering), x)
         return y, backward(draw(y.shape, seed=1))[0]
 
-    y, dx = both("xla")
-    for lowering in ("matmul", "auto"):
-        fast_y, fast_dx = both(lowering)
+    (y, dx), *others = jax.jit(lambda x: [both(x, lowering) for lowering in ("xla", "matmul", "auto")])(x)
+    for fast_y, fast_dx in others:
         np.testing.assert_array_equal(fast_y, y)
         # Overlapping windows add up in one pixel, in any order; others give one value or none.
         np.testing.assert_allclose(fast_dx, dx, rtol=0, atol=0 if strides is None else 1e-6)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_pool_gives_a_tie_to_the_first():
     x = jnp.array([[1.0, 5.0], [5.0, 5.0]]).reshape(1, 2, 2, 1)
-    for lowering in LOWERINGS:
-        dx = jax.grad(lambda x, by=lowering: max_pool(x, lowering=by).sum())(x)
+    gradients = [jax.grad(lambda x, by=lowering: max_pool(x, lowering=by).sum()) for lowering in LOWERINGS]
+    for dx in jax.jit(lambda x: [gradient(x) for gradient in gradients])(x):
         np.testing.assert_array_equal(dx.reshape(2, 2), [[0, 1], [0, 0]])
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_pool_of_bfloat16_under_vmap():
     x = draw((3, 2, 5, 4, 2), jnp.bfloat16)
-    np.testing.assert_array_equal(
-        jax.vmap(max_pool)(x), jnp.stack([reference.max_pool(one, (2, 2), (2, 2)) for one in x])
-    )
+    one_by_one = jnp.stack([reference.max_pool(one, (2, 2), (2, 2)) for one in x])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(max_pool))(x), one_by_one)
 
 
 X, W = np.zeros((2, 4, 4, 3), np.float32), np.zeros((3, 3, 3, 5), np.float32)
@@ -243,26 +253,60 @@ def test_wrong_arguments_are_named(call, message):
         call()
 
 
-def test_vgg11_has_its_parameters_and_flops():
-    sizes = vgg11.FULL_SIZE
-    params = jax.eval_shape(lambda: vgg11.init(sizes))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 9_750_922
-    assert sum(vgg11.forward_flops(sizes).values()) == pytest.approx(9.81e9, rel=2e-3)
-    assert shapes.VGG11[-1].x == (32, 2, 2, 512)
+def test_the_default_network_is_vgg11():
+    layers = bench.convolutions(bench.Network())
+    costs = accounting.layer_costs(bench.Network().build("matmul"), 32)
+    assert sum(cost.params for cost in costs) == 9_750_922
+    assert sum(cost.forward_flops for cost in costs) == pytest.approx(9.81e9, rel=2e-3)
+    assert [(layer.name, layer.flops) for layer in layers] == [(c.name, c.forward_flops) for c in costs[:8]]
+    assert (layers[0].x, layers[-1].x) == ((32, 32, 32, 3), (32, 2, 2, 512))
 
 
 @pytest.fixture(scope="module")
-def tiny_result():
+def tiny_result(quick_compilation):
     return bench.run(TINY, repeats=1, with_torch=False, peak_size=16)
 
 
 def test_bench_measures_every_layer_pass_and_visit(tiny_result):
     passes = [(row["layer"], row["pass"]) for row in tiny_result["layers"]]
-    assert passes == [("conv1", name) for name in ("forward", "input gradient", "weight gradient")]
-    assert [row["middle"] for row in tiny_result["snake"]] == ["fc2", "fc3"]
-    assert set(tiny_result["step"]["rows"]) == {"ours", "ours, in a scan", "xla"}
-    assert set(tiny_result["step"]["ratios"]) == {"ours / xla", "ours, in a scan / xla"}
-    assert all(row["fastest_ms"] > 0 for row in tiny_result["step"]["rows"].values())
+    names = ("forward", "input gradient", "weight gradient")
+    assert passes == [(f"conv{number}", name) for number in (1, 2, 3) for name in names]
+    assert [row["middle"] for row in tiny_result["snake"]] == ["conv2", "conv3", "fc4"]
+    rows = tiny_result["step"]["rows"]
+    assert set(rows) == {"ours", "xla", "ours, one step", "xla, one step"}
+    assert set(tiny_result["step"]["ratios"]) == {"ours / xla", "one step: ours / xla"}
+    assert all(row["fastest_ms"] > 0 for row in rows.values())
+
+
+def test_bench_trains_the_named_layers_alone(tiny_result):
+    costs = accounting.layer_costs(TINY.build("matmul"), TINY.batch)
+    names = [cost.name for cost in costs]
+    step, snake = tiny_result["step"], tiny_result["snake"]
+    assert step["flops"] == accounting.step_flops(costs, names)
+    assert [row["flops"] for row in snake] == [
+        accounting.step_flops(costs, (names[0], middle, names[-1])) for middle in names[1:-1]
+    ]
+    for row in snake:
+        share = row["compiler_flops"] / step["rows"]["ours"]["compiler_flops"]
+        assert share == pytest.approx(row["flop_ratio"], rel=0.05), row["middle"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "offs", "met"),
+    [
+        (1.29, (0.02, -0.14), {"ours / torch": True, "conv2": True}),
+        (1.31, (0.16, -0.02), {"ours / torch": False, "conv1": False}),
+        (None, (0.0, -0.16), {"ours / torch": None, "conv2": False}),
+    ],
+)
+def test_targets_say_met_unmet_or_not_measured(ratio, offs, met):
+    ratios = {"ours / xla": 0.1, "one step: ours / xla": 0.3} | ({} if ratio is None else {"ours / torch": ratio})
+    found = bench.targets(ratios, [{"middle": f"conv{i}", "off": off} for i, off in enumerate(offs, 1)])
+    assert {t["target"].split(": ")[-1]: t["met"] for t in found} == {"ours / xla": True, **met}
+    assert [t["one_step"] for t in found] == [None, 0.3, None]
+    lines = tables.target_table({"scan_steps": 4, "targets": found})[1:]
+    said = {True: "met", False: "unmet", None: "not measured"}
+    assert [line.split("  ")[-1].strip() for line in lines] == [said[t["met"]] for t in found]
 
 
 def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
@@ -273,36 +317,28 @@ def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
     assert printed["machine"]["jax"] == jax.__version__
     assert command.main(["conv"]) == 0
     table = capsys.readouterr().out
-    assert all(word in table for word in ("processor: ", "weight gradient", "ours / xla: ", "FLOP ratio"))
+    assert all(word in table for word in ("processor: ", "weight gradient", "ours / xla: ", "FLOP ratio", "Targets"))
 
 
-def test_torch_runs_the_same_passes_and_step():
+def test_torch_runs_the_same_passes():
     pytest.importorskip("torch")
     from snake_jax.kernels.conv import torch_side
 
-    (layer,) = TINY.convolutions
-    results = {name: run() for name, run in torch_side.passes(layer).items()}
-    assert results["forward"].shape == (2, 4, 2, 2)
+    results = {name: run() for name, run in torch_side.passes(ConvShape("first", (2, 4, 3, 3), (3, 3, 3, 5))).items()}
+    assert results["forward"].shape == (2, 5, 4, 3)
     assert [r is not None for r in results["input gradient"]] == [True, False, False]
     assert [r is not None for r in results["weight gradient"]] == [False, True, False]
-    step = torch_side.step(vgg11.Sizes(batch=2, side=4, channels=(4, 8), pooled=(1, 2), hidden=8))
-    losses = [step() for _ in range(20)]
-    assert losses[-1] < losses[0]
 
 
-def test_our_step_learns():
-    step = bench._Step(TINY, "matmul", steps=20)
-    losses = step()
-    assert losses[-1] < losses[0]
-
-
-def test_analytic_flops_are_the_compilers():
-    # Images large enough that products outweigh what is counted beside them.
-    sizes = vgg11.Sizes(batch=8, side=8, channels=(32, 64), pooled=(1, 2), hidden=64)
-    names = vgg11.layer_names(sizes)
-    for trained in (names, (names[0], names[1], names[-1])):
-        counted = bench._Step(sizes, "matmul", trained).counted()["compiler_flops"]
-        assert counted == pytest.approx(vgg11.step_flops(sizes, trained), rel=0.06)
+@pytest.mark.usefixtures("quick_compilation")
+def test_torch_trains_the_same_network():
+    pytest.importorskip("torch")
+    ours, theirs = bench._Step(TINY, "matmul", steps=4), bench._torch_step(TINY)
+    for _ in range(2):
+        losses = [theirs() for _ in range(4)]
+        stats = ours()
+        assert stats.loss_sum / stats.examples == pytest.approx(np.mean(losses), rel=1e-5)
+        assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""The numbers of a run: a line of metrics.jsonl a round, summary.json at the end. See docs/accounting.md."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from snake_jax.executor import Compilations, VisitResult
+from snake_jax.network import Transfer, bytes_up_down
+from snake_jax.schedule import Round
+
+Record = dict[str, Any]
+
+_SUMMED = ("iterations", "examples", "bytes_up", "bytes_down", "train_flops", "train_s")
+
+
+def of_round(
+    visits: Round,
+    results: Sequence[VisitResult],
+    transfers: Sequence[Transfer],
+    scores: tuple[float | None, float | None],
+    learning_rate: float,
+    train_flops: int,
+) -> Record:
+    """What this round alone took, and where the model stands after it.
+
+    Args:
+      visits: of the round.
+      results: theirs.
+      transfers: made for it.
+      scores: test accuracy and loss after it, None where not evaluated.
+      learning_rate: of its steps.
+      train_flops: of its steps, as the formula counts.
+    """
+    first = visits[0]
+    losses = [(r.loss, r.examples) for r in results if math.isfinite(r.loss)]
+    examples = sum(n for _, n in losses)
+    up, down = bytes_up_down(transfers)
+    return {
+        "visit": first.turn,
+        "cycle": first.cycle,
+        "node": first.node if len(visits) == 1 else [visit.node for visit in visits],
+        "layers": list(first.layers),
+        "iterations": sum(r.iterations for r in results),
+        "examples": sum(r.examples for r in results),
+        "bytes_up": up,
+        "bytes_down": down,
+        "train_flops": train_flops,
+        "train_s": sum(r.train_s for r in results),
+        "loss": sum(loss * n for loss, n in losses) / examples if examples else None,
+        "accuracy": scores[0],
+        "test_loss": scores[1] if scores[1] is None or math.isfinite(scores[1]) else None,
+        "learning_rate": learning_rate,
+    }
+
+
+def summary(lines: Sequence[Record], compiled: Compilations, target_accuracy: float) -> Record:
+    """Totals over all lines of a run, and what it took to reach an accuracy.
+
+    Args:
+      lines: from `of_round`, at least one of them evaluated.
+      compiled: in all processes of the run.
+      target_accuracy: in [0, 1].
+    """
+    accuracies = [line["accuracy"] for line in lines if line["accuracy"] is not None]
+    return {
+        "final_accuracy": accuracies[-1],
+        "best_accuracy": max(accuracies),
+        **{name: sum(line[name] for line in lines) for name in _SUMMED},
+        "target_accuracy": target_accuracy,
+        **_to_target(lines, target_accuracy),
+        "peak_train_bytes": compiled.peak_bytes,
+        "compile_s": compiled.seconds,
+        "num_compilations": compiled.programs,
+    }
+
+
+def _to_target(lines: Sequence[Record], target: float) -> Record:
+    """What it took until the accuracy was first at least `target`; None where it never was."""
+    reached = next((i for i, line in enumerate(lines) if (line["accuracy"] or 0.0) >= target), None)
+    upto = () if reached is None else lines[: reached + 1]
+    return {f"{name}_to_target": sum(line[name] for line in upto) if upto else None for name in _SUMMED}
