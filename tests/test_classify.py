@@ -216,9 +216,13 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(run, small, unbroken, tmp_pa
         save(self, saved)
 
     save = Checkpoints.save
-    with run.monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", interrupted_save)
-        ended = run(*small, f"--workdir={tmp_path}")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without one
+    try:
+        with run.monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", interrupted_save)
+            ended = run(*small, f"--workdir={tmp_path}")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.code == 130
     assert ended.stderr == "interrupted; the same command goes on from the last finished visit\n"
     assert "going on after visit 1 of 4" in run(*small, f"--workdir={tmp_path}").stdout
