@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from snake_jax import models
 from snake_jax.accounting import layer_costs, step_flops
@@ -21,7 +22,7 @@ from snake_jax.kernels.conv.shapes import ConvShape
 from snake_jax.kernels.conv.tables import report
 from snake_jax.kernels.timing import Sample, interleaved, machine, paired_ratio, summary
 from snake_jax.layers import LayeredModel, Params, num_params, select, without
-from snake_jax.optimizers import init_states, update_rule
+from snake_jax.optimizers import OptimizerStates, apply_updates, init_states, update_rule
 from snake_jax.steps import Batches, EpochStats, Examples, LocalStep, local_epoch
 
 __all__ = ["Network", "Stage", "convolutions", "report", "run", "stages", "targets"]
@@ -161,19 +162,25 @@ def _compiled(function: Callable[..., jax.Array], *args: jax.Array) -> Run:
 
 
 class _Step:
-    """A compiled `local_epoch` of `steps` batches that owns its donated state; one call is one call of the program."""
+    """A compiled `local_epoch` of `steps` batches that owns its donated state; one call is one call of the program.
 
-    def __init__(self, network: Network, lowering: str, trained: Sequence[str] = (), steps: int = 1) -> None:
+    With `looped=False` the same step once, outside the loop: inside, XLA leaves its own convolutions in a slow form.
+    """
+
+    def __init__(
+        self, network: Network, lowering: str, trained: Sequence[str] = (), steps: int = 1, looped: bool = True
+    ) -> None:
         model, params = network.build(lowering), _params(network)
         rule = update_rule("sgd", momentum=MOMENTUM, weight_decay=0.0)
         names = tuple(trained) or model.layer_names
         trainable = jax.tree.map(jnp.copy, select(params, names))
         self.state = trainable, init_states(rule, trainable, model.layer_names)
-        rate = jnp.float32(LEARNING_RATE)
-        self.fixed = without(params, names), {}, *_epoch(network, steps), jax.random.key(0), rate
+        schedule = *_epoch(network, steps), jax.random.key(0), jnp.float32(LEARNING_RATE)
+        self.fixed: tuple[Any, ...] = without(params, names), {}, *schedule
+        step = LocalStep(model, rule, clip_norm=0.0, normalise=lambda x: x)
         start_s = time.perf_counter()
-        epoch = local_epoch(LocalStep(model, rule, clip_norm=0.0, normalise=lambda x: x), names)
-        self.program = jax.jit(epoch, donate_argnums=(0, 1)).lower(*self.state, *self.fixed).compile()
+        program = jax.jit(local_epoch(step, names) if looped else _lone_step(step), donate_argnums=(0, 1))
+        self.program = program.lower(*self.state, *self.fixed).compile()
         self.compile_s = time.perf_counter() - start_s
 
     def __call__(self) -> EpochStats:
@@ -189,6 +196,22 @@ class _Step:
         return {"compile_s": self.compile_s, **sizes}
 
 
+def _lone_step(step: LocalStep) -> Callable[..., tuple[Params, OptimizerStates, EpochStats]]:
+    """One step on all examples, with the arguments of `local_epoch`."""
+
+    def lone(trainable, states, frozen, teacher, examples, batches, key, learning_rate):
+        def loss(trainable):
+            logits = step.model.apply({**frozen, **trainable}, examples.images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
+
+        value, gradients = jax.value_and_grad(loss)(trainable)
+        names, count = step.model.layer_names, examples.labels.size
+        trainable, states = apply_updates(step.rule, 0.0, learning_rate, gradients, states, trainable, names)
+        return trainable, states, EpochStats(value * count, jnp.float32(count), jnp.isfinite(value))
+
+    return lone
+
+
 def _epoch(network: Network, steps: int) -> tuple[Examples, Batches]:
     """The same batch `steps` times."""
     images, labels = _batch(network)
@@ -197,14 +220,14 @@ def _epoch(network: Network, steps: int) -> tuple[Examples, Batches]:
 
 
 def _step_rows(network: Network, repeats: int, with_torch: bool, full: _Step) -> dict[str, Any]:
-    """The full step in a scan, as training runs it, and alone; XLA's convolution likewise, PyTorch's step."""
-    lone = {f"{side}, one step": _Step(network, lowering) for side, lowering in (("ours", OURS), ("xla", "xla"))}
-    steps = {"ours": full, "xla": _Step(network, "xla", steps=SCAN_STEPS), **lone}
+    """The full step as training runs it, in the loop of `local_epoch` (of XLA's one round must do), and a lone one."""
+    lone = {f"{side}, one step": _Step(network, by, looped=False) for side, by in (("ours", OURS), ("xla", "xla"))}
+    steps = {"ours": full, "xla": _Step(network, "xla"), **lone}
     runs: dict[str, Run] = dict(steps)
     if with_torch:
         runs["torch"] = _torch_step(network)
     samples = interleaved(runs, repeats, budget_s=20.0)
-    samples |= {side: _per_step(samples[side]) for side in ("ours", "xla")}
+    samples["ours"] = _per_step(samples["ours"])
     rows = {name: summary(taken) | (steps[name].counted() if name in steps else {}) for name, taken in samples.items()}
     pairs = {
         "ours / torch": ("ours", "torch"),

@@ -30,7 +30,7 @@ def _step_table(result: dict) -> list[str]:
     sizes, scan = result["sizes"], result["scan_steps"]
     lines = [
         f"Full {sizes['model']} step, batch {sizes['batch']}, {result['parameters']:,} parameters, "
-        f"{step['flops'] / 1e9:.2f} GFLOP; ours and xla: a scan of {scan} steps over {scan}",
+        f"{step['flops'] / 1e9:.2f} GFLOP; ours: a loop of {scan} steps over {scan}",
         f"{'':16}{'median ms':>11}{'spread':>9}{'fastest':>9}{'CPU ms':>9}{'repeats':>9}"
         f"{'compile s':>11}{'temp MB':>9}",
     ]
@@ -54,8 +54,7 @@ def _snake_table(rows: Sequence[dict]) -> list[str]:
 
 def target_table(result: dict) -> list[str]:
     """One line a target: measured, its bound, and whether it is met."""
-    scan = result["scan_steps"]
-    lines = [f"Targets, for steps as training runs them: {scan} in one scan (one step a call in brackets)"]
+    lines = ["Targets, for steps as training runs them: in a loop (a lone step in brackets)"]
     for t in result["targets"]:
         value = "-" if t["value"] is None else f"{t['value']:.3f}"
         value += "" if t["one_step"] is None else f" ({t['one_step']:.3f})"

@@ -71,7 +71,5 @@ def _filled(kernel: np.ndarray, bias: np.ndarray) -> nn.Module:
     *window, inputs, outputs = kernel.shape
     layer = nn.Conv2d(inputs, outputs, tuple(window), padding=1) if window else nn.Linear(inputs, outputs)
     turned = np.moveaxis(kernel, (-1, -2), (0, 1))
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(turned)))
-        layer.bias.copy_(torch.tensor(bias))
+    layer.load_state_dict({"weight": torch.tensor(turned), "bias": torch.tensor(bias)})
     return layer
