@@ -11,17 +11,15 @@ metrics and summary of every run, the comparison's picture and table, and study.
 
 import json
 import math
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import launch
 from snake_jax.errors import UserError
+from snake_jax.kernels.timing import machine
 from snake_jax.report.plots import plot_curves
 from snake_jax.report.runs import read_run, read_runs
 from snake_jax.report.table import comparison_table
@@ -98,14 +96,14 @@ def _keep(paths: list[Path], rates: dict[str, str]) -> None:
 
 
 def _study(paths: list[Path], rates: dict[str, str]) -> dict:
+    measured = machine()
     seconds = {
         path.name: sum(r["train_s"] for r in read_run(path).metrics) for path in Path(WORKDIR.value).glob("*_*_*")
     }
     return {
-        "command": f"python -m experiments.cifar10_study --data=cifar10 --width={WIDTH.value} --cycles={CYCLES.value}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
+        "command": f"python -m experiments.cifar10_study --data=cifar10 --width={WIDTH.value} "
+        f"--cycles={CYCLES.value} --tune_cycles={TUNE_CYCLES.value}",
+        "machine": {name: measured[name] for name in ("processor", "cores", "python", "backend", "jax", "jaxlib")},
         "learning_rates": rates,
         "runs": [path.name for path in paths],
         "train_s": seconds,
