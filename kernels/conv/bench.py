@@ -106,7 +106,12 @@ def stages(network: Network, params: Params) -> list[Stage]:
 def convolutions(network: Network) -> list[ConvShape]:
     """Those of the layers that are convolutions, all of them 3x3, SAME, without strides."""
     shapes = jax.eval_shape(network.build(OURS).init, jax.random.key(0))
-    return [ConvShape(s.name, s.x, s.kernel.shape) for s in stages(network, shapes) if s.kernel.ndim == 4]
+    return [ConvShape(s.name, _four(s.x), _four(s.kernel.shape)) for s in stages(network, shapes) if s.kernel.ndim == 4]
+
+
+def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    a, b, c, d = shape
+    return a, b, c, d
 
 
 def _batch(network: Network) -> tuple[np.ndarray, np.ndarray]:

@@ -6,15 +6,14 @@ Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened 
     input gradient    dx      = patches^T(g @ w^T)      patches^T adds every column back to the pixel it came from
     weight gradient   dw      = patches(x)^T @ g
 
-Measured with VGG-11, batch 32, float32, two Zen 5 cores (matrix products at 435 GFLOP/s), jax 0.10.2, PyTorch 2.13;
-`python -m snake_jax.kernels.bench conv` measures it again:
+Measured with VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2, PyTorch 2.13. `python -m
+snake_jax.kernels.bench conv` measures it again; experiments/results/conv_bench.txt has a run on an idle machine:
 
-- XLA's own convolution runs at 50 to 300 GFLOP/s until the kernel has more taps than the image has pixels: conv7 and
-  conv8, 3x3 on 2x2, run at 3, and are 0.84 s of its step of 1.04 s. Inside a loop or a condition, as training runs,
-  it leaves the gradients' convolutions in a slow form: 9.1 s of CPU time a step against 1.8 in straight-line code.
-- A whole step here takes 1.13 of PyTorch's time, or 0.88 inside a `lax.scan` over batches, as training runs: a lone
-  call pays for 27,000 page faults on fresh temporary memory, a scan once for all its steps. Pinned to one
-  core, where other load does not show, `steps.local_epoch` takes 0.194 s a step and PyTorch 0.197 s.
+- XLA's own convolution runs at 60 to 360 GFLOP/s until the kernel has more taps than the image has pixels: conv7 and
+  conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop or a condition, as training runs,
+  it leaves the gradients' convolutions in a slow form: 8.7 s of CPU time a step against 1.7 in straight-line code.
+- A whole step here takes 1.14 of PyTorch's time, or 0.94 inside a `lax.scan` over batches, as training runs: a lone
+  call pays for page faults on fresh temporary memory, a scan once for all its steps.
 - The input gradient as a convolution of g with the flipped kernel needs 9*Cout columns and a copy of the weights: 34 ms
   for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a product and one loop of additions, which XLA
   fuses with the gradients of ReLU and pooling around it.
