@@ -75,6 +75,11 @@ class Config:
     width: float = _setting(1.0, "multiplier of the network's channel numbers", above=0)
     norm: str = _setting("none", "normalisation after convolutions", choices=("none", "group"))
     dropout: float = _setting(0.0, "dropout rate before the dense layers", low=0, high=0.95)
+    init: str = _setting(
+        "he",
+        "initial weights: he (normal by fan-in) or torch (as PyTorch's VGG for CIFAR-10)",
+        choices=("he", "torch"),
+    )
     conv: str = _setting("auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul"))
 
     early_stop: float = _setting(

@@ -97,7 +97,7 @@ def prepare(config: Config) -> Setup:
     counts = data.label_counts(shards, dataset.train.labels, dataset.num_classes)
     divergence = data.label_divergence(counts, config.distill_measure)
     wanted = config.distill == "on" or (config.distill == "auto" and divergence > config.distill_threshold)
-    options = {name: getattr(config, name) for name in ("width", "norm", "dropout", "conv")}
+    options = {name: getattr(config, name) for name in ("width", "norm", "dropout", "conv", "init")}
     model = models.build(config.model, dataset.num_classes, dataset.train.images.shape[1:], **options)
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)

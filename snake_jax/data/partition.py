@@ -3,7 +3,8 @@
 `dirichlet` is the Snake Learning paper's (Yu et al., IEEE Network, "Training of Classification Tasks"): "the datasets
 are partitioned based on Dirichlet distribution as class priors", a class distribution per node (as in Hsu et al. 2019).
 `dirichlet_split` is the other common one (as in Yurochkin et al. 2019): every class is split over the nodes. Both use
-every example exactly once. A partition is a list of sorted int32 index arrays, one a node.
+every example exactly once. `dirichlet_capped` is `dirichlet_split` as FedNova's experiments (Wang et al. 2020) draw it:
+a node that holds its even share gets no more. A partition is a list of sorted int32 index arrays, one a node.
 """
 
 from bisect import bisect
@@ -14,9 +15,15 @@ import numpy as np
 
 from snake_jax.errors import UserError
 
-PARTITIONS = ("iid", "dirichlet", "dirichlet_split")
+PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
 
-_TAGS = {"iid": 1, "priors": 2, "dirichlet": 3, "dirichlet_split": 4}  # independent random streams of one seed
+_TAGS = {
+    "iid": 1,
+    "priors": 2,
+    "dirichlet": 3,
+    "dirichlet_split": 4,
+    "dirichlet_capped": 5,
+}  # independent random streams of one seed
 _ATTEMPTS = 1000
 
 
@@ -31,7 +38,11 @@ def partition(kind: str, labels: np.ndarray, nodes: int, alpha: float, seed: int
     _check(labels, nodes, alpha, seed)
     if kind == "iid":
         return iid(labels, nodes, seed)
-    return (dirichlet_prior if kind == "dirichlet" else dirichlet_split)(labels, nodes, alpha, seed)
+    if kind == "dirichlet":
+        return dirichlet_prior(labels, nodes, alpha, seed)
+    if kind == "dirichlet_capped":
+        return dirichlet_split(labels, nodes, alpha, seed, min_examples=min(10, len(labels) // nodes), capped=True)
+    return dirichlet_split(labels, nodes, alpha, seed)
 
 
 def iid(labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray]:
@@ -69,27 +80,50 @@ def dirichlet_prior(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> 
     return _shards(shards)
 
 
-def dirichlet_split(labels: np.ndarray, nodes: int, alpha: float, seed: int, min_examples: int = 1) -> list[np.ndarray]:
+def dirichlet_split(
+    labels: np.ndarray, nodes: int, alpha: float, seed: int, min_examples: int = 1, capped: bool = False
+) -> list[np.ndarray]:
     """Every class is split over the nodes in proportions ~ Dir(alpha, ..., alpha) over the nodes; sizes differ.
 
-    Drawn again until every node has `min_examples`. Raises UserError where 1000 draws do not give that.
+    Drawn again until every node has `min_examples`. With `capped`, a node that already holds its even share of all
+    examples gets none of the classes that follow. Raises UserError where 1000 draws do not give that.
     """
     _check(labels, nodes, alpha, seed)
-    rng = _rng(seed, "dirichlet_split")
+    kind = "dirichlet_capped" if capped else "dirichlet_split"
+    rng = _rng(seed, kind)
     classes = _shuffled_classes(rng, labels)
     sizes = np.array([len(indices) for indices in classes])
     for _ in range(_ATTEMPTS):
         proportions = _dirichlet(rng, alpha, len(classes), nodes)
-        cuts = np.rint(np.cumsum(proportions, axis=1)[:, :-1] * sizes[:, None]).astype(int)
+        if capped:
+            proportions = _cap(proportions, sizes)
+        cuts = _cuts(proportions, sizes)
         counts = np.diff(cuts, axis=1, prepend=0, append=sizes[:, None])
         if counts.sum(0).min() >= min_examples:
             pieces = [np.split(np.array(indices), cut) for indices, cut in zip(classes, cuts, strict=True)]
             return _shards([np.concatenate(parts) for parts in zip(*pieces, strict=True)])
     raise UserError(
-        f"--partition=dirichlet_split with --alpha={alpha:g} leaves one of --nodes={nodes} with fewer than "
+        f"--partition={kind} with --alpha={alpha:g} leaves one of --nodes={nodes} with fewer than "
         f"{min_examples} examples in each of {_ATTEMPTS} draws; use a larger --alpha, fewer --nodes or "
         f"--partition=dirichlet"
     )
+
+
+def _cuts(proportions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`[classes, nodes - 1]`: where each class is cut."""
+    return np.rint(np.cumsum(proportions, axis=1)[:, :-1] * sizes[:, None]).astype(int)
+
+
+def _cap(proportions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Class after class, the nodes that hold `sizes.sum() / nodes` examples give their part to the others."""
+    capped, held = np.zeros_like(proportions), np.zeros(proportions.shape[1])
+    for number, (row, size) in enumerate(zip(proportions, sizes, strict=True)):
+        open_row = row * (held < sizes.sum() / len(row))
+        open_row = open_row if open_row.sum() > 0 else (held < sizes.sum() / len(row)).astype(float)
+        capped[number] = open_row / open_row.sum()
+        cuts = _cuts(capped[number : number + 1], np.array([size]))[0]
+        held += np.diff(cuts, prepend=0, append=size)
+    return capped
 
 
 def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:

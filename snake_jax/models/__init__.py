@@ -22,7 +22,7 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...], **options: 
       name: one of `MODELS`.
       num_classes: number of labels.
       input_shape: `(H, W, C)`.
-      **options: width, norm, dropout, conv.
+      **options: width, norm, dropout, conv, init.
 
     Raises:
       UserError: no such network, or images too small for it.

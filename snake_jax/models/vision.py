@@ -14,6 +14,8 @@ from snake_jax.models.adapter import from_linen
 _VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 _VGG11_POOLED = (1, 2, 4, 6, 8)  # 2x2 max pooling follows these convolutions
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+_CONV_INIT = {"he": _HE_NORMAL, "torch": nn.initializers.variance_scaling(2.0, "fan_out", "normal")}
+_DENSE_INIT = {"he": _HE_NORMAL, "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")}
 
 
 def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
@@ -38,12 +40,13 @@ class ConvLayer(nn.Module):
     pool: bool
     norm: str = "none"
     lowering: str = "auto"
+    initial: str = "he"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """One layer forward."""
         convolve = conv_general_dilated(self.lowering)
-        x = nn.Conv(self.features, (3, 3), kernel_init=_HE_NORMAL, conv_general_dilated=convolve)(x)
+        x = nn.Conv(self.features, (3, 3), kernel_init=_CONV_INIT[self.initial], conv_general_dilated=convolve)(x)
         if self.norm == "group":
             x = nn.GroupNorm(num_groups=_groups(self.features))(x)
         x = nn.relu(x)
@@ -56,13 +59,15 @@ class DenseLayer(nn.Module):
     features: int
     relu: bool
     dropout: float = 0.0
+    initial: str = "he"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """One layer forward; dropout is active where `train`."""
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(self.features, kernel_init=_HE_NORMAL)(x)
+        bias_init = _uniform(x.shape[-1] ** -0.5) if self.initial == "torch" else nn.initializers.zeros
+        x = nn.Dense(self.features, kernel_init=_DENSE_INIT[self.initial], bias_init=bias_init)(x)
         return nn.relu(x) if self.relu else x
 
 
@@ -74,6 +79,7 @@ def vgg11(
     norm: str = "none",
     dropout: float = 0.0,
     conv: str = "auto",
+    init: str = "he",
 ) -> LayeredModel:
     """VGG-11 for small images: `conv1` ... `conv8`, `fc9`, `fc10`, `fc11`.
 
@@ -87,13 +93,15 @@ def vgg11(
       norm: none or group (GroupNorm after each convolution).
       dropout: rate before the dense layers.
       conv: lowering of the convolutions: auto, xla or matmul.
+      init: he (truncated normal by fan-in, biases 0) or torch (convolutions normal by fan-out, dense layers and their
+        biases uniform by fan-in, as PyTorch's VGG for CIFAR-10 starts).
     """
     channels = [_scaled(c, width) for c in _VGG11_CHANNELS]
     stages: list[tuple[str, nn.Module]] = [
-        (f"conv{i}", ConvLayer(c, i in _VGG11_POOLED, norm, conv)) for i, c in enumerate(channels, start=1)
+        (f"conv{i}", ConvLayer(c, i in _VGG11_POOLED, norm, conv, init)) for i, c in enumerate(channels, start=1)
     ]
-    hidden = functools.partial(DenseLayer, channels[-1], relu=True, dropout=dropout)
-    stages += [("fc9", hidden()), ("fc10", hidden()), ("fc11", DenseLayer(num_classes, False, dropout))]
+    hidden = functools.partial(DenseLayer, channels[-1], relu=True, dropout=dropout, initial=init)
+    stages += [("fc9", hidden()), ("fc10", hidden()), ("fc11", DenseLayer(num_classes, False, dropout, init))]
     return from_linen("vgg11", stages, input_shape, stochastic=dropout > 0)
 
 
@@ -105,23 +113,31 @@ def cnn(
     norm: str = "none",
     dropout: float = 0.0,
     conv: str = "auto",
+    init: str = "he",
 ) -> LayeredModel:
     """A small network, `conv1` ... `conv3`, `fc4`, `fc5`: 16, 32 and 32 channels with pooling, 64 hidden units."""
     channels = [_scaled(c, width) for c in (16, 32, 32)]
     stages: list[tuple[str, nn.Module]] = [
-        (f"conv{i}", ConvLayer(c, True, norm, conv)) for i, c in enumerate(channels, start=1)
+        (f"conv{i}", ConvLayer(c, True, norm, conv, init)) for i, c in enumerate(channels, start=1)
     ]
-    stages += [("fc4", DenseLayer(_scaled(64, width), True, dropout)), ("fc5", DenseLayer(num_classes, False, dropout))]
+    hidden = DenseLayer(_scaled(64, width), True, dropout, init)
+    stages += [("fc4", hidden), ("fc5", DenseLayer(num_classes, False, dropout, init))]
     return from_linen("cnn", stages, input_shape, stochastic=dropout > 0)
 
 
 def mlp(
-    num_classes: int, input_shape: tuple[int, ...], *, width: float = 1.0, dropout: float = 0.0, **_: Any
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    *,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    init: str = "he",
+    **_: Any,
 ) -> LayeredModel:
     """Four dense layers, `fc1` ... `fc4`, 64 hidden units each; norm and conv have nothing to act on."""
-    hidden = functools.partial(DenseLayer, _scaled(64, width), relu=True)
+    hidden = functools.partial(DenseLayer, _scaled(64, width), relu=True, initial=init)
     stages: list[tuple[str, nn.Module]] = [("fc1", hidden()), ("fc2", hidden(dropout=dropout))]
-    stages += [("fc3", hidden(dropout=dropout)), ("fc4", DenseLayer(num_classes, False, dropout))]
+    stages += [("fc3", hidden(dropout=dropout)), ("fc4", DenseLayer(num_classes, False, dropout, init))]
     return from_linen("mlp", stages, input_shape, stochastic=dropout > 0)
 
 
@@ -132,3 +148,7 @@ def _scaled(channels: int, width: float) -> int:
 def _groups(features: int) -> int:
     """The largest divisor of `features` up to 32, the usual number of groups."""
     return max(d for d in range(1, 33) if features % d == 0)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -45,6 +45,17 @@ def test_equal_partitions_hold_every_index_once_in_sizes_that_differ_by_at_most_
 
 
 @PROPERTY
+@given(seed=st.integers(0, 2**32), nodes=st.integers(1, 16), alpha=st.floats(0.05, 100))
+def test_capped_class_split_gives_a_node_nothing_once_it_holds_its_even_share(seed, nodes, alpha):
+    shards = partition("dirichlet_capped", BALANCED, nodes, alpha, seed)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(BALANCED)))
+    counts = label_counts(shards, BALANCED, 10)
+    assert counts.sum(1).min() >= 10
+    held_before = counts.cumsum(1) - counts
+    assert not counts[held_before >= len(BALANCED) / nodes].any()
+
+
+@PROPERTY
 @given(seed=st.integers(0, 2**32), nodes=st.integers(1, 12), alpha=st.floats(0.3, 100), least=st.integers(1, 10))
 def test_class_split_holds_every_index_once_and_leaves_no_node_short(seed, nodes, alpha, least):
     shards = dirichlet_split(BALANCED, nodes, alpha, seed, min_examples=least)
@@ -162,7 +173,7 @@ def test_describe_prints_size_and_class_counts_of_every_node():
         ("iid", 2, float("inf"), 0, "--alpha=inf must be"),
         ("iid", 0, 1.0, 0, "--nodes=0 must be at least 1"),
         ("dirichlet", 6, 1.0, 0, "--nodes=6 is more than the 5 training examples"),
-        ("noniid", 2, 1.0, 0, "allowed: iid, dirichlet, dirichlet_split"),
+        ("noniid", 2, 1.0, 0, "allowed: iid, dirichlet, dirichlet_split, dirichlet_capped"),
         ("iid", 2, 1.0, -1, "--seed=-1"),
         ("dirichlet_split", 5, 1e-3, 0, "use a larger --alpha"),
     ],
