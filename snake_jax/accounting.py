@@ -92,7 +92,7 @@ def transfer_sizes(params: Params, frozen_dtype: str, states: dict | None = None
 
 
 def node_state(step: LocalStep, trained: tuple[str, ...], frozen_dtype: str = "float32") -> tuple[Any, ...]:
-    """Shapes of what a node holds through a visit: `(trainable, optimizer states, frozen, teacher)`.
+    """Shapes of what a node holds through a visit: `(trainable, optimizer states, frozen, received)`.
 
     The first arguments of `steps.local_epoch`. The teacher is the trained layers as received: frozen ones are shared.
     """
@@ -102,7 +102,7 @@ def node_state(step: LocalStep, trained: tuple[str, ...], frozen_dtype: str = "f
         trainable = select(params, trained)
         states = init_states(step.rule, trainable, step.model.layer_names)
         frozen = {n: quantization.freeze(p, frozen_dtype) for n, p in without(params, trained).items()}
-        return trainable, states, frozen, {} if step.distillation is None else trainable
+        return trainable, states, frozen, trainable if step.needs_received else {}
 
     return jax.eval_shape(make)
 

@@ -45,7 +45,7 @@ class Checkpoints:
         """Writes a checkpoint unless there is one of so many rounds; when it returns, a kill loses nothing of it."""
         if saved.rounds in self._manager.all_steps():
             return
-        arrays = _flatten(saved.tree)
+        arrays = _flatten(jax.device_get(saved.tree))  # on the host, where no device is written down as their place
         meta = {**saved.meta, "checksums": {name: _checksum(value) for name, value in arrays.items()}}
         items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
         self._manager.save(saved.rounds, args=items)

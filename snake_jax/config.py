@@ -74,7 +74,7 @@ class Config:
     augment: str = _setting("none", "augmentation, new at every step: {augmentations}")
     width: float = _setting(1.0, "multiplier of the network's channel numbers", above=0)
     norm: str = _setting("none", "normalisation after convolutions", choices=("none", "group"))
-    dropout: float = _setting(0.0, "dropout rate before the dense layers", low=0, high=0.95)
+    dropout: float = _setting(0.0, "dropout rate at the dense layers", low=0, high=0.95)
     init: str = _setting(
         "he",
         "initial weights: he (normal by fan-in) or torch (as PyTorch's VGG for CIFAR-10)",
@@ -82,6 +82,12 @@ class Config:
     )
     conv: str = _setting("auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul"))
 
+    executor: str = _setting(
+        "loop",
+        "nodes that train side by side are emulated one after the other (loop), batched on one device (vmap) or spread "
+        "over all devices (pmap, shard_map)",
+        choices=("loop", "vmap", "pmap", "shard_map"),
+    )
     early_stop: float = _setting(
         0.0, "end a visit when an epoch lowers the loss by less than this share; 0: off", low=0
     )
@@ -92,8 +98,43 @@ class Config:
         "upload: the node hands in what it has and an idle node goes on from there; lost: the idle node starts again",
         choices=("upload", "lost"),
     )
-    nodes_per_round: int = _setting(0, "fedavg: nodes sampled in a round; 0: all", low=0)
+
+    node_file: str = _setting("", "YAML or JSON of what each node computes, stores, sends, costs; empty: generated")
+    node_spread: float = _setting(
+        0.0, "generated nodes: sigma of the lognormal spread of their figures; 0: all alike", low=0, high=3
+    )
+    tidal: float = _setting(1.0, "generated nodes: share of the day each is free, off its own peak", above=0, high=1)
+    assign: str = _setting(
+        "serpentine",
+        "which node takes a visit: the next in turn; load in proportion to capability; the optimum (milp); the hop "
+        "of least time and energy (greedy)",
+        choices=("serpentine", "proportional", "milp", "greedy"),
+    )
+    assign_objective: str = _setting(
+        "makespan",
+        "assign=milp minimises the busiest node's seconds in a cycle, all visits' seconds, or the cost of energy",
+        choices=("makespan", "duration", "energy"),
+    )
+    straggler_rate: float = _setting(0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1)
+    straggler_slowdown: float = _setting(4.0, "clock: how many times slower a straggler computes", low=1)
+    drop_rate_per_hour: float = _setting(0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600)
+    rejoin_s: float = _setting(300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7)
+
+    nodes_per_round: int = _setting(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
     server_momentum: float = _setting(0.0, "fedavg: momentum of the server's update", low=0, high=1)
+    proximal: float = _setting(0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0)
+    parallel: int = _setting(1, "snake: nodes that train the same layers side by side; the server averages", low=1)
+    cut: str = _setting("2", "split methods: the layers that stay at the node, as a number or the name of the last")
+    tail: int = _setting(
+        0, "split methods: last layers kept at the node too, so that labels stay there (U-shape)", low=0
+    )
+    splitfed_version: str = _setting(
+        "v1",
+        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in random order",
+        choices=("v1", "v2"),
+    )
+    snake_length: int = _setting(3, "random_walking_snakes: nodes that the model lies over", low=1)
+    shuffle_nodes: bool = _setting(False, "sequential: visit the nodes in a new random order every cycle")
 
     eval_every: int = _setting(1, "evaluate on the test set after every this many visits or rounds", low=1)
     target_accuracy: float = _setting(0.6, "accuracy whose cost the summary reports", low=0, high=1)

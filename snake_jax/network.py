@@ -18,7 +18,11 @@ OPTIMIZER_SUFFIX = "/optimizer"
 
 
 class Transfer(NamedTuple):
-    """A row of the ledger; `why` is initial (the receiver's first), update (just trained) or catch-up (changed)."""
+    """A row of the ledger.
+
+    `why` is initial (the receiver's first), update (just trained) or catch-up (changed since); where a model is cut,
+    activations, gradients and labels are what all batches of the visit sent over the cut below `layers`.
+    """
 
     visit: int
     source: str
@@ -83,6 +87,7 @@ def visit_client_server(
     *,
     cached: bool,
     returns: bool = True,
+    held: Iterable[str] | None = None,
 ) -> tuple[Network, list[Transfer]]:
     """A visit through the server.
 
@@ -94,8 +99,10 @@ def visit_client_server(
       trained: the items it trains (optimizer states among them where they travel).
       cached: whether the node still has what it was sent before.
       returns: whether what it trained comes back (False for a lost node).
+      held: the layers that it needs to have; None: all.
     """
-    needs = {item: item in trained for item in network.latest if item in trained or not item.endswith(OPTIMIZER_SUFFIX)}
+    layers = [item for item in network.latest if not item.endswith(OPTIMIZER_SUFFIX)] if held is None else held
+    needs = {item: item in trained for item in network.latest if item in trained or item in layers}
     network, down = _deliver(network, sizes, visit, SERVER, place(node), needs, (), cached)
     if not returns:
         return network, down
@@ -112,10 +119,12 @@ def visit_peer_to_peer(
     *,
     cached: bool,
     returns: bool = True,
+    held: Iterable[str] | None = None,
 ) -> tuple[Network, list[Transfer]]:
     """A visit that gets the model from the previous holder; arguments as for `visit_client_server`."""
     destination = place(node)
-    needs = dict.fromkeys(network.latest, True)
+    carried = None if held is None else {*held, *map(optimizer_item, held)}
+    needs = {item: True for item in network.latest if carried is None or item in carried}
     transfers: list[Transfer] = []
     if network.holder != destination:
         fresh = network.trained if network.holder != SERVER else ()
@@ -126,8 +135,43 @@ def visit_peer_to_peer(
     return network._replace(holder=destination, trained=trained), transfers
 
 
+def visit_chain(
+    network: Network, sizes: Sizes, visit: int, segments: Mapping[str, tuple[str, ...]], *, cached: bool
+) -> tuple[Network, list[Transfer]]:
+    """A visit in which several nodes hold and train a segment each, got from whoever trained it last.
+
+    Args:
+      network: the state before.
+      sizes: of the items.
+      visit: its index, for the ledger.
+      segments: `{place: items}`.
+      cached: whether nodes still have what they were sent before.
+    """
+    before, transfers = network, []
+    for destination, items in segments.items():
+        sources = {item: _newest(before, item) for item in items}
+        for source in dict.fromkeys(sources.values()):
+            needs = {item: True for item in items if sources[item] == source != destination}
+            fresh = () if source == SERVER else items
+            network, sent = _deliver(network, sizes, visit, source, destination, needs, fresh, cached)
+            transfers += sent
+    for destination, items in segments.items():
+        network = _renew(network, items, (destination,))
+    return network, transfers
+
+
+def _newest(network: Network, item: str) -> str:
+    """A place that has the item's latest version in full precision."""
+    return next(place for place, copies in network.held.items() if copies.get(item) == Copy(network.latest[item], True))
+
+
+def hand_in(sizes: Sizes, visit: int, node: int, trained: tuple[str, ...]) -> Transfer:
+    """What a node sends the server to be merged with others' (then `aggregated`)."""
+    return _transfer(visit, place(node), SERVER, dict.fromkeys(trained, True), sizes, "update")
+
+
 def aggregated(network: Network, items: tuple[str, ...]) -> Network:
-    """The server has merged several nodes' updates: its copies are new, and nobody else's."""
+    """The server has merged several nodes' updates, or trained them: its copies are new, and nobody else's."""
     return _renew(network, items, (SERVER,))
 
 

@@ -49,6 +49,7 @@ def apply_updates(
     states: OptimizerStates,
     trainable: Params,
     layer_names: Sequence[str],
+    parties: Sequence[Sequence[str]] = (),
 ) -> tuple[Params, OptimizerStates]:
     """One update of the trained layers: clip by the norm of their gradients together, then each layer's rule.
 
@@ -60,15 +61,23 @@ def apply_updates(
       states: `{layer: state}` of the same.
       trainable: `{layer: subtree}` of the same.
       layer_names: the model's order.
+      parties: groups of layers that are clipped apart; empty: all together.
     """
-    updates, sparse = _sparse(gradients, layer_names), _sparse(trainable, layer_names)
     if clip_norm:
-        updates, _ = optax.clip_by_global_norm(clip_norm).update(updates, optax.EmptyState())
+        gradients = _clipped(gradients, clip_norm, parties or [tuple(gradients)])
+    updates, sparse = _sparse(gradients, layer_names), _sparse(trainable, layer_names)
     new_states = {}
     for name in trainable:
         updates, new_states[name] = _masked(rule, name, layer_names).update(updates, states[name], sparse)
     steps = {name: jax.tree.map(lambda u: -learning_rate * u, updates[name]) for name in trainable}
     return optax.apply_updates(trainable, steps), new_states
+
+
+def _clipped(gradients: Params, norm: float, parties: Sequence[Sequence[str]]) -> Params:
+    clip = optax.clip_by_global_norm(norm)
+    groups = [{name: gradients[name] for name in party if name in gradients} for party in parties]
+    clipped = [clip.update(group, optax.EmptyState())[0] for group in groups]
+    return {name: subtree for group in clipped for name, subtree in group.items()}
 
 
 def _masked(rule: optax.GradientTransformation, name: str, layer_names: Sequence[str]) -> optax.GradientTransformation:

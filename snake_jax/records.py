@@ -1,16 +1,26 @@
 """The numbers of a run: a line of metrics.jsonl a round, summary.json at the end. See docs/accounting.md."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from snake_jax.chain import ON_SERVER
 from snake_jax.executor import Compilations, VisitResult
 from snake_jax.network import Transfer, bytes_up_down
 from snake_jax.schedule import Round
 
 Record = dict[str, Any]
 
-_SUMMED = ("iterations", "examples", "bytes_up", "bytes_down", "train_flops", "train_s")
+_SUMMED = (
+    "iterations",
+    "examples",
+    "bytes_up",
+    "bytes_down",
+    "train_flops",
+    "server_flops",
+    "synchronisations",
+    "train_s",
+)
 
 
 def of_round(
@@ -19,7 +29,8 @@ def of_round(
     transfers: Sequence[Transfer],
     scores: tuple[float | None, float | None],
     learning_rate: float,
-    train_flops: int,
+    flops: Sequence[Mapping[int, int]],
+    synchronisations: int,
 ) -> Record:
     """What this round alone took, and where the model stands after it.
 
@@ -29,7 +40,8 @@ def of_round(
       transfers: made for it.
       scores: test accuracy and loss after it, None where not evaluated.
       learning_rate: of its steps.
-      train_flops: of its steps, as the formula counts.
+      flops: of its visits' steps by role (`chain.ON_SERVER`, ...), as the formula counts.
+      synchronisations: how often a party waited for another.
     """
     first = visits[0]
     losses = [(r.loss, r.examples) for r in results if math.isfinite(r.loss)]
@@ -44,7 +56,9 @@ def of_round(
         "examples": sum(r.examples for r in results),
         "bytes_up": up,
         "bytes_down": down,
-        "train_flops": train_flops,
+        "train_flops": sum(sum(by_role.values()) for by_role in flops),
+        "server_flops": sum(by_role.get(ON_SERVER, 0) for by_role in flops),
+        "synchronisations": synchronisations,
         "train_s": sum(r.train_s for r in results),
         "loss": sum(loss * n for loss, n in losses) / examples if examples else None,
         "accuracy": scores[0],

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,15 +14,18 @@ import numpy as np
 import optax
 
 from snake_jax import accounting, data, models, network, records, schedule
+from snake_jax import chain as chains
 from snake_jax.algorithms import ALGORITHMS, Algorithm
+from snake_jax.chain import ON_NODE, Chain
 from snake_jax.config import Config, pick
 from snake_jax.errors import UserError
 from snake_jax.executor import Compilations, Executor, VisitResult, VisitSettings
-from snake_jax.layers import LayeredModel, Params, num_params, resolve_layers, select
+from snake_jax.layers import Layer, LayeredModel, Params, num_params, resolve_layers, select
 from snake_jax.network import Network, Sizes, Transfer
 from snake_jax.optimizers import OptimizerStates, init_states, update_rule
-from snake_jax.schedule import Plan, Round
-from snake_jax.steps import Distillation, Examples, LocalStep
+from snake_jax.schedule import Plan, Round, Visit
+from snake_jax.split import AUXILIARY, local_loss_gradients, split_gradients
+from snake_jax.steps import Distillation, Examples, Gradients, LocalStep, local_gradients
 
 
 class Diverged(RuntimeError):
@@ -42,6 +45,8 @@ class Setup(NamedTuple):
       distilled: whether visits distill.
       model: the network.
       plan: what the schedule depends on.
+      chain: where the layers of a visit lie.
+      auxiliary: layers that train beside the model's.
     """
 
     config: Config
@@ -53,6 +58,13 @@ class Setup(NamedTuple):
     distilled: bool
     model: LayeredModel
     plan: Plan
+    chain: Chain
+    auxiliary: tuple[Layer, ...]
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The model's order and the auxiliary layers after it."""
+        return self.model.layer_names + tuple(layer.name for layer in self.auxiliary)
 
 
 class State(NamedTuple):
@@ -103,7 +115,11 @@ def prepare(config: Config) -> Setup:
     plan = Plan(config, model.layer_names, always)
     distilled = wanted and "distill" in algorithm.flags
     shards_used = algorithm.shards(shards)
-    setup = Setup(config, algorithm, dataset, str(quality), shards_used, divergence, distilled, model, plan)
+    chain = algorithm.chain(plan)
+    auxiliary = (models.linear_head(AUXILIARY, dataset.num_classes),) if algorithm.local_losses else ()
+    setup = Setup(
+        config, algorithm, dataset, str(quality), shards_used, divergence, distilled, model, plan, chain, auxiliary
+    )
     _check_interruptions(setup)
     return setup
 
@@ -116,9 +132,21 @@ def _check_fit(config: Config, algorithm: Algorithm) -> None:
         if field.name in special - algorithm.flags and value not in (field.default, "off"):
             users = ", ".join(other.name for other in ALGORITHMS.values() if field.name in other.flags)
             raise UserError(f"--{field.name}={value}: {algorithm.name} has no use for it; it is for {users}")
-    if config.nodes_per_round > config.nodes:
-        raise UserError(f"--nodes_per_round={config.nodes_per_round} is more than --nodes={config.nodes}")
+    for flag in ("nodes_per_round", "parallel"):
+        if (value := getattr(config, flag)) > config.nodes:
+            raise UserError(f"--{flag}={value} is more than --nodes={config.nodes}")
+    if config.parallel > 1:
+        _check_parallel(config)
     schedule.interruptions(config)
+
+
+def _check_parallel(config: Config) -> None:
+    if config.mode == "peer_to_peer":
+        raise UserError(f"--parallel={config.parallel}: the server averages the nodes; leave --mode=client_server")
+    if config.interrupt or config.fault_rate:
+        raise UserError(f"--parallel={config.parallel}: an idle node can take over for one node; leave --interrupt out")
+    if config.carry_optimizer_state:
+        raise UserError(f"--parallel={config.parallel}: side by side there is no one state to carry on")
 
 
 def _check_interruptions(setup: Setup) -> None:
@@ -134,17 +162,29 @@ def rounds(setup: Setup) -> list[Round]:
 
 def initial_state(setup: Setup) -> State:
     """Fresh parameters from the seed; nothing sent yet."""
-    params = jax.jit(setup.model.init)(jax.random.key(setup.config.seed))
+    params = jax.jit(functools.partial(_init_params, setup))(jax.random.key(setup.config.seed))
     merge = setup.algorithm.init_merge(setup.config, params)
-    return State(params, {}, merge, network.start(setup.model.layer_names), 0)
+    return State(params, {}, merge, network.start(setup.layer_names), 0)
+
+
+def _init_params(setup: Setup, key: jax.Array) -> Params:
+    """Of the model and of the auxiliary layers, which sit on the output of the chain's first segment."""
+    params = setup.model.init(key)
+    x = jax.ShapeDtypeStruct((1, *setup.model.input_shape), np.float32)
+    at_cut = jax.eval_shape(lambda params, x: setup.model.apply(params, x, 0, setup.chain[0].stop), params, x)
+    first = len(setup.model.layers)
+    heads = {
+        layer.name: layer.init(jax.random.fold_in(key, first + i), at_cut) for i, layer in enumerate(setup.auxiliary)
+    }
+    return params | heads
 
 
 def state_like(setup: Setup, layers_with_state: Sequence[str]) -> tuple[Params, OptimizerStates, Any]:
     """The shapes of a state's arrays, `(params, states, merge)`, given which layers have optimizer states."""
 
     def make() -> tuple[Params, OptimizerStates, Any]:
-        params = setup.model.init(jax.random.key(0))
-        states = init_states(_rule(setup.config), params, setup.model.layer_names)
+        params = _init_params(setup, jax.random.key(0))
+        states = init_states(_rule(setup.config), params, setup.layer_names)
         return params, select(states, layers_with_state), setup.algorithm.init_merge(setup.config, params)
 
     return jax.eval_shape(make)
@@ -161,9 +201,29 @@ def make_executor(setup: Setup) -> Executor:
         augment=None if config.augment == "none" else lambda key, x: data.augment(config.augment, key, x),
         distillation=Distillation(config.distill_temperature, config.distill_weight) if setup.distilled else None,
         compute_dtype=jnp.dtype(config.compute_dtype),
+        proximal=config.proximal,
+        gradients=_gradients(setup),
+        parties=_parties(setup),
+        auxiliary=setup.auxiliary,
     )
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
-    return Executor(step, _examples(dataset.train), _examples(dataset.test), setup.shards, settings)
+    return Executor(step, _examples(dataset.train), _examples(dataset.test), setup.shards, settings, config.executor)
+
+
+def _gradients(setup: Setup) -> Gradients:
+    """How the chain's parties come to their gradients."""
+    if setup.auxiliary:
+        return local_loss_gradients(setup.chain[0].stop, setup.auxiliary[0])
+    return split_gradients(chains.cuts(setup.chain)) if len(setup.chain) > 1 else local_gradients
+
+
+def _parties(setup: Setup) -> tuple[tuple[str, ...], ...]:
+    """The layers of each place that a chain's visit lies on; a place clips the gradients that it knows."""
+    names, chain = setup.model.layer_names, setup.chain
+    if len(chain) == 1:
+        return ()
+    beside = tuple(layer.name for layer in setup.auxiliary)
+    return tuple(chains.held(chain, names, role) + (beside if role == ON_NODE else ()) for role in chains.roles(chain))
 
 
 def _examples(split: data.Split) -> Examples:
@@ -187,26 +247,49 @@ def train(setup: Setup, executor: Executor, state: State, keep: Callable[[State]
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
     """
     config, every = setup.config, rounds(setup)
-    step_flops = functools.partial(
-        accounting.step_flops,
-        accounting.layer_costs(setup.model, config.batch_size),
-        teacher=setup.distilled,
-        stochastic=setup.model.stochastic,
-    )
-    sizes = _sizes(setup)
-    executor.compile([visit.layers for visits in every[state.rounds :] for visit in visits], state.params)
+    work, sizes = _step_work(setup), _sizes(setup)
+    executor.compile(every, state.params, done=state.rounds)
     for number in range(state.rounds, len(every)):
         visits = every[number]
         rate = schedule.learning_rate(config, visits[0].cycle)
         results = executor.run(visits, state.params, state.states, rate)
         good = [result for result in results if _is_good(result, config, state, keep)]
-        state, transfers = _advance(setup, sizes, state, visits, good)
+        state, transfers = _advance(setup, sizes, state, visits, results, good)
         due = (number + 1) % config.eval_every == 0 or number + 1 == len(every)
         scores = executor.evaluate(state.params) if due else (None, None)
-        flops = sum(r.iterations * step_flops(r.visit.layers) for r in results)
-        record = records.of_round(visits, results, transfers, scores, rate, flops)
+        flops = [{role: r.iterations * n for role, n in work(r.visit.layers).items()} for r in results]
+        record = records.of_round(visits, results, transfers, scores, rate, flops, _synchronisations(setup, results))
         record |= {"distilled": setup.distilled, "event": visits[0].event if len(good) == len(results) else "skipped"}
         yield Report(record, transfers, state)
+
+
+def _step_work(setup: Setup) -> Callable[[tuple[str, ...]], Mapping[int, int]]:
+    """`layers -> {role: FLOPs of a step that trains them}`."""
+    config, model = setup.config, setup.model
+    costs = accounting.layer_costs(model, config.batch_size)
+    if len(setup.chain) > 1:
+        lower = model._replace(layers=model.layers[: setup.chain[0].stop] + setup.auxiliary)
+        heads = accounting.layer_costs(lower, config.batch_size)[setup.chain[0].stop :]
+        divided = chains.step_flops(setup.chain, costs, heads, not setup.algorithm.local_losses)
+        return lambda layers: divided
+    flops = functools.partial(accounting.step_flops, costs, teacher=setup.distilled, stochastic=model.stochastic)
+    return lambda layers: {ON_NODE: flops(layers)}
+
+
+def _synchronisations(setup: Setup, results: Sequence[VisitResult]) -> int:
+    """How often a party waited for another: for gradients over a cut, and for the slowest node of a round."""
+    trips = chains.round_trips(_messages(setup))
+    return trips * sum(r.iterations for r in results) + (_merges(setup, [r.visit for r in results]))
+
+
+def _merges(setup: Setup, visits: Sequence[Visit]) -> bool:
+    """Whether the server waits for all nodes of the round and merges what they hand in."""
+    return setup.algorithm.traffic == "star" or len(visits) > 1
+
+
+def _messages(setup: Setup) -> tuple[chains.Message, ...]:
+    gradients = not setup.algorithm.local_losses
+    return chains.messages(setup.chain, setup.model, setup.config.compute_dtype, gradients)
 
 
 def _is_good(result: VisitResult, config: Config, state: State, keep: Callable[[State], None]) -> bool:
@@ -225,34 +308,64 @@ def _is_good(result: VisitResult, config: Config, state: State, keep: Callable[[
 
 
 def _advance(
-    setup: Setup, sizes: Sizes, state: State, visits: Round, good: list[VisitResult]
+    setup: Setup,
+    sizes: Sizes,
+    state: State,
+    visits: Round,
+    results: Sequence[VisitResult],
+    good: list[VisitResult],
 ) -> tuple[State, list[Transfer]]:
     """The state after a round: transfers made, results merged. A lost or diverged visit hands in nothing."""
     algorithm, config = setup.algorithm, setup.config
     accepted = [result for result in good if result.visit.event != "lost"]
-    returned = {result.visit.node for result in accepted}
-    params, merge = algorithm.merge(config, state.params, state.merge, accepted)
+    params, merge = algorithm.merge(setup.plan, visits, state.params, state.merge, accepted)
     states = state.states
     if config.carry_optimizer_state:
         for result in accepted:
             states = {**states, **result.states}
     net, transfers = state.network, []
     if algorithm.traffic != "none":
-        exchange = network.visit_peer_to_peer if config.mode == "peer_to_peer" else network.visit_client_server
-        for visit in visits:
-            net, sent = exchange(
-                net,
-                sizes,
-                visit.turn,
-                visit.node,
-                _items(visit.layers, config.carry_optimizer_state),
-                cached=config.cached,
-                returns=visit.node in returned,
-            )
-            transfers += sent
-    if algorithm.traffic == "star":
-        net = network.aggregated(net, setup.model.layer_names)
+        net, transfers = _exchange(setup, sizes, net, visits, {result.visit for result in accepted})
+        sent = _messages(setup)
+        transfers += [t for r in results for t in chains.transfers(sent, r.visit, r.examples)]
     return State(params, states, merge, net, state.rounds + 1), transfers
+
+
+def _exchange(
+    setup: Setup, sizes: Sizes, net: Network, visits: Round, returned: set[Visit]
+) -> tuple[Network, list[Transfer]]:
+    """Layers to and from the nodes of a round."""
+    config, transfers = setup.config, []
+    held = _held_by_node(setup)
+    if setup.algorithm.traffic == "walk":
+        (visit,) = visits
+        segments = {
+            chains.place_of(role, visit): chains.held(setup.chain, setup.model.layer_names, role)
+            for role in chains.roles(setup.chain)
+        }
+        return network.visit_chain(net, sizes, visit.turn, segments, cached=config.cached) if returned else (net, [])
+    merges = _merges(setup, visits)
+    deliver = network.visit_peer_to_peer if config.mode == "peer_to_peer" else network.visit_client_server
+    for visit in visits:
+        trained = _items(tuple(n for n in visit.layers if n in held), config.carry_optimizer_state)
+        back = visit in returned and not merges
+        net, sent = deliver(net, sizes, visit.turn, visit.node, trained, cached=config.cached, returns=back, held=held)
+        transfers += sent
+    if merges:
+        for visit in visits:
+            if visit in returned:
+                trained = tuple(n for n in visit.layers if n in held)
+                transfers.append(network.hand_in(sizes, visit.turn, visit.node, trained))
+        net = network.aggregated(net, visits[0].layers) if returned else net
+    elif returned:
+        net = network.aggregated(net, tuple(n for n in visits[0].layers if n not in held))
+    return net, transfers
+
+
+def _held_by_node(setup: Setup) -> tuple[str, ...]:
+    """The layers that a visiting node has, frozen ones included."""
+    beside = tuple(layer.name for layer in setup.auxiliary)
+    return chains.held(setup.chain, setup.model.layer_names, ON_NODE) + beside
 
 
 def _items(layers: tuple[str, ...], with_states: bool) -> tuple[str, ...]:
@@ -261,7 +374,7 @@ def _items(layers: tuple[str, ...], with_states: bool) -> tuple[str, ...]:
 
 def _sizes(setup: Setup) -> Sizes:
     config = setup.config
-    names = setup.model.layer_names if config.carry_optimizer_state else ()
+    names = setup.layer_names if config.carry_optimizer_state else ()
     params, states, _ = state_like(setup, names)
     return accounting.transfer_sizes(params, config.frozen_dtype, states)
 
@@ -278,7 +391,7 @@ def summarise(setup: Setup, compiled: Compilations, lines: Sequence[records.Reco
     named = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
     return {
         **{name: getattr(config, name) for name in named},
-        "num_params": num_params(params),
+        "num_params": num_params(select(params, setup.model.layer_names)),
         **records.summary(lines, compiled, config.target_accuracy),
         "divergence": setup.divergence,
         "divergence_measure": config.distill_measure,

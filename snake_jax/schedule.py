@@ -14,7 +14,7 @@ import numpy as np
 from snake_jax.config import Config
 from snake_jax.errors import UserError
 
-_ORDER_TAG, _FAULT_TAG, SAMPLE_TAG = 1, 2, 3  # streams of the run's seed
+_ORDER_TAG, _FAULT_TAG, SAMPLE_TAG, _NODE_TAG = 1, 2, 3, 4  # streams of the run's seed
 
 
 class Visit(NamedTuple):
@@ -28,6 +28,7 @@ class Visit(NamedTuple):
       share: the part of the turn's steps it does, `(0, 1)` for all.
       event: empty; `interrupted` (stops early, hands in what it has), `lost` (stops early, nothing comes back) or
         `takeover` (an idle node goes on in the place of one of those).
+      others: further nodes that hold a part of the model in this visit.
     """
 
     turn: int
@@ -36,17 +37,26 @@ class Visit(NamedTuple):
     layers: tuple[str, ...]
     share: tuple[float, float] = (0.0, 1.0)
     event: str = ""
+    others: tuple[int, ...] = ()
 
 
 Round = tuple[Visit, ...]
 
 
 class Plan(NamedTuple):
-    """What a schedule depends on: the configuration, the model's order, the layers that train at every visit."""
+    """What a schedule depends on.
+
+    Attributes:
+      config: of the run.
+      layer_names: the model's order.
+      always: the layers that train at every visit.
+      visitors: the node of each of a cycle's assignments, where one was computed; empty: in turn.
+    """
 
     config: Config
     layer_names: tuple[str, ...]
     always: tuple[str, ...]
+    visitors: tuple[int, ...] = ()
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
@@ -67,11 +77,30 @@ def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(n for n in plan.layer_names if n in group or n in plan.always) for group in groups)
 
 
-def relay(plan: Plan, cycle: int, assignments: Sequence[tuple[str, ...]]) -> tuple[Round, ...]:
-    """One visit after the other, turn v on node `v mod nodes`; an interrupted turn is taken over by the next node."""
-    nodes, first = plan.config.nodes, cycle * len(assignments)
-    turns = [Visit(first + i, cycle, (first + i) % nodes, layers) for i, layers in enumerate(assignments)]
-    return tuple((visit,) for planned in turns for visit in _with_takeover(planned, plan.config))
+def relay(
+    plan: Plan, cycle: int, assignments: Sequence[tuple[str, ...]], nodes: Sequence[int] | None = None
+) -> tuple[Round, ...]:
+    """One visit after the other, or `parallel` nodes side by side; an interrupted turn is taken over by the next node.
+
+    Args:
+      plan: of the run.
+      cycle: from 0.
+      assignments: the layers of each turn.
+      nodes: the node of each turn; None: turn v is node `v mod nodes`, or the `parallel` nodes that follow the last.
+    """
+    config, first = plan.config, cycle * len(assignments)
+    rounds: list[Round] = []
+    for index, layers in enumerate(assignments):
+        turn = first + index
+        start = turn * config.parallel if nodes is None else nodes[index]
+        side = [Visit(turn, cycle, (start + k) % config.nodes, layers) for k in range(config.parallel)]
+        rounds += [tuple(side)] if config.parallel > 1 else [(visit,) for visit in _with_takeover(side[0], config)]
+    return tuple(rounds)
+
+
+def shuffled_nodes(config: Config, cycle: int) -> list[int]:
+    """All nodes in the random order of a cycle."""
+    return np.random.default_rng([config.seed, _NODE_TAG, cycle]).permutation(config.nodes).tolist()
 
 
 def learning_rate(config: Config, cycle: int) -> float:

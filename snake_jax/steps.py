@@ -2,21 +2,68 @@
 
 Only the trainable subtrees are differentiated; frozen subtrees are passed beside them. So a frozen layer has no weight
 gradient, the backward pass ends at the lowest trained layer, and nothing of a frozen layer is written.
-(snake_learning_magazine, "Local Training" and "Computation Savings".)
+(snake_learning_magazine, "Local Training" and "Computation Savings".) How the gradients of a batch come about is a
+function of the step: on one node (`local_gradients`), or over a cut model (`snake_jax.split`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from snake_jax.layers import LayeredModel, Params, PyTree
+from snake_jax.layers import Layer, LayeredModel, Params, PyTree
 from snake_jax.optimizers import OptimizerStates, apply_updates
 from snake_jax.quantization import thaw
 
 EVALUATION_BATCH = 256
+
+
+class Batch(NamedTuple):
+    """What a step learns from.
+
+    Attributes:
+      x: `[B, H, W, C]`, normalised and augmented.
+      labels: `[B]`.
+      weight: `[B]`, 0 for padding.
+      key: for dropout.
+    """
+
+    x: jax.Array
+    labels: jax.Array
+    weight: jax.Array
+    key: jax.Array
+
+    def mean(self, values: jax.Array) -> jax.Array:
+        """The mean of `[B]` values over the examples that are no padding."""
+        return (self.weight * values).sum() / jnp.maximum(self.weight.sum(), 1.0)
+
+
+class Gradients(Protocol):
+    """How a batch becomes a task loss and `{layer: gradient}` of the trained layers."""
+
+    def __call__(
+        self, step: "LocalStep", trainable: Params, frozen: Params, received: Params, batch: Batch
+    ) -> tuple[jax.Array, Params]:
+        """See `local_gradients`."""
+
+
+def local_gradients(
+    step: "LocalStep", trainable: Params, frozen: Params, received: Params, batch: Batch
+) -> tuple[jax.Array, Params]:
+    """Task loss and gradients on one node that holds all layers.
+
+    Args:
+      step: the model and its losses.
+      trainable: `{layer: subtree}` to differentiate.
+      frozen: the other layers as stored.
+      received: the trained layers as the node got them, where a teacher or a proximal term needs them.
+      batch: the examples.
+    """
+    loss = _loss(step, tuple(trainable), frozen, received, batch)
+    (_, task), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+    return task, gradients
 
 
 class Distillation(NamedTuple):
@@ -37,6 +84,10 @@ class LocalStep(NamedTuple):
       augment: `(key, images) -> images` on normalised images, or None.
       distillation: None: off.
       compute_dtype: of activations and of the parameters while they are computed with.
+      proximal: mu of FedProx's `mu / 2 * |w - received|^2` (Li et al., MLSys 2020, equation 2); 0: off.
+      gradients: of a batch.
+      parties: groups of layers whose gradients are clipped apart, as each party knows its own only; empty: one group.
+      auxiliary: layers that train beside the model's (the head of a local loss).
     """
 
     model: LayeredModel
@@ -46,6 +97,25 @@ class LocalStep(NamedTuple):
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     distillation: Distillation | None = None
     compute_dtype: Any = jnp.float32
+    proximal: float = 0.0
+    gradients: Gradients = local_gradients
+    parties: tuple[tuple[str, ...], ...] = ()
+    auxiliary: tuple[Layer, ...] = ()
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The model's order and the auxiliary layers after it."""
+        return self.model.layer_names + tuple(layer.name for layer in self.auxiliary)
+
+    @property
+    def needs_received(self) -> bool:
+        """Whether the trained layers are also needed as the node received them."""
+        return self.distillation is not None or self.proximal > 0
+
+    def run(self, params: Params, batch: Batch, x: jax.Array, start: int, stop: int | None) -> jax.Array:
+        """Layers `start` to `stop` in training, on their stored parameters; `x` is the input of layer `start`."""
+        key = batch.key if self.model.stochastic else None
+        return self.model.apply(params, x, start, stop, train=True, key=key, prepare=self.prepare)
 
     def prepare(self, subtree: PyTree) -> PyTree:
         """A layer's stored parameters as the arrays that are computed with."""
@@ -81,25 +151,28 @@ class EpochStats(NamedTuple):
 def local_epoch(step: LocalStep, trained: tuple[str, ...]) -> Callable[..., tuple[Params, OptimizerStates, EpochStats]]:
     """The function that trains the layers `trained` for one epoch (or a part of it); jit it.
 
-    It takes `(trainable, states, frozen, teacher, examples, batches, key, learning_rate)`:
+    It takes `(trainable, states, frozen, received, examples, batches, key, learning_rate)`:
     `{layer: subtree}` of the trained layers in float32, their optimizer states, the other layers as stored
-    (`quantization.freeze`), the trained layers as received (`{}` without distillation), `Examples`, `Batches`, a PRNG
-    key and a scalar. It returns the new trained layers, their states and `EpochStats`.
+    (`quantization.freeze`), the trained layers as received (`{}` unless `step.needs_received`), `Examples`, `Batches`,
+    a PRNG key and a scalar. It returns the new trained layers, their states and `EpochStats`.
     """
 
-    def train_batch(carry, batch, frozen, teacher, examples, learning_rate):
+    def train_batch(carry, batch, frozen, received, examples, learning_rate):
         (trainable, states), (index, weight, key) = carry, batch
         augment_key, dropout_key = jax.random.split(key)
         x = step.normalise(examples.images[index])
         x = (x if step.augment is None else step.augment(augment_key, x)).astype(step.compute_dtype)
-        loss = _loss(step, trained, frozen, teacher, x, examples.labels[index], weight, dropout_key)
-        (_, task), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+        batch = Batch(x, examples.labels[index], weight, dropout_key)
+        task, gradients = step.gradients(step, {n: trainable[n] for n in trained}, frozen, received, batch)
+        if step.proximal:
+            pull = lambda g, w, old: g + step.proximal * (w - old)  # noqa: E731
+            gradients = jax.tree.map(pull, gradients, trainable, received)
         new = apply_updates(
-            step.rule, step.clip_norm, learning_rate, gradients, states, trainable, step.model.layer_names
+            step.rule, step.clip_norm, learning_rate, gradients, states, trainable, step.layer_names, step.parties
         )
         return new, task * weight.sum()
 
-    def epoch(trainable, states, frozen, teacher, examples, batches, key, learning_rate):
+    def epoch(trainable, states, frozen, received, examples, batches, key, learning_rate):
         rows = batches.indices.shape[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
 
@@ -107,7 +180,7 @@ def local_epoch(step: LocalStep, trained: tuple[str, ...]) -> Callable[..., tupl
             batch, active = row
             return jax.lax.cond(
                 active,
-                lambda carry: train_batch(carry, batch, frozen, teacher, examples, learning_rate),
+                lambda carry: train_batch(carry, batch, frozen, received, examples, learning_rate),
                 lambda carry: (carry, jnp.zeros(())),
                 carry,
             )
@@ -122,43 +195,31 @@ def local_epoch(step: LocalStep, trained: tuple[str, ...]) -> Callable[..., tupl
     return epoch
 
 
+def task_loss(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Mean cross-entropy of `[B, K]` logits."""
+    return batch.mean(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.labels))
+
+
 def _loss(
-    step: LocalStep,
-    trained: tuple[str, ...],
-    frozen: Params,
-    teacher: Params,
-    x: jax.Array,
-    labels: jax.Array,
-    weight: jax.Array,
-    key: jax.Array,
+    step: LocalStep, trained: tuple[str, ...], frozen: Params, received: Params, batch: Batch
 ) -> Callable[[Params], tuple[jax.Array, jax.Array]]:
     """`trained layers -> (loss, task loss)` of a batch; what lies below the lowest of them is computed outside."""
     model = step.model
     lowest = min((model.layer_names.index(name) for name in trained), default=len(model.layers))
-    key_or_none = key if model.stochastic else None
-
-    def run(params, x, start, stop, train):
-        return model.apply(
-            params, x, start, stop, train=train, key=key_or_none if train else None, prepare=step.prepare
-        )
-
-    def mean(values):
-        return (weight * values).sum() / jnp.maximum(weight.sum(), 1.0)
-
-    below = jax.lax.stop_gradient(run(frozen, x, 0, lowest, True))
+    below = jax.lax.stop_gradient(step.run(frozen, batch, batch.x, 0, lowest))
     if step.distillation is not None:
         # Without randomness teacher and student agree below the lowest trained layer, so that part runs once.
-        received, start = (x, 0) if model.stochastic else (below, lowest)
-        targets = run({**frozen, **teacher}, received, start, None, False).astype(jnp.float32)
+        x, start = (batch.x, 0) if model.stochastic else (below, lowest)
+        targets = model.apply({**frozen, **received}, x, start, prepare=step.prepare).astype(jnp.float32)
         targets = jax.nn.softmax(jax.lax.stop_gradient(targets) / step.distillation.temperature)
 
     def loss(trainable):
-        logits = run({**frozen, **trainable}, below, lowest, None, True).astype(jnp.float32)
-        task = mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        logits = step.run({**frozen, **trainable}, batch, below, lowest, None).astype(jnp.float32)
+        task = task_loss(logits, batch)
         if step.distillation is None:
             return task, task
         temperature, factor = step.distillation
-        distance = mean(optax.softmax_cross_entropy(logits / temperature, targets))
+        distance = batch.mean(optax.softmax_cross_entropy(logits / temperature, targets))
         return task + factor * temperature**2 * distance, task
 
     return loss

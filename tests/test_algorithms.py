@@ -10,7 +10,7 @@ from snake_jax.algorithms.fedavg import FEDAVG
 from snake_jax.config import Config
 from snake_jax.errors import UserError
 from snake_jax.executor import VisitResult
-from snake_jax.schedule import Visit
+from snake_jax.schedule import Plan, Visit
 from tests.helpers import close, same_bits
 
 SMALL = {"model": "mlp", "width": 0.25, "dataset": "digits", "nodes": 3, "cycles": 2, "eval_every": 100}
@@ -139,12 +139,13 @@ def test_fedavg_weights_by_examples():
         return VisitResult(Visit(0, 0, 0, ("a",)), layers, {}, 0.0, True, 1, 1, held, 0.0)
 
     params = {"a": {"w": np.zeros(3, np.float32)}}
-    mean, _ = FEDAVG.merge(Config(), params, {}, [result(1.0, 30), result(5.0, 10)])
+    plan = Plan(Config(), ("a",), ())
+    mean, _ = FEDAVG.merge(plan, (), params, {}, [result(1.0, 30), result(5.0, 10)])
     np.testing.assert_allclose(mean["a"]["w"], 2.0)
-    with_momentum = Config(server_momentum=0.5)
-    velocity = FEDAVG.init_merge(with_momentum, params)
-    first, velocity = FEDAVG.merge(with_momentum, params, velocity, [result(2.0, 1)])
-    second, velocity = FEDAVG.merge(with_momentum, first, velocity, [result(2.0, 1)])
+    with_momentum = plan._replace(config=Config(server_momentum=0.5))
+    velocity = FEDAVG.init_merge(with_momentum.config, params)
+    first, velocity = FEDAVG.merge(with_momentum, (), params, velocity, [result(2.0, 1)])
+    second, velocity = FEDAVG.merge(with_momentum, (), first, velocity, [result(2.0, 1)])
     np.testing.assert_allclose(first["a"]["w"], 2.0)
     np.testing.assert_allclose(second["a"]["w"], 3.0)  # nothing new, and half of the step before
 

@@ -11,8 +11,8 @@ LEVELS = (
     {"errors", "config"},
     {"layers", "kernels"},
     {"data", "models", "quantization"},
-    {"steps", "optimizers", "schedule"},
-    {"executor", "network", "accounting"},
+    {"steps", "split", "optimizers", "schedule", "nodes"},
+    {"executor", "network", "accounting", "chain", "assignment", "clock"},
     {"algorithms"},
     {"runner", "records", "checkpoint", "report", "workdir"},
     {"snake_jax"},  # the package's own __init__, which may re-export anything

@@ -1,4 +1,4 @@
-"""What a wheel holds: every package on disk, kernels/ under its installed name."""
+"""What a wheel holds: every package on disk with the report's page, kernels/ under its installed name."""
 
 import subprocess
 import sys
@@ -29,12 +29,21 @@ def modules_on_disk() -> set[str]:
     return library | kernels
 
 
+def page_on_disk() -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "snake_jax" / "report").glob("page*")}
+
+
 def test_wheel_holds_every_module(wheel_names):
     assert "snake_jax/kernels/conv/__init__.py" in wheel_names
     missing = modules_on_disk() - wheel_names
     assert missing == set(), "list these packages under [tool.setuptools] in pyproject.toml"
 
 
+def test_wheel_holds_the_report_page(wheel_names):
+    assert {"snake_jax/report/page.html", "snake_jax/report/page.css", "snake_jax/report/page.js"} <= page_on_disk()
+    assert page_on_disk() <= wheel_names
+
+
 def test_wheel_holds_nothing_else(wheel_names):
-    extra = {name for name in wheel_names - modules_on_disk() if ".dist-info/" not in name}
+    extra = {name for name in wheel_names - modules_on_disk() - page_on_disk() if ".dist-info/" not in name}
     assert extra == set()

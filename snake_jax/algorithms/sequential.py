@@ -4,12 +4,13 @@ Chang et al., "Distributed deep learning networks among institutions for medical
 """
 
 from snake_jax.algorithms.base import RELAY_FLAGS, Algorithm, no_merge_state, replace
-from snake_jax.schedule import Plan, Round, relay
+from snake_jax.schedule import Plan, Round, relay, shuffled_nodes
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
     """Every node once a cycle, all layers."""
-    return relay(plan, cycle, [plan.layer_names] * plan.config.nodes)
+    nodes = shuffled_nodes(plan.config, cycle) if plan.config.shuffle_nodes else range(plan.config.nodes)
+    return relay(plan, cycle, [plan.layer_names] * plan.config.nodes, nodes)
 
 
 SEQUENTIAL = Algorithm(
@@ -18,5 +19,5 @@ SEQUENTIAL = Algorithm(
     traffic="relay",
     init_merge=no_merge_state,
     merge=replace,
-    flags=RELAY_FLAGS,
+    flags=RELAY_FLAGS | {"shuffle_nodes"},
 )

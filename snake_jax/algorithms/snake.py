@@ -9,7 +9,8 @@ from snake_jax.schedule import Plan, Round, relay, serpentine
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
-    return relay(plan, cycle, serpentine(plan, cycle))
+    """Every middle layer once a cycle; `parallel` nodes train it side by side and the server averages them."""
+    return relay(plan, cycle, serpentine(plan, cycle), plan.visitors or None)
 
 
 SNAKE = Algorithm(
@@ -18,5 +19,5 @@ SNAKE = Algorithm(
     traffic="relay",
     init_merge=no_merge_state,
     merge=replace,
-    flags=RELAY_FLAGS | {"order", "layers_per_visit", "always_train", "frozen_dtype"},
+    flags=RELAY_FLAGS | {"order", "layers_per_visit", "always_train", "frozen_dtype", "parallel"},
 )

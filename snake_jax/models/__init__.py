@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from snake_jax.config import pick
 from snake_jax.errors import UserError
-from snake_jax.layers import LayeredModel
-from snake_jax.models.adapter import from_linen, from_nnx
-from snake_jax.models.vision import cnn, conv_general_dilated, mlp, vgg11
+from snake_jax.layers import Layer, LayeredModel
+from snake_jax.models.adapter import from_linen, from_nnx, linen_layer
+from snake_jax.models.vision import DenseLayer, cnn, conv_general_dilated, mlp, vgg11
 
 MODELS: dict[str, Callable[..., LayeredModel]] = {"vgg11": vgg11, "cnn": cnn, "mlp": mlp}
 
-__all__ = ["MODELS", "build", "cnn", "conv_general_dilated", "from_linen", "from_nnx", "mlp", "vgg11"]
+__all__ = ["MODELS", "build", "cnn", "conv_general_dilated", "from_linen", "from_nnx", "linear_head", "mlp", "vgg11"]
 
 _LEAST_SIDE = {"vgg11": 32, "cnn": 8}  # as many halvings as the network has poolings
 
@@ -32,3 +32,8 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...], **options: 
     if min(input_shape[:2]) < side:
         raise UserError(f"--model={name} needs images of at least {side}x{side}, these are {input_shape}")
     return make(num_classes, input_shape, **options)
+
+
+def linear_head(name: str, num_classes: int) -> Layer:
+    """A linear classifier on flattened activations `[B, ...]`, as one layer."""
+    return linen_layer(name, DenseLayer(num_classes, relu=False))

@@ -31,7 +31,7 @@ def from_linen(
     Raises:
       UserError: at `init`, a stage keeps other collections than `params`; at once, two stages share a name.
     """
-    layers = tuple(_linen_layer(stage, module) for stage, module in stages)
+    layers = tuple(linen_layer(stage, module) for stage, module in stages)
     return _layered(name, layers, input_shape, stochastic)
 
 
@@ -69,7 +69,9 @@ def _mode_argument(call: Callable, train: bool) -> dict[str, Any]:
     return {"deterministic": not train} if "deterministic" in parameters else {}
 
 
-def _linen_layer(name: str, module: nn.Module) -> Layer:
+def linen_layer(name: str, module: nn.Module) -> Layer:
+    """A Linen module as one named layer."""
+
     def init(key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
         variables = module.lazy_init(key, x, **_mode_argument(module.__call__, False))
         _refuse_state(name, set(variables) - {"params"})

@@ -91,7 +91,7 @@ def vgg11(
       input_shape: `(H, W, C)`, both sides at least 32.
       width: multiplies all channel numbers but the last layer's.
       norm: none or group (GroupNorm after each convolution).
-      dropout: rate before the dense layers.
+      dropout: rate before the two hidden dense layers (as PyTorch's VGG for CIFAR-10 has it).
       conv: lowering of the convolutions: auto, xla or matmul.
       init: he (truncated normal by fan-in, biases 0) or torch (convolutions normal by fan-out, dense layers and their
         biases uniform by fan-in, as PyTorch's VGG for CIFAR-10 starts).
@@ -101,7 +101,7 @@ def vgg11(
         (f"conv{i}", ConvLayer(c, i in _VGG11_POOLED, norm, conv, init)) for i, c in enumerate(channels, start=1)
     ]
     hidden = functools.partial(DenseLayer, channels[-1], relu=True, dropout=dropout, initial=init)
-    stages += [("fc9", hidden()), ("fc10", hidden()), ("fc11", DenseLayer(num_classes, False, dropout, init))]
+    stages += [("fc9", hidden()), ("fc10", hidden()), ("fc11", DenseLayer(num_classes, False, initial=init))]
     return from_linen("vgg11", stages, input_shape, stochastic=dropout > 0)
 
 

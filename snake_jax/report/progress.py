@@ -35,9 +35,13 @@ def progress(total_visits: int, done: int = 0, unit: str = "visit", enabled: boo
 
 
 def describe(record: Record) -> str:
-    """`loss 1.234  accuracy 56.7 %  node 3  conv1,conv4,fc11`, with what was not measured left out."""
+    """`loss 1.234  accuracy 56.7 %  node 3  conv1,conv4,fc11`, with what was not measured left out.
+
+    Where several seeds are trained, a record says which `seed` it is of.
+    """
     loss, accuracy = record.get("loss"), record.get("accuracy")
     parts = [
+        f"seed {record['seed']}" if "seed" in record else "",
         f"loss {loss:.3f}" if loss is not None else "",
         f"accuracy {percent(accuracy)}" if accuracy is not None else "",
         _nodes(record.get("node")),

@@ -1,0 +1,48 @@
+"""FedAvg by this library, as `experiments.classify` runs it: visits, merge, ledger and metrics, without evaluation.
+
+python -m experiments.bench.ours WORK.npz CHECKED.npz '{"config": {...}}'
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.bench.work import Done, Line, Params, load
+from snake_jax import layers as tree
+from snake_jax import runner
+from snake_jax.config import Config
+
+
+def named(params: tree.Params) -> Params:
+    """Kernel and bias of every layer."""
+    found = {}
+    for name, subtree in params.items():
+        bias, kernel = sorted(jax.tree.leaves(subtree), key=lambda leaf: leaf.ndim)
+        found[name] = np.asarray(kernel), np.asarray(bias)
+    return found
+
+
+def main(work_file: str, checked_file: str, options: str) -> None:
+    """Does the rounds that are asked for."""
+    line, work = Line(Path(checked_file)), load(Path(work_file))
+    config = Config(**json.loads(options)["config"])
+    setup = runner.prepare(config)
+    for shard, other in zip(setup.shards, work.shards, strict=True):
+        np.testing.assert_array_equal(shard, other)
+    executor, state = runner.make_executor(setup), runner.initial_state(setup)
+    reports = runner.train(setup, executor, state, keep=lambda _: None)
+    versions = {name: sys.modules[name].__version__ for name in ("jax", "jaxlib")}
+    line.ready(named(state.params), variant=f"{len(jax.devices())} devices", versions=versions)
+    while line.asked():
+        report = next(reports)
+        params = jax.block_until_ready(report.state.params)
+        record = report.record
+        done = Done(record["loss"], record["iterations"], record["examples"])
+        line.answer(done, lambda: named(params), compile_s=executor.compilations.seconds)  # noqa: B023
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,90 @@
+"""One run in its folder: what a launch says of it, trains and keeps. Launches of one seed and of several share it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from snake_jax import data, runner
+from snake_jax.executor import Compilations
+from snake_jax.report.progress import Update
+from snake_jax.report.tensorboard import tensorboard
+from snake_jax.workdir import Workdir
+
+
+class Job(NamedTuple):
+    """A checked configuration, its open folder, and the state to go on from."""
+
+    setup: runner.Setup
+    workdir: Workdir
+    state: runner.State
+
+    @property
+    def total(self) -> int:
+        """How many rounds the run has."""
+        return len(runner.rounds(self.setup))
+
+    @property
+    def unit(self) -> str:
+        """What a line of metrics is."""
+        return "round" if self.setup.algorithm.traffic == "star" else "visit"
+
+
+def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] = lambda: True) -> None:
+    """Does what is left of the run and writes its summary.
+
+    Args:
+      job: the run.
+      update: is called with every round's record.
+      events: whether to write TensorBoard's.
+      going_on: is asked after every round; False ends the run there, to be gone on with later.
+    """
+    setup, workdir, state = job
+    executor, earlier = runner.make_executor(setup), workdir.earlier
+
+    def compiled() -> Compilations:
+        now = executor.compilations
+        peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
+        return Compilations(earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes)
+
+    with _events(workdir) if events else contextlib.nullcontext() as tell:
+        for report in runner.train(setup, executor, state, lambda state: workdir.keep(state, compiled())):
+            workdir.add(report, compiled())
+            update(report.record)
+            if tell:
+                tell(report.record)
+            if not going_on():
+                return
+    workdir.finish(runner.summarise(setup, compiled(), workdir.records))
+
+
+@contextlib.contextmanager
+def _events(workdir: Workdir) -> Iterator[Update]:
+    """TensorBoard's events of the whole run: those of earlier processes, which a kill may have cut short, anew."""
+    folder = workdir.path / "tensorboard"
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
+    with tensorboard(folder) as events:
+        for record in workdir.records:
+            events(record)
+        yield events
+
+
+def describe(setup: runner.Setup) -> str:
+    """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
+    config, dataset = setup.config, setup.dataset
+    verdict = "on" if setup.distilled else "off"
+    lines = (
+        f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, {config.partition}",
+        setup.quality,
+        data.describe(setup.shards, dataset.train.labels, dataset.num_classes),
+        f"label divergence ({config.distill_measure}) {setup.divergence:.3f}; distillation {verdict}",
+    )
+    return "\n".join(lines)
+
+
+def where(job: Job) -> str:
+    """Where the run goes on; empty for one that begins."""
+    done, total = job.state.rounds, job.total
+    if done == total:
+        return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
+    return f"going on after {job.unit} {done} of {total}" if done else ""

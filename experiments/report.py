@@ -1,0 +1,29 @@
+"""Report on many runs: one HTML page with table, curves, schedule, ledger and configuration.
+
+  python -m experiments.report RUNS_DIR [--output=report.html]
+
+RUNS_DIR is the folder under which runs of experiments.classify lie at any depth, finished or still going. The page
+opens in any browser; nothing in it comes from a network, so it can be sent and kept as the one file it is.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launch
+from snake_jax.errors import UserError
+from snake_jax.report.html import write_page
+
+OUTPUT = flags.DEFINE_string("output", "", "the page's file; by default report.html in RUNS_DIR")
+
+
+def main(paths: list[str]) -> None:
+    """Reads the runs, writes the page, says where it is."""
+    if len(paths) != 1:
+        raise UserError(f"one folder of runs is wanted, not {len(paths)}: python -m experiments.report runs")
+    path, runs = write_page(paths[0], OUTPUT.value or Path(paths[0]) / "report.html")
+    print(f"{path}: {runs} run{'s' * (runs != 1)}, {path.stat().st_size / 1e3:,.0f} kB")
+
+
+if __name__ == "__main__":
+    launch.run(main, arguments=True)

@@ -1,0 +1,138 @@
+"""Where the layers of a visit lie: segments of the model on the visiting node, on the server, on other nodes.
+
+A local method's chain is one segment on the visiting node. Split methods cut the model: every batch then sends an
+activation over each boundary and, unless both sides have losses of their own, a gradient back. FLOPs by place, what a
+place holds, and the messages follow from the chain alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snake_jax.accounting import LayerCost
+from snake_jax.layers import LayeredModel
+from snake_jax.network import SERVER, Transfer, place
+from snake_jax.schedule import Visit
+
+LABEL_BYTES = 4
+ON_NODE, ON_SERVER = 0, -1  # roles; role j > 0: the j-th other node of the visit
+
+
+class Segment(NamedTuple):
+    """Layers `start` to `stop` (exclusive) of the order, on the place that a visit's role stands for."""
+
+    role: int
+    start: int
+    stop: int
+
+
+Chain = tuple[Segment, ...]  # in the order of the forward pass; the first is with the data
+
+
+class Message(NamedTuple):
+    """What a batch sends: from role to role, which layer's output (or labels), bytes for each example, and why."""
+
+    source: int
+    destination: int
+    item: str
+    bytes: int
+    why: str
+
+
+def place_of(role: int, visit: Visit) -> str:
+    """The name of a role's place in the ledger."""
+    return SERVER if role == ON_SERVER else place((visit.node, *visit.others)[role])
+
+
+def cuts(chain: Chain) -> tuple[int, ...]:
+    """The indices of the layers before which the model is cut."""
+    return tuple(segment.start for segment in chain[1:])
+
+
+def held(chain: Chain, names: Sequence[str], role: int) -> tuple[str, ...]:
+    """The layers that a role holds, in model order."""
+    return tuple(name for segment in chain if segment.role == role for name in names[segment.start : segment.stop])
+
+
+def roles(chain: Chain) -> tuple[int, ...]:
+    """Each role once, in the order of the forward pass."""
+    return tuple(dict.fromkeys(segment.role for segment in chain))
+
+
+def messages(chain: Chain, model: LayeredModel, compute_dtype: str, gradients: bool) -> tuple[Message, ...]:
+    """What a batch sends, in the order of sending; nothing for a chain of one segment.
+
+    Args:
+      chain: of the visit.
+      model: whose outputs cross the boundaries.
+      compute_dtype: of activations and gradients.
+      gradients: whether gradients come back.
+    """
+    if len(chain) == 1:
+        return ()
+    sizes = _output_bytes(model, compute_dtype)
+    names = model.layer_names
+    forward = [
+        Message(low.role, high.role, names[low.stop - 1], sizes[low.stop - 1], "activations")
+        for low, high in pairwise(chain)
+    ]
+    labels = [Message(ON_NODE, chain[-1].role, "labels", LABEL_BYTES, "labels")] if chain[-1].role != ON_NODE else []
+    back = [m._replace(source=m.destination, destination=m.source, why="gradients") for m in reversed(forward)]
+    return (*forward, *labels, *(back if gradients else ()))
+
+
+def round_trips(sent: Sequence[Message]) -> int:
+    """How often a batch makes a party wait for another's answer."""
+    return sum(message.why == "gradients" for message in sent)
+
+
+def transfers(sent: Sequence[Message], visit: Visit, examples: int) -> list[Transfer]:
+    """The ledger's rows for a visit's messages, all batches together."""
+    return [
+        Transfer(
+            visit.turn,
+            place_of(message.source, visit),
+            place_of(message.destination, visit),
+            (message.item,),
+            message.bytes * examples,
+            message.why,
+        )
+        for message in sent
+        if examples
+    ]
+
+
+def step_flops(
+    chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
+) -> Mapping[int, int]:
+    """FLOPs of one step by role, all layers trained; the first layer above a cut that no gradient crosses needs none.
+
+    Args:
+      chain: of the visit.
+      costs: of the model's layers, for a batch.
+      auxiliary: of layers that train on the visiting node beside the model's.
+      gradients: whether gradients cross the cuts.
+    """
+    total = dict.fromkeys(roles(chain), 0)
+    total[ON_NODE] += sum(c.forward_flops + c.input_gradient_flops + c.weight_gradient_flops for c in auxiliary)
+    for segment in chain:
+        layers = costs[segment.start : segment.stop]
+        inputs = layers if segment.start > 0 and gradients else layers[1:]
+        total[segment.role] += sum(c.forward_flops + c.weight_gradient_flops for c in layers)
+        total[segment.role] += sum(c.input_gradient_flops for c in inputs)
+    return total
+
+
+def _output_bytes(model: LayeredModel, compute_dtype: str) -> list[int]:
+    """Bytes of each layer's output for one example."""
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.dtype(compute_dtype))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    found = []
+    for index in range(len(model.layers)):
+        x = jax.eval_shape(lambda p, x, i=index: model.apply(p, x, i, i + 1), params, x)
+        found.append(int(np.prod(x.shape)) * jnp.dtype(compute_dtype).itemsize)
+    return found
