@@ -5,6 +5,7 @@ activation over each boundary and, unless both sides have losses of their own, a
 place holds, and the messages follow from the chain alone.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -127,6 +128,7 @@ def step_flops(
     return total
 
 
+@functools.lru_cache(maxsize=8)
 def _output_bytes(model: LayeredModel, compute_dtype: str) -> list[int]:
     """Bytes of each layer's output for one example."""
     x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.dtype(compute_dtype))

@@ -32,6 +32,15 @@ class Config:
     partition: str = _setting("iid", "how the data lies on the nodes: {partitions}")
     alpha: float = _setting(2.0, "Dirichlet concentration; smaller is less alike", above=0)
     outliers: float = _setting(0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5)
+    train_examples: int = _setting(
+        0, "train on a seeded random part of so many examples, classes as they come; 0: all", low=0
+    )
+    validation: float = _setting(
+        0.0,
+        "share of the training examples held out and evaluated on in the place of the test set: for tuning",
+        low=0,
+        high=0.5,
+    )
 
     cycles: int = _setting(2, "cycles; one trains every middle layer once (fedavg: one round)", low=1)
     local_epochs: int = _setting(1, "passes over the node's data in a visit", low=1)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from snake_jax.chain import ON_SERVER
+from snake_jax.clock import Elapsed
 from snake_jax.executor import Compilations, VisitResult
 from snake_jax.network import Transfer, bytes_up_down
 from snake_jax.schedule import Round
@@ -20,6 +21,12 @@ _SUMMED = (
     "server_flops",
     "synchronisations",
     "train_s",
+    "clock_s",
+    "wait_s",
+    "away_s",
+    "drops",
+    "node_joules",
+    "server_joules",
 )
 
 
@@ -65,6 +72,11 @@ def of_round(
         "test_loss": scores[1] if scores[1] is None or math.isfinite(scores[1]) else None,
         "learning_rate": learning_rate,
     }
+
+
+def of_clock(elapsed: Elapsed) -> Record:
+    """What the round took by the simulated clock; nothing of it is measured."""
+    return {("clock_s" if name == "seconds" else name): value for name, value in elapsed._asdict().items()}
 
 
 def summary(lines: Sequence[Record], compiled: Compilations, target_accuracy: float) -> Record:

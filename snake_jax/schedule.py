@@ -6,7 +6,7 @@ are merged. Learning rates belong here too: constant inside a cycle, changed bet
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,13 +50,13 @@ class Plan(NamedTuple):
       config: of the run.
       layer_names: the model's order.
       always: the layers that train at every visit.
-      visitors: the node of each of a cycle's assignments, where one was computed; empty: in turn.
+      visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take turns.
     """
 
     config: Config
     layer_names: tuple[str, ...]
     always: tuple[str, ...]
-    visitors: tuple[int, ...] = ()
+    visitors: Mapping[tuple[str, ...], int] = {}
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:

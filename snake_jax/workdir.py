@@ -82,7 +82,7 @@ class Workdir:
         self.earlier = Compilations(meta["num_compilations"], meta["compile_s"], meta["peak_bytes"])
         self._cut(meta["records"], meta["ledger_lines"])
         params, states, merge = jax.device_put(saved.tree)
-        return State(params, states, merge, network.from_json(meta["network"]), saved.rounds)
+        return State(params, states, merge, network.from_json(meta["network"]), saved.rounds, meta["clock_s"])
 
     def add(self, report: Report, compiled: Compilations) -> None:
         """Appends a round's lines and writes its checkpoint.
@@ -101,6 +101,7 @@ class Workdir:
         """Writes a checkpoint of a state, unless it is there."""
         meta = {
             "states": list(state.states),
+            "clock_s": state.clock_s,
             "network": network.to_json(state.network),
             "records": len(self.records),
             "ledger_lines": self._ledger_lines,

@@ -14,7 +14,7 @@ LEVELS = (
     {"steps", "split", "optimizers", "schedule", "nodes"},
     {"executor", "network", "accounting", "chain", "assignment", "clock"},
     {"algorithms"},
-    {"runner", "records", "checkpoint", "report", "workdir"},
+    {"preparation", "costs", "runner", "records", "checkpoint", "report", "workdir"},
     {"snake_jax"},  # the package's own __init__, which may re-export anything
     {"experiments"},
 )

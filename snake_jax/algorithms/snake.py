@@ -10,7 +10,9 @@ from snake_jax.schedule import Plan, Round, relay, serpentine
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
     """Every middle layer once a cycle; `parallel` nodes train it side by side and the server averages them."""
-    return relay(plan, cycle, serpentine(plan, cycle), plan.visitors or None)
+    assignments = serpentine(plan, cycle)
+    nodes = [plan.visitors[layers] for layers in assignments] if plan.visitors else None
+    return relay(plan, cycle, assignments, nodes)
 
 
 SNAKE = Algorithm(
@@ -19,5 +21,6 @@ SNAKE = Algorithm(
     traffic="relay",
     init_merge=no_merge_state,
     merge=replace,
-    flags=RELAY_FLAGS | {"order", "layers_per_visit", "always_train", "frozen_dtype", "parallel"},
+    flags=RELAY_FLAGS
+    | {"order", "layers_per_visit", "always_train", "frozen_dtype", "parallel", "assign", "assign_objective"},
 )

@@ -14,6 +14,7 @@ from snake_jax.data.partition import (
 )
 from snake_jax.data.quality import QualityReport, clean
 from snake_jax.data.sources import SOURCES, Dataset, Split, load, normalise
+from snake_jax.data.subset import subset
 
 __all__ = [
     "AUGMENTATIONS",
@@ -39,4 +40,5 @@ __all__ = [
     "load",
     "normalise",
     "partition",
+    "subset",
 ]

@@ -33,7 +33,7 @@ def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str
     """
     columns = min(3, len(axes) + 1)
     rows = -(-(len(axes) + 1) // columns)
-    figure = _figure(4.6 * columns, 3.5 * rows)
+    figure = figure(4.6 * columns, 3.5 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for panel, axis in zip(panels, axes, strict=False):
         _accuracy_panel(panel, runs, axis)
@@ -45,7 +45,7 @@ def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str
     )
     for row in range(rows):
         panels[row * columns].set_ylabel("test accuracy")
-    return _save(figure, output_path)
+    return save(figure, output_path)
 
 
 def plot_run(run: Run, output_path: str | Path) -> Path:
@@ -56,7 +56,7 @@ def plot_run(run: Run, output_path: str | Path) -> Path:
     """
     layers = layer_order(run.metrics)
     strip = max(1.2, 0.26 * len(layers))
-    figure = _figure(9, 6 + strip)
+    figure = figure(9, 6 + strip)
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip])
     for panel, draw in zip(panels, (_accuracy, _loss, _bytes), strict=False):
         draw(panel, run)
@@ -67,7 +67,7 @@ def plot_run(run: Run, output_path: str | Path) -> Path:
     figure.align_ylabels()
     panels[3].set_xlabel("iterations; thin lines are the ends of cycles")
     panels[0].set_title(_caption(run), fontsize=11)
-    return _save(figure, output_path)
+    return save(figure, output_path)
 
 
 def layer_order(records: Iterable[Record]) -> list[str]:
@@ -88,13 +88,13 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +104,14 @@ def _save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _look(panel: Axes) -> None:
+def look(panel: Axes) -> None:
     panel.grid(color="0.9", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
     panel.margins(x=0.02)
 
 
-def _percent_axis(panel: Axes) -> None:
+def percent_axis(panel: Axes) -> None:
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
@@ -124,8 +124,8 @@ def _accuracy_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
     unit = {"k": "thousands", "M": "millions", "G": "billions"}.get(scale.unit, scale.unit)
     panel.set_xlabel(f"{AXES[axis].label} ({unit})" if unit else AXES[axis].label)
     panel.set_xlim(left=0)
-    _percent_axis(panel)
-    _look(panel)
+    percent_axis(panel)
+    look(panel)
 
 
 def _line(i: int, points: int) -> dict:
@@ -159,8 +159,8 @@ def _accuracy(panel: Axes, run: Run) -> None:
     x, y = curve(run, "iterations")
     panel.plot(x, y, **_line(0, len(x)))
     panel.set_ylabel("test accuracy")
-    _percent_axis(panel)
-    _look(panel)
+    percent_axis(panel)
+    look(panel)
 
 
 def _loss(panel: Axes, run: Run) -> None:
@@ -171,7 +171,7 @@ def _loss(panel: Axes, run: Run) -> None:
     panel.set_ylabel("loss")
     if panel.lines:
         panel.legend(frameon=False, fontsize=8, loc="upper right")
-    _look(panel)
+    look(panel)
 
 
 def _bytes(panel: Axes, run: Run) -> None:
@@ -184,7 +184,7 @@ def _bytes(panel: Axes, run: Run) -> None:
     panel.set_ylabel(f"{scale.unit} sent")
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False, fontsize=8, loc="upper left")
-    _look(panel)
+    look(panel)
 
 
 def _cycle_lines(panel: Axes, run: Run) -> None:

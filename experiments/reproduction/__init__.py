@@ -1,0 +1,1 @@
+"""What `python -m experiments.reproduce` is made of: cases, runs, tables, pictures."""
