@@ -17,7 +17,7 @@ from snake_jax.executor import EMULATIONS, Executor, VisitSettings
 from snake_jax.layers import num_bytes
 from snake_jax.optimizers import init_states
 from snake_jax.schedule import Visit
-from snake_jax.steps import Distillation
+from snake_jax.steps import Distillation, LocalStep
 from tests.helpers import close, random_examples, same_bits, small_model, small_step
 from tests.launches import ROOT
 
@@ -146,8 +146,8 @@ def fedavg(nodes, emulation="loop", **flags):
 @pytest.mark.parametrize("emulation", EMULATIONS)
 def test_no_round_compiles_anything_anew(emulation, monkeypatch):
     traced = []
-    inner = runner.LocalStep.prepare
-    monkeypatch.setattr(runner.LocalStep, "prepare", lambda self, subtree: (traced.append(1), inner(self, subtree))[1])
+    inner = LocalStep.prepare
+    monkeypatch.setattr(LocalStep, "prepare", lambda self, subtree: (traced.append(1), inner(self, subtree))[1])
     executor, _, reports = fedavg(20, emulation, nodes_per_round=3, partition="dirichlet_split", batch_size=32)
     next(reports)
     first = len(traced)
@@ -182,11 +182,14 @@ from snake_jax.config import Config
 
 assert len(jax.devices()) == 8
 small = {"model": "mlp", "width": 0.25, "cycles": 2, "eval_every": 100, "local_epochs": 2, "batch_size": 64}
+small["train_examples"] = 600
 uneven = {"partition": "dirichlet_split", "alpha": 0.5}
 methods = {
     "fedavg": ({"nodes": 11, "early_stop": 0.05, **uneven}, ("loop", "vmap", "pmap", "shard_map")),
     "sequential": ({"nodes": 3, "cycles": 1, **uneven}, ("loop", "pmap")),
-    "snake": ({"nodes": 4, "cycles": 1, "parallel": 2, "frozen_dtype": "int8"}, ("loop", "shard_map")),
+    "snake": ({"nodes": 4, "cycles": 1, "parallel": 3, "frozen_dtype": "int8"}, ("loop", "vmap", "pmap")),
+    "splitfed": ({"nodes": 3, "cut": "fc1", "tail": 1}, ("loop", "vmap", "pmap")),
+    "accelerated_fl": ({"nodes": 9, **uneven}, ("loop", "vmap", "shard_map")),
 }
 report = {}
 for name, (flags, executors) in methods.items():
