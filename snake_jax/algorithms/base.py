@@ -76,7 +76,11 @@ def average(results: Sequence[VisitResult]) -> Params:
         return results[0].layers if results else {}
     held = np.array([result.examples_held for result in results], np.float64)
     shares = (held / held.sum()).astype(np.float32)
-    trees = [result.layers for result in results]
+    return _weighted_sum(shares, [result.layers for result in results])
+
+
+@jax.jit
+def _weighted_sum(shares: jax.Array, trees: list[Params]) -> Params:
     return jax.tree.map(lambda *w: functools.reduce(operator.add, map(operator.mul, shares, w)), *trees)
 
 

@@ -51,7 +51,7 @@ class Emulation(NamedTuple):
     def spread(self, tree: PyTree, lead: tuple[int, ...]) -> PyTree:
         """A copy of the tree for each node, which a program may consume."""
         if not lead:
-            return jax.tree.map(jax.numpy.copy, tree)
+            return _copied(tree)
         return _spread(jax.device_put(tree, self.shared), lead, self.nodes)
 
     def gather(self, tree: PyTree, lead: tuple[int, ...], count: int) -> list[PyTree]:
@@ -109,6 +109,11 @@ def _one_by_one(epoch: Epoch) -> Epoch:
         return jax.lax.map(node, [arg for arg, axis in zip(args, _AXES, strict=True) if axis is not None])
 
     return nodes
+
+
+@jax.jit
+def _copied(tree: PyTree) -> PyTree:
+    return jax.tree.map(jax.numpy.copy, tree)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -74,6 +74,8 @@ class Executor:
         self._programs: dict[_Program, Any] = {}
         self._group_sizes: dict[tuple[str, ...], int] = {}
         self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, settings.frozen_dtype))
+        # Array by array from Python they took as long as a training step of a small network.
+        self._fresh = jax.jit(lambda layers: init_states(step.rule, layers, step.layer_names))
         self._compile_s, self._peak_bytes = 0.0, 0
 
     def run(
@@ -170,7 +172,7 @@ class Executor:
         """
         received = select(params, program.layers)
         kept = {name: states[name] for name in program.layers if name in states}
-        fresh = init_states(self._step.rule, without(received, kept), self._step.layer_names)
+        fresh = self._fresh(without(received, kept))
         shared = (self._frozen(without(params, program.layers)), received if self._step.needs_received else {})
         how = self._how(program)
         return (*how.spread((received, kept | fresh), program.lead), *jax.device_put(shared, how.shared))
