@@ -38,7 +38,7 @@ def markdown(numbers: Row) -> str:
     return "\n" + "\n\n".join(parts) + "\n\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: the first column to the left, numbers to the right."""
     rule = [":--"] + ["--:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
@@ -63,10 +63,10 @@ def _flops(numbers: Row) -> list[str]:
         "two alone). The compiler counts at most "
         f"{worst:.2f} % more than the formula, the elementwise work. "
         f"The mean over the {len(ends) - 2} middle layers is {_mean_ratio(ends[1:-1], full):.3f} of the full step.",
-        _table(head, rows),
+        table(head, rows),
         "The same with this layer alone; the mean over the middle layers is "
         f"{_mean_ratio(_middle_alone(steps), full):.3f}.",
-        _table(["layer", *head[3:]], alone),
+        table(["layer", *head[3:]], alone),
     ]
 
 
@@ -89,7 +89,7 @@ def _padding(numbers: Row) -> list[str]:
         f"lies on the zero padding, in the full step {_left_out(full)} of its count for the matrix products: little "
         "of conv1 with its 32x32 pixels, more than half of conv7 and conv8, where four of nine taps meet one of the "
         "2x2 pixels. `train_flops` counts them all, in every lowering, so that runs compare.",
-        _table(head, rows),
+        table(head, rows),
     ]
 
 
@@ -111,7 +111,7 @@ def _memory(numbers: Row) -> list[str]:
         "In MB. The four kinds of state follow from shapes; arguments (state and one batch) and temporaries "
         "(activations, patches, gradients) are the compiler's, with convolution as matrix products. With `--conv=xla` "
         f"the temporaries of the first two rows are {_megabytes(native['full'])} and {_megabytes(native['ends'])}.",
-        _table(head, rows),
+        table(head, rows),
     ]
 
 
@@ -133,9 +133,9 @@ def _bytes(numbers: Row) -> list[str]:
         "### Bytes of a visit",
         f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, visits of the third "
         f"cycle, from the ledger. FedAvg sends {_megabytes(2 * whole)} for each node and round.",
-        _table(head, per_layer),
+        table(head, per_layer),
         "Mean over the visits of a cycle, by the same functions that fill `ledger.jsonl`:",
-        _table(["", first, "of FedAvg", last, "of FedAvg"], cycles),
+        table(["", first, "of FedAvg", last, "of FedAvg"], cycles),
     ]
 
 

@@ -54,7 +54,7 @@ def exchange(
             chains.place_of(role, visit): chains.held(setup.chain, setup.model.layer_names, role)
             for role in chains.roles(setup.chain)
         }
-        return network.visit_chain(net, sizes, visit.turn, segments, cached=config.cached) if returned else (net, [])
+        return network.visit_chain(net, sizes, visit.turn, segments, cached=config.cached, returns=visit in returned)
     merged = merges(setup, visits)
     deliver = network.visit_peer_to_peer if config.mode == "peer_to_peer" else network.visit_client_server
     for visit in visits:

@@ -136,7 +136,13 @@ def visit_peer_to_peer(
 
 
 def visit_chain(
-    network: Network, sizes: Sizes, visit: int, segments: Mapping[str, tuple[str, ...]], *, cached: bool
+    network: Network,
+    sizes: Sizes,
+    visit: int,
+    segments: Mapping[str, tuple[str, ...]],
+    *,
+    cached: bool,
+    returns: bool = True,
 ) -> tuple[Network, list[Transfer]]:
     """A visit in which several nodes hold and train a segment each, got from whoever trained it last.
 
@@ -146,6 +152,7 @@ def visit_chain(
       visit: its index, for the ledger.
       segments: `{place: items}`.
       cached: whether nodes still have what they were sent before.
+      returns: whether what was trained is kept.
     """
     before, transfers = network, []
     for destination, items in segments.items():
@@ -155,7 +162,7 @@ def visit_chain(
             fresh = () if source == SERVER else items
             network, sent = _deliver(network, sizes, visit, source, destination, needs, fresh, cached)
             transfers += sent
-    for destination, items in segments.items():
+    for destination, items in segments.items() if returns else ():
         network = _renew(network, items, (destination,))
     return network, transfers
 
@@ -194,7 +201,11 @@ def _deliver(
         why = "initial" if known is None else "update" if item in fresh else "catch-up"
         groups.setdefault(why, {})[item] = full
     transfers = [_transfer(visit, source, destination, items, sizes, why) for why, items in groups.items()]
-    cache |= {item: Copy(network.latest[item], full) for item, full in missing.items()}
+    # A copy as stored frozen is one in full precision where frozen layers are stored so.
+    cache |= {
+        item: Copy(network.latest[item], full or sizes.frozen[item] == sizes.full[item])
+        for item, full in missing.items()
+    }
     return network._replace(held={**network.held, destination: cache}), transfers
 
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +128,7 @@ class Clock:
         return step_s * sum(cases.steps_of(case, self._scale) for case in todo)
 
 
-def carry_out(study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[[str], None]) -> None:
+def carry_out(study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[[str], None], jobs: int = 1) -> None:
     """Runs what is not finished, in the order given, until time is up.
 
     Args:
@@ -134,25 +136,48 @@ def carry_out(study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[
       wanted: cases.
       timer: asked after every round.
       say: is told of progress and warnings, line by line.
+      jobs: runs at a time, each in a thread.
     """
     todo = [case for case in wanted if not study.finished(case)]
     if len(wanted) > len(todo):
         say(f"{len(wanted) - len(todo)} of {len(wanted)} runs were finished before")
-    for number, case in enumerate(todo, 1):
-        if not timer.going_on():
-            say(f"time is up: {len(todo) - number + 1} runs are left; the same command goes on")
+    if todo:
+        _keep_programs(study.workdir / _PROGRAMS)
+    stop = threading.Event()
+
+    def going_on() -> bool:
+        return timer.going_on() and not stop.is_set()
+
+    def one(number: int) -> None:
+        case = todo[number]
+        if not going_on():
             return
-        left = clock(timer.estimate(todo[number - 1 :]))
-        say(f"run {number} of {len(todo)}: {study.name(case)}; about {left} left for all")
+        left = clock(timer.estimate(todo[number:]) / jobs)
+        say(f"run {number + 1} of {len(todo)}: {study.name(case)}; about {left} left for all")
         started = time.monotonic()
-        result = _run(study, case, timer.going_on, say)
+        try:
+            result = _run(study, case, going_on, say)
+        except BaseException:
+            stop.set()
+            raise
         timer.took(case, time.monotonic() - started)
-        say(f"  {result}")
+        say(f"  {study.name(case)}: {result}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, number) for number in range(len(todo))]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+    if left := [case for case in todo if not study.finished(case)]:
+        say(f"not finished: {len(left)} of {len(wanted)} runs; the same command goes on")
 
 
 def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[str], None]) -> str:
+    """Trains what is left of a run; returns how it ended."""
     setup = runner.prepare(study.config(case))
-    _keep_programs(study.workdir / _PROGRAMS)
     workdir = Workdir(study.folder(case), setup.config)
     try:
         job = Job(setup, workdir, workdir.resume(setup, say))
@@ -171,20 +196,20 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
 
 def _keep_programs(folder: Path) -> None:
     """Runs that differ in learning rate, order or schedule alone share compiled programs; so do later launches."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009  set at run time
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str], None]) -> Study:
+def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str], None], jobs: int = 1) -> Study:
     """The study with the rate of least validation loss for every method and partition whose tuning runs are finished.
 
     Also writes `learning_rates.json`. The validation part comes from the training examples: no test example is looked
     at.
     """
     tried = cases.tuning(figures, study.scale)
-    carry_out(study, tried, timer, say)
+    carry_out(study, tried, timer, say, jobs)
     pairs = dict.fromkeys((case.method, case.partition) for case in tried)
     rates = dict(study.rates)
     for method, partition in pairs:
@@ -192,11 +217,12 @@ def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str]
         if not all(map(study.finished, mine)):
             say(f"{method}, {partition}: not tuned to the end")
             continue
-        losses = {case.tried: _validation_loss(study, case) for case in mine}
-        if all(loss is None for loss in losses.values()):
+        losses = {study.rate(case): _validation_loss(study, case) for case in mine}
+        finite = {rate: loss for rate, loss in losses.items() if loss is not None}
+        if not finite:
             say(f"{method}, {partition}: every learning rate diverged; the scale's {study.scale.rates[method]:g} stays")
             continue
-        chosen = min(losses, key=lambda rate: math.inf if losses[rate] is None else losses[rate])
+        chosen = min(finite, key=lambda rate: finite[rate])
         rates[f"{method}/{partition}"] = {
             "chosen": chosen,
             "validation_loss": {f"{rate:g}": loss for rate, loss in losses.items()},
@@ -247,5 +273,3 @@ def settings(study: Study) -> dict[str, Any]:
     """The scale as JSON."""
     plain = study.scale._asdict()
     return json.loads(json.dumps(plain | {"data": public_name(study.data)}, default=dict))
-
-

@@ -2,8 +2,9 @@
 
 Ardic et al., "Random Walking Snakes for Decentralized Learning at Edge Networks", IEEE LANMAN 2023, as the Snake
 Learning papers describe it ("Split Learning"): no server, finely cut segments, heads re-shuffled (here: every cycle
-takes the nodes in a new random order, each the head once), the body is the nodes that were the head before. Activations
-go down the snake and gradients up, batch by batch; when the snake moves on, each segment goes to the next node.
+takes the nodes in a new random order, each the head once; the body is the nodes before it in that order, taken as a
+ring). Activations go down the snake and gradients up, batch by batch; when it moves on, each segment goes to the next
+node.
 """
 
 import numpy as np

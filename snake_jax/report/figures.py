@@ -1,4 +1,4 @@
-"""Figures like the papers': accuracy of several methods against what it took, IID and Non-IID apart, seeds as a band."""
+"""Figures like the papers': accuracy of several methods against what it took, IID and Non-IID apart, seeds a band."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from snake_jax.report.plots import COLOURS, FEW, MARKERS, STYLES, figure, look, percent_axis, save
+from snake_jax.report.plots import COLOURS, FEW, MARKERS, STYLES, look, new_figure, percent_axis, save
 from snake_jax.report.runs import AXES, Run, curve
 from snake_jax.report.units import scale_for
 
@@ -68,7 +68,7 @@ def plot_figure(
     Returns:
       The path of the PNG.
     """
-    picture = figure(3.9 * len(PANELS), 3.3 * len(rows) + 0.9)
+    picture = new_figure(3.9 * len(PANELS), 3.3 * len(rows) + 0.9)
     panels = picture.subplots(len(rows), len(PANELS), sharey=True, sharex="col", squeeze=False)
     scales = {axis: scale_for(_largest(rows, axis), unit) for axis, (_, unit) in PANELS.items()}
     for row, (name, lines) in zip(panels, rows.items(), strict=True):
@@ -101,7 +101,7 @@ def plot_layers(names: Sequence[str], parts: Mapping[str, Sequence[float]], outp
     Returns:
       The path of the PNG.
     """
-    picture = figure(3.2 * len(parts), 0.3 * len(names) + 1.1)
+    picture = new_figure(3.2 * len(parts), 0.3 * len(names) + 1.1)
     panels = picture.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for i, (panel, (title, shares)) in enumerate(zip(panels, parts.items(), strict=True)):
         panel.barh(range(len(names)), shares, color=COLOURS[i % len(COLOURS)])

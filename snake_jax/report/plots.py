@@ -33,7 +33,7 @@ def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str
     """
     columns = min(3, len(axes) + 1)
     rows = -(-(len(axes) + 1) // columns)
-    figure = figure(4.6 * columns, 3.5 * rows)
+    figure = new_figure(4.6 * columns, 3.5 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for panel, axis in zip(panels, axes, strict=False):
         _accuracy_panel(panel, runs, axis)
@@ -56,7 +56,7 @@ def plot_run(run: Run, output_path: str | Path) -> Path:
     """
     layers = layer_order(run.metrics)
     strip = max(1.2, 0.26 * len(layers))
-    figure = figure(9, 6 + strip)
+    figure = new_figure(9, 6 + strip)
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip])
     for panel, draw in zip(panels, (_accuracy, _loss, _bytes), strict=False):
         draw(panel, run)
@@ -88,13 +88,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
-def figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty one, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: str | Path) -> Path:
+    """Writes the PNG and the folders above it; returns its path."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def look(panel: Axes) -> None:
+    """What all panels have in common."""
     panel.grid(color="0.9", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
@@ -112,6 +115,7 @@ def look(panel: Axes) -> None:
 
 
 def percent_axis(panel: Axes) -> None:
+    """Shares in [0, 1] as percentages, upwards."""
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
