@@ -214,10 +214,11 @@ def _serves(copy: Copy | None, version: int, full: bool) -> bool:
 
 
 def _renew(network: Network, items: tuple[str, ...], places: tuple[str, ...]) -> Network:
-    """A new version of `items`, held in full precision at `places`."""
+    """A new version of `items`, held in full precision at `places`; older copies serve nobody and are forgotten."""
     latest = {**network.latest, **{item: network.latest.get(item, -1) + 1 for item in items}}
-    new = {item: Copy(latest[item], True) for item in items}
-    held = {**network.held, **{name: {**network.held.get(name, {}), **new} for name in places}}
+    old, new = set(items), {item: Copy(latest[item], True) for item in items}
+    held = {name: {i: c for i, c in copies.items() if i not in old} for name, copies in network.held.items()}
+    held |= {name: {**held.get(name, {}), **new} for name in places}
     return network._replace(latest=latest, held=held)
 
 
