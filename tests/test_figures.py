@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from snake_jax.report import figures
 from snake_jax.report.figures import Line, band, curve_on, plot_figure, plot_layers
 from snake_jax.report.runs import Run
 
@@ -35,3 +36,13 @@ def test_pictures_are_drawn(tmp_path):
     drawn = plot_figure({"IID": lines, "Non-IID": lines[:1]}, tmp_path / "a.png", "title", 0.3)
     bars = plot_layers(["conv1", "fc2"], {"parameters": [0.1, 0.9]}, tmp_path / "b.png")
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (drawn, bars))
+
+
+def test_no_row_runs_out_of_the_axis_that_it_shares(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda picture, path: kept.append(picture) or path)
+    rows = {"short": [Line("one", [run_of([0.1])], 0)], "long": [Line("two", [run_of([0.1, 0.2, 0.3])], 1)]}
+    for ordered in (rows, dict(reversed(rows.items()))):
+        plot_figure(ordered, tmp_path / "a.png", "title")
+        panels = kept.pop().axes
+        assert all(line.get_xdata().max() <= panel.get_xlim()[1] for panel in panels for line in panel.lines)

@@ -78,7 +78,7 @@ def plot_figure(
                 _draw(panel, line, axis, scales[axis].factor)
             if target is not None:
                 panel.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
-            panel.set_xlim(left=0)
+            panel.set_xlim(0, 1.03 * _largest(rows, axis) / scales[axis].factor)  # of all rows: they share the axis
             percent_axis(panel)
             look(panel)
     for panel, (axis, (label, _)) in zip(panels[-1], PANELS.items(), strict=True):
