@@ -129,6 +129,7 @@ class Contestant:
         """Its next line; none: it has failed."""
         line = self._stdout.readline()
         if not line:
+            self._process.wait()  # its last words may still be on their way
             self.missing = f"failed: {_last_words(self._errors.read_text())}"
             return {}
         return json.loads(line)
