@@ -1,7 +1,9 @@
 """One run in its folder: what a launch says of it, trains and keeps. Launches of one seed and of several share it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from snake_jax import data, runner
@@ -55,6 +57,16 @@ def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] =
             if not going_on():
                 return
     workdir.finish(runner.summarise(setup, compiled(), workdir.records))
+
+
+def wait(futures: Sequence[Future], stop: threading.Event) -> None:
+    """Waits for runs in threads; where one fails or Ctrl-C comes, `stop` tells the others to end after their round."""
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        stop.set()
+        raise
 
 
 @contextlib.contextmanager

@@ -100,12 +100,7 @@ def _train(jobs: Sequence[Job], events: bool) -> Diverged:
     total, done = sum(job.total for job in jobs), sum(job.state.rounds for job in jobs)
     with progress(total, done, jobs[0].unit) as update, ThreadPoolExecutor(lanes) as pool:
         futures = [pool.submit(lane, jobs[i::lanes], jax.devices()[i], update) for i in range(min(lanes, len(jobs)))]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            stop.set()
-            raise
+        one_run.wait(futures, stop)
     return diverged
 
 

@@ -165,12 +165,7 @@ def carry_out(study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, number) for number in range(len(todo))]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            stop.set()
-            raise
+        one_run.wait(futures, stop)
     if left := [case for case in todo if not study.finished(case)]:
         say(f"not finished: {len(left)} of {len(wanted)} runs; the same command goes on")
 
