@@ -74,7 +74,7 @@ class Executor:
         self._programs: dict[_Program, Any] = {}
         self._group_sizes: dict[tuple[str, ...], int] = {}
         self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, settings.frozen_dtype))
-        # Array by array from Python they took as long as a training step of a small network.
+        # One call: array by array from Python the host's time shows beside a small network's.
         self._fresh = jax.jit(lambda layers: init_states(step.rule, layers, step.layer_names))
         self._compile_s, self._peak_bytes = 0.0, 0
 
