@@ -29,9 +29,12 @@ class Config:
     model: str = _setting("vgg11", "the network: {models}")
     dataset: str = _setting("digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH")
     nodes: int = _setting(9, "nodes that hold data", low=1)
-    partition: str = _setting("iid", "how the data lies on the nodes: {partitions}")
+    partition: str = _setting("iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)")
     alpha: float = _setting(2.0, "Dirichlet concentration; smaller is less alike", above=0)
     outliers: float = _setting(0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5)
+    pixel_std: str = _setting(
+        "", "deviations of the channels to normalise by, as 0.2023,0.1994,0.2010; empty: those of the training images"
+    )
     train_examples: int = _setting(
         0, "train on a seeded random part of so many examples, classes as they come; 0: all", low=0
     )

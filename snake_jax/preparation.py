@@ -69,12 +69,11 @@ def prepare(config: Config) -> Setup:
     """
     algorithm = ALGORITHMS[pick("algorithm", config.algorithm, ALGORITHMS)]
     pick("model", config.model, models.MODELS)
-    pick("partition", config.partition, data.PARTITIONS)
     pick("augment", config.augment, data.AUGMENTATIONS)
     _check_fit(config, algorithm)
     dataset, quality = data.clean(data.load(config.dataset), outliers=config.outliers, seed=config.seed)
     part = {name: getattr(config, name) for name in ("train_examples", "validation", "seed")}
-    dataset = data.subset(dataset, **part)
+    dataset = _scaled(data.subset(dataset, **part), config.pixel_std)
     shards = data.partition(config.partition, dataset.train.labels, config.nodes, config.alpha, config.seed)
     counts = data.label_counts(shards, dataset.train.labels, dataset.num_classes)
     divergence = data.label_divergence(counts, config.distill_measure)
@@ -105,6 +104,20 @@ def prepare(config: Config) -> Setup:
     setup = setup._replace(plan=plan._replace(visitors=_visitors(setup)))
     _check_interruptions(setup)
     return setup
+
+
+def _scaled(dataset: data.Dataset, text: str) -> data.Dataset:
+    """The data set with other deviations to divide by, where the flag gives some."""
+    if not text:
+        return dataset
+    channels, example = len(dataset.std), ",".join(f"{value:.4f}" for value in dataset.std)
+    try:
+        std = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        std = ()
+    if len(std) != channels or not all(0 < value <= 1 for value in std):
+        raise UserError(f"--pixel_std={text}: want {channels} numbers in (0, 1], a channel each; the data's: {example}")
+    return dataset._replace(std=std)
 
 
 def _check_fit(config: Config, algorithm: Algorithm) -> None:

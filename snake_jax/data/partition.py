@@ -4,12 +4,15 @@
 are partitioned based on Dirichlet distribution as class priors", a class distribution per node (as in Hsu et al. 2019).
 `dirichlet_split` is the other common one (as in Yurochkin et al. 2019): every class is split over the nodes. Both use
 every example exactly once. `dirichlet_capped` is `dirichlet_split` as FedNova's experiments (Wang et al. 2020) draw it:
-a node that holds its even share gets no more. A partition is a list of sorted int32 index arrays, one a node.
+a node that holds its even share gets no more. `file:PATH` reads one drawn elsewhere, for comparisons on the same data.
+A partition is a list of sorted int32 index arrays, one a node.
 """
 
+import json
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
@@ -28,14 +31,18 @@ _ATTEMPTS = 1000
 
 
 def partition(kind: str, labels: np.ndarray, nodes: int, alpha: float, seed: int) -> list[np.ndarray]:
-    """The indices `[N_k]` into `labels` of every node k; `kind` is one of PARTITIONS (alpha is not used by `iid`).
+    """The indices `[N_k]` into `labels` of every node k; `kind` is one of PARTITIONS (alpha is not used by `iid`) or
+    `file:PATH` (see `from_file`).
 
     Raises UserError for an unknown kind, alpha <= 0 or not finite, a negative seed, nodes < 1 or more nodes than
     examples.
     """
-    if kind not in PARTITIONS:
-        raise UserError(f"--partition={kind} is unknown; allowed: {', '.join(PARTITIONS)}")
+    path = kind.removeprefix("file:")
+    if kind not in PARTITIONS and (not path or path == kind):
+        raise UserError(f"--partition={kind} is unknown; allowed: {', '.join(PARTITIONS)}, file:PATH")
     _check(labels, nodes, alpha, seed)
+    if path != kind:
+        return from_file(path, len(labels), nodes)
     if kind == "iid":
         return iid(labels, nodes, seed)
     if kind == "dirichlet":
@@ -49,6 +56,35 @@ def iid(labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray]:
     """Uniformly at random; sizes differ by at most one."""
     _check(labels, nodes, 1.0, seed)
     return _shards(np.array_split(_rng(seed, "iid").permutation(len(labels)), nodes))
+
+
+def from_file(path: str, examples: int, nodes: int) -> list[np.ndarray]:
+    """A partition from a JSON file: a list for each node of the training examples it holds, numbered from 0.
+
+    Args:
+      path: of the file.
+      examples: how many training examples there are; the file need not name all of them.
+      nodes: how many lists it must have.
+
+    Raises:
+      UserError: there is no such file, or it is not of this form.
+    """
+    where = f"--partition=file:{path}"
+    try:
+        lists = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not JSON"
+        raise UserError(f"{where}: {reason}; want a list of example numbers for each node") from None
+    if not isinstance(lists, list) or not all(isinstance(part, list) and part for part in lists):
+        raise UserError(f"{where}: want a list that has a list of example numbers, not empty, for each node")
+    if len(lists) != nodes:
+        raise UserError(f"{where}: describes {len(lists)} nodes; give --nodes={len(lists)}")
+    numbers = [number for part in lists for number in part]
+    if wrong := [n for n in numbers if type(n) is not int or not 0 <= n < examples]:
+        raise UserError(f"{where}: {wrong[0]!r} is not a training example; they are numbered 0 to {examples - 1}")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{where}: names an example twice; each lies on one node")
+    return _shards(lists)
 
 
 def class_priors(nodes: int, num_classes: int, alpha: float, seed: int) -> np.ndarray:

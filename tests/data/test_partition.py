@@ -1,11 +1,14 @@
 """Partitions: every example exactly once, sizes, seeds, marginals, and the errors of wrong flags."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments import fednova_partition
 from snake_jax.data import (
     PARTITIONS,
     class_priors,
@@ -183,3 +186,50 @@ def test_wrong_flags_are_one_line_that_names_them(kind, nodes, alpha, seed, word
         partition(kind, np.array([0, 1, 0, 1, 1]), nodes, alpha, seed)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def written(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return f"file:{path}"
+
+
+def test_a_partition_from_a_file_is_taken_as_it_is_also_where_it_leaves_examples_out(tmp_path):
+    kind = written(tmp_path / "p.json", [[3, 1], [0], [7, 5, 6]])
+    shards = partition(kind, np.zeros(9, np.int32), 3, 1.0, 0)
+    assert [shard.tolist() for shard in shards] == [[1, 3], [0], [5, 6, 7]]
+    assert all(shard.dtype == np.int32 for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[[0, 1", "is not JSON"),
+        ({"0": [1]}, "a list of example numbers, not empty, for each node"),
+        ([[0], []], "a list of example numbers, not empty, for each node"),
+        ([[0], [1], [2]], "describes 3 nodes; give --nodes=3"),
+        ([[0], [4]], "4 is not a training example; they are numbered 0 to 3"),
+        ([[0], [True]], "True is not a training example"),
+        ([[0, 1], [1]], "names an example twice"),
+    ],
+)
+def test_a_wrong_partition_file_is_one_line_that_names_it(content, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        partition(written(tmp_path / "p.json", content), np.zeros(4, np.int32), 2, 1.0, 0)
+    assert str(tmp_path / "p.json") in str(error.value)
+
+
+def test_a_missing_partition_file_is_said(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        partition(f"file:{tmp_path / 'none.json'}", np.zeros(4, np.int32), 2, 1.0, 0)
+
+
+def test_the_published_split_of_fednova_is_drawn_again():
+    """Sizes as the baseline's own code prints them depend on the labels' order; here on labels in a fixed one."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
+    shards = fednova_partition.draw(labels)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(labels)))
+    first = np.random.RandomState(2020)
+    members = np.flatnonzero(labels == 0)
+    first.shuffle(members)
+    end = int(np.cumsum(first.dirichlet(np.full(16, 0.1)))[0] * 500)
+    assert np.array_equal(shards[0][:end], members[:end])

@@ -1,0 +1,58 @@
+"""Writes the partition of CIFAR-10 that Flower's fednova baseline trains on, for `experiments.classify` to use.
+
+  python -m experiments.fednova_partition --output=runs/fednova_partition.json
+  python -m experiments.classify --flagfile=experiments/presets/fednova_vgg11.flags \\
+      --partition=file:runs/fednova_partition.json --workdir=runs/fednova_vgg11
+
+After Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020
+(FedNova), section 5: 16 clients, every class split by Dirichlet(0.1), clients with their even share get no more. Their
+code draws it once for all seeds of a run, from NumPy's legacy generator with seed 2020, so the same draws in the same
+order give the same split. The data set must be CIFAR-10 in its original order.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import launch
+from snake_jax import data
+from snake_jax.errors import UserError
+
+DATASET = flags.DEFINE_string("dataset", "cifar10", "CIFAR-10 in its original order: cifar10, or npz:PATH")
+OUTPUT = flags.DEFINE_string("output", "runs/fednova_partition.json", "file to write")
+
+_CLIENTS, _ALPHA, _SEED, _LEAST = 16, 0.1, 2020, 10
+
+
+def main(_: list[str]) -> None:
+    """Draws and writes it."""
+    train = data.load(DATASET.value).train
+    shards = draw(train.labels)
+    try:
+        Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+        Path(OUTPUT.value).write_text(json.dumps([shard.tolist() for shard in shards]))
+    except OSError as error:
+        raise UserError(f"--output={OUTPUT.value}: {error.strerror}; give a file that can be written") from error
+    print(data.describe(shards, train.labels, int(train.labels.max()) + 1))
+
+
+def draw(labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of every client, from the draws that the baseline makes."""
+    rng = np.random.RandomState(_SEED)
+    while True:
+        shards: list[np.ndarray] = [np.zeros(0, np.int64)] * _CLIENTS
+        for label in range(int(labels.max()) + 1):
+            members = np.flatnonzero(labels == label)
+            rng.shuffle(members)
+            shares = rng.dirichlet(np.full(_CLIENTS, _ALPHA))
+            shares *= [len(shard) < len(labels) / _CLIENTS for shard in shards]
+            cuts = (np.cumsum(shares / shares.sum()) * len(members)).astype(int)[:-1]
+            shards = [np.concatenate(pair) for pair in zip(shards, np.split(members, cuts), strict=True)]
+        if min(map(len, shards)) >= _LEAST:
+            return shards
+
+
+if __name__ == "__main__":
+    launch.run(main)
