@@ -12,7 +12,6 @@ a visit or round), ledger.jsonl (a line a transfer), summary.json, checkpoints/ 
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import config_flags, launch, one_run, seeds
@@ -42,10 +41,10 @@ def main(_: list[str]) -> None:
     configs = seeds.parse(SEEDS.value, config) if SEEDS.value else [config]
     setups = [runner.prepare(config) for config in configs]
     if CACHE.value:
-        _keep_programs(Path(CACHE.value))
+        one_run.keep_programs(CACHE.value)
     try:
         if SEEDS.value:
-            seeds.run(setups, Path(WORKDIR.value), TENSORBOARD.value, _warn)
+            seeds.run(setups, Path(WORKDIR.value), TENSORBOARD.value, launch.warn)
         else:
             _run(setups[0])
     except runner.Diverged as error:
@@ -54,20 +53,10 @@ def main(_: list[str]) -> None:
         raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
 
 
-def _keep_programs(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"{error.strerror}; give a folder that can be written"
-        raise UserError(f"--compilation_cache_dir={folder}: {reason}") from error
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
 def _run(setup: runner.Setup) -> None:
     workdir = Workdir(WORKDIR.value, setup.config)
     try:
-        job = Job(setup, workdir, workdir.resume(setup, _warn))
+        job = Job(setup, workdir, workdir.resume(setup, launch.warn))
         print(one_run.describe(setup))
         if line := one_run.where(job):
             print(line)
@@ -78,10 +67,6 @@ def _run(setup: runner.Setup) -> None:
         print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
     finally:
         workdir.close()
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Compare runs: accuracy beside what it cost in FLOPs, memory, bytes and time.
+"""Compare runs: accuracy or perplexity beside what it cost in FLOPs, memory, bytes and time.
 
   python -m experiments.compare DIR DIR ... [--output=DIR] [--format=text|markdown|json]
 
-Each DIR is the --workdir of a run of experiments.classify, finished or still going; the first is set against the
-others. Prints the table and draws comparison.png: test accuracy against iterations, examples, bytes, FLOPs and seconds.
+Each DIR is the --workdir of a run of experiments.classify or experiments.finetune, all of one kind, finished or still
+going; the first is set against the others. Prints the table and draws comparison.png: test accuracy or held-out
+perplexity against iterations, examples or tokens, bytes, FLOPs and seconds.
 """
 
 import os

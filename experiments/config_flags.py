@@ -2,22 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
 from snake_jax.algorithms import ALGORITHMS
-from snake_jax.config import Config
+from snake_jax.config import Config, RunConfig
 from snake_jax.data import AUGMENTATIONS, PARTITIONS
 from snake_jax.models import MODELS
+from snake_jax.models.presets import PRESETS
+from snake_jax.text import TEMPLATES
 
 flags.disclaim_key_flags()  # they belong to the launch that calls `define`, so that its --help lists them
+
+Kind = TypeVar("Kind", bound=RunConfig)
 
 _REGISTERED = {
     "algorithms": ", ".join(ALGORITHMS),
     "models": ", ".join(MODELS),
     "partitions": ", ".join(PARTITIONS),
     "augmentations": ", ".join(AUGMENTATIONS),
+    "presets": ", ".join(PRESETS),
+    "templates": ", ".join(TEMPLATES),
 }
 _DEFINE: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -28,20 +34,20 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
 
 
-def define() -> None:
-    """Defines the flags, as flags of the launch that calls this."""
-    for field in dataclasses.fields(Config):
+def define(kind: type[RunConfig] = Config) -> None:
+    """Defines the flags of a configuration, as flags of the launch that calls this."""
+    for field in dataclasses.fields(kind):
         _DEFINE[field.type](field.name, field.default, _help(field))
 
 
-def from_flags() -> Config:
+def from_flags(kind: type[Kind] = Config) -> Kind:  # type: ignore[assignment]
     """The configuration that the command line says.
 
     Raises:
       UserError: a value is not allowed.
     """
-    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
-    return Config(**values)
+    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
+    return kind(**values)
 
 
 def _help(field: dataclasses.Field) -> str:

@@ -56,3 +56,9 @@ def fail(message: object, code: int = 2) -> int:
     """Prints the message as one line on stderr; returns the exit code, 2 for wrong input."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     return code
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+

@@ -4,9 +4,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from snake_jax import data, runner
+from snake_jax.errors import UserError
 from snake_jax.executor import Compilations
 from snake_jax.report.progress import Update
 from snake_jax.report.tensorboard import tensorboard
@@ -31,8 +35,10 @@ class Job(NamedTuple):
         return "round" if self.setup.algorithm.traffic == "star" else "visit"
 
 
-def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] = lambda: True) -> None:
-    """Does what is left of the run and writes its summary.
+def train(
+    job: Job, update: Update, events: bool, going_on: Callable[[], bool] = lambda: True
+) -> runner.State:
+    """Does what is left of the run and writes its summary; returns the state after it.
 
     Args:
       job: the run.
@@ -49,14 +55,16 @@ def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] =
         return Compilations(earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes)
 
     with _events(workdir) if events else contextlib.nullcontext() as tell:
-        for report in runner.train(setup, executor, state, lambda state: workdir.keep(state, compiled())):
+        for report in runner.train(setup, executor, state, lambda last: workdir.keep(last, compiled())):
+            state = report.state
             workdir.add(report, compiled())
             update(report.record)
             if tell:
                 tell(report.record)
             if not going_on():
-                return
-    workdir.finish(runner.summarise(setup, compiled(), workdir.records))
+                return state
+    workdir.finish(runner.summarise(setup, compiled(), workdir.records, executor))
+    return state
 
 
 def wait(futures: Sequence[Future], stop: threading.Event) -> None:
@@ -100,3 +108,18 @@ def where(job: Job) -> str:
     if done == total:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
+
+def keep_programs(path: str) -> None:
+    """Has compiled programs kept in a folder, for later runs.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror}; give a folder that can be written"
+        raise UserError(f"--compilation_cache_dir={folder}: {reason}") from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -2,8 +2,9 @@
 
   python -m experiments.report RUNS_DIR [--output=report.html]
 
-RUNS_DIR is the folder under which runs of experiments.classify lie at any depth, finished or still going. The page
-opens in any browser; nothing in it comes from a network, so it can be sent and kept as the one file it is.
+RUNS_DIR is the folder under which runs of experiments.classify and experiments.finetune lie at any depth, finished or
+still going; accuracy and perplexity have curves of their own. The page opens in any browser; nothing in it comes from a
+network, so it can be sent and kept as the one file it is.
 """
 
 from pathlib import Path

@@ -50,7 +50,7 @@ def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
         def forward(p, x, layer=layer):
             return layer.apply(p, x, False, None)
 
-        flops = _product_flops(jax.make_jaxpr(forward)(params[layer.name], x).jaxpr)
+        flops = product_flops(jax.make_jaxpr(forward)(params[layer.name], x).jaxpr)
         costs.append(LayerCost(layer.name, num_params(params[layer.name]), flops, flops, flops))
         x = jax.eval_shape(forward, params[layer.name], x)
     return tuple(costs)
@@ -135,7 +135,8 @@ def _batch(model: LayeredModel, batch_size: int) -> tuple[Any, ...]:
     return jax.eval_shape(make)
 
 
-def _product_flops(jaxpr: core.Jaxpr) -> int:
+def product_flops(jaxpr: core.Jaxpr) -> int:
+    """FLOPs of all matrix products and convolutions of a program, loops counted by their lengths."""
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -150,10 +151,10 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
         features = equation.params["dimension_numbers"].rhs_spec[0]
         return 2 * out * int(np.prod(kernel)) // kernel[features]
     if equation.primitive.name == "scan":
-        return equation.params["length"] * _product_flops(equation.params["jaxpr"].jaxpr)
+        return equation.params["length"] * product_flops(equation.params["jaxpr"].jaxpr)
     if "branches" in equation.params:  # one of them runs; platform choices compute the same products
-        return max(_product_flops(branch.jaxpr) for branch in equation.params["branches"])
-    return sum(_product_flops(getattr(inner, "jaxpr", inner)) for inner in core.jaxprs_in_params(equation.params))
+        return max(product_flops(branch.jaxpr) for branch in equation.params["branches"])
+    return sum(product_flops(getattr(inner, "jaxpr", inner)) for inner in core.jaxprs_in_params(equation.params))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

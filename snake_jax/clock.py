@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snake_jax.config import Config
+from snake_jax.config import RunConfig
 from snake_jax.network import SERVER, Transfer, place
 from snake_jax.nodes import Fleet, Node
 
@@ -88,7 +88,7 @@ class _Spent(NamedTuple):
     idle_s: float
 
 
-def trace_of(config: Config) -> Trace:
+def trace_of(config: RunConfig) -> Trace:
     """The trace that the flags describe."""
     return Trace(
         config.straggler_rate, config.straggler_slowdown, config.drop_rate_per_hour, config.rejoin_s, config.seed

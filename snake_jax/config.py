@@ -1,7 +1,7 @@
 """The frozen configuration of a run: one table of names, defaults, meanings and allowed values.
 
 Launches make their flags from it, runs write it to `config.json`, and everything below receives values from it as
-explicit arguments.
+explicit arguments. `RunConfig` is what all runs share; `Config` adds images, `TuneConfig` language models.
 """
 
 import dataclasses
@@ -22,35 +22,18 @@ def _setting(default: Any, help: str, **rules: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that decides the result of a run; two runs with equal configs end bit-identical on one machine."""
+class RunConfig:
+    """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = _setting("snake", "what trains the model: {algorithms}")
-    model: str = _setting("vgg11", "the network: {models}")
-    dataset: str = _setting("digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH")
     nodes: int = _setting(9, "nodes that hold data", low=1)
-    partition: str = _setting("iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)")
-    alpha: float = _setting(2.0, "Dirichlet concentration; smaller is less alike", above=0)
-    outliers: float = _setting(0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5)
-    pixel_std: str = _setting(
-        "", "deviations of the channels to normalise by, as 0.2023,0.1994,0.2010; empty: those of the training images"
-    )
-    train_examples: int = _setting(
-        0, "train on a seeded random part of so many examples, classes as they come; 0: all", low=0
-    )
-    validation: float = _setting(
-        0.0,
-        "share of the training examples held out and evaluated on in the place of the test set: for tuning",
-        low=0,
-        high=0.5,
-    )
 
     cycles: int = _setting(2, "cycles; one trains every middle layer once (fedavg: one round)", low=1)
     local_epochs: int = _setting(1, "passes over the node's data in a visit", low=1)
     batch_size: int = _setting(32, "examples in a step", low=1)
     order: str = _setting("sequential", "order of the middle layers", choices=("sequential", "random", "reverse"))
     layers_per_visit: int = _setting(1, "consecutive middle layers that a node takes in a visit", low=1)
-    always_train: str = _setting("first,last", "layers trained at every visit: names, first, last, all or none")
+
     mode: str = _setting(
         "client_server", "updates go through a server or on to the next node", choices=("client_server", "peer_to_peer")
     )
@@ -83,23 +66,7 @@ class Config:
         "float32", "storage of frozen layers at a node", choices=("float32", "bfloat16", "int8")
     )
     compute_dtype: str = _setting("float32", "arithmetic of the network", choices=("float32", "bfloat16"))
-    augment: str = _setting("none", "augmentation, new at every step: {augmentations}")
-    width: float = _setting(1.0, "multiplier of the network's channel numbers", above=0)
-    norm: str = _setting("none", "normalisation after convolutions", choices=("none", "group"))
-    dropout: float = _setting(0.0, "dropout rate at the dense layers", low=0, high=0.95)
-    init: str = _setting(
-        "he",
-        "initial weights: he (normal by fan-in) or torch (as PyTorch's VGG for CIFAR-10)",
-        choices=("he", "torch"),
-    )
-    conv: str = _setting("auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul"))
 
-    executor: str = _setting(
-        "loop",
-        "nodes that train side by side are emulated one after the other (loop), batched on one device (vmap) or spread "
-        "over all devices (pmap, shard_map)",
-        choices=("loop", "vmap", "pmap", "shard_map"),
-    )
     early_stop: float = _setting(
         0.0, "end a visit when an epoch lowers the loss by less than this share; 0: off", low=0
     )
@@ -136,20 +103,9 @@ class Config:
     server_momentum: float = _setting(0.0, "fedavg: momentum of the server's update", low=0, high=1)
     proximal: float = _setting(0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0)
     parallel: int = _setting(1, "snake: nodes that train the same layers side by side; the server averages", low=1)
-    cut: str = _setting("2", "split methods: the layers that stay at the node, as a number or the name of the last")
-    tail: int = _setting(
-        0, "split methods: last layers kept at the node too, so that labels stay there (U-shape)", low=0
-    )
-    splitfed_version: str = _setting(
-        "v1",
-        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in random order",
-        choices=("v1", "v2"),
-    )
-    snake_length: int = _setting(3, "random_walking_snakes: nodes that the model lies over", low=1)
     shuffle_nodes: bool = _setting(False, "sequential: visit the nodes in a new random order every cycle")
 
     eval_every: int = _setting(1, "evaluate on the test set after every this many visits or rounds", low=1)
-    target_accuracy: float = _setting(0.6, "accuracy whose cost the summary reports", low=0, high=1)
     on_divergence: str = _setting(
         "stop",
         "a visit whose loss is not finite ends the run or is left out",
@@ -163,6 +119,136 @@ class Config:
             _check(field, getattr(self, field.name))
         if math.log(self.learning_rate) + (self.cycles - 1) * math.log(self.lr_decay) > math.log(_LARGEST):
             raise UserError(f"--lr_decay={self.lr_decay}: the learning rate would grow beyond {_LARGEST:g}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Everything that decides the result of a run on images; runs with equal configs end bit-identical on one machine."""
+
+    model: str = _setting("vgg11", "the network: {models}")
+    dataset: str = _setting("digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH")
+    partition: str = _setting("iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)")
+    alpha: float = _setting(2.0, "Dirichlet concentration; smaller is less alike", above=0)
+    outliers: float = _setting(0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5)
+    pixel_std: str = _setting(
+        "", "deviations of the channels to normalise by, as 0.2023,0.1994,0.2010; empty: those of the training images"
+    )
+
+    train_examples: int = _setting(
+        0, "train on a seeded random part of so many examples, classes as they come; 0: all", low=0
+    )
+    validation: float = _setting(
+        0.0,
+        "share of the training examples held out and evaluated on in the place of the test set: for tuning",
+        low=0,
+        high=0.5,
+    )
+    always_train: str = _setting("first,last", "layers trained at every visit: names, first, last, all or none")
+
+    augment: str = _setting("none", "augmentation, new at every step: {augmentations}")
+    width: float = _setting(1.0, "multiplier of the network's channel numbers", above=0)
+    norm: str = _setting("none", "normalisation after convolutions", choices=("none", "group"))
+    dropout: float = _setting(0.0, "dropout rate at the dense layers", low=0, high=0.95)
+    init: str = _setting(
+        "he",
+        "initial weights: he (normal by fan-in) or torch (as PyTorch's VGG for CIFAR-10)",
+        choices=("he", "torch"),
+    )
+    conv: str = _setting("auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul"))
+
+    executor: str = _setting(
+        "loop",
+        "nodes that train side by side are emulated one after the other (loop), batched on one device (vmap) or spread "
+        "over all devices (pmap, shard_map)",
+        choices=("loop", "vmap", "pmap", "shard_map"),
+    )
+
+    cut: str = _setting("2", "split methods: the layers that stay at the node, as a number or the name of the last")
+    tail: int = _setting(
+        0, "split methods: last layers kept at the node too, so that labels stay there (U-shape)", low=0
+    )
+    splitfed_version: str = _setting(
+        "v1",
+        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in random order",
+        choices=("v1", "v2"),
+    )
+    snake_length: int = _setting(3, "random_walking_snakes: nodes that the model lies over", low=1)
+
+    target_accuracy: float = _setting(0.6, "accuracy whose cost the summary reports", low=0, high=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(RunConfig):
+    """Everything that decides the result of fine-tuning a language model."""
+
+    algorithm: str = _setting(
+        "snake",
+        "what trains the model",
+        choices=("snake", "fedavg", "centralised", "sequential"),
+    )
+    model: str = _setting("tiny-llama", "a folder with config.json and weights, or untrained: {presets}")
+    data: str = _setting(
+        "pydoc",
+        "pydoc (ships with Python), a .jsonl of prompts and responses, a Hugging Face name; or several by comma",
+    )
+    tokenizer: str = _setting("", "folder of the tokenizer; empty: the model's, or bytes where it has none")
+    template: str = _setting("auto", "how a pair becomes text: {templates}")
+    loss_on: str = _setting("completion", "tokens whose loss counts", choices=("completion", "all"))
+    limit: int = _setting(0, "pairs taken of each source, drawn by the seed; 0: all", low=0)
+    test_share: float = _setting(
+        0.1, "share of the prompts held out, where a source has no test part", above=0, high=0.5
+    )
+    max_length: int = _setting(512, "tokens in a row; longer texts are cut", low=8)
+    packing: bool = _setting(True, "several texts in a row, each attending to itself; else rows of a few lengths")
+    partition: str = _setting(
+        "iid",
+        "how the pairs lie on the nodes: shuffled, or a few sources or categories on each",
+        choices=("iid", "by_category"),
+    )
+    categories_per_node: int = _setting(1, "partition=by_category: how many a node has (1 or 2 in the paper)", low=1)
+
+    always_train: str = _setting("none", "trained at every visit beside the blocks: embed, head, first, last or none")
+    lora_rank: int = _setting(
+        128, "rank of the adapters that train in the place of whole blocks; 0: whole blocks", low=0
+    )
+    lora_scale: float = _setting(1.0, "factor of the adapters' product (alpha / rank elsewhere)", above=0)
+    lora_pattern: str = _setting("all", "linear layers with adapters: all, or names as q_proj,v_proj")
+    rank: str = _setting("", "rank of each node as 8,16,128, at most lora_rank, or capability; empty: lora_rank")
+    dropout: float = _setting(0.0, "dropout rate after attention and feed-forward layers", low=0, high=0.95)
+    recompute: str = _setting(
+        "block",
+        "what the backward pass keeps of a block: its input, or all that it reads",
+        choices=("block", "none"),
+    )
+    cache_prefix: str = _setting(
+        "off",
+        "compute the frozen blocks below the trained one once for each local example and keep the result",
+        choices=("off", "host", "device"),
+    )
+    accumulate: int = _setting(1, "parts of batch_size rows whose gradients make one step", low=1)
+
+    batch_size: int = _setting(6, "rows passed at a time", low=1)
+    cycles: int = _setting(1, "cycles; one trains every block once (fedavg: one round)", low=1)
+    nodes: int = _setting(4, "nodes that hold data", low=1)
+    optimizer: str = _setting("adamw", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
+    learning_rate: float = _setting(1e-4, "learning rate of the first cycle", above=0)
+    momentum: float = _setting(0.0, "momentum of sgd and rmsprop", low=0, high=1)
+    distill: str = _setting(
+        "off",
+        "distillation from the model as received; auto: on where the nodes' categories diverge",
+        choices=("off", "on", "auto"),
+    )
+    frozen_dtype: str = _setting(
+        "int8",
+        "storage of what does not train at a node",
+        choices=("float32", "bfloat16", "int8", "nf4"),
+    )
+    compute_dtype: str = _setting(
+        "auto",
+        "arithmetic of the network; auto: bfloat16 on accelerators, float32 on CPUs",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    target_perplexity: float = _setting(0.0, "perplexity whose cost the summary reports; 0: none", low=0)
 
 
 def pick(flag: str, value: str, allowed: Iterable[str]) -> str:
@@ -193,7 +279,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         raise UserError(f"--{field.name}={value}: must be at most {rules['high']}")
 
 
-def differences(here: Config, there: dict[str, Any]) -> list[str]:
+def differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
     """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`, but `may_change`."""
     ours = dataclasses.asdict(here)
     free = {field.name for field in dataclasses.fields(here) if "may_change" in field.metadata}

@@ -1,28 +1,14 @@
-"""What a round costs: FLOPs by place, transfers, waits, simulated time. All of it follows from the setup."""
+"""What a round costs: transfers, waits, simulated time. All of it follows from the setup."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from snake_jax import accounting, clock, network
+from snake_jax import clock, network
 from snake_jax import chain as chains
 from snake_jax.chain import ON_NODE
 from snake_jax.executor import VisitResult
 from snake_jax.network import Network, Sizes, Transfer
-from snake_jax.preparation import Setup
 from snake_jax.schedule import Round, Visit
-
-
-def step_work(setup: Setup) -> Callable[[tuple[str, ...]], Mapping[int, int]]:
-    """`layers -> {role: FLOPs of a step that trains them}`."""
-    config, model = setup.config, setup.model
-    costs = accounting.layer_costs(model, config.batch_size)
-    if len(setup.chain) > 1:
-        lower = model._replace(layers=model.layers[: setup.chain[0].stop] + setup.auxiliary)
-        heads = accounting.layer_costs(lower, config.batch_size)[setup.chain[0].stop :]
-        divided = chains.step_flops(setup.chain, costs, heads, not setup.algorithm.local_losses)
-        return lambda layers: divided
-    flops = functools.partial(accounting.step_flops, costs, teacher=setup.distilled, stochastic=model.stochastic)
-    return lambda layers: {ON_NODE: flops(layers)}
+from snake_jax.setup import Setup
 
 
 def synchronisations(setup: Setup, results: Sequence[VisitResult]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snake_jax.errors import UserError
@@ -130,5 +131,9 @@ def num_params(tree: PyTree) -> int:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes of a tree's arrays as they are stored (a quantized array's scales included)."""
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes of a tree's arrays as they are stored and sent: two 4-bit values a byte, scales included."""
+    return sum(-(-int(np.prod(leaf.shape)) * _bits(leaf.dtype) // 8) for leaf in jax.tree.leaves(tree))
+
+
+def _bits(dtype: np.dtype) -> int:
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize

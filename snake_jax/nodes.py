@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from snake_jax.config import Config
+from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 
 DAY_S = 86400.0
@@ -67,7 +67,7 @@ _FIGURES = tuple(name for name in Node._fields if name != "windows")
 _LEAST = dict.fromkeys(("flops_per_s", "memory_bytes", "up_bytes_per_s", "down_bytes_per_s"), 1.0)
 
 
-def of_config(config: Config) -> Fleet:
+def of_config(config: RunConfig) -> Fleet:
     """The fleet that `--node_file`, or `--node_spread` and `--tidal`, describe.
 
     Raises:

@@ -79,29 +79,42 @@ def of_clock(elapsed: Elapsed) -> Record:
     return {("clock_s" if name == "seconds" else name): value for name, value in elapsed._asdict().items()}
 
 
-def summary(lines: Sequence[Record], compiled: Compilations, target_accuracy: float) -> Record:
-    """Totals over all lines of a run, and what it took to reach an accuracy.
+def summary(lines: Sequence[Record], compiled: Compilations) -> Record:
+    """Totals over all lines of a run.
 
     Args:
-      lines: from `of_round`, at least one of them evaluated.
+      lines: from `of_round`.
       compiled: in all processes of the run.
-      target_accuracy: in [0, 1].
     """
-    accuracies = [line["accuracy"] for line in lines if line["accuracy"] is not None]
     return {
-        "final_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
         **{name: sum(line[name] for line in lines) for name in _SUMMED},
-        "target_accuracy": target_accuracy,
-        **_to_target(lines, target_accuracy),
         "peak_train_bytes": compiled.peak_bytes,
         "compile_s": compiled.seconds,
         "num_compilations": compiled.programs,
     }
 
 
-def _to_target(lines: Sequence[Record], target: float) -> Record:
-    """What it took until the accuracy was first at least `target`; None where it never was."""
+def of_accuracy(lines: Sequence[Record], target: float) -> Record:
+    """Final and best accuracy, and what it took until it was first at least `target`; None where it never was.
+
+    Args:
+      lines: from `of_round`, at least one of them evaluated.
+      target: in [0, 1].
+    """
+    accuracies = [line["accuracy"] for line in lines if line["accuracy"] is not None]
     reached = next((i for i, line in enumerate(lines) if (line["accuracy"] or 0.0) >= target), None)
+    best = {"final_accuracy": accuracies[-1], "best_accuracy": max(accuracies)}
+    return best | {"target_accuracy": target, **_to_target(lines, reached)}
+
+
+def of_perplexity(lines: Sequence[Record], target: float) -> Record:
+    """The same of perplexity, which falls; a target of 0 is none."""
+    values = [line["perplexity"] for line in lines if line["perplexity"] is not None]
+    reached = next((i for i, line in enumerate(lines) if (line["perplexity"] or math.inf) <= target), None)
+    best = {"perplexity_after": values[-1], "best_perplexity": min(values)}
+    return best | ({"target_perplexity": target, **_to_target(lines, reached)} if target else {})
+
+
+def _to_target(lines: Sequence[Record], reached: int | None) -> Record:
     upto = () if reached is None else lines[: reached + 1]
     return {f"{name}_to_target": sum(line[name] for line in upto) if upto else None for name in _SUMMED}

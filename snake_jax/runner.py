@@ -4,23 +4,20 @@
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from snake_jax import chain as chains
-from snake_jax import costs, data, network, records, schedule
-from snake_jax.config import Config
-from snake_jax.executor import Compilations, Executor, VisitResult, VisitSettings
-from snake_jax.layers import Params, num_params, select
+from snake_jax import classification, costs, network, records, schedule, tuning
+from snake_jax.config import Config, RunConfig, TuneConfig
+from snake_jax.executor import Compilations, VisitResult
+from snake_jax.layers import Params
 from snake_jax.network import Network, Sizes, Transfer
 from snake_jax.optimizers import OptimizerStates
-from snake_jax.preparation import Setup, init_params, make_step, prepare, rounds, sizes_of, state_like
 from snake_jax.schedule import Round
-from snake_jax.steps import Examples
+from snake_jax.setup import Setup, rounds, state_like
 
 __all__ = ["Diverged", "Report", "Setup", "State", "initial_state", "make_executor", "prepare", "rounds", "state_like"]
 __all__ += ["summarise", "train"]
@@ -58,27 +55,31 @@ class Report(NamedTuple):
     state: State
 
 
+def prepare(config: RunConfig) -> Setup:
+    """Checks a configuration and loads its data; compiles nothing.
+
+    Raises:
+      UserError: flags, data, model or layers are wrong.
+    """
+    return _PREPARE[type(config)](config)
+
+
+_PREPARE: dict[type, Callable[[Any], Setup]] = {Config: classification.prepare, TuneConfig: tuning.prepare}
+
+
 def initial_state(setup: Setup) -> State:
-    """Fresh parameters from the seed; nothing sent yet."""
-    params = jax.jit(functools.partial(init_params, setup))(jax.random.key(setup.config.seed))
+    """Fresh or pretrained parameters; nothing sent yet."""
+    params = setup.task.params(setup)
     merge = setup.algorithm.init_merge(setup.config, params)
     return State(params, {}, merge, network.start(setup.layer_names), 0)
 
 
-def make_executor(setup: Setup) -> Executor:
+def make_executor(setup: Setup) -> Any:
     """The node emulation of this setup; puts the data on the device."""
-    config, dataset = setup.config, setup.dataset
-    step = make_step(setup)
-    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
-    train, test = _examples(dataset.train), _examples(dataset.test)
-    return Executor(step, train, test, setup.shards, settings, config.executor)
+    return setup.task.executor(setup)
 
 
-def _examples(split: data.Split) -> Examples:
-    return Examples(jnp.asarray(split.images), jnp.asarray(split.labels))
-
-
-def train(setup: Setup, executor: Executor, state: State, keep: Callable[[State], None]) -> Iterator[Report]:
+def train(setup: Setup, executor: Any, state: State, keep: Callable[[State], None]) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
     Args:
@@ -91,14 +92,14 @@ def train(setup: Setup, executor: Executor, state: State, keep: Callable[[State]
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
     """
     config, every = setup.config, rounds(setup)
-    work, sizes = costs.step_work(setup), sizes_of(setup)
+    work, sizes = setup.task.work(setup), setup.task.sizes(setup)
     executor.compile(every, state.params, done=state.rounds)
     for number in range(state.rounds, len(every)):
         visits = every[number]
         rate = schedule.learning_rate(config, visits[0].cycle)
         results = executor.run(visits, state.params, state.states, rate)
         good = [result for result in results if _is_good(result, config, state, keep)]
-        flops = [{role: r.iterations * n for role, n in work(r.visit.layers).items()} for r in results]
+        flops = [work(result) for result in results]
         state, transfers = _advance(setup, sizes, state, visits, results, good)
         took = costs.elapsed(setup, state.clock_s, results, transfers, flops)
         state = state._replace(clock_s=state.clock_s + took.seconds)
@@ -106,12 +107,12 @@ def train(setup: Setup, executor: Executor, state: State, keep: Callable[[State]
         scores = executor.evaluate(state.params) if due else (None, None)
         waits = costs.synchronisations(setup, results)
         record = records.of_round(visits, results, transfers, scores, rate, flops, waits)
-        record |= records.of_clock(took)
+        record |= records.of_clock(took) | setup.task.record(results, scores)
         record |= {"distilled": setup.distilled, "event": visits[0].event if len(good) == len(results) else "skipped"}
         yield Report(record, transfers, state)
 
 
-def _is_good(result: VisitResult, config: Config, state: State, keep: Callable[[State], None]) -> bool:
+def _is_good(result: VisitResult, config: RunConfig, state: State, keep: Callable[[State], None]) -> bool:
     """Whether a visit's result is usable; a diverged one ends the run unless it is to be skipped."""
     if result.finite or result.visit.event == "lost":
         return result.finite
@@ -150,22 +151,23 @@ def _advance(
     return State(params, states, merge, net, state.rounds + 1, state.clock_s), transfers
 
 
-def summarise(setup: Setup, compiled: Compilations, lines: Sequence[records.Record]) -> records.Record:
+def summarise(
+    setup: Setup, compiled: Compilations, lines: Sequence[records.Record], executor: Any = None
+) -> records.Record:
     """The content of summary.json.
 
     Args:
       setup: of the run.
       compiled: in all processes of the run.
       lines: all lines of metrics.
+      executor: of the run, for what a task measures at its end.
     """
-    config, (params, _, _) = setup.config, state_like(setup, ())
-    named = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
+    config = setup.config
     if len(setup.chain) > 1:  # the program holds both sides, so its memory is no node's
         compiled = compiled._replace(peak_bytes=None)
     return {
-        **{name: getattr(config, name) for name in named},
-        "num_params": num_params(select(params, setup.model.layer_names)),
-        **records.summary(lines, compiled, config.target_accuracy),
+        **setup.task.summary(setup, executor, lines),
+        **records.summary(lines, compiled),
         "divergence": setup.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

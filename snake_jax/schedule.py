@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snake_jax.config import Config
+from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 
 _ORDER_TAG, _FAULT_TAG, SAMPLE_TAG, _NODE_TAG = 1, 2, 3, 4  # streams of the run's seed
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take turns.
     """
 
-    config: Config
+    config: RunConfig
     layer_names: tuple[str, ...]
     always: tuple[str, ...]
     visitors: Mapping[tuple[str, ...], int] = {}
@@ -98,12 +98,12 @@ def relay(
     return tuple(rounds)
 
 
-def shuffled_nodes(config: Config, cycle: int) -> list[int]:
+def shuffled_nodes(config: RunConfig, cycle: int) -> list[int]:
     """All nodes in the random order of a cycle."""
     return np.random.default_rng([config.seed, _NODE_TAG, cycle]).permutation(config.nodes).tolist()
 
 
-def learning_rate(config: Config, cycle: int) -> float:
+def learning_rate(config: RunConfig, cycle: int) -> float:
     """The learning rate of a cycle."""
     if config.lr_schedule == "factor":
         return config.learning_rate * config.lr_decay**cycle
@@ -112,7 +112,7 @@ def learning_rate(config: Config, cycle: int) -> float:
     return config.learning_rate
 
 
-def interruptions(config: Config) -> dict[int, float]:
+def interruptions(config: RunConfig) -> dict[int, float]:
     """`{turn: share of its steps after which it is interrupted}` from the `interrupt` flag.
 
     Raises:
@@ -140,7 +140,7 @@ def _interruption(word: str) -> tuple[int, float]:
     return parsed
 
 
-def _with_takeover(planned: Visit, config: Config) -> list[Visit]:
+def _with_takeover(planned: Visit, config: RunConfig) -> list[Visit]:
     share = interruptions(config).get(planned.turn)
     if share is None and config.fault_rate:
         chance, drawn = np.random.default_rng([config.seed, _FAULT_TAG, planned.turn]).random(2)

@@ -18,7 +18,7 @@ import jax
 
 from snake_jax import network
 from snake_jax.checkpoint import Checkpoints, Saved
-from snake_jax.config import Config, differences
+from snake_jax.config import RunConfig, differences
 from snake_jax.errors import UserError
 from snake_jax.executor import Compilations
 from snake_jax.runner import Report, Setup, State, initial_state, state_like
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 class Workdir:
     """An open run folder."""
 
-    def __init__(self, path: str | Path, config: Config) -> None:
+    def __init__(self, path: str | Path, config: RunConfig) -> None:
         """Makes the folder or checks that it holds a run of this configuration.
 
         Raises:
@@ -53,7 +53,7 @@ class Workdir:
             stack.callback(self._checkpoints.close)
             self._open = stack.pop_all()
 
-    def _claim(self, config: Config) -> None:
+    def _claim(self, config: RunConfig) -> None:
         file = self.path / "config.json"
         stored = _read_object(file)
         if stored is None:

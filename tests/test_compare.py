@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.run_folders import write_language_fedavg, write_language_snake
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,6 +32,17 @@ def test_prints_the_table_and_draws_beside_the_runs(runs):
     assert (done.returncode, done.stderr.strip()) == (0, f"curves: {runs[0].parent / 'comparison.png'}")
     assert done.stdout.startswith("snake against fedavg: final accuracy +0.0 points, 75.0 % fewer training FLOPs")
     assert (runs[0].parent / "comparison.png").stat().st_size > 10_000
+
+
+def test_language_runs_and_no_mixture(runs, tmp_path):
+    language = write_language_snake(tmp_path / "lora"), write_language_fedavg(tmp_path / "full")
+    done = compare(*language)
+    assert (done.returncode, done.stderr.strip()) == (0, f"curves: {tmp_path / 'comparison.png'}")
+    assert done.stdout.startswith("lora against full: final perplexity 6.33 against 7.00 (0.90x), ")
+    mixed = compare(language[0], runs[0], f"--output={tmp_path / 'mixed'}")
+    assert (mixed.returncode, mixed.stdout, len(mixed.stderr.splitlines())) == (2, "", 1)
+    assert "lora is measured by its perplexity and snake by its accuracy" in mixed.stderr
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_json_alone_on_stdout(runs, tmp_path):

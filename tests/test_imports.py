@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     {"errors", "config"},
     {"layers", "kernels"},
-    {"data", "models", "quantization"},
-    {"steps", "split", "optimizers", "schedule", "nodes"},
-    {"executor", "network", "accounting", "chain", "assignment", "clock"},
+    {"data", "lora", "models", "quantization", "stack", "text"},
+    {"language_step", "steps", "split", "optimizers", "schedule", "nodes"},
+    {"executor", "network", "accounting", "language_costs", "chain", "assignment", "clock"},
     {"algorithms"},
-    {"preparation", "costs", "runner", "records", "checkpoint", "report", "workdir"},
+    {"setup", "classification", "tuning", "tuned", "costs", "runner", "records", "checkpoint", "report", "workdir"},
     {"snake_jax"},  # the package's own __init__, which may re-export anything
     {"experiments"},
 )

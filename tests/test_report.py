@@ -1,48 +1,18 @@
-"""Reading runs, units, tables, pictures, progress and events, from run folders written by hand."""
+"""Reading runs, units, tables and pictures, from run folders written by hand."""
 
-import io
 import json
-import math
-import sys
-from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
-from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event
 
 from snake_jax.errors import UserError
-from snake_jax.report import progress as progress_module
 from snake_jax.report.plots import layer_order, plot_curves, plot_run
-from snake_jax.report.progress import describe, progress
 from snake_jax.report.runs import AXES, cost_to_reach, cumulative, curve, read_run, read_runs
 from snake_jax.report.table import comparison_table, headline
-from snake_jax.report.tensorboard import tensorboard
 from snake_jax.report.units import Scale, clock, human, scale_for
-
-
-def record(visit, **changes):
-    return {
-        "visit": visit,
-        "cycle": visit // 2,
-        "node": visit % 3,
-        "layers": ["conv1", f"conv{visit % 2 + 2}", "fc"],
-        "iterations": 10,
-        "examples": 320,
-        "bytes_up": 1000,
-        "bytes_down": 3000,
-        "train_flops": 2e9,
-        "train_s": 0.5,
-        "loss": 2.0 / (visit + 1),
-        "accuracy": [0.2, None, 0.6, 0.5][visit],
-        "test_loss": None,
-        "learning_rate": 0.1,
-        "distilled": False,
-        "event": "",
-        **changes,
-    }
+from tests.run_folders import image_line
 
 
 @pytest.fixture
@@ -52,7 +22,7 @@ def folder(tmp_path):
     def write(name, records=None, summary=None, config=None):
         path = tmp_path / name
         path.mkdir(parents=True)
-        records = [record(visit) for visit in range(4)] if records is None else records
+        records = [image_line(visit) for visit in range(4)] if records is None else records
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
         (path / "config.json").write_text(json.dumps({"algorithm": "snake", "target_accuracy": 0.55} | (config or {})))
         if summary is not None:
@@ -157,7 +127,7 @@ def pair(folder):
     """A snake run with a summary, and a run that costs twice as much in every round and is still going."""
     snake = {"final_accuracy": 0.61, "best_accuracy": 0.7, "peak_train_bytes": 5e7, "num_params": 1000}
     dear = {"node": [0, 1, 2], "layers": ["conv1", "fc"], "train_flops": 4e9, "bytes_up": 5000}
-    records = [record(visit, **dear) for visit in range(4)]
+    records = [image_line(visit, **dear) for visit in range(4)]
     return read_runs([folder("snake", summary=snake), folder("fedavg", records, config={"algorithm": "fedavg"})])
 
 
@@ -204,7 +174,7 @@ def test_one_run_has_no_ratios(pair):
         comparison_table(pair, "html")
 
 
-def test_layer_order_agrees_with_every_record():
+def test_layer_order_agrees_with_every_image_line():
     serpentine = [{"layers": ["conv1", f"conv{n}", "out"]} for n in (10, 9, 2)]
     assert layer_order(serpentine) == ["conv1", "conv2", "conv9", "conv10", "out"]
     assert layer_order([{"layers": ["z", "a"]}, {"layers": ["a", "m"]}]) == ["z", "a", "m"]
@@ -244,7 +214,7 @@ def test_a_run_picture_colours_the_strip_by_node(pair, tmp_path):
     "changes", [{"accuracy": None, "loss": None}, {"iterations": 0, "bytes_up": 0, "bytes_down": 0}]
 )
 def test_pictures_of_runs_with_nothing_to_show(folder, tmp_path, changes):
-    run = read_run(folder("run", [record(visit, **changes) for visit in range(2)]))
+    run = read_run(folder("run", [image_line(visit, **changes) for visit in range(2)]))
     assert len(ink(plot_run(run, tmp_path / "run.png"))) > 2
     assert len(ink(plot_curves([run], tmp_path / "curves.png"))) > 2
 
@@ -253,58 +223,3 @@ def test_a_picture_that_cannot_be_written(pair, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/x.png: cannot write the picture"):
         plot_run(pair[0], tmp_path / "file" / "x.png")
-
-
-def test_plain_progress_is_a_line_a_visit(capsys):
-    with progress(6, done=4) as update:
-        update(record(0))
-        update(record(1, loss=None, event="interrupted", distilled=True, node=[0, 1]))
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("visit 5/6  loss 2.000  accuracy 20.0 %  node 0  conv1,conv2,fc  left 0:")
-    assert second == "visit 6/6  2 nodes  conv1,conv3,fc  distilled  interrupted  left 0:00"
-
-
-def test_progress_can_be_silent(capsys):
-    with progress(2, enabled=False) as update:
-        update(record(0))
-    assert capsys.readouterr().out == ""
-
-
-def test_progress_bar_on_a_terminal(monkeypatch):
-    screen = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(
-        progress_module, "Console", lambda file: Console(file=screen, force_terminal=True, width=120, color_system=None)
-    )
-    with progress(3, unit="round") as update:
-        update(record(0, layers=list("abcde")))
-    drawn = screen.getvalue()
-    assert "round 1/3" in drawn
-    assert "loss 2.000  accuracy 20.0 %  node 0  5 layers" in drawn
-
-
-def test_describe_leaves_out_what_is_not_there():
-    assert describe({}) == ""
-    assert describe({"node": [4], "loss": math.nan}) == "loss nan  1 node"
-
-
-def events(folder):
-    """(step, tag, value) of a TensorBoard event file: length, checksum, message, checksum, and so on."""
-    (path,) = folder.glob("events.*")
-    data, found = path.read_bytes(), []
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-        data = data[16 + length :]
-    return found
-
-
-def test_tensorboard_writes_each_number_at_its_iteration(tmp_path):
-    with tensorboard(tmp_path, iterations=100) as write:
-        write(record(0))
-        write(record(1))
-    found = events(tmp_path)
-    assert [(step, value) for step, tag, value in found if tag == "loss"] == [(110, 2.0), (120, 1.0)]
-    assert [step for step, tag, _ in found if tag == "accuracy"] == [110], "null is not drawn"
-    assert not {"layers", "event", "test_loss"} & {tag for _, tag, _ in found}

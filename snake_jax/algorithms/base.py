@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from snake_jax.chain import ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.config import Config
+from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 from snake_jax.executor import VisitResult
 from snake_jax.layers import Params
@@ -48,7 +48,7 @@ class Algorithm(NamedTuple):
     name: str
     rounds: Callable[[Plan, int], tuple[Round, ...]]
     traffic: str
-    init_merge: Callable[[Config, Params], Any]
+    init_merge: Callable[[RunConfig, Params], Any]
     merge: Merge
     chain: Callable[[Plan], Chain] = whole_model
     local_losses: bool = False
@@ -56,7 +56,7 @@ class Algorithm(NamedTuple):
     flags: frozenset[str] = frozenset()
 
 
-def no_merge_state(config: Config, params: Params) -> dict[str, Any]:
+def no_merge_state(config: RunConfig, params: Params) -> dict[str, Any]:
     """For merges that remember nothing."""
     del config, params
     return {}
@@ -84,7 +84,7 @@ def _weighted_sum(shares: jax.Array, trees: list[Params]) -> Params:
     return jax.tree.map(lambda *w: functools.reduce(operator.add, map(operator.mul, shares, w)), *trees)
 
 
-def sampled_nodes(config: Config, cycle: int) -> list[int]:
+def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
     """The nodes of a round: all, or `nodes_per_round` of them drawn without replacement."""
     if not config.nodes_per_round:
         return list(range(config.nodes))

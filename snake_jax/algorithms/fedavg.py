@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, average, side_by_side
-from snake_jax.config import Config
+from snake_jax.config import RunConfig
 from snake_jax.executor import VisitResult
 from snake_jax.layers import Params
 from snake_jax.schedule import Plan, Round
@@ -23,7 +23,7 @@ def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
     return side_by_side(plan, cycle, plan.layer_names)
 
 
-def _init_velocity(config: Config, params: Params) -> Params:
+def _init_velocity(config: RunConfig, params: Params) -> Params:
     return jax.tree.map(jnp.zeros_like, params) if config.server_momentum else {}
 
 

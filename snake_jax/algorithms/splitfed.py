@@ -21,7 +21,7 @@ from snake_jax.algorithms.base import (
     side_by_side,
 )
 from snake_jax.chain import ON_NODE, held
-from snake_jax.config import Config
+from snake_jax.config import RunConfig
 from snake_jax.executor import VisitResult
 from snake_jax.layers import Params, select
 from snake_jax.schedule import SAMPLE_TAG, Plan, Round, Visit
@@ -36,7 +36,7 @@ def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
     return tuple((Visit(cycle * len(nodes) + i, cycle, node, names),) for i, node in enumerate(order))
 
 
-def _init_sums(config: Config, params: Params) -> dict[str, Any]:
+def _init_sums(config: RunConfig, params: Params) -> dict[str, Any]:
     """v2: the weighted sum of the nodes' parts so far in the cycle, and of the weights."""
     if config.splitfed_version == "v1":
         return {}

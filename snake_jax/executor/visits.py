@@ -27,6 +27,7 @@ class VisitResult(NamedTuple):
       examples_held: examples the node holds.
       train_s: seconds the program ran, compilation apart; those of a program that trained several nodes are shared
         equally among them, so that sums stay true.
+      text: of language models.
     """
 
     visit: Visit
@@ -38,6 +39,26 @@ class VisitResult(NamedTuple):
     examples: int
     examples_held: int
     train_s: float
+    text: "Text | None" = None
+
+
+class Passed(NamedTuple):
+    """Rows that went through a language model: tokens in each, how many (padding rows too), whether only the blocks up
+    to the first that trains were run (`prefix`) or those below it were given.
+    """
+
+    length: int
+    rows: int
+    prefix: bool = False
+    given: bool = False
+
+
+class Text(NamedTuple):
+    """What a visit on a language model counts besides: tokens (no padding), those with a loss, and what was passed."""
+
+    tokens: int
+    target_tokens: int
+    passed: tuple[Passed, ...]
 
 
 class VisitSettings(NamedTuple):
@@ -85,12 +106,12 @@ def count(
     working = sum(rows.steps > 0 for rows in todo)
     columns = (np.ravel(column).tolist() for column in stats)
     return [
-        _after(tally, numbers, rows.steps, train_s / working, early_stop) if rows.steps else tally
+        after_epoch(tally, numbers, rows.steps, train_s / working, early_stop) if rows.steps else tally
         for tally, rows, numbers in zip(tallies, todo, zip(*columns, strict=True), strict=False)
     ]
 
 
-def _after(tally: Tally, numbers: tuple, iterations: int, train_s: float, early_stop: float) -> Tally:
+def after_epoch(tally: Tally, numbers: tuple, iterations: int, train_s: float, early_stop: float) -> Tally:
     """The tally after an epoch of these statistics; one that diverged or lowered the loss too little is the last."""
     loss_sum, examples, finite = numbers
     loss = loss_sum / max(examples, 1.0)

@@ -1,4 +1,4 @@
-"""Networks as layered models, and the adapter through which a user's own joins."""
+"""Networks for images as layered models, the adapter through which a user's own joins, and language models."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,34 @@ from snake_jax.config import pick
 from snake_jax.errors import UserError
 from snake_jax.layers import Layer, LayeredModel
 from snake_jax.models.adapter import from_linen, from_nnx, linen_layer
+from snake_jax.models.generation import generate
+from snake_jax.models.hub import load_pretrained
+from snake_jax.models.language import Hidden, LanguageModel, Tokens
+from snake_jax.models.presets import PRESETS, from_preset
+from snake_jax.models.save import save_pretrained
 from snake_jax.models.vision import DenseLayer, cnn, conv_general_dilated, mlp, vgg11
 
 MODELS: dict[str, Callable[..., LayeredModel]] = {"vgg11": vgg11, "cnn": cnn, "mlp": mlp}
 
-__all__ = ["MODELS", "build", "cnn", "conv_general_dilated", "from_linen", "from_nnx", "linear_head", "mlp", "vgg11"]
+__all__ = [
+    "MODELS",
+    "PRESETS",
+    "Hidden",
+    "LanguageModel",
+    "Tokens",
+    "build",
+    "cnn",
+    "conv_general_dilated",
+    "from_linen",
+    "from_nnx",
+    "from_preset",
+    "generate",
+    "linear_head",
+    "load_pretrained",
+    "mlp",
+    "save_pretrained",
+    "vgg11",
+]
 
 _LEAST_SIDE = {"vgg11": 32, "cnn": 8}  # as many halvings as the network has poolings
 

@@ -1,4 +1,4 @@
-"""Figures like the papers': accuracy of several methods against what it took, IID and Non-IID apart, seeds a band."""
+"""Figures like the papers': what several methods reached against what it took, IID and Non-IID apart, seeds a band."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from snake_jax.report.plots import COLOURS, FEW, MARKERS, STYLES, look, new_figure, percent_axis, save
-from snake_jax.report.runs import AXES, Run, curve
+from snake_jax.report.canvas import COLOURS, FEW, MARKERS, STYLES, look, merit_axis, new_figure, save
+from snake_jax.report.runs import Merit, Run, before, common_merit, curve
 from snake_jax.report.units import scale_for
 
 PER_NODE = "iterations_per_node"
-PANELS = {
-    PER_NODE: ("iterations per node", ""),
-    **{axis: (AXES[axis].label, AXES[axis].unit) for axis in ("examples", "bytes", "flops")},
-}
 _WORDS = {"k": "thousands", "M": "millions", "G": "billions"}
 
 
@@ -38,8 +34,15 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
+def panels_of(merit: Merit) -> dict[str, tuple[str, str]]:
+    """`{axis: (label, unit)}` of the panels in a row."""
+    seen = "tokens" if "tokens" in merit.axes else "examples"
+    own = {axis: (merit.axes[axis].label, merit.axes[axis].unit) for axis in (seen, "bytes", "flops")}
+    return {PER_NODE: ("iterations per node", ""), **own}
+
+
 def curve_on(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """(position, accuracy) at the evaluations; `axis` is one of PANELS."""
+    """(position, figure of merit) at the evaluations; `axis` is one of `panels_of`."""
     if axis != PER_NODE:
         return curve(run, axis)
     x, y = curve(run, "iterations")
@@ -47,41 +50,52 @@ def curve_on(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def band(runs: Sequence[Run], axis: str) -> Band:
-    """Over the seeds; a run that is not as far as the others shortens all."""
+    """Over the seeds; a run that is not as far as the others shortens all.
+
+    Leads with what the models were before training where that is known of every seed.
+    """
     curves = [curve_on(run, axis) for run in runs]
     shared = min(len(x) for x, _ in curves)
     x, y = (np.stack([pair[i][:shared] for pair in curves]) for i in range(2))
+    starts = [before(run) for run in runs]
+    if None not in starts:
+        x, y = np.pad(x, ((0, 0), (1, 0))), np.column_stack([np.array(starts, float), y])
     return Band(x.mean(0), y.mean(0), y.min(0), y.max(0))
 
 
 def plot_figure(
     rows: Mapping[str, Sequence[Line]], output_path: str | Path, title: str, target: float | None = None
 ) -> Path:
-    """Accuracy against each of PANELS: a row of panels for every entry, such as IID and Non-IID.
+    """The runs' figure of merit against each of `panels_of`: a row of panels for every entry, as IID and Non-IID.
 
     Args:
       rows: title of the row to its lines; at least one line has a run.
       output_path: of the PNG.
       title: of the whole.
-      target: accuracy to mark.
+      target: accuracy or perplexity to mark.
 
     Returns:
       The path of the PNG.
+
+    Raises:
+      UserError: runs without a common figure of merit, or a picture that cannot be written.
     """
-    picture = new_figure(3.9 * len(PANELS), 3.3 * len(rows) + 0.9)
-    panels = picture.subplots(len(rows), len(PANELS), sharey=True, sharex="col", squeeze=False)
-    scales = {axis: scale_for(_largest(rows, axis), unit) for axis, (_, unit) in PANELS.items()}
+    merit = common_merit([run for lines in rows.values() for line in lines for run in line.runs])
+    axes = panels_of(merit)
+    picture = new_figure(3.9 * len(axes), 3.3 * len(rows) + 0.9)
+    panels = picture.subplots(len(rows), len(axes), sharey=True, sharex="col", squeeze=False)
+    scales = {axis: scale_for(_largest(rows, axis), unit) for axis, (_, unit) in axes.items()}
     for row, (name, lines) in zip(panels, rows.items(), strict=True):
-        row[0].set_ylabel(f"{name}\ntest accuracy")
-        for panel, axis in zip(row, PANELS, strict=True):
+        row[0].set_ylabel(f"{name}\n{merit.label}")
+        for panel, axis in zip(row, axes, strict=True):
             for line in lines:
                 _draw(panel, line, axis, scales[axis].factor)
             if target is not None:
                 panel.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
             panel.set_xlim(0, 1.03 * _largest(rows, axis) / scales[axis].factor)  # of all rows: they share the axis
-            percent_axis(panel)
+            merit_axis(panel, merit)
             look(panel)
-    for panel, (axis, (label, _)) in zip(panels[-1], PANELS.items(), strict=True):
+    for panel, (axis, (label, _)) in zip(panels[-1], axes.items(), strict=True):
         unit = _WORDS.get(scales[axis].unit, scales[axis].unit)
         panel.set_xlabel(f"{label} ({unit})" if unit else label)
     handles = {line.label: Line2D([], [], label=line.label, **_style(line)) for ls in rows.values() for line in ls}

@@ -10,36 +10,40 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from snake_jax.errors import UserError
+from snake_jax.report.columns import Column, cell, columns_of, config_of, measured, settings_of
 from snake_jax.report.ledger import ledger
 from snake_jax.report.plots import layer_order
-from snake_jax.report.runs import AXES, Axis, Record, Run, along, cumulative, curve, read_run
-from snake_jax.report.table import final_accuracy
-from snake_jax.report.units import human, percent
+from snake_jax.report.runs import ACCURACY, PERPLEXITY, Axis, Merit, Record, Run, before, cumulative, merit, read_run
 
-# What a curve can be drawn against beside AXES, and what it can show.
-PAGE_AXES = {**AXES, "clock": Axis("simulated time", "s", ("clock_s",))}
+
+class Value(NamedTuple):
+    """What a curve can show: a field of the lines of runs that have this figure of merit."""
+
+    merit: Merit
+    field: str
+    label: str
+    unit: str
+
+
+PAGE_AXES = {**ACCURACY.axes, **PERPLEXITY.axes, "clock": Axis("simulated time", "s", ("clock_s",))}
 PER_NODE, NUMBER = "iterations_per_node", "number"
-VALUES = {"accuracy": ("test accuracy", "%"), "test_loss": ("test loss", ""), "loss": ("training loss", "")}
+# By figure of merit, so that no curve of one kind of run stands beside one of another that means something else.
+VALUES = {
+    "accuracy": Value(ACCURACY, "accuracy", "test accuracy", "%"),
+    "test_loss": Value(ACCURACY, "test_loss", "test loss", ""),
+    "loss": Value(ACCURACY, "loss", "training loss", ""),
+    "perplexity": Value(PERPLEXITY, "perplexity", PERPLEXITY.label, ""),
+    "token_accuracy": Value(PERPLEXITY, "accuracy", "next-token accuracy", "%"),
+    "token_test_loss": Value(PERPLEXITY, "test_loss", "held-out loss a token", ""),
+    "token_loss": Value(PERPLEXITY, "loss", "training loss a token", ""),
+}
 SCRIPTS = ("page_tables.js", "page_curves.js", "page_schedule.js", "page.js")  # the last one starts
 _HERE = Path(__file__).parent
-
-# (key, heading, unit) of the runs table's numbers; a unit of None is a share.
-_NUMBERS: tuple[tuple[str, str, str | None], ...] = (
-    ("final_accuracy", "final accuracy", None),
-    ("best_accuracy", "best accuracy", None),
-    ("iterations", "iterations", ""),
-    ("bytes_up", "bytes up", "B"),
-    ("bytes_down", "bytes down", "B"),
-    ("flops", "FLOPs", "FLOP"),
-    ("seconds", "seconds", "s"),
-    ("clock", "simulated time", "s"),
-    ("peak_train_bytes", "peak memory", "B"),
-)
 
 
 def write_page(folder: str | Path, output_path: str | Path) -> tuple[Path, int]:
@@ -93,12 +97,14 @@ def script_json(value: Any) -> str:
 
 def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
     """Everything that the page shows."""
-    every = [_run_data(run) for run in runs]
+    merits = [one for one in (ACCURACY, PERPLEXITY) if any(merit(run) == one for run in runs)]
+    columns = columns_of(runs)
+    every = [_run_data(run, columns) for run in runs]
     return {
         "title": title,
         "axes": [axis for axis in _axes() if any(axis["key"] in run["x"] for run in every)],
-        "values": [{"key": key, "label": label, "unit": unit} for key, (label, unit) in VALUES.items()],
-        "columns": _columns(every),
+        "values": [_value(key, value) for key, value in VALUES.items() if value.merit in merits],
+        "columns": [{"key": one.key, "label": one.label, "number": one.show is not None} for one in columns],
         "runs": every,
     }
 
@@ -109,82 +115,30 @@ def _axes() -> list[dict[str, str]]:
     return known + [{"key": key, "label": label, "unit": ""} for key, label in own]
 
 
-def _columns(every: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of the runs table; simulated time only where some run has it."""
-    words = [("name", "run"), *((key, key) for key in ("algorithm", "model", "dataset", "partition"))]
-    numbers = [
-        (key, label) for key, label, _ in _NUMBERS if key != "clock" or any("clock" in run["x"] for run in every)
-    ]
-    columns = [(key, label, False) for key, label in words] + [(key, label, True) for key, label in numbers]
-    return [
-        {"key": key, "label": label, "number": number} for key, label, number in [*columns, ("status", "status", False)]
-    ]
+def _value(key: str, value: Value) -> dict[str, Any]:
+    factors = key == PERPLEXITY.field  # drawn on a logarithmic axis where it spans much
+    return {"key": key, "label": value.label, "unit": value.unit, "factors": factors}
 
 
-def _run_data(run: Run) -> dict[str, Any]:
+def _run_data(run: Run, columns: Sequence[Column]) -> dict[str, Any]:
+    own = {key: value.field for key, value in VALUES.items() if value.merit == merit(run)}
+    start = before(run)
     return {
         "name": run.name,
-        "cells": _cells(run),
-        "config": {key: _shown(value) for key, value in _config(run).items()},
+        "cells": {column.key: cell(column, run) for column in columns},
+        "config": {key: _shown(value) for key, value in config_of(run).items()},
         "x": _positions(run),
-        "y": {key: [_rounded(record.get(key)) for record in run.metrics] for key in VALUES},
+        "y": {key: [_rounded(record.get(field)) for record in run.metrics] for key, field in own.items()},
+        "start": {} if start is None else {merit(run).field: _rounded(start)},
         "layers": layer_order(run.metrics),
         "visits": _visits(run.metrics),
         "ledger": ledger(run),
     }
 
 
-def _config(run: Run) -> Record:
-    return run.config or (run.summary or {}).get("config") or {}
-
-
-def _cells(run: Run) -> dict[str, dict[str, Any]]:
-    """`{column: {value to sort by, text}}` of the runs table."""
-    settings = {**(run.summary or {}), **_config(run)}
-    numbers = _numbers(run)
-    words = {key: settings.get(key) for key in ("algorithm", "model", "dataset")}
-    words |= {"name": run.name, "partition": _partition(settings), "status": _status(run, settings)}
-    cells = {key: {"value": word, "text": "–" if word is None else str(word)} for key, word in words.items()}
-    for key, _, unit in _NUMBERS:
-        value = numbers[key]
-        text = "–" if value is None else percent(value) if unit is None else human(value, unit)
-        cells[key] = {"value": value, "text": text}
-    return cells
-
-
-def _numbers(run: Run) -> dict[str, float | None]:
-    known = curve(run, "iterations")[1]
-    axes = {key: float(along(run, key)[-1]) for key in ("iterations", "flops", "seconds")}
-    return axes | {
-        "final_accuracy": final_accuracy(run),
-        "best_accuracy": float(known.max()) if known.size else None,
-        "bytes_up": float(cumulative(run, "bytes_up")[-1]),
-        "bytes_down": float(cumulative(run, "bytes_down")[-1]),
-        "clock": float(cumulative(run, "clock_s")[-1]) if _measured(run, ("clock_s",)) else None,
-        "peak_train_bytes": (run.summary or {}).get("peak_train_bytes"),
-    }
-
-
-def _partition(settings: Record) -> str | None:
-    partition = settings.get("partition")
-    return f"{partition}({settings['alpha']})" if partition != "iid" and "alpha" in settings else partition
-
-
-def _status(run: Run, settings: Record) -> str:
-    """`finished`, or how many of the run's cycles have begun."""
-    if run.summary is not None:
-        return "finished"
-    begun = len({record.get("cycle") for record in run.metrics})
-    return f"{begun} of {settings['cycles']} cycles" if "cycles" in settings else f"unfinished, {begun} cycles"
-
-
-def _measured(run: Run, fields: Iterable[str]) -> bool:
-    return any(record.get(field) is not None for field in fields for record in run.metrics)
-
-
 def _positions(run: Run) -> dict[str, list[float | None]]:
     """`{axis: [visits]}` after each visit; an axis that nothing was measured for is left out."""
-    found = {key: axis.fields for key, axis in PAGE_AXES.items() if _measured(run, axis.fields)}
+    found = {key: axis.fields for key, axis in PAGE_AXES.items() if measured(run, axis.fields)}
     totals = {key: np.sum([cumulative(run, field) for field in fields], axis=0) for key, fields in found.items()}
     if "iterations" in totals:
         totals[PER_NODE] = totals["iterations"] / _num_nodes(run)
@@ -193,7 +147,7 @@ def _positions(run: Run) -> dict[str, list[float | None]]:
 
 
 def _num_nodes(run: Run) -> int:
-    settings = {**(run.summary or {}), **_config(run)}
+    settings = settings_of(run)
     return settings.get("nodes") or len({node for record in run.metrics for node in _nodes(record)}) or 1
 
 

@@ -1,6 +1,8 @@
-// Accuracy and loss curves of the shown runs, with values under the pointer or the arrow keys.
+// Accuracy, perplexity and loss curves of the shown runs, with values under the pointer or the arrow keys.
 
 const FEW_POINTS = 60; // up to which each gets a dot
+const FACTORS = 3; // up to this factor between least and greatest an axis of factors is linear
+const FACTOR_MARGIN = 1.06; // of such an axis beyond the values
 const MARGIN = { left: 54, right: 14, top: 10, bottom: 44 };
 let points = []; // of the last drawing, in reading order: {left, top, index, at}
 let pointed = -1;
@@ -45,11 +47,13 @@ function drawCurves() {
   pointAt(-1);
 }
 
-// The places where both the axis and the value are known.
+// The places where both the axis and the value are known, led by the model before training where that is known.
 function measured(index, axis, value) {
-  const x = data.runs[index].x[axis.key] || [];
-  const y = data.runs[index].y[value.key];
-  const at = x.map((position, visit) => ({ x: position, y: y[visit], visit }));
+  const run = data.runs[index];
+  const [x, y] = [run.x[axis.key], run.y[value.key]];
+  if (!x || !y) return { index, at: [] };
+  const start = true ? [] : [{ x: 0, y: run.start[value.key], visit: null }];
+  const at = start.concat(x.map((position, visit) => ({ x: position, y: y[visit], visit })));
   return { index, at: at.filter((one) => one.x !== null && one.y !== null) };
 }
 
@@ -61,11 +65,16 @@ function frameFor(series, axis, value) {
   const ys = extent(all.map((at) => at.y));
   const xScale = scaleFor(xs[1], axis.unit);
   const yScale = scaleFor(ys[1], value.unit);
-  const yTicks = ticks(ys[0] / yScale.factor, ys[1] / yScale.factor, 6);
+  const factors = value.factors && ys[1] > FACTORS * ys[0];
+  const yTicks = factors ? factorTicks(ys[0], ys[1]) : ticks(ys[0] / yScale.factor, ys[1] / yScale.factor, 6);
   const xTicks = ticks(0, xs[1] / xScale.factor, Math.max(4, width / 95));
-  const bottom = Math.min(ys[0], yTicks[0] * yScale.factor);
-  const top = Math.max(ys[1], yTicks[yTicks.length - 1] * yScale.factor);
+  const [bottom, top] = factors
+    ? [ys[0] / FACTOR_MARGIN, ys[1] * FACTOR_MARGIN]
+    : extent([...ys, yTicks[0] * yScale.factor, yTicks[yTicks.length - 1] * yScale.factor]);
   const right = Math.max(xs[1], 1e-12);
+  const share = factors
+    ? (at) => Math.log(at / bottom) / Math.log(top / bottom)
+    : (at) => (at - bottom) / (top - bottom || 1);
   return {
     width,
     height,
@@ -76,7 +85,7 @@ function frameFor(series, axis, value) {
     axis,
     value,
     x: (at) => MARGIN.left + (at / right) * (width - MARGIN.left - MARGIN.right),
-    y: (at) => height - MARGIN.bottom - ((at - bottom) / (top - bottom || 1)) * (height - MARGIN.bottom - MARGIN.top),
+    y: (at) => height - MARGIN.bottom - share(at) * (height - MARGIN.bottom - MARGIN.top),
   };
 }
 
@@ -95,6 +104,15 @@ function ticks(low, high, count) {
   const first = Math.floor(low / step + 1e-9);
   const last = Math.ceil(high / step - 1e-9);
   return Array.from({ length: Math.max(2, last - first + 1) }, (_, i) => Number(((first + i) * step).toPrecision(10)));
+}
+
+// Between `low` and `high` on a logarithmic axis, as in report/canvas.py: fewer to a decade where there are many.
+function factorTicks(low, high) {
+  const steps = high < 10 * low ? [1, 1.5, 2, 3, 4, 6, 8] : high < 1000 * low ? [1, 2, 5] : [1];
+  const first = Math.floor(Math.log10(low));
+  const decades = Math.floor(Math.log10(high)) - first + 1;
+  const all = Array.from({ length: decades }, (_, i) => steps.map((step) => step * 10 ** (first + i))).flat();
+  return all.filter((tick) => tick >= low && tick <= high).map((tick) => Number(tick.toPrecision(10)));
 }
 
 function drawing(frame, series) {
@@ -204,7 +222,7 @@ function placeTip(point) {
   const lines = [
     `${value.label} ${human(point.y, value.unit)}`,
     `${axis.label} ${human(point.x, axis.unit)}`,
-    visitText(data.runs[point.index].visits[point.visit]),
+    point.visit === null ? "before training" : visitText(data.runs[point.index].visits[point.visit]),
   ];
   const tip = byId("tip");
   tip.replaceChildren(html("b", {}, data.runs[point.index].name), ...lines.map((line) => html("div", {}, line)));

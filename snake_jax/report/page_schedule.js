@@ -234,7 +234,7 @@ function wholeVisit(plan, visit, number) {
 }
 
 function scores(run, number) {
-  const known = data.values.filter((value) => run.y[value.key][number] !== null);
+  const known = data.values.filter((value) => run.y[value.key] && run.y[value.key][number] !== null);
   return known.map((value) => `${value.label} ${human(run.y[value.key][number], value.unit)}`);
 }
 

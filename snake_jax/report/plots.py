@@ -1,4 +1,4 @@
-"""Pictures of runs: accuracy against what it cost, and what one run did. No global pyplot state."""
+"""Pictures of runs: accuracy or perplexity against what it cost, and what one run did."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,36 +7,50 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
-from snake_jax.errors import UserError
-from snake_jax.report.runs import AXES, Record, Run, along, cumulative, curve
-from snake_jax.report.table import final_accuracy
-from snake_jax.report.units import human, percent, scale_for
+from snake_jax.report.canvas import COLOURS, FEW, MARKERS, STYLES, look, merit_axis, new_figure, save
+from snake_jax.report.runs import (
+    PERPLEXITY,
+    Record,
+    Run,
+    along,
+    common_merit,
+    cumulative,
+    curve,
+    curve_from_start,
+    final,
+)
+from snake_jax.report.runs import merit as merit_of
+from snake_jax.report.units import human, scale_for, short
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles and markers tell the rest.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FEW = 60  # points up to which each gets a marker
-DPI = 150
+MANY_LAYERS = 20
 MANY_NODES = ("0.75", "black")  # fill and ink of a round that several nodes share
+_LANGUAGE_CAPTION = ("algorithm", "model", "data", "partition")
 
 
-def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str] = tuple(AXES)) -> Path:
-    """Accuracy of the runs against each of `axes`, with a legend of what each run reached and cost.
+def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str] | None = None) -> Path:
+    """The runs' figure of merit against each of `axes`, with a legend of what each run reached and cost.
+
+    Args:
+      runs: of one figure of merit.
+      output_path: of the PNG.
+      axes: of the merit's; by default those it is pictured on.
 
     Returns:
       The path of the PNG.
+
+    Raises:
+      UserError: runs without a common figure of merit, or a picture that cannot be written.
     """
+    merit = common_merit(runs)
+    axes = merit.pictured if axes is None else axes
     columns = min(3, len(axes) + 1)
     rows = -(-(len(axes) + 1) // columns)
     figure = new_figure(4.6 * columns, 3.5 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for panel, axis in zip(panels, axes, strict=False):
-        _accuracy_panel(panel, runs, axis)
+        _merit_panel(panel, runs, axis)
     for panel in panels[len(axes) :]:
         panel.axis("off")
     handles = panels[0].get_legend_handles_labels()
@@ -44,21 +58,21 @@ def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str
         *handles, loc="center", frameon=False, labelspacing=1.2, fontsize=11 if len(runs) <= 4 else 8
     )
     for row in range(rows):
-        panels[row * columns].set_ylabel("test accuracy")
+        panels[row * columns].set_ylabel(merit.label)
     return save(figure, output_path)
 
 
 def plot_run(run: Run, output_path: str | Path) -> Path:
-    """One run against its iterations: accuracy, loss, bytes, and which node trained which layer when.
+    """One run against its iterations: accuracy or perplexity, loss, bytes, and which node trained which layer when.
 
     Returns:
       The path of the PNG.
     """
     layers = layer_order(run.metrics)
-    strip = max(1.2, 0.26 * len(layers))
+    strip = max(1.2, _row_height(layers) * len(layers))
     figure = new_figure(9, 6 + strip)
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip])
-    for panel, draw in zip(panels, (_accuracy, _loss, _bytes), strict=False):
+    for panel, draw in zip(panels, (_merit, _loss, _bytes), strict=False):
         draw(panel, run)
         _cycle_lines(panel, run)
     _layer_strip(panels[3], run, layers)
@@ -85,50 +99,22 @@ def layer_order(records: Iterable[Record]) -> list[str]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)]
+    # Language models' layers say by their names alone which comes first and last.
+    end = {"embed": -1, "head": 1}.get(name.split(".")[0], 0)
+    return [(end, "")] + [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty one, in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Writes the PNG and the folders above it; returns its path."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})  # no version inside: same run, same file
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the picture ({error.strerror or error})") from error
-    return path
-
-
-def look(panel: Axes) -> None:
-    """What all panels have in common."""
-    panel.grid(color="0.9", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.margins(x=0.02)
-
-
-def percent_axis(panel: Axes) -> None:
-    """Shares in [0, 1] as percentages, upwards."""
-    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-
-
-def _accuracy_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
-    scale = scale_for(max(along(run, axis)[-1] for run in runs), AXES[axis].unit)
+def _merit_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
+    merit = merit_of(runs[0])
+    scale = scale_for(max(along(run, axis)[-1] for run in runs), merit.axes[axis].unit)
     for i, run in enumerate(runs):
-        x, y = curve(run, axis)
+        x, y = curve_from_start(run, axis)
         panel.plot(x / scale.factor, y, label=_legend(run, airy=len(runs) <= 4), **_line(i, len(x)))
     unit = {"k": "thousands", "M": "millions", "G": "billions"}.get(scale.unit, scale.unit)
-    panel.set_xlabel(f"{AXES[axis].label} ({unit})" if unit else AXES[axis].label)
+    label = merit.axes[axis].label
+    panel.set_xlabel(f"{label} ({unit})" if unit else label)
     panel.set_xlim(left=0)
-    percent_axis(panel)
+    merit_axis(panel, merit)
     look(panel)
 
 
@@ -145,9 +131,9 @@ def _line(i: int, points: int) -> dict:
 
 
 def _legend(run: Run, airy: bool) -> str:
-    accuracy = final_accuracy(run)
-    reached = f"{percent(accuracy)} accuracy" if accuracy is not None else "no accuracy yet"
-    sent, flops = (human(along(run, axis)[-1], AXES[axis].unit) for axis in ("bytes", "flops"))
+    merit, value = merit_of(run), final(run)
+    reached = merit.said.format(merit.show(value)) if value is not None else f"no {merit.field} yet"
+    sent, flops = (human(along(run, axis)[-1], merit.axes[axis].unit) for axis in ("bytes", "flops"))
     separator = "\n" if airy else ", "
     return f"{run.name}\n" + separator.join((reached, f"{sent} sent", f"{flops} of training"))
 
@@ -155,20 +141,23 @@ def _legend(run: Run, airy: bool) -> str:
 def _caption(run: Run) -> str:
     settings = {**run.config, **(run.summary or {})}
     names = [str(settings[key]) for key in ("algorithm", "dataset", "partition") if key in settings]
+    if merit_of(run) == PERPLEXITY:
+        names = [short(str(settings[key])) for key in _LANGUAGE_CAPTION if key in settings]
     nodes = [f"{settings['nodes']} nodes"] if "nodes" in settings else []
     return f"{run.name}: {', '.join(names + nodes)}" if names else run.name
 
 
-def _accuracy(panel: Axes, run: Run) -> None:
-    x, y = curve(run, "iterations")
+def _merit(panel: Axes, run: Run) -> None:
+    merit = merit_of(run)
+    x, y = curve_from_start(run, "iterations")
     panel.plot(x, y, **_line(0, len(x)))
-    panel.set_ylabel("test accuracy")
-    percent_axis(panel)
+    panel.set_ylabel(merit.label)
+    merit_axis(panel, merit)
     look(panel)
 
 
 def _loss(panel: Axes, run: Run) -> None:
-    for i, (field, label) in enumerate((("loss", "training"), ("test_loss", "test"))):
+    for i, (field, label) in enumerate((("loss", "training"), ("test_loss", merit_of(run).split))):
         x, y = curve(run, "iterations", field)
         if x.size:
             panel.plot(x, y, label=label, **_line(i, len(x)))
@@ -199,6 +188,11 @@ def _cycle_lines(panel: Axes, run: Run) -> None:
             panel.axvline(end, color="0.75", linewidth=0.8, zorder=0)
 
 
+def _row_height(layers: Sequence[str]) -> float:
+    """Inches; many rows are narrower, down to what the names need."""
+    return 0.26 if len(layers) <= MANY_LAYERS else 0.16
+
+
 def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
     """A row a layer, a block a visit, coloured and, where there is room, numbered by the node."""
     stops = along(run, "iterations")
@@ -213,7 +207,7 @@ def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
             for i, (_, ink) in zip(visits, looks, strict=True):
                 style = {"ha": "center", "va": "center", "fontsize": 6, "color": ink, "clip_on": True}
                 panel.text((starts[i] + stops[i]) / 2, row, _node_label(run.metrics[i], layer), **style)
-    panel.set_yticks(range(len(layers)), layers, fontsize=8)
+    panel.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= MANY_LAYERS else 7)
     panel.set_ylim(len(layers) - 0.5, -0.5)
     panel.set_ylabel("layers trained,\nby node")
     panel.spines[["top", "right"]].set_visible(False)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from snake_jax.report.runs import Record
-from snake_jax.report.units import clock, percent
+from snake_jax.report.runs import Record, merit_of_lines
+from snake_jax.report.units import clock
 
 Update = Callable[[Record], None]
 
@@ -37,15 +37,18 @@ def progress(total_visits: int, done: int = 0, unit: str = "visit", enabled: boo
 def describe(record: Record) -> str:
     """`loss 1.234  accuracy 56.7 %  node 3  conv1,conv4,fc11`, with what was not measured left out.
 
-    Where several seeds are trained, a record says which `seed` it is of.
+    Of a language model `loss 1.234  perplexity 12.3  node 3  block_05.lora  1,234 tokens/s`. Where several seeds are
+    trained, a record says which `seed` it is of.
     """
-    loss, accuracy = record.get("loss"), record.get("accuracy")
+    merit = merit_of_lines([record])
+    loss, reached, rate = record.get("loss"), record.get(merit.field), record.get("tokens_per_s")
     parts = [
         f"seed {record['seed']}" if "seed" in record else "",
         f"loss {loss:.3f}" if loss is not None else "",
-        f"accuracy {percent(accuracy)}" if accuracy is not None else "",
+        f"{merit.field} {merit.show(reached)}" if reached is not None else "",
         _nodes(record.get("node")),
         _layers(record.get("layers") or []),
+        f"{rate:,.0f} tokens/s" if rate is not None else "",
         "distilled" if record.get("distilled") else "",
         record.get("event") or "",
     ]

@@ -7,16 +7,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from snake_jax.report.runs import Record, Run
-from snake_jax.report.units import human, percent
+from snake_jax.report.runs import ACCURACY, Merit, Record, Run, common_merit
+from snake_jax.report.units import human, percent, significant
 
 UNKNOWN = "-"
 _BYTES, _FLOPS, _SECONDS = (functools.partial(human, unit=unit) for unit in ("B", "FLOP", "s"))
+_Shown = dict[str, Callable[[float], str]]
 # Fields of a summary, and how they are printed.
-_FIELDS: dict[str, Callable[[float], str]] = {
+_ACCURACY: _Shown = {
     "final_accuracy": percent,
     "best_accuracy": percent,
     "divergence": lambda value: f"{value:.3f}",
+}
+_LANGUAGE: _Shown = {
+    "perplexity_before": significant,
+    "perplexity_after": significant,
+    "best_perplexity": significant,
+    "tokens": human,
+    "trainable_params": human,
+    "state_bytes": _BYTES,
+}
+_COST: _Shown = {
     "iterations": human,
     "examples": human,
     "train_flops": _FLOPS,
@@ -31,6 +42,12 @@ _FIELDS: dict[str, Callable[[float], str]] = {
     "bytes_up_to_target": _BYTES,
     "bytes_down_to_target": _BYTES,
 }
+_FIELDS = {**_ACCURACY, **_LANGUAGE, **_COST}
+
+
+def _fields(merit: Merit) -> _Shown:
+    """Those that a run of this figure of merit has, in the order of the table."""
+    return {**(_ACCURACY if merit == ACCURACY else _LANGUAGE), **_COST}
 
 
 def spread(runs: Sequence[Run]) -> Record:
@@ -38,9 +55,12 @@ def spread(runs: Sequence[Run]) -> Record:
 
     `std` is the sample's (n - 1), None of a single run. Where a run has no value (a target never reached, memory
     unknown) mean and std are None; `values` says which.
+
+    Raises:
+      UserError: runs without a common figure of merit.
     """
     summaries = [run.summary or {} for run in runs]
-    fields = {name: _moments([summary.get(name) for summary in summaries]) for name in _FIELDS}
+    fields = {name: _moments([summary.get(name) for summary in summaries]) for name in _fields(common_merit(runs))}
     config = {name: value for name, value in runs[0].config.items() if name != "seed"}
     return {"seeds": [summary.get("seed") for summary in summaries], "fields": fields, "config": config}
 
@@ -55,7 +75,7 @@ def _moments(values: list[Any]) -> Record:
 def spread_table(found: Record) -> str:
     """The fields as text, a line each: mean, standard deviation, every seed's value."""
     head = ["", "mean", "std", *(f"seed {seed}" for seed in found["seeds"])]
-    lines = [head, *(_line(name, found["fields"][name]) for name in _FIELDS)]
+    lines = [head, *(_line(name, found["fields"][name]) for name in found["fields"])]
     first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
         name.ljust(first) + "".join("  " + cell.rjust(width) for cell, width in zip(cells, rest, strict=True))

@@ -40,8 +40,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def significant(value: float) -> str:
+    """Three digits and no prefix: `12.3`, `0.0120`, `1,235`."""
+    rounded = float(f"{value:.3g}")
+    return f"{value:,.0f}" if abs(rounded) >= 100 else f"{rounded:#.3g}"
+
+
 def clock(seconds: float) -> str:
     """`95` as `1:35`, `4000` as `1:06:40`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short(name: str) -> str:
+    """The end of each path or name on a hub, `,` between them: `opt-1.3b` of `facebook/opt-1.3b`."""
+    return ",".join(part.rstrip("/").rsplit("/", 1)[-1] for part in name.split(","))

@@ -1,64 +1,26 @@
-"""From a configuration to a checked setup: everything that wrong input can break, and nothing compiled."""
+"""The task of the papers' first study: networks for images. From a configuration to a checked setup, nothing compiled."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from snake_jax import accounting, assignment, data, models, nodes, schedule
+from snake_jax import accounting, assignment, data, models, nodes, records, schedule
 from snake_jax import chain as chains
-from snake_jax.algorithms import ALGORITHMS, Algorithm
-from snake_jax.chain import ON_NODE, Chain
+from snake_jax.algorithms import ALGORITHMS
+from snake_jax.chain import ON_NODE
 from snake_jax.config import Config, pick
 from snake_jax.errors import UserError
-from snake_jax.layers import Layer, LayeredModel, Params, num_bytes, resolve_layers, select
+from snake_jax.executor import Executor, VisitResult, VisitSettings
+from snake_jax.layers import Params, num_bytes, num_params, resolve_layers, select
 from snake_jax.network import Sizes
-from snake_jax.nodes import Fleet
-from snake_jax.optimizers import OptimizerStates, init_states, update_rule
-from snake_jax.schedule import Plan, Round
+from snake_jax.schedule import Plan
+from snake_jax.setup import Setup, Task, check_fit, check_interruptions, make_rule, state_like
 from snake_jax.split import AUXILIARY, local_loss_gradients, split_gradients
-from snake_jax.steps import Distillation, Gradients, LocalStep, local_gradients
-
-
-class Setup(NamedTuple):
-    """A checked configuration with its data, network and plan.
-
-    Attributes:
-      config: as given.
-      algorithm: the method.
-      dataset: cleaned.
-      quality: what cleaning did, one line.
-      shards: each node's indices into the training examples, as the method trains on them.
-      divergence: between the nodes' label distributions, by `config.distill_measure`.
-      distilled: whether visits distill.
-      model: the network.
-      plan: what the schedule depends on.
-      chain: where the layers of a visit lie.
-      auxiliary: layers that train beside the model's.
-      fleet: what nodes and server can do, for assignments and for the clock.
-    """
-
-    config: Config
-    algorithm: Algorithm
-    dataset: data.Dataset
-    quality: str
-    shards: Sequence[np.ndarray]
-    divergence: float
-    distilled: bool
-    model: LayeredModel
-    plan: Plan
-    chain: Chain
-    auxiliary: tuple[Layer, ...]
-    fleet: Fleet
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """The model's order and the auxiliary layers after it."""
-        return self.model.layer_names + tuple(layer.name for layer in self.auxiliary)
+from snake_jax.steps import Distillation, Examples, Gradients, LocalStep, local_gradients
 
 
 def prepare(config: Config) -> Setup:
@@ -70,7 +32,7 @@ def prepare(config: Config) -> Setup:
     algorithm = ALGORITHMS[pick("algorithm", config.algorithm, ALGORITHMS)]
     pick("model", config.model, models.MODELS)
     pick("augment", config.augment, data.AUGMENTATIONS)
-    _check_fit(config, algorithm)
+    check_fit(config, algorithm)
     dataset, quality = data.clean(data.load(config.dataset), outliers=config.outliers, seed=config.seed)
     part = {name: getattr(config, name) for name in ("train_examples", "validation", "seed")}
     dataset = _scaled(data.subset(dataset, **part), config.pixel_std)
@@ -88,6 +50,7 @@ def prepare(config: Config) -> Setup:
     auxiliary = (models.linear_head(AUXILIARY, dataset.num_classes),) if algorithm.local_losses else ()
     fleet = nodes.of_config(config)
     setup = Setup(
+        TASK,
         config,
         algorithm,
         dataset,
@@ -102,7 +65,7 @@ def prepare(config: Config) -> Setup:
         fleet,
     )
     setup = setup._replace(plan=plan._replace(visitors=_visitors(setup)))
-    _check_interruptions(setup)
+    check_interruptions(setup)
     return setup
 
 
@@ -118,39 +81,6 @@ def _scaled(dataset: data.Dataset, text: str) -> data.Dataset:
     if len(std) != channels or not all(0 < value <= 1 for value in std):
         raise UserError(f"--pixel_std={text}: want {channels} numbers in (0, 1], a channel each; the data's: {example}")
     return dataset._replace(std=std)
-
-
-def _check_fit(config: Config, algorithm: Algorithm) -> None:
-    """Flags that the algorithm has no use for are refused rather than ignored."""
-    special = {flag for other in ALGORITHMS.values() for flag in other.flags}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in special - algorithm.flags and value not in (field.default, "off"):
-            users = ", ".join(other.name for other in ALGORITHMS.values() if field.name in other.flags)
-            raise UserError(f"--{field.name}={value}: {algorithm.name} has no use for it; it is for {users}")
-    for flag in ("nodes_per_round", "parallel"):
-        if (value := getattr(config, flag)) > config.nodes:
-            raise UserError(f"--{flag}={value} is more than --nodes={config.nodes}")
-    if config.parallel > 1:
-        _check_parallel(config)
-    schedule.interruptions(config)
-
-
-def _check_parallel(config: Config) -> None:
-    if config.mode == "peer_to_peer":
-        raise UserError(f"--parallel={config.parallel}: the server averages the nodes; leave --mode=client_server")
-    if config.interrupt or config.fault_rate:
-        raise UserError(f"--parallel={config.parallel}: an idle node can take over for one node; leave --interrupt out")
-    if config.assign != "serpentine":
-        raise UserError(f"--parallel={config.parallel}: nodes side by side take turns; leave --assign=serpentine")
-    if config.carry_optimizer_state:
-        raise UserError(f"--parallel={config.parallel}: side by side there is no one state to carry on")
-
-
-def _check_interruptions(setup: Setup) -> None:
-    last = rounds(setup)[-1][-1].turn
-    if late := [turn for turn in schedule.interruptions(setup.config) if turn > last]:
-        raise UserError(f"--interrupt={setup.config.interrupt}: there is no visit {late[0]}; the last is {last}")
 
 
 def _visitors(setup: Setup) -> dict[tuple[str, ...], int]:
@@ -200,11 +130,6 @@ def _assignment_problem(setup: Setup, groups: Sequence[tuple[str, ...]]) -> tupl
     return problem, sum(sizes.full[n] for n in every)
 
 
-def rounds(setup: Setup) -> list[Round]:
-    """All rounds of the run, in order."""
-    return [r for cycle in range(setup.config.cycles) for r in setup.algorithm.rounds(setup.plan, cycle)]
-
-
 def init_params(setup: Setup, key: jax.Array) -> Params:
     """Fresh parameters of the model and of auxiliary layers, which sit on the output of the chain's first segment."""
     params = setup.model.init(key)
@@ -251,11 +176,6 @@ def _parties(setup: Setup) -> tuple[tuple[str, ...], ...]:
     return tuple(chains.held(chain, names, role) + (beside if role == ON_NODE else ()) for role in chains.roles(chain))
 
 
-def make_rule(config: Config) -> optax.GradientTransformation:
-    """The update rule of the configuration."""
-    return update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
 def sizes_of(setup: Setup) -> Sizes:
     """Bytes of everything that may travel."""
     config = setup.config
@@ -264,12 +184,56 @@ def sizes_of(setup: Setup) -> Sizes:
     return accounting.transfer_sizes(params, config.frozen_dtype, states)
 
 
-def state_like(setup: Setup, layers_with_state: Sequence[str]) -> tuple[Params, OptimizerStates, Any]:
-    """The shapes of a state's arrays, `(params, states, merge)`, given which layers have optimizer states."""
+def step_work(setup: Setup) -> Callable[[VisitResult], Mapping[int, int]]:
+    """`visit -> {role: FLOPs}`: its steps times those of one, which are counted for full batches."""
+    config, model = setup.config, setup.model
+    costs = accounting.layer_costs(model, config.batch_size)
+    if len(setup.chain) > 1:
+        lower = model._replace(layers=model.layers[: setup.chain[0].stop] + setup.auxiliary)
+        heads = accounting.layer_costs(lower, config.batch_size)[setup.chain[0].stop :]
+        divided = chains.step_flops(setup.chain, costs, heads, not setup.algorithm.local_losses)
+        return lambda result: {role: result.iterations * flops for role, flops in divided.items()}
+    step = functools.partial(accounting.step_flops, costs, teacher=setup.distilled, stochastic=model.stochastic)
+    return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
 
-    def make() -> tuple[Params, OptimizerStates, Any]:
-        params = init_params(setup, jax.random.key(0))
-        states = init_states(make_rule(setup.config), params, setup.layer_names)
-        return params, select(states, layers_with_state), setup.algorithm.init_merge(setup.config, params)
 
-    return jax.eval_shape(make)
+def make_executor(setup: Setup) -> Executor:
+    """The node emulation of this setup; puts the data on the device."""
+    config, dataset = setup.config, setup.dataset
+    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    train, test = _examples(dataset.train), _examples(dataset.test)
+    return Executor(make_step(setup), train, test, setup.shards, settings, config.executor)
+
+
+def _examples(split: data.Split) -> Examples:
+    return Examples(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+def _fresh(setup: Setup) -> Params:
+    return jax.jit(functools.partial(init_params, setup))(jax.random.key(setup.config.seed))
+
+
+def _like(setup: Setup) -> Params:
+    return jax.eval_shape(lambda: init_params(setup, jax.random.key(0)))
+
+
+def _summary(setup: Setup, executor: Executor | None, lines: Sequence[records.Record]) -> records.Record:
+    del executor
+    config = setup.config
+    named = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
+    return {
+        **{name: getattr(config, name) for name in named},
+        "num_params": num_params(select(_like(setup), setup.model.layer_names)),
+        **records.of_accuracy(lines, config.target_accuracy),
+    }
+
+
+TASK = Task(
+    params=_fresh,
+    like=_like,
+    executor=make_executor,
+    work=step_work,
+    sizes=sizes_of,
+    record=lambda results, scores: {},
+    summary=_summary,
+)

@@ -1,0 +1,40 @@
+"""The definition: whole logits [N, V], gradients by automatic differentiation."""
+
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import qwix
+from jax import lax
+
+from snake_jax.kernels.dequantize import dense
+from snake_jax.kernels.distill_xent.xent import Xent, accumulator
+
+Table: TypeAlias = jax.Array | qwix.QArray
+
+
+def linear_xent(
+    hidden: jax.Array,
+    table: Table,
+    targets: jax.Array,
+    teacher: jax.Array | None,
+    teacher_table: Table | None,
+    temperature: float,
+    table_gradient: bool,
+) -> Xent:
+    """See the package's `linear_xent`."""
+    logits = _logits(hidden, table if table_gradient else lax.stop_gradient(table))
+    columns = jnp.arange(logits.shape[1])
+    target = jnp.where(columns == targets[:, None], logits, 0).sum(1)
+    nll = jax.nn.logsumexp(logits, 1) - target
+    hit = logits.argmax(1) == targets
+    if teacher is None:
+        return Xent(nll, jnp.zeros_like(nll), hit)
+    taught = lax.stop_gradient(_logits(teacher, table if teacher_table is None else teacher_table))
+    share = jax.nn.softmax(taught / temperature, 1)
+    return Xent(nll, -(share * jax.nn.log_softmax(logits / temperature, 1)).sum(1), hit)
+
+
+def _logits(hidden: jax.Array, table: Table) -> jax.Array:
+    """[N, V]: hidden [N, E] against the rows of the table [V, E], in hidden's dtype, summed in float32."""
+    return jnp.dot(hidden, dense(table, hidden.dtype).T, preferred_element_type=accumulator(hidden.dtype))

@@ -1,0 +1,19 @@
+"""What every version computes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Xent(NamedTuple):
+    """For each token: `nll` [N] and `distance` [N] in float32 (float64 for float64 input), `hit` [N] bool."""
+
+    nll: jax.Array
+    distance: jax.Array
+    hit: jax.Array
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """What products of `dtype` are summed in: float32, or float64 where the input is."""
+    return jnp.promote_types(dtype, jnp.float32)

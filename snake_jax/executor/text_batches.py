@@ -1,0 +1,67 @@
+"""Which rows of text make a step; nothing here is compiled."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from snake_jax import text
+from snake_jax.language_step import Rows
+from snake_jax.schedule import Visit
+
+Shard = Mapping[int, np.ndarray]  # tokens in a row -> a node's rows of that length
+
+
+class Batch(NamedTuple):
+    """Rows of one length: indices `[A, B]` into all of that length, and which of them are no padding `[A, B]`."""
+
+    length: int
+    indices: np.ndarray
+    real: np.ndarray
+
+
+def epoch_batches(
+    visit: Visit, epoch: int, shard: Shard, shape: tuple[int, int], epochs: int, seed: int
+) -> list[Batch]:
+    """An epoch's batches, rows of a length shuffled and lengths mixed; `visit.share` cuts them, here perhaps to none.
+
+    Args:
+      visit: who trains when.
+      epoch: from 0 to `epochs`.
+      shard: the node's rows.
+      shape: `(A, B)`.
+      epochs: of the visit.
+      seed: of the run.
+    """
+    rng = np.random.default_rng([seed, visit.turn, visit.node, epoch])
+    batches = [b for length in sorted(shard) for b in row_batches(length, rng.permutation(shard[length]), shape)]
+    batches = [batches[i] for i in rng.permutation(len(batches))]
+    begin, end = (int(part * len(batches) * epochs) - epoch * len(batches) for part in visit.share)
+    return batches[max(begin, 0) : max(end, 0)]
+
+
+def row_batches(length: int, rows: np.ndarray, shape: tuple[int, int]) -> Iterator[Batch]:
+    """All rows in order; the last batch is filled up with padding."""
+    size = shape[0] * shape[1]
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        indices = np.zeros(size, np.int32)
+        indices[: len(part)] = part
+        yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
+
+
+def gathered(rows: text.Rows, batch: Batch) -> Rows:
+    """The batch's rows, `[A, B, T]`; padding rows have no weight, and segments are told only where rows have several."""
+    ids, targets, weight, positions, segments = (part[batch.indices] for part in rows)
+    weight = weight * batch.real[..., None].astype(np.float32)
+    return Rows(ids, targets, weight, positions, segments if is_packed(rows) else None)
+
+
+def is_packed(rows: text.Rows) -> bool:
+    """Whether a row holds several texts."""
+    return bool((rows.segments > 1).any())
+
+
+def num_tokens(rows: text.Rows, batch: Batch) -> int:
+    """Tokens that are no padding."""
+    return int((rows.segments[batch.indices[batch.real]] > 0).sum())

@@ -1,0 +1,236 @@
+"""Language models as an ordered sequence of layers: embedding, blocks, head.
+
+What `snake_jax.layers.LayeredModel` is to images, with two differences: positions and segments pass between layers
+beside the values, and the output matrix may be the embedding's.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snake_jax.errors import UserError
+from snake_jax.layers import Params
+from snake_jax.models import llama, opt
+from snake_jax.models.attention import Attend, attend_causally
+from snake_jax.models.linear import PyTree, dense
+from snake_jax.models.llama import Llama
+from snake_jax.models.opt import Opt
+
+Architecture = Llama | Opt
+ARCHITECTURES: dict[str, ModuleType] = {module.MODEL_TYPE: module for module in (llama, opt)}
+
+
+class Tokens(NamedTuple):
+    """Input of a language model.
+
+    Attributes:
+      ids: `[B, T]` int32.
+      positions: `[B, T]` int32, within its segment, from 0.
+      segments: `[B, T]` int32; attention stays inside a segment, 0 is padding; None: each row is one text.
+    """
+
+    ids: jax.Array
+    positions: jax.Array
+    segments: jax.Array | None = None
+
+
+class Hidden(NamedTuple):
+    """What passes between blocks.
+
+    Attributes:
+      values: `[B, T, D]`, in the dtype computed with.
+      positions: as in `Tokens`.
+      segments: as in `Tokens`.
+    """
+
+    values: jax.Array
+    positions: jax.Array
+    segments: jax.Array | None = None
+
+
+class LanguageModel(NamedTuple):
+    """An ordered sequence of layers, as pure functions; hashable, and equal where architecture and dropout are.
+
+    Attributes:
+      name: for people.
+      architecture: what `config.json` says.
+      dropout: rate on the residual branches wherever a block is given a key.
+      init: `key -> {"embed": ..., "block_00": ..., ..., "head": ...}` in float32; a layer's values depend on the key
+        and its place in the order alone.
+      embed: `(embed subtree as stored, tokens, dtype) -> hidden`; its tables may be quantized or in another dtype.
+      attend_block: `(weights, adapters, hidden, attend, key or None) -> (hidden, state)`: a block with any attention.
+      finish: `(head subtree, hidden) -> [B, T, E]`: final norm and projection, what the output matrix multiplies.
+    """
+
+    name: str
+    architecture: Architecture
+    dropout: float
+    init: Callable[[jax.Array], Params]
+    embed: Callable[[PyTree, Tokens, jnp.dtype], Hidden]
+    attend_block: Callable[[PyTree, PyTree, Hidden, Attend, jax.Array | None], tuple[Hidden, PyTree]]
+    finish: Callable[[PyTree, Hidden], jax.Array]
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks lie between embedding and head."""
+        return self.architecture.num_hidden_layers
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The order."""
+        return layer_names(self.num_blocks)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.architecture.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens a text may have."""
+        return self.architecture.max_position_embeddings
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the embedding's."""
+        return self.architecture.tie_word_embeddings
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training draws random numbers (dropout)."""
+        return self.dropout > 0
+
+    def block(self, weights: PyTree, adapters: PyTree, hidden: Hidden, key: jax.Array | None = None) -> Hidden:
+        """One block.
+
+        Args:
+          weights: its dense subtree.
+          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers.
+          hidden: its input.
+          key: for dropout; None: none.
+        """
+        return self.attend_block(weights, adapters, hidden, attend_causally(hidden.segments), key)[0]
+
+    def table(self, params: Params) -> PyTree:
+        """The output matrix `[V, E]` as stored."""
+        return params["embed"]["tokens"]["embedding"] if self.tied else params["head"]["lm_head"]["embedding"]
+
+    def apply(
+        self,
+        params: Params,
+        tokens: jax.Array | Tokens | Hidden,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        adapters: Mapping[str, PyTree] | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """Runs layers `start` to `stop` (exclusive; None: to the end) of the order.
+
+        Args:
+          params: at least the subtrees of these layers; the embedding's too where the head is tied to it.
+          tokens: `[B, T]` ids, each row one text from position 0, or Tokens; Hidden where `start` is above 0.
+          start: first layer.
+          stop: last layer but one.
+          adapters: of some blocks, `{layer name: tree}`.
+          dtype: of the activations.
+          prepare: turns a stored subtree into the one computed with, layer by layer (dequantization, casts).
+          key: dropout; a layer draws from it by its place in the order, so any slicing draws the same.
+
+        Returns:
+          Logits `[B, T, V]` float32 where the head was run, Hidden elsewhere.
+        """
+        x: Any = tokens
+        names = self.layer_names
+        for index in range(len(names))[start:stop]:
+            name = names[index]
+            if name == "embed":
+                x = self.embed(params[name], self.tokens(x), dtype)
+            elif name == "head":
+                x = self.logits(params, x, prepare)
+            else:
+                layer_key = None if key is None else jax.random.fold_in(key, index)
+                x = self.block(prepare(params[name]), (adapters or {}).get(name, {}), x, layer_key)
+        return x
+
+    def tokens(self, tokens: jax.Array | Tokens) -> Tokens:
+        """Ids `[B, T]` as rows of one text each.
+
+        Raises:
+          UserError: a row is longer than the model has positions.
+        """
+        if isinstance(tokens, Tokens):
+            return tokens
+        ids = jnp.asarray(tokens)
+        if ids.shape[1] > self.max_positions:
+            raise UserError(f"{ids.shape[1]} tokens in a row, {self.name} has {self.max_positions} positions: cut them")
+        return Tokens(ids, jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape))
+
+    def logits(
+        self, params: Params, hidden: Hidden, prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree
+    ) -> jax.Array:
+        """The head, with the whole output matrix at once: `[B, T, V]` float32."""
+        # Where tied, params of the head alone have no table; where not, it need not be prepared twice.
+        head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
+        values = self.finish(prepare(head), hidden)
+        table = dense(prepare(self.table(params))).astype(values.dtype)
+        return jnp.einsum("bte,ve->btv", values, table, preferred_element_type=jnp.float32)
+
+
+def layer_names(num_blocks: int) -> tuple[str, ...]:
+    """`embed`, `block_00`, ..., `head`."""
+    digits = max(2, len(str(num_blocks - 1)))
+    return ("embed", *(f"block_{index:0{digits}}" for index in range(num_blocks)), "head")
+
+
+def module_of(architecture: Architecture) -> ModuleType:
+    """The module that defines it."""
+    return llama if isinstance(architecture, Llama) else opt
+
+
+@functools.lru_cache(maxsize=64)
+def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -> LanguageModel:
+    """The model of this architecture; the same arguments give the same one, so that nothing compiles twice.
+
+    Args:
+      architecture: see `snake_jax.models.llama` and `snake_jax.models.opt`.
+      dropout: rate on the residual branches.
+      name: for people; by default the kind of architecture.
+    """
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be in [0, 1), got {dropout}")
+    family = module_of(architecture)
+    block = family.Block(architecture, dropout)
+
+    def init_block(key: jax.Array) -> PyTree:
+        x, positions = jnp.zeros((1, 1, architecture.hidden_size)), jnp.zeros((1, 1), jnp.int32)
+        return block.lazy_init(key, x, positions, attend_causally(None))["params"]
+
+    def init(key: jax.Array) -> Params:
+        names = layer_names(architecture.num_hidden_layers)
+        keys = [jax.random.fold_in(key, index) for index in range(len(names))]
+        blocks = {name: init_block(key) for name, key in zip(names[1:-1], keys[1:-1], strict=True)}
+        embed, head = family.init_embed(architecture, keys[0]), family.init_head(architecture, keys[-1])
+        return {"embed": embed, **blocks, "head": head}
+
+    def embed(params: PyTree, tokens: Tokens, dtype: jnp.dtype) -> Hidden:
+        values = family.embed(architecture, params, tokens.ids, tokens.positions, dtype)
+        return Hidden(values, tokens.positions, tokens.segments)
+
+    def attend_block(
+        weights: PyTree, adapters: PyTree, hidden: Hidden, attend: Attend, key: jax.Array | None
+    ) -> tuple[Hidden, PyTree]:
+        variables = {"params": weights, "lora": adapters}
+        values, state = block.apply(variables, hidden.values, hidden.positions, attend, key)
+        return hidden._replace(values=values), state
+
+    def finish(params: PyTree, hidden: Hidden) -> jax.Array:
+        return family.finish(architecture, params, hidden.values)
+
+    return LanguageModel(name or family.MODEL_TYPE, architecture, dropout, init, embed, attend_block, finish)

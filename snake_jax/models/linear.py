@@ -1,0 +1,72 @@
+"""What the blocks of all language models are made of besides attention: linear layers, tables, activations, dropout."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import qwix
+
+PyTree = Any
+
+# Under the names that Hugging Face gives them.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has `{"a": [in, r], "b": [r, out]}` for it.
+
+    The low-rank update of "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685, section 4.1); any
+    scale is part of `b`. Weights are cast to the dtype of the activations.
+    """
+
+    features: int
+    use_bias: bool
+    init_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., in]` to `[..., out]`."""
+        shape = (x.shape[-1], self.features)
+        y = x @ self.param("kernel", nn.initializers.normal(self.init_std), shape).astype(x.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        if self.has_variable("lora", "a"):
+            y = y + (x @ self._low_rank("a", x)) @ self._low_rank("b", x)
+        return y
+
+    def _low_rank(self, name: str, x: jax.Array) -> jax.Array:
+        return jnp.asarray(self.get_variable("lora", name)).astype(x.dtype)
+
+
+def dense(leaf: jax.Array | qwix.QArray) -> jax.Array:
+    """A stored array as one that can be computed with."""
+    return qwix.dequantize(leaf) if isinstance(leaf, qwix.QArray) else leaf
+
+
+def lookup(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows `[B, T, E]` of a table `[V, E]` as stored; only the rows are dequantized, never the table."""
+    rows = jax.tree.map(lambda part: jnp.asarray(part)[ids], table)  # a quantized table's scales have its rows too
+    return dense(rows).astype(dtype)
+
+
+def table_init(key: jax.Array, rows: int, features: int, std: float) -> dict[str, jax.Array]:
+    """A fresh table, `{"embedding": [rows, features]}`."""
+    return {"embedding": std * jax.random.normal(key, (rows, features))}
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout; none without a key."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))

@@ -1,0 +1,266 @@
+"""Llama 1 to 3.x: what `config.json` says, and the block.
+
+"LLaMA: Open and Efficient Foundation Language Models" (arXiv 2302.13971, section 2.2); grouped-query attention as of
+Llama 2 (arXiv 2307.09288, section 2.2), rope scaling as of Llama 3.1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snake_jax.errors import UserError
+from snake_jax.models import settings
+from snake_jax.models.attention import Attend, rotate
+from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, lookup, table_init
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the length of pretraining.
+
+    Attributes:
+      kind: `linear` or `llama3`.
+      factor: by which low frequencies (linear: all) are divided.
+      low_freq_factor, high_freq_factor: llama3 blends between as many turns within the original length.
+      original_max_position_embeddings: that length.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A Llama as its `config.json` describes it, under the names used there."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+    pad_token_id: int | None = None
+
+    @property
+    def table_width(self) -> int:
+        """E, of the embedding and output matrices `[V, E]`."""
+        return self.hidden_size
+
+
+MODEL_TYPE = "llama"
+HF_CLASS = "LlamaForCausalLM"
+# Where Hugging Face keeps the modules outside the blocks, and the blocks.
+HF_MODULES = {
+    ("embed", "tokens"): "model.embed_tokens",
+    ("head", "norm"): "model.norm",
+    ("head", "lm_head"): "lm_head",
+}
+HF_BLOCK = "model.layers.{}"
+
+
+def from_config(config: settings.Config) -> Llama:
+    """The architecture that a `config.json` describes.
+
+    Raises:
+      UserError: a setting is missing or not supported.
+    """
+    settings.only(config, "attention_dropout", 0)
+    need = {
+        name: settings.required(config, name) for name in ("hidden_size", "num_attention_heads", "intermediate_size")
+    }
+    heads = need["num_attention_heads"]
+    kv_heads = settings.setting(config, "num_key_value_heads", heads)
+    settings.divisible(config, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
+    if config.get("head_dim") is None:
+        settings.divisible(config, "hidden_size", need["hidden_size"], "num_attention_heads", heads)
+    head_dim = settings.setting(config, "head_dim", need["hidden_size"] // heads)
+    settings.divisible(config, "head_dim", head_dim, "a pair", 2)
+    max_positions = settings.setting(config, "max_position_embeddings", 2048)
+    theta, scaling = _rope(config, max_positions)
+    return Llama(
+        **need,
+        vocab_size=settings.required(config, "vocab_size"),
+        num_hidden_layers=settings.required(config, "num_hidden_layers"),
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=max_positions,
+        rms_norm_eps=settings.setting(config, "rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        hidden_act=settings.activation(config, "hidden_act", "silu"),
+        attention_bias=settings.setting(config, "attention_bias", False),
+        mlp_bias=settings.setting(config, "mlp_bias", False),
+        tie_word_embeddings=settings.setting(config, "tie_word_embeddings", False),
+        initializer_range=settings.setting(config, "initializer_range", 0.02),
+        bos_token_id=config.get("bos_token_id", 1),
+        eos_token_id=settings.token_ids(config, "eos_token_id", 2),
+        pad_token_id=config.get("pad_token_id"),
+    )
+
+
+def _rope(config: settings.Config, max_positions: int) -> tuple[float, RopeScaling | None]:
+    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    rope = settings.setting(config, "rope_parameters", None) or settings.setting(config, "rope_scaling", {})
+    theta = float(settings.setting(rope, "rope_theta", settings.setting(config, "rope_theta", 10000.0)))
+    partial = settings.setting(rope, "partial_rotary_factor", config.get("partial_rotary_factor"))
+    settings.only({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
+    kind = settings.setting(rope, "rope_type", settings.setting(rope, "type", "default"))
+    settings.only({"rope_scaling type": kind}, "rope_scaling type", "default", "linear", "llama3")
+    if kind == "default":
+        return theta, None
+    names = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")
+    lacking = [name for name in names if rope.get(name) is None]
+    if lacking:
+        raise UserError(f"config.json: rope scaling {kind} lacks {', '.join(lacking)}: complete it")
+    original = settings.setting(rope, "original_max_position_embeddings", max_positions)
+    scaling = RopeScaling(
+        kind, **{name: float(rope[name]) for name in names}, original_max_position_embeddings=original
+    )
+    return theta, scaling
+
+
+def to_config(llama: Llama) -> dict[str, Any]:
+    """What `config.json` says of it, in the form that transformers 4 and 5 both read."""
+    names = [name for name in Llama.__dataclass_fields__ if name not in ("rope_scaling", "eos_token_id")]
+    config = {name: getattr(llama, name) for name in names}
+    eos, scaling = llama.eos_token_id, llama.rope_scaling
+    config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
+    config["rope_scaling"] = None if scaling is None else _scaling_config(scaling)
+    return config
+
+
+def _scaling_config(scaling: RopeScaling) -> dict[str, Any]:
+    config: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        config |= {name: getattr(scaling, name) for name in names}
+    return config
+
+
+def rope_frequencies(llama: Llama) -> np.ndarray:
+    """Radians a position turns each pair of dimensions by: `[H / 2]` float32.
+
+    Llama 3.1's scaling leaves frequencies that turn more than `high_freq_factor` times within the original length,
+    divides those that turn less than `low_freq_factor` times, and blends between (the reference implementation of
+    meta-llama/llama-models, `apply_scaling`).
+    """
+    exponents = np.arange(0, llama.head_dim, 2, dtype=np.float32) / np.float32(llama.head_dim)
+    frequencies = (1 / np.float32(llama.rope_theta) ** exponents).astype(np.float32)
+    scaling = llama.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / np.float32(scaling.factor)
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(blend, 0, 1)
+    return ((1 - kept) * frequencies / scaling.factor + kept * frequencies).astype(np.float32)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions and K key heads for N query heads."""
+
+    llama: Llama
+
+    @nn.compact
+    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, PyTree]:
+        """`[B, T, D]`, and what `attend` keeps."""
+        llama, frequencies = self.llama, rope_frequencies(self.llama)
+
+        def linear(name: str, features: int) -> Linear:
+            return Linear(features, llama.attention_bias, llama.initializer_range, name=name)
+
+        def heads(name: str, count: int) -> jax.Array:
+            return linear(name, count * llama.head_dim)(x).reshape(*x.shape[:2], count, llama.head_dim)
+
+        query = rotate(heads("q_proj", llama.num_attention_heads), positions, frequencies)
+        key = rotate(heads("k_proj", llama.num_key_value_heads), positions, frequencies)
+        attended, state = attend(query, key, heads("v_proj", llama.num_key_value_heads))
+        return linear("o_proj", llama.hidden_size)(attended.reshape(*x.shape[:2], -1)), state
+
+
+class Mlp(nn.Module):
+    """The gated MLP: `down(act(gate(x)) * up(x))`."""
+
+    llama: Llama
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, T, D]`."""
+        llama = self.llama
+
+        def linear(name: str, features: int) -> Linear:
+            return Linear(features, llama.mlp_bias, llama.initializer_range, name=name)
+
+        gate = ACTIVATIONS[llama.hidden_act](linear("gate_proj", llama.intermediate_size)(x))
+        return linear("down_proj", llama.hidden_size)(gate * linear("up_proj", llama.intermediate_size)(x))
+
+
+class Block(nn.Module):
+    """One transformer block, norms before attention and MLP."""
+
+    architecture: Llama
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """`[B, T, D]`, and what `attend` keeps; dropout on both residual branches with a key."""
+        llama = self.architecture
+        keys = (None, None) if key is None else jax.random.split(key)
+        attended, state = Attention(llama, name="self_attn")(self._norm("input_layernorm", x), positions, attend)
+        x = x + dropout(attended, self.dropout, keys[0])
+        x = x + dropout(Mlp(llama, name="mlp")(self._norm("post_attention_layernorm", x)), self.dropout, keys[1])
+        return x, state
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return _norm(self.architecture, name)(x).astype(x.dtype)
+
+
+def _norm(llama: Llama, name: str | None = None) -> nn.RMSNorm:
+    """Computed in float32 whatever the dtype of what it is given."""
+    return nn.RMSNorm(llama.rms_norm_eps, dtype=jnp.float32, name=name)
+
+
+def init_embed(llama: Llama, key: jax.Array) -> PyTree:
+    """Fresh `{"tokens": ...}`."""
+    return {"tokens": table_init(key, llama.vocab_size, llama.hidden_size, llama.initializer_range)}
+
+
+def init_head(llama: Llama, key: jax.Array) -> PyTree:
+    """Fresh `{"norm": ..., "lm_head": ...}`, the latter where not tied."""
+    head: PyTree = {"norm": {"scale": jnp.ones((llama.hidden_size,))}}
+    if not llama.tie_word_embeddings:
+        head["lm_head"] = table_init(key, llama.vocab_size, llama.hidden_size, llama.initializer_range)
+    return head
+
+
+def embed(llama: Llama, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`[B, T]` ids to `[B, T, D]`; positions enter in the blocks."""
+    return lookup(params["tokens"]["embedding"], ids, dtype)
+
+
+def finish(llama: Llama, params: PyTree, values: jax.Array) -> jax.Array:
+    """`[B, T, D]` to what the output matrix multiplies, `[B, T, E]`."""
+    return cast(jax.Array, _norm(llama).apply({"params": params["norm"]}, values)).astype(values.dtype)

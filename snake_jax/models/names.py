@@ -1,0 +1,71 @@
+"""The tensors of a checkpoint as Hugging Face names and lays them out, and their places in our parameters."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from snake_jax.layers import Params
+from snake_jax.models.language import LanguageModel, module_of
+from snake_jax.models.linear import PyTree
+
+
+class Place(NamedTuple):
+    """Where a tensor of a checkpoint lies in the parameters.
+
+    Attributes:
+      path: of keys, `("block_00", "self_attn", "q_proj", "kernel")`.
+      shape: as the checkpoint has it.
+      transposed: matrices of linear layers are `[out, in]` there and `[in, out]` here.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+def places(model: LanguageModel) -> dict[str, Place]:
+    """Every tensor of the model, by its name in a checkpoint, layer by layer."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    found = {}
+    for name in model.layer_names:
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes[name])[0]:
+            path = (name, *(key.key for key in keys))
+            transposed = path[-1] == "kernel"
+            found[_name(model, path)] = Place(path, leaf.shape[::-1] if transposed else leaf.shape, transposed)
+    return found
+
+
+def _name(model: LanguageModel, path: tuple[str, ...]) -> str:
+    family, (layer, *modules, leaf) = module_of(model.architecture), path
+    if layer in ("embed", "head"):
+        stem = family.HF_MODULES[layer, *modules]
+    else:
+        stem = ".".join([family.HF_BLOCK.format(model.layer_names.index(layer) - 1), *modules])
+    return f"{stem}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
+def token_table(model: LanguageModel) -> str:
+    """The name of the embedding matrix."""
+    return _name(model, ("embed", "tokens", "embedding"))
+
+
+def canonical(name: str) -> str:
+    """A tensor's full name, where a checkpoint of the bare model left out its prefix."""
+    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+
+def get(params: Params, place: Place) -> PyTree:
+    """The parameter at this place."""
+    subtree: PyTree = params
+    for key in place.path:
+        subtree = subtree[key]
+    return subtree
+
+
+def put(params: Params, place: Place, value: np.ndarray) -> None:
+    """Sets the parameter at this place."""
+    subtree: PyTree = params
+    for key in place.path[:-1]:
+        subtree = subtree.setdefault(key, {})
+    subtree[place.path[-1]] = value

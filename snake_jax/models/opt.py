@@ -1,0 +1,226 @@
+"""OPT of all published sizes: what `config.json` says, and the block.
+
+"OPT: Open Pre-trained Transformer Language Models" (arXiv 2205.01068, section 2.1). 350m alone normalises after
+attention and MLP, and its token table is narrower than its blocks, with a projection at each end.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from snake_jax.models import settings
+from snake_jax.models.attention import Attend
+from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dense, dropout, lookup, table_init
+
+POSITION_OFFSET = 2  # the position table's first rows belong to no position
+_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Opt:
+    """An OPT as its `config.json` describes it, under the names used there."""
+
+    vocab_size: int = 50272
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    ffn_dim: int = 3072
+    num_attention_heads: int = 12
+    word_embed_proj_dim: int | None = None
+    max_position_embeddings: int = 2048
+    do_layer_norm_before: bool = True
+    remove_final_layer_norm: bool = False
+    activation_function: str = "relu"
+    enable_bias: bool = True
+    layer_norm_elementwise_affine: bool = True
+    tie_word_embeddings: bool = True
+    init_std: float = 0.02
+    bos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2
+    pad_token_id: int | None = 1
+
+    @property
+    def table_width(self) -> int:
+        """E, of the embedding and output matrices `[V, E]`."""
+        return self.hidden_size if self.word_embed_proj_dim is None else self.word_embed_proj_dim
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """As many as query heads."""
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """H."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def projects(self) -> bool:
+        """Whether E is not D."""
+        return self.table_width != self.hidden_size
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm follows the last block."""
+        return self.do_layer_norm_before and not self.remove_final_layer_norm
+
+
+MODEL_TYPE = "opt"
+HF_CLASS = "OPTForCausalLM"
+HF_MODULES = {
+    ("embed", "tokens"): "model.decoder.embed_tokens",
+    ("embed", "positions"): "model.decoder.embed_positions",
+    ("embed", "project_in"): "model.decoder.project_in",
+    ("head", "norm"): "model.decoder.final_layer_norm",
+    ("head", "project_out"): "model.decoder.project_out",
+    ("head", "lm_head"): "lm_head",
+}
+HF_BLOCK = "model.decoder.layers.{}"
+_OPTIONAL = (
+    "word_embed_proj_dim",
+    "max_position_embeddings",
+    "do_layer_norm_before",
+    "enable_bias",
+    "layer_norm_elementwise_affine",
+    "tie_word_embeddings",
+    "init_std",
+)
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "ffn_dim", "num_attention_heads")
+
+
+def from_config(config: settings.Config) -> Opt:
+    """The architecture that a `config.json` describes.
+
+    Raises:
+      UserError: a setting is missing or not supported.
+    """
+    settings.only(config, "attention_dropout", 0)
+    settings.only(config, "layerdrop", 0)
+    need = {name: settings.required(config, name) for name in _REQUIRED}
+    settings.divisible(config, "hidden_size", need["hidden_size"], "num_attention_heads", need["num_attention_heads"])
+    return Opt(
+        **need,
+        **{name: config[name] for name in _OPTIONAL if config.get(name) is not None},
+        remove_final_layer_norm=settings.setting(config, "_remove_final_layer_norm", False),
+        activation_function=settings.activation(config, "activation_function", "relu"),
+        bos_token_id=config.get("bos_token_id", 2),
+        eos_token_id=settings.token_ids(config, "eos_token_id", 2),
+        pad_token_id=config.get("pad_token_id", 1),
+    )
+
+
+def to_config(opt: Opt) -> dict[str, Any]:
+    """What `config.json` says of it."""
+    config = {name: getattr(opt, name) for name in Opt.__dataclass_fields__ if name != "remove_final_layer_norm"}
+    eos = opt.eos_token_id
+    config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
+    config["word_embed_proj_dim"] = opt.table_width
+    return config | {
+        "_remove_final_layer_norm": opt.remove_final_layer_norm,
+        "attention_dropout": 0.0,
+        "layerdrop": 0.0,
+    }
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; positions were added to the embedding."""
+
+    opt: Opt
+
+    @nn.compact
+    def __call__(self, x: jax.Array, attend: Attend) -> tuple[jax.Array, PyTree]:
+        """`[B, T, D]`, and what `attend` keeps."""
+        heads = (*x.shape[:2], self.opt.num_attention_heads, -1)
+
+        def linear(name: str, x: jax.Array) -> jax.Array:
+            return Linear(self.opt.hidden_size, self.opt.enable_bias, self.opt.init_std, name=name)(x)
+
+        attended, state = attend(*(linear(name, x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj")))
+        return linear("out_proj", attended.reshape(x.shape)), state
+
+
+class Block(nn.Module):
+    """One transformer block; the norms come before attention and MLP, or after the residual sums (350m)."""
+
+    architecture: Opt
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """`[B, T, D]`, and what `attend` keeps; dropout on both residual branches with a key."""
+        opt = self.architecture
+        keys = (None, None) if key is None else jax.random.split(key)
+        attended, state = Attention(opt, name="self_attn")(self._before("self_attn_layer_norm", x), attend)
+        x = self._after("self_attn_layer_norm", x + dropout(attended, self.dropout, keys[0]))
+        y = self._mlp(self._before("final_layer_norm", x))
+        return self._after("final_layer_norm", x + dropout(y, self.dropout, keys[1])), state
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        opt = self.architecture
+        hidden = Linear(opt.ffn_dim, opt.enable_bias, opt.init_std, name="fc1")(x)
+        hidden = ACTIVATIONS[opt.activation_function](hidden)
+        return Linear(opt.hidden_size, opt.enable_bias, opt.init_std, name="fc2")(hidden)
+
+    def _before(self, name: str, x: jax.Array) -> jax.Array:
+        opt = self.architecture
+        return _norm(opt, name)(x).astype(x.dtype) if opt.do_layer_norm_before else x
+
+    def _after(self, name: str, x: jax.Array) -> jax.Array:
+        opt = self.architecture
+        return x if opt.do_layer_norm_before else _norm(opt, name)(x).astype(x.dtype)
+
+
+def _norm(opt: Opt, name: str | None = None) -> nn.LayerNorm:
+    """Computed in float32 whatever the dtype of what it is given."""
+    affine = opt.layer_norm_elementwise_affine
+    return nn.LayerNorm(
+        _NORM_EPSILON, use_scale=affine, use_bias=affine, dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+def init_embed(opt: Opt, key: jax.Array) -> PyTree:
+    """Fresh `{"tokens": ..., "positions": ..., "project_in": ...}`, the last where E is not D."""
+    keys = jax.random.split(key, 3)
+    rows = opt.max_position_embeddings + POSITION_OFFSET
+    params: PyTree = {
+        "tokens": table_init(keys[0], opt.vocab_size, opt.table_width, opt.init_std),
+        "positions": table_init(keys[1], rows, opt.hidden_size, opt.init_std),
+    }
+    if opt.projects:
+        params["project_in"] = {"kernel": opt.init_std * jax.random.normal(keys[2], (opt.table_width, opt.hidden_size))}
+    return params
+
+
+def init_head(opt: Opt, key: jax.Array) -> PyTree:
+    """Fresh `{"norm": ..., "project_out": ..., "lm_head": ...}`: what of these there is."""
+    keys = jax.random.split(key)
+    head: PyTree = {}
+    if opt.has_final_norm and opt.layer_norm_elementwise_affine:
+        head["norm"] = {"scale": jnp.ones((opt.hidden_size,)), "bias": jnp.zeros((opt.hidden_size,))}
+    if opt.projects:
+        head["project_out"] = {"kernel": opt.init_std * jax.random.normal(keys[0], (opt.hidden_size, opt.table_width))}
+    if not opt.tie_word_embeddings:
+        head["lm_head"] = table_init(keys[1], opt.vocab_size, opt.table_width, opt.init_std)
+    return head
+
+
+def embed(opt: Opt, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`[B, T]` ids and positions to `[B, T, D]`."""
+    values = lookup(params["tokens"]["embedding"], ids, dtype)
+    if opt.projects:
+        values = values @ dense(params["project_in"]["kernel"]).astype(dtype)
+    return values + lookup(params["positions"]["embedding"], positions + POSITION_OFFSET, dtype)
+
+
+def finish(opt: Opt, params: PyTree, values: jax.Array) -> jax.Array:
+    """`[B, T, D]` to what the output matrix multiplies, `[B, T, E]`."""
+    if opt.has_final_norm:
+        normed = cast(jax.Array, _norm(opt).apply({"params": params.get("norm", {})}, values))
+        values = normed.astype(values.dtype)
+    if opt.projects:
+        values = values @ params["project_out"]["kernel"].astype(values.dtype)
+    return values

@@ -1,0 +1,145 @@
+"""Saving a model as Hugging Face does: `config.json` and safetensors that `from_pretrained` loads.
+
+The format (a JSON header behind its length, then the arrays) is written here tensor by tensor, because the library
+writes a file from a dict of all its tensors.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import qwix
+
+from snake_jax.errors import UserError
+from snake_jax.layers import Params
+from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
+from snake_jax.models.language import LanguageModel, module_of
+from snake_jax.models.linear import PyTree
+from snake_jax.models.names import Place, get, places
+
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_PARTIAL = ".partial"
+_SHARDS = "model-?????-of-?????.safetensors"
+
+Shard = dict[str, Place]
+
+
+def save_pretrained(
+    folder: str | Path, model: LanguageModel, params: Params, *, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes the model to a folder that Hugging Face's `from_pretrained` loads.
+
+    Every file is written beside its final name and moved there when all are complete: a kill leaves no half file under
+    a final name. Shards of an earlier save are removed.
+
+    Args:
+      folder: made if it is not there.
+      model: what to write to config.json.
+      params: float32, bfloat16 or float16 arrays.
+      max_shard_bytes: of one file of weights; a tensor larger than that has one to itself.
+
+    Raises:
+      UserError: a parameter is missing, misshapen or no float array (quantized).
+    """
+    folder = Path(folder)
+    wanted = places(model)
+    for name, place in wanted.items():
+        _check(name, place, get(params, place))
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _shards(wanted, params, max_shard_bytes)
+    for file, shard in shards.items():
+        _write(folder / f"{file}{_PARTIAL}", shard, params)
+    texts = {CONFIG: _config(model, params)}
+    if len(shards) > 1:
+        texts[INDEX] = _index(shards, params)
+    for file, value in texts.items():
+        _write_json(folder / f"{file}{_PARTIAL}", value)
+    _publish(folder, [*shards, *texts])
+
+
+def _check(name: str, place: Place, leaf: PyTree) -> None:
+    where = "/".join(place.path)
+    if isinstance(leaf, qwix.QArray):
+        raise UserError(f"{where} is quantized: save full-precision weights")
+    if str(leaf.dtype) not in _CODES:
+        raise UserError(f"{where} is {leaf.dtype}: save as one of {', '.join(_CODES)}")
+    shape = leaf.shape[::-1] if place.transposed else leaf.shape
+    if shape != place.shape:
+        raise UserError(f"{where} is {list(shape)} as {name}, not {list(place.shape)}: it is not of this model")
+
+
+def _num_bytes(leaf: PyTree) -> int:
+    return int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _shards(wanted: dict[str, Place], params: Params, max_shard_bytes: int) -> dict[str, Shard]:
+    """Tensors in order, by the file they go to."""
+    shards: list[Shard] = [{}]
+    filled_bytes = 0
+    for name, place in wanted.items():
+        size = _num_bytes(get(params, place))
+        if shards[-1] and filled_bytes + size > max_shard_bytes:
+            shards.append({})
+            filled_bytes = 0
+        shards[-1][name] = place
+        filled_bytes += size
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+
+
+def _write(path: Path, shard: Shard, params: Params) -> None:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, place in shard.items():
+        leaf = get(params, place)
+        end = offset + _num_bytes(leaf)
+        code = _CODES[str(leaf.dtype)]
+        header[name] = {"dtype": code, "shape": list(place.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # arrays begin aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for place in shard.values():
+            value = np.asarray(get(params, place))
+            file.write(np.ascontiguousarray(value.T if place.transposed else value).view(np.uint8).data)
+        _flush(file)
+
+
+def _config(model: LanguageModel, params: Params) -> dict:
+    family = module_of(model.architecture)
+    stored = str(get(params, next(iter(places(model).values()))).dtype)
+    head = {"architectures": [family.HF_CLASS], "model_type": family.MODEL_TYPE, "torch_dtype": stored}
+    return head | family.to_config(model.architecture)
+
+
+def _index(shards: dict[str, Shard], params: Params) -> dict:
+    total = sum(_num_bytes(get(params, place)) for shard in shards.values() for place in shard.values())
+    files = {name: file for file, shard in shards.items() for name in shard}
+    return {"metadata": {"total_size": total}, "weight_map": files}
+
+
+def _write_json(path: Path, value: dict) -> None:
+    with path.open("wb") as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+        _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(folder: Path, files: Iterable[str]) -> None:
+    """Moves all to their final names and removes what an earlier save left: a single file would go before an index."""
+    files = list(files)
+    for file in files:
+        os.replace(folder / f"{file}{_PARTIAL}", folder / file)
+    for pattern in (WEIGHTS, INDEX, _SHARDS, f"{_SHARDS}{_PARTIAL}"):
+        for old in folder.glob(pattern):
+            if old.name not in files:
+                old.unlink()

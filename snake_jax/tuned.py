@@ -1,0 +1,89 @@
+"""What comes out of fine-tuning: what a run is about, in words, and the model or adapter it ends with, as folders."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from snake_jax import lora, text
+from snake_jax.config import TuneConfig
+from snake_jax.language_step import ADAPTERS, own_items
+from snake_jax.layers import Params, select
+from snake_jax.models.save import save_pretrained
+from snake_jax.setup import Setup
+from snake_jax.tuning import TOKENIZER_FILES, TextTask, make_lora, visit_state
+
+_COPIED = (*TOKENIZER_FILES, "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+
+def describe(setup: Setup) -> str:
+    """What is trained on what: model, data, what was cut, each node's part, memory, distillation."""
+    config: TuneConfig = setup.config
+    task: TextTask = setup.dataset
+    rows = task.data
+    what = f"adapters of rank {config.lora_rank}" if config.lora_rank else "whole blocks"
+    state = visit_state(setup)
+    parts = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in state._asdict().items() if size)
+    tied = setup.model.tied and {"embed", "head"} & set(setup.plan.always)
+    lines = (
+        f"{config.algorithm}: {setup.model.name} on {task.name}, {config.nodes} nodes, {config.partition}, {what}",
+        setup.quality,
+        f"rows of {', '.join(map(str, rows.train.rows))} tokens, {100 * rows.fill:.0f} % filled",
+        text.describe(rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens),
+        f"memory of a node's visit without activations: {state.total / 2**20:.1f} MiB ({parts})",
+        "embedding and output matrix are one: training either trains both" if tied else "",
+        _prefix_note(setup),
+        f"divergence of the nodes' categories ({config.distill_measure}) {setup.divergence:.3f}; "
+        f"distillation {'on' if setup.distilled else 'off'}",
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def _prefix_note(setup: Setup) -> str:
+    """Why the lower blocks' output is not kept, where the flag asks for it."""
+    config: TuneConfig = setup.config
+    if config.cache_prefix == "off":
+        return ""
+    reasons = {
+        "one local epoch reads it once": config.local_epochs == 1,
+        "dropout draws it anew in every epoch": config.dropout > 0,
+        "the embedding below it trains": "embed" in setup.plan.always or config.algorithm != "snake",
+    }
+    true = [reason for reason, holds in reasons.items() if holds]
+    return f"--cache_prefix={config.cache_prefix} is off: {true[0]}" if true else ""
+
+
+def whole_model(setup: Setup, params: Params) -> Params:
+    """The model after training, float32, adapters merged into the weights.
+
+    Args:
+      setup: of the run.
+      params: what may train, after it.
+    """
+    task: TextTask = setup.dataset
+    names, settings = setup.model.layer_names, make_lora(setup.config)
+    weights = {**task.weights(), **select(params, [name for name in params if name in names])}
+    merged = {
+        name: lora.merge(weights[name], params[name + ADAPTERS], settings.scale)
+        for name in own_items(setup.model, False)
+        if name + ADAPTERS in params
+    }
+    return jax.tree.map(np.asarray, {**weights, **merged})
+
+
+def save_model(setup: Setup, params: Params, folder: Path) -> Path:
+    """Writes the whole model as `transformers` loads it, with its tokenizer's files; returns the folder."""
+    save_pretrained(folder, setup.model, whole_model(setup, params))
+    source = Path(setup.config.tokenizer or setup.config.model)
+    for file in (file for pattern in _COPIED for file in source.glob(pattern)):
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def save_adapter(setup: Setup, params: Params, folder: Path) -> Path:
+    """Writes the adapters as `peft` loads them; returns the folder."""
+    names = own_items(setup.model, False)
+    adapters = {index: params[name + ADAPTERS] for index, name in enumerate(names)}
+    lora.save_peft(folder, setup.model.architecture, adapters, make_lora(setup.config), setup.config.model)
+    return folder

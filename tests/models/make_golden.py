@@ -1,0 +1,80 @@
+"""Makes the golden folders beside it: small random models of every variant as transformers saves them, ids and logits.
+
+    python -m tests.models.make_golden
+
+Needs torch. Weights, biases and norms are all random, so that none can be left out unseen.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+FOLDER = Path(__file__).parent / "golden"
+VOCAB, ROWS, LENGTH = 40, 2, 24
+
+_COMMON = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 48}
+_LLAMA = _COMMON | {"model_type": "llama", "intermediate_size": 24, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
+_OPT = _COMMON | {"model_type": "opt", "ffn_dim": 24, "num_attention_heads": 4, "word_embed_proj_dim": 16}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama_mha": _LLAMA,
+    "llama_gqa_tied": _LLAMA | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
+    "llama_bias": _LLAMA | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "num_key_value_heads": 1},
+    "llama_rope_llama3": _LLAMA | {"head_dim": 12, "rope_parameters": _LLAMA3_ROPE},
+    "llama_rope_linear": _LLAMA
+    | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}, "tie_word_embeddings": True},
+    "opt_pre_norm": _OPT,
+    "opt_untied": _OPT | {"tie_word_embeddings": False, "activation_function": "gelu_new"},
+    "opt_post_norm_projected": _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8},
+    "opt_no_final_norm": _OPT | {"_remove_final_layer_norm": True, "activation_function": "gelu"},
+    "opt_bare": _OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False},
+}
+
+
+def torch_model(variant: str, seed: int) -> Any:
+    """The variant in transformers, every parameter random."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**VARIANTS[variant])).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale, middle = (0.3, 1.0) if "norm" in name and name.endswith("weight") else (0.3, 0.0)
+            parameter.copy_(middle + scale * torch.randn_like(parameter))
+    return model
+
+
+def torch_logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Logits `[B, T, V]` of ids `[B, T]`."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(ids.astype(np.int64))).logits.float().numpy()
+
+
+def random_ids(seed: int) -> np.ndarray:
+    """`[B, T]` int32."""
+    return np.random.default_rng(seed).integers(VOCAB, size=(ROWS, LENGTH), dtype=np.int32)
+
+
+def main() -> None:
+    """Writes all folders."""
+    for seed, variant in enumerate(VARIANTS):
+        model, ids = torch_model(variant, seed), random_ids(seed)
+        model.save_pretrained(FOLDER / variant)
+        save_file({"ids": ids, "logits": torch_logits(model, ids)}, FOLDER / variant / "golden.safetensors")
+        (FOLDER / variant / "generation_config.json").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
