@@ -60,8 +60,8 @@ def exchange(
 
 
 def _held_by_node(setup: Setup) -> tuple[str, ...]:
-    """The layers that a visiting node has, frozen ones included."""
-    beside = tuple(layer.name for layer in setup.auxiliary)
+    """The layers that a visiting node has, frozen ones included, and what it has beside the model's."""
+    beside = setup.layer_names[len(setup.model.layer_names) :]
     return chains.held(setup.chain, setup.model.layer_names, ON_NODE) + beside
 
 

@@ -116,6 +116,7 @@ def language_summary(lines, **changes):
         "best_perplexity": min(known),
         "target_perplexity": TARGET,
         "seed": 0,
+        "divergence": 0.25,
         **{name: sum(line[name] for line in lines) for name in SUMMED},
         **{f"{name}_to_target": upto and sum(line[name] for line in upto) for name in SUMMED if "tok" not in name},
         "num_params": 1_315_758_080,

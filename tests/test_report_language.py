@@ -171,6 +171,7 @@ def test_spread_over_seeds(pair, tmp_path):
     assert found["fields"]["tokens"]["values"] == [4_320_000, 60_000]
     assert "final_accuracy" not in found["fields"]
     table = spread_table(found)
+    assert cells(table, "divergence") == ["0.250", "0.000", "0.250", "0.250"]
     assert cells(table, "perplexity_after") == ["7.50", "0.707", "7.00", "8.00"]
     assert len({len(line) for line in table.splitlines()}) == 1, "columns line up"
 

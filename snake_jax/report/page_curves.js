@@ -52,7 +52,7 @@ function measured(index, axis, value) {
   const run = data.runs[index];
   const [x, y] = [run.x[axis.key], run.y[value.key]];
   if (!x || !y) return { index, at: [] };
-  const start = true ? [] : [{ x: 0, y: run.start[value.key], visit: null }];
+  const start = run.start[value.key] === undefined ? [] : [{ x: 0, y: run.start[value.key], visit: null }];
   const at = start.concat(x.map((position, visit) => ({ x: position, y: y[visit], visit })));
   return { index, at: at.filter((one) => one.x !== null && one.y !== null) };
 }

@@ -12,17 +12,19 @@ from snake_jax.report.units import human, percent, significant
 
 UNKNOWN = "-"
 _BYTES, _FLOPS, _SECONDS = (functools.partial(human, unit=unit) for unit in ("B", "FLOP", "s"))
+_DIVERGENCE = "{:.3f}".format
 _Shown = dict[str, Callable[[float], str]]
 # Fields of a summary, and how they are printed.
 _ACCURACY: _Shown = {
     "final_accuracy": percent,
     "best_accuracy": percent,
-    "divergence": lambda value: f"{value:.3f}",
+    "divergence": _DIVERGENCE,
 }
 _LANGUAGE: _Shown = {
     "perplexity_before": significant,
     "perplexity_after": significant,
     "best_perplexity": significant,
+    "divergence": _DIVERGENCE,
     "tokens": human,
     "trainable_params": human,
     "state_bytes": _BYTES,
