@@ -7,16 +7,22 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 RUNS := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix pins clean
+.PHONY: help demo demo-llm test check fix pins clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 16
 
 demo: $(VENV)/run.stamp  ## train Snake Learning and FedAvg on real images, print and plot the comparison
 	rm -rf $(RUNS)
 	$(BIN)/python -m experiments.classify --flagfile=experiments/presets/demo_snake.flags --workdir=$(RUNS)/snake
 	$(BIN)/python -m experiments.classify --flagfile=experiments/presets/demo_fedavg.flags --workdir=$(RUNS)/fedavg
 	$(BIN)/python -m experiments.compare $(RUNS)/snake $(RUNS)/fedavg --output=$(RUNS)
+
+demo-llm: $(VENV)/run.stamp  ## the same with a tiny Llama on the text of Python's own help, with samples
+	rm -rf $(RUNS)-llm
+	$(BIN)/python -m experiments.finetune --flagfile=experiments/presets/demo_llm_snake.flags --workdir=$(RUNS)-llm/snake
+	$(BIN)/python -m experiments.finetune --flagfile=experiments/presets/demo_llm_fedavg.flags --workdir=$(RUNS)-llm/fedavg
+	$(BIN)/python -m experiments.compare $(RUNS)-llm/snake $(RUNS)-llm/fedavg --output=$(RUNS)-llm
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest
@@ -46,7 +52,7 @@ pins:  ## write both requirements files anew, with the newest versions that pypr
 	rm -rf build
 
 clean:  ## remove .venv, caches, built files and the demo's runs
-	rm -rf $(VENV) $(RUNS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RUNS) $(RUNS)-llm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than the pins they were made from, so a second `make` installs nothing.

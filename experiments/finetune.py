@@ -31,6 +31,7 @@ from snake_jax.workdir import Workdir
 config_flags.define(TuneConfig)
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; a run there goes on")
 SAVE = flags.DEFINE_enum("save", "model", ("model", "adapter", "both", "none"), "what to write into the workdir")
+PROMPT = flags.DEFINE_string("prompt", "", "print what the model answers to this, before training and after")
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "write TensorBoard events into the workdir")
 CACHE = flags.DEFINE_string("compilation_cache_dir", "", "keep compiled programs here for later runs")
 
@@ -60,15 +61,23 @@ def _run(setup: runner.Setup) -> None:
         print(tuned.describe(setup))
         if line := one_run.where(job):
             print(line)
+        if PROMPT.value and not job.state.rounds:
+            print(_sample(setup, job.state, "before"))
         with progress(job.total, job.state.rounds, job.unit) as update:
             state = one_run.train(job, update, TENSORBOARD.value)
         run = read_run(workdir.path)
         print(comparison_table([run]))
         print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
+        if PROMPT.value:
+            print(_sample(setup, state, "after"))
         for folder in _save(setup, state, workdir.path):
             print(f"saved: {folder}")
     finally:
         workdir.close()
+
+
+def _sample(setup: runner.Setup, state: runner.State, when: str) -> str:
+    return f"{when} training, to {PROMPT.value!r}: {tuned.answer(setup, state.params, PROMPT.value)!r}"
 
 
 def _save(setup: runner.Setup, state: runner.State, folder: Path) -> list[Path]:

@@ -4,12 +4,14 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snake_jax import lora, text
 from snake_jax.config import TuneConfig
 from snake_jax.language_step import ADAPTERS, own_items
 from snake_jax.layers import Params, select
+from snake_jax.models.generation import generate
 from snake_jax.models.save import save_pretrained
 from snake_jax.setup import Setup
 from snake_jax.tuning import TOKENIZER_FILES, TextTask, make_lora, visit_state
@@ -52,6 +54,24 @@ def _prefix_note(setup: Setup) -> str:
     }
     true = [reason for reason, holds in reasons.items() if holds]
     return f"--cache_prefix={config.cache_prefix} is off: {true[0]}" if true else ""
+
+
+def answer(setup: Setup, params: Params, prompt: str, max_new_tokens: int = 80) -> str:
+    """What the model answers, drawn at temperature 0.7 with one seed: a small model's likeliest text goes in circles.
+
+    Args:
+      setup: of the run.
+      params: what may train, as it stands.
+      prompt: put into the form that the run trains on.
+      max_new_tokens: length of the longest answer.
+    """
+    task: TextTask = setup.dataset
+    tokenizer = task.tokenizer
+    ids = text.render_prompt(prompt, tokenizer, setup.config.template)
+    weights = jax.tree.map(jnp.asarray, whole_model(setup, params))
+    stops = (tokenizer.eos_id,)
+    (new,) = generate(setup.model, weights, [ids], max_new_tokens=max_new_tokens, temperature=0.7, stop_ids=stops)
+    return tokenizer.decode(new).strip()
 
 
 def whole_model(setup: Setup, params: Params) -> Params:

@@ -1,5 +1,6 @@
 """Causal attention over rows of one or several texts, over a cache, and rotary positions."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax.models.linear import PyTree
+
+SCORE_BYTES = 64 * 2**20
+"""Where XLA writes down attention scores, float32 `[B, N, T, T]`, at most so many bytes of them at a time."""
 
 # `(query [B, T, N, H], key [B, T, K, H], value [B, T, K, H]) -> ([B, T, N, H], state)`: what a block is given to attend
 # with. Training keeps no state; generation keeps keys and values.
@@ -23,9 +27,7 @@ class Cache(NamedTuple):
 
 def attend_causally(segments: jax.Array | None) -> Attend:
     """Each token sees itself and those before it in its row, of its segment where `segments` `[B, T]` is given."""
-    # Padding (segment 0) sees padding: with every token seeing itself at least, no softmax is over nothing.
-    mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-    return lambda query, key, value: (_causal(query, key, value, mask), None)
+    return lambda query, key, value: (_causal(query, key, value, segments), None)
 
 
 def attend_and_keep(cache: Cache) -> Attend:
@@ -50,18 +52,64 @@ def attend_to_cache(cache: Cache, positions: jax.Array) -> Attend:
     return attend
 
 
-def _causal(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _causal(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None) -> jax.Array:
     """`[B, T, N, H]`; K key heads serve N query heads, N / K neighbours each."""
+    mask = None if segments is None else _alike(segments)
+    attend = functools.partial(jax.nn.dot_product_attention, is_causal=True)
 
     def plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
+        parts = _parts(query.shape, key.shape[2])
+        return (
+            attend(query, key, value, mask=mask) if parts == (1, 1) else _in_parts(query, key, value, segments, parts)
+        )
 
     def flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, implementation="cudnn")
+        return attend(query, key, value, mask=mask, implementation="cudnn")
 
     if not _flash_fits(query):
         return plain(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cuda=flash, default=plain)
+
+
+def _alike(segments: jax.Array) -> jax.Array:
+    """`[B, 1, T, T]`. Padding (segment 0) sees padding: with itself at least, no softmax is over nothing."""
+    return segments[:, None, :, None] == segments[:, None, None, :]
+
+
+def _parts(shape: tuple[int, ...], key_heads: int) -> tuple[int, int]:
+    """Into how many parts batch and key heads are divided, so that a part's scores are within `SCORE_BYTES`."""
+    batch, length, heads, _ = shape
+    row = 4 * heads * length * length
+    if batch * row <= SCORE_BYTES:
+        return 1, 1
+    groups = next(
+        g for g in range(1, key_heads + 1) if key_heads % g == 0 and (row <= g * SCORE_BYTES or g == key_heads)
+    )
+    return batch, groups
+
+
+def _in_parts(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, parts: tuple[int, int]
+) -> jax.Array:
+    """Part after part; the backward pass computes a part's scores again, so that they are never all there."""
+    batch, groups = parts
+
+    def divided(x: jax.Array) -> jax.Array:
+        x = x.reshape(batch, x.shape[1], groups, x.shape[2] // groups, x.shape[3])
+        return x.swapaxes(1, 2).reshape(batch * groups, 1, x.shape[1], x.shape[3], x.shape[4])
+
+    @jax.checkpoint
+    def part(given: tuple[jax.Array, ...]) -> jax.Array:
+        query, key, value, *segment = given
+        mask = _alike(segment[0]) if segment else None
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
+
+    given = [divided(x) for x in (query, key, value)]
+    given += [] if segments is None else [jnp.repeat(segments, groups, axis=0)[:, None]]
+    attended = jax.lax.map(part, tuple(given))
+    length, heads, width = query.shape[1:]
+    attended = attended.reshape(batch, groups, length, heads // groups, width).swapaxes(1, 2)
+    return attended.reshape(query.shape)
 
 
 def _flash_fits(query: jax.Array) -> bool:
