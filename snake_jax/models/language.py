@@ -208,6 +208,7 @@ def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -
     family = module_of(architecture)
     block = family.Block(architecture, dropout)
 
+    @jax.jit  # blocks are alike: one compilation makes all
     def init_block(key: jax.Array) -> PyTree:
         x, positions = jnp.zeros((1, 1, architecture.hidden_size)), jnp.zeros((1, 1), jnp.int32)
         return block.lazy_init(key, x, positions, attend_causally(None))["params"]

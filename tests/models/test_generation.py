@@ -138,12 +138,11 @@ def quantize(kind, path, leaf):
     return qwix.quantize(leaf, kind, channelwise_axes=[channel], **tiles)
 
 
-@pytest.mark.parametrize("kind", [jnp.int8, "nf4"], ids=["int8", "nf4"])
-def test_blocks_are_dequantized_one_at_a_time(kind):
-    model = from_preset("tiny-llama", num_hidden_layers=5, hidden_size=256, head_dim=64)
+def test_blocks_are_dequantized_one_at_a_time():
+    model = from_preset("tiny-llama", num_hidden_layers=4, hidden_size=256, head_dim=64)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     stored = jax.eval_shape(
-        functools.partial(jax.tree_util.tree_map_with_path, functools.partial(quantize, kind)), shapes
+        functools.partial(jax.tree_util.tree_map_with_path, functools.partial(quantize, "nf4")), shapes
     )
     block_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes["block_00"]))
     static = generation._Static(model, thaw, jnp.dtype("float32"), 16)
@@ -153,7 +152,7 @@ def test_blocks_are_dequantized_one_at_a_time(kind):
         ids, lengths, scalar("int32"), stops, scalar("float32"), scalar("int32"), scalar("float32"), jax.random.key(0)
     )
     compiled = generation._program.lower(static, generation._Weights(stored, {}), request).compile()
-    # All dense at once would be 5 blocks. One is 1; the rest are caches, activations and the table.
+    # All dense at once would be 4 blocks. One is 1; the rest are caches, activations and the table.
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * block_bytes
 
 
@@ -201,4 +200,4 @@ def test_wrong_requests_are_refused(prompts, settings, message):
 
 def test_all_positions_of_the_model_can_be_used():
     model, params = loaded("opt_pre_norm")
-    assert len(generate(model, params, [[1] * 33], max_new_tokens=15)[0]) == 15
+    assert len(generate(model, params, [[1] * 32], max_new_tokens=16)[0]) == 16
