@@ -4,8 +4,8 @@
   python -m experiments.generate --model=DIR --adapter=runs/lora/adapter --prompt="..." --temperature=0.8 --seed=1
   python -m experiments.generate --model=DIR --prompt="Once upon a time" --template=none
 
-Each --prompt is put into the form that the model was trained on (--template as in experiments.finetune) and answered; all
-are answered in one batch. --template=none takes the text as it stands, to be continued.
+Each --prompt is put into the form that the model was trained on (--template as in experiments.finetune) and answered,
+all in one batch. --template=none takes the text as it stands, to be continued.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""The task of the papers' first study: networks for images. From a configuration to a checked setup, nothing compiled."""
+"""The task of the papers' first study: networks for images. From a configuration to a checked setup."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

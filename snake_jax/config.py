@@ -123,7 +123,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunConfig):
-    """Everything that decides the result of a run on images; runs with equal configs end bit-identical on one machine."""
+    """Everything that decides the result of a run on images; equal configs end bit-identical on one machine."""
 
     model: str = _setting("vgg11", "the network: {models}")
     dataset: str = _setting("digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH")

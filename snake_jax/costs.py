@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from snake_jax import clock, network
 from snake_jax import chain as chains
+from snake_jax import clock, network
 from snake_jax.chain import ON_NODE
 from snake_jax.executor import VisitResult
 from snake_jax.network import Network, Sizes, Transfer

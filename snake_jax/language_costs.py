@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from snake_jax import quantization
 from snake_jax.accounting import product_flops
@@ -21,18 +22,20 @@ from snake_jax.optimizers import init_states
 
 
 class RowCosts(NamedTuple):
-    """FLOPs of one row of text.
+    """FLOPs of one row of text. Backward passes include what is computed again for them (`LanguageStep.recompute`).
 
     Attributes:
       forward: of one block.
-      input_gradient: of one block.
-      weight_gradient: of one block's own part.
+      through: the backward pass of a block that does not train: its input's gradient.
+      trained: of one that trains: the gradients of its input and of its own part.
+      lowest: of one that trains alone, with nothing below to go on to: its own part's gradient.
       head: of the output matrix once (final projections included): forward, input gradient or weight gradient.
     """
 
     forward: int
-    input_gradient: int
-    weight_gradient: int
+    through: int
+    trained: int
+    lowest: int
     head: int
 
 
@@ -60,15 +63,18 @@ def row_costs(step: LanguageStep, base: PyTree, own: PyTree, length: int) -> Row
     def forward(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
         return step.block.apply(base, own, values, context, None)
 
-    def pulled(argnums: tuple[int, ...]) -> int:
+    def backward(argnums: tuple[int, ...]) -> int:
         def pull(own: PyTree, values: jax.Array, base: PyTree) -> Any:
-            return jax.grad(lambda *args: forward(*args).sum(), argnums)(own, values, base)
+            return jax.value_and_grad(lambda *args: forward(*args).sum(), argnums)(own, values, base)
 
-        return product_flops(jax.make_jaxpr(pull)(own, values, base).jaxpr)
+        jaxpr = jax.make_jaxpr(pull)(own, values, base).jaxpr
+        if step.recompute == "none":
+            return product_flops(jaxpr) - once
+        # The block's last product is not computed again: no gradient reads it.
+        return product_flops(partial_eval.dce_jaxpr(jaxpr, [False] + [True] * (len(jaxpr.outvars) - 1))[0])
 
     once = product_flops(jax.make_jaxpr(forward)(own, values, base).jaxpr)
-    inputs, both = pulled((1,)), pulled((0, 1))
-    return RowCosts(once, inputs - once, both - inputs, _head_flops(step, length))
+    return RowCosts(once, backward((1,)), backward((0, 1)), backward((0,)), _head_flops(step, length))
 
 
 def _head_flops(step: LanguageStep, length: int) -> int:
@@ -85,26 +91,23 @@ def _head_flops(step: LanguageStep, length: int) -> int:
 def passed_flops(step: LanguageStep, costs: RowCosts, trains: Trains, passed: Passed) -> int:
     """FLOPs of rows that a visit passed, what is computed again in the backward pass included.
 
-    Every block runs forward; input gradients flow from the loss down to the lowest trained block, which needs none
-    itself where it trains alone; trained blocks have a weight gradient. Blocks from the lowest trained one on are run
-    again where only their inputs were kept, and the output matrix always is: its logits are never kept.
+    Every block runs forward; the backward pass goes from the loss down to the lowest trained block and, where that
+    trains alone, ends inside it. The output matrix is always run again: its logits are never kept.
     """
     if passed.prefix:
         return passed.rows * trains.first * costs.forward
     blocks, to_bottom = step.model.num_blocks, "embed" in trains.ends
-    upper = blocks - (0 if to_bottom else trains.first)
-    below = 0 if passed.given else trains.first
-    forward = below + blocks - trains.first
-    again = upper if step.recompute == "block" else 0
-    spared = trains.count == 1 and not to_bottom
+    forward = blocks - (trains.first if passed.given else 0)
+    through = blocks - trains.count - (0 if to_bottom else trains.first)
+    alone = trains.count == 1 and not to_bottom
     matrix_trains = ("embed" if step.model.tied else "head") in trains.ends
     head = 3 + matrix_trains  # forward, again, input gradient
     if step.distillation is not None:
         entered_anew = step.model.stochastic or to_bottom
         forward += blocks - (0 if entered_anew else trains.first)
         head += 2  # the teacher's logits, forward and again
-    of_blocks = (forward + again) * costs.forward + (upper - spared) * costs.input_gradient
-    return passed.rows * (of_blocks + trains.count * costs.weight_gradient + head * costs.head)
+    backward = through * costs.through + (costs.lowest if alone else trains.count * costs.trained)
+    return passed.rows * (forward * costs.forward + backward + head * costs.head)
 
 
 def trained(items: Sequence[str], layers: Sequence[str]) -> Trains:

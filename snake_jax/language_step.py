@@ -1,8 +1,9 @@
-"""The local step of language models: some neighbouring blocks of a stack train, or their adapters, perhaps both ends too.
+"""The local step of language models: some neighbouring blocks train, or their adapters, perhaps both ends too.
 
 One program serves every place of the blocks (`snake_jax.stack`). Losses come straight from hidden states and the output
 matrix, logits are never whole (`snake_jax.kernels.distill_xent`). What trains is a dict from a *role* to a subtree:
-`block_0`, `block_1`, ... for the blocks, in order, and `embed`, `head`. (snake_learning_magazine, "Fine-Tuning of LLMs".)
+`block_0`, `block_1`, ... for the blocks, in order, and `embed`, `head`. (snake_learning_magazine, "Fine-Tuning of
+LLMs".)
 """
 
 from collections.abc import Callable

@@ -9,8 +9,6 @@ however many nodes a layer passes. Dequantization happens a layer at a time insi
   above 0.152 scale. With its scale a parameter takes 4.5 bits, 4.25 with bfloat16 scales.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import qwix
@@ -53,11 +51,6 @@ def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) 
     return dense(jax.tree.map(lambda x: x[ids], table), dtype)
 
 
-def stored_bytes(tree: PyTree) -> int:
-    """Bytes of a tree's arrays as a device stores them: two 4-bit values a byte, scales included."""
-    return sum(-(-math.prod(leaf.shape) * _bits(leaf.dtype) // 8) for leaf in jax.tree.leaves(tree))
-
-
 def is_quantized(leaf: object) -> bool:
     """Whether a leaf is an array with scales."""
     return isinstance(leaf, qwix.QArray)
@@ -66,7 +59,7 @@ def is_quantized(leaf: object) -> bool:
 def _quantized(path: tuple, w: jax.Array, dtype: str, scale_dtype: DTypeLike) -> jax.Array | qwix.QArray:
     if w.ndim < 2:
         return w
-    is_table = isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key == "embedding"
+    is_table = path[-1:] == (jax.tree_util.DictKey("embedding"),)
     if dtype == "int8":
         return qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=[0 if is_table else w.ndim - 1])
     return _nf4(w, 1 if is_table else w.ndim - 2, scale_dtype)
@@ -87,7 +80,3 @@ def _nf4(w: jax.Array, axis: int, scale_dtype: DTypeLike) -> jax.Array | qwix.QA
     relative = (blocks / scale.astype(jnp.float32)).reshape(w.shape)
     codes = sum((relative > middle).astype(jnp.int32) for middle in (NF4[1:] + NF4[:-1]) / 2)
     return qwix.QArray(codes.astype(jnp.uint4), scale.squeeze(axis + 1), None, "nf4")
-
-
-def _bits(dtype: jnp.dtype) -> int:
-    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize

@@ -1,4 +1,4 @@
-"""What a run is before it begins: its configuration checked, its data, network and plan, and the task that it carries out.
+"""What a run is before it begins: its configuration checked, its data, network and plan, and its task.
 
 `classification` and `tuning` make one from a configuration; `runner`, `costs` and `workdir` go on from there and know
 no task.
@@ -115,6 +115,7 @@ def _check_parallel(config: RunConfig) -> None:
 
 
 def check_interruptions(setup: Setup) -> None:
+    """Refuses interruptions of visits that there are not."""
     last = rounds(setup)[-1][-1].turn
     if late := [turn for turn in schedule.interruptions(setup.config) if turn > last]:
         raise UserError(f"--interrupt={setup.config.interrupt}: there is no visit {late[0]}; the last is {last}")

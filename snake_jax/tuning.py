@@ -15,7 +15,7 @@ import numpy as np
 
 from snake_jax import data, language_costs, lora, nodes, records, text
 from snake_jax.algorithms import ALGORITHMS
-from snake_jax.chain import ON_NODE
+from snake_jax.chain import ON_NODE, Segment
 from snake_jax.config import TuneConfig
 from snake_jax.errors import UserError
 from snake_jax.executor import VisitResult
@@ -97,7 +97,7 @@ def prepare(config: TuneConfig) -> Setup:
         wanted and "distill" in algorithm.flags,
         model,
         plan,
-        algorithm.chain(plan),
+        (Segment(ON_NODE, 0, len(model.layer_names)),),  # the plan's layers may be fewer
         (),
         nodes.of_config(config),
         own_items(model, True) if config.lora_rank else (),
@@ -130,8 +130,8 @@ def tokenizer_beside(model: str) -> str:
 def _trainable(config: TuneConfig, model: LanguageModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a visit may train, in the model's order, and what every visit does.
 
-    Snake visits train blocks, or their adapters, and the ends that the flag names. The other methods train all there is:
-    the whole model, or all adapters.
+    Snake visits train blocks, or their adapters, and the ends that the flag names. The other methods train all there
+    is: the whole model, or all adapters.
     """
     items = own_items(model, config.lora_rank > 0)
     ends = resolve_layers("always_train", config.always_train, model.layer_names)
@@ -206,7 +206,7 @@ def _params(setup: Setup) -> Params:
     task: TextTask = setup.dataset
     names = setup.plan.layer_names
     weights = select(task.weights(), [name for name in names if not name.endswith(ADAPTERS)])
-    return {**weights, **(jax.device_get(jax.jit(functools.partial(_adapters, setup))()) if setup.adapters else {})}
+    return {**weights, **(jax.device_get(_adapters(setup)) if setup.adapters else {})}
 
 
 def _like(setup: Setup) -> Params:
@@ -221,12 +221,10 @@ def _shapes(setup: Setup) -> Params:
 
 def _adapters(setup: Setup) -> Params:
     """Fresh adapters of every block; a block's depend on the seed and its place alone."""
-    shapes, key = _shapes(setup), jax.random.key(setup.config.seed)
-    settings = make_lora(setup.config)
-    return {
-        name + ADAPTERS: lora.init(jax.random.fold_in(key, index), shapes[name], settings)
-        for index, name in enumerate(own_items(setup.model, False))
-    }
+    names, shapes, key = own_items(setup.model, False), _shapes(setup), jax.random.key(setup.config.seed)
+    # Blocks are alike: one compilation makes the adapters of all.
+    fresh = jax.jit(lambda key: lora.init(key, shapes[names[0]], make_lora(setup.config)))
+    return {name + ADAPTERS: fresh(jax.random.fold_in(key, index)) for index, name in enumerate(names)}
 
 
 def make_lora(config: TuneConfig) -> lora.Lora:

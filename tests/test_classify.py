@@ -270,7 +270,10 @@ WRONG_VALUES = [
     ("--model=resnet", "not one of vgg11, cnn, mlp"),
     ("--dataset=mnist", "allowed: digits, cifar10, tfds:NAME, npz:PATH"),
     ("--dataset=npz:/absent.npz", "/absent.npz: no such file"),
-    ("--partition=random", "--partition=random is unknown; allowed: iid, dirichlet, dirichlet_split, dirichlet_capped, file:PATH"),
+    (
+        "--partition=random",
+        "--partition=random is unknown; allowed: iid, dirichlet, dirichlet_split, dirichlet_capped, file:PATH",
+    ),
     ("--augment=cutout", "not one of none, crop_flip, flip"),
     ("--always_train=first,conv9", "no layer conv9; say none, or of fc1, fc2, fc3, fc4"),
     ("--model=vgg11", "--model=vgg11 needs images of at least 32x32"),

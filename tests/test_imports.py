@@ -14,7 +14,19 @@ LEVELS = (
     {"language_step", "steps", "split", "optimizers", "schedule", "nodes"},
     {"executor", "network", "accounting", "language_costs", "chain", "assignment", "clock"},
     {"algorithms"},
-    {"setup", "classification", "tuning", "tuned", "costs", "runner", "records", "checkpoint", "report", "workdir", "language_profile"},
+    {
+        "setup",
+        "classification",
+        "tuning",
+        "tuned",
+        "costs",
+        "runner",
+        "records",
+        "checkpoint",
+        "report",
+        "workdir",
+        "language_profile",
+    },
     {"snake_jax"},  # the package's own __init__, which may re-export anything
     {"experiments"},
 )

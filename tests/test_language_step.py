@@ -25,6 +25,15 @@ from snake_jax.models.presets import from_preset
 from snake_jax.optimizers import init_states, update_rule
 from snake_jax.steps import Distillation
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """The compiler without its optimisations: this is about values, and most of its time is compilation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 LLAMA = from_preset("tiny-llama", num_hidden_layers=3, vocab_size=40, **SMALL)
 UNTIED = from_preset("tiny-llama", num_hidden_layers=3, vocab_size=40, tie_word_embeddings=False, **SMALL)
@@ -126,20 +135,33 @@ def whole_loss(name, params, own_adapters, batch, teacher=None, distillation=Non
     return (losses * batch.weight[0]).sum() / batch.weight[0].sum()
 
 
+def grad(function):
+    return jax.jit(jax.grad(function))
+
+
 def close(tree, other, rtol=2e-4, atol=2e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), tree, other)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("ends", [(), ("embed", "head"), ("head",)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "ends", "packed"),
+    [
+        ("llama", (), False),
+        ("llama", ("head",), True),
+        ("llama", ENDS, False),
+        ("untied", ENDS, True),
+        ("untied", ("head",), False),
+        ("opt", (), True),
+        ("opt", ENDS, False),
+    ],
+)
 def test_a_step_is_that_of_the_whole_models_gradient(name, ends, packed):
     trainable, frozen = parted(name, 1, ends=ends)
     batch = rows(packed=packed)
-    gradients = jax.grad(lambda params: whole_loss(name, params, None, batch))(weights(name))
+    gradients = grad(lambda params: whole_loss(name, params, None, batch))(weights(name))
     wanted = {"block_0": gradients["block_01"], **{end: gradients[end] for end in ends}}
     if ends == ("head",) and MODELS[name].tied:  # the matrix is the embedding's, which does not train here
-        wanted["head"] = jax.grad(lambda h: whole_loss(name, {**weights(name), "head": h}, None, batch))(
+        wanted["head"] = grad(lambda h: whole_loss(name, {**weights(name), "head": h}, None, batch))(
             weights(name)["head"]
         )
     new, _, stats = run(make(name), trainable, frozen, batch)
@@ -147,19 +169,18 @@ def test_a_step_is_that_of_the_whole_models_gradient(name, ends, packed):
     np.testing.assert_allclose(stats.loss_sum / stats.examples, whole_loss(name, weights(name), None, batch), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["untied", "opt"])
 def test_all_blocks_at_once_are_federated_averagings_step(name):
     trainable, frozen = parted(name, 0, 3, ends=ENDS)
     batch = rows()
-    gradients = jax.grad(lambda params: whole_loss(name, params, None, batch))(weights(name))
+    gradients = grad(lambda params: whole_loss(name, params, None, batch))(weights(name))
     wanted = dict(zip(block_roles(3), (gradients[item] for item in own_items(MODELS[name], False)), strict=True))
     wanted |= {end: gradients[end] for end in ENDS}
     new, *_ = run(make(name), trainable, frozen, batch)
     close(new, jax.tree.map(lambda w, g: w - RATE * g, trainable, wanted))
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_adapters_train_beside_their_frozen_base(scale):
+def test_adapters_train_beside_their_frozen_base(scale=0.5):
     trainable, frozen = parted("llama", 1, adapted=True)
     batch, every = rows(), adapters("llama")
 
@@ -169,7 +190,7 @@ def test_adapters_train_beside_their_frozen_base(scale):
         return whole_loss("llama", weights("llama"), scaled, batch)
 
     new, *_ = run(make(adapted=True, adapter_scale=scale), trainable, frozen, batch)
-    close(new["block_0"], jax.tree.map(lambda w, g: w - RATE * g, every[1], jax.grad(loss)(every[1])))
+    close(new["block_0"], jax.tree.map(lambda w, g: w - RATE * g, every[1], grad(loss)(every[1])))
 
 
 def test_a_node_of_smaller_rank_trains_its_columns_only():
@@ -193,9 +214,7 @@ def test_distillation_is_from_the_model_as_received(ends):
     trainable = jax.tree.map(lambda w: 1.3 * w, received)
     batch = rows(3)
     student = {**weights("llama"), "block_01": trainable["block_0"], **{end: trainable[end] for end in ends}}
-    gradients = jax.grad(lambda params: whole_loss("llama", params, None, batch, weights("llama"), distillation))(
-        student
-    )
+    gradients = grad(lambda params: whole_loss("llama", params, None, batch, weights("llama"), distillation))(student)
     wanted = {"block_0": gradients["block_01"], **{end: gradients[end] for end in ends}}
     new, *_ = run(make(distillation=distillation), trainable, frozen, batch, received)
     close(new, jax.tree.map(lambda w, g: w - RATE * g, trainable, wanted))
@@ -231,7 +250,7 @@ def test_gradients_do_not_cross_from_text_to_text():
     close(*(run(make(), trainable, frozen, batch)[0] for batch in batches))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
 def test_frozen_blocks_compute_as_they_dequantize(dtype):
     trainable, frozen = parted("llama", 1, dtype=dtype)
     thawed = {
@@ -240,9 +259,7 @@ def test_frozen_blocks_compute_as_they_dequantize(dtype):
     }
     params = {**thawed, "block_01": weights("llama")["block_01"]}
     batch = rows()
-    gradient = jax.grad(lambda block: whole_loss("llama", {**params, "block_01": block}, None, batch))(
-        params["block_01"]
-    )
+    gradient = grad(lambda block: whole_loss("llama", {**params, "block_01": block}, None, batch))(params["block_01"])
     new, *_ = run(make(), trainable, frozen, batch)
     close(new["block_0"], jax.tree.map(lambda w, g: w - RATE * g, params["block_01"], gradient), 2e-3, 1e-4)
 

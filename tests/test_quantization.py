@@ -12,7 +12,8 @@ from jax.extend import core
 
 from snake_jax.kernels import dequantize
 from snake_jax.kernels.dequantize import NF4
-from snake_jax.quantization import freeze, is_quantized, stored_bytes, take_rows, thaw
+from snake_jax.layers import num_bytes
+from snake_jax.quantization import freeze, is_quantized, take_rows, thaw
 from tests.helpers import same_bits
 
 dense = jax.jit(dequantize.dense, static_argnums=1)
@@ -115,6 +116,8 @@ def test_zero_channels_and_blocks_stay_zero(dtype):
     assert np.isfinite(back).all()
     assert not back[:, 1].any()
     assert not back[64:, 2].any()
+    if dtype == "nf4":  # a scale of 1 and the code of 0, not 0 / 0
+        assert same_bits(stored("kernel", w, dtype), qwix.quantize(w, "nf4", channelwise_axes=[1], tiled_axes={0: 64}))
     tiny = dense(stored("kernel", jnp.full((64, 2), 1e-42), dtype), jnp.float32)
     assert not tiny.any()
 
@@ -214,14 +217,12 @@ def test_taking_rows_never_writes_a_dense_table(dtype):
 
 
 def test_bytes_count_two_4_bit_values_in_one():
-    sizes = {dtype: stored_bytes(stored("kernel", draw(128, 24), dtype)) for dtype in ("float32", "bfloat16", *DTYPES)}
+    sizes = {dtype: num_bytes(stored("kernel", draw(128, 24), dtype)) for dtype in ("float32", "bfloat16", *DTYPES)}
     assert sizes == {"float32": 12288, "bfloat16": 6144, "int8": 3072 + 4 * 24, "nf4": 1536 + 4 * 48}
-    bits = [
-        8 * stored_bytes(stored("kernel", draw(640, 64), "nf4", scale_dtype=t)) / 640 / 64 for t in ("f4", "bfloat16")
-    ]
+    bits = [8 * num_bytes(stored("kernel", draw(640, 64), "nf4", scale_dtype=t)) / 640 / 64 for t in ("f4", "bfloat16")]
     assert bits == [4.5, 4.25]
     shapes = jax.eval_shape(lambda: stored("kernel", jnp.ones((128, 24)), "nf4"))
-    assert stored_bytes({"a": shapes, "b": np.zeros(3, bool), "c": jnp.zeros(3, jnp.int32)}) == 1728 + 3 + 12
+    assert num_bytes({"a": shapes, "b": np.zeros(3, bool), "c": jnp.zeros(3, jnp.int32)}) == 1728 + 3 + 12
 
 
 def test_the_device_stores_what_is_counted():
@@ -229,7 +230,7 @@ def test_the_device_stores_what_is_counted():
     arguments = (
         jax.jit(lambda q: dequantize.dense(q, jnp.float32)).lower(q).compile().memory_analysis().argument_size_in_bytes
     )
-    assert arguments == stored_bytes(q)
+    assert arguments == num_bytes(q)
 
 
 def test_freezing_in_nf4_stores_no_comparisons():

@@ -21,7 +21,6 @@ from snake_jax.language_step import (
     ENDS,
     Frozen,
     LanguageStep,
-    Rows,
     block_roles,
     evaluate,
     own_items,

@@ -51,7 +51,7 @@ def row_batches(length: int, rows: np.ndarray, shape: tuple[int, int]) -> Iterat
 
 
 def gathered(rows: text.Rows, batch: Batch) -> Rows:
-    """The batch's rows, `[A, B, T]`; padding rows have no weight, and segments are told only where rows have several."""
+    """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows have several."""
     ids, targets, weight, positions, segments = (part[batch.indices] for part in rows)
     weight = weight * batch.real[..., None].astype(np.float32)
     return Rows(ids, targets, weight, positions, segments if is_packed(rows) else None)

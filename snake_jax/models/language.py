@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from snake_jax.errors import UserError
+from snake_jax.kernels.dequantize import dense
 from snake_jax.layers import Params
 from snake_jax.models import llama, opt
 from snake_jax.models.attention import Attend, attend_causally
-from snake_jax.models.linear import PyTree, dense
+from snake_jax.models.linear import PyTree
 from snake_jax.models.llama import Llama
 from snake_jax.models.opt import Opt
 
@@ -179,7 +180,7 @@ class LanguageModel(NamedTuple):
         # Where tied, params of the head alone have no table; where not, it need not be prepared twice.
         head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
         values = self.finish(prepare(head), hidden)
-        table = dense(prepare(self.table(params))).astype(values.dtype)
+        table = dense(prepare(self.table(params)), values.dtype)
         return jnp.einsum("bte,ve->btv", values, table, preferred_element_type=jnp.float32)
 
 

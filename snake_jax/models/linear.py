@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import qwix
 
 PyTree = Any
 
@@ -46,17 +45,6 @@ class Linear(nn.Module):
 
     def _low_rank(self, name: str, x: jax.Array) -> jax.Array:
         return jnp.asarray(self.get_variable("lora", name)).astype(x.dtype)
-
-
-def dense(leaf: jax.Array | qwix.QArray) -> jax.Array:
-    """A stored array as one that can be computed with."""
-    return qwix.dequantize(leaf) if isinstance(leaf, qwix.QArray) else leaf
-
-
-def lookup(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows `[B, T, E]` of a table `[V, E]` as stored; only the rows are dequantized, never the table."""
-    rows = jax.tree.map(lambda part: jnp.asarray(part)[ids], table)  # a quantized table's scales have its rows too
-    return dense(rows).astype(dtype)
 
 
 def table_init(key: jax.Array, rows: int, features: int, std: float) -> dict[str, jax.Array]:

@@ -16,7 +16,8 @@ import numpy as np
 from snake_jax.errors import UserError
 from snake_jax.models import settings
 from snake_jax.models.attention import Attend, rotate
-from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, lookup, table_init
+from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
+from snake_jax.quantization import take_rows
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def init_head(llama: Llama, key: jax.Array) -> PyTree:
 
 def embed(llama: Llama, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`[B, T]` ids to `[B, T, D]`; positions enter in the blocks."""
-    return lookup(params["tokens"]["embedding"], ids, dtype)
+    return take_rows(params["tokens"]["embedding"], ids, dtype)
 
 
 def finish(llama: Llama, params: PyTree, values: jax.Array) -> jax.Array:

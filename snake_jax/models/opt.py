@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from snake_jax.kernels.dequantize import dense
 from snake_jax.models import settings
 from snake_jax.models.attention import Attend
-from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dense, dropout, lookup, table_init
+from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
+from snake_jax.quantization import take_rows
 
 POSITION_OFFSET = 2  # the position table's first rows belong to no position
 _NORM_EPSILON = 1e-5
@@ -210,10 +212,10 @@ def init_head(opt: Opt, key: jax.Array) -> PyTree:
 
 def embed(opt: Opt, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`[B, T]` ids and positions to `[B, T, D]`."""
-    values = lookup(params["tokens"]["embedding"], ids, dtype)
+    values = take_rows(params["tokens"]["embedding"], ids, dtype)
     if opt.projects:
-        values = values @ dense(params["project_in"]["kernel"]).astype(dtype)
-    return values + lookup(params["positions"]["embedding"], positions + POSITION_OFFSET, dtype)
+        values = values @ dense(params["project_in"]["kernel"], dtype)
+    return values + take_rows(params["positions"]["embedding"], positions + POSITION_OFFSET, dtype)
 
 
 def finish(opt: Opt, params: PyTree, values: jax.Array) -> jax.Array:

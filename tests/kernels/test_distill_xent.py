@@ -18,8 +18,20 @@ TABLES = {
     "bfloat16": lambda w: w.astype(jnp.bfloat16),
     "int8": lambda w: qwix.quantize(w, jnp.int8, channelwise_axes=[0]),
     "int8, one scale": lambda w: qwix.quantize(w, jnp.int8),
+    "nf4, blocks of 64": lambda w: qwix.quantize(w, "nf4", channelwise_axes=[0], tiled_axes={1: 64}),
     "nf4": lambda w: qwix.quantize(w, "nf4", channelwise_axes=[0], tiled_axes={1: 8}),
 }
+
+
+@pytest.fixture
+def quick_compilation():
+    """Leaves out the compiler's late optimisations, for tests of values alone."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+values = pytest.mark.usefixtures("quick_compilation")
 
 
 def draw(*shape, seed=0, dtype=jnp.float32):
@@ -75,6 +87,7 @@ def assert_within(actual, expected, bound):
         np.testing.assert_allclose(a, e, rtol=0, atol=bound * max(np.abs(e).max(), 1))
 
 
+@values
 @pytest.mark.parametrize("shape", SMALL, ids=lambda s: s.name)
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_values_and_gradients_equal_float64_by_hand(shape, lowering):
@@ -84,6 +97,7 @@ def test_values_and_gradients_equal_float64_by_hand(shape, lowering):
     assert_within(actual, in_numpy(*args, temperature=2.0), 2e-6)
 
 
+@values
 @pytest.mark.parametrize(("chunk", "rows"), TILES)
 @pytest.mark.parametrize("shape", SMALL[:2], ids=lambda s: s.name)
 def test_every_tile_gives_the_same_losses(shape, chunk, rows):
@@ -92,6 +106,7 @@ def test_every_tile_gives_the_same_losses(shape, chunk, rows):
     assert_within(actual, in_numpy(*args, temperature=0.5), 2e-6)
 
 
+@values
 def test_in_float64_the_algorithm_is_exact():
     with jax.enable_x64(True):
         args = tuple(x if x.dtype == jnp.int32 else x.astype(jnp.float64) for x in arguments(SMALL[1]))
@@ -100,7 +115,8 @@ def test_in_float64_the_algorithm_is_exact():
         assert_within(actual, in_numpy(*args, temperature=3.0), 1e-13)
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@values
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int8, one scale", "nf4"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_every_stored_table_and_compute_dtype(kind, dtype):
     hidden, table, targets, teacher, _, pull = arguments(PLAIN, dtype)
@@ -114,6 +130,7 @@ def test_every_stored_table_and_compute_dtype(kind, dtype):
     assert_within(actual, expected, 2e-6 if dtype == jnp.float32 else 4e-3)
 
 
+@values
 def test_a_trained_table_gets_its_gradient_in_its_own_dtype():
     args = arguments(PLAIN, jnp.bfloat16)
     gradient = everything(*args, table_gradient=True, chunk=12, rows=3)[4]
@@ -122,6 +139,7 @@ def test_a_trained_table_gets_its_gradient_in_its_own_dtype():
     assert_within([gradient], [in_numpy(args[0], stored, *args[2:4], args[4].astype(jnp.bfloat16), args[5])[4]], 5e-3)
 
 
+@values
 def test_a_table_that_is_not_trained_and_the_teacher_get_no_gradient():
     hidden, table, targets, teacher, teacher_table, _ = arguments(PLAIN)
 
@@ -135,12 +153,14 @@ def test_a_table_that_is_not_trained_and_the_teacher_get_no_gradient():
         assert not any(g.any() for g in gradients)
 
 
+@values
 def test_a_table_that_both_share_is_taught_by_constants():
     hidden, table, targets, teacher, _, pull = arguments(PLAIN)
     actual = everything(hidden, table, targets, teacher, None, pull, table_gradient=True, chunk=12)
     assert_within(actual, in_numpy(hidden, table, targets, teacher, table, pull), 2e-6)
 
 
+@values
 def test_without_a_teacher_there_is_no_distance():
     hidden, table, targets, _, _, pull = arguments(PLAIN)
     actual = everything(hidden, table, targets, None, None, pull, chunk=12)
@@ -158,12 +178,14 @@ def test_losses_are_those_of_optax():
     np.testing.assert_allclose(out.distance, expected, rtol=1e-5)
 
 
+@values
 def test_large_logits_stay_finite():
     hidden, table, targets, teacher, _, pull = arguments(PLAIN)
     actual = everything(hidden * 1e4, table, targets, -teacher * 1e4, None, pull, chunk=12)
     assert all(np.isfinite(x).all() for x in actual)
 
 
+@values
 @pytest.mark.parametrize("chunk", [2, 3, 32])
 def test_of_equal_logits_the_first_counts(chunk):
     hidden, table = jnp.ones((3, 4)), jnp.ones((32, 4)).at[0].set(0)
@@ -183,7 +205,7 @@ def arrays_written(function, *args):
     return set(walk(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int8, one scale", "nf4"])
 def test_neither_logits_nor_a_second_table_are_ever_whole(kind):
     shape = XentShape("odd", 24, 40, 133)
     hidden, table, targets, teacher, _, _ = arguments(shape)
@@ -217,6 +239,28 @@ def test_memory_grows_with_the_tile_not_with_the_vocabulary(kind):
     # Hidden's gradient [1024, 128] in float32, and a few tiles of logits [256, 512] and of the table [512, 128].
     assert large < 4 * (1024 * 128 + 4 * 256 * 512 + 4 * 512 * 128)
     assert temporary_bytes(1024, 32000, kind, lowering="xla") > 4 * 1024 * 32000
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "nf4, blocks of 64"])
+def test_compiled_for_a_tpu_the_table_is_not_copied(kind, monkeypatch):
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    # Compiling needs no chip: neither its address nor to be the one process that uses it.
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    chip = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
+    place = jax.sharding.SingleDeviceSharding(chip)
+    width, vocabulary = LARGE[1].width, LARGE[1].vocabulary
+    inputs = (
+        jax.ShapeDtypeStruct((256, width), jnp.bfloat16),
+        jax.eval_shape(TABLES[kind], jax.ShapeDtypeStruct((vocabulary, width), jnp.float32)),
+        jax.ShapeDtypeStruct((256,), jnp.int32),
+    )
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), inputs)
+    program = jax.jit(jax.grad(lambda h, w, t: linear_xent(h, w, t).nll.sum())).lower(*inputs).compile()
+    # The smallest table is 4.5 bits a parameter; a dense piece of one is at most 32 MiB.
+    assert program.memory_analysis().temp_size_in_bytes < 100 * 2**20 < vocabulary * width / 2
 
 
 @pytest.mark.parametrize("shape", [*LARGE, *SMALL, shapes.MIDDLE, XentShape("long", 65536, 8192, 151936)])

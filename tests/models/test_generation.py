@@ -9,8 +9,8 @@ import pytest
 import qwix
 
 from snake_jax.errors import UserError
+from snake_jax.kernels.dequantize import dense
 from snake_jax.models import from_preset, generate, generation, load_pretrained
-from snake_jax.models.linear import dense
 from tests.models.make_golden import FOLDER
 
 VARIANTS = ("llama_gqa_tied", "llama_rope_llama3", "opt_pre_norm", "opt_post_norm_projected")
@@ -127,7 +127,7 @@ def test_like_lengths_share_one_compilation():
 
 
 def thaw(tree):
-    return jax.tree.map(dense, tree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray))
+    return jax.tree.map(lambda leaf: dense(leaf, jnp.float32), tree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray))
 
 
 def quantize(kind, path, leaf):

@@ -9,10 +9,11 @@ import pytest
 import qwix
 
 from snake_jax.errors import UserError
+from snake_jax.kernels.dequantize import dense
 from snake_jax.layers import num_params
 from snake_jax.models import PRESETS, Hidden, Tokens, from_preset
 from snake_jax.models.language import build, layer_names, module_of
-from snake_jax.models.linear import dense, lookup
+from snake_jax.quantization import take_rows
 from tests.helpers import same_bits
 
 TINY = ("tiny-llama", "tiny-opt")
@@ -135,21 +136,21 @@ def stored_leaf(kind, path, leaf):
 
 
 def thaw(tree):
-    return jax.tree.map(dense, tree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray))
+    return jax.tree.map(lambda leaf: dense(leaf, jnp.float32), tree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray))
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_rows_of_a_quantized_table_are_those_of_the_table(kind):
     table = quantized(jax.random.normal(jax.random.key(0), (264, 128)), kind)
-    rows = lookup(table, IDS, jnp.float32)
+    rows = take_rows(table, IDS, jnp.float32)
     assert rows.shape == (2, 12, 128)
-    assert same_bits(rows, dense(table)[IDS])
+    assert same_bits(rows, dense(table, jnp.float32)[IDS])
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_only_the_rows_that_are_read_are_dequantized(kind):
     table = jax.eval_shape(lambda: quantized(jnp.zeros((5000, 128)), kind))
-    program = str(jax.make_jaxpr(lookup, static_argnums=2)(table, IDS, jnp.float32))
+    program = str(jax.make_jaxpr(take_rows, static_argnums=2)(table, IDS, jnp.float32))
     assert "f32[2,12,128]" in program
     assert "f32[5000,128]" not in program
 
