@@ -16,7 +16,7 @@ from snake_jax.checkpoint import Checkpoints
 from snake_jax.config import Config
 from snake_jax.executor import Executor
 from tests.launches import Launcher, in_new_process, json_lines, last_arrays, results, strict_json, write_images
-from tests.test_report import events
+from tests.test_progress import events
 
 SMALL = ("--model=mlp", "--width=0.25", "--nodes=3", "--batch_size=8", "--learning_rate=0.1")
 METHODS = {
@@ -375,7 +375,7 @@ def test_the_listener_hears_compilations(compiled):
 def test_another_configuration_names_the_flags_that_differ(run, small, unbroken):
     before = results(unbroken(run))
     line = error_line(run(*small, f"--workdir={unbroken(run)}", "--alpha=3", "--order=random", "--nocached"))
-    other = "--alpha=2.0 (here 3.0), --order=sequential (here random), --cached=True (here False)"
+    other = "--order=sequential (here random), --cached=True (here False), --alpha=2.0 (here 3.0)"
     assert f"holds a run with other flags: {other}; use those" in line
     assert results(unbroken(run)) == before
 
