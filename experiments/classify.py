@@ -17,6 +17,7 @@ from absl import flags
 from experiments import config_flags, launch, one_run, seeds
 from experiments.one_run import Job
 from snake_jax import runner
+from snake_jax.config import Config
 from snake_jax.errors import UserError
 from snake_jax.report.plots import plot_run
 from snake_jax.report.progress import progress
@@ -37,7 +38,7 @@ def main(_: list[str]) -> None:
         raise UserError("--workdir is needed: the folder that the run's results go to")
     if SEEDS.value and not flags.FLAGS["seed"].using_default_value:
         raise UserError(f"--seeds={SEEDS.value} and --seed={flags.FLAGS['seed'].value}: give one of them")
-    config = config_flags.from_flags()
+    config = config_flags.from_flags(Config)
     configs = seeds.parse(SEEDS.value, config) if SEEDS.value else [config]
     setups = [runner.prepare(config) for config in configs]
     if CACHE.value:

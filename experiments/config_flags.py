@@ -40,7 +40,7 @@ def define(kind: type[RunConfig] = Config) -> None:
         _DEFINE[field.type](field.name, field.default, _help(field))
 
 
-def from_flags(kind: type[Kind] = Config) -> Kind:  # type: ignore[assignment]
+def from_flags(kind: type[Kind]) -> Kind:
     """The configuration that the command line says.
 
     Raises:

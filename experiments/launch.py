@@ -61,4 +61,3 @@ def fail(message: object, code: int = 2) -> int:
 def warn(message: str) -> None:
     """Prints a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr)
-

@@ -35,9 +35,7 @@ class Job(NamedTuple):
         return "round" if self.setup.algorithm.traffic == "star" else "visit"
 
 
-def train(
-    job: Job, update: Update, events: bool, going_on: Callable[[], bool] = lambda: True
-) -> runner.State:
+def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] = lambda: True) -> runner.State:
     """Does what is left of the run and writes its summary; returns the state after it.
 
     Args:
@@ -108,6 +106,7 @@ def where(job: Job) -> str:
     if done == total:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
+
 
 def keep_programs(path: str) -> None:
     """Has compiled programs kept in a folder, for later runs.

@@ -50,11 +50,13 @@ def main(_: list[str]) -> None:
     model = _model()
     if LENGTH.value > model.max_positions:
         raise UserError(f"--max_length={LENGTH.value}: {model.name} has {model.max_positions} positions")
-    for dtype in DTYPES.value:
+    ways: list[Any] = [*TRAIN.value]
+    stored: list[Any] = [*DTYPES.value]
+    for way in ways:
+        _settings(way)
+    for dtype in stored:
         pick("frozen_dtype", dtype, ("float32", "bfloat16", "int8", "nf4"))
-    cases = [(train, dtype) for train in TRAIN.value for dtype in (DTYPES.value if train != "full" else ["-"])]
-    for train, _ in cases:
-        _settings(train)
+    cases = [(way, dtype) for way in ways for dtype in (stored if way != "full" else ["-"])]
     rows = [_row(model, train, dtype) for train, dtype in cases]
     print({"table": _table, "markdown": _markdown, "json": _json}[FORMAT.value](model, rows))
 

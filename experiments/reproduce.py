@@ -1,13 +1,15 @@
-"""Repeats the papers' classification figures: runs what each needs, then draws it and tabulates it.
+"""Repeats the papers' figures: runs what each needs, then draws it and tabulates it.
 
   python -m experiments.reproduce --figure=5 --scale=smoke                 a minute: whether everything works
-  python -m experiments.reproduce --figure=all --scale=cpu --tune --data=npz:DIR
+  python -m experiments.reproduce --figure=2,4,5,7,8 --scale=cpu --tune --data=npz:DIR
+  python -m experiments.reproduce --figure=6,9 --scale=cpu --tune --text_model=DIR --text_data=A.jsonl,B.jsonl
   python -m experiments.reproduce --figure=8 --scale=full --list           what would run, and for about how long
 
-Figures (snake_learning_magazine; arXiv 2405.03372): 2 costs of each method, 4 the layers of VGG-11, 5 other frameworks
-by local epochs, 7 an interrupted layer, 8 orders of the layers. Several as 5,8 or all. Runs are shared between figures
-and go on after a kill; finished ones are not run again. Results are in RESULTS/SCALE: figureN.png, .md and .json,
-learning_rates.json, study.json, and configuration, metrics and summary of every run.
+Figures (snake_learning_magazine; arXiv 2405.03372) of the classification study: 2 costs of each method, 4 the layers of
+VGG-11, 5 other frameworks by local epochs, 7 an interrupted layer, 8 orders of the layers. Of the fine-tuning study:
+6 perplexity by local epochs, IID, and 9 Non-IID. Several as 5,8 or all. Runs are shared between figures and go on after
+a kill; finished ones are not run again. Results are in RESULTS/SCALE: figureN.png, .md and .json; configuration,
+metrics and summary of every run; and for each study learning_rates.json and study.json (fine-tuning: *_language.json).
 """
 
 import json
@@ -20,10 +22,11 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launch
-from experiments.reproduction import cases, figures, runs
-from experiments.reproduction.cases import FIGURES, SCALES, Case
+from experiments.reproduction import cases, figures, language, runs, tuning, vision
+from experiments.reproduction.cases import Case, Scale, Sources, Topic
+from experiments.reproduction.figures import FIGURES, TOPICS
 from experiments.reproduction.runs import Clock, Study
-from snake_jax import data
+from snake_jax import runner
 from snake_jax.config import pick
 from snake_jax.errors import UserError
 from snake_jax.kernels.timing import machine
@@ -32,8 +35,16 @@ from snake_jax.report.units import clock
 
 ROOT = Path(__file__).parents[1]
 FIGURE = flags.DEFINE_string("figure", "", f"which: {', '.join(FIGURES)}, several as 5,8, or all")
-SCALE = flags.DEFINE_string("scale", "smoke", f"size of the study: {', '.join(SCALES)}; full needs an accelerator")
+SCALE = flags.DEFINE_string(
+    "scale", "smoke", f"size of the study: {', '.join(vision.SCALES)}; full needs an accelerator"
+)
 DATA = flags.DEFINE_string("data", "", "CIFAR-10: cifar10 (downloads it) or npz:DIR; smoke takes the bundled digits")
+TEXT_MODEL = flags.DEFINE_string(
+    "text_model", "", "figures 6 and 9: the folder of a pretrained Llama or OPT; smoke takes an untrained one"
+)
+TEXT_DATA = flags.DEFINE_string(
+    "text_data", "", "figures 6 and 9: what experiments.finetune takes as --data, a source for each data set"
+)
 TUNE = flags.DEFINE_bool("tune", False, "first choose learning rates, on a validation part; else the recorded ones")
 WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "folder of the runs, below it one for each scale")
 RESULTS = flags.DEFINE_string(
@@ -50,27 +61,39 @@ LIST = flags.DEFINE_bool("list", False, "print the runs and about what they take
 
 
 def main(_: list[str]) -> None:
-    """Checks everything, tunes, runs, draws."""
-    chosen, study = _figures(), _study()
+    """Checks everything, then each study: tunes, runs, draws."""
+    chosen = _figures()
+    studies = [(_study(topic), own) for topic in TOPICS if (own := [f for f in chosen if f in topic.figures])]
     if LIST.value:
-        print(_listing(study, chosen))
+        print("\n".join(_listing(study, mine) for study, mine in studies))
         return
-    if any(figure != "4" for figure in chosen):
-        data.load(study.data)  # whether it is there, before anything is compiled
-    timer, started = Clock(MINUTES.value, study.scale), time.monotonic()
+    for study, mine in studies:
+        if wanted := cases.of_figures(study.topic, mine, study.scale):
+            runner.prepare(study.config(wanted[0]))  # whether model and data are there, before anything is compiled
+    timer = Clock(MINUTES.value)
     try:
-        if TUNE.value:
-            study = runs.tune(study, chosen, timer, _say, JOBS.value)
-        wanted = cases.ordered(case for figure in chosen for case in cases.of_figure(figure, study.scale))
-        runs.carry_out(study, wanted, timer, _say, JOBS.value)
+        for study, mine in studies:
+            _reproduce(study, mine, timer)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
+
+
+def _reproduce(study: Study, chosen: Sequence[str], timer: Clock) -> None:
+    started = time.monotonic()
+    if TUNE.value:
+        study = tuning.tune(study, chosen, timer, _say, JOBS.value)
+    wanted = cases.of_figures(study.topic, chosen, study.scale)
+    runs.carry_out(study, wanted, timer, _say, JOBS.value)
     for figure in chosen:
         files = figures.write(study, figure)
-        print("\n".join(map(str, files)) if files else f"figure {figure}: no run has anything to draw yet")
-    tried = cases.tuning(chosen, study.scale) if TUNE.value else []
+        print("\n".join(map(str, files)) if files else f"figure {figure}: no run has anything to draw yet", flush=True)
+    tried = _tried(study, chosen)
     runs.keep(study, [*wanted, *tried])
     _write_study(study, chosen, [*tried, *wanted], time.monotonic() - started)
+
+
+def _tried(study: Study, chosen: Sequence[str]) -> list[Case]:
+    return cases.tuning(study.topic, chosen, study.scale) if TUNE.value else []
 
 
 def _figures() -> list[str]:
@@ -81,36 +104,43 @@ def _figures() -> list[str]:
     return list(dict.fromkeys(pick("figure", word.strip(), FIGURES) for word in FIGURE.value.split(",")))
 
 
-def _study() -> Study:
-    name = pick("scale", SCALE.value, SCALES)
-    scale = SCALES[name]
+def _study(topic: Topic) -> Study:
+    name = pick("scale", SCALE.value, topic.scales)
+    scale, workdir, results = topic.scales[name], Path(WORKDIR.value) / name, Path(RESULTS.value) / name
     if SEEDS.value:
         words = [word.strip() for word in SEEDS.value.split(",")]
         if wrong := [word for word in words if not word.isdecimal()]:
             raise UserError(f"--seeds={SEEDS.value}: {wrong[0] or 'a gap'} is no seed; want whole numbers as 0,1,2")
         scale = scale._replace(seeds=tuple(dict.fromkeys(map(int, words))))
+    sources = _images(scale) if topic is vision.TOPIC else _text(name, workdir)
+    return Study(topic, name, scale, sources, workdir, results, tuning.read_rates(results, topic))
+
+
+def _images(scale: Scale) -> Sources:
     source = DATA.value or scale.data
     if source != "cifar10" and not source.startswith("npz:") and source != scale.data:
         raise UserError(f"--data={source}: want cifar10, or npz:DIR with train_*.npz and test_*.npz")
-    results = Path(RESULTS.value) / name
-    return Study(name, scale, source, Path(WORKDIR.value) / name, results, runs.read_rates(results))
+    return {"data": source}
+
+
+def _text(scale: str, workdir: Path) -> Sources:
+    return language.sources(scale, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
 
 
 def _listing(study: Study, chosen: Sequence[str]) -> str:
-    wanted = cases.ordered(case for figure in chosen for case in cases.of_figure(figure, study.scale))
-    tried = cases.tuning(chosen, study.scale) if TUNE.value else []
-    timer, lines = Clock(0, study.scale), []
+    wanted, tried = cases.of_figures(study.topic, chosen, study.scale), _tried(study, chosen)
+    timer, lines = Clock(0), []
     todo = [case for case in [*tried, *wanted] if not study.finished(case)]
     for case in [*tried, *wanted]:
-        used = [f for f in chosen if case in cases.of_figure(f, study.scale)]
+        used = [f for f in chosen if case in study.topic.of_figure(f, study.scale)]
         what = f"figure {', '.join(used)}" if used else "tuning"
-        cost = f"{cases.steps_of(case, study.scale):,} steps, about {clock(timer.estimate([case]))}"
+        cost = f"{cases.steps_of(case, study.scale):,} steps, about {clock(timer.estimate(study, [case]))}"
         lines.append(f"{study.name(case)}: {what}; {'finished' if case not in todo else cost}")
     if not lines:
         return "figure 4 is counted from shapes: nothing to run"
     rates = "; after tuning with the rates it finds" if TUNE.value else ""
     return "\n".join(
-        [*lines, f"{len(todo)} runs, about {clock(timer.estimate(todo))} on the machine of the scale{rates}"]
+        [*lines, f"{len(todo)} runs, about {clock(timer.estimate(study, todo))} on the machine of the scale{rates}"]
     )
 
 
@@ -121,8 +151,9 @@ def _say(message: str) -> None:
 def _write_study(study: Study, chosen: Sequence[str], every: Sequence[Case], seconds: float) -> None:
     """study.json: with what, on what and for how long; of the latest launch, the runs' seconds of all."""
     found = machine()
-    words = [word.replace(study.data, runs.public_name(study.data)) for word in sys.argv[1:]]
-    words = [word for word in words if not word.startswith(("--workdir", "--results"))]
+    words = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--results"))]
+    for source in study.sources.values():
+        words = [word.replace(source, study.topic.public(source)) for word in words]
     content = {
         "command": shlex.join(["python", "-m", "experiments.reproduce", *words]),
         "figures": list(chosen),
@@ -138,7 +169,7 @@ def _write_study(study: Study, chosen: Sequence[str], every: Sequence[Case], sec
         },
         "unfinished": [study.name(case) for case in every if not study.finished(case)],
     }
-    (study.results / "study.json").write_text(json.dumps(content, indent=2) + "\n")
+    (study.results / f"study{study.topic.suffix}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Trains(NamedTuple):
     """Which blocks train: the first, how many; and which ends."""
 
     first: int
-    count: int
+    blocks: int
     ends: tuple[str, ...] = ()
 
 
@@ -98,15 +98,15 @@ def passed_flops(step: LanguageStep, costs: RowCosts, trains: Trains, passed: Pa
         return passed.rows * trains.first * costs.forward
     blocks, to_bottom = step.model.num_blocks, "embed" in trains.ends
     forward = blocks - (trains.first if passed.given else 0)
-    through = blocks - trains.count - (0 if to_bottom else trains.first)
-    alone = trains.count == 1 and not to_bottom
+    through = blocks - trains.blocks - (0 if to_bottom else trains.first)
+    alone = trains.blocks == 1 and not to_bottom
     matrix_trains = ("embed" if step.model.tied else "head") in trains.ends
     head = 3 + matrix_trains  # forward, again, input gradient
     if step.distillation is not None:
         entered_anew = step.model.stochastic or to_bottom
         forward += blocks - (0 if entered_anew else trains.first)
         head += 2  # the teacher's logits, forward and again
-    backward = through * costs.through + (costs.lowest if alone else trains.count * costs.trained)
+    backward = through * costs.through + (costs.lowest if alone else trains.blocks * costs.trained)
     return passed.rows * (forward * costs.forward + backward + head * costs.head)
 
 

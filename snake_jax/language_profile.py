@@ -94,11 +94,13 @@ def step_arguments(
     trainable = dict.fromkeys(block_roles(len(trained)), one) | {name: shapes[name] for name in ends}
     base = _stack(_frozen(block, frozen_dtype), len(items)) if step.adapted else {}
     rest = _stack(_frozen(one, own_dtype(frozen_dtype, step.adapted)), len(items) - len(trained))
-    blocks = stack.Frozen(base, rest, jax.ShapeDtypeStruct((), jnp.int32))
+    first: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    blocks = stack.Frozen(base, rest, first)
     frozen = Frozen(blocks, {name: _frozen(shapes[name], frozen_dtype) for name in ENDS if name not in ends})
     states = jax.eval_shape(lambda tree: init_states(step.rule, tree, tuple(tree)), trainable)
-    whole = jax.ShapeDtypeStruct((1, *rows), jnp.int32)
-    texts = Rows(whole, whole, jax.ShapeDtypeStruct((1, *rows), jnp.float32), whole, whole if packed else None)
+    whole: Any = jax.ShapeDtypeStruct((1, *rows), jnp.int32)
+    weight: Any = jax.ShapeDtypeStruct((1, *rows), jnp.float32)
+    texts = Rows(whole, whole, weight, whole, whole if packed else None)
     received = trainable if step.needs_received else {}
     key = jax.eval_shape(lambda: jax.random.key(0))
     return trainable, states, frozen, received, texts, key, jax.ShapeDtypeStruct((), jnp.float32)
@@ -115,7 +117,7 @@ def compiled_memory(step: LanguageStep, arguments: tuple[Any, ...], target: str)
         placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
         lowered = jax.jit(train_step(step, tuple(arguments[0])), donate_argnums=(0, 1)).lower(*placed)
         try:
-            memory = lowered.compile().memory_analysis()
+            memory: Any = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

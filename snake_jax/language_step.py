@@ -134,7 +134,7 @@ def train_step(step: LanguageStep, roles: tuple[str, ...]) -> Callable[..., tupl
 
         keys = jax.random.split(key, rows.ids.shape[0])
         first, others = (jax.tree.map(lambda w, at=at: w[at], (rows, keys)) for at in (0, slice(1, None)))
-        loss = lambda trained: _loss(step, trained, frozen, received, *first, total)  # noqa: E731
+        loss = lambda trained: _loss(step, trained, frozen, received, first[0], first[1], total)  # noqa: E731
         (_, nll), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
         if rows.ids.shape[0] > 1:
             (gradients, nll), _ = jax.lax.scan(part, (gradients, nll), others)
@@ -163,10 +163,10 @@ def _loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of a part of a batch of `total` weight, and the sum of its tokens' negative log-likelihoods."""
     ends, own = _parted(trainable, frozen)
-    key = key if step.model.stochastic else None
+    dropout_key = key if step.model.stochastic else None
     enter = _shared_entrance(step, trainable, frozen, rows)
     values, start = (_embed(step, ends, rows), 0) if enter is None else enter
-    hidden = _hidden(step, own, frozen, rows, values, start, key, "embed" in trainable, ends)
+    hidden = _hidden(step, own, frozen, rows, values, start, dropout_key, "embed" in trainable, ends)
     teacher = teacher_table = None
     if step.distillation is not None:
         taught_ends, taught = _parted(received, frozen)

@@ -41,6 +41,18 @@ def init_states(rule: optax.GradientTransformation, trainable: Params, layer_nam
     return {name: _masked(rule, name, layer_names).init(sparse) for name in trainable}
 
 
+def renamed(state: Any, order: Sequence[str], name: str, new_order: Sequence[str], new_name: str) -> Any:
+    """The state of layer `name` among the layers of `order` as that of `new_name` among those of `new_order`."""
+
+    def names_layers(node: Any) -> bool:
+        return isinstance(node, dict) and node.keys() == set(order)
+
+    def one(node: Any) -> Any:
+        return _sparse({new_name: node[name]}, new_order) if names_layers(node) else node
+
+    return jax.tree.map(one, state, is_leaf=names_layers)
+
+
 def apply_updates(
     rule: optax.GradientTransformation,
     clip_norm: float,

@@ -30,12 +30,12 @@ class Block(NamedTuple):
       thaw: stored weights of one block to those computed with, a base or an own part alike.
       apply: `(base, own, values, context, key) -> values`: thawed weights, `[B, T, D]`, what every block reads besides
         (positions, segments), and a key or None.
-      count: N, how many there are.
+      blocks: N, how many there are.
     """
 
     thaw: Callable[[PyTree], PyTree]
     apply: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array | None], jax.Array]
-    count: int
+    blocks: int
 
 
 class Frozen(NamedTuple):
@@ -124,7 +124,7 @@ def _run(static: _Static, trained: PyTree, read: _Read, values: jax.Array) -> ja
 
     values = _loop(static, read.start, first, frozen_block, values)
     values, _ = lax.scan(trained_block, values, (first + jnp.arange(static.trained), trained))
-    return _loop(static, first + static.trained, block.count, frozen_block, values)
+    return _loop(static, first + static.trained, block.blocks, frozen_block, values)
 
 
 def _run_forward(static: _Static, trained: PyTree, read: _Read, values: jax.Array) -> tuple[jax.Array, Any]:
@@ -148,13 +148,13 @@ def _run_forward(static: _Static, trained: PyTree, read: _Read, values: jax.Arra
     else:
         values = _loop(static, read.start, first, unkept_block, values)
     values, kept_trained = lax.scan(trained_block, values, (first + jnp.arange(static.trained), trained))
-    values, kept = _loop(static, first + static.trained, block.count, frozen_block, (values, kept))
+    values, kept = _loop(static, first + static.trained, block.blocks, frozen_block, (values, kept))
     return values, (trained, read, kept, kept_trained)
 
 
 def _run_backward(static: _Static, saved: Any, gradient: jax.Array) -> tuple[PyTree, None, jax.Array]:
     trained, read, kept, kept_trained = saved
-    first, count = read.frozen.first, static.block.count
+    first, count = read.frozen.first, static.block.blocks
 
     def down(upper: jax.Array | int) -> Callable[[jax.Array, jax.Array], jax.Array]:
         def frozen_block(step: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -185,7 +185,7 @@ _run.defvjp(_run_forward, _run_backward)
 
 def _loop(static: _Static, begin: Any, end: Any, body: Callable, carry: PyTree) -> PyTree:
     """Over blocks that do not train; there is nothing to trace where all do."""
-    return lax.fori_loop(begin, end, body, carry) if static.trained < static.block.count else carry
+    return lax.fori_loop(begin, end, body, carry) if static.trained < static.block.blocks else carry
 
 
 def _at(tree: PyTree, index: jax.Array) -> PyTree:
@@ -234,13 +234,13 @@ def _pull(
 ) -> tuple[PyTree, jax.Array]:
     """Gradients of a block's own part (None where it does not train) and of its input."""
     if static.recompute == "block":
-        _, pullback, _ = _linearised(static, read, i, own, *kept, trains)
+        _, pullback, _ = _linearised(static, read, i, own, kept[0], trains)
     else:
         # The forward pass traced here is dead code: everything in the pullback that hangs on its input is replaced.
         _, pullback, weights = _linearised(static, read, i, own, jnp.zeros_like(gradient), trains)
         leaves, structure = jax.tree.flatten(pullback)
         rest = iter(kept)
-        pullback = structure.unflatten([leaf if _is_one_of(leaf, weights) else next(rest) for leaf in leaves])
+        pullback = jax.tree.unflatten(structure, [leaf if _is_one_of(leaf, weights) else next(rest) for leaf in leaves])
     if not trains:
         return None, pullback(gradient)[0]
     thawed, below = pullback(gradient)
@@ -253,7 +253,7 @@ def _is_one_of(leaf: jax.Array, weights: PyTree) -> bool:
 
 def _room(static: _Static, read: _Read, values: jax.Array) -> PyTree:
     """Zeros for what the blocks that do not train keep, each at its place among them."""
-    own, count = read.frozen.own, static.block.count - static.trained
+    own, count = read.frozen.own, static.block.blocks - static.trained
     if not count:
         return []
 

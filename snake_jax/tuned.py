@@ -32,7 +32,7 @@ def describe(setup: Setup) -> str:
         f"{config.algorithm}: {setup.model.name} on {task.name}, {config.nodes} nodes, {config.partition}, {what}",
         setup.quality,
         f"rows of {', '.join(map(str, rows.train.rows))} tokens, {100 * rows.fill:.0f} % filled",
-        text.describe(rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens),
+        text.describe(rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens.tolist()),
         f"memory of a node's visit without activations: {state.total / 2**20:.1f} MiB ({parts})",
         "embedding and output matrix are one: training either trains both" if tied else "",
         _prefix_note(setup),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.reproduction import language, language_figures
 from snake_jax.report import figures
 from snake_jax.report.figures import Line, band, curve_on, plot_figure, plot_layers
 from snake_jax.report.runs import Run
@@ -46,3 +47,24 @@ def test_no_row_runs_out_of_the_axis_that_it_shares(tmp_path, monkeypatch):
         plot_figure(ordered, tmp_path / "a.png", "title")
         panels = kept.pop().axes
         assert all(line.get_xdata().max() <= panel.get_xlim()[1] for panel in panels for line in panel.lines)
+
+
+def perplexity_run(values, before):
+    lines = [
+        {"iterations": 8, "tokens": 512, "bytes_up": 10, "bytes_down": 5, "train_flops": 9, "train_s": 1.0}
+        | {"perplexity": value}
+        for value in values
+    ]
+    return Run(Path("run"), {"nodes": 4}, lines, {"perplexity_before": before}, "run")
+
+
+def test_a_figure_of_fine_tuning_has_a_row_for_each_e_and_a_look_for_each_method(tmp_path):
+    scale = language.SCALES["smoke"]._replace(seeds=(0, 1))
+    found = {case: perplexity_run([30.0, 20.0], 80.0) for case in language.of_figure("6", scale)}
+    rows = language_figures.lines("6", found)
+    labels = [method.label for method in language.METHODS.values()]
+    assert {row: [line.label for line in lines] for row, lines in rows.items()} == {"E = 1": labels, "E = 3": labels}
+    assert all(len(line.runs) == 2 for lines in rows.values() for line in lines)
+    assert len({(line.colour, line.style) for line in rows["E = 1"]}) == len(labels)
+    assert [line[2:] for line in rows["E = 1"]] == [line[2:] for line in rows["E = 3"]]
+    assert plot_figure(rows, tmp_path / "a.png", "title").read_bytes().startswith(b"\x89PNG")

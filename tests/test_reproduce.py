@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reproduction import cases, runs, tables
-from experiments.reproduction.cases import METHODS, ORDERS, SCALES, Case
+from experiments.reproduction import cases, figures, language, runs, tables, tuning, vision
+from experiments.reproduction.cases import Case
 from experiments.reproduction.runs import Clock, Study
+from experiments.reproduction.vision import METHODS, ORDERS
 from snake_jax import runner
 from snake_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-SMOKE = SCALES["smoke"]
+SMOKE = vision.SCALES["smoke"]
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -49,47 +50,54 @@ def made(tmp_path_factory):
     ((code, out, errors),) = launch(["--figure=all", *flags, "--jobs=2"])
     assert (code, errors) == (0, "")
     assert "run 1 of 22: " in out
+    assert "run 1 of 16: " in out
     return folder
 
 
-def study_of(folder, results="results"):
-    place = folder / results / "smoke"
-    return Study("smoke", SMOKE, "digits", folder / "runs" / "smoke", place, runs.read_rates(place))
+def study_of(folder, results="results", topic=vision.TOPIC):
+    place, workdir, scale = folder / results / "smoke", folder / "runs/smoke", topic.scales["smoke"]
+    sources = {"data": "digits"} if topic is vision.TOPIC else language.sources("smoke", "", "", workdir, False)
+    return Study(topic, "smoke", scale, sources, workdir, place, tuning.read_rates(place, topic))
 
 
 def numbers(made, figure):
     return json.loads((made / "results/smoke" / f"figure{figure}.json").read_text())
 
 
-@pytest.mark.parametrize("figure", cases.FIGURES)
+def kept(made, row):
+    """(metrics, summary, configuration) of the run of a row, as kept."""
+    folder = made / "results/smoke/runs" / row["run"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines, *(json.loads((folder / name).read_text()) for name in ("summary.json", "config.json"))
+
+
+@pytest.mark.parametrize("figure", figures.FIGURES)
 def test_a_figure_has_its_picture_and_its_tables(made, figure):
     folder = made / "results/smoke"
     assert (folder / f"figure{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert f"# Figure {figure}: " in (folder / f"figure{figure}.md").read_text()
     found = numbers(made, figure)
     assert found.get("missing", []) == []
-    rows = {"2": len(METHODS), "4": 11, "5": 12, "7": 4, "8": 6}[figure]
+    rows = {"2": len(METHODS), "4": 11, "5": 12, "6": 8, "7": 4, "8": 6, "9": 8}[figure]
     assert len(found["rows"]) == rows
 
 
 def test_rows_are_the_sums_of_the_kept_metrics(made):
     for row in numbers(made, "5")["rows"]:
-        kept = made / "results/smoke/runs" / row["run"]
-        lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+        lines, summary, _ = kept(made, row)
         for key in ("iterations", "examples", "train_flops", "server_flops", "synchronisations"):
             assert row[key] == sum(line[key] for line in lines)
         assert row["bytes"] == sum(line["bytes_up"] + line["bytes_down"] for line in lines)
         assert row["iterations_per_node"] == row["iterations"] / 3
-        assert row["final_accuracy"] == lines[-1]["accuracy"]
-        assert row["final_accuracy"] == json.loads((kept / "summary.json").read_text())["final_accuracy"]
+        assert row["final_accuracy"] == lines[-1]["accuracy"] == summary["final_accuracy"]
         first = next((i for i, line in enumerate(lines) if (line["accuracy"] or 0) >= SMOKE.target), None)
         upto = None if first is None else sum(line["iterations"] for line in lines[: first + 1]) / 3
         assert row["iterations_per_node_to_target"] == upto
 
 
 def test_a_run_is_kept_without_ledger_and_checkpoints(made):
-    kept = sorted(path.name for path in (made / "results/smoke/runs/snake_iid_e1_lr0.03_s0").iterdir())
-    assert kept == ["config.json", "metrics.jsonl", "summary.json"]
+    names = sorted(path.name for path in (made / "results/smoke/runs/snake_iid_e1_lr0.03_s0").iterdir())
+    assert names == ["config.json", "metrics.jsonl", "summary.json"]
 
 
 def test_figures_share_runs_and_differ_in_what_they_say(made):
@@ -101,7 +109,7 @@ def test_figures_share_runs_and_differ_in_what_they_say(made):
 
 def test_the_interrupted_layers_visit_is_taken_over_in_every_cycle(made):
     run = study_of(made).read(Case("snake", "iid", interrupted=True))
-    layer = cases.interrupted_layer(SMOKE)
+    layer = vision.interrupted_layer(SMOKE)
     cut = [(record["cycle"], record["event"]) for record in run.metrics if record["event"]]
     assert cut == [(cycle, event) for cycle in range(2) for event in ("interrupted", "takeover")]
     assert all(layer in record["layers"] for record in run.metrics if record["event"])
@@ -109,16 +117,14 @@ def test_the_interrupted_layers_visit_is_taken_over_in_every_cycle(made):
 
 
 def test_the_papers_interrupted_layer_is_the_fifth():
-    assert cases.interrupted_layer(SCALES["cpu"]) == "conv5"
-    config = cases.config_of(Case("snake", "iid", interrupted=True), SCALES["cpu"], "cifar10", 0.1)
+    assert vision.interrupted_layer(vision.SCALES["cpu"]) == "conv5"
+    config = vision.config_of(Case("snake", "iid", interrupted=True), vision.SCALES["cpu"], {"data": "cifar10"}, 0.1)
     assert config.interrupt.startswith("3@0.5,12@0.5,21@0.5")
 
 
 def test_a_nodes_state_is_what_it_holds(made):
     rows = {row["method"]: row for row in numbers(made, "2")["rows"]}
-    whole = (
-        4 * json.loads((made / "results/smoke/runs" / rows["fedavg"]["run"] / "summary.json").read_text())["num_params"]
-    )
+    whole = 4 * kept(made, rows["fedavg"])[1]["num_params"]
     fedavg = rows["fedavg"]["node_memory"]
     assert (fedavg["weights"], fedavg["gradients"], fedavg["optimizer"]) == (whole, whole, whole)
     for method in ("split", "splitfed", "accelerated_fl", "random_walking_snakes"):
@@ -140,8 +146,8 @@ def test_the_layers_table_is_of_the_papers_network():
 def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
     study = study_of(made, "tuned")
     said = []
-    tuned = runs.tune(study, ["7"], Clock(0, SMOKE), said.append)
-    for partition in cases.PARTITIONS:
+    tuned = tuning.tune(study, ["7"], Clock(0), said.append)
+    for partition in vision.PARTITIONS:
         entry = tuned.rates[f"snake/{partition}"]
         losses = {}
         for rate in SMOKE.grid:
@@ -168,7 +174,7 @@ def test_tuning_holds_out_training_examples(made):
 def test_when_time_is_up_the_rest_waits(made):
     study = study_of(made)._replace(workdir=made / "later")
     said = []
-    runs.carry_out(study, [Case("fedavg", "iid"), Case("snake", "iid")], Clock(1e-9, SMOKE), said.append)
+    runs.carry_out(study, [Case("fedavg", "iid"), Case("snake", "iid")], Clock(1e-9), said.append)
     assert said == ["not finished: 2 of 2 runs; the same command goes on"]
 
 
@@ -178,32 +184,101 @@ def test_a_folder_of_other_flags_is_refused(made):
         study._replace(scale=SMOKE._replace(cycles={1: 3})).finished(Case("snake", "iid"))
 
 
-def test_data_paths_of_this_machine_are_not_kept():
-    assert runs.public_name("npz:/home/someone/cifar10") == "cifar10"
+def test_paths_of_this_machine_are_not_kept(tmp_path):
+    assert vision.TOPIC.public("npz:/home/someone/cifar10") == "cifar10"
+    assert language.TOPIC.public("/home/someone/opt-1.3b") == "opt-1.3b"
+    assert language.TOPIC.public("/home/a.jsonl,pydoc, Dahoas/rm-static") == "a.jsonl,pydoc,Dahoas/rm-static"
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_case_of_every_scale_is_a_configuration(scale):
-    study = Study(scale, SCALES[scale], SCALES[scale].data, Path("w"), Path("r"), {})
-    wanted = cases.ordered(case for figure in cases.FIGURES for case in cases.of_figure(figure, study.scale))
+@pytest.mark.parametrize("topic", figures.TOPICS, ids=[topic.name for topic in figures.TOPICS])
+@pytest.mark.parametrize("scale", vision.SCALES)
+def test_every_case_of_every_scale_is_a_configuration(scale, topic):
+    sources = {"data": "cifar10"} if topic is vision.TOPIC else language.sources(scale, "tiny-llama", "x", Path(), True)
+    study = Study(topic, scale, topic.scales[scale], sources, Path("w"), Path("r"), {})
+    wanted = cases.of_figures(topic, topic.figures, study.scale)
     assert len({study.name(case) for case in wanted}) == len(wanted)
     assert [case.epochs for case in wanted] == sorted(case.epochs for case in wanted)
-    assert all(study.config(case).seed == case.seed for case in [*wanted, *cases.tuning(cases.FIGURES, study.scale)])
+    tried = cases.tuning(topic, topic.figures, study.scale)
+    assert all(study.config(case).seed == case.seed for case in [*wanted, *tried])
+
+
+def test_fine_tuning_rows_are_the_sums_of_the_kept_metrics(made):
+    for row in numbers(made, "6")["rows"] + numbers(made, "9")["rows"]:
+        lines, summary, config = kept(made, row)
+        for key in ("iterations", "tokens", "target_tokens", "train_flops"):
+            assert row[key] == sum(line[key] for line in lines)
+        assert row["bytes"] == sum(line["bytes_up"] + line["bytes_down"] for line in lines)
+        assert row["iterations_per_node"] == row["iterations"] / config["nodes"]
+        assert row["perplexity_after"] == lines[-1]["perplexity"] == summary["perplexity_after"]
+        assert row["perplexity_before"] == summary["perplexity_before"] > row["perplexity_after"]
+        assert all(row[key] == summary[key] > 0 for key in ("peak_train_bytes", "state_bytes", "trainable_params"))
+
+
+@pytest.mark.parametrize(("figure", "partition"), language.FIGURES.items())
+def test_fine_tuning_runs_are_what_the_figure_says(made, figure, partition):
+    rows = numbers(made, figure)["rows"]
+    assert [(row["epochs"], row["method"]) for row in rows] == [(e, m) for e in (1, 3) for m in language.METHODS]
+    for row in rows:
+        lines, _, config = kept(made, row)
+        assert (config["partition"], config["local_epochs"], config["nodes"]) == (partition, row["epochs"], 4)
+        assert [config["algorithm"], config["lora_rank"] > 0] == [row["method"].split("_")[0], "lora" in row["method"]]
+        evaluated = sum(line["perplexity"] is not None for line in lines)
+        assert evaluated == language.SCALES["smoke"].cycles[row["epochs"]]
+
+
+def test_a_row_says_what_it_took_to_be_as_good_as_fl(made):
+    rows = {(row["method"], row["epochs"]): row for row in numbers(made, "6")["rows"]}
+    for (method, epochs), row in rows.items():
+        goal, lines = rows[method.replace("snake", "fedavg"), epochs]["perplexity_after"], kept(made, row)[0]
+        first = next((i for i, line in enumerate(lines) if (line["perplexity"] or goal + 1) <= goal), None)
+        upto = None if first is None else sum(line["train_flops"] for line in lines[: first + 1])
+        assert row["flops_to_fl"] == upto
+    assert (made / "results/smoke/figure6.md").read_text().count("of the final perplexity of FL") == 4
+
+
+def test_language_is_tuned_on_training_text_alone(made):
+    study = study_of(made, "tuned", language.TOPIC)
+    tuned = tuning.tune(study, ["6"], Clock(1e-9), list[str]().append)
+    assert tuned.rates == {}
+    config = study.config(Case("snake_lora", "iid", tried=1e-3))
+    trained_on = {pair.prompt for pair in runner.prepare(study.config(Case("snake_lora", "iid"))).dataset.data.pairs}
+    assert {json.loads(line)["prompt"] for line in Path(config.data).read_text().splitlines()} == trained_on
+    assert len(runner.prepare(config).dataset.data.pairs) == 18  # three quarters of the study's 24
+
+
+def test_a_pretrained_model_and_text_are_asked_for_where_the_scale_needs_them():
+    with pytest.raises(UserError, match="give --text_model=DIR"):
+        language.sources("cpu", "", "a.jsonl", Path(), False)
+    with pytest.raises(UserError, match=r"give --text_data=A.jsonl,B.jsonl"):
+        language.sources("cpu", "tests", "", Path(), False)
+    with pytest.raises(UserError, match="give --text_model=DIR"):
+        language.sources("full", "", "", Path(), False)
+    assert language.sources("full", "", "", Path(), True)["model"] == "opt-1.3b"
+
+
+def test_the_papers_models_have_a_node_for_each_block():
+    for model, nodes in (("opt-1.3b", 24), ("llama-3-8b", 32)):
+        sources = language.sources("full", model, "", Path(), True)
+        config = language.config_of(Case("snake_lora", "by_category"), language.SCALES["full"], sources, 1e-4)
+        assert (config.nodes, config.lora_rank, config.batch_size, config.frozen_dtype) == (nodes, 128, 6, "int8")
 
 
 def test_a_second_launch_runs_nothing_and_wrong_flags_are_one_line(made, tmp_path):
     before = (made / "results/smoke/figure8.md").read_text()
     nowhere = (f"--workdir={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}")
     wrong = {
-        "--figure=6": "--figure=6: not one of 2, 4, 5, 7, 8",
+        "--figure=3": "--figure=3: not one of 2, 4, 5, 6, 7, 8, 9",
         "--scale=tiny": "--scale=tiny: not one of smoke, cpu, full",
         f"--data=npz:{tmp_path / 'missing'}": "missing",
         "--seeds=0,x": "--seeds=0,x: x is no seed",
+        "--figure=9 --scale=cpu": "figures 6 and 9 fine-tune a pretrained model: give --text_model=DIR",
+        "--figure=6 --text_data=missing.jsonl": "--data=missing.jsonl: No such file",
     }
-    again, listing, *refused = launch(
+    again, listing, text, *refused = launch(
         ["--figure=8", f"--workdir={made / 'runs'}", f"--results={made / 'results'}"],
         ["--figure=5", "--list", *nowhere],
-        *(["--figure=5", *nowhere, flag] for flag in wrong),
+        ["--figure=6,9", "--list", "--scale=full", *nowhere],
+        *(["--figure=5", *nowhere, *flag.split()] for flag in wrong),
     )
     assert (again[0], again[2]) == (0, "")
     assert "6 of 6 runs were finished before" in again[1]
@@ -212,6 +287,7 @@ def test_a_second_launch_runs_nothing_and_wrong_flags_are_one_line(made, tmp_pat
     assert listing[0] == 0
     assert "snake_iid_e2_lr0.03_s0: figure 5; 12 steps" in listing[1]
     assert "12 runs, about" in listing[1]
+    assert "fedavg_full_by_category_e3_lr0.0001_s0: figure 9; 73,000 steps" in text[1]
     for (code, _, errors), said in zip(refused, wrong.values(), strict=True):
         assert (code, errors.count("\n")) == (2, 1)
         assert said in errors

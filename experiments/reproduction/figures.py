@@ -5,21 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction import cases, tables
-from experiments.reproduction.cases import COMPARED, METHODS, ORDERS, PARTITIONS, Case
+from experiments.reproduction import language, language_figures, tables, vision, vision_figures
 from experiments.reproduction.runs import Study
-from experiments.reproduction.tables import Row
-from snake_jax.report.figures import Line, plot_figure, plot_layers
-from snake_jax.report.runs import Run
+from snake_jax.report.figures import plot_figure, plot_layers
 
-TITLES = {
-    "2": "What each method costs, IID",
-    "4": "VGG-11, layer by layer",
-    "5": "Snake Learning and other frameworks, by local epochs E",
-    "7": "Snake Learning, the visit of {layer} in every cycle taken over by an idle node halfway",
-    "8": "Snake Learning, by the order of the middle layers",
-}
-_STYLES = {1: 0, 2: 1, 3: 1, 5: 2}  # line styles by E
+TOPICS = (vision.TOPIC, language.TOPIC)
+FIGURES = tuple(sorted(figure for topic in TOPICS for figure in topic.figures))
+_SHOW = {vision.TOPIC.name: vision_figures, language.TOPIC.name: language_figures}
 
 
 def write(study: Study, figure: str) -> list[Path]:
@@ -31,79 +23,19 @@ def write(study: Study, figure: str) -> list[Path]:
     study.results.mkdir(parents=True, exist_ok=True)
     if figure == "4":
         return _layers(study)
-    found = {case: run for case in cases.of_figure(figure, study.scale) if (run := study.read(case))}
+    cases, show = study.topic.of_figure(figure, study.scale), _SHOW[study.topic.name]
+    found = {case: run for case in cases if (run := study.read(case))}
     if not found:
         return []
-    title = TITLES[figure].format(layer=cases.interrupted_layer(study.scale))
-    lines = {PARTITIONS[p]: _lines(figure, p, found) for p in PARTITIONS if any(c.partition == p for c in found)}
-    picture = study.results / f"figure{figure}.png"
-    plot_figure(lines, picture, _caption(study, title), study.scale.target)
-    of = tables.methods_row if figure == "2" else tables.of_run
-    rows = [of(study, case, run) for case, run in found.items()]
-    missing = [study.name(c) for c in cases.of_figure(figure, study.scale) if c not in found or not study.finished(c)]
-    return [picture, *_write(study, figure, title, rows, missing)]
-
-
-def _caption(study: Study, title: str) -> str:
-    settings = study.scale.settings
-    network = f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
-    return f"{title} (scale {study.scale_name}: {network})"
-
-
-def _lines(figure: str, partition: str, found: dict[Case, Run]) -> list[Line]:
-    """A line for each case that differs in more than its seed."""
-    groups: dict[Case, list[Run]] = {}
-    for case, run in found.items():
-        if case.partition == partition:
-            groups.setdefault(case._replace(seed=0), []).append(run)
-    return [Line(_label(figure, case), runs, *_look(figure, case)) for case, runs in groups.items()]
-
-
-def _label(figure: str, case: Case) -> str:
-    if figure == "7":
-        return "Interrupted" if case.interrupted else "Normal"
-    if figure == "8":
-        return case.order.capitalize()
-    return METHODS[case.method].label if figure == "2" else tables.label(case)
-
-
-def _look(figure: str, case: Case) -> tuple[int, int]:
-    """Colour and style."""
-    if figure == "5":
-        return COMPARED.index(case.method), _STYLES.get(case.epochs, 3)
-    if figure == "2":
-        return list(METHODS).index(case.method), 0
-    number = int(case.interrupted) if figure == "7" else ORDERS.index(case.order)
-    return number, number
-
-
-def _write(study: Study, figure: str, title: str, rows: Sequence[Row], missing: Sequence[str]) -> list[Path]:
-    scale = study.scale
-    body = (tables.methods_markdown if figure == "2" else tables.runs_markdown)(rows, scale.target)
-    base: dict[str, Any] = {"method": "snake", "order": "sequential", "interrupted": False}
-    if figure in ("2", "5"):
-        base["method"] = "fedavg"
-    parts = [f"# Figure {figure}: {title}", _setting(study), body, *_list(tables.against(rows, base))]
+    title, picture = show.title(study, figure), study.results / f"figure{figure}.png"
+    caption = f"{title} (scale {study.scale_name}: {show.setting(study)})"
+    plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
+    rows = show.rows(study, figure, found)
+    missing = [study.name(case) for case in cases if case not in found or not study.finished(case)]
+    parts = [f"# Figure {figure}: {title}", *show.sections(study, figure, rows)]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    return _files(study, figure, parts, {"rows": rows, "missing": list(missing)})
-
-
-def _list(lines: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {line}" for line in lines)] if lines else []
-
-
-def _setting(study: Study) -> str:
-    scale, settings = study.scale, study.scale.settings
-    examples = f"{scale.train_examples:,}" if scale.train_examples else "all"
-    cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
-    goal = "the papers' target" if scale.target == 0.6 else "this scale's target, not the papers' 60 %"
-    return (
-        f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g}, {examples} training examples "
-        f"over {settings['nodes']} nodes, batch {settings['batch_size']}; cycles (rounds): {cycles}; "
-        f"seeds {', '.join(map(str, scale.seeds))}. {100 * scale.target:.0f} % is {goal}. "
-        "Iterations of all nodes count; per node is their number over the number of nodes."
-    )
+    return [picture, *_files(study, figure, parts, {"rows": rows, "missing": missing})]
 
 
 def _layers(study: Study) -> list[Path]:
@@ -127,7 +59,7 @@ def _layers(study: Study) -> list[Path]:
         f"{100 * means[0]:.1f} % of the bytes, {100 * means[1]:.1f} % of the FLOPs, {100 * means[2]:.1f} % of the "
         "memory."
     )
-    parts = [f"# Figure 4: {TITLES['4']}", text, tables.layers_markdown(rows)]
+    parts = [f"# Figure 4: {vision_figures.TITLES['4']}", text, tables.layers_markdown(rows)]
     return [picture, *_files(study, "4", parts, {"rows": rows})]
 
 

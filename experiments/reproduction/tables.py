@@ -1,14 +1,29 @@
-"""The numbers of a figure: rows as JSON has them, and as Markdown."""
+"""The numbers of the classification study's figures: rows as JSON has them, and as Markdown."""
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from experiments.accounting_tables import table
-from experiments.reproduction.cases import CLASSES, IMAGE, METHODS, PARTITIONS, Case
+from experiments.reproduction.cases import Case
+from experiments.reproduction.rows import (
+    BYTES,
+    FLOPS,
+    SECONDS,
+    Column,
+    Row,
+    by_case,
+    case_key,
+    markdown,
+    mean,
+    notes,
+    of_case,
+    several,
+    total,
+)
 from experiments.reproduction.runs import Study
+from experiments.reproduction.vision import CLASSES, IMAGE, METHODS, PARTITIONS
 from snake_jax import accounting, models, runner
 from snake_jax.chain import ON_NODE, ON_SERVER, held, roles
 from snake_jax.layers import resolve_layers
@@ -16,10 +31,6 @@ from snake_jax.network import optimizer_item
 from snake_jax.report.runs import Run, cost_to_reach
 from snake_jax.report.units import human, percent
 from snake_jax.runner import Setup
-
-Row = dict[str, Any]
-UNKNOWN = "-"
-_BYTES, _FLOPS, _SECONDS = (lambda v, u=unit: human(v, u) for unit in ("B", "FLOP", "s"))
 
 
 def label(case: Case) -> str:
@@ -32,10 +43,10 @@ def of_run(study: Study, case: Case, run: Run) -> Row:
     """What a run reached and took; sums are over its lines of metrics, `to_target` up to the first evaluation there."""
     config, last = run.config, [record for record in run.metrics if record["accuracy"] is not None][-1]
     nodes, cycles = config["nodes"], len({record["cycle"] for record in run.metrics})
-    total = {key: _sum(run, key) for key in ("iterations", "examples", "train_flops", "server_flops", "train_s")}
-    total |= {
-        "bytes": _sum(run, "bytes_up") + _sum(run, "bytes_down"),
-        "synchronisations": _sum(run, "synchronisations"),
+    sums = {key: total(run, key) for key in ("iterations", "examples", "train_flops", "server_flops", "train_s")}
+    sums |= {
+        "bytes": total(run, "bytes_up") + total(run, "bytes_down"),
+        "synchronisations": total(run, "synchronisations"),
     }
     reached = {
         axis: cost_to_reach(run, study.scale.target, axis) for axis in ("iterations", "examples", "bytes", "flops")
@@ -43,12 +54,9 @@ def of_run(study: Study, case: Case, run: Run) -> Row:
     per_node = None if reached["iterations"] is None else reached.pop("iterations") / nodes
     return {
         "run": study.name(case),
-        "method": case.method,
-        "partition": case.partition,
-        "epochs": case.epochs,
+        **of_case(case),
         "order": case.order,
         "interrupted": case.interrupted,
-        "seed": case.seed,
         "finished": run.summary is not None,
         "learning_rate": config["learning_rate"],
         "distilled": any(record.get("distilled") for record in run.metrics),
@@ -56,20 +64,16 @@ def of_run(study: Study, case: Case, run: Run) -> Row:
         "final_accuracy": last["accuracy"],
         "best_accuracy": max(record["accuracy"] for record in run.metrics if record["accuracy"] is not None),
         "final_loss": last["test_loss"],
-        "iterations_per_node": total["iterations"] / nodes,
-        **total,
-        "node_flops": (total["train_flops"] - total["server_flops"]) / nodes,
-        "bytes_per_cycle": total["bytes"] / cycles,
-        "bytes_per_visit": total["bytes"] / _visits(run),
+        "iterations_per_node": sums["iterations"] / nodes,
+        **sums,
+        "node_flops": (sums["train_flops"] - sums["server_flops"]) / nodes,
+        "bytes_per_cycle": sums["bytes"] / cycles,
+        "bytes_per_visit": sums["bytes"] / _visits(run),
         "iterations_per_node_to_target": per_node,
         **{f"{axis}_to_target": reached[axis] for axis in ("examples", "bytes", "flops")},
-        "simulated_s": _sum(run, "clock_s") if any("clock_s" in record for record in run.metrics) else None,
+        "simulated_s": total(run, "clock_s") if any("clock_s" in record for record in run.metrics) else None,
         "skipped_visits": sum(record.get("event") == "skipped" for record in run.metrics),
     }
-
-
-def _sum(run: Run, key: str) -> float:
-    return sum(record.get(key) or 0 for record in run.metrics)
 
 
 def _visits(run: Run) -> int:
@@ -149,11 +153,11 @@ def layers_markdown(rows: Sequence[Row]) -> str:
         [
             row["layer"],
             f"{row['parameters']:,}",
-            *(_FLOPS(row[f"{kind}_flops"]) for kind in ("forward", "input_gradient", "weight_gradient")),
-            _BYTES(row["visit_bytes_up"]),
-            _FLOPS(row["visit_flops"]),
+            *(FLOPS(row[f"{kind}_flops"]) for kind in ("forward", "input_gradient", "weight_gradient")),
+            BYTES(row["visit_bytes_up"]),
+            FLOPS(row["visit_flops"]),
             percent(row["visit_flops_share"]),
-            _BYTES(row["visit_memory_bytes"]),
+            BYTES(row["visit_memory_bytes"]),
             percent(row["visit_memory_share"]),
         ]
         for row in rows
@@ -164,83 +168,55 @@ def layers_markdown(rows: Sequence[Row]) -> str:
 def runs_markdown(rows: Sequence[Row], target: float) -> str:
     """Accuracy and cost, seeds of a case in one line: the mean, and least to greatest where there are several."""
     goal = percent(target)
-    columns: list[tuple[str, Callable[[list[Row]], str]]] = [
-        ("final accuracy", lambda rs: _several(rs, "final_accuracy", percent)),
-        ("best", lambda rs: _several(rs, "best_accuracy", percent)),
+    columns: list[Column] = [
+        ("final accuracy", several("final_accuracy", percent)),
+        ("best", several("best_accuracy", percent)),
         ("cycles", lambda rs: str(min(r["cycles"] for r in rs))),
-        ("iterations per node", lambda rs: _several(rs, "iterations_per_node", human)),
-        (f"to {goal}: iterations per node", lambda rs: _several(rs, "iterations_per_node_to_target", human)),
-        ("bytes", lambda rs: _several(rs, "bytes_to_target", _BYTES)),
-        ("FLOPs", lambda rs: _several(rs, "flops_to_target", _FLOPS)),
-        ("bytes in all", lambda rs: _several(rs, "bytes", _BYTES)),
-        ("FLOPs in all", lambda rs: _several(rs, "train_flops", _FLOPS)),
+        ("iterations per node", several("iterations_per_node", human)),
+        (f"to {goal}: iterations per node", several("iterations_per_node_to_target", human)),
+        ("bytes", several("bytes_to_target", BYTES)),
+        ("FLOPs", several("flops_to_target", FLOPS)),
+        ("bytes in all", several("bytes", BYTES)),
+        ("FLOPs in all", several("train_flops", FLOPS)),
         ("learning rate", lambda rs: f"{rs[0]['learning_rate']:g}"),
     ]
-    body = [[_row_name(group[0], len(group)), *(show(group) for _, show in columns)] for group in _by_case(rows)]
-    return table(["", *(name for name, _ in columns)], body)
+    return markdown(rows, columns, lambda group: _row_name(group[0], len(group)))
 
 
 def methods_markdown(rows: Sequence[Row], target: float) -> str:
     """Figure 2 as a table, a column for each quantity."""
     goal = percent(target)
-    columns: list[tuple[str, Callable[[list[Row]], str]]] = [
-        ("final accuracy", lambda rs: _several(rs, "final_accuracy", percent)),
-        ("bytes a cycle or round", lambda rs: _several(rs, "bytes_per_cycle", _BYTES)),
-        ("a visit of a node", lambda rs: _several(rs, "bytes_per_visit", _BYTES)),
-        (f"bytes to {goal}", lambda rs: _several(rs, "bytes_to_target", _BYTES)),
-        ("node's state", lambda rs: _BYTES(max(r["node_memory"]["together"] for r in rs))),
-        ("compiled peak", lambda rs: _several(rs, "compiled_peak_bytes", _BYTES)),
-        ("FLOPs of a node", lambda rs: _several(rs, "node_flops", _FLOPS)),
-        ("FLOPs of the server", lambda rs: _several(rs, "server_flops", _FLOPS)),
-        ("synchronisations", lambda rs: _several(rs, "synchronisations", human)),
-        ("simulated time", lambda rs: _several(rs, "simulated_s", _SECONDS)),
+    columns: list[Column] = [
+        ("final accuracy", several("final_accuracy", percent)),
+        ("bytes a cycle or round", several("bytes_per_cycle", BYTES)),
+        ("a visit of a node", several("bytes_per_visit", BYTES)),
+        (f"bytes to {goal}", several("bytes_to_target", BYTES)),
+        ("node's state", lambda rs: BYTES(max(r["node_memory"]["together"] for r in rs))),
+        ("compiled peak", several("compiled_peak_bytes", BYTES)),
+        ("FLOPs of a node", several("node_flops", FLOPS)),
+        ("FLOPs of the server", several("server_flops", FLOPS)),
+        ("synchronisations", several("synchronisations", human)),
+        ("simulated time", several("simulated_s", SECONDS)),
         ("learning rate", lambda rs: f"{rs[0]['learning_rate']:g}"),
     ]
-    body = [[METHODS[group[0]["method"]].label, *(show(group) for _, show in columns)] for group in _by_case(rows)]
-    return table(["", *(name for name, _ in columns)], body)
+    return markdown(rows, columns, lambda group: METHODS[group[0]["method"]].label)
 
 
 def against(rows: Sequence[Row], base: Mapping[str, Any]) -> list[str]:
     """Sentences: the mean final accuracy of each finished case as a share of that of the base, alike otherwise."""
     lines = []
-    for group in _by_case(rows):
+    for group in by_case(rows):
         others = [r for r in rows if all(r[k] == v for k, v in base.items()) and r["finished"]]
         alike = ("partition", "epochs")
         others = [r for r in others if all(r[key] == group[0][key] for key in alike)]
-        if not others or _case_key(others[0]) == _case_key(group[0]) or not all(r["finished"] for r in group):
+        if not others or case_key(others[0]) == case_key(group[0]) or not all(r["finished"] for r in group):
             continue
-        share = _mean(group, "final_accuracy") / _mean(others, "final_accuracy")
+        share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
         lines.append(f"{_row_name(group[0], 0)}: {percent(share)} of the accuracy of {_row_name(others[0], 0)}.")
     return lines
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return statistics.fmean(row[key] for row in rows)
-
-
-def _case_key(row: Row) -> tuple:
-    return tuple(row[key] for key in ("method", "partition", "epochs", "order", "interrupted"))
-
-
-def _by_case(rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_case_key(row), []).append(row)
-    return list(groups.values())
-
-
 def _row_name(row: Row, seeds: int) -> str:
     case = Case(row["method"], row["partition"], row["epochs"], 0, row["order"], row["interrupted"])
-    notes = ["distilled"] * row["distilled"] + [f"{seeds} seeds"] * (seeds > 1)
-    notes += [f"{row['skipped_visits']} visits diverged"] * bool(row["skipped_visits"])
-    notes += ["not finished"] * (not row["finished"])
-    return f"{PARTITIONS[row['partition']]}: {label(case)}" + (f" ({', '.join(notes)})" if notes else "")
-
-
-def _several(rows: Sequence[Row], key: str, show: Callable[[float], str]) -> str:
-    values = [row[key] for row in rows]
-    if None in values:
-        known = [value for value in values if value is not None]
-        return f"{UNKNOWN} ({len(known)} of {len(values)}: {show(statistics.fmean(known))})" if known else UNKNOWN
-    mean = show(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({show(min(values))} to {show(max(values))})"
+    said = notes(row, seeds, *["distilled"] * row["distilled"])
+    return f"{PARTITIONS[row['partition']]}: {label(case)}{said}"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from snake_jax.chain import ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.config import RunConfig
+from snake_jax.config import Config, RunConfig
 from snake_jax.errors import UserError
 from snake_jax.executor import VisitResult
 from snake_jax.layers import Params
@@ -97,13 +97,19 @@ def side_by_side(plan: Plan, cycle: int, layers: tuple[str, ...]) -> tuple[Round
     return (tuple(Visit(cycle, cycle, node, layers) for node in sampled_nodes(plan.config, cycle)),)
 
 
+def of_images(config: RunConfig) -> Config:
+    """The configuration of a method that cuts models: those are networks for images."""
+    assert isinstance(config, Config), "methods that cut a model are offered for images only"
+    return config
+
+
 def node_and_server(plan: Plan) -> Chain:
     """The first layers, up to `--cut`, on the node, the rest on the server; the last `--tail` on the node again.
 
     Raises:
       UserError: the flags leave the server no layer, or name none of the model's.
     """
-    names, config = plan.layer_names, plan.config
+    names, config = plan.layer_names, of_images(plan.config)
     cut, end = _cut_index(config.cut, names), len(names) - config.tail
     if not 0 < cut < end:
         raise UserError(

@@ -9,14 +9,14 @@ node.
 
 import numpy as np
 
-from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, no_merge_state, replace
+from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, no_merge_state, of_images, replace
 from snake_jax.chain import Chain, Segment
 from snake_jax.errors import UserError
 from snake_jax.schedule import Plan, Round, Visit, shuffled_nodes
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
-    config = plan.config
+    config = of_images(plan.config)
     heads = shuffled_nodes(config, cycle)
     turns = [(cycle * config.nodes + i, head, i) for i, head in enumerate(heads)]
     body = {i: tuple(heads[(i - k) % config.nodes] for k in range(1, config.snake_length)) for _, _, i in turns}
@@ -25,7 +25,7 @@ def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
 
 def _chain(plan: Plan) -> Chain:
     """As many segments of about equally many layers as the snake is long."""
-    length, layers = plan.config.snake_length, len(plan.layer_names)
+    length, layers = of_images(plan.config).snake_length, len(plan.layer_names)
     if length > min(layers, plan.config.nodes):
         raise UserError(
             f"--snake_length={length}: a snake needs a node and a layer for each segment; there are "

@@ -17,6 +17,7 @@ from snake_jax.algorithms.base import (
     Algorithm,
     average,
     node_and_server,
+    of_images,
     sampled_nodes,
     side_by_side,
 )
@@ -28,8 +29,8 @@ from snake_jax.schedule import SAMPLE_TAG, Plan, Round, Visit
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
-    config, names = plan.config, plan.layer_names
-    if config.splitfed_version == "v1":
+    config, names = of_images(plan.config), plan.layer_names
+    if of_images(config).splitfed_version == "v1":
         return side_by_side(plan, cycle, names)
     nodes = sampled_nodes(config, cycle)
     order = np.random.default_rng([config.seed, SAMPLE_TAG, cycle, 2]).permutation(nodes).tolist()
@@ -38,13 +39,13 @@ def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
 
 def _init_sums(config: RunConfig, params: Params) -> dict[str, Any]:
     """v2: the weighted sum of the nodes' parts so far in the cycle, and of the weights."""
-    if config.splitfed_version == "v1":
+    if of_images(config).splitfed_version == "v1":
         return {}
     return {"sum": jax.tree.map(jnp.zeros_like, params), "examples": jnp.zeros(())}
 
 
 def _merge(plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[VisitResult]) -> tuple[Params, Any]:
-    if plan.config.splitfed_version == "v1":
+    if of_images(plan.config).splitfed_version == "v1":
         return {**params, **average(results)}, state
     nodes_part = held(node_and_server(plan), plan.layer_names, ON_NODE)
     for result in results:

@@ -28,7 +28,7 @@ from snake_jax.language_step import (
     train_step,
 )
 from snake_jax.layers import Params, PyTree
-from snake_jax.optimizers import OptimizerStates, init_states
+from snake_jax.optimizers import OptimizerStates, init_states, renamed
 from snake_jax.schedule import Round, Visit
 
 
@@ -149,8 +149,9 @@ class StackedExecutor:
         roles = self._roles(visit.layers)
         shard, settings = self._shards[visit.node], self._settings
         trainable = {role: jax.tree.map(jnp.array, params[item]) for role, item in roles.items()}
-        kept = {role: jax.tree.map(jnp.array, states[item]) for role, item in roles.items() if item in states}
-        carried = self._fresh({role: w for role, w in trainable.items() if role not in kept}) | kept
+        order, every = tuple(roles), self._step.model.layer_names + self._items * self._step.adapted
+        kept = {role: renamed(states[item], every, item, order, role) for role, item in roles.items() if item in states}
+        carried = self._fresh(trainable) | jax.tree.map(jnp.array, kept)
         received = jax.tree.map(jnp.array, trainable) if self._step.needs_received else {}
         frozen, rate, key = self._frozen(visit, params), np.float32(learning_rate), _visit_key(settings.seed, visit)
         entrance, tally, counts = None, Tally(), []
@@ -178,7 +179,7 @@ class StackedExecutor:
             sums = (nll.sum(), tokens.sum(), bool(finite.all()))
             tally = after_epoch(tally, sums, len(batches), train_s, settings.early_stop)
         own = jax.device_get({item: trainable[role] for role, item in roles.items()})
-        new_states = {item: carried[role] for role, item in roles.items()}
+        new_states = {item: renamed(carried[role], order, role, every, item) for role, item in roles.items()}
         done = result(visit, own, new_states, tally, self._held(visit.node))
         return _with_text(done, counts, self._train, int(tally.examples))
 

@@ -1,0 +1,198 @@
+"""The papers' fine-tuning study: Snake Learning and FL on a language model, whole blocks or LoRA, E in {1, 3}.
+
+Figure 6 of the magazine (IID) and figure 9 of arXiv 2405.03372 (Non-IID: each node holds one data set). There is a node
+for every block, as in the papers: a cycle of Snake Learning and a round of FL both pass all nodes' text once.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
+from snake_jax import text
+from snake_jax.config import TuneConfig
+from snake_jax.errors import UserError
+from snake_jax.models.hub import read_architecture
+from snake_jax.models.presets import PRESETS
+from snake_jax.text.sources import HUB
+
+METHODS = {
+    "snake_lora": Method("Snake Learning, LoRA", {"algorithm": "snake"}),
+    "snake_full": Method("Snake Learning, whole block", {"algorithm": "snake", "lora_rank": 0}),
+    "fedavg_lora": Method("FL, LoRA", {"algorithm": "fedavg"}),
+    "fedavg_full": Method("FL, whole model", {"algorithm": "fedavg", "lora_rank": 0}),
+}
+PARTITIONS = {"iid": "IID", "by_category": "Non-IID"}
+FIGURES = {"6": "iid", "9": "by_category"}
+_TRAINING_PART = "training_part"  # the source that tuning runs read
+
+_COMMON: dict[str, Any] = {"lr_schedule": "factor", "lr_decay": 0.9, "on_divergence": "skip", "frozen_dtype": "int8"}
+_RATES = {"snake_lora": 3e-3, "snake_full": 1e-3, "fedavg_lora": 3e-3, "fedavg_full": 1e-3}
+
+SCALES = {
+    # Whether everything works: an untrained network on a little of the text that ships with Python.
+    "smoke": Scale(
+        settings={
+            **_COMMON,
+            "model": "tiny-llama",
+            "limit": 24,
+            "test_share": 0.2,
+            "max_length": 128,
+            "batch_size": 4,
+            "lora_rank": 4,
+            "recompute": "none",
+        },
+        data="pydoc",
+        train_examples=50,
+        cycles={1: 2, 3: 1},
+        seeds=(0,),
+        target=0.0,
+        grid=(1e-3, 3e-3),
+        tune_cycles=1,
+        validation=0.25,
+        rates=_RATES,
+        step_s=0.05,
+    ),
+    # A pretrained model of a few hundred thousand weights and four data sets on two CPU cores; --text_model and
+    # --text_data say where they are. Both E pass the text nine times.
+    "cpu": Scale(
+        settings={
+            **_COMMON,
+            "model": "",
+            "limit": 200,
+            "test_share": 0.3,
+            "max_length": 256,
+            "batch_size": 8,
+            "lora_rank": 16,
+            "recompute": "none",
+        },
+        data="",
+        train_examples=610,
+        cycles={1: 9, 3: 3},
+        seeds=(0,),
+        target=0.0,
+        grid=(1e-3, 3e-3, 1e-2),
+        tune_cycles=2,
+        validation=0.2,
+        rates=_RATES,
+        step_s=0.2,
+    ),
+    # The papers' setting, for an accelerator: OPT-1.3B, 24 nodes (or --text_model of Llama-3-8B, 32 nodes) and their
+    # data sets. They do not say for how long they train. Rows and seconds of a step are estimates, nothing was run.
+    "full": Scale(
+        settings={
+            **_COMMON,
+            "model": "opt-1.3b",
+            "limit": 0,
+            "max_length": 512,
+            "batch_size": 6,
+            "lora_rank": 128,
+        },
+        data=",".join(HUB),
+        train_examples=146_000,
+        cycles={1: 3, 3: 1},
+        seeds=(0,),
+        target=0.0,
+        grid=(3e-5, 1e-4, 3e-4),
+        tune_cycles=1,
+        validation=0.1,
+        rates=dict.fromkeys(METHODS, 1e-4),
+        step_s=0.15,
+    ),
+}
+
+
+def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
+    """Where model and text are.
+
+    Args:
+      scale: its name.
+      model: the user's folder or preset; empty: the scale's.
+      data: the user's text; empty: the scale's.
+      workdir: of the runs; what tuning reads lies there.
+      listing: whether nothing is to run, so that no weights are needed.
+
+    Raises:
+      UserError: a scale that the user has to give model or text for.
+    """
+    settings = SCALES[scale].settings
+    model, data = model or settings["model"], data or SCALES[scale].data
+    untrained = model in PRESETS and not Path(model).exists()
+    if not model or (untrained and scale != "smoke" and not listing):
+        raise UserError(
+            f"--scale={scale}: figures {' and '.join(FIGURES)} fine-tune a pretrained model: give --text_model=DIR, a "
+            "folder of a Llama or an OPT as Hugging Face saves it"
+        )
+    if not data:
+        raise UserError(
+            f"--scale={scale}: figures {' and '.join(FIGURES)} need text: give --text_data=A.jsonl,B.jsonl, a file of "
+            "prompts and responses for each data set"
+        )
+    choice = [data, settings["limit"], settings.get("test_share"), SCALES[scale].seeds[0]]
+    name = f"{_TRAINING_PART}_{hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:8]}.jsonl"
+    return {"model": model, "data": data, _TRAINING_PART: str(workdir / name)}
+
+
+def blocks(model: str) -> int:
+    """Of a preset or of the model in a folder."""
+    preset = None if Path(model).exists() else PRESETS.get(model)
+    return (preset or read_architecture(Path(model))).num_hidden_layers
+
+
+def of_figure(figure: str, scale: Scale) -> list[Case]:
+    """The cases that a figure draws, those of few local epochs first."""
+    plain = [Case(method, FIGURES[figure], epochs) for epochs in sorted(scale.cycles) for method in METHODS]
+    return [case._replace(seed=seed) for case in plain for seed in scale.seeds]
+
+
+def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TuneConfig:
+    """The configuration of a case's run. A tuning run trains and is evaluated on parts of the training text."""
+    nodes, own = blocks(given["model"]), METHODS[case.method].flags
+    tuned = {"data": given[_TRAINING_PART], "test_share": scale.validation, "limit": 0}
+    return TuneConfig(
+        **{
+            **scale.settings,
+            **own,
+            "model": given["model"],
+            "data": given["data"],
+            **(tuned if case.tried is not None else {}),
+            "nodes": nodes,
+            "partition": case.partition,
+            "local_epochs": case.epochs,
+            "cycles": cycles_of(case, scale),
+            "learning_rate": rate,
+            "eval_every": nodes if own["algorithm"] == "snake" else 1,
+            "seed": case.seed,
+        }
+    )
+
+
+def hold_out(scale: Scale, given: Sources) -> None:
+    """Writes the training text that tuning divides again, so that no run of it sees held-out text of the study."""
+    settings, path = scale.settings, Path(given[_TRAINING_PART])
+    share = settings.get("test_share", TuneConfig().test_share)
+    corpus = text.load(given["data"], test_share=share, seed=scale.seeds[0], limit=settings["limit"])
+    lines = [{"prompt": p.prompt, "response": p.response, "category": p.category} for p in corpus.train]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def public(source: str) -> str:
+    """A model or text without the folders of this machine."""
+    parts = [part.strip() for part in source.split(",")]
+    return ",".join(Path(part).name if Path(part).is_absolute() or Path(part).exists() else part for part in parts)
+
+
+TOPIC = Topic(
+    name="language",
+    suffix="_language",
+    figures=tuple(FIGURES),
+    methods=METHODS,
+    partitions=PARTITIONS,
+    scales=SCALES,
+    of_figure=of_figure,
+    config=config_of,
+    hold_out=hold_out,
+    public=public,
+)

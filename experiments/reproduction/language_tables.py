@@ -1,0 +1,120 @@
+"""The numbers of the fine-tuning study's figures: rows as JSON has them, and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from experiments.reproduction.cases import Case
+from experiments.reproduction.language import METHODS, PARTITIONS
+from experiments.reproduction.rows import (
+    BYTES,
+    FLOPS,
+    SECONDS,
+    Column,
+    Row,
+    by_case,
+    markdown,
+    mean,
+    notes,
+    of_case,
+    several,
+    total,
+)
+from experiments.reproduction.runs import Study
+from snake_jax.report.runs import Run, before, best, cost_to_reach, final, from_summary
+from snake_jax.report.units import human, percent, significant
+
+# What it took until a run was as good as FL: axis to the row's number for all of a run, and how it is called.
+_AXES = {"iterations": ("iterations", "iterations"), "bytes": ("bytes", "bytes"), "flops": ("train_flops", "FLOPs")}
+
+
+def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Row]:
+    """A row a run: what it reached and took, and what it took until it was as good as FL's finished run, alike else.
+
+    Sums are over lines of metrics; `..._to_fl` are up to the first evaluation that is at least as good.
+    """
+    return [_of_run(study, case, run, found.get(_fl(case))) for case, run in found.items()]
+
+
+def _fl(case: Case) -> Case:
+    return case._replace(method=case.method.replace("snake", "fedavg"))
+
+
+def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Row:
+    last = [record for record in run.metrics if record["perplexity"] is not None][-1]
+    nodes, cycles = run.config["nodes"], len({record["cycle"] for record in run.metrics})
+    sent = total(run, "bytes_up") + total(run, "bytes_down")
+    seconds, tokens = total(run, "train_s"), total(run, "tokens")
+    return {
+        "run": study.name(case),
+        **of_case(case),
+        "finished": run.summary is not None,
+        "learning_rate": run.config["learning_rate"],
+        "cycles": cycles,
+        "perplexity_before": before(run),
+        "perplexity_after": final(run),
+        "best_perplexity": best(run),
+        "next_token_accuracy": last["accuracy"],
+        "iterations": total(run, "iterations"),
+        "iterations_per_node": total(run, "iterations") / nodes,
+        "tokens": tokens,
+        "target_tokens": total(run, "target_tokens"),
+        "bytes": sent,
+        "bytes_per_cycle": sent / cycles,
+        "train_flops": total(run, "train_flops"),
+        "train_s": seconds,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        **{key: from_summary(run, key) for key in ("peak_train_bytes", "state_bytes", "trainable_params")},
+        **{f"{axis}_to_fl": _to_fl(run, fl, axis) for axis in _AXES},
+        "skipped_visits": sum(record.get("event") == "skipped" for record in run.metrics),
+    }
+
+
+def _to_fl(run: Run, fl: Run | None, axis: str) -> float | None:
+    if fl is None or fl.summary is None or (goal := final(fl)) is None:
+        return None
+    return cost_to_reach(run, goal, axis)
+
+
+def markdown_of(rows: Sequence[Row]) -> str:
+    """Perplexity and cost, seeds of a case in one line: the mean, and least to greatest where there are several."""
+    columns: list[Column] = [
+        ("perplexity before", several("perplexity_before", significant)),
+        ("after", several("perplexity_after", significant)),
+        ("best", several("best_perplexity", significant)),
+        ("cycles", lambda rs: str(min(r["cycles"] for r in rs))),
+        ("iterations per node", several("iterations_per_node", human)),
+        ("tokens", several("tokens", human)),
+        ("bytes", several("bytes", BYTES)),
+        ("FLOPs", several("train_flops", FLOPS)),
+        ("training time", several("train_s", SECONDS)),
+        ("trainable parameters", several("trainable_params", human)),
+        ("node's state", several("state_bytes", BYTES)),
+        ("compiled peak", several("peak_train_bytes", BYTES)),
+        ("learning rate", lambda rs: f"{rs[0]['learning_rate']:g}"),
+    ]
+    return markdown(rows, columns, lambda group: _name(group[0], len(group)))
+
+
+def against(rows: Sequence[Row]) -> list[str]:
+    """Sentences: each finished case of Snake Learning beside FL's of the same training, partition and E."""
+    cases = {(g[0]["method"], g[0]["partition"], g[0]["epochs"]): g for g in by_case(rows)}
+    lines = []
+    for (method, partition, epochs), group in cases.items():
+        others = cases.get((method.replace("snake", "fedavg"), partition, epochs))
+        if others and others is not group and all(r["finished"] for r in [*group, *others]):
+            lines.append(f"{_name(group[0], 0)}: {_beside(group, others)}.")
+    return lines
+
+
+def _beside(group: Sequence[Row], others: Sequence[Row]) -> str:
+    """Final perplexity as a factor of FL's, and when it was as good as FL in the end."""
+    factor = mean(group, "perplexity_after") / mean(others, "perplexity_after")
+    said = f"{percent(factor)} of the final perplexity of {METHODS[others[0]['method']].label}"
+    if any(row["iterations_to_fl"] is None for row in group):
+        return f"{said}, never as good as that"
+    shares = [(mean(group, f"{axis}_to_fl") / mean(others, key), name) for axis, (key, name) in _AXES.items()]
+    words = ", ".join(f"{percent(share)} of its {name}" for share, name in shares)
+    return f"{said}, first as good as that after {words}"
+
+
+def _name(row: Row, seeds: int) -> str:
+    return f"{PARTITIONS[row['partition']]}: {METHODS[row['method']].label}, E = {row['epochs']}{notes(row, seeds)}"

@@ -1,0 +1,81 @@
+"""Learning rates: chosen on a part of the training examples that is held out, recorded, read again."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.reproduction import cases
+from experiments.reproduction.cases import Case, Topic
+from experiments.reproduction.runs import Clock, Rates, Study, carry_out
+from snake_jax.errors import UserError
+from snake_jax.report.runs import read_run
+
+
+def rates_file(topic: Topic) -> str:
+    """The name of the file of a topic's learning rates."""
+    return f"learning_rates{topic.suffix}.json"
+
+
+def read_rates(results: Path, topic: Topic) -> Rates:
+    """What earlier tuning recorded; `{}` of none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    file = results / rates_file(topic)
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text())["rates"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged; remove it and tune again with --tune") from error
+
+
+def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str], None], jobs: int = 1) -> Study:
+    """The study with the rate of least validation loss for every method and partition whose tuning runs are finished.
+
+    Also records them (`rates_file`). The validation part comes from the training examples: no test example is seen.
+    """
+    tried = cases.tuning(study.topic, figures, study.scale)
+    study.topic.hold_out(study.scale, study.sources)
+    carry_out(study, tried, timer, say, jobs)
+    pairs = dict.fromkeys((case.method, case.partition) for case in tried)
+    rates = dict(study.rates)
+    for method, partition in pairs:
+        mine = [case for case in tried if (case.method, case.partition) == (method, partition)]
+        if not all(map(study.finished, mine)):
+            say(f"{method}, {partition}: not tuned to the end")
+            continue
+        losses = {study.rate(case): _validation_loss(study, case) for case in mine}
+        finite = {rate: loss for rate, loss in losses.items() if loss is not None}
+        if not finite:
+            say(f"{method}, {partition}: every learning rate diverged; the scale's {study.scale.rates[method]:g} stays")
+            continue
+        chosen = min(finite, key=lambda rate: finite[rate])
+        rates[f"{method}/{partition}"] = {
+            "chosen": chosen,
+            "validation_loss": {f"{rate:g}": loss for rate, loss in losses.items()},
+            "at_the_edge_of_the_grid": chosen in (min(study.scale.grid), max(study.scale.grid)),
+        }
+        say(f"{method}, {partition}: learning rate {chosen:g}")
+    _write_rates(study, rates)
+    return study._replace(rates=rates)
+
+
+def _validation_loss(study: Study, case: Case) -> float | None:
+    """At the end of a tuning run; None of one that diverged on its way. Of language the logarithm of perplexity."""
+    metrics = read_run(study.folder(case)).metrics
+    return None if any(record["event"] == "skipped" for record in metrics) else metrics[-1]["test_loss"]
+
+
+def _write_rates(study: Study, rates: Rates) -> None:
+    scale = study.scale
+    about = {
+        "scale": study.scale_name,
+        "how": f"each rate of {list(scale.grid)} for {scale.tune_cycles} cycles of E = {min(scale.cycles)}, seed "
+        f"{scale.seeds[0]}, evaluated on {scale.validation:g} of the training examples, which were held out; chosen by "
+        "the loss there",
+        "rates": rates,
+    }
+    study.results.mkdir(parents=True, exist_ok=True)
+    (study.results / rates_file(study.topic)).write_text(json.dumps(about, indent=2) + "\n")

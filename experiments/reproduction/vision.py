@@ -1,0 +1,182 @@
+"""The papers' classification study: what is run for each figure at each scale, as configurations."""
+
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
+from snake_jax import models
+from snake_jax.algorithms import ALGORITHMS
+from snake_jax.config import Config
+from snake_jax.layers import resolve_layers
+from snake_jax.schedule import Plan, serpentine
+
+METHODS = {
+    "fedavg": Method("FL"),
+    "accelerated_fl": Method("Accelerated FL", {"cut": "2"}),
+    "snake": Method("Snake Learning"),
+    "sequential": Method("Sequential"),
+    "split": Method("Split Learning", {"cut": "2"}),
+    "splitfed": Method("SplitFed", {"cut": "2"}),
+    "random_walking_snakes": Method("Random Walking Snakes", {"snake_length": 3}),
+}
+COMPARED = ("fedavg", "accelerated_fl", "snake")  # in figure 5
+PARTITIONS = {"iid": "IID", "dirichlet": "Non-IID"}
+ORDERS = ("sequential", "random", "reverse")
+FIGURES = ("2", "4", "5", "7", "8")
+IMAGE, CLASSES = (32, 32, 3), 10
+INTERRUPTED_LAYER = 5  # the papers', counted from 1
+INTERRUPTED_AT = 0.5  # share of its visit's steps after which the node is lost
+
+
+_RATES = {
+    "fedavg": 0.1,
+    "accelerated_fl": 0.03,
+    "snake": 0.03,
+    "sequential": 0.03,
+    "split": 0.03,
+    "splitfed": 0.03,
+    "random_walking_snakes": 0.03,
+}
+_COMMON = {"batch_size": 32, "lr_schedule": "factor", "lr_decay": 0.95, "alpha": 2.0, "on_divergence": "skip"}
+
+SCALES = {
+    # Whether everything works, in seconds: a small network on the bundled digits. Its numbers say nothing.
+    "smoke": Scale(
+        settings={**_COMMON, "model": "mlp", "width": 0.25, "nodes": 3, "batch_size": 16, "lr_decay": 0.9},
+        data="digits",
+        train_examples=96,
+        cycles={1: 2, 2: 1},
+        seeds=(0,),
+        target=0.1,
+        grid=(0.03, 0.1),
+        tune_cycles=1,
+        validation=0.25,
+        rates=_RATES,
+        step_s=0.01,
+    ),
+    # What two CPU cores do in three quarters of an hour. All E see about as many examples (10, 12, 10 passes), as the
+    # papers' x axis is iterations. A step took 11.4 (FedAvg) to 17.1 ms (Snake with distillation) beside other work.
+    "cpu": Scale(
+        settings={**_COMMON, "model": "vgg11", "width": 0.25, "nodes": 9, "augment": "flip"},
+        data="cifar10",
+        train_examples=10_000,
+        cycles={1: 10, 3: 4, 5: 2},
+        seeds=(0,),
+        target=0.35,
+        grid=(0.01, 0.03, 0.1),
+        tune_cycles=2,
+        validation=0.2,
+        rates=_RATES,
+        step_s=0.014,
+    ),
+    # The papers' setting, for an accelerator. The papers do not say for how long they train.
+    "full": Scale(
+        settings={**_COMMON, "model": "vgg11", "width": 1.0, "nodes": 9, "augment": "crop_flip"},
+        data="cifar10",
+        train_examples=0,
+        cycles={1: 90, 3: 30, 5: 18},
+        seeds=(0, 1, 2),
+        target=0.6,
+        grid=(0.01, 0.03, 0.1),
+        tune_cycles=5,
+        validation=0.1,
+        rates=_RATES,
+        step_s=0.003,
+    ),
+}
+
+
+def of_figure(figure: str, scale: Scale) -> list[Case]:
+    """The cases that a figure draws, those of few local epochs first; figure 4 trains nothing."""
+    few = min(scale.cycles)
+    if figure == "5":
+        plain = [Case(m, p, e) for e in sorted(scale.cycles) for m in COMPARED for p in PARTITIONS]
+    elif figure == "7":
+        plain = [Case("snake", p, few, interrupted=cut) for p in PARTITIONS for cut in (False, True)]
+    elif figure == "8":
+        plain = [Case("snake", p, few, order=order) for p in PARTITIONS for order in ORDERS]
+    elif figure == "2":
+        plain = [Case(method, "iid", few) for method in METHODS]
+    else:
+        plain = []
+    return [case._replace(seed=seed) for case in plain for seed in scale.seeds]
+
+
+def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> Config:
+    """The configuration of a case's run, evaluated once a cycle."""
+    cycles = cycles_of(case, scale)
+    first, planned = _interrupted_turn(scale), rounds_planned(scale)
+    cut = ",".join(f"{first + cycle * planned}@{INTERRUPTED_AT:g}" for cycle in range(cycles))
+    return Config(
+        **{
+            **scale.settings,
+            **METHODS[case.method].flags,
+            "algorithm": case.method,
+            "dataset": sources["data"],
+            "partition": case.partition,
+            "train_examples": scale.train_examples,
+            "validation": 0.0 if case.tried is None else scale.validation,
+            "local_epochs": case.epochs,
+            "cycles": cycles,
+            "order": case.order,
+            "interrupt": cut if case.interrupted else "",
+            "learning_rate": rate,
+            "eval_every": _rounds_a_cycle(case, scale),
+            "target_accuracy": scale.target,
+            "seed": case.seed,
+        }
+    )
+
+
+def layer_names(scale: Scale) -> tuple[str, ...]:
+    """Of the scale's network."""
+    return models.build(scale.settings["model"], CLASSES, IMAGE, width=scale.settings["width"]).layer_names
+
+
+def interrupted_layer(scale: Scale) -> str:
+    """The fifth layer, or the middle one of a network whose fifth layer trains at every visit."""
+    names = layer_names(scale)
+    middle = [name for name in names if name not in resolve_layers("always_train", "first,last", names)]
+    fifth = names[INTERRUPTED_LAYER - 1] if len(names) >= INTERRUPTED_LAYER else ""
+    return fifth if fifth in middle else middle[len(middle) // 2]
+
+
+def rounds_planned(scale: Scale) -> int:
+    """Snake's visits in a cycle."""
+    return len(_assignments(scale))
+
+
+def _interrupted_turn(scale: Scale) -> int:
+    layer = interrupted_layer(scale)
+    always = resolve_layers("always_train", "first,last", layer_names(scale))
+    return next(i for i, layers in enumerate(_assignments(scale)) if layer in layers and layer not in always)
+
+
+def _assignments(scale: Scale) -> tuple[tuple[str, ...], ...]:
+    names = layer_names(scale)
+    return serpentine(Plan(Config(), names, resolve_layers("always_train", "first,last", names)), 0)
+
+
+def _rounds_a_cycle(case: Case, scale: Scale) -> int:
+    """Lines of metrics that a cycle has; a visit that is taken over makes two."""
+    if ALGORITHMS[case.method].traffic == "star":
+        return 1
+    if case.method == "snake":
+        return rounds_planned(scale) + case.interrupted
+    return scale.settings["nodes"]
+
+
+def _public(source: str) -> str:
+    """A data set's name without a path of this machine."""
+    return "cifar10" if source.startswith("npz:") else source
+
+
+TOPIC = Topic(
+    name="vision",
+    suffix="",
+    figures=FIGURES,
+    methods=METHODS,
+    partitions=PARTITIONS,
+    scales=SCALES,
+    of_figure=of_figure,
+    config=config_of,
+    hold_out=lambda scale, sources: None,  # runs hold out a part of their training examples themselves
+    public=_public,
+)

@@ -1,0 +1,93 @@
+"""What the figures of the classification study show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.reproduction import tables, vision
+from experiments.reproduction.cases import Case
+from experiments.reproduction.rows import Row
+from experiments.reproduction.runs import Study
+from experiments.reproduction.vision import COMPARED, METHODS, ORDERS, PARTITIONS
+from snake_jax.report.figures import Line
+from snake_jax.report.runs import Run
+
+TITLES = {
+    "2": "What each method costs, IID",
+    "4": "VGG-11, layer by layer",
+    "5": "Snake Learning and other frameworks, by local epochs E",
+    "7": "Snake Learning, the visit of {layer} in every cycle taken over by an idle node halfway",
+    "8": "Snake Learning, by the order of the middle layers",
+}
+_STYLES = {1: 0, 2: 1, 3: 1, 5: 2}  # line styles by E
+
+
+def title(study: Study, figure: str) -> str:
+    """Of a figure."""
+    return TITLES[figure].format(layer=vision.interrupted_layer(study.scale))
+
+
+def setting(study: Study) -> str:
+    """The network, in a few words."""
+    settings = study.scale.settings
+    return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
+
+
+def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
+    """A row of panels for each partition."""
+    return {PARTITIONS[p]: _lines(figure, p, found) for p in PARTITIONS if any(c.partition == p for c in found)}
+
+
+def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
+    """The numbers of each run."""
+    of = tables.methods_row if figure == "2" else tables.of_run
+    return [of(study, case, run) for case, run in found.items()]
+
+
+def sections(study: Study, figure: str, numbers: Sequence[Row]) -> list[str]:
+    """The text below the title: setting, table, comparisons."""
+    body = (tables.methods_markdown if figure == "2" else tables.runs_markdown)(numbers, study.scale.target)
+    base: dict[str, Any] = {"method": "snake", "order": "sequential", "interrupted": False}
+    if figure in ("2", "5"):
+        base["method"] = "fedavg"
+    said = tables.against(numbers, base)
+    return [_about(study), body, *["\n".join(f"- {line}" for line in said)] * bool(said)]
+
+
+def _lines(figure: str, partition: str, found: Mapping[Case, Run]) -> list[Line]:
+    """A line for each case that differs in more than its seed."""
+    groups: dict[Case, list[Run]] = {}
+    for case, run in found.items():
+        if case.partition == partition:
+            groups.setdefault(case._replace(seed=0), []).append(run)
+    return [Line(_label(figure, case), runs, *_look(figure, case)) for case, runs in groups.items()]
+
+
+def _label(figure: str, case: Case) -> str:
+    if figure == "7":
+        return "Interrupted" if case.interrupted else "Normal"
+    if figure == "8":
+        return case.order.capitalize()
+    return METHODS[case.method].label if figure == "2" else tables.label(case)
+
+
+def _look(figure: str, case: Case) -> tuple[int, int]:
+    """Colour and style."""
+    if figure == "5":
+        return COMPARED.index(case.method), _STYLES.get(case.epochs, 3)
+    if figure == "2":
+        return list(METHODS).index(case.method), 0
+    number = int(case.interrupted) if figure == "7" else ORDERS.index(case.order)
+    return number, number
+
+
+def _about(study: Study) -> str:
+    scale, settings = study.scale, study.scale.settings
+    examples = f"{scale.train_examples:,}" if scale.train_examples else "all"
+    cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
+    goal = "the papers' target" if scale.target == 0.6 else "this scale's target, not the papers' 60 %"
+    return (
+        f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g}, {examples} training examples "
+        f"over {settings['nodes']} nodes, batch {settings['batch_size']}; cycles (rounds): {cycles}; "
+        f"seeds {', '.join(map(str, scale.seeds))}. {100 * scale.target:.0f} % is {goal}. "
+        "Iterations of all nodes count; per node is their number over the number of nodes."
+    )
