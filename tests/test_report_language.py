@@ -102,7 +102,10 @@ def test_a_band_begins_with_the_model_before_training_where_all_seeds_have_it(tm
     np.testing.assert_array_equal(found.mean, [18.0, 10.0, 8.0])
     (other / "summary.json").unlink()
     np.testing.assert_array_equal(band([pair[1], read_run(other)], "tokens").low, [9.0, 7.5])
-    assert [list(panels_of(one))[1] for one in (ACCURACY, PERPLEXITY)] == ["examples", "tokens"]
+    assert [list(panels_of(one))[1:] for one in (ACCURACY, PERPLEXITY)] == [
+        ["examples", "bytes", "flops"],
+        ["bytes", "flops", "seconds"],
+    ]
 
 
 def test_headline(pair):

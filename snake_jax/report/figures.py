@@ -35,9 +35,9 @@ class Band(NamedTuple):
 
 
 def panels_of(merit: Merit) -> dict[str, tuple[str, str]]:
-    """`{axis: (label, unit)}` of the panels in a row."""
-    seen = "tokens" if "tokens" in merit.axes else "examples"
-    own = {axis: (merit.axes[axis].label, merit.axes[axis].unit) for axis in (seen, "bytes", "flops")}
+    """`{axis: (label, unit)}` of the panels in a row. Rows of text are alike, so tokens would repeat iterations."""
+    chosen = ("bytes", "flops", "seconds") if "tokens" in merit.axes else ("examples", "bytes", "flops")
+    own = {axis: (merit.axes[axis].label, merit.axes[axis].unit) for axis in chosen}
     return {PER_NODE: ("iterations per node", ""), **own}
 
 
