@@ -54,7 +54,9 @@ class RunConfig:
     optimizer: str = _setting("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
     learning_rate: float = _setting(0.02, "learning rate of the first cycle", above=0)
     lr_schedule: str = _setting(
-        "factor", "change of the learning rate between cycles", choices=("factor", "cosine", "constant")
+        "factor",
+        "change of the learning rate between cycles, or along a cosine over all visits (cosine_visits)",
+        choices=("factor", "cosine", "cosine_visits", "constant"),
     )
     lr_decay: float = _setting(0.9, "lr_schedule=factor: multiplied in after every cycle", above=0)
     momentum: float = _setting(0.9, "momentum of sgd and rmsprop", low=0, high=1)

@@ -96,7 +96,7 @@ def train(setup: Setup, executor: Any, state: State, keep: Callable[[State], Non
     executor.compile(every, state.params, done=state.rounds)
     for number in range(state.rounds, len(every)):
         visits = every[number]
-        rate = schedule.learning_rate(config, visits[0].cycle)
+        rate = schedule.learning_rate(config, visits[0].cycle, number / len(every))
         results = executor.run(visits, state.params, state.states, rate)
         good = [result for result in results if _is_good(result, config, state, keep)]
         flops = [work(result) for result in results]

@@ -103,8 +103,16 @@ def shuffled_nodes(config: RunConfig, cycle: int) -> list[int]:
     return np.random.default_rng([config.seed, _NODE_TAG, cycle]).permutation(config.nodes).tolist()
 
 
-def learning_rate(config: RunConfig, cycle: int) -> float:
-    """The learning rate of a cycle."""
+def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
+    """The learning rate of a visit.
+
+    Args:
+      config: of the run.
+      cycle: of the visit; the papers' schedule is constant within one.
+      done: share of all rounds finished before it, for the schedule that follows those.
+    """
+    if config.lr_schedule == "cosine_visits":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     if config.lr_schedule == "factor":
         return config.learning_rate * config.lr_decay**cycle
     if config.lr_schedule == "cosine":

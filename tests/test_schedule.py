@@ -67,6 +67,8 @@ def test_the_learning_rate_changes_between_cycles_only():
     assert cosine == sorted(cosine, reverse=True)
     assert cosine[0] == 0.1
     assert cosine[2] == pytest.approx(0.05)
+    visits = Config(learning_rate=0.1, lr_schedule="cosine_visits", cycles=2)
+    assert [learning_rate(visits, 0, done) for done in (0.0, 0.5)] == pytest.approx([0.1, 0.05])
 
 
 def test_an_interrupted_visit_goes_on_at_the_next_node():
