@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 RUNS := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test check fix pins clean
+.PHONY: help demo demo-llm test parity check fix pins clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 16
@@ -26,6 +26,8 @@ demo-llm: $(VENV)/run.stamp  ## the same with a tiny Llama on the text of Python
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest
+
+parity: $(VENV)/parity.stamp  ## install what some tests compare with, and skip without: PyTorch, peft, the TPU compiler
 
 # pre-commit wants a git checkout; an unpacked archive gets the same tools, called directly.
 check: $(VENV)/dev.stamp  ## lint, formatting, types
@@ -63,6 +65,10 @@ $(VENV)/run.stamp: requirements.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --requirement requirements.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/parity.stamp: $(VENV)/dev.stamp requirements-parity.txt
+	@$(PIP) --constraint requirements.txt --requirement requirements-parity.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt

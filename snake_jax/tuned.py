@@ -27,19 +27,27 @@ def describe(setup: Setup) -> str:
     what = f"adapters of rank {config.lora_rank}" if config.lora_rank else "whole blocks"
     state = visit_state(setup)
     parts = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in state._asdict().items() if size)
-    tied = setup.model.tied and {"embed", "head"} & set(setup.plan.always)
     lines = (
         f"{config.algorithm}: {setup.model.name} on {task.name}, {config.nodes} nodes, {config.partition}, {what}",
         setup.quality,
         f"rows of {', '.join(map(str, rows.train.rows))} tokens, {100 * rows.fill:.0f} % filled",
         text.describe(rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens.tolist()),
         f"memory of a node's visit without activations: {state.total / 2**20:.1f} MiB ({parts})",
-        "embedding and output matrix are one: training either trains both" if tied else "",
+        _tied_note(setup),
         _prefix_note(setup),
         f"divergence of the nodes' categories ({config.distill_measure}) {setup.divergence:.3f}; "
         f"distillation {'on' if setup.distilled else 'off'}",
     )
     return "\n".join(line for line in lines if line)
+
+
+def _tied_note(setup: Setup) -> str:
+    """What an end trains besides, or does not, where the output matrix is the embedding's."""
+    if not setup.model.tied or not setup.plan.always:
+        return ""
+    if "embed" in setup.plan.always:
+        return "embedding and output matrix are one: embed trains both"
+    return "the output matrix is the embedding's: head trains the final norm alone"
 
 
 def _prefix_note(setup: Setup) -> str:

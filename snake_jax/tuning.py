@@ -23,7 +23,7 @@ from snake_jax.executor.stacked import StackedExecutor, StackedSettings
 from snake_jax.executor.text_batches import Shard
 from snake_jax.language_step import ADAPTERS, ENDS, LanguageStep, own_items
 from snake_jax.layers import Params, num_params, resolve_layers, select, without
-from snake_jax.models.hub import load_pretrained, read_architecture
+from snake_jax.models.hub import check_pretrained, load_pretrained, read_architecture
 from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.network import Sizes
@@ -119,6 +119,7 @@ def load_model(config: TuneConfig, tokenizer: text.Tokenizer) -> tuple[LanguageM
         raise UserError(f"--model={config.model}: no such folder, and no preset; presets are {known}")
     architecture = read_architecture(Path(config.model))
     model = build(architecture, dropout=config.dropout, name=Path(config.model).resolve().name)
+    check_pretrained(config.model, model)
     return model, lambda: load_pretrained(config.model, dropout=config.dropout)[1]
 
 

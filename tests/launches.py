@@ -1,23 +1,30 @@
-"""Runs experiments.classify on images small enough for seconds, in this process or in one of its own."""
+"""Runs launches on images or text small enough for seconds, in this process or in one of its own."""
 
+import contextlib
+import importlib
 import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 from orbax.checkpoint import CheckpointManager, args
 
 from experiments import classify, launch
+from snake_jax.models import from_preset
+from snake_jax.models.save import save_pretrained
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-W", "error", "-m", "experiments.classify"]
-MEASURED = {"train_s", "compile_s", "num_compilations", "train_s_to_target"}
+COMMAND = [sys.executable, "-W", "error", "-m"]
+MEASURED = {"train_s", "compile_s", "num_compilations", "train_s_to_target", "tokens_per_s"}
+_APART: dict[str, dict[str, list[flags.Flag]]] = {}  # flags of launches loaded here, by the module that defines them
 
 
 class Ended(NamedTuple):
@@ -33,15 +40,84 @@ class Launcher(NamedTuple):
 
     monkeypatch: pytest.MonkeyPatch
     capfd: pytest.CaptureFixture
+    name: str = "classify"
 
     def __call__(self, *flag_list: object) -> Ended:
         """Runs to the exit; whatever else is raised comes through."""
         self.capfd.readouterr()
-        flags.FLAGS.unparse_flags()
-        self.monkeypatch.setattr(sys, "argv", ["experiments/classify.py", *map(str, flag_list)])
+        self.monkeypatch.setattr(sys, "argv", [f"experiments/{self.name}.py", *map(str, flag_list)])
         with pytest.raises(SystemExit) as ended:
-            launch.run(classify.main)
+            run(self.name)
         return Ended(ended.value.code, *self.capfd.readouterr())
+
+
+def run(name: str) -> None:
+    """Runs `experiments.NAME` on `sys.argv`; never returns."""
+    module = classify if name == "classify" else load(name)
+    with _flags_of(_APART[name]) if name in _APART else contextlib.nullcontext():
+        flags.FLAGS.unparse_flags()
+        launch.run(module.main)
+
+
+def load(name: str) -> ModuleType:
+    """Imports `experiments.NAME` with its flags kept apart: launches define some of the same names."""
+    if name not in _APART:
+        with _flags_of({}):
+            importlib.import_module(f"experiments.{name}")
+            _APART[name] = _registered()
+    return sys.modules[f"experiments.{name}"]
+
+
+@contextlib.contextmanager
+def _flags_of(wanted: dict[str, list[flags.Flag]]) -> Iterator[None]:
+    """These flags of launches are defined, and no others."""
+    before = _registered()
+    _exchange(before, wanted)
+    try:
+        yield
+    finally:
+        _exchange(_registered(), before)
+
+
+def _registered() -> dict[str, list[flags.Flag]]:
+    every = flags.FLAGS.flags_by_module_dict().items()
+    return {module: list(found) for module, found in every if module.startswith("experiments.")}
+
+
+def _exchange(old: dict[str, list[flags.Flag]], new: dict[str, list[flags.Flag]]) -> None:
+    for flag in (flag for found in old.values() for flag in found):
+        delattr(flags.FLAGS, flag.name)
+    for module, found in new.items():
+        for flag in found:
+            flags.FLAGS[flag.name] = flag
+            flags.FLAGS.register_flag_by_module(module, flag)
+
+
+def write_pairs(file: Path, count: int = 30) -> Path:
+    """Prompts and short responses of two categories that a small network can begin to learn, as JSON lines."""
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    records = []
+    for i in range(count):
+        first, second = words[i % 10], words[(3 * i + i // 10) % 10]
+        kind, response = [("words", f"{first} {second}"), ("letters", f"{first[0]} {second[0]}")][i % 2]
+        prompt = f"{i}: {words.index(first)}{words.index(second)} in {kind}"
+        records.append({"prompt": prompt, "response": f"{response} end", "category": kind})
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def write_model(folder: Path, preset: str = "tiny-llama", **changes: Any) -> Path:
+    """An untrained model of three narrow blocks, for bytes, as transformers writes it."""
+    narrow = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "max_position_embeddings": 64}
+    if preset == "tiny-llama":
+        narrow |= {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
+    else:
+        narrow |= {"ffn_dim": 24}
+    model, rng = from_preset(preset, **(narrow | changes)), np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    drawn = lambda w: np.float32(rng.normal(0, 0.05, w.shape) if len(w.shape) > 1 else np.ones(w.shape))  # noqa: E731
+    save_pretrained(folder, model, jax.tree.map(drawn, shapes))
+    return folder
 
 
 def write_images(file: Path, **changes: Any) -> Path:
@@ -55,10 +131,10 @@ def write_images(file: Path, **changes: Any) -> Path:
     return file
 
 
-def in_new_process(flag_list: Sequence[str], **options: Any) -> subprocess.Popen:
+def in_new_process(flag_list: Sequence[str], name: str = "classify", **options: Any) -> subprocess.Popen:
     """Starts a launch with its output in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*COMMAND, *flag_list], cwd=ROOT, **pipes)
+    return subprocess.Popen([*COMMAND, f"experiments.{name}", *flag_list], cwd=ROOT, **pipes)
 
 
 def strict_json(text: str) -> Any:

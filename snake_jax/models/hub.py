@@ -77,6 +77,15 @@ def load_pretrained(
     return model, params
 
 
+def check_pretrained(folder: str | Path, model: LanguageModel) -> None:
+    """Checks names, shapes and dtypes of a folder's tensors, from the files' headers alone.
+
+    Raises:
+      UserError: there are no weights, or they do not fit the model.
+    """
+    _check(Path(folder), model, places(model), _stored(Path(folder)))
+
+
 def read_architecture(folder: Path) -> Architecture:
     """What `config.json` in this folder describes.
 
