@@ -180,7 +180,8 @@ def test_all_blocks_at_once_are_federated_averagings_step(name):
     close(new, jax.tree.map(lambda w, g: w - RATE * g, trainable, wanted))
 
 
-def test_adapters_train_beside_their_frozen_base(scale=0.5):
+def test_adapters_train_beside_their_frozen_base():
+    scale = 0.5
     trainable, frozen = parted("llama", 1, adapted=True)
     batch, every = rows(), adapters("llama")
 
