@@ -113,7 +113,7 @@ def load_model(config: TuneConfig, tokenizer: text.Tokenizer) -> tuple[LanguageM
         # An untrained model has no vocabulary of its own to keep.
         sizes = {"vocab_size": -(-tokenizer.vocab_size // 8) * 8} if config.model.startswith("tiny") else {}
         model = from_preset(config.model, dropout=config.dropout, **sizes)
-        return model, lambda: jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
+        return model, lambda: jax.device_get(model.init(jax.random.key(config.seed)))
     if not Path(config.model).is_dir():
         known = ", ".join(PRESETS)
         raise UserError(f"--model={config.model}: no such folder, and no preset; presets are {known}")
