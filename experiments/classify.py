@@ -9,21 +9,14 @@ The same command after a kill goes on from the last finished visit. The workdir 
 a visit or round), ledger.jsonl (a line a transfer), summary.json, checkpoints/ and curves.png.
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
 
 from experiments import config_flags, launch, one_run, seeds
-from experiments.one_run import Job
 from snake_jax import runner
 from snake_jax.config import Config
 from snake_jax.errors import UserError
-from snake_jax.report.plots import plot_run
-from snake_jax.report.progress import progress
-from snake_jax.report.runs import read_run
-from snake_jax.report.table import comparison_table
-from snake_jax.workdir import Workdir
 
 config_flags.define()
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; a run there goes on")
@@ -43,31 +36,11 @@ def main(_: list[str]) -> None:
     setups = [runner.prepare(config) for config in configs]
     if CACHE.value:
         one_run.keep_programs(CACHE.value)
-    try:
+    with one_run.ends_told():
         if SEEDS.value:
             seeds.run(setups, Path(WORKDIR.value), TENSORBOARD.value, launch.warn)
         else:
-            _run(setups[0])
-    except runner.Diverged as error:
-        sys.exit(launch.fail(error, code=1))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
-
-
-def _run(setup: runner.Setup) -> None:
-    workdir = Workdir(WORKDIR.value, setup.config)
-    try:
-        job = Job(setup, workdir, workdir.resume(setup, launch.warn))
-        print(one_run.describe(setup))
-        if line := one_run.where(job):
-            print(line)
-        with progress(job.total, job.state.rounds, job.unit) as update:
-            one_run.train(job, update, TENSORBOARD.value)
-        run = read_run(workdir.path)
-        print(comparison_table([run]))
-        print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
-    finally:
-        workdir.close()
+            one_run.carry_out(setups[0], WORKDIR.value, one_run.describe(setups[0]), TENSORBOARD.value)
 
 
 if __name__ == "__main__":

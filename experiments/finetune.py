@@ -12,7 +12,7 @@ the last finished visit. The workdir gets what that of experiments.classify gets
 adapters merged, or, with --save=adapter, adapter/ for the library peft.
 """
 
-import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -22,11 +22,6 @@ from experiments.one_run import Job
 from snake_jax import runner, tuned
 from snake_jax.config import TuneConfig
 from snake_jax.errors import UserError
-from snake_jax.report.plots import plot_run
-from snake_jax.report.progress import progress
-from snake_jax.report.runs import read_run
-from snake_jax.report.table import comparison_table
-from snake_jax.workdir import Workdir
 
 config_flags.define(TuneConfig)
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; a run there goes on")
@@ -46,34 +41,20 @@ def main(_: list[str]) -> None:
     setup = runner.prepare(config)
     if CACHE.value:
         one_run.keep_programs(CACHE.value)
-    try:
-        _run(setup)
-    except runner.Diverged as error:
-        sys.exit(launch.fail(error, code=1))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
+    with one_run.ends_told():
+        one_run.carry_out(setup, WORKDIR.value, tuned.describe(setup), TENSORBOARD.value, _begin, partial(_end, setup))
 
 
-def _run(setup: runner.Setup) -> None:
-    workdir = Workdir(WORKDIR.value, setup.config)
-    try:
-        job = Job(setup, workdir, workdir.resume(setup, launch.warn))
-        print(tuned.describe(setup))
-        if line := one_run.where(job):
-            print(line)
-        if PROMPT.value and not job.state.rounds:
-            print(_sample(setup, job.state, "before"))
-        with progress(job.total, job.state.rounds, job.unit) as update:
-            state = one_run.train(job, update, TENSORBOARD.value)
-        run = read_run(workdir.path)
-        print(comparison_table([run]))
-        print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
-        if PROMPT.value:
-            print(_sample(setup, state, "after"))
-        for folder in _save(setup, state, workdir.path):
-            print(f"saved: {folder}")
-    finally:
-        workdir.close()
+def _begin(job: Job) -> None:
+    if PROMPT.value and not job.state.rounds:
+        print(_sample(job.setup, job.state, "before"))
+
+
+def _end(setup: runner.Setup, state: runner.State, folder: Path) -> None:
+    if PROMPT.value:
+        print(_sample(setup, state, "after"))
+    for saved in _save(setup, state, folder):
+        print(f"saved: {saved}")
 
 
 def _sample(setup: runner.Setup, state: runner.State, when: str) -> str:

@@ -1,6 +1,7 @@
 """One run in its folder: what a launch says of it, trains and keeps. Launches of one seed and of several share it."""
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -9,10 +10,14 @@ from typing import NamedTuple
 
 import jax
 
+from experiments import launch
 from snake_jax import data, runner
 from snake_jax.errors import UserError
 from snake_jax.executor import Compilations
-from snake_jax.report.progress import Update
+from snake_jax.report.plots import plot_run
+from snake_jax.report.progress import Update, progress
+from snake_jax.report.runs import read_run
+from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
 from snake_jax.workdir import Workdir
 
@@ -63,6 +68,52 @@ def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] =
                 return state
     workdir.finish(runner.summarise(setup, compiled(), workdir.records, executor))
     return state
+
+
+def carry_out(
+    setup: runner.Setup,
+    folder: str,
+    about: str,
+    events: bool,
+    begin: Callable[[Job], None] = lambda job: None,
+    end: Callable[[runner.State, Path], None] = lambda state, path: None,
+) -> None:
+    """A run in its folder from where it stands to its end, told on the terminal.
+
+    Args:
+      setup: of the run.
+      folder: the run's.
+      about: what is printed first.
+      events: whether to write TensorBoard's.
+      begin: is called before training.
+      end: is called with the last state and the folder, after the curves are drawn.
+    """
+    workdir = Workdir(folder, setup.config)
+    try:
+        job = Job(setup, workdir, workdir.resume(setup, launch.warn))
+        print(about)
+        if line := where(job):
+            print(line)
+        begin(job)
+        with progress(job.total, job.state.rounds, job.unit) as update:
+            state = train(job, update, events)
+        run = read_run(workdir.path)
+        print(comparison_table([run]))
+        print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
+        end(state, workdir.path)
+    finally:
+        workdir.close()
+
+
+@contextlib.contextmanager
+def ends_told() -> Iterator[None]:
+    """Around training: one that diverges ends in one line and exit code 1, one that is stopped says how to go on."""
+    try:
+        yield
+    except runner.Diverged as error:
+        sys.exit(launch.fail(error, code=1))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
 
 
 def wait(futures: Sequence[Future], stop: threading.Event) -> None:
