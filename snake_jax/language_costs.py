@@ -12,9 +12,8 @@ from jax.interpreters import partial_eval
 
 from snake_jax import quantization
 from snake_jax.accounting import product_flops
-from snake_jax.executor.stacked import own_dtype
 from snake_jax.executor.visits import Passed
-from snake_jax.language_step import ADAPTERS, ENDS, LanguageStep
+from snake_jax.language_step import ADAPTERS, ENDS, LanguageStep, own_dtype
 from snake_jax.layers import Params, PyTree, num_bytes, num_params, without
 from snake_jax.models.language import Hidden
 from snake_jax.network import Sizes, optimizer_item

@@ -16,9 +16,18 @@ from jax.sharding import SingleDeviceSharding
 
 from snake_jax import lora, quantization, stack
 from snake_jax.errors import UserError
-from snake_jax.executor.stacked import own_dtype
 from snake_jax.language_costs import StateBytes, visit_state
-from snake_jax.language_step import ADAPTERS, ENDS, Frozen, LanguageStep, Rows, block_roles, own_items, train_step
+from snake_jax.language_step import (
+    ADAPTERS,
+    ENDS,
+    Frozen,
+    LanguageStep,
+    Rows,
+    block_roles,
+    own_dtype,
+    own_items,
+    train_step,
+)
 from snake_jax.layers import Params, PyTree
 from snake_jax.optimizers import init_states
 

@@ -108,6 +108,11 @@ def own_items(model: LanguageModel, adapted: bool) -> tuple[str, ...]:
     return tuple(name + ADAPTERS * adapted for name in model.layer_names if name not in ENDS)
 
 
+def own_dtype(frozen_dtype: str, adapted: bool) -> str:
+    """How a node stores what may train and does not at the moment: adapters are small, and not quantized."""
+    return "bfloat16" if adapted and frozen_dtype in ("int8", "nf4") else frozen_dtype
+
+
 def block_roles(count: int) -> tuple[str, ...]:
     """The roles of k blocks."""
     return tuple(f"block_{j}" for j in range(count))

@@ -15,7 +15,15 @@ import numpy as np
 
 from snake_jax import quantization, stack, text
 from snake_jax.executor.executor import Compilations
-from snake_jax.executor.text_batches import Batch, Shard, epoch_batches, gathered, num_tokens, row_batches
+from snake_jax.executor.text_batches import (
+    Batch,
+    Entrance,
+    Shard,
+    epoch_batches,
+    gathered,
+    num_tokens,
+    row_batches,
+)
 from snake_jax.executor.visits import Passed, Tally, Text, VisitResult, after_epoch, result
 from snake_jax.language_step import (
     ENDS,
@@ -23,6 +31,7 @@ from snake_jax.language_step import (
     LanguageStep,
     block_roles,
     evaluate,
+    own_dtype,
     own_items,
     prefix,
     train_step,
@@ -155,7 +164,7 @@ class StackedExecutor:
         received = jax.tree.map(jnp.array, trainable) if self._step.needs_received else {}
         frozen, rate, key = self._frozen(visit, params), np.float32(learning_rate), _visit_key(settings.seed, visit)
         entrance, tally, counts = None, Tally(), []
-        for epoch in range(0 if tally.over else settings.local_epochs):
+        for epoch in range(settings.local_epochs):
             batches = epoch_batches(visit, epoch, shard, self._shape, settings.local_epochs, settings.seed)
             if tally.over or not batches:
                 continue
@@ -220,12 +229,12 @@ class StackedExecutor:
             rows = self._set(rows, freeze(subtree), slot)
         return rows
 
-    def _entrance(self, frozen: Frozen, roles: tuple[str, ...], shard: Shard) -> "tuple[_Entrance, list[_Count]]":
+    def _entrance(self, frozen: Frozen, roles: tuple[str, ...], shard: Shard) -> "tuple[Entrance, list[_Count]]":
         """The input of the first block that trains, for all rows of the node, where that is kept; and the work done."""
         settings, first = self._settings, int(frozen.blocks.first)
         useless = settings.local_epochs == 1 or not first or "embed" in roles or self._step.model.stochastic
         if settings.cache_prefix == "off" or useless:
-            return _Entrance({}, {}), []
+            return Entrance({}, {}), []
         kept, counts = {}, []
         for length, rows in shard.items():
             parts = []
@@ -238,7 +247,7 @@ class StackedExecutor:
             join = np.concatenate if settings.cache_prefix == "host" else jnp.concatenate
             kept[length] = join(parts)
         places = {length: {int(row): i for i, row in enumerate(rows)} for length, rows in shard.items()}
-        return _Entrance(kept, places), counts
+        return Entrance(kept, places), counts
 
     def _held(self, node: int) -> int:
         """Tokens with a loss that the node holds."""
@@ -261,30 +270,9 @@ class StackedExecutor:
         return jax.jit(prefix(self._step) if program.kind == "prefix" else evaluate(self._step))
 
 
-class _Entrance(NamedTuple):
-    """Kept inputs of the first block that trains, by length, and where each row's lies; both empty: not kept."""
-
-    values: Mapping[int, Any]
-    places: Mapping[int, Mapping[int, int]]
-
-    def of(self, batch: Batch) -> Any:
-        """`[A, B, T, D]`, or None."""
-        if not self.values:
-            return None
-        places = self.places[batch.length]
-        # Padding rows have index 0 of all nodes' rows, which need not be this node's.
-        index = [places.get(int(row), 0) for row in batch.indices.ravel()]
-        return self.values[batch.length][np.reshape(index, batch.indices.shape)]
-
-
 class _Count(NamedTuple):
     passed: Passed
     batch: Batch | None
-
-
-def own_dtype(frozen_dtype: str, adapted: bool) -> str:
-    """How a node stores what may train and does not at the moment: adapters are small, and not quantized."""
-    return "bfloat16" if adapted and frozen_dtype in ("int8", "nf4") else frozen_dtype
 
 
 def _with_text(done: VisitResult, counts: list[_Count], rows: Mapping[int, text.Rows], targets: int) -> VisitResult:

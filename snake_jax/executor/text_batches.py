@@ -1,7 +1,7 @@
 """Which rows of text make a step; nothing here is compiled."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,3 +65,19 @@ def is_packed(rows: text.Rows) -> bool:
 def num_tokens(rows: text.Rows, batch: Batch) -> int:
     """Tokens that are no padding."""
     return int((rows.segments[batch.indices[batch.real]] > 0).sum())
+
+
+class Entrance(NamedTuple):
+    """Kept inputs of the first block that trains, by length, and where each row's lies; both empty: not kept."""
+
+    values: Mapping[int, Any]
+    places: Mapping[int, Mapping[int, int]]
+
+    def of(self, batch: Batch) -> Any:
+        """`[A, B, T, D]`, or None."""
+        if not self.values:
+            return None
+        places = self.places[batch.length]
+        # Padding rows have index 0 of all nodes' rows, which need not be this node's.
+        index = [places.get(int(row), 0) for row in batch.indices.ravel()]
+        return self.values[batch.length][np.reshape(index, batch.indices.shape)]
