@@ -48,7 +48,7 @@ def thaw(subtree: PyTree, dtype: DTypeLike) -> PyTree:
 
 def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows [..., E] of a stored table [V, E]; only the rows taken are dequantized."""
-    return dense(jax.tree.map(lambda x: x[ids], table), dtype)
+    return dense(jax.tree.map(lambda x: jnp.asarray(x)[ids], table), dtype)  # a traced id cannot index a numpy array
 
 
 def is_quantized(leaf: object) -> bool:

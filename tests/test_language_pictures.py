@@ -126,7 +126,8 @@ def test_a_figure_of_the_papers_marks_the_target(drawn, pair, tmp_path):
     lines = [Line("snake", pair[:1], 0), Line("fedavg", pair[1:], 1)]
     plot_figure({"IID": lines, "by category": [Line("scratch", [from_scratch(tmp_path / "a")], 2)]}, "a.png", "x", 8.0)
     panels = drawn[0].axes
-    assert [panel.get_xlabel() for panel in panels[4:]][:2] == ["iterations per node", "tokens seen (millions)"]
+    labels = [panel.get_xlabel() for panel in panels[4:]][:2]
+    assert labels == ["iterations per node", "bytes sent, up and down (GB)"]
     assert (panels[0].get_ylabel(), panels[0].get_yscale()) == ("IID\nheld-out perplexity", "log")
     assert panels[1].lines[-1].get_ydata() == [8.0, 8.0]
 
