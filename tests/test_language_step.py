@@ -25,15 +25,7 @@ from snake_jax.models.presets import from_preset
 from snake_jax.optimizers import init_states, update_rule
 from snake_jax.steps import Distillation
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """The compiler without its optimisations: this is about values, and most of its time is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 LLAMA = from_preset("tiny-llama", num_hidden_layers=3, vocab_size=40, **SMALL)
 UNTIED = from_preset("tiny-llama", num_hidden_layers=3, vocab_size=40, tie_word_embeddings=False, **SMALL)

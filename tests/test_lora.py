@@ -17,6 +17,8 @@ from snake_jax.quantization import freeze, thaw
 from tests.helpers import close, same_bits
 from tests.models.make_golden import FOLDER, random_ids, torch_logits, torch_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LLAMA_LINEARS = [("self_attn", f"{name}_proj") for name in "qkvo"] + [
     ("mlp", f"{n}_proj") for n in ("gate", "up", "down")
 ]

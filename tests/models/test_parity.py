@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 from snake_jax.models import Tokens, load_pretrained
 from tests.models.make_golden import FOLDER, VARIANTS, random_ids, torch_logits, torch_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def assert_same_logits(ours, theirs):
     """Within 1e-4 relative; numbers near zero as near as float32 sums of numbers of the size of the largest are."""
