@@ -30,6 +30,7 @@ from snake_jax.models.hub import read_architecture
 from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.optimizers import update_rule
+from snake_jax.targets import Refused
 
 MODEL = flags.DEFINE_string("model", "opt-1.3b", f"a folder with config.json, or of {', '.join(PRESETS)}")
 TRAIN = flags.DEFINE_list("train", ["full", "block", "lora:128"], "block, block+ends, lora:R, full; several by comma")
@@ -105,10 +106,11 @@ def _row(model: LanguageModel, train: str, dtype: str) -> dict[str, Any]:
 def _compiled(step: LanguageStep, adapters: lora.Lora | None, layers: tuple[str, ...], dtype: str) -> dict[str, Any]:
     arguments = profile.step_arguments(step, adapters, layers, dtype, (BATCH.value, LENGTH.value))
     started = time.perf_counter()
-    memory = profile.compiled_memory(step, arguments, TARGET.value)
+    compiled = profile.compiled_step(step, arguments, TARGET.value)
     seconds = {"compile_s": round(time.perf_counter() - started, 1)}
-    if isinstance(memory, profile.Refused):
-        return {"refused": memory.reason, **seconds}
+    if isinstance(compiled, Refused):
+        return {"refused": compiled.reason, **seconds}
+    memory = compiled.memory
     return {f"compiled_{name}_bytes": size for name, size in memory._asdict().items()} | {
         "compiled_peak_bytes": memory.peak,
         **seconds,

@@ -1,21 +1,12 @@
-"""The real compiler's memory for a step of a language model, on a chip that need not be there, from shapes alone.
+"""Shapes of everything that a step of a language model takes, for compilers and formulas: no weights are made."""
 
-The TPU compiler runs on any machine where `libtpu` is installed: `jax.experimental.topologies` describes chips,
-programs are compiled for them, and what does not fit is refused as on the chip.
-"""
-
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
-from snake_jax import lora, quantization, stack
-from snake_jax.errors import UserError
+from snake_jax import lora, quantization, stack, targets
 from snake_jax.language_costs import StateBytes, visit_state
 from snake_jax.language_step import (
     ADAPTERS,
@@ -30,27 +21,7 @@ from snake_jax.language_step import (
 )
 from snake_jax.layers import Params, PyTree
 from snake_jax.optimizers import init_states
-
-TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # the least that there is
-
-
-class CompiledMemory(NamedTuple):
-    """What the compiler reserves on a device, in bytes: arguments, results not in their place, and temporaries."""
-
-    arguments: int
-    results: int
-    temporaries: int
-
-    @property
-    def peak(self) -> int:
-        """The sum."""
-        return sum(self)
-
-
-class Refused(NamedTuple):
-    """The compiler's reason why the program does not fit."""
-
-    reason: str
+from snake_jax.targets import Compiled, Refused
 
 
 def visit_items(step: LanguageStep, blocks: int, ends: Sequence[str] = ()) -> tuple[str, ...]:
@@ -115,57 +86,14 @@ def step_arguments(
     return trainable, states, frozen, received, texts, key, jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def compiled_memory(step: LanguageStep, arguments: tuple[Any, ...], target: str) -> CompiledMemory | Refused:
-    """Compiles the step for a target: this machine's device (`cpu`, `gpu`), or `tpu:v5e`, `tpu:v4`, ...
+def compiled_step(step: LanguageStep, arguments: tuple[Any, ...], target: str) -> Compiled | Refused:
+    """Compiles the step for the first device of a target: see `targets.devices`.
 
     Raises:
       UserError: an unknown target, no such device, or no TPU compiler here.
     """
-    with _device(target) as device:
-        place = SingleDeviceSharding(device)
-        placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-        lowered = jax.jit(train_step(step, tuple(arguments[0])), donate_argnums=(0, 1)).lower(*placed)
-        try:
-            memory: Any = lowered.compile().memory_analysis()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return Refused(_reason(str(error)))
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return CompiledMemory(memory.argument_size_in_bytes, results, memory.temp_size_in_bytes)
-
-
-def _reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "Used" in line or "Exceeded" in line or "exceed" in line]
-    return " ".join(lines[:1] or text.splitlines()[:1])[:200]
-
-
-@contextmanager
-def _device(target: str) -> Iterator[Any]:
-    """A device to compile for."""
-    kind, _, chip = target.partition(":")
-    if kind == "tpu":
-        yield _tpu(target, chip)
-        return
-    if chip or kind not in ("cpu", "gpu"):
-        raise UserError(f"--target={target}: want cpu, gpu or tpu:CHIP with CHIP of {', '.join(TOPOLOGIES)}")
-    try:
-        yield jax.devices(kind)[0]
-    except RuntimeError:
-        raise UserError(f"--target={target}: there is no {kind} here; tpu targets compile anywhere") from None
-
-
-def _tpu(target: str, chip: str) -> Any:
-    if chip not in TOPOLOGIES:
-        raise UserError(f"--target={target}: want tpu:CHIP with CHIP of {', '.join(TOPOLOGIES)}")
-    # Without these the TPU library asks the network for a machine that is not there.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    try:
-        return topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices[0]
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--target={target}: no TPU compiler here ({reason}); pip install libtpu") from None
+    placed = targets.on(targets.devices(target)[0], arguments)
+    return targets.compiled(train_step(step, tuple(arguments[0])), placed, donate=(0, 1))
 
 
 def _frozen(subtree: PyTree, dtype: str) -> PyTree:

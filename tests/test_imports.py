@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = (
     {"errors", "config"},
-    {"layers", "kernels"},
+    {"layers", "kernels", "targets"},
     {"data", "lora", "models", "quantization", "stack", "text"},
     {"language_step", "steps", "split", "optimizers", "schedule", "nodes"},
     {"executor", "network", "accounting", "language_costs", "chain", "assignment", "clock"},
