@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from experiments import one_run
 from snake_jax import runner
 from snake_jax.config import TuneConfig
 from snake_jax.models import load_pretrained
 from tests import launches
 from tests.launches import Launcher, json_lines, results, strict_json, write_model, write_pairs
 
-finetune = launches.load("finetune")
+launches.load("finetune")
 SMALL = ("--nodes=2", "--max_length=64", "--batch_size=4", "--learning_rate=0.01", "--lora_scale=2")
 peft_warns = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated and will be removed in v6. "
@@ -58,7 +59,7 @@ def small(files, cache):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    monkeypatch.setattr(finetune, "plot_run", lambda run, path: path)  # the slowest part, and tested elsewhere
+    monkeypatch.setattr(one_run, "plot_run", lambda run, path: path)  # the slowest part, and tested elsewhere
     return Launcher(monkeypatch, capfd, "finetune")
 
 
