@@ -26,7 +26,9 @@ ADAPTER = flags.DEFINE_string("adapter", "", "folder of an adapter, as the libra
 PROMPT = flags.DEFINE_multi_string("prompt", None, "what to answer; may be given several times")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "folder of the tokenizer; empty: the model's, or bytes")
 TEMPLATE = flags.DEFINE_enum("template", "auto", (*text.TEMPLATES, "none"), "form of the prompt")
-TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "length of the longest answer", lower_bound=1)
+TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "length of the longest answer; 128, or as many as the model has positions", lower_bound=1
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token; above: drawn", lower_bound=0.0)
 TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the likeliest so many only; 0: all", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the likeliest with this share of probability", 0.0, 1.0)
@@ -53,7 +55,7 @@ def main(_: list[str]) -> None:
         model,
         jax.tree.map(jnp.asarray, params),
         prompts,
-        max_new_tokens=TOKENS.value,
+        max_new_tokens=TOKENS.value or _room(prompts, model.max_positions),
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,
@@ -70,6 +72,11 @@ def _ids(prompt: str, tokenizer: text.Tokenizer) -> list[int]:
     if TEMPLATE.value == "none":
         return [*([] if tokenizer.bos_id is None else [tokenizer.bos_id]), *tokenizer.encode(prompt)]
     return text.render_prompt(prompt, tokenizer, TEMPLATE.value)
+
+
+def _room(prompts: list[list[int]], positions: int) -> int:
+    """New tokens by default; at least one is asked for, so that a prompt without room is refused."""
+    return min(128, max(1, positions - max(map(len, prompts))))
 
 
 if __name__ == "__main__":

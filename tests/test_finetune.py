@@ -178,9 +178,9 @@ def test_the_saved_model_is_the_one_that_was_evaluated(on_pydoc):
     assert nll / tokens == pytest.approx(json_lines(folder / "metrics.jsonl")[-1]["test_loss"], rel=1e-5)
 
 
-def test_the_saved_model_answers(on_pydoc, monkeypatch, capfd):
+def test_the_saved_model_answers_at_the_length_it_has_room_for(on_pydoc, monkeypatch, capfd):
     generate = Launcher(monkeypatch, capfd, "generate")
-    ended = generate(f"--model={on_pydoc[0] / 'model'}", "--prompt=What?", "--prompt=Why?", "--max_new_tokens=4")
+    ended = generate(f"--model={on_pydoc[0] / 'model'}", "--prompt=What?", "--prompt=Why?")
     assert (ended.code, ended.stderr) == (0, "")
     assert [line for line in ended.stdout.splitlines() if line.startswith("> ")] == ["> What?", "> Why?"]
 
