@@ -9,38 +9,43 @@ The same command after a kill goes on from the last finished visit. The workdir 
 a visit or round), ledger.jsonl (a line a transfer), summary.json, checkpoints/ and curves.png.
 """
 
-from pathlib import Path
-
+import jax
 from absl import flags
 
-from experiments import config_flags, launch, one_run, seeds
+from experiments import cluster, config_flags, launch, one_run, run_flags, seeds
 from snake_jax import runner
 from snake_jax.config import Config
 from snake_jax.errors import UserError
 
 config_flags.define()
-WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; a run there goes on")
+run_flags.define()
 SEEDS = flags.DEFINE_string("seeds", "", "several seeds as 0,1,2, side by side over the devices, in WORKDIR/seed_K")
-TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "write TensorBoard events into the workdir")
-CACHE = flags.DEFINE_string("compilation_cache_dir", "", "keep compiled programs here for later runs")
 
 
 def main(_: list[str]) -> None:
     """Checks the flags and the data, then trains."""
-    if not WORKDIR.value:
-        raise UserError("--workdir is needed: the folder that the run's results go to")
+    folder = run_flags.workdir()
     if SEEDS.value and not flags.FLAGS["seed"].using_default_value:
         raise UserError(f"--seeds={SEEDS.value} and --seed={flags.FLAGS['seed'].value}: give one of them")
     config = config_flags.from_flags(Config)
-    configs = seeds.parse(SEEDS.value, config) if SEEDS.value else [config]
-    setups = [runner.prepare(config) for config in configs]
-    if CACHE.value:
-        one_run.keep_programs(CACHE.value)
-    with one_run.ends_told():
-        if SEEDS.value:
-            seeds.run(setups, Path(WORKDIR.value), TENSORBOARD.value, launch.warn)
-        else:
-            one_run.carry_out(setups[0], WORKDIR.value, one_run.describe(setups[0]), TENSORBOARD.value)
+    with cluster.together():
+        _check_processes(config)
+        configs = seeds.parse(SEEDS.value, config) if SEEDS.value else [config]
+        setups = [runner.prepare(config) for config in configs]
+        with run_flags.training() as how:
+            if SEEDS.value:
+                seeds.run(setups, folder, how, launch.warn)
+            else:
+                one_run.carry_out(setups[0], folder, one_run.describe(setups[0]), how)
+
+
+def _check_processes(config: Config) -> None:
+    if jax.process_count() == 1:
+        return
+    if SEEDS.value:
+        raise UserError(f"--seeds={SEEDS.value}: each seed is a run of one process; leave the flags of several out")
+    if config.executor != "shard_map":
+        raise UserError(f"--executor={config.executor} uses the devices of one process; say --executor=shard_map")
 
 
 if __name__ == "__main__":

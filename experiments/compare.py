@@ -2,18 +2,17 @@
 
   python -m experiments.compare DIR DIR ... [--output=DIR] [--format=text|markdown|json]
 
-Each DIR is the --workdir of a run of experiments.classify or experiments.finetune, all of one kind, finished or still
-going; the first is set against the others. Prints the table and draws comparison.png: test accuracy or held-out
-perplexity against iterations, examples or tokens, bytes, FLOPs and seconds.
+Each DIR is the --workdir of a run of experiments.classify or experiments.finetune, here or in a bucket, all of one
+kind, finished or still going; the first is set against the others. Prints the table and draws comparison.png: test
+accuracy or held-out perplexity against iterations, examples or tokens, bytes, FLOPs and seconds.
 """
 
-import os
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from experiments import launch
+from snake_jax import storage
 from snake_jax.errors import UserError
 from snake_jax.report.plots import plot_curves
 from snake_jax.report.runs import read_runs
@@ -27,10 +26,12 @@ def main(paths: list[str]) -> None:
     """Reads the runs, prints the table, draws the picture."""
     if not paths:
         raise UserError("no runs to compare: give their folders, as in python -m experiments.compare runs/a runs/b")
-    runs = read_runs(paths)
-    print(comparison_table(runs, FORMAT.value))
-    folder = Path(OUTPUT.value or os.path.commonpath([run.path.resolve() for run in runs]))
-    picture = plot_curves(runs, folder / "comparison.png")
+    with storage.fetched(paths) as folders:
+        runs = read_runs(folders)
+        print(comparison_table(runs, FORMAT.value))
+        picture = storage.place(OUTPUT.value or storage.common(paths, "output"), "output") / "comparison.png"
+        with storage.stored(picture) as file:
+            plot_curves(runs, file)
     # Beside the table, not in it: standard output may go into a file or a parser.
     print(f"\ncurves: {picture}", file=sys.stderr)
 

@@ -13,36 +13,32 @@ adapters merged, or, with --save=adapter, adapter/ for the library peft.
 """
 
 from functools import partial
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 
-from experiments import config_flags, launch, one_run
+from experiments import cluster, config_flags, launch, one_run, run_flags
 from experiments.one_run import Job
-from snake_jax import runner, tuned
+from snake_jax import processes, runner, storage, tuned
 from snake_jax.config import TuneConfig
 from snake_jax.errors import UserError
 
 config_flags.define(TuneConfig)
-WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; a run there goes on")
+run_flags.define()
 SAVE = flags.DEFINE_enum("save", "model", ("model", "adapter", "both", "none"), "what to write into the workdir")
 PROMPT = flags.DEFINE_string("prompt", "", "print what the model answers to this, before training and after")
-TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "write TensorBoard events into the workdir")
-CACHE = flags.DEFINE_string("compilation_cache_dir", "", "keep compiled programs here for later runs")
 
 
 def main(_: list[str]) -> None:
     """Checks flags, model and data, then trains."""
-    if not WORKDIR.value:
-        raise UserError("--workdir is needed: the folder that the run's results go to")
+    workdir = run_flags.workdir()
     config = config_flags.from_flags(TuneConfig)
     if SAVE.value in ("adapter", "both") and not config.lora_rank:
         raise UserError(f"--save={SAVE.value}: there is no adapter with --lora_rank=0; say --save=model")
-    setup = runner.prepare(config)
-    if CACHE.value:
-        one_run.keep_programs(CACHE.value)
-    with one_run.ends_told():
-        one_run.carry_out(setup, WORKDIR.value, tuned.describe(setup), TENSORBOARD.value, _begin, partial(_end, setup))
+    with cluster.together():
+        setup = runner.prepare(config)
+        with run_flags.training() as how:
+            one_run.carry_out(setup, workdir, tuned.describe(setup), how, _begin, partial(_end, setup))
 
 
 def _begin(job: Job) -> None:
@@ -50,25 +46,26 @@ def _begin(job: Job) -> None:
         print(_sample(job.setup, job.state, "before"))
 
 
-def _end(setup: runner.Setup, state: runner.State, folder: Path) -> None:
+def _end(setup: runner.Setup, state: runner.State, folder: epath.Path) -> None:
     if PROMPT.value:
         print(_sample(setup, state, "after"))
-    for saved in _save(setup, state, folder):
-        print(f"saved: {saved}")
+    if processes.is_first():
+        for saved in _save(setup, state, folder):
+            print(f"saved: {saved}")
 
 
 def _sample(setup: runner.Setup, state: runner.State, when: str) -> str:
     return f"{when} training, to {PROMPT.value!r}: {tuned.answer(setup, state.params, PROMPT.value)!r}"
 
 
-def _save(setup: runner.Setup, state: runner.State, folder: Path) -> list[Path]:
+def _save(setup: runner.Setup, state: runner.State, folder: epath.Path) -> list[epath.Path]:
     """Writes what the flag asks for."""
-    saved = []
-    if SAVE.value in ("model", "both"):
-        saved.append(tuned.save_model(setup, state.params, folder / "model"))
-    if SAVE.value in ("adapter", "both"):
-        saved.append(tuned.save_adapter(setup, state.params, folder / "adapter"))
-    return saved
+    wanted = {"model": tuned.save_model, "adapter": tuned.save_adapter}
+    chosen = [name for name in wanted if SAVE.value in (name, "both")]
+    for name in chosen:
+        with storage.stored(folder / name) as local:
+            wanted[name](setup, state.params, local)
+    return [folder / name for name in chosen]
 
 
 if __name__ == "__main__":

@@ -44,18 +44,46 @@ def _call(main: Main, arguments: list[str]) -> int:
     try:
         main(arguments)
         sys.stdout.flush()  # here, so that a reader who has left is noticed
-    except UserError as error:
-        return fail(error)
-    except KeyboardInterrupt as error:
-        print(*("interrupted", *error.args), sep="; ", file=sys.stderr)
-        return 130
+    except (UserError, Ended, KeyboardInterrupt) as error:
+        line, code = ending(error)
+        print(line, file=sys.stderr)
+        return code
     return 0
+
+
+class Ended(Exception):
+    """Ends a launch with a line on stderr and an exit code."""
+
+    def __init__(self, line: str, code: int) -> None:
+        """The line is printed as it is."""
+        super().__init__(line)
+        self.line, self.code = line, code
+
+
+def ending(error: BaseException) -> tuple[str | None, int]:
+    """The line that a launch ends with and its exit code; no line where the error is a bug, or was told of."""
+    if isinstance(error, UserError):
+        return _error_line(error), 2
+    if isinstance(error, Ended):
+        return error.line, error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "; ".join(("interrupted", *error.args)), 130
+    return None, 1
+
+
+def failed(message: object) -> Ended:
+    """What ends a launch that went wrong after its input was found right: one line, exit code 1."""
+    return Ended(_error_line(message), 1)
 
 
 def fail(message: object, code: int = 2) -> int:
     """Prints the message as one line on stderr; returns the exit code, 2 for wrong input."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    print(_error_line(message), file=sys.stderr)
     return code
+
+
+def _error_line(message: object) -> str:
+    return f"error: {' '.join(str(message).split())}"
 
 
 def warn(message: str) -> None:

@@ -1,17 +1,17 @@
 """One run in its folder: what a launch says of it, trains and keeps. Launches of one seed and of several share it."""
 
 import contextlib
-import sys
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from etils import epath
 
-from experiments import launch
-from snake_jax import data, runner
+from experiments import launch, preemption
+from snake_jax import data, processes, runner, storage
 from snake_jax.errors import UserError
 from snake_jax.executor import Compilations
 from snake_jax.report.plots import plot_run
@@ -40,7 +40,37 @@ class Job(NamedTuple):
         return "round" if self.setup.algorithm.traffic == "star" else "visit"
 
 
-def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] = lambda: True) -> runner.State:
+class Trace(NamedTuple):
+    """A profile of some rounds: the folder it goes to (empty: none is made), and how many rounds."""
+
+    folder: str = ""
+    rounds: int = 0
+
+
+NO_TRACE = Trace()
+
+
+class How(NamedTuple):
+    """How a launch trains.
+
+    Attributes:
+      events: whether to write TensorBoard's.
+      trace: what to profile.
+      terminated: says whether a SIGTERM has come.
+    """
+
+    events: bool = False
+    trace: Trace = NO_TRACE
+    terminated: Callable[[], bool] = lambda: False
+
+
+def train(
+    job: Job,
+    update: Update,
+    events: bool,
+    going_on: Callable[[], bool] = lambda: True,
+    trace: Trace = NO_TRACE,
+) -> runner.State:
     """Does what is left of the run and writes its summary; returns the state after it.
 
     Args:
@@ -48,6 +78,7 @@ def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] =
       update: is called with every round's record.
       events: whether to write TensorBoard's.
       going_on: is asked after every round; False ends the run there, to be gone on with later.
+      trace: what to profile.
     """
     setup, workdir, state = job
     executor, earlier = runner.make_executor(setup), workdir.earlier
@@ -57,8 +88,9 @@ def train(job: Job, update: Update, events: bool, going_on: Callable[[], bool] =
         peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
         return Compilations(earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes)
 
-    with _events(workdir) if events else contextlib.nullcontext() as tell:
-        for report in runner.train(setup, executor, state, lambda last: workdir.keep(last, compiled())):
+    with _events(workdir) if events and processes.is_first() else contextlib.nullcontext() as tell:
+        reports = runner.train(setup, executor, state, lambda last: workdir.keep(last, compiled()))
+        for report in _traced(reports, trace) if trace.folder else reports:
             state = report.state
             workdir.add(report, compiled())
             update(report.record)
@@ -74,9 +106,9 @@ def carry_out(
     setup: runner.Setup,
     folder: str,
     about: str,
-    events: bool,
+    how: How,
     begin: Callable[[Job], None] = lambda job: None,
-    end: Callable[[runner.State, Path], None] = lambda state, path: None,
+    end: Callable[[runner.State, epath.Path], None] = lambda state, path: None,
 ) -> None:
     """A run in its folder from where it stands to its end, told on the terminal.
 
@@ -84,25 +116,35 @@ def carry_out(
       setup: of the run.
       folder: the run's.
       about: what is printed first.
-      events: whether to write TensorBoard's.
+      how: it is done.
       begin: is called before training.
       end: is called with the last state and the folder, after the curves are drawn.
     """
     workdir = Workdir(folder, setup.config)
     try:
         job = Job(setup, workdir, workdir.resume(setup, launch.warn))
+        check_trace(how.trace, job.total - job.state.rounds)
         print(about)
         if line := where(job):
             print(line)
         begin(job)
-        with progress(job.total, job.state.rounds, job.unit) as update:
-            state = train(job, update, events)
-        run = read_run(workdir.path)
-        print(comparison_table([run]))
-        print(f"curves: {plot_run(run, workdir.path / 'curves.png')}")
+        with progress(job.total, job.state.rounds, job.unit, enabled=processes.is_first()) as update:
+            state = train(job, update, how.events, lambda: not processes.any_of(how.terminated()), how.trace)
+        if state.rounds < job.total:
+            raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
+        if processes.is_first():
+            _show(workdir)
         end(state, workdir.path)
     finally:
         workdir.close()
+
+
+def _show(workdir: Workdir) -> None:
+    with storage.fetched([workdir.path]) as (folder,), storage.stored(workdir.path / "curves.png") as picture:
+        run = read_run(folder)
+        print(comparison_table([run]))
+        plot_run(run, picture)
+    print(f"curves: {workdir.path / 'curves.png'}")
 
 
 @contextlib.contextmanager
@@ -111,9 +153,33 @@ def ends_told() -> Iterator[None]:
     try:
         yield
     except runner.Diverged as error:
-        sys.exit(launch.fail(error, code=1))
+        raise launch.failed(error) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
+
+
+def check_trace(trace: Trace, left: int) -> None:
+    """Refuses a profile of rounds that there are not.
+
+    Args:
+      trace: what is to be profiled.
+      left: rounds that this launch is to train.
+    """
+    if trace.folder and left < 2:
+        raise UserError(
+            f"--trace_dir={trace.folder}: rounds are traced from the second on, and {left} are left to train"
+        )
+
+
+def _traced(reports: Iterator[runner.Report], trace: Trace) -> Iterator[runner.Report]:
+    """The same reports; some are made, and dealt with, under the profiler."""
+    yield next(reports)  # the programs are compiled in it
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # every call of every function: files of hundreds of megabytes
+    place = storage.place(trace.folder, "trace_dir")
+    with storage.stored(place) as folder, jax.profiler.trace(folder, profiler_options=options):
+        yield from itertools.islice(reports, trace.rounds)
+    yield from reports
 
 
 def wait(futures: Sequence[Future], stop: threading.Event) -> None:
@@ -130,9 +196,10 @@ def wait(futures: Sequence[Future], stop: threading.Event) -> None:
 def _events(workdir: Workdir) -> Iterator[Update]:
     """TensorBoard's events of the whole run: those of earlier processes, which a kill may have cut short, anew."""
     folder = workdir.path / "tensorboard"
-    for file in folder.glob("events.out.tfevents.*"):
-        file.unlink()
-    with tensorboard(folder) as events:
+    for file in storage.entries(folder):
+        if file.name.startswith("events.out.tfevents."):
+            file.unlink()
+    with storage.stored(folder) as local, tensorboard(local) as events:
         for record in workdir.records:
             events(record)
         yield events
@@ -165,7 +232,7 @@ def keep_programs(path: str) -> None:
     Raises:
       UserError: it cannot be written to.
     """
-    folder = Path(path)
+    folder = storage.place(path, "compilation_cache_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,18 +7,17 @@ through jax's compilation cache: the second seed on a device only traces and low
 import contextlib
 import dataclasses
 import itertools
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
+from etils import epath
 
-from experiments import launch, one_run
-from experiments.one_run import Job
-from snake_jax import runner
+from experiments import launch, one_run, preemption
+from experiments.one_run import How, Job
+from snake_jax import runner, storage
 from snake_jax.config import Config
 from snake_jax.errors import UserError
 from snake_jax.report.plots import plot_run
@@ -47,15 +46,18 @@ def parse(text: str, config: Config) -> list[Config]:
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
 
 
-def run(setups: Sequence[runner.Setup], folder: Path, events: bool, warn: Callable[[str], None]) -> None:
+def run(setups: Sequence[runner.Setup], workdir: str, how: How, warn: Callable[[str], None]) -> None:
     """Trains what is left of every seed; prints and writes what they have in common.
 
     Args:
       setups: one for each configuration from `parse`.
-      folder: of the seeds' folders.
-      events: whether to write TensorBoard's.
+      workdir: folder of the seeds' folders.
+      how: each is trained; none is profiled.
       warn: is told of damaged checkpoints.
     """
+    folder = storage.place(workdir, "workdir")
+    if how.trace.folder:
+        raise UserError(f"--trace_dir={how.trace.folder}: seeds train side by side; trace one of them by --seed")
     if (folder / "config.json").exists():
         raise UserError(f"--workdir={folder} holds a run of one seed; give another for --seeds")
     with contextlib.ExitStack() as stack:
@@ -65,12 +67,16 @@ def run(setups: Sequence[runner.Setup], folder: Path, events: bool, warn: Callab
         print(one_run.describe(setups[0]))
         for job in jobs:
             print(f"seed {job.setup.config.seed}: {one_run.where(job) or 'begins'}")
-        diverged = _train(jobs, events)
+        diverged = _train(jobs, how)
     _report([setup.config.seed for setup in setups], folder, diverged)
 
 
 def _open(
-    setup: runner.Setup, folder: Path, device: jax.Device, stack: contextlib.ExitStack, warn: Callable[[str], None]
+    setup: runner.Setup,
+    folder: epath.Path,
+    device: jax.Device,
+    stack: contextlib.ExitStack,
+    warn: Callable[[str], None],
 ) -> Job:
     workdir = Workdir(folder / f"seed_{setup.config.seed}", setup.config)
     stack.callback(workdir.close)
@@ -78,29 +84,34 @@ def _open(
         return Job(setup, workdir, workdir.resume(setup, warn))
 
 
-def _train(jobs: Sequence[Job], events: bool) -> Diverged:
+def _train(jobs: Sequence[Job], how: How) -> Diverged:
     """All jobs, those of a device in a thread. A seed that diverges ends alone; anything else ends all."""
     lanes = len(jax.devices())
     diverged, stop, lock = Diverged(), threading.Event(), threading.Lock()
+
+    def going_on() -> bool:
+        return not stop.is_set() and not how.terminated()
 
     def lane(jobs: Sequence[Job], device: jax.Device, update: Update) -> None:
         with jax.default_device(device):
             for job in jobs:
                 seed = job.setup.config.seed
                 try:
-                    one_run.train(job, _of_seed(seed, update, lock), events, lambda: not stop.is_set())
+                    one_run.train(job, _of_seed(seed, update, lock), how.events, going_on)
                 except runner.Diverged as error:
                     diverged[seed] = error
                 except BaseException:
                     stop.set()
                     raise
-                if stop.is_set():
+                if not going_on():
                     return
 
     total, done = sum(job.total for job in jobs), sum(job.state.rounds for job in jobs)
     with progress(total, done, jobs[0].unit) as update, ThreadPoolExecutor(lanes) as pool:
         futures = [pool.submit(lane, jobs[i::lanes], jax.devices()[i], update) for i in range(min(lanes, len(jobs)))]
         one_run.wait(futures, stop)
+    if how.terminated():
+        raise preemption.ended("with every seed's last round kept")
     return diverged
 
 
@@ -112,16 +123,18 @@ def _of_seed(seed: int, update: Update, lock: threading.Lock) -> Update:
     return tell
 
 
-def _report(seeds: Sequence[int], folder: Path, diverged: Diverged) -> None:
+def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> None:
     paths = [folder / f"seed_{seed}" for seed in seeds if seed not in diverged]
-    runs = [read_run(path) for path in paths]
-    for one in runs:
-        plot_run(one, one.path / "curves.png")
+    with storage.fetched(paths) as local:
+        runs = [read_run(path) for path in local]
+        for run, path in zip(runs, paths, strict=True):
+            with storage.stored(path / "curves.png") as picture:
+                plot_run(run, picture)
     if diverged:
-        lines = "; ".join(f"seed {seed}: {error}" for seed, error in diverged.items())
-        sys.exit(launch.fail(lines, code=1))
+        raise launch.failed("; ".join(f"seed {seed}: {error}" for seed, error in diverged.items()))
     both = spread(runs)
-    write_spread(both, folder / "summary.json")
+    with storage.stored(folder / "summary.json") as file:
+        write_spread(both, file)
     print(spread_table(both))
     print(f"runs: {', '.join(map(str, paths))}")
 

@@ -4,6 +4,7 @@ Each carries a checksum of every array, so that a damaged one is recognised and 
 """
 
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from snake_jax import storage
 from snake_jax.errors import UserError
 from snake_jax.layers import PyTree
 
@@ -26,17 +29,23 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the last two are kept."""
+    """The checkpoints in a folder; the last two are kept. One process of a run opens them, see `processes`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the folder, making it where needed."""
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Opens the folder, here or in a bucket, making it where needed."""
         logging.getLogger("absl").addFilter(_not_from_orbax)
+        here, folder = jax.process_index(), epath.Path(path)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            # It would wait for the other processes otherwise.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}),
+            create=False,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = ocp.CheckpointManager(storage.absolute(folder), options=options)
         except OSError as error:
             raise UserError(f"{folder} cannot be used for checkpoints: {error.strerror or error}") from error
         self._folder = folder

@@ -97,14 +97,16 @@ def train(setup: Setup, executor: Any, state: State, keep: Callable[[State], Non
     for number in range(state.rounds, len(every)):
         visits = every[number]
         rate = schedule.learning_rate(config, visits[0].cycle, number / len(every))
-        results = executor.run(visits, state.params, state.states, rate)
+        with jax.profiler.TraceAnnotation(f"round {number + 1}"):
+            results = executor.run(visits, state.params, state.states, rate)
         good = [result for result in results if _is_good(result, config, state, keep)]
         flops = [work(result) for result in results]
         state, transfers = _advance(setup, sizes, state, visits, results, good)
         took = costs.elapsed(setup, state.clock_s, results, transfers, flops)
         state = state._replace(clock_s=state.clock_s + took.seconds)
         due = (number + 1) % config.eval_every == 0 or number + 1 == len(every)
-        scores = executor.evaluate(state.params) if due else (None, None)
+        with jax.profiler.TraceAnnotation("evaluate"):
+            scores = executor.evaluate(state.params) if due else (None, None)
         waits = costs.synchronisations(setup, results)
         record = records.of_round(visits, results, transfers, scores, rate, flops, waits)
         record |= records.of_clock(took) | setup.task.record(results, scores)

@@ -3,20 +3,28 @@
 A round is finished once its checkpoint is written. Its lines are written before, so on resume lines past the checkpoint
 are cut off and their rounds done again, with the same result. Whole files are replaced in one step, so a kill leaves
 the old or the new. A lock on the folder, which ends with the process, keeps a second one out.
+
+In a bucket (`storage`) there are no locks: the process that opened the folder last owns it, as owner.json says, and one
+that finds itself replaced ends before it writes more. Should both write in one moment, they write the same results: a
+folder takes one configuration. Of a run of several processes the first alone has the folder, and tells the others what
+it held.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 
-from snake_jax import network
+from snake_jax import network, processes, storage
 from snake_jax.checkpoint import Checkpoints, Saved
 from snake_jax.config import RunConfig, differences
 from snake_jax.errors import UserError
@@ -28,36 +36,48 @@ if sys.platform != "win32":
 
 Record = dict[str, Any]
 
+_OWNER = "owner.json"
+
 
 class Workdir:
-    """An open run folder."""
+    """An open run folder; in all processes but the first a stand-in that reads and writes nothing."""
 
-    def __init__(self, path: str | Path, config: RunConfig) -> None:
+    def __init__(self, path: str | os.PathLike, config: RunConfig) -> None:
         """Makes the folder or checks that it holds a run of this configuration.
 
         Raises:
           UserError: it holds a run with other flags, is in use, or is no usable folder.
         """
-        self.path = Path(path)
+        self.path = storage.place(path, "workdir")
         self.records: list[Record] = []
         self.earlier = Compilations(0, 0.0, None)
         self._ledger_lines = 0
-        with contextlib.ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
+        self._checkpoints: Checkpoints | None = None
+        self._open = contextlib.ExitStack()
+        if processes.is_first():
+            with contextlib.ExitStack() as stack:
+                self._checkpoints = self._enter(config, stack)
+                self._open = stack.pop_all()
+
+    def _enter(self, config: RunConfig, stack: contextlib.ExitStack) -> Checkpoints:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not storage.is_bucket(self.path):
                 stack.enter_context(_lock(self.path))
-                self._claim(config)
-            except OSError as error:
-                raise UserError(f"--workdir={path}: {error.strerror}; give a folder that can be written") from error
-            self._checkpoints = Checkpoints(self.path / "checkpoints")
-            stack.callback(self._checkpoints.close)
-            self._open = stack.pop_all()
+            self._claim(config)
+            self._own = _become_owner(self.path) if storage.is_bucket(self.path) else None
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--workdir={self.path}: {reason}; give a folder that can be written") from error
+        checkpoints = Checkpoints(self.path / "checkpoints")
+        stack.callback(checkpoints.close)
+        return checkpoints
 
     def _claim(self, config: RunConfig) -> None:
         file = self.path / "config.json"
         stored = _read_object(file)
         if stored is None:
-            if {entry.name for entry in self.path.iterdir()} - {_part(file).name}:
+            if {entry.name for entry in storage.entries(self.path)} - {storage.part_of(file).name}:
                 raise UserError(f"--workdir={self.path} holds files but no run (no config.json); give a new folder")
         elif other := differences(config, stored):
             raise UserError(
@@ -68,21 +88,32 @@ class Workdir:
             _write_json(file, dataclasses.asdict(config))
 
     def resume(self, setup: Setup, warn: Callable[[str], None]) -> State:
-        """The state to go on from: that of the newest sound checkpoint, or a fresh one.
+        """The state to go on from: that of the newest sound checkpoint, or a fresh one; the same in all processes.
 
         Args:
           setup: of this configuration.
           warn: is told of damaged checkpoints.
         """
+        saved = self._restore(setup, warn) if self._checkpoints else None
+        rounds = int(processes.from_first(np.int32(saved.rounds if saved else -1)))
+        if rounds < 0:
+            return initial_state(setup)
+        meta, self.records = json.loads(
+            processes.text_from_first(json.dumps([saved.meta, self.records] if saved else ""))
+        )
+        tree = processes.from_first(saved.tree if saved else _zeros(state_like(setup, meta["states"])))
+        self.earlier = Compilations(meta["num_compilations"], meta["compile_s"], meta["peak_bytes"])
+        params, states, merge = jax.device_put(tree)
+        return State(params, states, merge, network.from_json(meta["network"]), rounds, meta["clock_s"])
+
+    def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
+        assert self._checkpoints is not None
         saved = self._checkpoints.restore(lambda meta: state_like(setup, meta["states"]), warn)
         if saved is None:
             self._start_anew()
-            return initial_state(setup)
-        meta = saved.meta
-        self.earlier = Compilations(meta["num_compilations"], meta["compile_s"], meta["peak_bytes"])
-        self._cut(meta["records"], meta["ledger_lines"])
-        params, states, merge = jax.device_put(saved.tree)
-        return State(params, states, merge, network.from_json(meta["network"]), saved.rounds, meta["clock_s"])
+        else:
+            self._cut(saved.meta["records"], saved.meta["ledger_lines"])
+        return saved
 
     def add(self, report: Report, compiled: Compilations) -> None:
         """Appends a round's lines and writes its checkpoint.
@@ -90,15 +121,22 @@ class Workdir:
         Args:
           report: of the round.
           compiled: so far, in all processes of the run.
+
+        Raises:
+          UserError: the folder, in a bucket, is another process's by now.
         """
         self.records.append(report.record)
         self._ledger_lines += len(report.transfers)
-        _append(self.path / "metrics.jsonl", [report.record])
-        _append(self.path / "ledger.jsonl", [t._asdict() for t in report.transfers])
+        if self._checkpoints:
+            self._check_owner()
+            storage.append(self.path / "metrics.jsonl", [report.record])
+            storage.append(self.path / "ledger.jsonl", [t._asdict() for t in report.transfers])
         self.keep(report.state, compiled)
 
     def keep(self, state: State, compiled: Compilations) -> None:
         """Writes a checkpoint of a state, unless it is there."""
+        if not self._checkpoints:
+            return
         meta = {
             "states": list(state.states),
             "clock_s": state.clock_s,
@@ -113,11 +151,17 @@ class Workdir:
 
     def finish(self, summary: Record) -> None:
         """Writes summary.json."""
-        _write_json(self.path / "summary.json", summary)
+        if self._checkpoints:
+            self._check_owner()
+            _write_json(self.path / "summary.json", summary)
 
     def close(self) -> None:
         """Lets go of the folder."""
         self._open.close()
+
+    def _check_owner(self) -> None:
+        if self._own and _read_object(self.path / _OWNER) != self._own:
+            raise UserError(f"--workdir={self.path} was taken over by another process, which goes on with the run")
 
     def _start_anew(self) -> None:
         """No checkpoint yet: at most the first round's line was written. More lines are results to be kept."""
@@ -135,8 +179,14 @@ class Workdir:
         self._ledger_lines = ledger_lines
 
 
+def _become_owner(folder: epath.Path) -> Record:
+    own = {"host": platform.node(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+    _write_json(folder / _OWNER, own)
+    return own
+
+
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: epath.Path) -> Iterator[None]:
     """Keeps other processes out of the folder."""
     if sys.platform == "win32":
         yield
@@ -153,7 +203,11 @@ def _lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _keep_lines(file: Path, count: int) -> list[Record]:
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), shapes)
+
+
+def _keep_lines(file: epath.Path, count: int) -> list[Record]:
     """Cuts a file of JSON lines to its first `count` and returns them."""
     try:
         lines = file.read_text().splitlines()[:count] if file.exists() else []
@@ -162,35 +216,15 @@ def _keep_lines(file: Path, count: int) -> list[Record]:
         raise UserError(f"{file} is damaged ({error}); give another --workdir") from error
     if len(lines) < count:
         raise UserError(f"{file} has {len(lines)} lines, its checkpoint knows {count}; give another --workdir")
-    _replace(file, "".join(line + "\n" for line in lines))
+    storage.replace(file, "".join(line + "\n" for line in lines))
     return records
 
 
-def _append(file: Path, rows: Sequence[Record]) -> None:
-    with file.open("a") as stream:
-        stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _write_json(file: epath.Path, content: Record) -> None:
+    storage.replace(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _write_json(file: Path, content: Record) -> None:
-    _replace(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    """Writes the whole file or, if killed meanwhile, leaves the old one."""
-    with _part(file).open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _part(file).replace(file)
-
-
-def _part(file: Path) -> Path:
-    return file.with_name(file.name + ".part")
-
-
-def _read_object(file: Path) -> Record | None:
+def _read_object(file: epath.Path) -> Record | None:
     """The JSON object in the file, None where there is no file."""
     if not file.exists():
         return None

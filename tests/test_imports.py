@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = (
     {"errors", "config"},
-    {"layers", "kernels", "targets"},
-    {"data", "lora", "models", "quantization", "stack", "text"},
+    {"layers", "kernels", "targets", "processes", "collectives"},
+    {"data", "lora", "models", "per_device", "quantization", "sharding", "stack", "text"},
     {"language_step", "steps", "split", "optimizers", "schedule", "nodes"},
     {"executor", "network", "accounting", "language_costs", "chain", "assignment", "clock"},
     {"algorithms"},
@@ -24,8 +24,10 @@ LEVELS = (
         "records",
         "checkpoint",
         "report",
+        "storage",
         "workdir",
         "language_profile",
+        "profiling",
     },
     {"snake_jax"},  # the package's own __init__, which may re-export anything
     {"experiments"},

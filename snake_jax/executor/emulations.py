@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from snake_jax import processes
 from snake_jax.layers import PyTree
 
 Epoch = Callable[..., Any]  # see `steps.local_epoch`
@@ -51,13 +52,13 @@ class Emulation(NamedTuple):
         """A copy of the tree for each node, which a program may consume."""
         if not lead:
             return _copied(tree)
-        return _spread(jax.device_put(tree, self.shared), lead, self.nodes)
+        return _spread(processes.put(tree, self.shared), lead, self.nodes)
 
     def gather(self, tree: PyTree, lead: tuple[int, ...], count: int) -> list[PyTree]:
         """The trees of the first `count` nodes."""
         if not lead:
             return [tree]
-        return _split(jax.device_put(tree, self.home), lead, count)
+        return _split(processes.whole(tree, self.home), lead, count)
 
 
 ALONE = Emulation(jit=lambda epoch: jax.jit(epoch, donate_argnums=_DONATED), lead=lambda count: ())

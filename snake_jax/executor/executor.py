@@ -10,9 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from snake_jax import quantization
+from snake_jax import processes, quantization
 from snake_jax.executor.emulations import ALONE, EMULATIONS, Emulation
-from snake_jax.executor.visits import Tally, VisitResult, VisitSettings, count, epoch_rows, no_rows, result, stacked
+from snake_jax.executor.visits import (
+    Tally,
+    VisitResult,
+    VisitSettings,
+    annotation,
+    count,
+    epoch_rows,
+    no_rows,
+    result,
+    stacked,
+)
 from snake_jax.layers import Params, num_bytes, select, without
 from snake_jax.optimizers import OptimizerStates, init_states
 from snake_jax.schedule import Round, Visit
@@ -67,7 +77,7 @@ class Executor:
         self._step, self._shards = step, shards
         self._settings = settings._replace(batch_size=min(settings.batch_size, largest))  # no batch is all padding
         self._emulation = EMULATIONS[emulation]()
-        self._shared = jax.device_put(train, self._emulation.shared)
+        self._shared = processes.put(train, self._emulation.shared)
         self._train, self._test = _first_copy(self._shared), jax.device_put(test)
         self._rows = -(-largest // self._settings.batch_size)
         self._key = jax.random.key(settings.seed)
@@ -92,7 +102,8 @@ class Executor:
         results: dict[int, VisitResult] = {}
         for program, numbers in self._groups(visits):
             group = [visits[number] for number in numbers]
-            results |= zip(numbers, self._train_group(program, group, params, states, learning_rate), strict=True)
+            with jax.profiler.TraceAnnotation(annotation(group)):
+                results |= zip(numbers, self._train_group(program, group, params, states, learning_rate), strict=True)
         return [results[number] for number in range(len(visits))]
 
     def compile(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
@@ -157,10 +168,12 @@ class Executor:
             if not any(rows.steps for rows in todo):
                 continue
             given = (stacked(todo, program.lead), self._keys(program, visits, epoch))
-            args = (trainable, carried, *shared, examples, *jax.device_put(given, how.nodes), rate)
+            args = (trainable, carried, *shared, examples, *processes.put(given, how.nodes), rate)
             started = time.perf_counter()
-            trainable, carried, stats = jax.block_until_ready(compiled(*args))
+            with jax.profiler.StepTraceAnnotation("train", step_num=epoch):
+                trainable, carried, stats = jax.block_until_ready(compiled(*args))
             train_s = time.perf_counter() - started
+            stats = processes.whole(stats, how.home)
             tallies = count(tallies, stats, todo, train_s, settings.early_stop)
         trained = how.gather((trainable, carried), program.lead, len(visits))
         ends = zip(visits, trained, tallies, shards, strict=True)
@@ -175,7 +188,7 @@ class Executor:
         fresh = self._fresh(without(received, kept))
         shared = (self._frozen(without(params, program.layers)), received if self._step.needs_received else {})
         how = self._how(program)
-        return (*how.spread((received, kept | fresh), program.lead), *jax.device_put(shared, how.shared))
+        return (*how.spread((received, kept | fresh), program.lead), *processes.put(shared, how.shared))
 
     def _frozen(self, layers: Params) -> Params:
         """As a node stores them, made from the full-precision values."""

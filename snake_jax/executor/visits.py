@@ -127,6 +127,14 @@ def after_epoch(tally: Tally, numbers: tuple, iterations: int, train_s: float, e
     )
 
 
+def annotation(visits: Sequence[Visit]) -> str:
+    """What a profile calls the visits that one program carries out: `visit 3, node 1: conv1, fc11`."""
+    first, several = visits[0], len(visits) > 1
+    which = f"visits {first.turn} to {visits[-1].turn}" if several else f"visit {first.turn}"
+    who = f"{len(visits)} nodes" if several else f"node {first.node}"
+    return f"{which}, {who}: {', '.join(first.layers)}"
+
+
 def result(visit: Visit, layers: Params, states: OptimizerStates, tally: Tally, examples_held: int) -> VisitResult:
     """What the visit gives back."""
     loss = tally.loss_sum / tally.examples if tally.examples else float("nan")

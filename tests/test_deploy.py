@@ -1,0 +1,91 @@
+"""The files of docs/deploy, and BUILD.md's commands: sound by what can be asked offline."""
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from absl import flags
+
+from experiments import config_flags, preemption
+from snake_jax.config import Config, TuneConfig
+from tests import launches
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "docs" / "deploy"
+SERVICE, JOB = yaml.safe_load_all((DEPLOY / "finetune_gke.yaml").read_text())
+POD = JOB["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+
+
+@pytest.mark.parametrize("manifest", [SERVICE, JOB], ids=lambda manifest: manifest["kind"])
+def test_manifests_are_what_kubernetes_takes(manifest):
+    schemas = pytest.importorskip("kubernetes_validate", reason="the schemas of Kubernetes are not installed")
+    schemas.validate(manifest, schemas.latest_version(), strict=True)
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(
+            {**manifest, "spec": {**manifest["spec"], "colour": "red"}}, schemas.latest_version(), strict=True
+        )
+
+
+def parsed(name, flag_list):
+    """The configuration that the launch reads from these flags, and all its flags."""
+    if name != "classify":
+        launches.load(name)
+    with contextlib.nullcontext() if name == "classify" else launches._flags_of(launches._APART[name]):
+        flags.FLAGS.unparse_flags()
+        assert flags.FLAGS([name, *flag_list]) == [name], "nothing but flags"
+        config = config_flags.from_flags(Config if name == "classify" else TuneConfig)
+        return config, {flag: flags.FLAGS[flag].value for flag in ("workdir", "distributed", "grace_s")}
+
+
+def test_the_job_starts_a_launch_with_flags_that_it_has():
+    module, *flag_list = CONTAINER["args"]
+    assert module == "experiments.finetune"
+    config, others = parsed("finetune", flag_list)
+    assert others["distributed"]
+    assert others["workdir"].startswith("gs://")
+    assert config.algorithm == "snake"
+
+
+def test_the_job_is_one_pod_for_each_host_of_its_slice():
+    spec, chips = JOB["spec"], CONTAINER["resources"]["limits"]["google.com/tpu"]
+    rows, columns = map(int, POD["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert spec["completions"] == spec["parallelism"] == rows * columns // chips
+    assert CONTAINER["resources"]["requests"] == CONTAINER["resources"]["limits"]
+    config, _ = parsed("finetune", CONTAINER["args"][1:])
+    assert config.mesh == f"fsdp:{rows * columns}"
+
+
+def test_the_pods_find_each_other():
+    assert POD["subdomain"] == SERVICE["metadata"]["name"]
+    assert SERVICE["spec"]["selector"] == {"job-name": JOB["metadata"]["name"]}
+    assert SERVICE["spec"]["clusterIP"] == "None"
+
+
+def test_the_pod_is_left_as_long_as_a_terminated_launch_may_take():
+    _, others = parsed("finetune", CONTAINER["args"][1:])
+    assert others["grace_s"] < POD["terminationGracePeriodSeconds"]
+    ignored = [
+        rule["onExitCodes"]["values"] for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+    ]
+    assert ignored == [[2], [preemption.CODE]]
+
+
+def test_the_image_has_all_that_the_library_is_made_of():
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = {name for line in lines if line.startswith("COPY ") for name in shlex.split(line)[1:-1]}
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"snake_jax", "kernels", "experiments", "pyproject.toml", "README.md", "LICENSE"} <= copied
+    assert 'ENTRYPOINT ["python", "-m"]' in lines
+
+
+def test_launches_in_the_instructions_have_flags_that_there_are(monkeypatch):
+    monkeypatch.chdir(ROOT)  # where flagfiles are looked for
+    text = (ROOT / "BUILD.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"""python -m experiments\.(\w+) ([^'"\n]*)""", text)
+    assert len(found) >= 5
+    for name, flag_list in found:
+        parsed(name, shlex.split(flag_list))

@@ -1,0 +1,51 @@
+"""`--trace_dir`: a profile of some rounds that names rounds, visits and steps, and changes nothing in the run."""
+
+import re
+
+import pytest
+from jax.profiler import ProfileData
+
+from experiments import one_run
+from tests.launches import Launcher, results, write_images
+
+SMALL = ("--model=mlp", "--width=0.1", "--nodes=3", "--batch_size=8", "--learning_rate=0.05", "--algorithm=snake")
+
+
+@pytest.fixture
+def launch(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(one_run, "plot_run", lambda run, path: path)  # the slowest part, and tested elsewhere
+    images = write_images(tmp_path / "images.npz")
+    run = Launcher(monkeypatch, capfd)
+    return lambda *flag_list: run(*SMALL, f"--dataset=npz:{images}", *flag_list)
+
+
+def traced(folder):
+    """Names of all events in the one profile of the folder, as the profiler's own reader gives them."""
+    (file,) = folder.rglob("*.xplane.pb")
+    assert len(list(folder.rglob("*.trace.json.gz"))) == 1
+    planes = ProfileData.from_file(str(file)).planes
+    return [event.name for plane in planes for line in plane.lines for event in line.events]
+
+
+def test_it_has_the_rounds_after_the_first_by_name(launch, tmp_path):
+    end = launch("--cycles=6", f"--trace_dir={tmp_path / 'trace'}", "--trace_rounds=2", f"--workdir={tmp_path / 'run'}")
+    assert (end.code, end.stderr) == (0, "")
+    found = traced(tmp_path / "trace")
+    assert sorted(name for name in found if re.fullmatch(r"round \d+", name)) == ["round 2", "round 3"]
+    visits = sorted(name for name in found if name.startswith("visit "))
+    assert [re.match(r"visit (\d+), node (\d+): \w+", name).groups() for name in visits] == [("1", "1"), ("2", "2")]
+    assert sum(name.startswith("train") for name in found) == 2, "a program an epoch, and one epoch a visit"
+    assert "evaluate" in found
+    assert launch("--cycles=6", f"--workdir={tmp_path / 'plain'}").code == 0
+    assert results(tmp_path / "run") == results(tmp_path / "plain")
+
+
+def test_rounds_that_there_are_not_cannot_be_traced(launch, tmp_path):
+    own = ("--cycles=1", f"--workdir={tmp_path / 'run'}")
+    assert launch(*own).code == 0
+    end = launch(*own, f"--trace_dir={tmp_path / 'trace'}")
+    assert end.code == 2
+    assert end.stderr == (
+        f"error: --trace_dir={tmp_path / 'trace'}: rounds are traced from the second on, and 0 are left to train\n"
+    )
+    assert not (tmp_path / "trace").exists()
