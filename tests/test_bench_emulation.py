@@ -1,23 +1,17 @@
 """The benchmark of whole rounds: everybody does the same work, and whoever cannot take part is named with a reason."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.bench import contestants, table, work
-from tests.launches import ROOT, strict_json
+from experiments.bench import contestants, federated, work
+from experiments.bench.rows import Request
+from snake_jax.errors import UserError
 
-SIZES = ("--nodes=2", "--examples=12", "--batch=8", "--repeats=2", "--cores=1", "--executors=loop")
-
-
-def benchmark(*flag_list: str) -> subprocess.CompletedProcess:
-    """Runs the script as its users do: its flags have the names of other launches' flags."""
-    command = [sys.executable, "-m", "experiments.bench.emulation", *SIZES, *flag_list]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+SIZES = federated.Sizes(nodes=2, examples=12, batch=8, dataset="", executors=("loop",))
+QUIET = Request(1, True, sys.executable, sys.executable, 1, lambda _: None)
 
 
 def some_work(**changes) -> work.Work:
@@ -112,35 +106,43 @@ class TestTorch:
             ended.append(torch_side.from_torch(weights, task.params))
         assert work.difference(ended[1], ended[0], some_work().params) > 0.02
 
-    def test_ours_and_pytorch_do_the_same_work(self, tmp_path):
-        file = tmp_path / "out.json"
-        done = benchmark("--contestants=ours,torch", f"--json={file}")
-        assert done.returncode == 0, done.stderr
-        result = strict_json(file.read_text())
-        assert result["work"] | {"parameters": 0} == {
-            "model": "cnn",
-            "parameters": 0,
-            "nodes": 2,
-            "examples_per_node": 12,
-            "image_shape": [32, 32, 3],
-            "dataset": "noise",
-            "batch_size": 8,
-            "steps": 4,
-            "examples": 24,
-            "repeats": 2,
-        }
-        ours, torch = result["contestants"]
-        assert (ours["name"], torch["name"], result["ours"]) == ("snake_jax, loop", "PyTorch loop", "snake_jax, loop")
-        for row in (ours, torch):
-            assert row["same_work"] is True
-            assert (row["steps"], row["examples"], row["parameters"]) == (4, 24, result["work"]["parameters"])
-            assert len(row["samples_s"]) == 2
-            assert row["round_s"]["fastest"] <= row["round_s"]["q1"] <= row["round_s"]["median"] <= row["round_s"]["q3"]
-        assert (ours["ratio"], ours["difference"]) == (1, 0)
-        assert 0 < torch["difference"] < 0.01
-        np.testing.assert_allclose(torch["losses"], ours["losses"], rtol=1e-2)
-        assert [goal["met"] is None for goal in result["goals"]] == [False, True]
-        assert done.stdout.strip() == table.report(result)
+    def test_ours_and_pytorch_do_the_same_work(self):
+        found = federated.run(SIZES._replace(snake=True), "T", {"torch": 1.0}, 2, QUIET)
+        values = {(row.subject, row.name): row for row in found.rows}
+        assert {subject for subject, _ in values} == {"snake_jax, loop", "snake_jax, Snake cycle", "PyTorch loop"}
+        told = {one["name"]: one for one in found.detail["contestants"]}
+        assert told["snake_jax, loop"]["difference"] == 0
+        assert 0 < told["PyTorch loop"]["difference"] < federated.GREATEST_DIFFERENCE
+        firsts = [told[name]["first"] for name in ("snake_jax, loop", "PyTorch loop", "snake_jax, Snake cycle")]
+        # Two nodes of 12 examples, batch 8; a Snake cycle visits a node for each of the three middle layers.
+        assert [(first["steps"], first["examples"]) for first in firsts] == [(4, 24), (4, 24), (6, 36)]
+        assert firsts[0]["loss"] == pytest.approx(firsts[1]["loss"], rel=1e-2)
+        assert values["snake_jax, loop", "over ours"].value == 1
+        peer = values["PyTorch loop", "over ours"]
+        assert (peer.better, peer.limit, peer.repeats) == ("higher", 1.0, 2)
+        if not contestants._importable(sys.executable, "flwr"):
+            assert found.peers["Flower simulation"] == "flwr: not installed (pip install 'flwr[simulation]')"
+
+
+def contestant(name: str, steps: int, params: work.Params, folder: Path) -> contestants.Contestant:
+    made = contestants.Contestant("torch", name, sys.executable, {}, {})
+    made.first, made.told, made.checked = {"steps": steps, "examples": 20}, {"parameters": 1}, folder / f"{name}.npz"
+    work.save_params(params, made.checked)
+    return made
+
+
+def test_other_steps_or_other_parameters_are_other_work(tmp_path):
+    task = some_work()
+    trained = {name: (kernel + 1, bias + 1) for name, (kernel, bias) in task.params.items()}
+    base = contestant("base", 3, trained, tmp_path)
+    assert federated.difference(task, contestant("same", 3, trained, tmp_path), base) == 0
+    assert federated.difference(task, contestant("untrained", 3, task.params, tmp_path), base) == 1
+    assert federated.difference(task, contestant("lazy", 2, trained, tmp_path), base) == 1
+
+
+def test_too_few_examples_are_named():
+    with pytest.raises(UserError, match="digits: 20000 examples wanted, 1437 there"):
+        federated.run(SIZES._replace(nodes=2, examples=10000, dataset="digits"), "T", {}, 1, QUIET)
 
 
 def test_who_cannot_take_part_is_named_with_the_reason(tmp_path):
@@ -151,8 +153,6 @@ def test_who_cannot_take_part_is_named_with_the_reason(tmp_path):
     missing.round()
     missing.close()
     assert missing.missing == "flwr: not installed (pip install 'flwr[simulation]')"
-    row = {"name": missing.name, "kind": "flower", "missing": missing.missing}
-    assert table._row(row) == "Flower simulation, 1 CPU a client   flwr: not installed (pip install 'flwr[simulation]')"
 
 
 def test_who_fails_is_named_with_its_last_words(tmp_path):
@@ -161,28 +161,3 @@ def test_who_fails_is_named_with_its_last_words(tmp_path):
     failing.close()
     assert failing.missing.startswith("failed: FileNotFoundError: ")
     assert failing.rounds == []
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("--contestants=ours,tensorflow", "--contestants=tensorflow: not one of ours, torch, flower, fedjax"),
-        ("--executors=cluster", "--executors=cluster: not one of loop"),
-        ("--json=nowhere/out.json", "--json=nowhere/out.json: no such folder"),
-        ("--nodes=0", "flag --nodes=0"),
-    ],
-)
-def test_wrong_input_is_one_line(flag, said):
-    done = benchmark(flag)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_committed_results_say_how_they_were_made():
-    file = ROOT / "experiments/results/emulation.json"
-    if not file.exists():
-        pytest.skip("not measured yet")
-    result = json.loads(Path(file).read_text())
-    assert result["command"].startswith("python -m experiments.bench.emulation")
-    assert all(row["same_work"] for row in result["contestants"] if "missing" not in row)

@@ -47,13 +47,13 @@ def test_links_lead_to_files(page):
     assert [link for link in LINK.findall((ROOT / page).read_text()) if not (folder / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", ["docs/design.md", "docs/accounting.md", "docs/finetuning.md"])
+@pytest.mark.parametrize("page", ["BUILD.md", "docs/design.md", "docs/accounting.md", "docs/finetuning.md", "docs/performance.md"])
 def test_files_and_flags_that_are_named_exist(page):
     text = (ROOT / page).read_text()
     paths = re.findall(r"`((?:snake_jax|kernels|experiments|tests|docs)/[\w./]+\.\w+)`", text)
     assert [path for path in paths if not (ROOT / path).exists()] == []
     flags = {name.removeprefix("no") for name in re.findall(r"`--(\w+)", text)}
-    launches = "".join(path.read_text() for path in (ROOT / "experiments").glob("*.py"))
+    launches = "".join(path.read_text() for path in (ROOT / "experiments").rglob("*.py"))
     own = re.findall(r"""DEFINE_\w+\(\s*"(\w+)""", launches)
     known = {*config.Config.__dataclass_fields__, *config.TuneConfig.__dataclass_fields__, *own}
     assert flags <= {*known, *(name.removeprefix("no") for name in known)}

@@ -1,1 +1,1 @@
-"""Benchmarks of whole runs: `python -m experiments.bench.emulation`."""
+"""Benchmarks of steps, visits, rounds and memory beside peers: `python -m experiments.bench SUITE`."""

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +25,14 @@ class Kind(NamedTuple):
 
 KINDS = {
     "ours": Kind("snake_jax", "ours"),
+    "snake": Kind("snake_jax, Snake cycle", "ours"),
     "torch": Kind("PyTorch loop", "torch_side", "torch", "pip install torch"),
     "flower": Kind("Flower simulation", "flower_side", "flwr", "pip install 'flwr[simulation]'"),
     "fedjax": Kind("fedjax", "fedjax_side", "fedjax", "pip install fedjax"),
+    "blocks": Kind("snake_jax", "blocks_side"),
+    "torch_blocks": Kind("PyTorch, requires_grad off", "badam_side", "transformers", "pip install transformers torch"),
+    "badam": Kind("BAdam", "badam_side", "badam", "pip install badam transformers torch"),
 }
-
-
-_ONE: dict[str, dict[str, str]] = {"loop": {}, "vmap": {}}
-"""Executors that work on one device; the others get as many as there are cores."""
 
 
 class Contestant:
@@ -168,33 +167,3 @@ def fastest(variants: Sequence[Contestant], file: Path, rounds: int) -> tuple[Co
         trials[variant.name] = median(variant.seconds)
         variant.rounds.clear()
     return min(variants, key=lambda variant: trials.get(variant.name, 0.0)), trials
-
-
-def field(
-    executors: Sequence[str], config: dict[str, Any], cores: int, peer_python: str, fedjax_python: str
-) -> dict[str, list[list[Contestant]]]:
-    """For every kind its contestants, for each of these its variants, of which the fastest is to run.
-
-    Args:
-      executors: of this library.
-      config: of this library, without the executor.
-      cores: that everyone may use.
-      peer_python: interpreter of the others.
-      fedjax_python: that of fedjax.
-    """
-    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cores}".strip()
-
-    def ours(executor: str) -> Contestant:
-        options = {"config": {**config, **({} if executor == "loop" else {"executor": executor})}}
-        return Contestant("ours", executor, sys.executable, options, _ONE.get(executor, {"XLA_FLAGS": devices}))
-
-    def flower(cpus: int) -> Contestant:
-        options = {"cpus": cpus, "cores": cores, "channels_last": True}
-        return Contestant("flower", f"{cpus} CPU a client", peer_python, options, {})
-
-    return {
-        "ours": [[ours(executor)] for executor in executors],
-        "torch": [[Contestant("torch", "", peer_python, {"cores": cores}, {})]],
-        "flower": [[flower(cpus) for cpus in sorted({1, cores})]],
-        "fedjax": [[Contestant("fedjax", "", fedjax_python, {}, {})]],
-    }

@@ -1,6 +1,8 @@
-"""FedAvg by this library, as `experiments.classify` runs it: visits, merge, ledger and metrics, without evaluation.
+"""Rounds by this library, as `experiments.classify` runs them: visits, merge, ledger and metrics, without evaluation.
 
-python -m experiments.bench.ours WORK.npz CHECKED.npz '{"config": {...}}'
+  python -m experiments.bench.ours WORK.npz CHECKED.npz '{"config": {...}, "reports": 1}'
+
+A round is as many of the runner's reports: one of FedAvg, one a visit of Snake.
 """
 
 import json
@@ -28,7 +30,8 @@ def named(params: tree.Params) -> Params:
 def main(work_file: str, checked_file: str, options: str) -> None:
     """Does the rounds that are asked for."""
     line, work = Line(Path(checked_file)), load(Path(work_file))
-    config = Config(**json.loads(options)["config"])
+    given = json.loads(options)
+    config = Config(**given["config"])
     setup = runner.prepare(config)
     for shard, other in zip(setup.shards, work.shards, strict=True):
         np.testing.assert_array_equal(shard, other)
@@ -37,10 +40,10 @@ def main(work_file: str, checked_file: str, options: str) -> None:
     versions = {name: sys.modules[name].__version__ for name in ("jax", "jaxlib")}
     line.ready(named(state.params), variant=f"{len(jax.devices())} devices", versions=versions)
     while line.asked():
-        report = next(reports)
-        params = jax.block_until_ready(report.state.params)
-        record = report.record
-        done = Done(record["loss"], record["iterations"], record["examples"])
+        every = [next(reports) for _ in range(given["reports"])]
+        params = jax.block_until_ready(every[-1].state.params)
+        steps, examples = (sum(report.record[name] for report in every) for name in ("iterations", "examples"))
+        done = Done(every[-1].record["loss"], steps, examples)
         line.answer(done, lambda: named(params), compile_s=executor.compilations.seconds)  # noqa: B023
 
 

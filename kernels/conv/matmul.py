@@ -6,8 +6,8 @@ Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened 
     input gradient    dx      = patches^T(g @ w^T)      patches^T adds every column back to the pixel it came from
     weight gradient   dw      = patches(x)^T @ g
 
-Measured with VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2, PyTorch 2.13. `python -m
-snake_jax.kernels.bench conv` measures it again; experiments/results/conv_bench.txt has a run on an idle machine:
+Measured with VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2, PyTorch 2.13. `python -m experiments.bench`
+measures passes (`conv`) and steps (`step`) again; docs/performance.md has a run on an idle machine:
 
 - XLA's own convolution runs at 60 to 360 GFLOP/s until the kernel has more taps than the image has pixels: conv7 and
   conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop or a condition, as training runs,
@@ -19,8 +19,9 @@ snake_jax.kernels.bench conv` measures it again; experiments/results/conv_bench.
   fuses with the gradients of ReLU and pooling around it.
 - Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place or in two stages
   (rows, then columns) are within 5 % of each other in a whole step, a split over the batch too. The plain one stays.
-- XLA's own convolution for forward and weight gradient where the image is large enough would save 10 % of the CPU
-  time and half the temporary memory (57 against 112 MB), for a choice by shape that fits one version of XLA.
+- XLA's own convolution forward where an image has 8x8 pixels or more, and these products backward: 5 % less CPU time
+  for a full step, 10 % with conv1, conv4 and fc11, 15 % with conv8 alone. It is not taken: the rule fits one version of
+  XLA, whose count of FLOPs would leave out the taps on padding, and no count could be checked by it.
 - Under vmap, where every node has weights of its own, the nodes' products are a loop: the patches of 16 nodes at once
   leave the cache, and a round of FedAvg with the little `cnn` takes 1.9 instead of 1.35 times that of node after node.
 - Saved for the backward pass are x and w, not the patches, nine times x. In straight-line code XLA still finds the two

@@ -11,7 +11,7 @@ import pytest
 
 from snake_jax import accounting
 from snake_jax.kernels import bench as command
-from snake_jax.kernels.conv import LOWERINGS, bench, conv2d, max_pool, reference, shapes, tables
+from snake_jax.kernels.conv import LOWERINGS, bench, conv2d, max_pool, reference, shapes
 from snake_jax.kernels.conv.shapes import ConvShape
 
 PLAIN = ConvShape("plain", (4, 8, 8, 16), (3, 3, 16, 16))
@@ -266,59 +266,35 @@ def test_the_default_network_is_vgg11():
 def tiny_result(quick_compilation):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bench, "convolutions", lambda network, found=bench.convolutions: found(network)[:1])
-        return bench.run(TINY, repeats=1, with_torch=False, peak_size=16)
+        return bench.run(1, TINY, with_torch=False, size=16)
 
 
-def test_bench_measures_every_layer_pass_and_visit(tiny_result):
-    passes = [(row["layer"], row["pass"]) for row in tiny_result["layers"]]
-    assert passes == [("conv1", name) for name in ("forward", "input gradient", "weight gradient")]
-    assert [row["middle"] for row in tiny_result["snake"]] == ["conv2", "conv3", "fc4"]
-    rows = tiny_result["step"]["rows"]
-    assert set(rows) == {"ours", "xla", "ours, one step", "xla, one step"}
-    assert set(tiny_result["step"]["ratios"]) == {"ours / xla", "one step: ours / xla"}
-    assert all(row["fastest_ms"] > 0 for row in rows.values())
-
-
-def test_bench_trains_the_named_layers_alone(tiny_result):
-    costs = accounting.layer_costs(TINY.build("matmul"), TINY.batch)
-    names = [cost.name for cost in costs]
-    step, snake = tiny_result["step"], tiny_result["snake"]
-    assert step["flops"] == accounting.step_flops(costs, names)
-    assert [row["flops"] for row in snake] == [
-        accounting.step_flops(costs, (names[0], middle, names[-1])) for middle in names[1:-1]
-    ]
-    for row in snake:
-        share = row["compiler_flops"] / step["rows"]["ours"]["compiler_flops"]
-        assert share == pytest.approx(row["flop_ratio"], rel=0.05), row["middle"]
+def test_bench_measures_every_pass_beside_its_product(tiny_result):
+    assert [(row["layer"], row["pass"]) for row in tiny_result["layers"]] == [("conv1", name) for name in bench.PASSES]
+    for row in tiny_result["layers"]:
+        assert {side for side in row if isinstance(row[side], dict)} == {"ours", "product", "xla", "ratios"}
+        assert set(row["ratios"]) == {"ours / product", "ours / xla"}
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_a_lone_step_is_the_loops():
-    trained = ("conv1", "fc4", "fc5")
-    loop, lone = bench._Step(TINY, "matmul", trained, steps=4), bench._Step(TINY, "matmul", trained, looped=False)
-    losses = [float(lone().loss_sum) for _ in range(4)]
-    assert loop().loss_sum == pytest.approx(sum(losses), rel=1e-5)
-    assert losses[-1] < losses[0]
-    for name in trained:
-        assert_within(*(jax.tree.leaves(step.state[0][name]) for step in (lone, loop)), 1e-5)
+@pytest.mark.parametrize("name", bench.PASSES)
+def test_a_pass_and_its_bare_product_do_the_same_flops(name):
+    (layer,) = bench.convolutions(TINY)[1:2]
+    results = [run[name]() for run in (bench.looped_passes(layer), bench.bare_products(layer))]
+    m, k, n = layer.y[0] * layer.y[1] * layer.y[2], layer.flops // (2 * np.prod(layer.y)), layer.w[3]
+    shapes = {
+        "forward": (layer.y, (m, n)),
+        "input gradient": (layer.x, (m, k)),
+        "weight gradient": (layer.w, (k, n)),
+    }
+    assert tuple(result.shape for result in results) == shapes[name]
 
 
-@pytest.mark.parametrize(
-    ("ratio", "offs", "met"),
-    [
-        (1.29, (0.02, -0.14), {"ours / torch": True, "conv2": True}),
-        (1.31, (0.16, -0.02), {"ours / torch": False, "conv1": False}),
-        (None, (0.0, -0.16), {"ours / torch": None, "conv2": False}),
-    ],
-)
-def test_targets_say_met_unmet_or_not_measured(ratio, offs, met):
-    ratios = {"ours / xla": 0.1, "one step: ours / xla": 0.3} | ({} if ratio is None else {"ours / torch": ratio})
-    found = bench.targets(ratios, [{"middle": f"conv{i}", "off": off} for i, off in enumerate(offs, 1)])
-    assert {t["target"].split(": ")[-1]: t["met"] for t in found} == {"ours / xla": True, **met}
-    assert [t["one_step"] for t in found] == [None, 0.3, None]
-    lines = tables.target_table({"targets": found})[1:]
-    said = {True: "met", False: "unmet", None: "not measured"}
-    assert [line.split("  ")[-1].strip() for line in lines] == [said[t["met"]] for t in found]
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_loop_of_passes_ends_with_the_last_input():
+    (layer,) = bench.convolutions(TINY)[1:2]
+    x, w, _ = bench._draw((bench.LOOP, *layer.x), layer.w, (bench.LOOP, *layer.y))
+    assert_within([bench.looped_passes(layer)["forward"]()], [conv2d(x[-1], w, lowering="xla")], 1e-6)
 
 
 def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
@@ -329,7 +305,7 @@ def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
     assert printed["machine"]["jax"] == jax.__version__
     assert command.main(["conv"]) == 0
     table = capsys.readouterr().out
-    assert all(word in table for word in ("processor: ", "weight gradient", "ours / xla: ", "FLOP ratio", "Targets"))
+    assert all(word in table for word in ("processor: ", "weight gradient", "ours / its product", "GFLOP/s"))
 
 
 def test_torch_runs_the_same_passes():
@@ -340,17 +316,6 @@ def test_torch_runs_the_same_passes():
     assert results["forward"].shape == (2, 5, 4, 3)
     assert [r is not None for r in results["input gradient"]] == [True, False, False]
     assert [r is not None for r in results["weight gradient"]] == [False, True, False]
-
-
-@pytest.mark.usefixtures("quick_compilation")
-def test_torch_trains_the_same_network():
-    pytest.importorskip("torch")
-    ours, theirs = bench._Step(TINY, "matmul", steps=4), bench._torch_step(TINY)
-    for _ in range(2):
-        losses = [theirs() for _ in range(4)]
-        stats = ours()
-        assert stats.loss_sum / stats.examples == pytest.approx(np.mean(losses), rel=1e-5)
-        assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(

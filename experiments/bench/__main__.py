@@ -1,0 +1,120 @@
+"""Benchmarks: what a step, a visit, a round and their memory cost, beside peers measured in the same run.
+
+  python -m experiments.bench step                 measure, print, compare with the committed result
+  python -m experiments.bench all --update         measure everything and make it the committed result
+  python -m experiments.bench round finetune --peer_python=PEER_VENV/bin/python
+
+Suites: step, visit, round, memory, emulation, finetune, conv; `all` is all of them. Several run one after the other,
+each in a process of its own and each with its file written when it is done; one that fails leaves the others alone.
+What a result is compared by is said with it. Peers that are not installed are named and left out; docs/performance.md
+says how to install them.
+"""
+
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launch
+from experiments.bench import document, results, table
+from experiments.bench.rows import Request
+from snake_jax.errors import UserError
+
+SUITES = ("step", "visit", "memory", "conv", "round", "emulation", "finetune")
+REPEATS = flags.DEFINE_integer("repeats", 0, "of every measurement; 0: as many as suits the suite", lower_bound=0)
+QUICK = flags.DEFINE_bool("quick", False, "the smallest sizes, to see that everything runs; their numbers mean nothing")
+UPDATE = flags.DEFINE_bool("update", False, "make the result the committed one, and write docs/performance.md anew")
+OUTPUT = flags.DEFINE_string("output", "runs/bench", "folder for SUITE.json where the result is not to be committed")
+PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "interpreter that has Flower, BAdam and PyTorch")
+FEDJAX_PYTHON = flags.DEFINE_string("fedjax_python", "", "interpreter that has fedjax; empty: that of the other peers")
+CORES = flags.DEFINE_integer("cores", os.cpu_count() or 1, "of peers, and emulated devices of ours", lower_bound=1)
+FAIL = flags.DEFINE_bool("fail_on_regression", False, "end with exit code 1 where something got worse")
+
+
+def main(arguments: list[str]) -> None:
+    """One suite here, several in a process each."""
+    suites = SUITES if arguments == ["all"] else tuple(arguments)
+    if wrong := [name for name in suites if name not in SUITES]:
+        raise UserError(f"{wrong[0]}: not one of {', '.join(SUITES)}, all")
+    if not suites:
+        raise UserError(f"say which: {', '.join(SUITES)} or all")
+    if UPDATE.value and QUICK.value:
+        raise UserError("--update --quick: the smallest sizes are not to be committed; leave one of them out")
+    if len(suites) > 1:
+        sys.exit(_each(suites))
+    sys.exit(_one(suites[0]))
+
+
+def _one(suite: str) -> int:
+    """Measures and reports; the exit code."""
+    module = importlib.import_module(f"experiments.bench.{suite}")
+    pythons = PEER_PYTHON.value, FEDJAX_PYTHON.value or PEER_PYTHON.value
+    header, started = results.header(), time.perf_counter()
+    measured = module.run(Request(REPEATS.value, QUICK.value, *pythons, CORES.value, _say))
+    result = {
+        "suite": suite,
+        "command": _command(suite),
+        "quick": QUICK.value,
+        "machine": header | {"load_1min_after": round(os.getloadavg()[0], 2), "cores_used": CORES.value},
+        **measured._asdict(),
+        "took_s": round(time.perf_counter() - started),
+    }
+    found = report(result, results.COMMITTED if UPDATE.value else Path(OUTPUT.value))
+    if UPDATE.value:
+        document.update()
+    return 1 if found and FAIL.value else 0
+
+
+def report(result: results.Result, folder: Path) -> list[results.Change]:
+    """Prints a result and what it is compared with, writes it; the regressions.
+
+    Args:
+      result: of a suite.
+      folder: where SUITE.json goes.
+    """
+    committed = results.COMMITTED / f"{result['suite']}.json"
+    lines, found = results.comparison(result, results.read(committed) if committed.exists() else None)
+    text = [document.heading(result), "", table.text(result["rows"]), *result["notes"], "", *lines, results.RULE]
+    print("\n".join(text))
+    _say(f"wrote {results.write(folder, result)}")
+    return found
+
+
+def _each(suites: Sequence[str]) -> int:
+    """Every suite in a process of its own; the greatest exit code."""
+    codes = {}
+    for suite in suites:
+        _say(f"suite {suite}")
+        codes[suite] = subprocess.run([sys.executable, "-m", "experiments.bench", suite, *_given()]).returncode
+        if codes[suite] == 130:
+            raise KeyboardInterrupt
+    if failed := [suite for suite, code in codes.items() if code]:
+        _say(f"failed: {', '.join(failed)}; again: {_command(' '.join(failed))}")
+    return max(codes.values())
+
+
+def _given() -> list[str]:
+    """The flags of this process, for another."""
+    return [flag.serialize() for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if flag.present]
+
+
+def _command(suites: str) -> str:
+    """What was typed, without where interpreters lie."""
+    given = [part for part in _given() if not part.startswith(("--peer_python", "--fedjax_python", "--output"))]
+    names = [name for name in ("peer", "fedjax") if flags.FLAGS[f"{name}_python"].present]
+    pythons = [f"--{name}_python={name.upper()}_VENV/bin/python" for name in names]
+    return f"python -m experiments.bench {suites} {shlex.join([*given, *pythons])}".strip()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    launch.run(main, arguments=True)

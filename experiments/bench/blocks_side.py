@@ -1,0 +1,36 @@
+"""Fine-tuning block after block by this library: a visit of the executor a turn.
+
+python -m experiments.bench.blocks_side WORK.npz CHECKED.npz '{"sizes": [...], "steps": 8}'
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+from experiments.bench import llama
+from experiments.bench.visit import language_executor
+from experiments.bench.work import Done, Line
+from snake_jax.language_step import own_items
+from snake_jax.schedule import Visit
+
+
+def main(_: str, checked_file: str, options: str) -> None:
+    """Does the turns that are asked for."""
+    line, given = Line(Path(checked_file)), json.loads(options)
+    sizes = llama.Sizes(*given["sizes"])
+    executor, params = language_executor(sizes, given["steps"]), jax.device_get(llama.params_of(sizes))
+    items = own_items(llama.model_of(sizes), False)
+    line.ready({}, versions={"jax": jax.__version__})
+    turn = 0
+    while line.asked():
+        visit = Visit(turn, 0, 0, (items[turn % len(items)],))
+        (done,) = executor.run([visit], params, {}, given["learning_rate"])
+        params = {**params, **done.layers}
+        line.answer(Done(done.loss, done.iterations, done.examples), dict)
+        turn += 1
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,40 @@
+"""docs/performance.md from the committed results: `python -m experiments.bench.document` writes it anew."""
+
+import re
+from typing import Any
+
+from experiments.bench import results, table
+
+PAGE = results.COMMITTED.parents[2] / "docs" / "performance.md"
+_PART = re.compile(r"(<!-- bench (\w+): begin -->\n).*?(<!-- bench \2: end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with every committed result between its marks, `<!-- bench SUITE: begin -->` and `... end -->`."""
+    return _PART.sub(lambda part: part[1] + _section(part[2]) + part[3], page)
+
+
+def update() -> None:
+    """Writes the page anew."""
+    PAGE.write_text(filled(PAGE.read_text()))
+
+
+def heading(result: dict[str, Any]) -> str:
+    """Command, machine, versions and peers, a line each."""
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items() if value is not None)
+    peers = "; ".join(f"{name} {version}" for name, version in result["peers"].items())
+    lines = [f"`{result['command']}`, {result['took_s']} s", machine, *([f"peers: {peers}"] if peers else [])]
+    return "\n".join(lines)
+
+
+def _section(suite: str) -> str:
+    file = results.COMMITTED / f"{suite}.json"
+    if not file.exists():
+        return f"\nNot measured yet: `python -m experiments.bench {suite} --update`.\n\n"
+    result = results.read(file)
+    parts = [heading(result).replace("\n", "  \n"), table.markdown(result["rows"]), *result["notes"]]
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+if __name__ == "__main__":
+    update()

@@ -1,0 +1,245 @@
+"""Rounds of federated learning on one machine: this library beside a PyTorch loop, Flower's simulation and fedjax.
+
+Every contestant is a process that waits until it is asked for a round. They are asked in turn, so that all see the same
+load of the machine, and none works while another does. All start from the same weights and take the same examples in
+the same order; after two rounds their parameters are compared, and the rounds after those are counted. Flower is tried
+first with one CPU for a client and with all, and the faster takes part. Nothing is reported where somebody's parameters
+are not ours: then the times would compare unlike things.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.bench import contestants, ours, work
+from experiments.bench.contestants import Contestant
+from experiments.bench.rows import HIGHER, LOWER, Measured, Request, Row, measured
+from snake_jax import data, runner
+from snake_jax.config import Config
+from snake_jax.data import Split
+from snake_jax.errors import UserError
+
+MODEL, SEED = "cnn", 0
+LEARNING_RATE = 0.003
+"""Without clipping the library's default of 0.02 kills this network's units; the time is the same."""
+GREATEST_DIFFERENCE = 0.01
+"""Of parameters after the checked rounds, over what those changed: ten times what float32 and its sums explain."""
+TRIAL_ROUNDS = 3
+TEST_EXAMPLES = 64  # nobody evaluates, but a data set has a test split
+PEERS = ("torch", "flower", "fedjax")
+
+
+class Sizes(NamedTuple):
+    """What a round is, and who takes part.
+
+    Attributes:
+      nodes: all of them train in every round.
+      examples: on each node.
+      batch: examples in a step.
+      dataset: as in `experiments.classify`; empty: noise in the shape of CIFAR-10.
+      executors: of this library.
+      snake: whether a Snake cycle over the same nodes is timed too.
+    """
+
+    nodes: int
+    examples: int
+    batch: int
+    dataset: str
+    executors: tuple[str, ...]
+    snake: bool = False
+
+
+class UnlikeWork(RuntimeError):
+    """Somebody did not do the same work; the message names them."""
+
+
+def run(sizes: Sizes, table: str, goals: dict[str, float], repeats: int, request: Request) -> Measured:
+    """All contestants' rounds.
+
+    Args:
+      sizes: of a round.
+      table: its title.
+      goals: by kind of contestant, how many times our time theirs should be, at least.
+      repeats: rounds that count.
+      request: what was asked for.
+
+    Raises:
+      UnlikeWork: parameters of somebody are not ours.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "work.npz"
+        config, task = prepare(sizes, repeats, Path(folder))
+        work.save(task, file)
+        everyone, trials = _contest(sizes, config, file, repeats, request)
+        rows, detail = _results(table, goals, task, everyone)
+    peers = {contestants.KINDS[one.kind].label: _peer(one) for one in everyone if one.kind in PEERS}
+    notes = [
+        f"A round: {sizes.nodes} nodes with {sizes.examples} examples of {sizes.dataset or 'noise'}, one epoch each, "
+        f"batch {sizes.batch}, the {MODEL} of {_num_params(task):,} parameters. Over ours: the median of ratios within "
+        "one turn, over the fastest of ours. Start: seconds until the first round was over.",
+    ]
+    return Measured(rows, peers, notes, {"contestants": detail, "trials_s": trials})
+
+
+def _contest(
+    sizes: Sizes, config: dict[str, Any], file: Path, repeats: int, request: Request
+) -> tuple[list[Contestant], dict[str, float]]:
+    """Everyone after all rounds, ended; and what trials took."""
+    trials: dict[str, float] = {}
+    everyone: list[Contestant] = []
+    try:
+        for variants in _field(sizes, config, request):
+            request.say(f"start: {variants[0].name}")
+            chosen, tried = contestants.fastest(variants, file, TRIAL_ROUNDS)
+            trials |= tried
+            everyone.append(chosen)
+            chosen.start(file)
+        for turn in range(work.CHECKED_ROUNDS - 1 + repeats):
+            request.say(f"round {turn + 1} of {work.CHECKED_ROUNDS - 1 + repeats}")
+            for contestant in everyone:
+                contestant.round(counted=turn >= work.CHECKED_ROUNDS - 1)
+    finally:
+        for contestant in everyone:
+            contestant.close()
+    return everyone, trials
+
+
+def _peer(one: Contestant) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in one.told.get("versions", {}).items())
+    return one.missing or f"{versions} ({one.told['variant']})"
+
+
+def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], work.Work]:
+    """The configuration of ours, as keyword arguments of Config, and the same as work for everybody.
+
+    Raises:
+      UserError: the data set is missing or too small.
+    """
+    dataset, wanted = folder / "data.npz", sizes.nodes * sizes.examples
+    train, test = _splits(sizes.dataset, wanted)
+    np.savez(dataset, train_x=train.images, train_y=train.labels, test_x=test.images, test_y=test.labels)
+    # Ours evaluates in its last round: nobody asks for it.
+    rounds = work.CHECKED_ROUNDS + max(repeats, TRIAL_ROUNDS) + 1
+    config: dict[str, Any] = {
+        "algorithm": "fedavg",
+        "model": MODEL,
+        "dataset": f"npz:{dataset}",
+        "nodes": sizes.nodes,
+        "cycles": rounds,
+        "batch_size": sizes.batch,
+        "learning_rate": LEARNING_RATE,
+        "lr_schedule": "constant",
+        "clip_norm": 0.0,
+        "distill": "off",
+        "eval_every": 10**6,
+        "seed": SEED,
+    }
+    setup = runner.prepare(Config(**config))
+    task = work.Work(
+        images=setup.dataset.train.images,
+        labels=setup.dataset.train.labels,
+        shards=setup.shards,
+        mean=np.asarray(setup.dataset.mean, np.float32),
+        std=np.asarray(setup.dataset.std, np.float32),
+        params=ours.named(runner.initial_state(setup).params),
+        batch_size=sizes.batch,
+        learning_rate=LEARNING_RATE,
+        momentum=setup.config.momentum,
+        clip_norm=0.0,
+        seed=SEED,
+        rounds=rounds,
+    )
+    return config, task
+
+
+def _splits(dataset: str, wanted: int) -> tuple[Split, Split]:
+    rng = np.random.default_rng(SEED)
+    if not dataset:
+        return _noise(rng, wanted), _noise(rng, TEST_EXAMPLES)
+    found = data.load(dataset)
+    if len(found.train.labels) < wanted:
+        raise UserError(f"{dataset}: {wanted} examples wanted, {len(found.train.labels)} there")
+    chosen = rng.permutation(len(found.train.labels))[:wanted]
+    return Split(found.train.images[chosen], found.train.labels[chosen]), found.test
+
+
+def _noise(rng: np.random.Generator, count: int) -> Split:
+    return Split(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.arange(count, dtype=np.int32) % 10)
+
+
+def _results(
+    table: str, goals: dict[str, float], task: work.Work, everyone: list[Contestant]
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Rows of those who ran, and what everybody told."""
+    ran = [contestant for contestant in everyone if not contestant.missing]
+    mine = [contestant for contestant in ran if contestant.kind == "ours"]
+    if not mine:
+        raise UnlikeWork(f"none of ours ran: {everyone[0].missing}")
+    base = min(mine, key=lambda contestant: median(contestant.seconds))
+    off = {one.name: difference(task, one, base) for one in ran if one.kind != "snake"}
+    if unlike := [name for name, value in off.items() if value >= GREATEST_DIFFERENCE]:
+        raise UnlikeWork(f"{', '.join(unlike)}: not the same work as ours, so the times mean nothing")
+    rows = [row for contestant in ran for row in _rows(table, goals, contestant, base)]
+    told = [
+        {"name": one.name, "start_s": one.start_s, "difference": off.get(one.name), "first": one.first, **one.told}
+        for one in ran
+    ]
+    return rows, told
+
+
+def difference(task: work.Work, contestant: Contestant, base: Contestant) -> float:
+    """How far a contestant's checked parameters are from ours, over what those changed; 1 where it did other steps."""
+    counts = [(one.first["steps"], one.first["examples"], one.told["parameters"]) for one in (contestant, base)]
+    if counts[0] != counts[1]:
+        return 1.0
+    theirs, reference = (work.load_params(one.checked) for one in (contestant, base))
+    return work.difference(theirs, reference, task.params)
+
+
+def _rows(table: str, goals: dict[str, float], contestant: Contestant, base: Contestant) -> list[Row]:
+    seconds = contestant.seconds
+    each = [1e6 * s / contestant.first["examples"] for s in seconds]
+    over = [s / b for s, b in zip(seconds, base.seconds, strict=True)]
+    peer = contestant.kind in PEERS
+    rule: dict[str, Any] = {"better": HIGHER if peer else LOWER, "limit": goals.get(contestant.kind)}
+    return [
+        measured(table, contestant.name, "round", seconds, "s"),
+        measured(table, contestant.name, "an example", each, "µs"),
+        measured(table, contestant.name, "over ours", over, **rule),
+        Row(table, contestant.name, "start", contestant.start_s, "s"),
+    ]
+
+
+def _num_params(task: work.Work) -> int:
+    return sum(array.size for pair in task.params.values() for array in pair)
+
+
+def _field(sizes: Sizes, config: dict[str, Any], request: Request) -> list[list[Contestant]]:
+    """Everyone's variants, of which the fastest is to take part."""
+    cores, python = request.cores, request.peer_python
+    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cores}".strip()
+
+    def mine(kind: str, variant: str, reports: int, **changes: Any) -> list[Contestant]:
+        environment = {} if variant in ("", "loop", "vmap") else {"XLA_FLAGS": devices}
+        options = {"config": {**config, **changes}, "reports": reports}
+        return [Contestant(kind, variant, sys.executable, options, environment)]
+
+    def flower(cpus: int) -> Contestant:
+        options = {"cpus": cpus, "cores": cores, "channels_last": True}
+        return Contestant("flower", f"{cpus} CPU a client", python, options, {})
+
+    cycle: dict[str, Any] = {**config, "algorithm": "snake", "cycles": 1}
+    visits = len(runner.rounds(runner.prepare(Config(**cycle))))
+    snake = [mine("snake", "", visits, algorithm="snake")] if sizes.snake else []
+    return [
+        *(mine("ours", executor, 1, executor=executor) for executor in sizes.executors),
+        *snake,
+        [Contestant("torch", "", python, {"cores": cores}, {})],
+        [flower(cpus) for cpus in sorted({1, cores})],
+        [Contestant("fedjax", "", request.fedjax_python, {}, {})],
+    ]

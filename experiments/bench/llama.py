@@ -1,0 +1,152 @@
+"""A small Llama and its steps: all layers, one block, or adapters of all blocks, AdamW in float32."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snake_jax import language_costs, lora, stack
+from snake_jax.executor.visits import Passed
+from snake_jax.language_costs import Trains
+from snake_jax.language_step import ENDS, Frozen, LanguageStep, Rows, block_roles, own_items, train_step
+from snake_jax.layers import Params, PyTree, select
+from snake_jax.models.language import LanguageModel
+from snake_jax.models.presets import from_preset
+from snake_jax.models.save import save_pretrained
+from snake_jax.optimizers import init_states, update_rule
+
+LEARNING_RATE = 1e-3
+
+
+class Sizes(NamedTuple):
+    """Of the network, of a batch, of the adapters."""
+
+    hidden: int
+    blocks: int
+    heads: int
+    intermediate: int
+    vocab: int
+    batch: int
+    length: int
+    rank: int
+
+
+SIZES = Sizes(512, 4, 8, 1376, 2048, 4, 128, 8)
+QUICK = Sizes(16, 2, 2, 24, 64, 2, 8, 2)
+
+
+@functools.cache
+def model_of(sizes: Sizes) -> LanguageModel:
+    """The network."""
+    return from_preset(
+        "tiny-llama",
+        hidden_size=sizes.hidden,
+        num_hidden_layers=sizes.blocks,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        head_dim=sizes.hidden // sizes.heads,
+        intermediate_size=sizes.intermediate,
+        vocab_size=sizes.vocab,
+        max_position_embeddings=sizes.length,
+        tie_word_embeddings=False,
+    )
+
+
+@functools.cache
+def params_of(sizes: Sizes) -> Params:
+    """The weights that every side starts from."""
+    return jax.jit(model_of(sizes).init)(jax.random.key(0))
+
+
+def save(sizes: Sizes, folder: Path) -> None:
+    """Writes them as `transformers` reads them."""
+    save_pretrained(folder, model_of(sizes), jax.device_get(params_of(sizes)))
+
+
+def ids(sizes: Sizes, rows: int = 0) -> np.ndarray:
+    """Random tokens `[B, T]`, or of more rows, int32."""
+    rng = np.random.default_rng(0)
+    return rng.integers(3, sizes.vocab, (rows or sizes.batch, sizes.length), dtype=np.int32)
+
+
+def shifted(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The token that follows each, and the weight of its loss: the last has no follower."""
+    targets = np.roll(tokens, -1, axis=-1)
+    weight = np.ones(tokens.shape, np.float32)
+    weight[..., -1] = 0
+    return targets, weight
+
+
+def language_step(sizes: Sizes, adapted: bool = False) -> LanguageStep:
+    """What the step is, besides its arrays; all that the backward pass reads is kept, as PyTorch keeps it."""
+    rule = update_rule("adamw", momentum=0.0, weight_decay=0.0)
+    return LanguageStep(model_of(sizes), rule, clip_norm=0.0, adapted=adapted, recompute="none")
+
+
+def trains(sizes: Sizes, way: str) -> Trains:
+    """What `full`, `block I` or `LoRA` trains."""
+    if way.startswith("block"):
+        return Trains(int(way.split()[1]), 1)
+    return Trains(0, sizes.blocks, ENDS if way == "full" else ())
+
+
+def flops(sizes: Sizes, way: str) -> int:
+    """FLOPs of a step as ours computes it: logits are never kept, so the output matrix is run once more."""
+    step = language_step(sizes, adapted=way == "LoRA")
+    base, own = _parts(sizes, step.adapted)
+    costs = language_costs.row_costs(step, base[0] if base else {}, own[0], sizes.length)
+    return language_costs.passed_flops(step, costs, trains(sizes, way), Passed(sizes.length, sizes.batch))
+
+
+class Step:
+    """A compiled training step that owns its donated state; one call is one step on the same batch."""
+
+    def __init__(self, sizes: Sizes, way: str) -> None:
+        """Compiles.
+
+        Args:
+          sizes: of everything.
+          way: see `trains`.
+        """
+        step, chosen, params = language_step(sizes, adapted=way == "LoRA"), trains(sizes, way), params_of(sizes)
+        base, own = _parts(sizes, step.adapted)
+        trained = own[chosen.first : chosen.first + chosen.blocks]
+        rest = own[: chosen.first] + own[chosen.first + chosen.blocks :]
+        trainable = dict(zip(block_roles(len(trained)), trained, strict=True)) | select(params, chosen.ends)
+        trainable = jax.tree.map(jnp.copy, trainable)
+        none = jax.tree.map(lambda w: w[None][:0], own[0])
+        blocks = stack.Frozen(
+            stack.stacked(base) if base else {}, stack.stacked(rest) if rest else none, jnp.int32(chosen.first)
+        )
+        frozen = Frozen(blocks, {name: params[name] for name in ENDS if name not in chosen.ends})
+        self.state: tuple[Any, ...] = trainable, init_states(step.rule, trainable, tuple(trainable))
+        self.fixed: tuple[Any, ...] = frozen, {}, rows(ids(sizes)), jax.random.key(0), jnp.float32(LEARNING_RATE)
+        function = jax.jit(train_step(step, tuple(trainable)), donate_argnums=(0, 1))
+        self.program = function.lower(*self.state, *self.fixed).compile()
+
+    def __call__(self) -> Any:
+        """Trains on."""
+        *state, stats = self.program(*self.state, *self.fixed)
+        self.state = tuple(state)
+        return stats
+
+
+def rows(tokens: np.ndarray) -> Rows:
+    """Tokens `[B, T]` as one part of a batch."""
+    targets, weight = shifted(tokens)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return Rows(*(jnp.asarray(part)[None] for part in (tokens, targets, weight, positions)))
+
+
+def _parts(sizes: Sizes, adapted: bool) -> tuple[list[PyTree], list[PyTree]]:
+    """The blocks' bases and own parts: with adapters the weights and these, without nothing and the weights."""
+    params = params_of(sizes)
+    blocks = [params[name] for name in own_items(model_of(sizes), False)]
+    if not adapted:
+        return [], blocks
+    keys = jax.random.split(jax.random.key(1), len(blocks))
+    adapters = lora.Lora(sizes.rank)
+    return blocks, [lora.init(key, block, adapters) for key, block in zip(keys, blocks, strict=True)]

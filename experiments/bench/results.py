@@ -1,0 +1,107 @@
+"""Results as files, and what got worse since the committed ones.
+
+Times on a shared machine are noise from run to run. What is compared are ratios to a peer, to another of our own
+programs or to the matrix product of the same run, measured in turn, and bytes, which are counted.
+"""
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.bench.rows import HIGHER, Row
+from snake_jax.errors import UserError
+from snake_jax.kernels.timing import machine
+
+COMMITTED = Path(__file__).parents[1] / "results" / "bench"
+RULE = (
+    "a ratio or a number of bytes is a regression where it is worse than the committed one by more than both spreads "
+    "(between quartiles) together; bytes have none"
+)
+Result = dict[str, Any]
+
+
+class Change(NamedTuple):
+    """A row that got worse: its committed value, its value now, and by how much it might have been."""
+
+    row: Row
+    before: float
+    allowed: float
+
+    def __str__(self) -> str:
+        """For people."""
+        where = ", ".join(self.row.key)
+        return f"{where}: {self.before:.4g} before, {self.row.value:.4g} now, {self.allowed:.2g} is spread"
+
+
+def write(folder: Path, result: Result) -> Path:
+    """Writes SUITE.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{result['suite']}.json"
+    rows = [row._asdict() for row in result["rows"]]
+    file.write_text(json.dumps(result | {"rows": rows}, indent=1, allow_nan=False) + "\n")
+    return file
+
+
+def read(file: Path) -> Result:
+    """Reads what `write` wrote.
+
+    Raises:
+      UserError: the file is no result.
+    """
+    try:
+        result = json.loads(file.read_text())
+        return result | {"rows": [Row(**row) for row in result["rows"]]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: no result of a benchmark ({error}); measure it anew with --update") from None
+
+
+def kind(of: dict[str, Any]) -> tuple[str, ...]:
+    """What two machines must share for their numbers to be compared."""
+    return tuple(str(of.get(name)) for name in ("processor", "cores", "architecture", "backend"))
+
+
+def header() -> dict[str, Any]:
+    """The machine, with what its kind takes and without what names the host's kernel."""
+    return {name: value for name, value in machine().items() if name != "system"} | {"architecture": platform.machine()}
+
+
+def regressions(now: Result, before: Result) -> list[Change]:
+    """The rows that got worse, by `RULE`."""
+    committed = {row.key: row for row in before["rows"]}
+    pairs = [(row, committed[row.key]) for row in now["rows"] if row.better and row.key in committed]
+    return [
+        Change(row, old.value, row.spread + old.spread)
+        for row, old in pairs
+        if (old.value - row.value if row.better == HIGHER else row.value - old.value) > row.spread + old.spread
+    ]
+
+
+def comparison(now: Result, before: Result | None) -> tuple[list[str], list[Change]]:
+    """What to say of the committed result, a line each, and the regressions."""
+    if before is None:
+        return ["no committed result to compare with"], []
+    if kind(now["machine"]) != kind(before["machine"]):
+        return [f"not compared: the committed result is of another machine ({', '.join(kind(before['machine']))})"], []
+    if now["quick"] != before["quick"]:
+        return ["not compared: the committed result is of other sizes"], []
+    lines = [f"{name} was {old} when committed" for name, old in _other_versions(now, before)]
+    if missing := _missing(now["rows"], before["rows"]):
+        lines.append(f"not measured now: {', '.join(missing)}")
+    found = regressions(now, before)
+    lines += [f"REGRESSION {change}" for change in found]
+    return [*lines, *([] if found else ["no regression"])], found
+
+
+def _other_versions(now: Result, before: Result) -> list[tuple[str, str]]:
+    pairs = [(f"{part}.{name}", value) for part in ("machine", "peers") for name, value in before[part].items()]
+    changing = ("load_1min", "load_1min_after")
+    flat = {f"{part}.{name}": value for part in ("machine", "peers") for name, value in now[part].items()}
+    return [(name, old) for name, old in pairs if flat.get(name) != old and name.split(".")[1] not in changing]
+
+
+def _missing(now: Sequence[Row], before: Sequence[Row]) -> list[str]:
+    """Lines of tables that the committed result has more of."""
+    there = {row.key for row in now}
+    return sorted({f"{row.subject}: {row.name}" for row in before if row.key not in there})

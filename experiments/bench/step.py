@@ -1,0 +1,169 @@
+"""Training steps: VGG-11 and a small Llama, full and in part, beside PyTorch's, the FLOPs and the matrix product.
+
+A partial step should take of the full step's time what it takes of its FLOPs (the papers' near-linear acceleration);
+PyTorch trains the same layers from the same weights with `requires_grad` off for the others. The distance to the
+physical limit is a step's seconds a FLOP over those of a large float32 matrix product.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.bench import llama, vgg
+from experiments.bench.rows import LOWER, Measured, Request, Row, importable, measured, paired, walls_ms
+from snake_jax.kernels.conv.bench import Network, Product, product
+from snake_jax.kernels.timing import interleaved
+
+REPEATS = 7
+STEPS = 4
+"""Of a call; a loop over batches, as training runs them."""
+GREATEST_OFF = 0.1
+"""Of VGG-11's partial steps, from their share of the FLOPs."""
+VGG, LLAMA = "VGG-11, batch {batch}", "Llama, {blocks} blocks of width {hidden}, {batch} x {length} tokens"
+
+Run = Callable[[], object]
+
+
+class Case(NamedTuple):
+    """One way to train: programs of `STEPS` steps, ours and perhaps a peer's; FLOPs of one step of ours."""
+
+    subject: str
+    ours: Run
+    flops: int
+    peer: Run | None = None
+
+
+def run(request: Request) -> Measured:
+    """Both networks."""
+    repeats = request.repeats or REPEATS
+    largest = product(64) if request.quick else product()
+    network, sizes = (vgg.QUICK, llama.QUICK) if request.quick else (Network(), llama.SIZES)
+    torch = importable("torch")
+    rows, layout = _vgg(network, largest, repeats, request, bool(torch))
+    rows += _llama(sizes, largest, repeats, request, bool(torch and importable("transformers")))
+    here = {"torch": f"{torch}, {layout}" if torch else "not importable: pip install torch"}
+    here |= {name: importable(name) or f"not importable: pip install {name}" for name in ("transformers", "peft")}
+    return Measured(rows, here, NOTES)
+
+
+NOTES = (
+    "ours / PyTorch and ours / product are medians of ratios within one round, in which each was called once.",
+    "time off FLOPs is how far the time ratio is from the FLOP ratio, without sign.",
+    "ours / product is the distance to the physical limit: seconds a FLOP over those of the fastest product there is.",
+)
+
+
+def case_rows(
+    table: str, case: Case, full: Case, product: Product, repeats: int, greatest_off: float | None = None
+) -> list[Row]:
+    """A case beside the full step, the peer and the product, all called once a round.
+
+    Args:
+      table: its title.
+      case: what is timed.
+      full: what it is a part of; the same: nothing to compare with.
+      product: the fastest there is.
+      repeats: rounds.
+      greatest_off: how far the time ratio may be from the FLOP ratio; None: no goal.
+    """
+    runs: dict[str, Run] = {"ours": case.ours, "product": product.run}
+    runs |= {} if case is full else {"full": full.ours}
+    runs |= {"PyTorch": case.peer} if case.peer else {}
+    samples = interleaved(runs, repeats, budget_s=30.0)
+    ours = samples["ours"]
+
+    def column(name: str, values: Sequence[float], unit: str = "", **rest: Any) -> Row:
+        return measured(table, case.subject, name, values, unit, **rest)
+
+    rows = [column("ours", walls_ms(ours, STEPS), "ms")]
+    if "full" in samples:
+        share = case.flops / full.flops
+        ratios = paired(ours, samples["full"])
+        rows += [column("time / full", ratios), Row(table, case.subject, "FLOPs / full", share)]
+        off = measured(table, case.subject, "time off FLOPs", [ratio / share for ratio in ratios], better=LOWER)
+        rows.append(off._replace(value=abs(off.value - 1), limit=greatest_off))
+    if "PyTorch" in samples:
+        rows.append(column("PyTorch", walls_ms(samples["PyTorch"], STEPS), "ms"))
+        rows.append(column("ours / PyTorch", paired(ours, samples["PyTorch"]), better=LOWER, limit=1.0))
+    scale = product.flops / (STEPS * case.flops)
+    return [*rows, column("ours / product", paired(ours, samples["product"], scale), better=LOWER)]
+
+
+def _vgg(network: Network, product: Product, repeats: int, request: Request, torch: bool) -> tuple[list[Row], str]:
+    """The full step, and for every middle layer the visit's step with both ends and without; the peer's layout."""
+    table = VGG.format(batch=network.batch)
+    names = network.build(vgg.OURS).layer_names
+    ends = [(names[0], middle, names[-1]) for middle in names[1:-1]]
+    wanted = [names, *ends, *((middle,) for middle in names[1:-1])]
+    wanted = wanted[:2] if request.quick else wanted
+    peer, layout = _fastest_layout(network, names, request) if torch else (None, "")
+
+    def case(trained: Sequence[str]) -> Case:
+        peers = peer(trained) if peer else None
+        ours = vgg.Step(network, trained, STEPS)
+        return Case("full" if trained is names else " ".join(trained), ours, vgg.flops(network, trained), peers)
+
+    full, rows = case(names), []
+    for trained in wanted:
+        one = full if trained is names else case(trained)
+        request.say(f"VGG-11: {one.subject}")
+        rows += case_rows(table, one, full, product, repeats, GREATEST_OFF)
+        if trained is names:
+            rows += _xla(table, network, full, repeats)
+    return rows, layout
+
+
+def _xla(table: str, network: Network, full: Case, repeats: int) -> list[Row]:
+    """Ours over the same step with XLA's own convolution, which is at its best outside of a loop."""
+    alone = vgg.Step(network, network.build(vgg.OURS).layer_names, lowering="xla", looped=False)
+    samples = interleaved({"ours": full.ours, "xla": alone}, repeats, budget_s=10.0)
+    ratios = paired(samples["ours"], samples["xla"], 1 / STEPS)
+    return [measured(table, full.subject, "ours / XLA's convolution", ratios, better=LOWER)]
+
+
+def _fastest_layout(
+    network: Network, names: Sequence[str], request: Request
+) -> tuple[Callable[[Sequence[str]], Run], str]:
+    """The peer's steps in the layout in which its full step is faster, and which that is."""
+    from experiments.bench import vgg_torch
+
+    def peer(trained: Sequence[str], last: bool) -> Run:
+        return repeated(vgg_torch.step(network, trained, request.cores, last))
+
+    tried = interleaved({str(last): peer(names, last) for last in (False, True)}, 3)
+    last = min(tried, key=lambda name: min(sample.wall_s for sample in tried[name])) == "True"
+    return lambda trained: peer(trained, last), "channels last" if last else "channels first"
+
+
+def repeated(step: Callable[[], object]) -> Run:
+    """`STEPS` calls as one."""
+
+    def run() -> object:
+        return [step() for _ in range(STEPS)][-1]
+
+    return run
+
+
+def _llama(sizes: llama.Sizes, product: Product, repeats: int, request: Request, torch: bool) -> list[Row]:
+    table = LLAMA.format(**sizes._asdict())
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        llama.save(sizes, Path(folder))
+        cases = _llama_cases(sizes, Path(folder), request, torch)
+        full, rows = next(cases), []
+        for case in (full, *cases):
+            request.say(f"Llama: {case.subject}")
+            rows += case_rows(table, case, full, product, repeats)
+    return rows
+
+
+def _llama_cases(sizes: llama.Sizes, folder: Path, request: Request, torch: bool) -> Iterator[Case]:
+    """The full step, a block at either end and in the middle, adapters of all blocks."""
+    last = sizes.blocks - 1
+    for way in ("full", *(f"block {at}" for at in sorted({0, last // 2, last})), "LoRA"):
+        peer = None
+        if torch and (way != "LoRA" or importable("peft")):
+            from experiments.bench import llama_torch
+
+            peer = repeated(llama_torch.step(folder, sizes, way, request.cores))
+        yield Case(way, repeated(llama.Step(sizes, way)), llama.flops(sizes, way), peer)

@@ -1,0 +1,101 @@
+"""The training step of the papers' VGG-11 as training runs it, and its visits' steps."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from snake_jax.accounting import layer_costs, step_flops
+from snake_jax.kernels.conv.bench import CLASSES, Network
+from snake_jax.layers import Params, select, without
+from snake_jax.optimizers import apply_updates, init_states, update_rule
+from snake_jax.steps import Batches, EpochStats, Examples, LocalStep, local_epoch
+
+LEARNING_RATE, MOMENTUM = 1e-3, 0.9
+OURS = "matmul"
+QUICK = Network("cnn", batch=4, side=8, width=0.5)
+"""For `--quick` and tests."""
+
+
+@functools.cache
+def params_of(network: Network) -> Params:
+    """The parameters that every side starts from."""
+    return jax.jit(network.build(OURS).init)(jax.random.key(0))
+
+
+def batch(network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """Noise images [B,H,W,3] and their labels [B]."""
+    images = np.random.default_rng(1).normal(size=(network.batch, network.side, network.side, 3))
+    return images.astype(np.float32), np.arange(network.batch, dtype=np.int32) % CLASSES
+
+
+def flops(network: Network, trained: Sequence[str]) -> int:
+    """FLOPs of a step that trains these layers, taps on padding with them."""
+    return step_flops(layer_costs(network.build(OURS), network.batch), trained)
+
+
+def local_step(network: Network, lowering: str = OURS) -> LocalStep:
+    """What the step is, besides its arrays: plain SGD with momentum, neither clipping nor distillation."""
+    rule = update_rule("sgd", momentum=MOMENTUM, weight_decay=0.0)
+    return LocalStep(network.build(lowering), rule, clip_norm=0.0, normalise=lambda x: x)
+
+
+class Step:
+    """A compiled `local_epoch` of `steps` batches that owns its donated state; one call is one call of the program.
+
+    With `looped=False` the same step once, outside the loop: inside, XLA leaves its own convolutions in a slow form.
+    """
+
+    def __init__(
+        self, network: Network, trained: Sequence[str], steps: int = 1, lowering: str = OURS, looped: bool = True
+    ) -> None:
+        """Compiles.
+
+        Args:
+          network: which.
+          trained: the layers, in the model's order.
+          steps: batches a call.
+          lowering: of the convolutions.
+          looped: whether steps run in the loop of `local_epoch`.
+        """
+        step, params = local_step(network, lowering), params_of(network)
+        trainable = jax.tree.map(jnp.copy, select(params, trained))
+        self.state: tuple[Any, ...] = trainable, init_states(step.rule, trainable, step.model.layer_names)
+        schedule = *_epoch(network, steps), jax.random.key(0), jnp.float32(LEARNING_RATE)
+        self.fixed: tuple[Any, ...] = without(params, trained), {}, *schedule
+        function = local_epoch(step, tuple(trained)) if looped else _lone_step(step)
+        self.program = jax.jit(function, donate_argnums=(0, 1)).lower(*self.state, *self.fixed).compile()
+
+    def __call__(self) -> EpochStats:
+        """Trains on."""
+        *state, stats = self.program(*self.state, *self.fixed)
+        self.state = tuple(state)
+        return stats
+
+
+def _epoch(network: Network, steps: int) -> tuple[Examples, Batches]:
+    """The same batch `steps` times."""
+    images, labels = batch(network)
+    index = jnp.tile(jnp.arange(network.batch, dtype=jnp.int32), (steps, 1))
+    return Examples(jnp.asarray(images), jnp.asarray(labels)), Batches(index, jnp.ones(index.shape), jnp.int32(steps))
+
+
+def _lone_step(step: LocalStep) -> Any:
+    """One step on all examples, with the arguments of `local_epoch`."""
+    names = step.model.layer_names
+
+    def lone(trainable, states, frozen, received, examples, batches, key, learning_rate):
+        def loss(trainable):
+            logits = step.model.apply({**frozen, **trainable}, examples.images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
+
+        value, gradients = jax.value_and_grad(loss)(trainable)
+        count = examples.labels.size
+        updated = apply_updates(step.rule, 0.0, learning_rate, gradients, states, trainable, names)
+        return *updated, EpochStats(value * count, jnp.float32(count), jnp.isfinite(value))
+
+    return lone
