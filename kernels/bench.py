@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-SUITES = ("conv",)
+SUITES = ("conv", "distill_xent", "quant_matmul")
 """Each a folder here with its own bench.py: `run(repeats)` measures, `report(result)` says it in text."""
 
 

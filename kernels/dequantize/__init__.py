@@ -28,11 +28,11 @@ def dense(array: jax.Array | qwix.QArray, dtype: DTypeLike) -> jax.Array:
         return array.astype(dtype)
     if array.qtype != "nf4":
         return qwix.dequantize(array.astype(jnp.float32)).astype(dtype)
-    return _scaled(_look_up(array.qvalue), array.scale.astype(jnp.float32)).astype(dtype)
+    return _scaled(look_up(array.qvalue), array.scale.astype(jnp.float32)).astype(dtype)
 
 
-def _look_up(codes: jax.Array) -> jax.Array:
-    """The values of 4-bit codes: each bit, from the lowest, halves the candidates."""
+def look_up(codes: jax.Array) -> jax.Array:
+    """The float32 values of 4-bit codes: each bit, from the lowest, halves the candidates."""
     codes = codes.astype(jnp.int32)
     candidates: list[jax.Array | np.float32] = list(NF4)
     for bit in range(4):

@@ -7,6 +7,7 @@ import pytest
 import qwix
 from jax.extend import core
 
+from snake_jax.kernels import described
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.distill_xent import LOWERINGS, linear_xent, shapes, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, SMALL, XentShape
@@ -298,3 +299,23 @@ def test_a_quantized_table_is_not_trained():
     hidden, table, targets, *_ = arguments(PLAIN)
     with pytest.raises(ValueError, match="a quantized table has no gradient"):
         linear_xent(hidden, TABLES["int8"](table), targets, table_gradient=True)
+
+
+@pytest.mark.parametrize("chip", described.CHIPS)
+def test_compiled_for_a_tpu_logits_stay_in_vmem(chip, monkeypatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    shape = LARGE[0]
+    inputs = (
+        jax.ShapeDtypeStruct((shape.tokens, shape.width), jnp.bfloat16),
+        jax.ShapeDtypeStruct((shape.vocabulary, shape.width), jnp.bfloat16),
+        jax.ShapeDtypeStruct((shape.tokens,), jnp.int32),
+    )
+    chunk, rows = tile(shape.tokens, shape.vocabulary, shape.width, 2)
+    gradient = jax.value_and_grad(lambda h, w, t: linear_xent(h, w, t).nll.sum())
+    program = described.described(chip, gradient, inputs)
+    tiles = described.placed(program.program, "f32", (rows, chunk))
+    assert tiles.vmem > 0
+    assert tiles.hbm == 0
+    assert program.temporary_bytes < 2**20

@@ -1,0 +1,113 @@
+"""Activations times a frozen quantized matrix, with the low-rank product of LoRA beside it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+from jax import lax
+
+from snake_jax.kernels.quant_matmul import mosaic_tpu, reference, triton
+from snake_jax.kernels.quant_matmul.reference import LowRank, product
+
+__all__ = ("LOWERINGS", "LowRank", "quant_matmul")
+
+LOWERINGS = ("auto", "xla", "mosaic_tpu", "triton")
+MODULES = (reference, mosaic_tpu, triton)
+
+
+def quant_matmul(
+    x: jax.Array,
+    weight: qwix.QArray,
+    adapter: tuple[jax.Array, jax.Array] | None = None,
+    *,
+    lowering: str = "auto",
+) -> jax.Array:
+    """x [..., K] @ weight [K, N], plus (x @ a) @ b with an adapter a [K, r], b [r, N]: [..., N] in x's dtype.
+
+    The weight is a constant: gradients go to `x` and to the adapter, theirs in their own dtype. Products are of x's
+    dtype, summed in float32. ("LoRA", arXiv 2106.09685, section 4.1; "QLoRA", arXiv 2305.14314, section 3.)
+
+    Args:
+      x: floating.
+      weight: int8 with a scale for each output channel, or nf4 with a scale for each block along K, as
+        `snake_jax.quantization.freeze` stores a kernel.
+      adapter: (a, b), floating.
+      lowering: "xla" (the matrix dequantized in a form that the compiler fuses where it can), "mosaic_tpu" or "triton"
+        (dequantized tile by tile on the chip), or "auto": on TPUs mosaic_tpu where sizes have tiles, for nf4 and for
+        int8 with an adapter, else xla, chosen when compiled. Away from its platform a kernel is
+        interpreted: slow, for tests.
+
+    Raises:
+      ValueError: shapes, dtypes or a lowering that do not fit.
+    """
+    _check(x, weight, adapter)
+    if lowering not in LOWERINGS:
+        raise ValueError(f"quant_matmul: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
+    rows = x.reshape(-1, x.shape[-1])
+    kernel = {"mosaic_tpu": mosaic_tpu, "triton": triton}.get(lowering)
+    if kernel is not None and not kernel.fits(rows, weight):
+        raise ValueError(
+            f"quant_matmul: {lowering} has no tiles for {weight.qvalue.dtype} {weight.shape} and {x.dtype}"
+        )
+    return _quant_matmul(lowering, rows, weight, adapter).reshape(*x.shape[:-1], weight.shape[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _quant_matmul(lowering: str, x: jax.Array, weight: qwix.QArray, adapter: Any) -> jax.Array:
+    return _remember(lowering, x, weight, adapter)[0]
+
+
+def _remember(lowering: str, x: jax.Array, weight: qwix.QArray, adapter: Any) -> tuple[jax.Array, Any]:
+    if adapter is None:
+        return _matmul(lowering, x, weight, None, False), (x, weight, None, None)
+    a, b = (w.astype(x.dtype) for w in adapter)
+    narrow = product(x, a, 1, 0).astype(x.dtype)
+    return _matmul(lowering, x, weight, LowRank(narrow, b), False), (x, weight, adapter, narrow)
+
+
+def _backward(lowering: str, saved: Any, g: jax.Array) -> tuple[jax.Array, None, Any]:
+    x, weight, adapter, narrow = saved
+    if adapter is None:
+        return _matmul(lowering, g, weight, None, True), None, None
+    a, b = adapter
+    to_narrow = product(g, b.astype(x.dtype), 1, 1).astype(x.dtype)
+    to_x = _matmul(lowering, g, weight, LowRank(to_narrow, a.astype(x.dtype).T), True)
+    to_a, to_b = product(x, to_narrow, 0, 0), product(narrow, g, 0, 0)
+    return to_x, None, (to_a.astype(a.dtype), to_b.astype(b.dtype))
+
+
+_quant_matmul.defvjp(_remember, _backward)
+
+
+def _matmul(lowering: str, x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> jax.Array:
+    plain, tpu, gpu = (functools.partial(module.matmul, transposed=transposed) for module in MODULES)
+    if lowering == "mosaic_tpu":
+        return lax.platform_dependent(x, weight, low_rank, tpu=tpu, default=functools.partial(tpu, interpret=True))
+    if lowering == "triton":
+        return lax.platform_dependent(x, weight, low_rank, cuda=gpu, default=functools.partial(gpu, interpret=True))
+    pays = weight.qtype == "nf4" or low_rank is not None
+    if lowering == "auto" and pays and mosaic_tpu.fits(x, weight):
+        return lax.platform_dependent(x, weight, low_rank, tpu=tpu, default=plain)
+    return plain(x, weight, low_rank)
+
+
+def _check(x: jax.Array, weight: qwix.QArray, adapter: tuple[jax.Array, jax.Array] | None) -> None:
+    if not isinstance(weight, qwix.QArray) or weight.ndim != 2 or weight.zero_point is not None:
+        raise ValueError(f"quant_matmul: weight must be a symmetric quantized [K, N], got {type(weight).__name__}")
+    inputs, outputs = weight.shape
+    groups, columns = weight.scale.shape
+    if columns != outputs or inputs % groups:
+        raise ValueError(
+            f"quant_matmul: scales must be [groups, {outputs}] with groups of {inputs} equal parts, "
+            f"got {weight.scale.shape}"
+        )
+    if x.ndim < 1 or x.shape[-1] != inputs or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"quant_matmul: x must be floating [..., {inputs}], got {x.dtype} {x.shape}")
+    if adapter is not None:
+        a, b = adapter
+        if a.ndim != 2 or a.shape[0] != inputs or b.shape != (a.shape[1], outputs):
+            raise ValueError(
+                f"quant_matmul: adapter must be [{inputs}, r] and [r, {outputs}], got {a.shape} and {b.shape}"
+            )

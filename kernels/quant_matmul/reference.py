@@ -1,0 +1,35 @@
+"""The definition: the whole matrix dequantized, then a product; and what every form of it computes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import qwix
+from jax import lax
+
+from snake_jax.kernels.dequantize import dense
+
+
+class LowRank(NamedTuple):
+    """A second product that is added: narrow [M, r] times wide [r, F]."""
+
+    narrow: jax.Array
+    wide: jax.Array
+
+
+def matmul(x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> jax.Array:
+    """x [M, C] times the weight [K, N], or its transpose, plus the low-rank product: [M, F] in x's dtype.
+
+    C and F are K and N, transposed N and K. Sums are in float32, in float64 for float64 input.
+    """
+    y = product(x, dense(weight, x.dtype), 1, 1 if transposed else 0)
+    if low_rank is not None:
+        # Rounded, since XLA writes it: in float32 that would be twice the bytes.
+        y += product(low_rank.narrow, low_rank.wide, 1, 0).astype(x.dtype)
+    return y.astype(x.dtype)
+
+
+def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+    """Contracts one axis of each of two matrices; the sums are not rounded back."""
+    wide = jnp.promote_types(left.dtype, jnp.float32)
+    return lax.dot_general(left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=wide)
