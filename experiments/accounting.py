@@ -17,14 +17,12 @@ import jax
 from absl import flags
 
 from experiments import accounting_tables, launch
-from snake_jax import accounting, data, models, network
-from snake_jax.algorithms import ALGORITHMS
+from snake_jax import accounting, models
 from snake_jax.config import Config
 from snake_jax.kernels.timing import machine
 from snake_jax.layers import LayeredModel, num_bytes
-from snake_jax.optimizers import update_rule
-from snake_jax.schedule import Plan
-from snake_jax.steps import Distillation, LocalStep
+from snake_jax.profiling import setups, traffic, vision
+from snake_jax.steps import LocalStep
 
 ROOT = Path(__file__).parents[1]
 BATCH = flags.DEFINE_integer("batch", 32, "examples in a step", lower_bound=1)
@@ -83,14 +81,7 @@ def vgg11(lowering: str = "matmul") -> LayeredModel:
 
 def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
     """The step of the defaults of `Config`, distillation apart."""
-    config = Config()
-    return LocalStep(
-        model=model,
-        rule=update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay),
-        clip_norm=config.clip_norm,
-        normalise=lambda images: data.normalise(images, (0.5,) * 3, (0.25,) * 3),
-        distillation=Distillation(config.distill_temperature, config.distill_weight) if distilled else None,
-    )
+    return vision.local_step(Config(), model, distilled)
 
 
 def _assignments(model: LayeredModel) -> Iterator[Row]:
@@ -145,20 +136,11 @@ def _traffic_variants() -> Iterator[Row]:
 def _traffic(model: LayeredModel, **variant: Any) -> Row:
     """What the ledger has for each visit of some cycles: `[[middle layer, bytes up, bytes down], ...]` a cycle."""
     config = Config(**{"nodes": NODES, "cycles": CYCLES, **variant})
-    names, algorithm = model.layer_names, ALGORITHMS[config.algorithm]
     sizes = accounting.transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype)
-    exchange = network.visit_peer_to_peer if config.mode == "peer_to_peer" else network.visit_client_server
-    plan, net, cycles = Plan(config, names, (names[0], names[-1])), network.start(names), []
-    for cycle in range(config.cycles):
-        lines = []
-        for visits in algorithm.rounds(plan, cycle):
-            for visit in visits:
-                net, sent = exchange(net, sizes, visit.turn, visit.node, visit.layers, cached=config.cached)
-                middle = visit.layers[1] if len(visit.layers) == 3 else "all"
-                lines.append([middle, *network.bytes_up_down(sent)])
-            if algorithm.traffic == "star":
-                net = network.aggregated(net, names)
-        cycles.append(lines)
+    cycles = [
+        [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
+        for visits in traffic.cycles(setups.of_images(config, model), sizes)
+    ]
     kept = {key: getattr(config, key) for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype")}
     return {**kept, "cycles": cycles}
 

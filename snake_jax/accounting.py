@@ -3,6 +3,7 @@
 docs/accounting.md says what each number holds.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from snake_jax import quantization
+from snake_jax import quantization, targets
 from snake_jax.layers import LayeredModel, Params, num_bytes, num_params, select, without
 from snake_jax.network import Sizes, optimizer_item
 from snake_jax.optimizers import init_states
 from snake_jax.steps import Batches, Examples, LocalStep, local_epoch
+from snake_jax.targets import Compiled, Refused
 
 
 class LayerCost(NamedTuple):
@@ -26,6 +28,46 @@ class LayerCost(NamedTuple):
     forward_flops: int
     input_gradient_flops: int
     weight_gradient_flops: int
+
+
+class StepFlops(NamedTuple):
+    """FLOPs of one step by what they are for.
+
+    Attributes:
+      forward: of all layers.
+      recomputed: in the backward pass, of what the forward pass did not keep.
+      input_gradients: of the layers that the backward pass goes through.
+      weight_gradients: of the layers that train.
+      teacher: its forward pass.
+    """
+
+    forward: int
+    recomputed: int
+    input_gradients: int
+    weight_gradients: int
+    teacher: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self)
+
+
+class StateBytes(NamedTuple):
+    """What a node holds through a visit, by kind: frozen weights, trained weights in float32, their gradients, their
+    optimizer states, and the trained weights as received where a teacher or a proximal term needs them.
+    """
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    received: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self)
 
 
 class CompiledCost(NamedTuple):
@@ -43,7 +85,7 @@ def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
     under 1 % in VGG-11) do not.
     """
     x = jax.ShapeDtypeStruct((batch_size, *model.input_shape), np.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = _shapes(model)
     costs = []
     for layer in model.layers:
 
@@ -59,7 +101,14 @@ def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
 def step_flops(
     costs: Sequence[LayerCost], trained: Sequence[str], *, teacher: bool = False, stochastic: bool = False
 ) -> int:
-    """FLOPs of one step that trains these layers.
+    """FLOPs of one step that trains these layers: the sum of `step_parts`."""
+    return step_parts(costs, trained, teacher=teacher, stochastic=stochastic).total
+
+
+def step_parts(
+    costs: Sequence[LayerCost], trained: Sequence[str], *, teacher: bool = False, stochastic: bool = False
+) -> StepFlops:
+    """FLOPs of one step that trains these layers, by what they are for.
 
     All layers run forward; the weight gradients are those of the trained layers; input gradients flow from the loss
     down to the lowest trained layer, which needs none itself. A teacher runs forward from that layer on, and from the
@@ -67,11 +116,14 @@ def step_flops(
     """
     names = [cost.name for cost in costs]
     lowest = min((names.index(name) for name in trained), default=len(names))
-    forward = sum(cost.forward_flops for cost in costs)
-    inputs = sum(cost.input_gradient_flops for cost in costs[lowest + 1 :])
-    weights = sum(cost.weight_gradient_flops for cost in costs if cost.name in set(trained))
     taught = costs[0 if stochastic else lowest :] if teacher else ()
-    return forward + inputs + weights + sum(cost.forward_flops for cost in taught)
+    return StepFlops(
+        forward=sum(cost.forward_flops for cost in costs),
+        recomputed=0,
+        input_gradients=sum(cost.input_gradient_flops for cost in costs[lowest + 1 :]),
+        weight_gradients=sum(cost.weight_gradient_flops for cost in costs if cost.name in set(trained)),
+        teacher=sum(cost.forward_flops for cost in taught),
+    )
 
 
 def transfer_sizes(params: Params, frozen_dtype: str, states: dict | None = None) -> Sizes:
@@ -97,42 +149,82 @@ def node_state(step: LocalStep, trained: tuple[str, ...], frozen_dtype: str = "f
     The first arguments of `steps.local_epoch`. The teacher is the trained layers as received: frozen ones are shared.
     """
 
-    def make() -> tuple[Any, ...]:
-        params = step.model.init(jax.random.key(0))
-        trainable = select(params, trained)
-        states = init_states(step.rule, trainable, step.model.layer_names)
-        frozen = {n: quantization.freeze(p, frozen_dtype) for n, p in without(params, trained).items()}
-        return trainable, states, frozen, trainable if step.needs_received else {}
+    return jax.eval_shape(lambda params: _node_state(step, params, trained, frozen_dtype), _shapes(step.model))
 
-    return jax.eval_shape(make)
+
+def state_bytes(step: LocalStep, trained: tuple[str, ...], frozen_dtype: str = "float32") -> StateBytes:
+    """Bytes of what a node holds through a visit that trains these layers, without activations."""
+    trainable, states, frozen, received = node_state(step, trained, frozen_dtype)
+    kinds = map(num_bytes, (frozen, trainable, trainable, states, received))
+    return StateBytes(*kinds)
 
 
 def compiled_cost(
     step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str = "float32"
 ) -> CompiledCost:
-    """Compiles one step that trains these layers, as `steps.local_epoch` over a single batch, and asks the compiler.
+    """What the compiler of this machine's device says of one step that trains these layers: see `compiled_step`.
+
+    Raises:
+      MemoryError: it does not fit.
+    """
+    compiled = compiled_step(step, trained, batch_size, frozen_dtype)
+    if isinstance(compiled, Refused):
+        raise MemoryError(compiled.reason)
+    memory = compiled.memory
+    return CompiledCost(int(compiled.flops), memory.arguments, memory.temporaries + memory.results)
+
+
+def compiled_step(
+    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str = "float32", device: Any = None
+) -> Compiled | Refused:
+    """Compiles one step that trains these layers, as `steps.local_epoch` over a single batch.
 
     The compiler counts a loop's body once and the dearest branch of a condition, so one batch is what it counts.
     Results that take the place of donated arguments are not counted twice.
+
+    Args:
+      step: the local step.
+      trained: the layers.
+      batch_size: B.
+      frozen_dtype: see `quantization.freeze`.
+      device: to compile for; None: this machine's.
     """
     arguments = (*node_state(step, trained, frozen_dtype), *_batch(step.model, batch_size))
-    program: Any = jax.jit(local_epoch(step, trained), donate_argnums=(0, 1)).lower(*arguments).compile()
-    memory = program.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    flops = int(program.cost_analysis()["flops"])
-    return CompiledCost(flops, memory.argument_size_in_bytes, memory.temp_size_in_bytes + results)
+    placed = arguments if device is None else targets.on(device, arguments)
+    return targets.compiled(local_epoch(step, trained), placed, donate=(0, 1))
+
+
+def step_arguments(
+    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str = "float32"
+) -> tuple[Any, ...]:
+    """Arguments of what `compiled_step` compiles, on this machine's device: fresh weights, black images."""
+    state = jax.jit(lambda key: _node_state(step, step.model.init(key), trained, frozen_dtype))(jax.random.key(0))
+    return *state, *jax.jit(lambda: _batch_of(step.model, batch_size))()
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(model: LayeredModel) -> Params:
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def _node_state(step: LocalStep, params: Params, trained: tuple[str, ...], frozen_dtype: str) -> tuple[Any, ...]:
+    trainable = select(params, trained)
+    states = init_states(step.rule, trainable, step.model.layer_names)
+    frozen = {n: quantization.freeze(p, frozen_dtype) for n, p in without(params, trained).items()}
+    return trainable, states, frozen, trainable if step.needs_received else {}
 
 
 def _batch(model: LayeredModel, batch_size: int) -> tuple[Any, ...]:
-    """Shapes of the other arguments of `steps.local_epoch`: examples for one batch, the batch, key, learning rate."""
+    """Shapes of `_batch_of`."""
+    return jax.eval_shape(lambda: _batch_of(model, batch_size))
 
-    def make() -> tuple[Any, ...]:
-        images = jnp.zeros((batch_size, *model.input_shape), jnp.uint8)
-        index = jnp.zeros((1, batch_size), jnp.int32)
-        examples = Examples(images, index[0])
-        return examples, Batches(index, jnp.ones(index.shape), jnp.int32(1)), jax.random.key(0), jnp.float32(0)
 
-    return jax.eval_shape(make)
+def _batch_of(model: LayeredModel, batch_size: int) -> tuple[Any, ...]:
+    """The other arguments of `steps.local_epoch`: examples for one batch, the batch, key, learning rate."""
+    images = jnp.zeros((batch_size, *model.input_shape), jnp.uint8)
+    index = jnp.arange(batch_size, dtype=jnp.int32)[None]
+    examples = Examples(images, jnp.zeros(batch_size, jnp.int32))
+    return examples, Batches(index, jnp.ones(index.shape), jnp.int32(1)), jax.random.key(0), jnp.float32(0)
 
 
 def product_flops(jaxpr: core.Jaxpr) -> int:

@@ -228,6 +228,12 @@ class TuneConfig(RunConfig):
         choices=("off", "host", "device"),
     )
     accumulate: int = _setting(1, "parts of batch_size rows whose gradients make one step", low=1)
+    mesh: str = _setting(
+        "",
+        "devices that a node's model lies over, as fsdp:4,tensor:2: fsdp divides rows and stored weights, tensor heads "
+        "and inner features; empty: one device",
+        may_change=True,
+    )
 
     batch_size: int = _setting(6, "rows passed at a time", low=1)
     cycles: int = _setting(1, "cycles; one trains every block once (fedavg: one round)", low=1)

@@ -3,7 +3,8 @@
 docs/accounting.md says what each number holds.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from snake_jax import quantization
-from snake_jax.accounting import product_flops
+from snake_jax.accounting import StateBytes, StepFlops, product_flops
 from snake_jax.executor.visits import Passed
 from snake_jax.language_step import ADAPTERS, ENDS, LanguageStep, own_dtype
 from snake_jax.layers import Params, PyTree, num_bytes, num_params, without
@@ -19,9 +20,26 @@ from snake_jax.models.language import Hidden
 from snake_jax.network import Sizes, optimizer_item
 from snake_jax.optimizers import init_states
 
+Counter = Callable[..., int]  # `(function, *shapes of its arguments) -> FLOPs`
+
+
+class Backward(NamedTuple):
+    """FLOPs of a block's backward pass: what is computed again for it (`LanguageStep.recompute`), gradients that pass
+    through to its input or to lower weights of its own, and gradients of its own part.
+    """
+
+    recomputed: int
+    inputs: int
+    weights: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self)
+
 
 class RowCosts(NamedTuple):
-    """FLOPs of one row of text. Backward passes include what is computed again for them (`LanguageStep.recompute`).
+    """FLOPs of one row of text.
 
     Attributes:
       forward: of one block.
@@ -32,9 +50,9 @@ class RowCosts(NamedTuple):
     """
 
     forward: int
-    through: int
-    trained: int
-    lowest: int
+    through: Backward
+    trained: Backward
+    lowest: Backward
     head: int
 
 
@@ -46,6 +64,12 @@ class Trains(NamedTuple):
     ends: tuple[str, ...] = ()
 
 
+def products(function: Callable[..., Any], *shapes: PyTree) -> int:
+    """FLOPs of the matrix products of a function, read from its jaxpr; what no result needs is left out."""
+    jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
+    return product_flops(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
 def row_costs(step: LanguageStep, base: PyTree, own: PyTree, length: int) -> RowCosts:
     """The costs of a row of `length` tokens; attention counts whole squares, causal or not.
 
@@ -55,8 +79,30 @@ def row_costs(step: LanguageStep, base: PyTree, own: PyTree, length: int) -> Row
       own: shapes of its own part.
       length: T.
     """
-    architecture = step.model.architecture
-    values = jax.ShapeDtypeStruct((1, length, architecture.hidden_size), jnp.float32)
+    kept = block_costs(step._replace(recompute="none"), base, own, length, products)
+    again = block_costs(step, base, own, length, products)[1:] if step.recompute == "block" else kept[1:]
+    once, through, trained, lowest = kept
+    more = [total - without for total, without in zip(again, kept[1:], strict=True)]
+    weights = trained - through
+    return RowCosts(
+        once,
+        Backward(more[0], through, 0),
+        Backward(more[1], through, weights),
+        Backward(more[2], lowest - weights, weights),
+        _head_flops(step, length),
+    )
+
+
+def block_costs(
+    step: LanguageStep, base: PyTree, own: PyTree, length: int, count: Counter
+) -> tuple[int, int, int, int]:
+    """FLOPs of a block's forward pass, and of the three backward passes of `RowCosts`, for a row of `length` tokens.
+
+    Each is one program without loops. With `step.recompute` of `block` what is computed again is in the backward ones;
+    the block's last product is not among that, since no gradient reads it.
+    """
+    width = step.model.architecture.hidden_size
+    values = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
     context = (jnp.zeros((1, length), jnp.int32), None)
 
     def forward(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
@@ -64,16 +110,13 @@ def row_costs(step: LanguageStep, base: PyTree, own: PyTree, length: int) -> Row
 
     def backward(argnums: tuple[int, ...]) -> int:
         def pull(own: PyTree, values: jax.Array, base: PyTree) -> Any:
-            return jax.value_and_grad(lambda *args: forward(*args).sum(), argnums)(own, values, base)
+            value, gradients = jax.value_and_grad(lambda *args: forward(*args).sum(), argnums)(own, values, base)
+            return gradients if step.recompute == "block" else (value, gradients)
 
-        jaxpr = jax.make_jaxpr(pull)(own, values, base).jaxpr
-        if step.recompute == "none":
-            return product_flops(jaxpr) - once
-        # The block's last product is not computed again: no gradient reads it.
-        return product_flops(partial_eval.dce_jaxpr(jaxpr, [False] + [True] * (len(jaxpr.outvars) - 1))[0])
+        return count(pull, own, values, base) - (once if step.recompute == "none" else 0)
 
-    once = product_flops(jax.make_jaxpr(forward)(own, values, base).jaxpr)
-    return RowCosts(once, backward((1,)), backward((0, 1)), backward((0,)), _head_flops(step, length))
+    once = count(forward, own, values, base)
+    return once, backward((1,)), backward((0, 1)), backward((0,))
 
 
 def _head_flops(step: LanguageStep, length: int) -> int:
@@ -82,31 +125,45 @@ def _head_flops(step: LanguageStep, length: int) -> int:
     values = jax.ShapeDtypeStruct((1, length, model.architecture.hidden_size), jnp.float32)
     context = (jnp.zeros((1, length), jnp.int32), None)
     head = {name: subtree for name, subtree in shapes["head"].items() if name != "lm_head"}
-    projected = product_flops(jax.make_jaxpr(lambda h, v: model.finish(h, Hidden(v, *context)))(head, values).jaxpr)
+    projected = products(lambda h, v: model.finish(h, Hidden(v, *context)), head, values)
     rows, width = model.table(shapes).shape
     return projected + 2 * length * rows * width
 
 
 def passed_flops(step: LanguageStep, costs: RowCosts, trains: Trains, passed: Passed) -> int:
-    """FLOPs of rows that a visit passed, what is computed again in the backward pass included.
+    """FLOPs of rows that a visit passed: the sum of `passed_parts`."""
+    return passed_parts(step, costs, trains, passed).total
+
+
+def passed_parts(step: LanguageStep, costs: RowCosts, trains: Trains, passed: Passed) -> StepFlops:
+    """FLOPs of rows that a visit passed, by what they are for.
 
     Every block runs forward; the backward pass goes from the loss down to the lowest trained block and, where that
     trains alone, ends inside it. The output matrix is always run again: its logits are never kept.
     """
     if passed.prefix:
-        return passed.rows * trains.first * costs.forward
+        return StepFlops(passed.rows * trains.first * costs.forward, 0, 0, 0, 0)
     blocks, to_bottom = step.model.num_blocks, "embed" in trains.ends
-    forward = blocks - (trains.first if passed.given else 0)
     through = blocks - trains.blocks - (0 if to_bottom else trains.first)
     alone = trains.blocks == 1 and not to_bottom
+    back = [(through, costs.through), (trains.blocks, costs.lowest if alone else costs.trained)]
     matrix_trains = ("embed" if step.model.tied else "head") in trains.ends
-    head = 3 + matrix_trains  # forward, again, input gradient
-    if step.distillation is not None:
-        entered_anew = step.model.stochastic or to_bottom
-        forward += blocks - (0 if entered_anew else trains.first)
-        head += 2  # the teacher's logits, forward and again
-    backward = through * costs.through + (costs.lowest if alone else trains.blocks * costs.trained)
-    return passed.rows * (forward * costs.forward + backward + head * costs.head)
+    parts = StepFlops(
+        forward=(blocks - (trains.first if passed.given else 0)) * costs.forward + costs.head,
+        recomputed=sum(count * cost.recomputed for count, cost in back) + costs.head,
+        input_gradients=sum(count * cost.inputs for count, cost in back) + costs.head,
+        weight_gradients=sum(count * cost.weights for count, cost in back) + matrix_trains * costs.head,
+        teacher=_taught_flops(step, costs, trains),
+    )
+    return StepFlops(*(passed.rows * part for part in parts))
+
+
+def _taught_flops(step: LanguageStep, costs: RowCosts, trains: Trains) -> int:
+    """Of a row's pass through the teacher, and of its logits, forward and again."""
+    if step.distillation is None:
+        return 0
+    entered_anew = step.model.stochastic or "embed" in trains.ends
+    return (step.model.num_blocks - (0 if entered_anew else trains.first)) * costs.forward + 2 * costs.head
 
 
 def trained(items: Sequence[str], layers: Sequence[str]) -> Trains:
@@ -128,7 +185,8 @@ def transfer_sizes(params: Params, base: Params, frozen_dtype: str, states: dict
 
     def frozen_bytes(name: str, subtree: PyTree) -> int:
         dtype = frozen_dtype if name in ENDS or not name.endswith(ADAPTERS) else own_dtype(frozen_dtype, adapted)
-        return num_bytes(jax.eval_shape(lambda tree: quantization.freeze(tree, dtype), subtree))
+        leaves, structure = jax.tree.flatten(subtree)
+        return _stored_bytes(structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves), dtype)
 
     everything = {**params, **base}
     frozen = {name: frozen_bytes(name, subtree) for name, subtree in everything.items()}
@@ -137,21 +195,11 @@ def transfer_sizes(params: Params, base: Params, frozen_dtype: str, states: dict
     return Sizes(full | optimizer, frozen | optimizer)
 
 
-class StateBytes(NamedTuple):
-    """What a node holds through a visit, by kind: frozen weights, trained weights in float32, their gradients, their
-    optimizer states, and the trained weights as received where a teacher or a proximal term needs them.
-    """
-
-    frozen: int
-    trained: int
-    gradients: int
-    optimizer: int
-    received: int
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return sum(self)
+@functools.lru_cache(maxsize=256)
+def _stored_bytes(structure: Any, leaves: tuple[Any, ...], dtype: str) -> int:
+    """Of a subtree of these shapes; blocks are alike, so most are counted once."""
+    stored = jax.eval_shape(lambda tree: quantization.freeze(tree, dtype), jax.tree.unflatten(structure, leaves))
+    return num_bytes(stored)
 
 
 def visit_state(

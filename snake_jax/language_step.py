@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.sharding import Mesh
 
-from snake_jax import stack
-from snake_jax.kernels.distill_xent import linear_xent
+from snake_jax import sharding, stack
 from snake_jax.layers import Params, PyTree
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.optimizers import OptimizerStates, apply_updates
-from snake_jax.quantization import thaw
+from snake_jax.per_device import attend, token_losses
 from snake_jax.steps import Distillation, EpochStats
 
 ENDS = ("embed", "head")
@@ -38,6 +39,7 @@ class LanguageStep(NamedTuple):
       compute_dtype: of activations, and of weights while they are computed with.
       proximal: mu of FedProx; 0: off.
       recompute: see `stack.run`.
+      mesh: of `sharding.make_mesh`, which the arguments lie on; None: one device.
     """
 
     model: LanguageModel
@@ -49,6 +51,7 @@ class LanguageStep(NamedTuple):
     compute_dtype: Any = jnp.float32
     proximal: float = 0.0
     recompute: str = "block"
+    mesh: Mesh | None = None
 
     @property
     def needs_received(self) -> bool:
@@ -60,15 +63,16 @@ class LanguageStep(NamedTuple):
         """What the blocks have in common."""
 
         def apply(base: PyTree, own: PyTree, values: jax.Array, context: PyTree, key: jax.Array | None) -> jax.Array:
-            hidden = Hidden(values, *context)
+            hidden = Hidden(sharding.spread(self.mesh, values), *context)
             weights, adapters = (base, _scaled(own, self.adapter_scale)) if self.adapted else (own, {})
-            return self.model.block(weights, adapters, hidden, key).values
+            new, _ = self.model.attend_block(weights, adapters, hidden, attend(self.mesh, hidden.segments), key)
+            return sharding.spread(self.mesh, new.values)
 
         return stack.Block(self.thaw, apply, self.model.num_blocks)
 
     def thaw(self, subtree: PyTree) -> PyTree:
-        """A stored subtree as the arrays that are computed with."""
-        return thaw(subtree, self.compute_dtype)
+        """A stored subtree as the arrays that are computed with, whole on every device or its part of the features."""
+        return sharding.thawed(self.mesh, subtree, self.compute_dtype)
 
 
 class Frozen(NamedTuple):
@@ -130,19 +134,21 @@ def train_step(step: LanguageStep, roles: tuple[str, ...]) -> Callable[..., tupl
     def function(trainable, states, frozen, received, rows, key, learning_rate):
         total = jnp.maximum(rows.weight.sum(), 1.0)
 
-        def part(carry, inputs):
-            rows, key = inputs
-            gradients, nll = carry
+        def of_part(rows, key):
             loss = lambda trained: _loss(step, trained, frozen, received, rows, key, total)  # noqa: E731
-            (_, more), new = jax.value_and_grad(loss, has_aux=True)(trainable)
+            (_, nll), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+            return sharding.kept(step.mesh, gradients), nll
+
+        def add_part(carry, inputs):
+            gradients, nll = carry
+            new, more = of_part(*inputs)
             return (jax.tree.map(jnp.add, gradients, new), nll + more), None
 
         keys = jax.random.split(key, rows.ids.shape[0])
         first, others = (jax.tree.map(lambda w, at=at: w[at], (rows, keys)) for at in (0, slice(1, None)))
-        loss = lambda trained: _loss(step, trained, frozen, received, first[0], first[1], total)  # noqa: E731
-        (_, nll), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+        gradients, nll = of_part(*first)
         if rows.ids.shape[0] > 1:
-            (gradients, nll), _ = jax.lax.scan(part, (gradients, nll), others)
+            (gradients, nll), _ = lax.scan(add_part, (gradients, nll), others)
         if step.proximal:
             pull = lambda g, w, old: g + step.proximal * (w - old)  # noqa: E731
             gradients = jax.tree.map(pull, gradients, trainable, received)
@@ -152,6 +158,7 @@ def train_step(step: LanguageStep, roles: tuple[str, ...]) -> Callable[..., tupl
         if frozen.columns is not None:  # weight decay must not touch them either
             new = _in_columns(frozen.columns, new, trainable)
         finite = jnp.stack([jnp.isfinite(w).all() for w in jax.tree.leaves((nll, new))]).all()
+        new, states = sharding.kept(step.mesh, (new, states))
         return new, states, EpochStats(nll, rows.weight.sum(), finite)
 
     return function
@@ -176,15 +183,16 @@ def _loss(
     if step.distillation is not None:
         taught_ends, taught = _parted(received, frozen)
         values, start = (_embed(step, taught_ends, rows), 0) if enter is None else enter
-        teacher = jax.lax.stop_gradient(_hidden(step, taught, frozen, rows, values, start, None, False, taught_ends))
+        teacher = lax.stop_gradient(_hidden(step, taught, frozen, rows, values, start, None, False, taught_ends))
         teacher_table = step.model.table(taught_ends)
     temperature, factor = step.distillation or (1.0, 0.0)
-    losses = linear_xent(
+    losses = token_losses(
+        step.mesh,
         hidden,
         step.model.table(ends),
-        rows.targets.ravel(),
-        teacher=teacher,
-        teacher_table=teacher_table if _table_trains(step, trainable) else None,
+        rows.targets,
+        teacher,
+        teacher_table if _table_trains(step, trainable) else None,
         temperature=temperature,
         table_gradient=_table_trains(step, trainable),
     )
@@ -203,7 +211,7 @@ def _shared_entrance(
         return rows.hidden, frozen.blocks.first
     if step.model.stochastic or "embed" in trainable:
         return None
-    return jax.lax.stop_gradient(prefix(step)(frozen, rows)), frozen.blocks.first
+    return lax.stop_gradient(prefix(step)(frozen, rows)), frozen.blocks.first
 
 
 def prefix(step: LanguageStep) -> Callable[[Frozen, Rows], jax.Array]:
@@ -211,7 +219,7 @@ def prefix(step: LanguageStep) -> Callable[[Frozen, Rows], jax.Array]:
 
     def function(frozen: Frozen, rows: Rows) -> jax.Array:
         values = _embed(step, frozen.ends, rows)
-        if not jax.tree.leaves(frozen.blocks.own) or not _count(frozen.blocks.own):
+        if not any(w.shape[0] for w in jax.tree.leaves(frozen.blocks.own)):
             return values
         return stack.below(step.block, frozen.blocks, values, (rows.positions, rows.segments))
 
@@ -227,7 +235,8 @@ def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, Rows], Sco
     def function(base: PyTree, own: PyTree, ends: Params, rows: Rows) -> Score:
         every = stack.Frozen(base, own, jnp.int32(step.model.num_blocks))
         values = stack.below(step.block, every, _embed(step, ends, rows), (rows.positions, rows.segments))
-        losses = linear_xent(_finished(step, ends, rows, values), step.model.table(ends), rows.targets.ravel())
+        hidden = _finished(step, ends, rows, values)
+        losses = token_losses(step.mesh, hidden, step.model.table(ends), rows.targets)
         weight = rows.weight.ravel()
         return Score((weight * losses.nll).sum(), (weight * losses.hit).sum(), weight.sum())
 
@@ -242,7 +251,7 @@ def _parted(trainable: Params, frozen: Frozen) -> tuple[Params, PyTree]:
 
 def _embed(step: LanguageStep, ends: Params, rows: Rows) -> jax.Array:
     tokens = Tokens(rows.ids, rows.positions, rows.segments)
-    return step.model.embed(ends["embed"], tokens, step.compute_dtype).values
+    return sharding.spread(step.mesh, step.model.embed(ends["embed"], tokens, step.compute_dtype).values)
 
 
 def _hidden(
@@ -256,7 +265,7 @@ def _hidden(
     input_gradient: bool,
     ends: Params,
 ) -> jax.Array:
-    """`[B T, E]`: what the output matrix multiplies."""
+    """`[B, T, E]`: what the output matrix multiplies."""
     context = (rows.positions, rows.segments)
     options: dict[str, Any] = {"start": start, "recompute": step.recompute, "input_gradient": input_gradient}
     values = stack.run(step.block, own, frozen.blocks, values, context, key, **options)
@@ -265,8 +274,7 @@ def _hidden(
 
 def _finished(step: LanguageStep, ends: Params, rows: Rows, values: jax.Array) -> jax.Array:
     head = {name: subtree for name, subtree in ends["head"].items() if name != "lm_head"}
-    hidden = step.model.finish(step.thaw(head), Hidden(values, rows.positions, rows.segments))
-    return hidden.reshape(-1, hidden.shape[-1])
+    return step.model.finish(step.thaw(head), Hidden(sharding.spread(step.mesh, values), rows.positions, rows.segments))
 
 
 def _table_trains(step: LanguageStep, trainable: Params) -> bool:
@@ -283,10 +291,6 @@ def _in_columns(columns: jax.Array, new: Params, old: Params) -> Params:
         role: jax.tree_util.tree_map_with_path(chosen, new[role], old[role]) for role in new if role not in ENDS
     }
     return new | adapters
-
-
-def _count(tree: PyTree) -> int:
-    return jax.tree.leaves(tree)[0].shape[0]
 
 
 def _scaled(adapters: PyTree, scale: float) -> PyTree:

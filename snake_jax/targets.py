@@ -107,5 +107,8 @@ def _described(target: str, chip: str, shape: str = "") -> list[Any]:
     try:
         return list(topologies.get_topology_desc(f"{chip}:{shape or TOPOLOGIES[chip]}", platform="tpu").devices)
     except (RuntimeError, ValueError, NotImplementedError) as error:
+        if "lockfile" in str(error):
+            way = "wait, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1"
+            raise UserError(f"--target={target}: another process uses the TPU compiler; {way}") from None
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"--target={target}: no TPU compiler here ({reason}); pip install libtpu") from None

@@ -33,6 +33,7 @@ def describe(setup: Setup) -> str:
         f"rows of {', '.join(map(str, rows.train.rows))} tokens, {100 * rows.fill:.0f} % filled",
         text.describe(rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens.tolist()),
         f"memory of a node's visit without activations: {state.total / 2**20:.1f} MiB ({parts})",
+        f"mesh {config.mesh} over {jax.device_count()} devices" if config.mesh else "",
         _tied_note(setup),
         _prefix_note(setup),
         f"divergence of the nodes' categories ({config.distill_measure}) {setup.divergence:.3f}; "

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax import data, language_costs, lora, nodes, records, text
+from snake_jax import data, language_costs, lora, nodes, records, sharding, text
 from snake_jax.algorithms import ALGORITHMS
 from snake_jax.chain import ON_NODE, Segment
 from snake_jax.config import TuneConfig
@@ -69,6 +69,10 @@ def prepare(config: TuneConfig) -> Setup:
     text.check_fits(tokenizer, model.vocab_size)
     if config.max_length > model.max_positions:
         raise UserError(f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions")
+    heads = model.architecture.num_attention_heads, model.architecture.num_key_value_heads
+    sharding.check(config.mesh, config.batch_size, *heads)
+    if config.mesh and config.cache_prefix == "device":
+        raise UserError("--cache_prefix=device is for one device; with --mesh say --cache_prefix=host")
     corpus = text.load(config.data, test_share=config.test_share, seed=config.seed, limit=config.limit)
     rows = text.prepare(
         corpus,
@@ -196,10 +200,11 @@ def make_step(setup: Setup) -> LanguageStep:
 def make_executor(setup: Setup) -> StackedExecutor:
     """Nodes emulated one after the other; puts what never trains on the device."""
     task: TextTask = setup.dataset
+    step = make_step(setup)._replace(mesh=sharding.make_mesh(setup.config.mesh))
     settings = StackedSettings(**{name: getattr(setup.config, name) for name in StackedSettings._fields})
     base = without(task.weights(), setup.plan.layer_names)
     train, test = task.data.train.rows, task.data.test
-    return StackedExecutor(make_step(setup), base, train, test, setup.shards, settings, task.ranks)
+    return StackedExecutor(step, base, train, test, setup.shards, settings, task.ranks)
 
 
 def _params(setup: Setup) -> Params:

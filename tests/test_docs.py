@@ -47,7 +47,9 @@ def test_links_lead_to_files(page):
     assert [link for link in LINK.findall((ROOT / page).read_text()) if not (folder / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", ["BUILD.md", "docs/design.md", "docs/accounting.md", "docs/finetuning.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "page", ["BUILD.md", "docs/design.md", "docs/accounting.md", "docs/finetuning.md", "docs/performance.md"]
+)
 def test_files_and_flags_that_are_named_exist(page):
     text = (ROOT / page).read_text()
     paths = re.findall(r"`((?:snake_jax|kernels|experiments|tests|docs)/[\w./]+\.\w+)`", text)

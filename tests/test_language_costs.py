@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from snake_jax import language_costs, lora, quantization, stack
+from snake_jax import language_costs, language_profile, lora, quantization, stack
 from snake_jax.executor.visits import Passed
 from snake_jax.language_step import ADAPTERS, ENDS, Frozen, LanguageStep, Rows, own_items, train_step
 from snake_jax.layers import without
@@ -99,11 +99,11 @@ def formula(step, trained, **passed):
 
 
 CASES = [
-    *[("tiny-llama", "block", (f"block_0{i}",)) for i in range(3)],
-    *[("tiny-opt", "none", (f"block_0{i}",)) for i in range(3)],
-    ("tiny-opt", "block", ("block_01",)),
-    ("tiny-llama", "block", ("block_02.lora",)),
-    ("tiny-opt", "none", ("block_00.lora",)),
+    *[(name, "block", (f"block_0{i}",)) for name in SIZES for i in range(3)],
+    *[(name, "block", (f"block_0{i}.lora",)) for name in SIZES for i in range(3)],
+    ("tiny-opt", "none", ("block_00",)),
+    ("tiny-llama", "none", ("block_01",)),
+    ("tiny-opt", "none", ("block_02.lora",)),
     ("tiny-llama", "block", ("embed", "block_01", "head")),
     ("tiny-opt", "none", ("embed", "block_00", "block_01", "block_02", "head")),
 ]
@@ -115,6 +115,38 @@ CASES = [
 def test_flops_are_within_two_percent_of_the_compilers(name, recompute, trained):
     step = make(name, recompute=recompute, adapted=any(item.endswith(ADAPTERS) for item in trained))
     assert formula(step, trained) == pytest.approx(unrolled_flops(step, trained), rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", ["block", "none"])
+def test_parts_of_a_step_by_hand(recompute):
+    step = make("tiny-llama", recompute=recompute)
+    costs = language_costs.row_costs(step, {}, shapes("tiny-llama", False)["block_00"], LENGTH)
+    kernels = 256 * (256 + 2 * 128 + 256) + 3 * 256 * 640  # q, k and v, o; gate, up and down
+    products, scores = 2 * LENGTH * kernels, 4 * LENGTH**2 * 256
+    head = 2 * LENGTH * 256 * 264
+    trains = language_costs.Trains(0, 3, ("embed", "head"))
+    parts = language_costs.passed_parts(step, costs, trains, Passed(LENGTH, ROWS))
+    assert parts.forward == ROWS * (3 * (products + scores) + head)
+    assert parts.input_gradients == ROWS * (3 * (products + 2 * scores) + head)
+    assert parts.weight_gradients == ROWS * (3 * products + head)
+    down = 2 * LENGTH * 256 * 640
+    again = 3 * (products + scores - down) if recompute == "block" else 0
+    assert parts.recomputed == ROWS * (again + head)
+    assert parts.teacher == 0
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", SIZES)
+def test_one_block_by_the_compiler_agrees_with_its_formula(name):
+    """What `experiments.profile` prints as the compiler's count."""
+    step = make(name)
+    block = shapes(name, False)["block_00"]
+    counted = language_profile.counted_costs(step, {}, block, LENGTH, jax.devices()[0])
+    told = language_costs.row_costs(step, {}, block, LENGTH)
+    for trained in [*((i, 1) for i in range(3)), (0, 3)]:
+        trains = language_costs.Trains(*trained)
+        flops = [language_costs.passed_flops(step, costs, trains, Passed(LENGTH, ROWS)) for costs in (counted, told)]
+        assert flops[0] == pytest.approx(flops[1], rel=0.02)
 
 
 def test_what_is_given_is_not_computed_and_what_a_teacher_computes_is():

@@ -276,7 +276,7 @@ def test_a_block_is_quantized_once_on_leaving(monkeypatch):
         made.append(len(frozen))
         frozen.clear()
     # A place of the stack is a block's while it does not train; two change hands where the order begins anew.
-    assert made == [2 + 1, 1, 1, 2, 1, 1]
+    assert made == [2, 1, 1, 2, 1, 1]
 
 
 # Several epochs

@@ -3,24 +3,27 @@
 The stack of blocks that do not train stays on the device from visit to visit. A visit overwrites the places whose block
 is another one, or has been trained since: after a serpentine visit that is one, the block just left, quantized then and
 only then. What is in full precision stays on the host.
+
+On a mesh (`snake_jax.sharding`) the stack, and through a visit what trains, lie over all devices. Of several processes
+each carries out all visits with its own devices: it reads its own rows of a batch, and has all results on its host.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax import quantization, stack, text
+from snake_jax import sharding, stack, text
+from snake_jax.executor import on_devices
 from snake_jax.executor.executor import Compilations
 from snake_jax.executor.text_batches import (
     Batch,
     Entrance,
     Shard,
     epoch_batches,
-    gathered,
     num_tokens,
     row_batches,
 )
@@ -50,6 +53,7 @@ class StackedSettings(NamedTuple):
     frozen_dtype: str
     early_stop: float
     cache_prefix: str
+    carry_optimizer_state: bool
     seed: int
 
 
@@ -102,15 +106,16 @@ class StackedExecutor:
         self._step, self._train, self._test, self._shards = step, train, test, shards
         self._settings, self._ranks, self._items = settings, ranks, own_items(step.model, step.adapted)
         self._shape = (settings.accumulate, settings.batch_size)
-        self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, settings.frozen_dtype))
-        self._freeze_own = jax.jit(
-            lambda subtree: quantization.freeze(subtree, own_dtype(settings.frozen_dtype, step.adapted))
+        self._mesh = step.mesh
+        self._freeze = on_devices.freezing(step.mesh, settings.frozen_dtype)
+        self._freeze_own = on_devices.freezing(step.mesh, own_dtype(settings.frozen_dtype, step.adapted))
+        self._fresh = jax.jit(
+            lambda trainable: sharding.kept(step.mesh, init_states(step.rule, trainable, tuple(trainable)))
         )
-        self._fresh = jax.jit(lambda trainable: init_states(step.rule, trainable, tuple(trainable)))
-        self._set = jax.jit(_set, donate_argnums=0)
+        self._set = on_devices.setting(step.mesh)
         self._ends = {name: self._freeze(base[name]) for name in ENDS if name in base}
         blocks = [base[name] for name in own_items(step.model, False)] if step.adapted else []
-        self._base = self._stack_of(blocks, self._freeze) if blocks else {}
+        self._base = on_devices.stack_of(step.mesh, blocks, self._freeze, self._set) if blocks else {}
         self._own: PyTree = None
         self._places: list[_Place] = []
         self._programs: dict[_Program, Any] = {}
@@ -137,13 +142,13 @@ class StackedExecutor:
 
         What may train is evaluated in full precision, what never does as nodes store it.
         """
-        dtype = self._step.compute_dtype
-        own = self._stack_of([params[name] for name in self._items], lambda tree: jax.tree.map(_cast(dtype), tree))
-        ends = self._ends | {name: params[name] for name in ENDS if name in params}
+        cast = on_devices.casting(self._mesh, self._step.compute_dtype)
+        own = on_devices.stack_of(self._mesh, [params[name] for name in self._items], cast, self._set)
+        ends = self._ends | sharding.put_stored(self._mesh, {n: params[n] for n in ENDS if n in params})
         totals = np.zeros(3)
         for length, rows in self._test.items():
-            for batch in row_batches(length, np.arange(len(rows.ids)), (1, self._shape[1])):
-                some = jax.tree.map(lambda w: w[0], gathered(rows, batch))
+            for batch in row_batches(length, np.arange(len(rows.ids)), self._shape[1:]):
+                some = on_devices.rows_of(self._mesh, rows, batch)
                 program = _Program("evaluate", (), length, some.segments is not None)
                 totals += np.array(jax.device_get(self._call(program, self._base, own, ends, some)), np.float64)
         nll, hits, tokens = totals
@@ -157,10 +162,10 @@ class StackedExecutor:
     def _visit(self, visit: Visit, params: Params, states: OptimizerStates, learning_rate: float) -> VisitResult:
         roles = self._roles(visit.layers)
         shard, settings = self._shards[visit.node], self._settings
-        trainable = {role: jax.tree.map(jnp.array, params[item]) for role, item in roles.items()}
+        trainable = on_devices.own_copy(self._mesh, {role: params[item] for role, item in roles.items()})
         order, every = tuple(roles), self._step.model.layer_names + self._items * self._step.adapted
         kept = {role: renamed(states[item], every, item, order, role) for role, item in roles.items() if item in states}
-        carried = self._fresh(trainable) | jax.tree.map(jnp.array, kept)
+        carried = self._fresh(trainable) | on_devices.own_copy(self._mesh, kept)
         received = jax.tree.map(jnp.array, trainable) if self._step.needs_received else {}
         frozen, rate, key = self._frozen(visit, params), np.float32(learning_rate), _visit_key(settings.seed, visit)
         entrance, tally, counts = None, Tally(), []
@@ -174,7 +179,7 @@ class StackedExecutor:
                 counts += passed
             stats = []
             for number, batch in enumerate(batches):
-                rows = gathered(self._train[batch.length], batch)._replace(hidden=entrance.of(batch))
+                rows = on_devices.rows_of(self._mesh, self._train[batch.length], batch, entrance.of(batch))
                 given = rows.hidden is not None
                 program = _Program("train", tuple(roles), batch.length, rows.segments is not None, given)
                 step_key = jax.random.fold_in(jax.random.fold_in(key, epoch), number)
@@ -187,8 +192,10 @@ class StackedExecutor:
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
             sums = (nll.sum(), tokens.sum(), bool(finite.all()))
             tally = after_epoch(tally, sums, len(batches), train_s, settings.early_stop)
-        own = jax.device_get({item: trainable[role] for role, item in roles.items()})
+        own = sharding.fetch({item: trainable[role] for role, item in roles.items()})
         new_states = {item: renamed(carried[role], order, role, every, item) for role, item in roles.items()}
+        if self._mesh is not None:
+            new_states = sharding.fetch(new_states) if settings.carry_optimizer_state else {}
         done = result(visit, own, new_states, tally, self._held(visit.node))
         return _with_text(done, counts, self._train, int(tally.examples))
 
@@ -202,10 +209,11 @@ class StackedExecutor:
         first = next(i for i, item in enumerate(self._items) if item in visit.layers)
         wanted = [_Place(item, params[item]) for item in self._items if item not in visit.layers]
         if not wanted:
-            none = jax.tree.map(lambda w: w[None][:0], self._freeze_own(params[self._items[0]]))
+            none = on_devices.no_blocks(self._mesh, self._freeze_own(params[self._items[0]]))
             self._own, self._places = none, []
         elif len(wanted) != len(self._places):
-            self._own = self._stack_of([place.source for place in wanted], self._freeze_own)
+            sources = [place.source for place in wanted]
+            self._own = on_devices.stack_of(self._mesh, sources, self._freeze_own, self._set)
         else:
             for slot, (old, new) in enumerate(zip(self._places, wanted, strict=True)):
                 if old.item != new.item or old.source is not new.source:
@@ -221,14 +229,6 @@ class StackedExecutor:
         widths = [w.shape[-1] for path, w in jax.tree.leaves_with_path(params[self._items[0]]) if path[-1].key == "a"]
         return jnp.arange(max(widths)) < self._ranks[visit.node]
 
-    def _stack_of(self, subtrees: Sequence[PyTree], freeze: Callable[[PyTree], PyTree]) -> PyTree:
-        """Frozen copies as one stack; only one of them lies beside it at a time."""
-        like = jax.eval_shape(freeze, subtrees[0])
-        rows = jax.tree.map(lambda w: jnp.zeros((len(subtrees), *w.shape), w.dtype), like)
-        for slot, subtree in enumerate(subtrees):
-            rows = self._set(rows, freeze(subtree), slot)
-        return rows
-
     def _entrance(self, frozen: Frozen, roles: tuple[str, ...], shard: Shard) -> "tuple[Entrance, list[_Count]]":
         """The input of the first block that trains, for all rows of the node, where that is kept; and the work done."""
         settings, first = self._settings, int(frozen.blocks.first)
@@ -238,11 +238,11 @@ class StackedExecutor:
         kept, counts = {}, []
         for length, rows in shard.items():
             parts = []
-            for batch in row_batches(length, rows, (1, self._shape[1])):
-                some = jax.tree.map(lambda w: w[0], gathered(self._train[length], batch))
+            for batch in row_batches(length, rows, self._shape[1:]):
+                some = on_devices.rows_of(self._mesh, self._train[length], batch)
                 program = _Program("prefix", (), length, some.segments is not None)
                 values = self._call(program, frozen, some)
-                parts.append(np.asarray(values) if settings.cache_prefix == "host" else values)
+                parts.append(sharding.fetch(values) if settings.cache_prefix == "host" else values)
                 counts.append(_Count(Passed(length, batch.indices.size, prefix=True), None))
             join = np.concatenate if settings.cache_prefix == "host" else jnp.concatenate
             kept[length] = join(parts)
@@ -255,11 +255,15 @@ class StackedExecutor:
 
     def _call(self, program: _Program, *args: Any) -> Any:
         """Runs a program, compiled on first use; all uses have one shape."""
+        args = sharding.put_everywhere(self._mesh, args)
         if program not in self._programs:
             started = time.perf_counter()
-            compiled = self._jitted(program).lower(*args).compile()
+            jitted = self._jitted(program)
+            compiled = jitted.lower(*args).compile()
             self._compile_s += time.perf_counter() - started
-            self._programs[program] = compiled
+            # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays that have their place,
+            # because their layout is not described as the one that it was compiled for.
+            self._programs[program] = compiled if self._mesh is None else jitted
             if program.kind == "train":
                 self._peak_bytes = max(self._peak_bytes, _node_bytes(compiled))
         return self._programs[program](*args)
@@ -284,14 +288,6 @@ def _with_text(done: VisitResult, counts: list[_Count], rows: Mapping[int, text.
 
 def _visit_key(seed: int, visit: Visit) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), visit.turn), visit.node)
-
-
-def _set(rows: PyTree, one: PyTree, slot: jax.Array) -> PyTree:
-    return jax.tree.map(lambda all, new: jax.lax.dynamic_update_index_in_dim(all, new, slot, 0), rows, one)
-
-
-def _cast(dtype: Any) -> Callable[[Any], jax.Array]:
-    return lambda w: jnp.asarray(w).astype(dtype)
 
 
 def _node_bytes(compiled: Any) -> int:

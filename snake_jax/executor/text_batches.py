@@ -1,9 +1,12 @@
 """Which rows of text make a step; nothing here is compiled."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from snake_jax import text
 from snake_jax.language_step import Rows
@@ -13,7 +16,7 @@ Shard = Mapping[int, np.ndarray]  # tokens in a row -> a node's rows of that len
 
 
 class Batch(NamedTuple):
-    """Rows of one length: indices `[A, B]` into all of that length, and which of them are no padding `[A, B]`."""
+    """Rows of one length: indices `[A, B]` or `[B]` into all of that length, and which of them are no padding."""
 
     length: int
     indices: np.ndarray
@@ -40,9 +43,9 @@ def epoch_batches(
     return batches[max(begin, 0) : max(end, 0)]
 
 
-def row_batches(length: int, rows: np.ndarray, shape: tuple[int, int]) -> Iterator[Batch]:
-    """All rows in order; the last batch is filled up with padding."""
-    size = shape[0] * shape[1]
+def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterator[Batch]:
+    """All rows in order, in batches of this shape; the last one is filled up with padding."""
+    size = math.prod(shape)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         indices = np.zeros(size, np.int32)
@@ -50,11 +53,27 @@ def row_batches(length: int, rows: np.ndarray, shape: tuple[int, int]) -> Iterat
         yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
 
 
-def gathered(rows: text.Rows, batch: Batch) -> Rows:
-    """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows have several."""
-    ids, targets, weight, positions, segments = (part[batch.indices] for part in rows)
-    weight = weight * batch.real[..., None].astype(np.float32)
-    return Rows(ids, targets, weight, positions, segments if is_packed(rows) else None)
+def gathered(rows: text.Rows, batch: Batch, place: NamedSharding | None = None) -> Rows:
+    """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows have several.
+
+    Args:
+      rows: all of that length.
+      batch: which of them.
+      place: on a mesh, of which a process takes the rows of its own devices; None: on the host.
+    """
+
+    def read(part: np.ndarray, at: Any = ...) -> np.ndarray:
+        chosen = part[batch.indices[at]]
+        return chosen * batch.real[at][..., None].astype(np.float32) if part is rows.weight else chosen
+
+    def taken(part: np.ndarray) -> Any:
+        shape, axes = (*batch.indices.shape, part.shape[1]), batch.indices.ndim
+        if place is None:
+            return read(part)
+        return jax.make_array_from_callback(shape, place, lambda at: read(part, (at or ())[:axes]))
+
+    ids, targets, weight, positions = (taken(part) for part in rows[:4])
+    return Rows(ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None)
 
 
 def is_packed(rows: text.Rows) -> bool:

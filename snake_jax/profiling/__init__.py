@@ -1,0 +1,1 @@
+"""What training a model takes of a node: counted from shapes, compiled for chips that need not be here, measured."""

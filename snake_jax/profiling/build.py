@@ -1,0 +1,77 @@
+"""The compiled and measured part of a profile: programs once each, steps in turns."""
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from snake_jax import targets
+from snake_jax.profiling import measure
+from snake_jax.profiling.measure import FULL, Peaks
+from snake_jax.profiling.rows import Built, Case, Row, Subject
+from snake_jax.targets import Compiled
+
+Note = Callable[[str], None]
+Programs = dict[Hashable, Built]
+
+
+def compiled(row: Row, subject: Subject, programs: Programs, note: Note) -> Row:
+    """The row with what the compiler says; assignments that share a program share its compilation.
+
+    Args:
+      row: from shapes.
+      subject: that the row is of.
+      programs: of the subject, compiled before; those compiled here are added.
+      note: is told of each compilation.
+    """
+    key = subject.program(row.trained)
+    if key not in programs:
+        programs[key] = _built(row, subject)
+        note(f"{row.layer}: {_said(programs[key])}")
+    built = programs[key]
+    return row._replace(built=built, counted=subject.counted(row.trained, built.result))
+
+
+def _built(row: Row, subject: Subject) -> Built:
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    result = subject.compiled(row.trained)
+    return Built(result, time.perf_counter() - wall_s, time.process_time() - cpu_s)
+
+
+def _said(built: Built) -> str:
+    memory = built.memory
+    outcome = f"peak {memory.peak / 2**30:.2f} GiB" if memory else "does not fit"
+    return f"{outcome}, compiled in {built.wall_s:.1f} s ({built.cpu_s:.1f} s of this process)"
+
+
+def present(target: str) -> Any | None:
+    """The device of this machine that a target names; None for none and for described ones."""
+    return targets.devices(target)[0] if target and ":" not in target else None
+
+
+def measured(case: Case, subject: Subject, full: Subject, device: Any, at_best: Peaks, note: Note) -> Case:
+    """The case with its steps, and the full one, timed on a device, where they fit.
+
+    Args:
+      case: with compiled rows.
+      subject: of the rows.
+      full: of full training.
+      device: of this machine.
+      at_best: from `measure.peaks`.
+      note: is told what does not run.
+    """
+    rows = [row for row in case.rows if measure.runs_here(row.built, device)]
+    whole = case.full if measure.runs_here(case.full.built, device) else None
+    left_out = [row.layer for row in case.rows if row not in rows] + [FULL] * (whole is None)
+    if left_out:
+        note(f"{', '.join(left_out)}: not run, it does not fit into the memory that is free")
+    runners = {row.layer: _runner(row, subject) for row in rows}
+    runners |= {FULL: _runner(whole, full)} if whole else {}
+    found = measure.steps(rows, whole, runners, at_best, device)
+    every = tuple(row._replace(measured=found.get(row.layer)) for row in case.rows)
+    return case._replace(rows=every, full=case.full._replace(measured=found.get(FULL)))
+
+
+def _runner(row: Row, subject: Subject) -> Callable[[], Any]:
+    assert row.built is not None
+    assert isinstance(row.built.result, Compiled)
+    return subject.runner(row.trained, row.built.result)

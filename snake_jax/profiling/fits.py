@@ -1,0 +1,158 @@
+"""The largest step that a device's compiler takes, found with few compilations.
+
+More is asked for in this order: the length and the rank that were asked for, the most precise storage of what does not
+train, then as many rows as fit. Where one row does not fit in any storage the rank is halved, then the length. A step
+that needs more memory never fits where a smaller one does not, so every search is a bisection.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snake_jax import targets
+from snake_jax.targets import Compiled, Refused
+
+PRECISION = ("float32", "bfloat16", "int8", "nf4")  # from the most memory to the least
+_RESOLUTION = 16  # batches are searched to one part in so many
+_STRIDE = 8  # a guess goes at most so many times beyond what is known to fit
+_LEAST_BYTES, _PROBES = 2**30, 10
+
+
+class Candidate(NamedTuple):
+    """A step to try: rows, tokens in a row (0: images), storage of what does not train, rank (0: no adapters)."""
+
+    batch: int
+    length: int
+    frozen_dtype: str
+    rank: int
+
+
+class Tried(NamedTuple):
+    """A candidate, the compiler's peak in bytes or None where it refused, and seconds on the clock."""
+
+    candidate: Candidate
+    peak_bytes: int | None
+    wall_s: float
+
+
+class Search(NamedTuple):
+    """What to search in.
+
+    Attributes:
+      lengths: to be tried, from the longest.
+      dtypes: from the most precise.
+      ranks: from the largest.
+      compiled: the compiler's answer.
+      least_bytes: what a candidate holds by formula, without activations.
+      capacity_bytes: of the device. It saves compilations; and what a compiler does not refuse may not pass it either.
+      note: is told of each try.
+    """
+
+    lengths: Sequence[int]
+    dtypes: Sequence[str]
+    ranks: Sequence[int]
+    compiled: Callable[[Candidate], Compiled | Refused]
+    least_bytes: Callable[[Candidate], int]
+    capacity_bytes: int
+    note: Callable[[Tried], None]
+
+
+def largest(search: Search) -> Tried | None:
+    """The largest candidate that fits; None where none does."""
+    start = _single(search)
+    return None if start is None else _most_rows(search, start)
+
+
+def halvings(most: int, least: int) -> tuple[int, ...]:
+    """`most`, half of it, and so on while that is whole and at least `least`."""
+    found = [most]
+    while found[-1] % 2 == 0 and found[-1] // 2 >= least:
+        found.append(found[-1] // 2)
+    return tuple(found)
+
+
+def capacity(device: Any) -> int:
+    """Bytes that a device's compiler gives out, to about a thousandth, from programs that copy one array."""
+
+    def fits(count: int) -> bool:
+        line = jax.ShapeDtypeStruct((count,), jnp.int8)
+        return isinstance(targets.compiled(lambda x: x + 1, targets.on(device, (line,))), Compiled)
+
+    low, high = 0, _LEAST_BYTES
+    while fits(high):
+        low, high = high, 2 * high
+    for _ in range(_PROBES):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return 2 * high  # the array and its copy
+
+
+def _single(search: Search) -> Tried | None:
+    """The first, in order of preference, of which one row fits."""
+    best = Candidate(1, search.lengths[0], search.dtypes[0], search.ranks[0])
+    for field, values in (("frozen_dtype", search.dtypes), ("rank", search.ranks), ("length", search.lengths)):
+        ordered = [Candidate(**{**best._asdict(), field: value}) for value in values]
+        found = _first(ordered if field == "frozen_dtype" else ordered[1:], lambda c: _try(search, c))
+        if found is not None:
+            return found
+        best = ordered[-1]
+    return None
+
+
+def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried]) -> Tried | None:
+    """The first that fits of candidates that need less and less; the first of all is tried first."""
+    low, high, found = 0, len(candidates), None
+    while low < high:
+        middle = low if found is None and low == 0 else (low + high) // 2
+        tried = attempt(candidates[middle])
+        low, high, found = (low, middle, tried) if tried.peak_bytes is not None else (middle + 1, high, found)
+    return found
+
+
+def _most_rows(search: Search, start: Tried) -> Tried:
+    """As many rows as fit, to one part in `_RESOLUTION`; memory grows about evenly with them."""
+    fitting, refused = [start], None
+    while (batch := _next_batch(fitting, refused, search.capacity_bytes)) is not None:
+        tried = _try(search, start.candidate._replace(batch=batch))
+        if tried.peak_bytes is None:
+            refused = batch
+        else:
+            fitting.append(tried)
+    return fitting[-1]
+
+
+def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: int) -> int | None:
+    """Where the line through the last two that fit comes to what there is; None where no try would tell more."""
+    last = fitting[-1]
+    low = last.candidate.batch
+    step = max(1, low // _RESOLUTION)
+    if refused is not None and refused - low <= step:
+        return None
+    guess = _STRIDE * low
+    if len(fitting) > 1:
+        before = fitting[-2]
+        grown = (last.peak_bytes or 0) - (before.peak_bytes or 0)
+        row_bytes = max(1, grown // (low - before.candidate.batch))
+        guess = min(_STRIDE * low, low + (capacity_bytes - (last.peak_bytes or 0)) // row_bytes)
+    guess = max(guess, low + step)
+    return guess if refused is None or guess < refused else (low + refused) // 2
+
+
+def _try(search: Search, candidate: Candidate) -> Tried:
+    started = time.perf_counter()
+    tried = Tried(candidate, _peak_bytes(search, candidate), time.perf_counter() - started)
+    search.note(tried)
+    return tried
+
+
+def _peak_bytes(search: Search, candidate: Candidate) -> int | None:
+    """The compiler's, where the candidate fits."""
+    if search.least_bytes(candidate) > search.capacity_bytes:
+        return None
+    built = search.compiled(candidate)
+    if isinstance(built, Refused) or built.memory.peak > search.capacity_bytes:
+        return None
+    return built.memory.peak

@@ -1,0 +1,114 @@
+"""Steps timed on a device, against what the device was seen to do at best in the same run."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from snake_jax.kernels.timing import Sample, interleaved, paired_ratio
+from snake_jax.profiling.rows import Built, Measured, Row
+from snake_jax.targets import Compiled
+
+FULL = "full"
+REPEATS, BUDGET_S = 9, 20.0  # rounds, and seconds after which a slow step leaves out rounds
+_PRODUCT = {"cpu": 2048}
+_PRODUCT_ELSEWHERE = 8192
+_COPIED_BYTES = {"cpu": 2**27}
+_COPIED_BYTES_ELSEWHERE = 2**30
+
+
+class Peaks(NamedTuple):
+    """What a device was seen to do at best: FLOP/s of a matrix product, and bytes/s of reading and writing."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+def peaks(device: Any, dtype: DTypeLike) -> Peaks:
+    """The fastest of some products of two square matrices, and of some additions to a long vector.
+
+    Args:
+      device: of this machine.
+      dtype: of the product.
+    """
+    size = _PRODUCT.get(device.platform, _PRODUCT_ELSEWHERE)
+    count = _COPIED_BYTES.get(device.platform, _COPIED_BYTES_ELSEWHERE) // 4
+    square, line = (jax.device_put(jnp.ones(s, t), device) for s, t in (((size, size), dtype), (count, jnp.float32)))
+    product, raised = jax.jit(jnp.dot), jax.jit(lambda x: x + 1)
+    samples = interleaved({"product": lambda: product(square, square), "line": lambda: raised(line)}, REPEATS)
+    fastest = {name: min(sample.wall_s for sample in taken) for name, taken in samples.items()}
+    return Peaks(2 * size**3 / fastest["product"], 2 * 4 * count / fastest["line"])
+
+
+def free_bytes(device: Any) -> int:
+    """Memory that a program may still take: what the device tells, or what the operating system has."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return _free_of_machine_bytes()
+
+
+def _free_of_machine_bytes() -> int:
+    """What the operating system could give without swapping; where it does not say, what nobody has."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def steps(
+    rows: Sequence[Row], full: Row | None, runners: Mapping[str, Callable[[], Any]], at_best: Peaks, device: Any
+) -> dict[str, Measured]:
+    """Times each row's step, and the full one, in turns, so that load that comes and goes falls on all alike.
+
+    Args:
+      rows: compiled ones.
+      full: that of full training; None where it does not run here.
+      runners: by layer, `FULL` for full training.
+      at_best: of the device.
+      device: that they run on.
+
+    Returns:
+      By layer, `FULL` among them.
+    """
+    every = {row.layer: row for row in rows} | ({FULL: full} if full else {})
+    held = {layer: _peak_bytes(device, runners[layer]) for layer in every}
+    samples = interleaved({layer: runners[layer] for layer in every}, REPEATS, BUDGET_S / len(every))
+    return {
+        layer: _measured(row, samples[layer], samples.get(FULL), held[layer], at_best) for layer, row in every.items()
+    }
+
+
+def _measured(
+    row: Row, samples: Sequence[Sample], full: Sequence[Sample] | None, peak_bytes: int | None, at_best: Peaks
+) -> Measured:
+    step_s = median(sample.wall_s for sample in samples)
+    ratio = None if full is None else paired_ratio(samples, full)
+    return Measured(step_s, ratio, peak_bytes, least_s(row, at_best) / step_s)
+
+
+def least_s(row: Row, at_best: Peaks) -> float:
+    """Seconds that the step takes at least: its FLOPs, or its arguments and results moved once, at the peak rate."""
+    memory = row.built.memory if row.built else None
+    moved_bytes = memory.arguments + memory.results if memory else 0
+    return max(row.flops.total / at_best.flops_per_s, moved_bytes / at_best.bytes_per_s)
+
+
+def runs_here(built: Built | None, device: Any) -> bool:
+    """Whether a step was compiled and fits into what is free."""
+    if built is None or not isinstance(built.result, Compiled):
+        return False
+    return built.result.memory.peak < free_bytes(device)
+
+
+def _peak_bytes(device: Any, runner: Callable[[], Any]) -> int | None:
+    """What the device held at most in a step, where it tells and nothing before it held more."""
+    before = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    jax.block_until_ready(runner())
+    after = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return after if after is not None and after != before else None
