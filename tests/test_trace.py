@@ -6,7 +6,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from experiments import one_run
-from tests.launches import Launcher, results, write_images
+from tests.launches import Launcher, results, write_images, write_model, write_pairs
 
 SMALL = ("--model=mlp", "--width=0.1", "--nodes=3", "--batch_size=8", "--learning_rate=0.05", "--algorithm=snake")
 
@@ -38,6 +38,18 @@ def test_it_has_the_rounds_after_the_first_by_name(launch, tmp_path):
     assert "evaluate" in found
     assert launch("--cycles=6", f"--workdir={tmp_path / 'plain'}").code == 0
     assert results(tmp_path / "run") == results(tmp_path / "plain")
+
+
+def test_a_fine_tuning_run_names_blocks_and_steps(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(one_run, "plot_run", lambda run, path: path)
+    flags = ("--nodes=2", "--max_length=64", "--batch_size=4", "--lora_rank=4", "--save=none", "--learning_rate=0.01")
+    files = (f"--model={write_model(tmp_path / 'model')}", f"--data={write_pairs(tmp_path / 'pairs.jsonl')}")
+    run = Launcher(monkeypatch, capfd, "finetune")
+    end = run(*flags, *files, f"--trace_dir={tmp_path / 'trace'}", "--trace_rounds=1", f"--workdir={tmp_path / 'run'}")
+    assert (end.code, end.stderr) == (0, "")
+    found = traced(tmp_path / "trace")
+    assert [name for name in found if name.startswith("visit ")] == ["visit 1, node 1: block_01.lora"]
+    assert sum(name.startswith("train") for name in found) == results(tmp_path / "run")["metrics"][1]["iterations"]
 
 
 def test_rounds_that_there_are_not_cannot_be_traced(launch, tmp_path):

@@ -27,7 +27,7 @@ from snake_jax.executor.text_batches import (
     num_tokens,
     row_batches,
 )
-from snake_jax.executor.visits import Passed, Tally, Text, VisitResult, after_epoch, result
+from snake_jax.executor.visits import Passed, Tally, Text, VisitResult, after_epoch, annotation, result
 from snake_jax.language_step import (
     ENDS,
     Frozen,
@@ -132,7 +132,11 @@ class StackedExecutor:
           states: optimizer states to go on from, by item; items not in it start afresh.
           learning_rate: of all their steps.
         """
-        return [self._visit(visit, params, states, learning_rate) for visit in visits]
+        results = []
+        for visit in visits:
+            with jax.profiler.TraceAnnotation(annotation([visit])):
+                results.append(self._visit(visit, params, states, learning_rate))
+        return results
 
     def compile(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
         """Nothing: a program is compiled when the first batch of its length comes."""
@@ -183,9 +187,10 @@ class StackedExecutor:
                 given = rows.hidden is not None
                 program = _Program("train", tuple(roles), batch.length, rows.segments is not None, given)
                 step_key = jax.random.fold_in(jax.random.fold_in(key, epoch), number)
-                trainable, carried, stat = self._call(
-                    program, trainable, carried, frozen, received, rows, step_key, rate
-                )
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    trainable, carried, stat = self._call(
+                        program, trainable, carried, frozen, received, rows, step_key, rate
+                    )
                 stats.append(stat)
                 counts.append(_Count(Passed(batch.length, batch.indices.size, given=given), batch))
             nll, tokens, finite = np.array(jax.device_get(stats), np.float64).T

@@ -65,7 +65,7 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
 
 def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
     config, step = setup.config, tuning.make_step(setup)
-    step = step._replace(mesh=_mesh(config, target))
+    step = step._replace(mesh=_mesh(config, setup.model.architecture, target))
     settings = tuning.make_lora(config) if step.adapted else None
     text = language.Text(config.batch_size, config.max_length, config.packing)
     stored = "bfloat16" if dtype == "-" else config.frozen_dtype
@@ -77,11 +77,15 @@ def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
     return Work(train, dtype, setup, subject, sizes)
 
 
-def _mesh(config: TuneConfig, target: str) -> Mesh | None:
+def _mesh(config: TuneConfig, architecture: Any, target: str) -> Mesh | None:
     """Over the devices of the target."""
-    if config.mesh and not target:
+    if not config.mesh:
+        return None
+    if not target:
         raise UserError(f"--mesh={config.mesh}: it divides what is compiled; say for what, as --target=tpu:v5e:2x4")
-    return sharding.make_mesh(config.mesh, targets.devices(target)) if config.mesh else None
+    devices, heads = targets.devices(target), (architecture.num_attention_heads, architecture.num_key_value_heads)
+    sharding.check(config.mesh, config.batch_size, *heads, devices)
+    return sharding.make_mesh(config.mesh, devices)
 
 
 def full(config: RunConfig, model: Model, target: str = "") -> Work:
