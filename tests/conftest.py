@@ -10,8 +10,12 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_compilation_of_each_program(tmp_path_factory):
-    """Many tests run the same small programs; the second one finds them compiled. A cache of this session alone."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    """Many tests run the same small programs; the second one finds them compiled. A cache of this session alone, which
+    its processes share.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    programs = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -13,7 +13,7 @@ SMALL = {"model": "mlp", "width": 0.25, "nodes": 3, "cycles": 2, "batch_size": 8
 
 
 @pytest.fixture(scope="module", autouse=True)
-def images(tmp_path_factory):
+def images(tmp_path_factory, quick_compilation):
     """90 training images of 4x4x3 and 4 classes, for all runs of a module that imports this."""
     SMALL["dataset"] = f"npz:{write_images(tmp_path_factory.mktemp('data') / 'images.npz')}"
     yield
