@@ -24,7 +24,7 @@ from snake_jax.network import Transfer
 from snake_jax.runner import Report, initial_state, prepare
 from snake_jax.workdir import Workdir
 from tests.helpers import same_bits
-from tests.launches import COMMAND, Ended, Launcher, ROOT, in_new_process, results, write_images
+from tests.launches import COMMAND, ROOT, Ended, Launcher, in_new_process, results, write_images
 
 COMPILED = Compilations(3, 1.5, 1000)
 SMALL = ("--model=mlp", "--width=0.1", "--nodes=3", "--batch_size=8", "--learning_rate=0.05", "--cycles=2")
