@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median, quantiles
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], repeats: int, budget_s: float = 6.0
+    functions: Mapping[str, Callable[[], object]], repeats: int, budget_s: float = 6.0
 ) -> dict[str, list[Sample]]:
     """Calls every function once a round, `repeats` rounds, after one round that is not counted.
 

@@ -55,9 +55,9 @@ def token_losses(
     """
 
     def local(hidden: jax.Array, table: PyTree, targets: jax.Array, teacher: Any, teacher_table: PyTree) -> Xent:
-        flat = lambda x: None if x is None else x.reshape(-1, x.shape[-1])  # noqa: E731
-        taught = {"teacher": flat(teacher), "teacher_table": teacher_table}
-        losses = linear_xent(flat(hidden), table, targets.ravel(), **taught, **options)
+        width = hidden.shape[-1]
+        taught = {"teacher": None if teacher is None else teacher.reshape(-1, width), "teacher_table": teacher_table}
+        losses = linear_xent(hidden.reshape(-1, width), table, targets.ravel(), **taught, **options)
         return jax.tree.map(lambda loss: loss.reshape(targets.shape), losses)
 
     losses = local

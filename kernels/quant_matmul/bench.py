@@ -116,9 +116,10 @@ def _forms_compiled(
     chip: str, shape: QuantShape, weight: qwix.QArray, rank: int, transposed: bool, schedules: Path
 ) -> list[dict[str, Any]]:
     width, across = (shape.inputs, shape.outputs)[:: -1 if transposed else 1]
-    x = jax.ShapeDtypeStruct((shape.rows, width), jnp.bfloat16)
-    narrow, wide = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((shape.rows, rank), (rank, across)))
-    low_rank = LowRank(narrow, wide) if rank else None
+    # Shapes stand for the arrays: for the chip a program is only compiled.
+    x: Any = jax.ShapeDtypeStruct((shape.rows, width), jnp.bfloat16)
+    factors: Any = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((shape.rows, rank), (rank, across))]
+    low_rank = LowRank(*factors) if rank else None
     forms: dict[str, Callable[..., jax.Array]] = {
         "xla": functools.partial(reference.matmul, transposed=transposed),
         "mosaic_tpu": functools.partial(mosaic_tpu.matmul, transposed=transposed),
