@@ -15,6 +15,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,8 @@ from snake_jax.errors import UserError
 flags.disclaim_key_flags()  # they belong to the launch that calls `define`
 
 _BY_HAND = ("coordinator_address", "num_processes", "process_id")
-_ENDED, _LOOK_S, _LAST_WORDS_MS, _LONGEST_WAIT_MS = "snake_jax/ended", 0.2, 5_000, 7 * 24 * 3_600_000
+_ENDED, _LOOK_S, _ANSWERED_S = "snake_jax/ended", 0.2, 0.5
+_LAST_WORDS_MS, _LONGEST_WAIT_MS = 5_000, 7 * 24 * 3_600_000
 
 _ONE_THREAD_ENDS = threading.Lock()
 
@@ -149,6 +151,8 @@ def _end(code: int) -> None:
     if jax.distributed.is_initialized():  # the first process holds what they tell each other, so it leaves last
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # one that was killed never comes
             _client().wait_at_barrier("snake_jax/last words", _LAST_WORDS_MS)
+        if processes.is_first():
+            time.sleep(_ANSWERED_S)  # a process that has not had the barrier's answer when this ends is aborted by jax
     os._exit(code)
 
 

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from snake_jax.kernels import tables
+
 
 def report(result: dict[str, Any]) -> str:
     """The tables of one result."""
-    lines = [f"{name}: {value}" for name, value in result["machine"].items()]
-    peaks = result["peaks"]
-    lines.append(f"measured here: {peaks['flops_s'] / 1e9:.0f} GFLOP/s, {peaks['bytes_s'] / 1e9:.1f} GB/s")
-    lines += ["", *_timed(result["timed"]), ""]
-    return "\n".join(lines + (_compiled(result["compiled"]) or [f"not compiled for TPUs: {result['not_compiled']}"]))
+    return tables.report(result, _timed, _compiled)
 
 
 def _timed(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -22,8 +20,6 @@ def _timed(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _compiled(rows: Sequence[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
     lines = ["Loss and gradient, compiled: MB of temporaries; float32 logits written: whole, tiles in HBM, in VMEM"]
     for row in rows:
         name = f"{row['chip']:5}{row['shape']:24}{row['form']:12}"

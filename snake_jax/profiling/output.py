@@ -88,7 +88,10 @@ def notes(profile: Profile) -> list[str]:
     if profile.target:
         found.append(_compared(profile))
     if mesh := getattr(profile.works[0].setup.config, "mesh", ""):
-        found.append(f"Compiled memory is that of each device of the mesh {mesh}; state and FLOPs are of all together.")
+        found.append(
+            f"Compiled memory is that of each device of the mesh {mesh}, as are the collectives in json and csv, which "
+            "count the body of a loop once; state and FLOPs are of all together."
+        )
     if profile.peaks:
         rate, band = human(profile.peaks.flops_per_s, "FLOP/s"), human(profile.peaks.bytes_per_s, "B/s")
         found.append(f"Roofline: {rate} and {band}, the best that this device was seen to do in this run.")

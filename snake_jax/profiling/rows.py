@@ -1,8 +1,10 @@
 """The profiler's records: a row for each assignment, the case that a table is about, and both as flat records."""
 
+import re
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from snake_jax import collectives
 from snake_jax.accounting import StateBytes, StepFlops
 from snake_jax.targets import Compiled, CompiledMemory, Refused
 
@@ -157,7 +159,7 @@ def state_record(state: StateBytes) -> dict[str, int]:
 
 
 def built_record(built: Built | None) -> dict[str, Any]:
-    """What the compiler reserves or why it refuses, and how long it took."""
+    """What the compiler reserves or why it refuses, what the program sends between devices, and how long it took."""
     if built is None:
         return {}
     seconds = {"compile_s": round(built.wall_s, 1), "compile_cpu_s": round(built.cpu_s, 1)}
@@ -165,7 +167,15 @@ def built_record(built: Built | None) -> dict[str, Any]:
         return {"refused": built.result.reason, **seconds}
     memory = built.result.memory
     kinds = {f"compiled_{name}_bytes": size for name, size in memory._asdict().items()}
-    return {**kinds, "compiled_peak_bytes": memory.peak, **seconds}
+    return {**kinds, "compiled_peak_bytes": memory.peak, **_collectives_record(built.result), **seconds}
+
+
+def _collectives_record(compiled: Compiled) -> dict[str, int]:
+    """`collective_all_gather_s8_messages` and `_bytes`, and so on; nothing for a program of one device."""
+    found = collectives.sent(compiled.program.as_text()).items()
+    names = {kind: re.sub(r"\W", "_", f"collective {kind}") for kind, _ in found}
+    messages = {f"{names[kind]}_messages": sent.messages for kind, sent in found}
+    return messages | {f"{names[kind]}_bytes": sent.num_bytes for kind, sent in found}
 
 
 def _counted_record(counted: Counted | None) -> dict[str, Any]:
