@@ -10,9 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench import __main__ as command
 from experiments.bench import document, finetune, llama, memory, results, rows, step, table, vgg, visit
-from experiments.bench.rows import HIGHER, LOWER, Request, Row
+from experiments.bench.rows import HIGHER, LOWER, SUITES, Request, Row
 from snake_jax import accounting
 from snake_jax.errors import UserError
 from snake_jax.kernels.timing import Sample
@@ -138,7 +137,7 @@ def test_rows_are_a_table_and_goals():
 def test_the_page_holds_every_committed_result():
     page = document.PAGE.read_text()
     assert document.filled(page) == page
-    assert sorted(re.findall(r"<!-- bench (\w+): begin -->", page)) == sorted(command.SUITES)
+    assert sorted(re.findall(r"<!-- bench (\w+): begin -->", page)) == sorted(SUITES)
 
 
 def test_an_unmeasured_suite_says_how_to_measure_it(tmp_path, monkeypatch):
@@ -148,7 +147,7 @@ def test_an_unmeasured_suite_says_how_to_measure_it(tmp_path, monkeypatch):
     assert document.filled(page) == page.replace("old", f"\n{text}\n")
 
 
-@pytest.mark.parametrize("suite", command.SUITES)
+@pytest.mark.parametrize("suite", SUITES)
 def test_committed_results_say_how_they_were_made(suite):
     file = results.COMMITTED / f"{suite}.json"
     if not file.exists():
@@ -187,19 +186,15 @@ def test_suites_run_apart_and_write_their_files(tmp_path):
     assert results.RULE in done.stdout
 
 
-def test_a_report_names_regressions_and_keeps_the_committed_file(tmp_path, monkeypatch, capsys):
+def test_a_report_names_regressions(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "COMMITTED", tmp_path)
     rest = {"command": "c", "took_s": 1, "notes": ["a note"]}
-    file = results.write(tmp_path, result(row(1.0)) | rest)
-    before = file.read_text()
-    (found,) = command.report(result(row(2.0)) | rest, tmp_path / "new")
+    results.write(tmp_path, result(row(1.0)) | rest)
+    text, (found,) = document.report(result(row(2.0)) | rest)
     assert (found.row.value, found.before) == (2.0, 1.0)
-    printed = capsys.readouterr().out
-    assert "REGRESSION T, s, n: 1 before, 2 now" in printed
-    assert "a note" in printed
-    assert file.read_text() == before
-    assert results.read(tmp_path / "new" / "s.json")["rows"] == [row(2.0)]
-    assert command.report(result(row(1.0)) | rest, tmp_path / "new") == []
+    assert "REGRESSION T, s, n: 1 before, 2 now" in text
+    assert "a note" in text
+    assert document.report(result(row(1.0)) | rest)[1] == []
 
 
 class TestVgg:

@@ -36,9 +36,8 @@ def server():
     pytest.importorskip("gcp_storage_emulator", reason="no storage server to test with")
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    start = ["start", f"--port={port}", "--host=localhost", "--default-bucket=runs", "--in-memory", "--quiet"]
-    command = [sys.executable, "-m", "gcp_storage_emulator", *start]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    command = [sys.executable, "-m", "tests.storage_server", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("localhost", port)):
                 break

@@ -22,11 +22,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launch
-from experiments.bench import document, results, table
-from experiments.bench.rows import Request
+from experiments.bench import document, results
+from experiments.bench.rows import SUITES, Request
 from snake_jax.errors import UserError
 
-SUITES = ("step", "visit", "memory", "conv", "round", "emulation", "finetune")
 REPEATS = flags.DEFINE_integer("repeats", 0, "of every measurement; 0: as many as suits the suite", lower_bound=0)
 QUICK = flags.DEFINE_bool("quick", False, "the smallest sizes, to see that everything runs; their numbers mean nothing")
 UPDATE = flags.DEFINE_bool("update", False, "make the result the committed one, and write docs/performance.md anew")
@@ -65,25 +64,12 @@ def _one(suite: str) -> int:
         **measured._asdict(),
         "took_s": round(time.perf_counter() - started),
     }
-    found = report(result, results.COMMITTED if UPDATE.value else Path(OUTPUT.value))
+    text, found = document.report(result)
+    print(text)
+    _say(f"wrote {results.write(results.COMMITTED if UPDATE.value else Path(OUTPUT.value), result)}")
     if UPDATE.value:
         document.update()
     return 1 if found and FAIL.value else 0
-
-
-def report(result: results.Result, folder: Path) -> list[results.Change]:
-    """Prints a result and what it is compared with, writes it; the regressions.
-
-    Args:
-      result: of a suite.
-      folder: where SUITE.json goes.
-    """
-    committed = results.COMMITTED / f"{result['suite']}.json"
-    lines, found = results.comparison(result, results.read(committed) if committed.exists() else None)
-    text = [document.heading(result), "", table.text(result["rows"]), *result["notes"], "", *lines, results.RULE]
-    print("\n".join(text))
-    _say(f"wrote {results.write(folder, result)}")
-    return found
 
 
 def _each(suites: Sequence[str]) -> int:

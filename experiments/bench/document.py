@@ -27,6 +27,14 @@ def heading(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def report(result: results.Result) -> tuple[str, list[results.Change]]:
+    """A result, and what it is compared with, as text; the regressions."""
+    committed = results.COMMITTED / f"{result['suite']}.json"
+    lines, found = results.comparison(result, results.read(committed) if committed.exists() else None)
+    text = [heading(result), "", table.text(result["rows"]), *result["notes"], "", *lines, results.RULE]
+    return "\n".join(text), found
+
+
 def _section(suite: str) -> str:
     file = results.COMMITTED / f"{suite}.json"
     if not file.exists():

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from snake_jax.kernels.timing import Sample
 
+SUITES = ("step", "visit", "memory", "conv", "round", "emulation", "finetune")
+"""Each a module beside this one whose `run(request)` measures."""
 LOWER, HIGHER = "lower", "higher"
 
 
