@@ -3,6 +3,10 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling small programs, and half of that into machine code that runs once: none of it is
+# optimised. What XLA makes of a program before that, its counts and its memory stay as they are. XLA_FLAGS= (empty)
+# brings the optimised code of every run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
@@ -11,12 +15,23 @@ import pytest
 @pytest.fixture(autouse=True, scope="session")
 def _one_compilation_of_each_program(tmp_path_factory):
     """Many tests run the same small programs; the second one finds them compiled. A cache of this session alone, which
-    its processes share.
+    its processes share, and those that tests start.
     """
     folder = tmp_path_factory.getbasetemp()
     programs = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    options = {"jax_compilation_cache_dir": str(programs), "jax_persistent_cache_min_compile_time_secs": 0.1}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in options.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten_programs():
+    """A process keeps all it compiled, some 3 GB by the end; other modules have other programs."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Steps and runs on a mesh beside the same on one device: a program of its own, for it needs eight devices.
 
-  XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.sharded_runs steps
+  JAX_NUM_CPU_DEVICES=8 python -m tests.sharded_runs steps
 
 What is compared is printed as JSON. Gradients are read off optimizer states: momentum's trace after one step is the
 gradient, Adam's moments a tenth of it and a thousandth of its square.

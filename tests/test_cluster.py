@@ -49,7 +49,7 @@ def wait_for_lines(file, count, process):
 def alone(flag_list, tmp_path_factory):
     """The results of one process with as many devices."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    devices = {"JAX_NUM_CPU_DEVICES": "2"}
     done = in_new_process((*flag_list, f"--workdir={folder}"), env=os.environ | devices)
     (end,) = ended([done])
     assert (end.code, end.stderr) == (0, "")

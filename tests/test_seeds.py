@@ -65,7 +65,7 @@ def test_seeds_are_the_runs_they_would_be_alone_and_their_spread(run, small, alo
 
 
 def test_on_two_devices_they_are_the_same(run, small, alone, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     flag_list = [*small, "--seeds=0,1,3", f"--workdir={tmp_path}"]
     with in_new_process(flag_list, env=environment) as process:
         stdout, stderr = process.communicate()

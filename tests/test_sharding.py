@@ -136,10 +136,7 @@ def test_a_linear_pair_is_divided_along_what_it_has_in_common():
 
 def on_eight_devices(what):
     """What `tests.sharded_runs` prints."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-    }
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-W", "error", "-m", "tests.sharded_runs", what]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
