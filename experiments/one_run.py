@@ -5,6 +5,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,8 @@ from experiments import launch, preemption
 from snake_jax import data, processes, runner, storage
 from snake_jax.errors import UserError
 from snake_jax.executor import Compilations
-from snake_jax.report.plots import plot_run
 from snake_jax.report.progress import Update, progress
-from snake_jax.report.runs import read_run
+from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
 from snake_jax.workdir import Workdir
@@ -143,8 +143,15 @@ def _show(workdir: Workdir) -> None:
     with storage.fetched([workdir.path]) as (folder,), storage.stored(workdir.path / "curves.png") as picture:
         run = read_run(folder)
         print(comparison_table([run]))
-        plot_run(run, picture)
+        draw(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
+
+
+def draw(run: Run, picture: Path) -> None:
+    """A run's curves."""
+    from snake_jax.report.plots import plot_run  # with Matplotlib, which only a run that has come to its end needs
+
+    plot_run(run, picture)
 
 
 @contextlib.contextmanager

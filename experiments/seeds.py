@@ -20,7 +20,6 @@ from experiments.one_run import How, Job
 from snake_jax import runner, storage
 from snake_jax.config import Config
 from snake_jax.errors import UserError
-from snake_jax.report.plots import plot_run
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import read_run
 from snake_jax.report.spread import spread, spread_table, write_spread
@@ -129,7 +128,7 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
         runs = [read_run(path) for path in local]
         for run, path in zip(runs, paths, strict=True):
             with storage.stored(path / "curves.png") as picture:
-                plot_run(run, picture)
+                one_run.draw(run, picture)
     if diverged:
         raise launch.failed("; ".join(f"seed {seed}: {error}" for seed, error in diverged.items()))
     both = spread(runs)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, sparse
 
 from snake_jax.accounting import LayerCost, step_flops
 from snake_jax.errors import UserError
@@ -209,6 +208,8 @@ def milp(problem: Problem, objective: str) -> Nodes:
 
 def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[Nodes]:
     """The solver's assignment for scaled costs `[G, N]`; none where it found none within its branches."""
+    from scipy import optimize, sparse  # a third of a second, for the one assignment that asks for it
+
     num_groups, num_nodes = costs.shape
     once = sparse.hstack([sparse.kron(sparse.eye(num_groups), np.ones((1, num_nodes))), np.zeros((num_groups, 1))])
     # A pair that is not allowed is 0 by its bound; its cost, which may be huge, would only spoil the matrix.

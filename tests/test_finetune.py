@@ -59,7 +59,7 @@ def small(files, cache):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    monkeypatch.setattr(one_run, "plot_run", lambda run, path: path)  # the slowest part, and tested elsewhere
+    monkeypatch.setattr(one_run, "draw", lambda run, picture: None)  # the slowest part, and tested elsewhere
     return Launcher(monkeypatch, capfd, "finetune")
 
 

@@ -79,7 +79,7 @@ def test_terminated_at_several_points_it_ends_as_an_unbroken_run(launch, monkeyp
     )
     assert not (folder / "summary.json").exists()
 
-    monkeypatch.setattr(one_run, "plot_run", lambda run, path: path)  # the slowest part, and tested elsewhere
+    monkeypatch.setattr(one_run, "draw", lambda run, picture: None)  # the slowest part, and tested elsewhere
     run = Launcher(monkeypatch, capfd, name)
     end = run(*own)
     assert (end.code, end.stderr) == (0, "")

@@ -96,7 +96,7 @@ def test_killed_with_sigkill_it_ends_as_an_unbroken_run(method, small, killed, m
     assert code == -signal.SIGKILL
     assert not (folder / "summary.json").exists()
     assert (folder / "metrics.jsonl").read_bytes().count(b"\n") in (lines, lines + 1)
-    monkeypatch.setattr(one_run, "plot_run", lambda run, path: path)  # the slowest part, and tested elsewhere
+    monkeypatch.setattr(one_run, "draw", lambda run, picture: None)  # the slowest part, and tested elsewhere
     ended = run(*every)
     assert (ended.code, ended.stderr) == (0, "")
     assert "going on after" in ended.stdout

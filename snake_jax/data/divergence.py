@@ -7,7 +7,6 @@ the nodes (weighted by their examples) of the measure between a node's labels an
 """
 
 import numpy as np
-from scipy.special import rel_entr
 
 from snake_jax.errors import UserError
 
@@ -20,15 +19,21 @@ def kullback_leibler(p: np.ndarray, q: np.ndarray, smoothing: float = SMOOTHING)
     A class that q lacks would make it infinite, so both get `smoothing` per class; with smoothing=0 it is
     scipy.stats.entropy(p, q).
     """
-    return rel_entr(_normalised(p, smoothing), _normalised(q, smoothing)).sum(-1)
+    return _relative_entropy(_normalised(p, smoothing), _normalised(q, smoothing))
 
 
 def jensen_shannon_distance(p: np.ndarray, q: np.ndarray, base: float = 2) -> np.ndarray:
     """Root of the Jensen-Shannon divergence over the last axis `[..., C]`; in base 2 from 0 (equal) to 1 (disjoint)."""
     p, q = _normalised(p), _normalised(q)
     middle = (p + q) / 2
-    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / 2
+    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
     return np.sqrt(np.maximum(divergence, 0) / np.log(base))
+
+
+def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    from scipy.special import rel_entr  # a quarter of a second that most launches need not wait for
+
+    return rel_entr(p, q).sum(-1)
 
 
 MEASURES = {"js": jensen_shannon_distance, "kl": kullback_leibler}

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from snake_jax.report.runs import Record
 
 
@@ -17,6 +15,8 @@ def tensorboard(folder: str | Path, iterations: int = 0) -> Iterator[Callable[[R
       folder: where the event file goes.
       iterations: done before, where a run goes on from a checkpoint.
     """
+    from tensorboardX import SummaryWriter  # it loads PyTorch where there is one: a second no --help should wait for
+
     done = iterations
     with SummaryWriter(str(folder)) as writer:
 
