@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from snake_jax import assignment
 from snake_jax.accounting import LayerCost
@@ -166,8 +167,8 @@ def test_a_search_that_ends_early_is_still_no_worse_than_proportional(monkeypatc
 
 
 def test_a_failure_of_the_solver_is_said(monkeypatch):
-    failed = assignment.optimize.OptimizeResult(status=4, message="numerical trouble", x=None, mip_node_count=None)
-    monkeypatch.setattr(assignment.optimize, "milp", lambda **_: failed)
+    failed = optimize.OptimizeResult(status=4, message="numerical trouble", x=None, mip_node_count=None)
+    monkeypatch.setattr(optimize, "milp", lambda **_: failed)
     with pytest.raises(UserError, match=r"^--assign=milp: the solver failed \(numerical trouble\): use --assign=prop"):
         milp(_problem([[1, 2], [3, 4]]), "makespan")
 
