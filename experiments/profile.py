@@ -41,6 +41,9 @@ FITS = flags.DEFINE_string("fits", "", "search the largest step that this target
 DISTILL = flags.DEFINE_bool("distill", False, "with a teacher")
 MESH = flags.DEFINE_string("mesh", None, "devices that a model lies over, as fsdp:4,tensor:2, of the target's")
 RECOMPUTE = flags.DEFINE_enum("recompute", None, ("block", "none"), "what the backward pass keeps of a block")
+FROZEN_MATMUL = flags.DEFINE_enum(
+    "frozen_matmul", None, ("dequantize", "fused"), "products with int8 or nf4; fused: by a kernel for TPUs"
+)
 PACKING = flags.DEFINE_bool("packing", None, "rows that hold several texts, as in a run; empty: yes")
 OPTIMIZER = flags.DEFINE_enum("optimizer", None, ("sgd", "adam", "adamw", "rmsprop"), "empty: as in a run")
 COMPUTE = flags.DEFINE_enum("compute_dtype", None, ("float32", "bfloat16"), "arithmetic; empty: as in a run")
@@ -70,6 +73,7 @@ def _asked() -> Ask:
         "max_length": LENGTH.value,
         "recompute": RECOMPUTE.value,
         "mesh": MESH.value,
+        "frozen_matmul": FROZEN_MATMUL.value,
         "packing": PACKING.value,
         "optimizer": OPTIMIZER.value,
         "compute_dtype": COMPUTE.value,

@@ -251,6 +251,12 @@ class TuneConfig(RunConfig):
         "storage of what does not train at a node",
         choices=("float32", "bfloat16", "int8", "nf4"),
     )
+    frozen_matmul: str = _setting(
+        "dequantize",
+        "products with frozen int8 or nf4 matrices: dequantized first, or fused: by a kernel for TPUs that reads codes "
+        "where they lie (elsewhere as dequantize)",
+        choices=("dequantize", "fused"),
+    )
     compute_dtype: str = _setting(
         "auto",
         "arithmetic of the network; auto: bfloat16 on accelerators, float32 on CPUs",

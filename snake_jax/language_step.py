@@ -20,6 +20,7 @@ from snake_jax.layers import Params, PyTree
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.optimizers import OptimizerStates, apply_updates
 from snake_jax.per_device import attend, token_losses
+from snake_jax.quantization import of_stack
 from snake_jax.steps import Distillation, EpochStats
 
 ENDS = ("embed", "head")
@@ -40,6 +41,8 @@ class LanguageStep(NamedTuple):
       proximal: mu of FedProx; 0: off.
       recompute: see `stack.run`.
       mesh: of `sharding.make_mesh`, which the arguments lie on; None: one device.
+      fused: whether frozen quantized matrices are multiplied with where they lie (`kernels.quant_matmul`); not on a
+        mesh.
     """
 
     model: LanguageModel
@@ -52,6 +55,7 @@ class LanguageStep(NamedTuple):
     proximal: float = 0.0
     recompute: str = "block"
     mesh: Mesh | None = None
+    fused: bool = False
 
     @property
     def needs_received(self) -> bool:
@@ -68,7 +72,7 @@ class LanguageStep(NamedTuple):
             new, _ = self.model.attend_block(weights, adapters, hidden, attend(self.mesh, hidden.segments), key)
             return sharding.spread(self.mesh, new.values)
 
-        return stack.Block(self.thaw, apply, self.model.num_blocks)
+        return stack.Block(self.thaw, apply, self.model.num_blocks, of_stack if self.fused else stack.at)
 
     def thaw(self, subtree: PyTree) -> PyTree:
         """A stored subtree as the arrays that are computed with, whole on every device or its part of the features."""

@@ -12,9 +12,11 @@ however many nodes a layer passes. Dequantization happens a layer at a time insi
 import jax
 import jax.numpy as jnp
 import qwix
+from jax import lax
 from jax.typing import DTypeLike
 
 from snake_jax.kernels.dequantize import NF4, dense
+from snake_jax.kernels.quant_matmul import OfStack
 from snake_jax.layers import PyTree
 
 BLOCK = 64
@@ -42,8 +44,22 @@ def freeze(subtree: PyTree, dtype: str, scale_dtype: DTypeLike = jnp.float32) ->
 
 
 def thaw(subtree: PyTree, dtype: DTypeLike) -> PyTree:
-    """A stored subtree as the arrays that are computed with, in `dtype`."""
-    return jax.tree.map(lambda leaf: dense(leaf, dtype), subtree, is_leaf=is_quantized)
+    """A stored subtree as the arrays that are computed with, in `dtype`; one of a stack is computed with as it is."""
+    one = lambda leaf: leaf if isinstance(leaf, OfStack) else dense(leaf, dtype)  # noqa: E731
+    return jax.tree.map(one, subtree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray | OfStack))
+
+
+def of_stack(tree: PyTree, index: jax.Array) -> PyTree:
+    """One block of a stack of them as `stack.at`, its quantized matrices left in the stack."""
+
+    def one(leaf: jax.Array | qwix.QArray) -> jax.Array | OfStack:
+        return (
+            OfStack(leaf, index)
+            if isinstance(leaf, qwix.QArray)
+            else lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+        )
+
+    return jax.tree.map(one, tree, is_leaf=is_quantized)
 
 
 def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -23,6 +23,11 @@ from snake_jax.layers import PyTree
 RECOMPUTE = ("block", "none")
 
 
+def at(tree: PyTree, index: jax.Array) -> PyTree:
+    """One block of a stack of them: every array cut out."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
 class Block(NamedTuple):
     """What all blocks have in common; hashable, and equal wherever the same program is meant.
 
@@ -31,11 +36,13 @@ class Block(NamedTuple):
       apply: `(base, own, values, context, key) -> values`: thawed weights, `[B, T, D]`, what every block reads besides
         (positions, segments), and a key or None.
       blocks: N, how many there are.
+      take: `(stack, index)` to the stored weights of one block.
     """
 
     thaw: Callable[[PyTree], PyTree]
     apply: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array | None], jax.Array]
     blocks: int
+    take: Callable[[PyTree, jax.Array], PyTree] = at
 
 
 class Frozen(NamedTuple):
@@ -107,7 +114,7 @@ def run(
 def below(block: Block, frozen: Frozen, values: jax.Array, context: PyTree = None) -> jax.Array:
     """The blocks below the trained ones, without dropout: `[B, T, D]` to the input of block `frozen.first`."""
     read = _Read(frozen, context, None, jnp.int32(0))
-    body = lambda i, x: _forward_block(block, read, i, _at(frozen.own, i), x)  # noqa: E731
+    body = lambda i, x: _forward_block(block, read, i, block.take(frozen.own, i), x)  # noqa: E731
     return lax.fori_loop(0, frozen.first, body, values)
 
 
@@ -117,7 +124,7 @@ def _run(static: _Static, trained: PyTree, read: _Read, values: jax.Array) -> ja
     first, block = read.frozen.first, static.block
 
     def frozen_block(i: jax.Array, x: jax.Array) -> jax.Array:
-        return _forward_block(block, read, i, _at(read.frozen.own, _slot(static, read, i)), x)
+        return _forward_block(block, read, i, static.block.take(read.frozen.own, _slot(static, read, i)), x)
 
     def trained_block(x: jax.Array, own: tuple[jax.Array, PyTree]) -> tuple[jax.Array, None]:
         return _forward_block(block, read, *own, x), None
@@ -133,11 +140,11 @@ def _run_forward(static: _Static, trained: PyTree, read: _Read, values: jax.Arra
     def frozen_block(i: jax.Array, carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
         x, kept = carry
         slot = _slot(static, read, i)
-        y, residuals = _residuals(static, read, i, _at(read.frozen.own, slot), x, False)
+        y, residuals = _residuals(static, read, i, static.block.take(read.frozen.own, slot), x, False)
         return y, jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, slot, 0), kept, residuals)
 
     def unkept_block(i: jax.Array, x: jax.Array) -> jax.Array:
-        return _forward_block(block, read, i, _at(read.frozen.own, i), x)
+        return _forward_block(block, read, i, static.block.take(read.frozen.own, i), x)
 
     def trained_block(x: jax.Array, own: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
         return _residuals(static, read, *own, x, True)
@@ -160,7 +167,7 @@ def _run_backward(static: _Static, saved: Any, gradient: jax.Array) -> tuple[PyT
         def frozen_block(step: jax.Array, gradient: jax.Array) -> jax.Array:
             i = upper - 1 - step
             slot = _slot(static, read, i)
-            return _pull(static, read, i, _at(read.frozen.own, slot), _at(kept, slot), gradient, False)[1]
+            return _pull(static, read, i, static.block.take(read.frozen.own, slot), at(kept, slot), gradient, False)[1]
 
         return frozen_block
 
@@ -188,10 +195,6 @@ def _loop(static: _Static, begin: Any, end: Any, body: Callable, carry: PyTree) 
     return lax.fori_loop(begin, end, body, carry) if static.trained < static.block.blocks else carry
 
 
-def _at(tree: PyTree, index: jax.Array) -> PyTree:
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
-
-
 def _slot(static: _Static, read: _Read, i: jax.Array) -> jax.Array:
     """Where block i, which does not train, lies among those that do not."""
     return jnp.where(i < read.frozen.first, i, i - static.trained)
@@ -202,7 +205,7 @@ def _key(read: _Read, i: jax.Array) -> jax.Array | None:
 
 
 def _forward_block(block: Block, read: _Read, i: jax.Array, own: PyTree, x: jax.Array) -> jax.Array:
-    base = _at(read.frozen.base, i)
+    base = block.take(read.frozen.base, i)
     return block.apply(block.thaw(base), block.thaw(own), x, read.context, _key(read, i))
 
 
@@ -211,7 +214,7 @@ def _linearised(
 ) -> tuple[jax.Array, Callable, PyTree]:
     """A block's output, its pullback to `(own, x)` or `(x,)`, and its thawed weights."""
     block, key = static.block, _key(read, i)
-    weights = (block.thaw(_at(read.frozen.base, i)), block.thaw(own))
+    weights = (block.thaw(block.take(read.frozen.base, i)), block.thaw(own))
     if trains:
         output, pullback = jax.vjp(lambda w, x: block.apply(weights[0], w, x, read.context, key), weights[1], x)
     else:
@@ -258,6 +261,6 @@ def _room(static: _Static, read: _Read, values: jax.Array) -> PyTree:
         return []
 
     def one(values: jax.Array) -> list[jax.Array]:
-        return _residuals(static, read, jnp.int32(0), _at(own, jnp.int32(0)), values, False)[1]
+        return _residuals(static, read, jnp.int32(0), static.block.take(own, jnp.int32(0)), values, False)[1]
 
     return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), jax.eval_shape(one, values))

@@ -73,6 +73,7 @@ def prepare(config: TuneConfig) -> Setup:
     sharding.check(config.mesh, config.batch_size, *heads)
     if config.mesh and config.cache_prefix == "device":
         raise UserError("--cache_prefix=device is for one device; with --mesh say --cache_prefix=host")
+    check_products(config)
     corpus = text.load(config.data, test_share=config.test_share, seed=config.seed, limit=config.limit)
     rows = text.prepare(
         corpus,
@@ -148,6 +149,20 @@ def _trainable(config: TuneConfig, model: LanguageModel) -> tuple[tuple[str, ...
     return tuple(order), ends if config.algorithm == "snake" else ()
 
 
+def check_products(config: TuneConfig) -> None:
+    """Refuses kernels for what is not stored in codes on one device.
+
+    Raises:
+      UserError: the configuration asks for that.
+    """
+    if config.frozen_matmul == "dequantize":
+        return
+    if config.mesh:
+        raise UserError("--frozen_matmul=fused is for one device; with --mesh say --frozen_matmul=dequantize")
+    if config.frozen_dtype not in ("int8", "nf4"):
+        raise UserError(f"--frozen_matmul=fused: --frozen_dtype={config.frozen_dtype} has no codes; say int8 or nf4")
+
+
 def _ranks(config: TuneConfig) -> tuple[int, ...]:
     """Each node's rank; nodes take the listed ones in turn, or by what they compute: the fastest has `lora_rank`."""
     if not config.rank:
@@ -194,6 +209,7 @@ def make_step(setup: Setup) -> LanguageStep:
         compute_dtype=compute_dtype(config),
         proximal=config.proximal,
         recompute=config.recompute,
+        fused=config.frozen_matmul == "fused",
     )
 
 

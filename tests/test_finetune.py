@@ -291,6 +291,8 @@ WRONG_VALUES = [
     ("--algorithm=fedavg --order=random", "--order=random: fedavg has no use for it; it is for snake"),
     ("--algorithm=fedavg --frozen_dtype=nf4 --distill=on", "--distill=on: fedavg has no use for it"),
     ("--save=adapter --lora_rank=0", "--save=adapter: there is no adapter with --lora_rank=0; say --save=model"),
+    ("--frozen_matmul=fused --frozen_dtype=bfloat16", "--frozen_dtype=bfloat16 has no codes; say int8 or nf4"),
+    ("--frozen_matmul=fused --mesh=fsdp:1", "--frozen_matmul=fused is for one device"),
     ("--save=all", "flag --save=all: value should be one of <model|adapter|both|none>"),
     ("--interrupt=3", "--interrupt=3: there is no visit 3; the last is 2"),
     ("--nodes=1 --fault_rate=0.1", "need an idle node"),

@@ -257,6 +257,28 @@ def test_frozen_blocks_compute_as_they_dequantize(dtype):
     close(new["block_0"], jax.tree.map(lambda w, g: w - RATE * g, params["block_01"], gradient), 2e-3, 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "adapted", "dtype", "recompute"),
+    [("llama", True, "nf4", "block"), ("opt", True, "int8", "none"), ("opt", False, "nf4", "block")],
+)
+def test_matrices_that_stay_in_their_stack_give_the_same_step(name, adapted, dtype, recompute):
+    trainable, frozen = parted(name, 1, adapted=adapted, dtype=dtype)
+    assert any(map(quantization.is_quantized, jax.tree.leaves(frozen.blocks, is_leaf=quantization.is_quantized)))
+    options = {"adapted": adapted, "recompute": recompute}
+    fused, plain = (run(make(name, fused=fused, **options), trainable, frozen, rows()) for fused in (True, False))
+    close(fused, plain, 1e-5, 1e-6)
+
+
+def test_of_matrices_that_stay_in_their_stack_nothing_is_kept_for_the_backward_pass():
+    trainable, frozen = parted("llama", 1, adapted=True, dtype="int8")
+    step = make(adapted=True, recompute="none", fused=True)
+    states = init_states(step.rule, trainable, tuple(trainable))
+    program = jax.make_jaxpr(train_step(step, tuple(trainable)))
+    text = str(program(trainable, states, frozen, {}, rows(), jax.random.key(0), jnp.float32(RATE)))
+    assert "i8[3," in text
+    assert "i8[2,3," not in text
+
+
 def test_a_given_entrance_changes_no_bit():
     trainable, frozen = parted("llama", 2)
     batch = rows()

@@ -9,9 +9,9 @@ import qwix
 from jax import lax
 
 from snake_jax.kernels.quant_matmul import mosaic_tpu, reference, triton
-from snake_jax.kernels.quant_matmul.reference import LowRank, product
+from snake_jax.kernels.quant_matmul.reference import LowRank, OfStack, product
 
-__all__ = ("LOWERINGS", "LowRank", "quant_matmul")
+__all__ = ("LOWERINGS", "LowRank", "OfStack", "quant_matmul")
 
 LOWERINGS = ("auto", "xla", "mosaic_tpu", "triton")
 MODULES = (reference, mosaic_tpu, triton)
@@ -19,7 +19,7 @@ MODULES = (reference, mosaic_tpu, triton)
 
 def quant_matmul(
     x: jax.Array,
-    weight: qwix.QArray,
+    weight: qwix.QArray | OfStack,
     adapter: tuple[jax.Array, jax.Array] | None = None,
     *,
     lowering: str = "auto",
@@ -32,7 +32,8 @@ def quant_matmul(
     Args:
       x: floating.
       weight: int8 with a scale for each output channel, or nf4 with a scale for each block along K, as
-        `snake_jax.quantization.freeze` stores a kernel.
+        `snake_jax.quantization.freeze` stores a kernel; or one of a stack of such, [L, K, N], which a kernel for TPUs
+        reads in its place.
       adapter: (a, b), floating.
       lowering: "xla" (the matrix dequantized in a form that the compiler fuses where it can), "mosaic_tpu" or "triton"
         (dequantized tile by tile on the chip), or "auto": on TPUs mosaic_tpu where sizes have tiles, for nf4 and for
@@ -42,24 +43,25 @@ def quant_matmul(
     Raises:
       ValueError: shapes, dtypes or a lowering that do not fit.
     """
-    _check(x, weight, adapter)
+    matrix = weight.matrix if isinstance(weight, OfStack) else weight
+    _check(x, matrix, adapter)
     if lowering not in LOWERINGS:
         raise ValueError(f"quant_matmul: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
     rows = x.reshape(-1, x.shape[-1])
     kernel = {"mosaic_tpu": mosaic_tpu, "triton": triton}.get(lowering)
-    if kernel is not None and not kernel.fits(rows, weight):
+    if kernel is not None and not kernel.fits(rows, matrix):
         raise ValueError(
-            f"quant_matmul: {lowering} has no tiles for {weight.qvalue.dtype} {weight.shape} and {x.dtype}"
+            f"quant_matmul: {lowering} has no tiles for {matrix.qvalue.dtype} {matrix.shape} and {x.dtype}"
         )
-    return _quant_matmul(lowering, rows, weight, adapter).reshape(*x.shape[:-1], weight.shape[1])
+    return _quant_matmul(lowering, rows, weight, adapter).reshape(*x.shape[:-1], matrix.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _quant_matmul(lowering: str, x: jax.Array, weight: qwix.QArray, adapter: Any) -> jax.Array:
+def _quant_matmul(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> jax.Array:
     return _remember(lowering, x, weight, adapter)[0]
 
 
-def _remember(lowering: str, x: jax.Array, weight: qwix.QArray, adapter: Any) -> tuple[jax.Array, Any]:
+def _remember(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> tuple[jax.Array, Any]:
     if adapter is None:
         return _matmul(lowering, x, weight, None, False), (x, weight, None, None)
     a, b = (w.astype(x.dtype) for w in adapter)
@@ -81,14 +83,17 @@ def _backward(lowering: str, saved: Any, g: jax.Array) -> tuple[jax.Array, None,
 _quant_matmul.defvjp(_remember, _backward)
 
 
-def _matmul(lowering: str, x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> jax.Array:
+def _matmul(
+    lowering: str, x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool
+) -> jax.Array:
     plain, tpu, gpu = (functools.partial(module.matmul, transposed=transposed) for module in MODULES)
     if lowering == "mosaic_tpu":
         return lax.platform_dependent(x, weight, low_rank, tpu=tpu, default=functools.partial(tpu, interpret=True))
     if lowering == "triton":
         return lax.platform_dependent(x, weight, low_rank, cuda=gpu, default=functools.partial(gpu, interpret=True))
-    pays = weight.qtype == "nf4" or low_rank is not None
-    if lowering == "auto" and pays and mosaic_tpu.fits(x, weight):
+    matrix = weight.matrix if isinstance(weight, OfStack) else weight
+    pays = matrix.qtype == "nf4" or low_rank is not None
+    if lowering == "auto" and pays and mosaic_tpu.fits(x, matrix):
         return lax.platform_dependent(x, weight, low_rank, tpu=tpu, default=plain)
     return plain(x, weight, low_rank)
 

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from snake_jax.kernels.dequantize import look_up
-from snake_jax.kernels.quant_matmul.reference import LowRank
+from snake_jax.kernels.quant_matmul.reference import LowRank, OfStack
 
 LANES, SUBLANES = 128, 8
 LARGEST_SIDE = 1024
@@ -35,16 +35,19 @@ class Tiles(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """An array in HBM, the shape of its blocks, and which of them a step (row, feature, part of the sum) takes."""
+    """A matrix in HBM, the shape of its blocks, and which of them a step (row, feature, part of the sum) takes."""
 
     array: Any
     block: tuple[int, int]
     place: Callable[[int, int, int], tuple[int, int]]
+    stacked: bool = False
 
     @property
     def spec(self) -> pl.BlockSpec:
-        """In Pallas' words."""
-        return pl.BlockSpec(self.block, self.place)
+        """In Pallas' words; the grid's one scalar says which matrix of a stack is meant."""
+        if self.stacked:
+            return pl.BlockSpec((None, *self.block), lambda i, j, k, index: (index[0], *self.place(i, j, k)))
+        return pl.BlockSpec(self.block, lambda i, j, k, index: self.place(i, j, k))
 
 
 def fits(x: jax.Array, weight: qwix.QArray) -> bool:
@@ -81,26 +84,33 @@ def _even(rows: int) -> int:
 
 
 def matmul(
-    x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool, interpret: bool = False
+    x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool, interpret: bool = False
 ) -> jax.Array:
-    """As `reference.matmul`, for a weight that has `tiles`."""
-    grid, operands, result = _plan(x, weight, low_rank, transposed)
-    flops = 2 * len(x) * math.prod(weight.shape) + (0 if low_rank is None else 2 * len(x) * low_rank.wide.size)
-    cost = pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved_bytes(x, weight, low_rank, transposed))
+    """As `reference.matmul`, for a weight that has `tiles`; of a stack, its blocks are read where they lie."""
+    if not isinstance(weight, OfStack):
+        weight = OfStack(jax.tree.map(lambda w: w[None], weight), jnp.int32(0))
+    matrix = weight.matrix
+    grid, operands, result = _plan(x, matrix, low_rank, transposed)
+    flops = 2 * len(x) * math.prod(matrix.shape) + (0 if low_rank is None else 2 * len(x) * low_rank.wide.size)
+    cost = pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved_bytes(x, matrix, low_rank, transposed))
+    stored = iter((weight.stack.qvalue, weight.stack.scale))
     return pl.pallas_call(
         functools.partial(_kernel, transposed),
         out_shape=result.array,
-        grid=grid,
-        in_specs=[operand.spec for operand in operands],
-        out_specs=result.spec,
-        scratch_shapes=[pltpu.VMEM(result.block, jnp.float32)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=[operand.spec for operand in operands],
+            out_specs=result.spec,
+            scratch_shapes=[pltpu.VMEM(result.block, jnp.float32)],
+        ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         cost_estimate=cost,
         interpret=interpret,
         name="quant_matmul_transposed" if transposed else "quant_matmul",
-    )(*[operand.array for operand in operands])
+    )(weight.at.reshape(1), *[next(stored) if operand.stacked else operand.array for operand in operands])
 
 
 def moved_bytes(x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> int:
@@ -143,8 +153,8 @@ def _plan(
     scales = max(1, sides.inputs * len(weight.scale) // weight.shape[0])
     operands = [
         Operand(x, (sides.rows, summed), lambda i, j, k: (i, k)),
-        Operand(weight.qvalue, (sides.inputs, sides.outputs), of_weight),
-        Operand(weight.scale, (scales, sides.outputs), of_scale),
+        Operand(weight.qvalue, (sides.inputs, sides.outputs), of_weight, stacked=True),
+        Operand(weight.scale, (scales, sides.outputs), of_scale, stacked=True),
     ]
     if low_rank is not None:
         rank = low_rank.wide.shape[0]
@@ -154,7 +164,7 @@ def _plan(
     return grid, operands, Operand(result, (sides.rows, features), lambda i, j, k: (i, j))
 
 
-def _kernel(transposed: bool, x_ref: Any, codes_ref: Any, scale_ref: Any, *rest: Any) -> None:
+def _kernel(transposed: bool, _index: Any, x_ref: Any, codes_ref: Any, scale_ref: Any, *rest: Any) -> None:
     """One tile's product into the sums: a block's first starts from the low-rank product, its last one writes."""
     *low_rank, out_ref, sums_ref = rest
     part = pl.program_id(2)

@@ -1,6 +1,6 @@
 """The definition: the whole matrix dequantized, then a product; and what every form of it computes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,28 @@ class LowRank(NamedTuple):
     wide: jax.Array
 
 
-def matmul(x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> jax.Array:
+class OfStack(NamedTuple):
+    """One matrix of a stack of them that is left where it lies: `[L, ...]` arrays, and which one, a scalar."""
+
+    stack: qwix.QArray
+    at: jax.Array
+
+    @property
+    def matrix(self) -> Any:
+        """The matrix, as shapes."""
+        return jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), self.stack)
+
+    def cut_out(self) -> qwix.QArray:
+        """The matrix, as arrays."""
+        return jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, self.at, keepdims=False), self.stack)
+
+
+def matmul(x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool) -> jax.Array:
     """x [M, C] times the weight [K, N], or its transpose, plus the low-rank product: [M, F] in x's dtype.
 
     C and F are K and N, transposed N and K. Sums are in float32, in float64 for float64 input.
     """
+    weight = weight.cut_out() if isinstance(weight, OfStack) else weight
     y = product(x, dense(weight, x.dtype), 1, 1 if transposed else 0)
     if low_rank is not None:
         # Rounded, since XLA writes it: in float32 that would be twice the bytes.

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from snake_jax.kernels.dequantize import look_up
-from snake_jax.kernels.quant_matmul.reference import LowRank
+from snake_jax.kernels.quant_matmul.reference import LowRank, OfStack
 
 INPUTS, OUTPUTS = 64, 128
 """Sides of a tile of the weight: in nf4 one row of scales."""
@@ -28,9 +28,10 @@ def fits(x: jax.Array, weight: qwix.QArray) -> bool:
 
 
 def matmul(
-    x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool, interpret: bool = False
+    x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool, interpret: bool = False
 ) -> jax.Array:
     """As `reference.matmul`, for a weight that `fits`."""
+    weight = weight.cut_out() if isinstance(weight, OfStack) else weight
     width, tile = (weight.shape[0], INPUTS) if transposed else (weight.shape[1], OUTPUTS)
     rows = min(MOST_ROWS, max(LEAST_ROWS, pl.next_power_of_2(len(x))))
     # The last axis whole, so that two codes are one byte to the compiler.

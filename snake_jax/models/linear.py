@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from snake_jax.kernels.quant_matmul import OfStack, quant_matmul
+
 PyTree = Any
 
 # Under the names that Hugging Face gives them.
@@ -25,7 +27,8 @@ class Linear(nn.Module):
     """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has `{"a": [in, r], "b": [r, out]}` for it.
 
     The low-rank update of "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685, section 4.1); any
-    scale is part of `b`. Weights are cast to the dtype of the activations.
+    scale is part of `b`. Weights are cast to the dtype of the activations; a kernel that is one of a stack is computed
+    with as it is stored.
     """
 
     features: int
@@ -35,16 +38,25 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` to `[..., out]`."""
-        shape = (x.shape[-1], self.features)
-        y = x @ self.param("kernel", nn.initializers.normal(self.init_std), shape).astype(x.dtype)
+        y = self._product(x)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        if self.has_variable("lora", "a"):
-            y = y + (x @ self._low_rank("a", x)) @ self._low_rank("b", x)
         return y
 
-    def _low_rank(self, name: str, x: jax.Array) -> jax.Array:
-        return jnp.asarray(self.get_variable("lora", name)).astype(x.dtype)
+    def _product(self, x: jax.Array) -> jax.Array:
+        adapter = (self._low_rank("a"), self._low_rank("b")) if self.has_variable("lora", "a") else None
+        kernel: Any = self.get_variable("params", "kernel")
+        if isinstance(kernel, OfStack):
+            return quant_matmul(x, kernel, adapter)
+        shape = (x.shape[-1], self.features)
+        y = x @ self.param("kernel", nn.initializers.normal(self.init_std), shape).astype(x.dtype)
+        if adapter is not None:
+            a, b = (w.astype(x.dtype) for w in adapter)
+            y = y + (x @ a) @ b
+        return y
+
+    def _low_rank(self, name: str) -> jax.Array:
+        return jnp.asarray(self.get_variable("lora", name))
 
 
 def table_init(key: jax.Array, rows: int, features: int, std: float) -> dict[str, jax.Array]:

@@ -17,7 +17,10 @@ from snake_jax.profiling.setups import CLASSES
 SIDE = 32
 KINDS = ("block", "block+ends", "lora:R", "full")
 STORED = {"images": ("float32", "bfloat16", "int8"), "text": ("float32", "bfloat16", "int8", "nf4")}
-ONLY = {"images": ("cut", "tail", "snake_length"), "text": ("max_length", "recompute", "packing", "mesh")}
+ONLY = {
+    "images": ("cut", "tail", "snake_length"),
+    "text": ("max_length", "recompute", "packing", "mesh", "frozen_matmul"),
+}
 
 
 class Way(NamedTuple):

@@ -65,6 +65,7 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
 
 def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
     config, step = setup.config, tuning.make_step(setup)
+    tuning.check_products(config)
     step = step._replace(mesh=_mesh(config, setup.model.architecture, target))
     settings = tuning.make_lora(config) if step.adapted else None
     text = language.Text(config.batch_size, config.max_length, config.packing)

@@ -10,7 +10,7 @@ import qwix
 
 from snake_jax import targets
 from snake_jax.kernels.dequantize import dense
-from snake_jax.kernels.quant_matmul import LOWERINGS, mosaic_tpu, quant_matmul, reference
+from snake_jax.kernels.quant_matmul import LOWERINGS, OfStack, mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.shapes import LARGE, ODD, SMALL
 from snake_jax.quantization import freeze
 
@@ -246,3 +246,37 @@ def test_a_kernel_asked_for_by_name_refuses_sizes_without_tiles(lowering):
     x, *_ = arguments(ODD[0])
     with pytest.raises(ValueError, match=rf"{lowering} has no tiles for int8 \(24, 37\) and float32"):
         quant_matmul(x, stored(ODD[0], "int8"), lowering=lowering)
+
+
+def stack_of(shape, kind, count=3):
+    """A stack of matrices, and them."""
+    matrices = [freeze({"kernel": draw(shape.inputs, shape.outputs, seed=i) / 8}, kind)["kernel"] for i in range(count)]
+    return jax.tree.map(lambda *w: jnp.stack(w), *matrices), matrices
+
+
+@values
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [PLAIN, ADAPTED, ODD[0]], ids=lambda s: s.name)
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_one_of_a_stack_is_multiplied_with_as_if_it_were_alone(lowering, shape, kind):
+    """To the bit: the same blocks in the same order."""
+    if shape in ODD and lowering in KERNELS:
+        pytest.skip("no tiles")
+    (stack, matrices), args = stack_of(shape, kind), arguments(shape)
+    for at, matrix in enumerate(matrices):
+        found = everything(OfStack(stack, jnp.int32(at)), *args, lowering)
+        for one, other in zip(found, everything(matrix, *args, lowering), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_for_a_tpu_nothing_of_a_stack_is_copied(kind):
+    shape = LARGE[1]
+    x, weight, low_rank = on_chip("v5e", shape, kind, 16, False)
+    placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=x.sharding)  # noqa: E731
+    stack = jax.tree.map(lambda w: placed((4, *w.shape), w.dtype), weight)
+    at = placed((), jnp.int32)
+    matmul = functools.partial(mosaic_tpu.matmul, transposed=False)
+    compiled = targets.compiled(lambda x, stack, at, low: matmul(x, OfStack(stack, at), low), (x, stack, at, low_rank))
+    assert compiled.memory.temporaries == 0
