@@ -12,8 +12,8 @@ measures passes (`conv`) and steps (`step`) again; docs/performance.md has a run
 - XLA's own convolution runs at 60 to 360 GFLOP/s until the kernel has more taps than the image has pixels: conv7 and
   conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop or a condition, as training runs,
   it leaves the gradients' convolutions in a slow form: 8.7 s of CPU time a step against 1.7 in straight-line code.
-- A whole step here takes 1.14 of PyTorch's time, or 0.94 inside a `lax.scan` over batches, as training runs: a lone
-  call pays for page faults on fresh temporary memory, a scan once for all its steps.
+- A whole step inside a `lax.scan` over batches, as training runs, takes PyTorch's time within 3 %. A lone call takes
+  longer: it pays for page faults on fresh temporary memory, a scan once for all its steps.
 - The input gradient as a convolution of g with the flipped kernel needs 9*Cout columns and a copy of the weights: 34 ms
   for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a product and one loop of additions, which XLA
   fuses with the gradients of ReLU and pooling around it.

@@ -9,7 +9,7 @@ and learning rate are there once (on every device). A place without a visit gets
   in jax 0.10 pmap is built on shard_map.
 
 Measured (`python -m experiments.bench emulation`, its output under experiments/results): FedAvg over 16 nodes of the
-little `cnn` on two CPU cores takes 0.54 s a round in the loop, 0.68 with vmap, 0.53 and 0.54 with pmap and shard_map on
+little `cnn` on two CPU cores takes 0.56 s a round in the loop, 0.67 with vmap, 0.53 and 0.54 with pmap and shard_map on
 two emulated devices. With unequal data vmap computes the batches that a node lacks too, and then chooses between two
 results, where `lax.map` skips them. So vmap is for nodes with about equal data.
 """
