@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,20 @@ class Peaks(NamedTuple):
         return max(flops / self.flops_s, moved_bytes / self.bytes_s)
 
 
-def measured(repeats: int, dtypes: Sequence[DTypeLike] = (jnp.bfloat16, jnp.float32)) -> Peaks:
-    """The fastest of `repeats` products in each dtype and of as many copies, on the default device.
+def measured(repeats: int, dtypes: Sequence[DTypeLike] = (jnp.bfloat16, jnp.float32), device: Any = None) -> Peaks:
+    """The fastest of `repeats` products in each dtype, summed in float32, and of as many copies.
 
     Where bfloat16 is not in hardware, products of it are the slower ones, and libraries compute them in float32.
+
+    Args:
+      repeats: of each.
+      dtypes: of the matrices.
+      device: of this machine; None: the default one.
     """
-    backend = jax.default_backend()
-    side, size = PRODUCT_SIDE.get(backend, 8192), COPY_BYTES.get(backend, 2**30)
-    product, copy = jax.jit(jnp.dot), jax.jit(lambda x: x + 1)
-    source = jnp.ones(size // 4, jnp.float32)
-    sides = [jnp.ones((side, side), dtype) for dtype in dtypes]
+    device = device or jax.devices()[0]
+    side, size = PRODUCT_SIDE.get(device.platform, 8192), COPY_BYTES.get(device.platform, 2**30)
+    product, copy = jax.jit(functools.partial(jnp.dot, preferred_element_type=jnp.float32)), jax.jit(lambda x: x + 1)
+    *sides, source = jax.device_put([*(jnp.ones((side, side), d) for d in dtypes), jnp.ones(size // 4)], device)
     calls = {f"product {i}": functools.partial(product, a, a) for i, a in enumerate(sides)}
     taken = interleaved({**calls, "copy": lambda: copy(source)}, repeats)
     fastest = {name: min(s.wall_s for s in samples) for name, samples in taken.items()}

@@ -33,7 +33,7 @@ def run(
 ) -> dict[str, Any]:
     """Measures everything; the result is what --json prints. Rows of what is not here are missing."""
     header = machine()
-    peaks = roofline.measured(repeats)
+    peaks = roofline.measured(repeats, (_dtype(),))
     on_cpu = jax.default_backend() == "cpu"
     timed = [row for shape in ((MIDDLE,) if on_cpu else shapes) for row in _timed(shape, peaks, repeats)]
     try:
@@ -81,8 +81,7 @@ def _tokamax_kernel(chip: str, hidden: jax.Array, table: jax.Array, targets: jax
 
 def _timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[str, Any]]:
     forms: dict[str, Form] = {"definition": _ours("xla"), "chunked": _ours("chunked")}
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    hidden, table, targets = _arguments(shape, dtype)
+    hidden, table, targets = _arguments(shape, _dtype())
     given = dict.fromkeys(forms, (hidden, table, targets))
     if importlib.util.find_spec("tokamax"):
         flags.FLAGS.mark_as_parsed()  # else it reads this program's own flags as its settings
@@ -98,6 +97,11 @@ def _timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[s
         share = {"least_ms": least_ms, "of_roofline": least_ms / taken["median_ms"]}
         rows.append({"shape": shape.name, "form": name, **taken, **share, "temporary_bytes": memory.temp_size_in_bytes})
     return rows
+
+
+def _dtype() -> Any:
+    """What models compute in on this device."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def _arguments(shape: XentShape, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -3,45 +3,24 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from snake_jax.kernels import roofline
+from snake_jax.kernels.roofline import Peaks
 from snake_jax.kernels.timing import Sample, interleaved, paired_ratio
 from snake_jax.profiling.rows import Built, Measured, Row
 from snake_jax.targets import Compiled
 
 FULL = "full"
 REPEATS, BUDGET_S = 9, 20.0  # rounds, and seconds after which a slow step leaves out rounds
-_PRODUCT = {"cpu": 2048}
-_PRODUCT_ELSEWHERE = 8192
-_COPIED_BYTES = {"cpu": 2**27}
-_COPIED_BYTES_ELSEWHERE = 2**30
-
-
-class Peaks(NamedTuple):
-    """What a device was seen to do at best: FLOP/s of a matrix product, and bytes/s of reading and writing."""
-
-    flops_per_s: float
-    bytes_per_s: float
 
 
 def peaks(device: Any, dtype: DTypeLike) -> Peaks:
-    """The fastest of some products of two square matrices, and of some additions to a long vector.
-
-    Args:
-      device: of this machine.
-      dtype: of the product.
-    """
-    size = _PRODUCT.get(device.platform, _PRODUCT_ELSEWHERE)
-    count = _COPIED_BYTES.get(device.platform, _COPIED_BYTES_ELSEWHERE) // 4
-    square, line = (jax.device_put(jnp.ones(s, t), device) for s, t in (((size, size), dtype), (count, jnp.float32)))
-    product, raised = jax.jit(jnp.dot), jax.jit(lambda x: x + 1)
-    samples = interleaved({"product": lambda: product(square, square), "line": lambda: raised(line)}, REPEATS)
-    fastest = {name: min(sample.wall_s for sample in taken) for name, taken in samples.items()}
-    return Peaks(2 * size**3 / fastest["product"], 2 * 4 * count / fastest["line"])
+    """What a device of this machine was seen to do at best, its products in `dtype`."""
+    return roofline.measured(REPEATS, (dtype,), device)
 
 
 def free_bytes(device: Any) -> int:
@@ -96,7 +75,7 @@ def least_s(row: Row, at_best: Peaks) -> float:
     """Seconds that the step takes at least: its FLOPs, or its arguments and results moved once, at the peak rate."""
     memory = row.built.memory if row.built else None
     moved_bytes = memory.arguments + memory.results if memory else 0
-    return max(row.flops.total / at_best.flops_per_s, moved_bytes / at_best.bytes_per_s)
+    return at_best.least_s(row.flops.total, moved_bytes)
 
 
 def runs_here(built: Built | None, device: Any) -> bool:

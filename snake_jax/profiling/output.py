@@ -93,7 +93,7 @@ def notes(profile: Profile) -> list[str]:
             "count the body of a loop once; state and FLOPs are of all together."
         )
     if profile.peaks:
-        rate, band = human(profile.peaks.flops_per_s, "FLOP/s"), human(profile.peaks.bytes_per_s, "B/s")
+        rate, band = human(profile.peaks.flops_s, "FLOP/s"), human(profile.peaks.bytes_s, "B/s")
         found.append(f"Roofline: {rate} and {band}, the best that this device was seen to do in this run.")
     return found
 
