@@ -208,7 +208,7 @@ def milp(problem: Problem, objective: str) -> Nodes:
 
 def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[Nodes]:
     """The solver's assignment for scaled costs `[G, N]`; none where it found none within its branches."""
-    from scipy import optimize, sparse  # a third of a second, for the one assignment that asks for it
+    from scipy import optimize, sparse  # slow to load, for the one assignment that asks for it
 
     num_groups, num_nodes = costs.shape
     once = sparse.hstack([sparse.kron(sparse.eye(num_groups), np.ones((1, num_nodes))), np.zeros((num_groups, 1))])

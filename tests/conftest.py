@@ -3,9 +3,9 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling small programs, and half of that into machine code that runs once: none of it is
-# optimised. What XLA makes of a program before that, its counts and its memory stay as they are. XLA_FLAGS= (empty)
-# brings the optimised code of every run.
+# Most of the time goes into compiling small programs to machine code that runs once: none of it is optimised. What XLA
+# makes of a program before that, its counts and its memory stay as they are. XLA_FLAGS= (empty) brings the optimised
+# code of every run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
@@ -29,7 +29,7 @@ def _one_compilation_of_each_program(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _forgotten_programs():
-    """A process keeps all it compiled, some 3 GB by the end; other modules have other programs."""
+    """A process keeps all that it compiled; other modules have other programs."""
     yield
     jax.clear_caches()
 

@@ -31,7 +31,7 @@ def jensen_shannon_distance(p: np.ndarray, q: np.ndarray, base: float = 2) -> np
 
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    from scipy.special import rel_entr  # a quarter of a second that most launches need not wait for
+    from scipy.special import rel_entr  # slow to load, and most launches need none of it
 
     return rel_entr(p, q).sum(-1)
 

@@ -15,7 +15,7 @@ def tensorboard(folder: str | Path, iterations: int = 0) -> Iterator[Callable[[R
       folder: where the event file goes.
       iterations: done before, where a run goes on from a checkpoint.
     """
-    from tensorboardX import SummaryWriter  # it loads PyTorch where there is one: a second no --help should wait for
+    from tensorboardX import SummaryWriter  # it loads PyTorch where there is one: no --help should wait
 
     done = iterations
     with SummaryWriter(str(folder)) as writer:
