@@ -1,9 +1,11 @@
-"""VGG-11 layer by layer: FLOPs, memory and bytes of a visit, counted from shapes and by the compiler.
+"""VGG-11 layer by layer: FLOPs, memory and bytes of a visit, counted from shapes and by the
+compiler.
 
   python -m experiments.accounting [--batch_size=32] [--output=FILE.md] [--results=FILE.json]
 
-Compiles about fifty programs for the platform at hand (3 to 8 s each on a CPU) and runs none of them. Writes the
-numbers to experiments/results/accounting.json, and tables of them between two marks in docs/accounting.md.
+Compiles about fifty programs for the platform at hand (3 to 8 s each on a CPU) and runs none of
+them. Writes the numbers to experiments/results/accounting.json, and tables of them between two
+marks in docs/accounting.md.
 """
 
 import json
@@ -16,18 +18,25 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import accounting_tables, launch
-from snake_jax import accounting, models
-from snake_jax.config import Config
-from snake_jax.kernels.timing import machine
-from snake_jax.layers import LayeredModel, num_bytes
+from experiments import accounting_tables
+from snake_jax.cli import launch
+from snake_jax.config import ImageConfig
+from snake_jax.costs import accounting
+from snake_jax.costs.timing import machine
+from snake_jax.models import registry
+from snake_jax.models.layered import LayeredModel
+from snake_jax.params import num_bytes
 from snake_jax.profiling import setups, traffic, vision
-from snake_jax.steps import LocalStep
+from snake_jax.train.image_step import LocalStep
 
 ROOT = Path(__file__).parents[1]
 BATCH = flags.DEFINE_integer("batch", 32, "examples in a step", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", str(ROOT / "docs/accounting.md"), "the Markdown file that gets the tables")
-RESULTS = flags.DEFINE_string("results", str(ROOT / "experiments/results/accounting.json"), "the file of numbers")
+OUTPUT = flags.DEFINE_string(
+    "output", str(ROOT / "docs/accounting.md"), "the Markdown file that gets the tables"
+)
+RESULTS = flags.DEFINE_string(
+    "results", str(ROOT / "experiments/results/accounting.json"), "the file of numbers"
+)
 
 MIDDLE = "conv8"  # of the memory table: no layer has more parameters
 NODES, CYCLES = 9, 3
@@ -65,9 +74,14 @@ def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
     model = vgg11()
     costs = accounting.layer_costs(model, batch_size)
-    steps = [{**row, "flops": accounting.step_flops(costs, row["trained"])} for row in _assignments(model)]
+    steps = [
+        {**row, "flops": accounting.step_flops(costs, row["trained"])}
+        for row in _assignments(model)
+    ]
     return {
-        "layers": [{"layer": c.name, "params": c.params, "forward_flops": c.forward_flops} for c in costs],
+        "layers": [
+            {"layer": c.name, "params": c.params, "forward_flops": c.forward_flops} for c in costs
+        ],
         "steps": steps,
         "memory": [_memory(model, costs, **variant) for variant in _memory_variants(model)],
         "traffic": [_traffic(model, **variant) for variant in _traffic_variants()],
@@ -76,20 +90,26 @@ def analytic(batch_size: int) -> Row:
 
 def vgg11(lowering: str = "matmul") -> LayeredModel:
     """The papers' network: 32x32x3 images, 10 classes."""
-    return models.build("vgg11", 10, (32, 32, 3), conv=lowering)
+    return registry.build("vgg11", 10, (32, 32, 3), conv=lowering)
 
 
 def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
-    """The step of the defaults of `Config`, distillation apart."""
-    return vision.local_step(Config(), model, distilled)
+    """The step of the defaults of `ImageConfig`, distillation apart."""
+    return vision.local_step(ImageConfig(), model, distilled)
 
 
 def _assignments(model: LayeredModel) -> Iterator[Row]:
-    """Every layer as the middle one between first and last, then every layer alone, before them all together."""
+    """Every layer as the middle one between first and last, then every layer alone, before them all
+    together.
+    """
     names = model.layer_names
     yield {"kind": "full", "layer": "all", "trained": list(names)}
     for middle in names:
-        yield {"kind": "ends", "layer": middle, "trained": [n for n in names if n in (names[0], middle, names[-1])]}
+        yield {
+            "kind": "ends",
+            "layer": middle,
+            "trained": [n for n in names if n in (names[0], middle, names[-1])],
+        }
     for middle in names:
         yield {"kind": "alone", "layer": middle, "trained": [middle]}
 
@@ -114,12 +134,20 @@ def _memory(
     names = ("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes")
     parts = dict(zip(names, map(num_bytes, held), strict=True))
     flops = accounting.step_flops(costs, trained, teacher=distilled)
-    return {"trained": trained, "frozen_dtype": frozen_dtype, "distilled": distilled, **parts, "flops": flops}
+    return {
+        "trained": trained,
+        "frozen_dtype": frozen_dtype,
+        "distilled": distilled,
+        **parts,
+        "flops": flops,
+    }
 
 
 def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
     step = step_of(vgg11(lowering), row.get("distilled", False))
-    cost = accounting.compiled_cost(step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32"))
+    cost = accounting.compiled_cost(
+        step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
+    )
     return cost._asdict()
 
 
@@ -134,19 +162,28 @@ def _traffic_variants() -> Iterator[Row]:
 
 
 def _traffic(model: LayeredModel, **variant: Any) -> Row:
-    """What the ledger has for each visit of some cycles: `[[middle layer, bytes up, bytes down], ...]` a cycle."""
-    config = Config(**{"nodes": NODES, "cycles": CYCLES, **variant})
-    sizes = accounting.transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype)
+    """What the ledger has for each visit of some cycles: `[[middle layer, bytes up, bytes down],
+    ...]` a cycle.
+    """
+    config = ImageConfig(**{"nodes": NODES, "cycles": CYCLES, **variant})
+    sizes = accounting.transfer_sizes(
+        jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype
+    )
     cycles = [
         [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
         for visits in traffic.cycles(setups.of_images(config, model), sizes)
     ]
-    kept = {key: getattr(config, key) for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype")}
+    kept = {
+        key: getattr(config, key)
+        for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype")
+    }
     return {**kept, "cycles": cycles}
 
 
 def _machine() -> Row:
-    return {key: machine()[key] for key in ("processor", "cores", "python", "backend", "jax", "jaxlib")}
+    return {
+        key: machine()[key] for key in ("processor", "cores", "python", "backend", "jax", "jaxlib")
+    }
 
 
 if __name__ == "__main__":

@@ -27,9 +27,12 @@ def insert(file: Path, tables: str) -> str:
 
 def markdown(numbers: Row) -> str:
     """All tables."""
-    machine = ", ".join(f"{key} {value}" for key, value in numbers["machine"].items() if value is not None)
+    machine = ", ".join(
+        f"{key} {value}" for key, value in numbers["machine"].items() if value is not None
+    )
     parts = [
-        f"Written by `{numbers['command']}`, batch {numbers['batch_size']}; compiled numbers: {machine}.",
+        f"Written by `{numbers['command']}`, batch {numbers['batch_size']}; compiled numbers: "
+        f"{machine}.",
         *_flops(numbers),
         *_padding(numbers),
         *_memory(numbers),
@@ -46,7 +49,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _flops(numbers: Row) -> list[str]:
     layers = {row["layer"]: row for row in numbers["layers"]}
-    whole = {"params": _total(layers.values(), "params"), "forward_flops": _total(layers.values(), "forward_flops")}
+    whole = {
+        "params": _total(layers.values(), "params"),
+        "forward_flops": _total(layers.values(), "forward_flops"),
+    }
     steps, full = numbers["steps"], numbers["steps"][0]
     worst = max(abs(_difference(row)) for row in steps)
     head = ["layer", "parameters", "forward", "step", "compiled", "difference", "of the full step"]
@@ -59,10 +65,12 @@ def _flops(numbers: Row) -> list[str]:
     alone = [[row["layer"], *_step_cells(row, full)] for row in steps if row["kind"] == "alone"]
     return [
         "### FLOPs of a step",
-        "In MFLOP. The step trains the first layer, this one and the last (in the rows of conv1 and fc11 these "
+        "In MFLOP. The step trains the first layer, this one and the last (in the rows of conv1 "
+        "and fc11 these "
         "two alone). The compiler counts at most "
         f"{worst:.2f} % more than the formula, the elementwise work. "
-        f"The mean over the {len(ends) - 2} middle layers is {_mean_ratio(ends[1:-1], full):.3f} of the full step.",
+        f"The mean over the {len(ends) - 2} middle layers is {_mean_ratio(ends[1:-1], full):.3f} "
+        f"of the full step.",
         table(head, rows),
         "The same with this layer alone; the mean over the middle layers is "
         f"{_mean_ratio(_middle_alone(steps), full):.3f}.",
@@ -79,15 +87,30 @@ def _padding(numbers: Row) -> list[str]:
         cells = []
         for kind in ("ends", "alone"):
             row = by[kind, layer]
-            cells += [_mega(row["xla"]["flops"]), _left_out(row), f"{row['xla']['flops'] / native:.3f}"]
+            cells += [
+                _mega(row["xla"]["flops"]),
+                _left_out(row),
+                f"{row['xla']['flops'] / native:.3f}",
+            ]
         rows.append([layer, *cells])
     rows.append(["all", _mega(native), _left_out(full), "1.000", "", "", ""])
-    head = ["layer", "first, this, last", "left out", "of the full step", "alone", "left out", "of the full step"]
+    head = [
+        "layer",
+        "first, this, last",
+        "left out",
+        "of the full step",
+        "alone",
+        "left out",
+        "of the full step",
+    ]
     return [
         "### What the compiler counts for its own convolution",
-        "The same steps with `--conv=xla`, in MFLOP. The compiler leaves out the multiplications whose input pixel "
-        f"lies on the zero padding, in the full step {_left_out(full)} of its count for the matrix products: little "
-        "of conv1 with its 32x32 pixels, more than half of conv7 and conv8, where four of nine taps meet one of the "
+        "The same steps with `--conv=xla`, in MFLOP. The compiler leaves out the multiplications "
+        "whose input pixel "
+        f"lies on the zero padding, in the full step {_left_out(full)} of its count for the "
+        f"matrix products: little "
+        "of conv1 with its 32x32 pixels, more than half of conv7 and conv8, where four of nine "
+        "taps meet one of the "
         "2x2 pixels. `train_flops` counts them all, in every lowering, so that runs compare.",
         table(head, rows),
     ]
@@ -95,22 +118,45 @@ def _padding(numbers: Row) -> list[str]:
 
 def _memory(numbers: Row) -> list[str]:
     middle = numbers["memory"][1]["trained"][1]
-    native = {row["kind"]: row["xla"]["temporary_bytes"] for row in numbers["steps"] if row["layer"] in ("all", middle)}
-    head = ["step", "trained", "optimizer", "frozen", "teacher", "arguments", "temporaries", "together"]
+    native = {
+        row["kind"]: row["xla"]["temporary_bytes"]
+        for row in numbers["steps"]
+        if row["layer"] in ("all", middle)
+    }
+    head = [
+        "step",
+        "trained",
+        "optimizer",
+        "frozen",
+        "teacher",
+        "arguments",
+        "temporaries",
+        "together",
+    ]
     rows = []
     for row in numbers["memory"]:
         full = row["frozen_bytes"] == 0
-        name = "all layers" if full else f"{', '.join(row['trained'])}; frozen {row['frozen_dtype']}"
-        parts = [_megabytes(row[f"{part}_bytes"]) for part in ("trained", "optimizer", "frozen", "teacher")]
+        name = (
+            "all layers" if full else f"{', '.join(row['trained'])}; frozen {row['frozen_dtype']}"
+        )
+        parts = [
+            _megabytes(row[f"{part}_bytes"])
+            for part in ("trained", "optimizer", "frozen", "teacher")
+        ]
         compiled = row["matmul"]
         together = compiled["argument_bytes"] + compiled["temporary_bytes"]
         memory = [compiled["argument_bytes"], compiled["temporary_bytes"], together]
-        rows.append([name + ("; distilled" if row["distilled"] else ""), *parts, *map(_megabytes, memory)])
+        rows.append(
+            [name + ("; distilled" if row["distilled"] else ""), *parts, *map(_megabytes, memory)]
+        )
     return [
         "### Memory of a step",
-        "In MB. The four kinds of state follow from shapes; arguments (state and one batch) and temporaries "
-        "(activations, patches, gradients) are the compiler's, with convolution as matrix products. With `--conv=xla` "
-        f"the temporaries of the first two rows are {_megabytes(native['full'])} and {_megabytes(native['ends'])}.",
+        "In MB. The four kinds of state follow from shapes; arguments (state and one batch) and "
+        "temporaries "
+        "(activations, patches, gradients) are the compiler's, with convolution as matrix "
+        "products. With `--conv=xla` "
+        f"the temporaries of the first two rows are {_megabytes(native['full'])} and "
+        f"{_megabytes(native['ends'])}.",
         table(head, rows),
     ]
 
@@ -118,20 +164,37 @@ def _memory(numbers: Row) -> list[str]:
 def _bytes(numbers: Row) -> list[str]:
     whole = 4 * _total(numbers["layers"], "params")
     fedavg, *snake = numbers["traffic"]
-    uncached, cached = (_variant(snake, mode="client_server", frozen_dtype="float32", cached=c) for c in (False, True))
+    uncached, cached = (
+        _variant(snake, mode="client_server", frozen_dtype="float32", cached=c)
+        for c in (False, True)
+    )
     peers = _variant(snake, mode="peer_to_peer", cached=True)
     per_layer = []
-    for plain, kept, peer in zip(*(row["cycles"][-1] for row in (uncached, cached, peers)), strict=True):
+    for plain, kept, peer in zip(
+        *(row["cycles"][-1] for row in (uncached, cached, peers)), strict=True
+    ):
         (layer, up, down), down_cached, onward = plain, kept[2], sum(peer[1:])
-        rest = [f"{100 * part / (2 * whole):.1f} %" for part in (up + down, up + down_cached, onward)]
+        rest = [
+            f"{100 * part / (2 * whole):.1f} %" for part in (up + down, up + down_cached, onward)
+        ]
         per_layer.append([layer, *map(_megabytes, (up, down, down_cached, onward)), *rest])
-    head = ["middle layer", "up", "down, first time or not cached", "down, cached", "node to node, cached"]
+    head = [
+        "middle layer",
+        "up",
+        "down, first time or not cached",
+        "down, cached",
+        "node to node, cached",
+    ]
     head += ["of FedAvg: not cached", "cached", "node to node"]
-    cycles = [[_variant_name(row, fedavg["nodes"]), *_cycle_cells(row, whole)] for row in numbers["traffic"]]
+    cycles = [
+        [_variant_name(row, fedavg["nodes"]), *_cycle_cells(row, whole)]
+        for row in numbers["traffic"]
+    ]
     first, last = "first cycle, MB a visit", "third cycle, MB a visit"
     return [
         "### Bytes of a visit",
-        f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, visits of the third "
+        f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, "
+        f"visits of the third "
         f"cycle, from the ledger. FedAvg sends {_megabytes(2 * whole)} for each node and round.",
         table(head, per_layer),
         "Mean over the visits of a cycle, by the same functions that fill `ledger.jsonl`:",
@@ -147,9 +210,13 @@ def _variant_name(row: Row, nodes: int) -> str:
     if row["algorithm"] == "fedavg":
         return "FedAvg"
     cached = "cached" if row["cached"] else "not cached"
-    precision = "" if row["frozen_dtype"] == "float32" else f", frozen layers in {row['frozen_dtype']}"
+    precision = (
+        "" if row["frozen_dtype"] == "float32" else f", frozen layers in {row['frozen_dtype']}"
+    )
     way = "node to node" if row["mode"] == "peer_to_peer" else "client-server"
-    return f"Snake, {way}, {cached}{precision}" + ("" if row["nodes"] == nodes else f", {row['nodes']} nodes")
+    return f"Snake, {way}, {cached}{precision}" + (
+        "" if row["nodes"] == nodes else f", {row['nodes']} nodes"
+    )
 
 
 def _cycle_cells(row: Row, whole: int) -> list[str]:

@@ -1,13 +1,15 @@
-"""Writes the partition of CIFAR-10 that Flower's fednova baseline trains on, for `experiments.classify` to use.
+"""Writes the partition of CIFAR-10 that Flower's fednova baseline trains on, for
+`experiments.classify` to use.
 
   python -m experiments.fednova_partition --output=runs/fednova_partition.json
   python -m experiments.classify --flagfile=experiments/presets/fednova_vgg11.flags \\
       --partition=file:runs/fednova_partition.json --workdir=runs/fednova_vgg11
 
-After Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020
-(FedNova), section 5: 16 clients, every class split by Dirichlet(0.1), clients with their even share get no more. Their
-code draws it once for all seeds of a run, from NumPy's legacy generator with seed 2020, so the same draws in the same
-order give the same split. The data set must be CIFAR-10 in its original order.
+After Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+Optimization", NeurIPS 2020 (FedNova), section 5: 16 clients, every class split by Dirichlet(0.1),
+clients with their even share get no more. Their code draws it once for all seeds of a run, from
+NumPy's legacy generator with seed 2020, so the same draws in the same order give the same split.
+The data set must be CIFAR-10 in its original order.
 """
 
 import json
@@ -16,11 +18,14 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import launch
-from snake_jax import data
+from snake_jax.cli import launch
+from snake_jax.data import partition
+from snake_jax.data.images import sources
 from snake_jax.errors import UserError
 
-DATASET = flags.DEFINE_string("dataset", "cifar10", "CIFAR-10 in its original order: cifar10, or npz:PATH")
+DATASET = flags.DEFINE_string(
+    "dataset", "cifar10", "CIFAR-10 in its original order: cifar10, or npz:PATH"
+)
 OUTPUT = flags.DEFINE_string("output", "runs/fednova_partition.json", "file to write")
 
 _CLIENTS, _ALPHA, _SEED, _LEAST = 16, 0.1, 2020, 10
@@ -28,14 +33,16 @@ _CLIENTS, _ALPHA, _SEED, _LEAST = 16, 0.1, 2020, 10
 
 def main(_: list[str]) -> None:
     """Draws and writes it."""
-    train = data.load(DATASET.value).train
+    train = sources.load(DATASET.value).train
     shards = draw(train.labels)
     try:
         Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
         Path(OUTPUT.value).write_text(json.dumps([shard.tolist() for shard in shards]))
     except OSError as error:
-        raise UserError(f"--output={OUTPUT.value}: {error.strerror}; give a file that can be written") from error
-    print(data.describe(shards, train.labels, int(train.labels.max()) + 1))
+        raise UserError(
+            f"--output={OUTPUT.value}: {error.strerror}; give a file that can be written"
+        ) from error
+    print(partition.describe(shards, train.labels, int(train.labels.max()) + 1))
 
 
 def draw(labels: np.ndarray) -> list[np.ndarray]:
@@ -49,7 +56,9 @@ def draw(labels: np.ndarray) -> list[np.ndarray]:
             shares = rng.dirichlet(np.full(_CLIENTS, _ALPHA))
             shares *= [len(shard) < len(labels) / _CLIENTS for shard in shards]
             cuts = (np.cumsum(shares / shares.sum()) * len(members)).astype(int)[:-1]
-            shards = [np.concatenate(pair) for pair in zip(shards, np.split(members, cuts), strict=True)]
+            shards = [
+                np.concatenate(pair) for pair in zip(shards, np.split(members, cuts), strict=True)
+            ]
         if min(map(len, shards)) >= _LEAST:
             return shards
 

@@ -1,7 +1,8 @@
 """The frozen configuration of a run: one table of names, defaults, meanings and allowed values.
 
-Launches make their flags from it, runs write it to `config.json`, and everything below receives values from it as
-explicit arguments. `RunConfig` is what all runs share; `Config` adds images, `TuneConfig` language models.
+Launches make their flags from it, runs write it to `config.json`, and everything below receives
+values from it as explicit arguments. `RunConfig` is what all runs share; `ImageConfig` adds images,
+`TextConfig` language models.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ _LARGEST = 1e30  # what float32 arithmetic takes with room to spare
 
 
 def _setting(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and rules: `choices`, `low` (least value), `above` (exclusive bound), `high`,
-    `may_change` (a run may go on with another value).
+    """A field with its help text and rules: `choices`, `low` (least value), `above` (exclusive
+    bound), `high`, `may_change` (a run may go on with another value).
     """
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
@@ -28,16 +29,26 @@ class RunConfig:
     algorithm: str = _setting("snake", "what trains the model: {algorithms}")
     nodes: int = _setting(9, "nodes that hold data", low=1)
 
-    cycles: int = _setting(2, "cycles; one trains every middle layer once (fedavg: one round)", low=1)
+    cycles: int = _setting(
+        2, "cycles; one trains every middle layer once (fedavg: one round)", low=1
+    )
     local_epochs: int = _setting(1, "passes over the node's data in a visit", low=1)
     batch_size: int = _setting(32, "examples in a step", low=1)
-    order: str = _setting("sequential", "order of the middle layers", choices=("sequential", "random", "reverse"))
-    layers_per_visit: int = _setting(1, "consecutive middle layers that a node takes in a visit", low=1)
+    order: str = _setting(
+        "sequential", "order of the middle layers", choices=("sequential", "random", "reverse")
+    )
+    layers_per_visit: int = _setting(
+        1, "consecutive middle layers that a node takes in a visit", low=1
+    )
 
     mode: str = _setting(
-        "client_server", "updates go through a server or on to the next node", choices=("client_server", "peer_to_peer")
+        "client_server",
+        "updates go through a server or on to the next node",
+        choices=("client_server", "peer_to_peer"),
     )
-    cached: bool = _setting(True, "receivers keep what they were sent, so that only changed layers travel")
+    cached: bool = _setting(
+        True, "receivers keep what they were sent, so that only changed layers travel"
+    )
 
     distill: str = _setting(
         "auto",
@@ -45,95 +56,156 @@ class RunConfig:
         choices=("off", "on", "auto"),
     )
     distill_measure: str = _setting(
-        "js", "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler", choices=("js", "kl")
+        "js",
+        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
+        choices=("js", "kl"),
     )
-    distill_threshold: float = _setting(0.1, "auto turns distillation on above this divergence", low=0)
-    distill_temperature: float = _setting(2.0, "softmax temperature of teacher and student", above=0)
-    distill_weight: float = _setting(0.5, "weight of the distillation loss beside the task's", low=0)
+    distill_threshold: float = _setting(
+        0.1, "auto turns distillation on above this divergence", low=0
+    )
+    distill_temperature: float = _setting(
+        2.0, "softmax temperature of teacher and student", above=0
+    )
+    distill_weight: float = _setting(
+        0.5, "weight of the distillation loss beside the task's", low=0
+    )
 
     optimizer: str = _setting("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
     learning_rate: float = _setting(0.02, "learning rate of the first cycle", above=0)
     lr_schedule: str = _setting(
         "factor",
-        "change of the learning rate between cycles, or along a cosine over all visits (cosine_visits)",
+        "change of the learning rate between cycles, or along a cosine over all visits "
+        "(cosine_visits)",
         choices=("factor", "cosine", "cosine_visits", "constant"),
     )
     lr_decay: float = _setting(0.9, "lr_schedule=factor: multiplied in after every cycle", above=0)
     momentum: float = _setting(0.9, "momentum of sgd and rmsprop", low=0, high=1)
     weight_decay: float = _setting(0.0, "decay of the trained layers' kernels", low=0)
-    clip_norm: float = _setting(1.0, "clip the norm of the trained layers' gradients; 0: no clipping", low=0)
-    carry_optimizer_state: bool = _setting(False, "send a layer's optimizer state along with it instead of a fresh one")
+    clip_norm: float = _setting(
+        1.0, "clip the norm of the trained layers' gradients; 0: no clipping", low=0
+    )
+    carry_optimizer_state: bool = _setting(
+        False, "send a layer's optimizer state along with it instead of a fresh one"
+    )
 
     frozen_dtype: str = _setting(
         "float32", "storage of frozen layers at a node", choices=("float32", "bfloat16", "int8")
     )
-    compute_dtype: str = _setting("float32", "arithmetic of the network", choices=("float32", "bfloat16"))
+    compute_dtype: str = _setting(
+        "float32", "arithmetic of the network", choices=("float32", "bfloat16")
+    )
 
     early_stop: float = _setting(
         0.0, "end a visit when an epoch lowers the loss by less than this share; 0: off", low=0
     )
-    interrupt: str = _setting("", "visits to interrupt, as VISIT or VISIT@SHARE, comma-separated: 4,7@0.25")
-    fault_rate: float = _setting(0.0, "chance that a visit is interrupted (seeded)", low=0, high=0.9)
+    interrupt: str = _setting(
+        "", "visits to interrupt, as VISIT or VISIT@SHARE, comma-separated: 4,7@0.25"
+    )
+    fault_rate: float = _setting(
+        0.0, "chance that a visit is interrupted (seeded)", low=0, high=0.9
+    )
     interruption: str = _setting(
         "upload",
-        "upload: the node hands in what it has and an idle node goes on from there; lost: the idle node starts again",
+        "upload: the node hands in what it has and an idle node goes on from there; lost: the "
+        "idle node starts again",
         choices=("upload", "lost"),
     )
 
-    node_file: str = _setting("", "YAML or JSON of what each node computes, stores, sends, costs; empty: generated")
-    node_spread: float = _setting(
-        0.0, "generated nodes: sigma of the lognormal spread of their figures; 0: all alike", low=0, high=3
+    node_file: str = _setting(
+        "", "YAML or JSON of what each node computes, stores, sends, costs; empty: generated"
     )
-    tidal: float = _setting(1.0, "generated nodes: share of the day each is free, off its own peak", above=0, high=1)
+    node_spread: float = _setting(
+        0.0,
+        "generated nodes: sigma of the lognormal spread of their figures; 0: all alike",
+        low=0,
+        high=3,
+    )
+    tidal: float = _setting(
+        1.0, "generated nodes: share of the day each is free, off its own peak", above=0, high=1
+    )
     assign: str = _setting(
         "serpentine",
-        "which node takes a visit: the next in turn; load in proportion to capability; the optimum (milp); the hop "
+        "which node takes a visit: the next in turn; load in proportion to capability; the "
+        "optimum (milp); the hop "
         "of least time and energy (greedy)",
         choices=("serpentine", "proportional", "milp", "greedy"),
     )
     assign_objective: str = _setting(
         "makespan",
-        "assign=milp minimises the busiest node's seconds in a cycle, all visits' seconds, or the cost of energy",
+        "assign=milp minimises the busiest node's seconds in a cycle, all visits' seconds, or the "
+        "cost of energy",
         choices=("makespan", "duration", "energy"),
     )
-    straggler_rate: float = _setting(0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1)
-    straggler_slowdown: float = _setting(4.0, "clock: how many times slower a straggler computes", low=1)
-    drop_rate_per_hour: float = _setting(0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600)
-    rejoin_s: float = _setting(300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7)
+    straggler_rate: float = _setting(
+        0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1
+    )
+    straggler_slowdown: float = _setting(
+        4.0, "clock: how many times slower a straggler computes", low=1
+    )
+    drop_rate_per_hour: float = _setting(
+        0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600
+    )
+    rejoin_s: float = _setting(
+        300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7
+    )
 
     nodes_per_round: int = _setting(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
     server_momentum: float = _setting(0.0, "fedavg: momentum of the server's update", low=0, high=1)
-    proximal: float = _setting(0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0)
-    parallel: int = _setting(1, "snake: nodes that train the same layers side by side; the server averages", low=1)
-    shuffle_nodes: bool = _setting(False, "sequential: visit the nodes in a new random order every cycle")
+    proximal: float = _setting(
+        0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
+    )
+    parallel: int = _setting(
+        1, "snake: nodes that train the same layers side by side; the server averages", low=1
+    )
+    shuffle_nodes: bool = _setting(
+        False, "sequential: visit the nodes in a new random order every cycle"
+    )
 
-    eval_every: int = _setting(1, "evaluate on the test set after every this many visits or rounds", low=1)
+    eval_every: int = _setting(
+        1, "evaluate on the test set after every this many visits or rounds", low=1
+    )
     on_divergence: str = _setting(
         "stop",
         "a visit whose loss is not finite ends the run or is left out",
         choices=("stop", "skip"),
         may_change=True,
     )
-    seed: int = _setting(0, "seed of initial weights, partition, order of batches and faults", low=0, high=2**32 - 1)
+    seed: int = _setting(
+        0, "seed of initial weights, partition, order of batches and faults", low=0, high=2**32 - 1
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
-        if math.log(self.learning_rate) + (self.cycles - 1) * math.log(self.lr_decay) > math.log(_LARGEST):
-            raise UserError(f"--lr_decay={self.lr_decay}: the learning rate would grow beyond {_LARGEST:g}")
+        if math.log(self.learning_rate) + (self.cycles - 1) * math.log(self.lr_decay) > math.log(
+            _LARGEST
+        ):
+            raise UserError(
+                f"--lr_decay={self.lr_decay}: the learning rate would grow beyond {_LARGEST:g}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
-    """Everything that decides the result of a run on images; equal configs end bit-identical on one machine."""
+class ImageConfig(RunConfig):
+    """Everything that decides the result of a run on images; equal configs end bit-identical on one
+    machine.
+    """
 
     model: str = _setting("vgg11", "the network: {models}")
-    dataset: str = _setting("digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH")
-    partition: str = _setting("iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)")
+    dataset: str = _setting(
+        "digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH"
+    )
+    partition: str = _setting(
+        "iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)"
+    )
     alpha: float = _setting(2.0, "Dirichlet concentration; smaller is less alike", above=0)
-    outliers: float = _setting(0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5)
+    outliers: float = _setting(
+        0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5
+    )
     pixel_std: str = _setting(
-        "", "deviations of the channels to normalise by, as 0.2023,0.1994,0.2010; empty: those of the training images"
+        "",
+        "deviations of the channels to normalise by, as 0.2023,0.1994,0.2010; empty: those of the "
+        "training images",
     )
 
     train_examples: int = _setting(
@@ -141,11 +213,14 @@ class Config(RunConfig):
     )
     validation: float = _setting(
         0.0,
-        "share of the training examples held out and evaluated on in the place of the test set: for tuning",
+        "share of the training examples held out and evaluated on in the place of the test set: "
+        "for tuning",
         low=0,
         high=0.5,
     )
-    always_train: str = _setting("first,last", "layers trained at every visit: names, first, last, all or none")
+    always_train: str = _setting(
+        "first,last", "layers trained at every visit: names, first, last, all or none"
+    )
 
     augment: str = _setting("none", "augmentation, new at every step: {augmentations}")
     width: float = _setting(1.0, "multiplier of the network's channel numbers", above=0)
@@ -156,22 +231,30 @@ class Config(RunConfig):
         "initial weights: he (normal by fan-in) or torch (as PyTorch's VGG for CIFAR-10)",
         choices=("he", "torch"),
     )
-    conv: str = _setting("auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul"))
+    conv: str = _setting(
+        "auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul")
+    )
 
     executor: str = _setting(
         "loop",
-        "nodes that train side by side are emulated one after the other (loop), batched on one device (vmap) or spread "
+        "nodes that train side by side are emulated one after the other (loop), batched on one "
+        "device (vmap) or spread "
         "over all devices (pmap, shard_map)",
         choices=("loop", "vmap", "pmap", "shard_map"),
     )
 
-    cut: str = _setting("2", "split methods: the layers that stay at the node, as a number or the name of the last")
+    cut: str = _setting(
+        "2", "split methods: the layers that stay at the node, as a number or the name of the last"
+    )
     tail: int = _setting(
-        0, "split methods: last layers kept at the node too, so that labels stay there (U-shape)", low=0
+        0,
+        "split methods: last layers kept at the node too, so that labels stay there (U-shape)",
+        low=0,
     )
     splitfed_version: str = _setting(
         "v1",
-        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in random order",
+        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in "
+        "random order",
         choices=("v1", "v2"),
     )
     snake_length: int = _setting(3, "random_walking_snakes: nodes that the model lies over", low=1)
@@ -180,7 +263,7 @@ class Config(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneConfig(RunConfig):
+class TextConfig(RunConfig):
     """Everything that decides the result of fine-tuning a language model."""
 
     algorithm: str = _setting(
@@ -188,12 +271,17 @@ class TuneConfig(RunConfig):
         "what trains the model",
         choices=("snake", "fedavg", "centralised", "sequential"),
     )
-    model: str = _setting("tiny-llama", "a folder with config.json and weights, or untrained: {presets}")
+    model: str = _setting(
+        "tiny-llama", "a folder with config.json and weights, or untrained: {presets}"
+    )
     data: str = _setting(
         "pydoc",
-        "pydoc (ships with Python), a .jsonl of prompts and responses, a Hugging Face name; or several by comma",
+        "pydoc (ships with Python), a .jsonl of prompts and responses, a Hugging Face name; or "
+        "several by comma",
     )
-    tokenizer: str = _setting("", "folder of the tokenizer; empty: the model's, or bytes where it has none")
+    tokenizer: str = _setting(
+        "", "folder of the tokenizer; empty: the model's, or bytes where it has none"
+    )
     template: str = _setting("auto", "how a pair becomes text: {templates}")
     loss_on: str = _setting("completion", "tokens whose loss counts", choices=("completion", "all"))
     limit: int = _setting(0, "pairs taken of each source, drawn by the seed; 0: all", low=0)
@@ -201,22 +289,36 @@ class TuneConfig(RunConfig):
         0.1, "share of the prompts held out, where a source has no test part", above=0, high=0.5
     )
     max_length: int = _setting(512, "tokens in a row; longer texts are cut", low=8)
-    packing: bool = _setting(True, "several texts in a row, each attending to itself; else rows of a few lengths")
+    packing: bool = _setting(
+        True, "several texts in a row, each attending to itself; else rows of a few lengths"
+    )
     partition: str = _setting(
         "iid",
         "how the pairs lie on the nodes: shuffled, or a few sources or categories on each",
         choices=("iid", "by_category"),
     )
-    categories_per_node: int = _setting(1, "partition=by_category: how many a node has (1 or 2 in the paper)", low=1)
+    categories_per_node: int = _setting(
+        1, "partition=by_category: how many a node has (1 or 2 in the paper)", low=1
+    )
 
-    always_train: str = _setting("none", "trained at every visit beside the blocks: embed, head, first, last or none")
+    always_train: str = _setting(
+        "none", "trained at every visit beside the blocks: embed, head, first, last or none"
+    )
     lora_rank: int = _setting(
         128, "rank of the adapters that train in the place of whole blocks; 0: whole blocks", low=0
     )
-    lora_scale: float = _setting(1.0, "factor of the adapters' product (alpha / rank elsewhere)", above=0)
-    lora_pattern: str = _setting("all", "linear layers with adapters: all, or names as q_proj,v_proj")
-    rank: str = _setting("", "rank of each node as 8,16,128, at most lora_rank, or capability; empty: lora_rank")
-    dropout: float = _setting(0.0, "dropout rate after attention and feed-forward layers", low=0, high=0.95)
+    lora_scale: float = _setting(
+        1.0, "factor of the adapters' product (alpha / rank elsewhere)", above=0
+    )
+    lora_pattern: str = _setting(
+        "all", "linear layers with adapters: all, or names as q_proj,v_proj"
+    )
+    rank: str = _setting(
+        "", "rank of each node as 8,16,128, at most lora_rank, or capability; empty: lora_rank"
+    )
+    dropout: float = _setting(
+        0.0, "dropout rate after attention and feed-forward layers", low=0, high=0.95
+    )
     recompute: str = _setting(
         "block",
         "what the backward pass keeps of a block: its input, or all that it reads",
@@ -224,13 +326,15 @@ class TuneConfig(RunConfig):
     )
     cache_prefix: str = _setting(
         "off",
-        "compute the frozen blocks below the trained one once for each local example and keep the result",
+        "compute the frozen blocks below the trained one once for each local example and keep the "
+        "result",
         choices=("off", "host", "device"),
     )
     accumulate: int = _setting(1, "parts of batch_size rows whose gradients make one step", low=1)
     mesh: str = _setting(
         "",
-        "devices that a node's model lies over, as fsdp:4,tensor:2: fsdp divides rows and stored weights, tensor heads "
+        "devices that a node's model lies over, as fsdp:4,tensor:2: fsdp divides rows and stored "
+        "weights, tensor heads "
         "and inner features; empty: one device",
         may_change=True,
     )
@@ -253,7 +357,8 @@ class TuneConfig(RunConfig):
     )
     frozen_matmul: str = _setting(
         "dequantize",
-        "products with frozen int8 or nf4 matrices: dequantized first, or fused: by a kernel for TPUs that reads codes "
+        "products with frozen int8 or nf4 matrices: dequantized first, or fused: by a kernel for "
+        "TPUs that reads codes "
         "where they lie (elsewhere as dequantize)",
         choices=("dequantize", "fused"),
     )
@@ -262,7 +367,9 @@ class TuneConfig(RunConfig):
         "arithmetic of the network; auto: bfloat16 on accelerators, float32 on CPUs",
         choices=("auto", "float32", "bfloat16"),
     )
-    target_perplexity: float = _setting(0.0, "perplexity whose cost the summary reports; 0: none", low=0)
+    target_perplexity: float = _setting(
+        0.0, "perplexity whose cost the summary reports; 0: none", low=0
+    )
 
 
 def pick(flag: str, value: str, allowed: Iterable[str]) -> str:
@@ -294,7 +401,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 
 def differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
-    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`, but `may_change`."""
+    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`, but
+    `may_change`.
+    """
     ours = dataclasses.asdict(here)
     free = {field.name for field in dataclasses.fields(here) if "may_change" in field.metadata}
     names = [n for n in ours | there if ours.get(n) != there.get(n) and n not in free]

@@ -1,7 +1,8 @@
-"""Several processes as one run: which of them speaks, what it tells the others, and what any of them knows.
+"""Several processes as one run: which of them speaks, what it tells the others, and what any of
+them knows.
 
-All processes carry out the same rounds; the first alone reads and writes the run's folder. In a run of one process all
-of this is free.
+All processes carry out the same rounds; the first alone reads and writes the run's folder. In a run
+of one process all of this is free.
 """
 
 import functools
@@ -40,8 +41,14 @@ def text_from_first(text: str) -> str:
 
 
 def any_of(fact: bool) -> bool:
-    """Whether it holds in any process; all have to ask. When it returns, all have done what comes before."""
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(fact)))) if jax.process_count() > 1 else fact
+    """Whether it holds in any process; all have to ask. When it returns, all have done what comes
+    before.
+    """
+    return (
+        bool(np.any(multihost_utils.process_allgather(np.bool_(fact))))
+        if jax.process_count() > 1
+        else fact
+    )
 
 
 def put(tree: Tree, place: Sharding | None) -> Tree:
@@ -57,7 +64,8 @@ def put(tree: Tree, place: Sharding | None) -> Tree:
 
 
 def whole(tree: Tree, home: jax.Device | None) -> Tree:
-    """Arrays that lie over devices, each whole in all processes: on the host where other processes have parts of it.
+    """Arrays that lie over devices, each whole in all processes: on the host where other processes
+    have parts of it.
 
     Args:
       tree: of arrays.

@@ -3,9 +3,9 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling small programs to machine code that runs once: none of it is optimised. What XLA
-# makes of a program before that, its counts and its memory stay as they are. XLA_FLAGS= (empty) brings the optimised
-# code of every run.
+# Most of the time goes into compiling small programs to machine code that runs once: none of it is
+# optimised. What XLA makes of a program before that, its counts and its memory stay as they are.
+# XLA_FLAGS= (empty) brings the optimised code of every run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
@@ -14,12 +14,15 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_compilation_of_each_program(tmp_path_factory):
-    """Many tests run the same small programs; the second one finds them compiled. A cache of this session alone, which
-    its processes share, and those that tests start.
+    """Many tests run the same small programs; the second one finds them compiled. A cache of this
+    session alone, which its processes share, and those that tests start.
     """
     folder = tmp_path_factory.getbasetemp()
     programs = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
-    options = {"jax_compilation_cache_dir": str(programs), "jax_persistent_cache_min_compile_time_secs": 0.1}
+    options = {
+        "jax_compilation_cache_dir": str(programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in options.items():
             jax.config.update(name, value)
@@ -36,7 +39,9 @@ def _forgotten_programs():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """The compiler without its optimisations, for tests of values and of code whose time goes into compilation."""
+    """The compiler without its optimisations, for tests of values and of code whose time goes into
+    compilation.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

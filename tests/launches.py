@@ -1,4 +1,6 @@
-"""Runs launches on images or text small enough for seconds, in this process or in one of its own."""
+"""Runs launches on images or text small enough for seconds, in this process or in one of its
+own.
+"""
 
 import contextlib
 import importlib
@@ -18,14 +20,16 @@ import pytest
 from absl import flags
 from orbax.checkpoint import CheckpointManager, args
 
-from experiments import classify, launch
-from snake_jax.models import from_preset
+from snake_jax.cli import classify, launch
+from snake_jax.models.presets import from_preset
 from snake_jax.models.save import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-m"]
 MEASURED = {"train_s", "compile_s", "num_compilations", "train_s_to_target", "tokens_per_s"}
-_APART: dict[str, dict[str, list[flags.Flag]]] = {}  # flags of launches loaded here, by the module that defines them
+_APART: dict[
+    str, dict[str, list[flags.Flag]]
+] = {}  # flags of launches loaded here, by the module that defines them
 
 
 class Ended(NamedTuple):
@@ -61,12 +65,20 @@ def run(name: str) -> None:
 
 
 def load(name: str) -> ModuleType:
-    """Imports `experiments.NAME` with its flags kept apart: launches define some of the same names."""
+    """Imports `experiments.NAME` with its flags kept apart: launches define some of the same
+    names.
+    """
     if name not in _APART:
         with _flags_of({}):
-            importlib.import_module(f"experiments.{name}")
+            importlib.import_module(_module_of(name))
             _APART[name] = _registered()
-    return sys.modules[f"experiments.{name}"]
+    return sys.modules[_module_of(name)]
+
+
+def _module_of(name: str) -> str:
+    """Where a launch is: commands are in the package, studies beside it."""
+    command = ROOT / "snake_jax" / "cli" / f"{name}.py"
+    return f"snake_jax.cli.{name}" if command.exists() else f"experiments.{name}"
 
 
 @contextlib.contextmanager
@@ -82,7 +94,11 @@ def _flags_of(wanted: dict[str, list[flags.Flag]]) -> Iterator[None]:
 
 def _registered() -> dict[str, list[flags.Flag]]:
     every = flags.FLAGS.flags_by_module_dict().items()
-    return {module: list(found) for module, found in every if module.startswith("experiments.")}
+    return {
+        module: list(found)
+        for module, found in every
+        if module.startswith(("experiments.", "snake_jax."))
+    }
 
 
 def _exchange(old: dict[str, list[flags.Flag]], new: dict[str, list[flags.Flag]]) -> None:
@@ -95,18 +111,24 @@ def _exchange(old: dict[str, list[flags.Flag]], new: dict[str, list[flags.Flag]]
 
 
 def is_silent(stdout):
-    """Whether it holds nothing but the greetings of the CPU's collectives, whose threads speak all at once."""
+    """Whether it holds nothing but the greetings of the CPU's collectives, whose threads speak all
+    at once.
+    """
     words = r"\[Gloo\]|Rank|is|connected|to|peer|ranks\.?|Expected|number|of|:|\d|\s"
     return re.fullmatch(f"(?:{words})*", stdout) is not None
 
 
 def write_pairs(file: Path, count: int = 30) -> Path:
-    """Prompts and short responses of two categories that a small network can begin to learn, as JSON lines."""
+    """Prompts and short responses of two categories that a small network can begin to learn, as
+    JSON lines.
+    """
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     records = []
     for i in range(count):
         first, second = words[i % 10], words[(3 * i + i // 10) % 10]
-        kind, response = [("words", f"{first} {second}"), ("letters", f"{first[0]} {second[0]}")][i % 2]
+        kind, response = [("words", f"{first} {second}"), ("letters", f"{first[0]} {second[0]}")][
+            i % 2
+        ]
         prompt = f"{i}: {words.index(first)}{words.index(second)} in {kind}"
         records.append({"prompt": prompt, "response": f"{response} end", "category": kind})
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -115,30 +137,47 @@ def write_pairs(file: Path, count: int = 30) -> Path:
 
 def write_model(folder: Path, preset: str = "tiny-llama", **changes: Any) -> Path:
     """An untrained model of three narrow blocks, for bytes, as transformers writes it."""
-    narrow = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "max_position_embeddings": 64}
+    narrow = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 64,
+    }
     if preset == "tiny-llama":
         narrow |= {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
     else:
         narrow |= {"ffn_dim": 24}
     model, rng = from_preset(preset, **(narrow | changes)), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    drawn = lambda w: np.float32(rng.normal(0, 0.05, w.shape) if len(w.shape) > 1 else np.ones(w.shape))  # noqa: E731
+
+    def drawn(w):
+        return np.float32(rng.normal(0, 0.05, w.shape) if len(w.shape) > 1 else np.ones(w.shape))
+
     save_pretrained(folder, model, jax.tree.map(drawn, shapes))
     return folder
 
 
 def write_images(file: Path, **changes: Any) -> Path:
-    """90 training and 30 test images `[4, 4, 3]` of 4 classes that a small network can tell apart, or other arrays."""
+    """90 training and 30 test images `[4, 4, 3]` of 4 classes that a small network can tell apart,
+    or other arrays.
+    """
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 4
     images = rng.integers(0, 256, (4, 4, 4, 3))[labels] + rng.normal(0, 40, (120, 4, 4, 3))
     images = np.clip(images, 0, 255).astype(np.uint8)
-    arrays = {"train_x": images[:90], "train_y": labels[:90], "test_x": images[90:], "test_y": labels[90:]}
+    arrays = {
+        "train_x": images[:90],
+        "train_y": labels[:90],
+        "test_x": images[90:],
+        "test_y": labels[90:],
+    }
     np.savez(file, **(arrays | changes))
     return file
 
 
-def in_new_process(flag_list: Sequence[str], name: str = "classify", **options: Any) -> subprocess.Popen:
+def in_new_process(
+    flag_list: Sequence[str], name: str = "classify", **options: Any
+) -> subprocess.Popen:
     """Starts a launch with its output in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen([*COMMAND, f"experiments.{name}", *flag_list], cwd=ROOT, **pipes)
@@ -159,7 +198,9 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def results(workdir: Path) -> dict[str, Any]:
-    """All that a run has to end with whatever happened on its way: arrays' bytes, metrics, ledger, summary."""
+    """All that a run has to end with whatever happened on its way: arrays' bytes, metrics, ledger,
+    summary.
+    """
     return {
         "arrays": last_arrays(workdir),
         "metrics": json_lines(workdir / "metrics.jsonl"),
@@ -170,7 +211,10 @@ def results(workdir: Path) -> dict[str, Any]:
 
 def last_arrays(workdir: Path) -> tuple[int, dict[str, bytes]]:
     """Number and content of the newest checkpoint, read by orbax alone."""
-    with warnings.catch_warnings(), CheckpointManager(workdir.absolute() / "checkpoints") as manager:
+    with (
+        warnings.catch_warnings(),
+        CheckpointManager(workdir.absolute() / "checkpoints") as manager,
+    ):
         warnings.simplefilter("ignore")  # about devices, of which there is one
         step = manager.latest_step()
         arrays = manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))["arrays"]

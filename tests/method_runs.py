@@ -4,8 +4,8 @@ import functools
 
 import pytest
 
-from snake_jax import runner
-from snake_jax.config import Config
+from snake_jax.config import ImageConfig
+from snake_jax.runs import loop
 from tests.launches import write_images
 
 NAMES = ("fc1", "fc2", "fc3", "fc4")
@@ -21,15 +21,15 @@ def images(tmp_path_factory, quick_compilation):
 
 
 def prepared(**flags):
-    return runner.prepare(Config(**{**SMALL, **flags}))
+    return loop.prepare(ImageConfig(**{**SMALL, **flags}))
 
 
 @functools.cache
 def kept(flags):
     """Setup, executor, first state and reports of the run of `((name, value), ...)`."""
     setup = prepared(**dict(flags))
-    executor, state = runner.make_executor(setup), runner.initial_state(setup)
-    return setup, executor, state, list(runner.train(setup, executor, state, lambda state: None))
+    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+    return setup, executor, state, list(loop.train(setup, executor, state, lambda state: None))
 
 
 def run(**flags):

@@ -1,4 +1,6 @@
-"""The run folders that the page's tests show: a snake, a fedavg, one unfinished, and what is no run."""
+"""The run folders that the page's tests show: a snake, a fedavg, one unfinished, and what is no
+run.
+"""
 
 from tests.run_folders import write_run
 
@@ -37,7 +39,12 @@ def transfers(record):
         why = "initial" if record["visit"] < 3 else "catch-up"
         sent = {"visit": record["visit"], "layers": LAYERS}
         yield sent | {"source": "server", "destination": f"node{node}", "bytes": MODEL, "why": why}
-        yield sent | {"source": f"node{node}", "destination": "server", "bytes": SENT_BACK, "why": "update"}
+        yield sent | {
+            "source": f"node{node}",
+            "destination": "server",
+            "bytes": SENT_BACK,
+            "why": "update",
+        }
 
 
 def ledger_of(records):
@@ -45,17 +52,40 @@ def ledger_of(records):
 
 
 def write_runs(root):
-    """A finished snake, a finished fedavg one folder deeper, an unfinished run without a ledger, and what is no run."""
-    config = {"algorithm": "snake", "nodes": 3, "cycles": 2, "learning_rate": 0.1, "partition": "iid", "dataset": NASTY}
+    """A finished snake, a finished fedavg one folder deeper, an unfinished run without a ledger,
+    and what is no run.
+    """
+    config = {
+        "algorithm": "snake",
+        "nodes": 3,
+        "cycles": 2,
+        "learning_rate": 0.1,
+        "partition": "iid",
+        "dataset": NASTY,
+    }
     summary = {"final_accuracy": 0.61, "best_accuracy": 0.61, "peak_train_bytes": 5e7}
     visits = [line(visit, clock_s=2.0) for visit in range(6)]
     write_run(root / "a_snake", visits, config, summary, ledger_of(visits))
     rounds = [
-        line(n, cycle=n, node=[0, 1, 2], layers=LAYERS, iterations=30, bytes_up=3 * SENT_BACK, bytes_down=3 * MODEL)
+        line(
+            n,
+            cycle=n,
+            node=[0, 1, 2],
+            layers=LAYERS,
+            iterations=30,
+            bytes_up=3 * SENT_BACK,
+            bytes_down=3 * MODEL,
+        )
         for n in range(2)
     ]
     fedavg = config | {"algorithm": "fedavg", "learning_rate": 0.2}
-    write_run(root / "deep" / "er" / "b_fedavg", rounds, fedavg, summary | {"final_accuracy": 0.7}, ledger_of(rounds))
+    write_run(
+        root / "deep" / "er" / "b_fedavg",
+        rounds,
+        fedavg,
+        summary | {"final_accuracy": 0.7},
+        ledger_of(rounds),
+    )
     del config["partition"]
     write_run(root / "c <script>alert(1)</script>", [line(0, loss=float("nan"))], config)
     write_run(root / "no_visit_yet", [], config)

@@ -6,7 +6,16 @@ import math
 MODEL_BYTES, ADAPTER_BYTES = 2_631_516_160, 18_874_368
 BLOCKS = [f"block_{number:02d}" for number in range(24)]
 BEFORE, TARGET = 18.0, 8.0
-SUMMED = ("iterations", "examples", "tokens", "target_tokens", "bytes_up", "bytes_down", "train_flops", "train_s")
+SUMMED = (
+    "iterations",
+    "examples",
+    "tokens",
+    "target_tokens",
+    "bytes_up",
+    "bytes_down",
+    "train_flops",
+    "train_s",
+)
 
 
 def lines_of(records):
@@ -50,7 +59,9 @@ def image_line(visit, **changes):
 
 
 def language_line(visit, perplexity=None, **changes):
-    """A visit in which one node fine-tunes the adapters of one block of 24; 20 steps of 6 rows of 512 tokens."""
+    """A visit in which one node fine-tunes the adapters of one block of 24; 20 steps of 6 rows of
+    512 tokens.
+    """
     return {
         "visit": visit,
         "cycle": visit // 24,
@@ -81,7 +92,9 @@ def language_round(number, perplexity, **changes):
     """A round of full fine-tuning by all 24 nodes: each moves the whole model up and down."""
     whole = {"layers": ["embed", *BLOCKS, "head"], "node": list(range(24)), "cycle": number}
     cost = {
-        name: 24 * amount for name, amount in language_line(0).items() if name in SUMMED and not name.startswith("by")
+        name: 24 * amount
+        for name, amount in language_line(0).items()
+        if name in SUMMED and not name.startswith("by")
     }
     sent = {"bytes_up": 24 * MODEL_BYTES, "bytes_down": 24 * MODEL_BYTES}
     return language_line(number, perplexity, **whole, **cost, **sent, **changes)
@@ -108,7 +121,9 @@ def language_config(**changes):
 def language_summary(lines, **changes):
     """As a run writes it from its lines."""
     known = [line["perplexity"] for line in lines if line["perplexity"] is not None]
-    reached = next((i for i, line in enumerate(lines) if (line["perplexity"] or math.inf) <= TARGET), None)
+    reached = next(
+        (i for i, line in enumerate(lines) if (line["perplexity"] or math.inf) <= TARGET), None
+    )
     upto = None if reached is None else lines[: reached + 1]
     return {
         "perplexity_before": BEFORE,
@@ -118,7 +133,11 @@ def language_summary(lines, **changes):
         "seed": 0,
         "divergence": 0.25,
         **{name: sum(line[name] for line in lines) for name in SUMMED},
-        **{f"{name}_to_target": upto and sum(line[name] for line in upto) for name in SUMMED if "tok" not in name},
+        **{
+            f"{name}_to_target": upto and sum(line[name] for line in upto)
+            for name in SUMMED
+            if "tok" not in name
+        },
         "num_params": 1_315_758_080,
         "trainable_params": 4_718_592,
         "state_bytes": 1_450_000_000,
@@ -136,11 +155,15 @@ def snake_perplexity(visit):
 
 def write_language_snake(path, visits=72, finished=True, **changes):
     lines = [language_line(visit, snake_perplexity(visit)) for visit in range(visits)]
-    return write_run(path, lines, language_config(**changes), language_summary(lines) if finished else None)
+    return write_run(
+        path, lines, language_config(**changes), language_summary(lines) if finished else None
+    )
 
 
 def write_language_fedavg(path, perplexities=(9.0, 7.5, 7.0), **changes):
     lines = [language_round(number, perplexity) for number, perplexity in enumerate(perplexities)]
-    summary = language_summary(lines, peak_train_bytes=24e9, trainable_params=1_315_758_080, state_bytes=21e9)
+    summary = language_summary(
+        lines, peak_train_bytes=24e9, trainable_params=1_315_758_080, state_bytes=21e9
+    )
     config = language_config(algorithm="fedavg", lora_rank=0, frozen_dtype="float32", **changes)
     return write_run(path, lines, config, summary)

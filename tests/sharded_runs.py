@@ -1,9 +1,10 @@
-"""Steps and runs on a mesh beside the same on one device: a program of its own, for it needs eight devices.
+"""Steps and runs on a mesh beside the same on one device: a program of its own, for it needs eight
+devices.
 
   JAX_NUM_CPU_DEVICES=8 python -m tests.sharded_runs steps
 
-What is compared is printed as JSON. Gradients are read off optimizer states: momentum's trace after one step is the
-gradient, Adam's moments a tenth of it and a thousandth of its square.
+What is compared is printed as JSON. Gradients are read off optimizer states: momentum's trace after
+one step is the gradient, Adam's moments a tenth of it and a thousandth of its square.
 """
 
 import json
@@ -16,17 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax import runner, sharding
-from snake_jax.config import TuneConfig
-from snake_jax.executor import on_devices
-from snake_jax.language_step import ENDS, LanguageStep, train_step
-from snake_jax.layers import PyTree
+from snake_jax.config import TextConfig
+from snake_jax.engines import placing
 from snake_jax.models.presets import from_preset
-from snake_jax.optimizers import init_states, update_rule
-from snake_jax.steps import Distillation
-from tests import test_language_step as steps
+from snake_jax.params import PyTree
+from snake_jax.runs import loop
+from snake_jax.train import sharding
+from snake_jax.train.image_step import Distillation
+from snake_jax.train.optimizers import init_states, update_rule
+from snake_jax.train.text_step import ENDS, LanguageStep, train_step
 from tests.helpers import same_bits
 from tests.launches import write_model, write_pairs
+from tests.train import test_text_step as steps
 
 # 264 is the size of nothing but the vocabulary, and 6 and 5 are those of nothing but the stack.
 steps.MODELS["wide"] = from_preset(
@@ -65,19 +67,40 @@ GATHERED = {
 }
 RUNS: dict[str, dict[str, Any]] = {
     "blocks": {"mesh": "fsdp:4,tensor:2", "lora_rank": 0, "frozen_dtype": "int8", "distill": "on"},
-    "adapters": {"mesh": "fsdp:8", "lora_rank": 4, "frozen_dtype": "nf4", "local_epochs": 2, "cache_prefix": "host"},
-    "ends": {"mesh": "fsdp:2,tensor:2", "lora_rank": 0, "always_train": "embed,head", "carry_optimizer_state": True},
+    "adapters": {
+        "mesh": "fsdp:8",
+        "lora_rank": 4,
+        "frozen_dtype": "nf4",
+        "local_epochs": 2,
+        "cache_prefix": "host",
+    },
+    "ends": {
+        "mesh": "fsdp:2,tensor:2",
+        "lora_rank": 0,
+        "always_train": "embed,head",
+        "carry_optimizer_state": True,
+    },
     "all": {"mesh": "fsdp:4", "lora_rank": 4, "rank": "2,4", "algorithm": "fedavg"},
 }
 
 
 def prepared(case: Case, mesh_flag: str) -> tuple[LanguageStep, tuple[Any, ...]]:
     """The step and its arguments, on the mesh or on one device."""
-    mesh, rule = sharding.make_mesh(mesh_flag), update_rule(case.optimizer, momentum=0.9, weight_decay=0.0)
+    mesh, rule = (
+        sharding.make_mesh(mesh_flag),
+        update_rule(case.optimizer, momentum=0.9, weight_decay=0.0),
+    )
     distillation = Distillation(2.0, 0.5) if case.distilled else None
-    options = {"rule": rule, "adapted": case.adapted, "recompute": case.recompute, "distillation": distillation}
+    options = {
+        "rule": rule,
+        "adapted": case.adapted,
+        "recompute": case.recompute,
+        "distillation": distillation,
+    }
     step = steps.make(case.model, mesh=mesh, **options)
-    trainable, frozen = steps.parted(case.model, 1, adapted=case.adapted, dtype=case.dtype, ends=case.ends)
+    trainable, frozen = steps.parted(
+        case.model, 1, adapted=case.adapted, dtype=case.dtype, ends=case.ends
+    )
     received = jax.tree.map(lambda w: 1.1 * w, trainable) if step.needs_received else {}
     states = init_states(rule, trainable, tuple(trainable))
     batch = steps.rows(shape=(case.parts, 8, 7), packed=case.packed)
@@ -108,7 +131,9 @@ def step_results(case: Case) -> dict[str, Any]:
     found = program(*arguments)
     program, arguments = jitted(case, "")
     wanted = program(*arguments)
-    stays = jax.tree.map(lambda w, place: w.sharding.is_equivalent_to(place, w.ndim), found[:2], places)
+    stays = jax.tree.map(
+        lambda w, place: w.sharding.is_equivalent_to(place, w.ndim), found[:2], places
+    )
     return {
         "trained": _apart(found[0], wanted[0]),
         "states": _apart(found[1], wanted[1]),
@@ -119,12 +144,14 @@ def step_results(case: Case) -> dict[str, Any]:
 
 
 def run_results(flags: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
-    """How far a run on the mesh is from that on one device, and whether what never trains is the same bits."""
+    """How far a run on the mesh is from that on one device, and whether what never trains is the
+    same bits.
+    """
     ends = []
     for mesh in (flags["mesh"], ""):
-        setup = runner.prepare(TuneConfig(**small | flags | {"mesh": mesh}))
-        executor = runner.make_executor(setup)
-        *_, last = runner.train(setup, executor, runner.initial_state(setup), lambda state: None)
+        setup = loop.prepare(TextConfig(**small | flags | {"mesh": mesh}))
+        executor = loop.make_executor(setup)
+        *_, last = loop.train(setup, executor, loop.initial_state(setup), lambda state: None)
         ends.append((executor, last))
     (executor, found), (alone, wanted) = ends
     frozen = [sharding.fetch((some._base, some._ends)) for some in (executor, alone)]
@@ -136,8 +163,12 @@ def run_results(flags: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
         "test_loss": [found.record["test_loss"], wanted.record["test_loss"]],
         "counts": [[end.record[name] for name in names] for end in (found, wanted)],
         "same_frozen": same_bits(*frozen),
-        "least_part": min((some.addressable_shards[0].data.nbytes / some.nbytes for some in own), default=0.0),
-        "programs": {program.kind: jitted._cache_size() for program, jitted in executor._programs.items()},
+        "least_part": min(
+            (some.addressable_shards[0].data.nbytes / some.nbytes for some in own), default=0.0
+        ),
+        "programs": {
+            program.kind: jitted._cache_size() for program, jitted in executor._programs.items()
+        },
         "peak_bytes": [executor.compilations.peak_bytes, alone.compilations.peak_bytes],
     }
 
@@ -146,7 +177,7 @@ def frozen_alike() -> dict[str, bool]:
     """Whether copies made on a mesh have the bits of those made on one device."""
     block, mesh = steps.weights("wide")["block_01"], sharding.make_mesh("fsdp:4,tensor:2")
     copies = {
-        dtype: [sharding.fetch(on_devices.freezing(m, dtype)(block)) for m in (mesh, None)]
+        dtype: [sharding.fetch(placing.freezing(m, dtype)(block)) for m in (mesh, None)]
         for dtype in ("bfloat16", "int8", "nf4")
     }
     return {dtype: same_bits(*pair) for dtype, pair in copies.items()}
@@ -157,7 +188,9 @@ def _apart(tree: PyTree, other: PyTree) -> float:
 
     def one(path: tuple, a: Any, b: Any) -> float:
         if [getattr(key, "key", "") for key in path[-2:]] == ["k_proj", "bias"]:
-            return 0.0  # moves all scores of a query alike: its gradient is rounding and nothing else
+            return (
+                0.0  # moves all scores of a query alike: its gradient is rounding and nothing else
+            )
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
 
@@ -170,9 +203,17 @@ def main(what: str) -> dict[str, Any]:
         return {name: text_of(case) for name, case in GATHERED.items()}
     jax.config.update("jax_disable_most_optimizations", True)
     if what == "steps":
-        return {name: step_results(case) for name, case in CASES.items()} | {"frozen": frozen_alike()}
+        return {name: step_results(case) for name, case in CASES.items()} | {
+            "frozen": frozen_alike()
+        }
     with tempfile.TemporaryDirectory() as folder:
-        small = {"max_length": 64, "nodes": 2, "batch_size": 8, "eval_every": 100, "optimizer": "sgd"}
+        small = {
+            "max_length": 64,
+            "nodes": 2,
+            "batch_size": 8,
+            "eval_every": 100,
+            "optimizer": "sgd",
+        }
         small |= {"learning_rate": 0.1, "momentum": 0.9}
         small |= {"model": str(write_model(Path(folder) / "model", num_key_value_heads=2))}
         small |= {"data": str(write_pairs(Path(folder) / "pairs.jsonl"))}

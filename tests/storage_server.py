@@ -1,7 +1,7 @@
 """The emulator of Google's storage, with what it leaves out: `python -m tests.storage_server PORT`.
 
-Google names an object's generation with its content. The emulator does not, and tensorstore then cannot say which
-generation it means to replace when it writes an object that it has read.
+Google names an object's generation with its content. The emulator does not, and tensorstore then
+cannot say which generation it means to replace when it writes an object that it has read.
 """
 
 import sys
@@ -14,7 +14,9 @@ _download = objects.download
 def download(request, response, storage, *args, **kwargs):
     """As the emulator does, with the generation."""
     _download(request, response, storage, *args, **kwargs)
-    if entry := storage.objects.get(request.params["bucket_name"], {}).get(request.params["object_id"]):
+    if entry := storage.objects.get(request.params["bucket_name"], {}).get(
+        request.params["object_id"]
+    ):
         response["x-goog-generation"] = entry["generation"]
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from absl import flags
 
-from experiments import config_flags, preemption
-from snake_jax.config import Config, TuneConfig
+from snake_jax.cli import config_flags, preemption
+from snake_jax.config import ImageConfig, TextConfig
 from tests import launches
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +22,15 @@ POD = JOB["spec"]["template"]["spec"]
 
 @pytest.mark.parametrize("manifest", [SERVICE, JOB], ids=lambda manifest: manifest["kind"])
 def test_manifests_are_what_kubernetes_takes(manifest):
-    schemas = pytest.importorskip("kubernetes_validate", reason="the schemas of Kubernetes are not installed")
+    schemas = pytest.importorskip(
+        "kubernetes_validate", reason="the schemas of Kubernetes are not installed"
+    )
     schemas.validate(manifest, schemas.latest_version(), strict=True)
     with pytest.raises(schemas.ValidationError):
         schemas.validate(
-            {**manifest, "spec": {**manifest["spec"], "colour": "red"}}, schemas.latest_version(), strict=True
+            {**manifest, "spec": {**manifest["spec"], "colour": "red"}},
+            schemas.latest_version(),
+            strict=True,
         )
 
 
@@ -34,11 +38,17 @@ def parsed(name, flag_list):
     """The configuration that the launch reads from these flags, and all its flags."""
     if name != "classify":
         launches.load(name)
-    with contextlib.nullcontext() if name == "classify" else launches._flags_of(launches._APART[name]):
+    with (
+        contextlib.nullcontext()
+        if name == "classify"
+        else launches._flags_of(launches._APART[name])
+    ):
         flags.FLAGS.unparse_flags()
         assert flags.FLAGS([name, *flag_list]) == [name], "nothing but flags"
-        config = config_flags.from_flags(Config if name == "classify" else TuneConfig)
-        return config, {flag: flags.FLAGS[flag].value for flag in ("workdir", "distributed", "grace_s")}
+        config = config_flags.from_flags(ImageConfig if name == "classify" else TextConfig)
+        return config, {
+            flag: flags.FLAGS[flag].value for flag in ("workdir", "distributed", "grace_s")
+        }
 
 
 def test_the_job_starts_a_launch_with_flags_that_it_has():
@@ -69,16 +79,27 @@ def test_the_pod_is_left_as_long_as_a_terminated_launch_may_take():
     _, others = parsed("finetune", CONTAINER["args"][1:])
     assert others["grace_s"] < POD["terminationGracePeriodSeconds"]
     ignored = [
-        rule["onExitCodes"]["values"] for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+        rule["onExitCodes"]["values"]
+        for rule in JOB["spec"]["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
     ]
     assert ignored == [[2], [preemption.CODE]]
 
 
 def test_the_image_has_all_that_the_library_is_made_of():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
-    copied = {name for line in lines if line.startswith("COPY ") for name in shlex.split(line)[1:-1]}
+    copied = {
+        name for line in lines if line.startswith("COPY ") for name in shlex.split(line)[1:-1]
+    }
     assert all((ROOT / name).exists() for name in copied)
-    assert {"snake_jax", "kernels", "experiments", "pyproject.toml", "README.md", "LICENSE"} <= copied
+    assert {
+        "snake_jax",
+        "kernels",
+        "experiments",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    } <= copied
     assert 'ENTRYPOINT ["python", "-m"]' in lines
 
 

@@ -41,14 +41,25 @@ def test_the_custom_models_page_runs_and_prints_what_it_says(capsys):
     assert len(namespace["resnet18"].layer_names) == 10
 
 
-@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")))
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
+)
 def test_links_lead_to_files(page):
     folder = (ROOT / page).parent
-    assert [link for link in LINK.findall((ROOT / page).read_text()) if not (folder / link).exists()] == []
+    assert [
+        link for link in LINK.findall((ROOT / page).read_text()) if not (folder / link).exists()
+    ] == []
 
 
 @pytest.mark.parametrize(
-    "page", ["BUILD.md", "docs/design.md", "docs/accounting.md", "docs/finetuning.md", "docs/performance.md"]
+    "page",
+    [
+        "BUILD.md",
+        "docs/design.md",
+        "docs/accounting.md",
+        "docs/finetuning.md",
+        "docs/performance.md",
+    ],
 )
 def test_files_and_flags_that_are_named_exist(page):
     text = (ROOT / page).read_text()

@@ -1,4 +1,6 @@
-"""What a wheel holds: every package on disk with the report's page, kernels/ under its installed name."""
+"""What a wheel holds: every package on disk with the report's page, kernels/ under its installed
+name.
+"""
 
 import subprocess
 import sys
@@ -17,7 +19,9 @@ def wheel_names(tmp_path_factory) -> set[str]:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
     for name in ("pyproject.toml", "README.md", "LICENSE", "snake_jax", "kernels"):
         (source / name).symlink_to(ROOT / name)
-    done = subprocess.run([sys.executable, "-c", BUILD, out], cwd=source, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, out], cwd=source, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (wheel,) = out.glob("*.whl")
     return set(zipfile.ZipFile(wheel).namelist())
@@ -25,12 +29,17 @@ def wheel_names(tmp_path_factory) -> set[str]:
 
 def modules_on_disk() -> set[str]:
     library = {path.relative_to(ROOT).as_posix() for path in (ROOT / "snake_jax").rglob("*.py")}
-    kernels = {f"snake_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
+    kernels = {
+        f"snake_jax/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "kernels").rglob("*.py")
+    }
     return library | kernels
 
 
 def page_on_disk() -> set[str]:
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "snake_jax" / "report").glob("page*")}
+    return {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "snake_jax" / "report").glob("page*")
+    }
 
 
 def test_wheel_holds_every_module(wheel_names):
@@ -40,10 +49,18 @@ def test_wheel_holds_every_module(wheel_names):
 
 
 def test_wheel_holds_the_report_page(wheel_names):
-    assert {"snake_jax/report/page.html", "snake_jax/report/page.css", "snake_jax/report/page.js"} <= page_on_disk()
+    assert {
+        "snake_jax/report/page.html",
+        "snake_jax/report/page.css",
+        "snake_jax/report/page.js",
+    } <= page_on_disk()
     assert page_on_disk() <= wheel_names
 
 
 def test_wheel_holds_nothing_else(wheel_names):
-    extra = {name for name in wheel_names - modules_on_disk() - page_on_disk() if ".dist-info/" not in name}
+    extra = {
+        name
+        for name in wheel_names - modules_on_disk() - page_on_disk()
+        if ".dist-info/" not in name
+    }
     assert extra == set()

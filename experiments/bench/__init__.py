@@ -1,1 +1,3 @@
-"""Benchmarks of steps, visits, rounds and memory beside peers: `python -m experiments.bench SUITE`."""
+"""Benchmarks of steps, visits, rounds and memory beside peers: `python -m experiments.bench
+SUITE`.
+"""

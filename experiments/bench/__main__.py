@@ -1,13 +1,14 @@
-"""Benchmarks: what a step, a visit, a round and their memory cost, beside peers measured in the same run.
+"""Benchmarks: what a step, a visit, a round and their memory cost, beside peers measured in the
+same run.
 
   python -m experiments.bench step                 measure, print, compare with the committed result
-  python -m experiments.bench all --update         measure everything and make it the committed result
+  python -m experiments.bench all --update         measure all; make it the committed result
   python -m experiments.bench round finetune --peer_python=PEER_VENV/bin/python
 
-Suites: step, visit, round, memory, emulation, finetune, conv; `all` is all of them. Several run one after the other,
-each in a process of its own and each with its file written when it is done; one that fails leaves the others alone.
-What a result is compared by is said with it. Peers that are not installed are named and left out; docs/performance.md
-says how to install them.
+Suites: step, visit, round, memory, emulation, finetune, conv; `all` is all of them. Several run one
+after the other, each in a process of its own and each with its file written when it is done; one
+that fails leaves the others alone. What a result is compared by is said with it. Peers that are not
+installed are named and left out; docs/performance.md says how to install them.
 """
 
 import importlib
@@ -21,19 +22,35 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launch
 from experiments.bench import document, results
 from experiments.bench.rows import SUITES, Request
+from snake_jax.cli import launch
 from snake_jax.errors import UserError
 
-REPEATS = flags.DEFINE_integer("repeats", 0, "of every measurement; 0: as many as suits the suite", lower_bound=0)
-QUICK = flags.DEFINE_bool("quick", False, "the smallest sizes, to see that everything runs; their numbers mean nothing")
-UPDATE = flags.DEFINE_bool("update", False, "make the result the committed one, and write docs/performance.md anew")
-OUTPUT = flags.DEFINE_string("output", "runs/bench", "folder for SUITE.json where the result is not to be committed")
-PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "interpreter that has Flower, BAdam and PyTorch")
-FEDJAX_PYTHON = flags.DEFINE_string("fedjax_python", "", "interpreter that has fedjax; empty: that of the other peers")
-CORES = flags.DEFINE_integer("cores", os.cpu_count() or 1, "of peers, and emulated devices of ours", lower_bound=1)
-FAIL = flags.DEFINE_bool("fail_on_regression", False, "end with exit code 1 where something got worse")
+REPEATS = flags.DEFINE_integer(
+    "repeats", 0, "of every measurement; 0: as many as suits the suite", lower_bound=0
+)
+QUICK = flags.DEFINE_bool(
+    "quick", False, "the smallest sizes, to see that everything runs; their numbers mean nothing"
+)
+UPDATE = flags.DEFINE_bool(
+    "update", False, "make the result the committed one, and write docs/performance.md anew"
+)
+OUTPUT = flags.DEFINE_string(
+    "output", "runs/bench", "folder for SUITE.json where the result is not to be committed"
+)
+PEER_PYTHON = flags.DEFINE_string(
+    "peer_python", sys.executable, "interpreter that has Flower, BAdam and PyTorch"
+)
+FEDJAX_PYTHON = flags.DEFINE_string(
+    "fedjax_python", "", "interpreter that has fedjax; empty: that of the other peers"
+)
+CORES = flags.DEFINE_integer(
+    "cores", os.cpu_count() or 1, "of peers, and emulated devices of ours", lower_bound=1
+)
+FAIL = flags.DEFINE_bool(
+    "fail_on_regression", False, "end with exit code 1 where something got worse"
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +61,9 @@ def main(arguments: list[str]) -> None:
     if not suites:
         raise UserError(f"say which: {', '.join(SUITES)} or all")
     if UPDATE.value and QUICK.value:
-        raise UserError("--update --quick: the smallest sizes are not to be committed; leave one of them out")
+        raise UserError(
+            "--update --quick: the smallest sizes are not to be committed; leave one of them out"
+        )
     if len(suites) > 1:
         sys.exit(_each(suites))
     sys.exit(_one(suites[0]))
@@ -60,13 +79,16 @@ def _one(suite: str) -> int:
         "suite": suite,
         "command": _command(suite),
         "quick": QUICK.value,
-        "machine": header | {"load_1min_after": round(os.getloadavg()[0], 2), "cores_used": CORES.value},
+        "machine": header
+        | {"load_1min_after": round(os.getloadavg()[0], 2), "cores_used": CORES.value},
         **measured._asdict(),
         "took_s": round(time.perf_counter() - started),
     }
     text, found = document.report(result)
     print(text)
-    _say(f"wrote {results.write(results.COMMITTED if UPDATE.value else Path(OUTPUT.value), result)}")
+    _say(
+        f"wrote {results.write(results.COMMITTED if UPDATE.value else Path(OUTPUT.value), result)}"
+    )
     if UPDATE.value:
         document.update()
     return 1 if found and FAIL.value else 0
@@ -77,7 +99,9 @@ def _each(suites: Sequence[str]) -> int:
     codes = {}
     for suite in suites:
         _say(f"suite {suite}")
-        codes[suite] = subprocess.run([sys.executable, "-m", "experiments.bench", suite, *_given()]).returncode
+        codes[suite] = subprocess.run(
+            [sys.executable, "-m", "experiments.bench", suite, *_given()]
+        ).returncode
         if codes[suite] == 130:
             raise KeyboardInterrupt
     if failed := [suite for suite, code in codes.items() if code]:
@@ -87,12 +111,20 @@ def _each(suites: Sequence[str]) -> int:
 
 def _given() -> list[str]:
     """The flags of this process, for another."""
-    return [flag.serialize() for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if flag.present]
+    return [
+        flag.serialize()
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+        if flag.present
+    ]
 
 
 def _command(suites: str) -> str:
     """What was typed, without where interpreters lie."""
-    given = [part for part in _given() if not part.startswith(("--peer_python", "--fedjax_python", "--output"))]
+    given = [
+        part
+        for part in _given()
+        if not part.startswith(("--peer_python", "--fedjax_python", "--output"))
+    ]
     names = [name for name in ("peer", "fedjax") if flags.FLAGS[f"{name}_python"].present]
     pythons = [f"--{name}_python={name.upper()}_VENV/bin/python" for name in names]
     return f"python -m experiments.bench {suites} {shlex.join([*given, *pythons])}".strip()

@@ -1,9 +1,11 @@
-"""Fine-tuning block after block in PyTorch: `requires_grad` switched by a plain loop, or by BAdam's optimizer.
+"""Fine-tuning block after block in PyTorch: `requires_grad` switched by a plain loop, or by BAdam's
+optimizer.
 
-BAdam: "A Memory Efficient Full Parameter Optimization Method for Large Language Models" (arXiv 2404.02827), as its
-authors' package has it.
+BAdam: "A Memory Efficient Full Parameter Optimization Method for Large Language Models" (arXiv
+2404.02827), as its authors' package has it.
 
-  python -m experiments.bench.badam_side WORK.npz CHECKED.npz '{"model": "DIR", "badam": true, "steps": 8, ...}'
+  python -m experiments.bench.badam_side WORK.npz CHECKED.npz '{"model": "DIR", "badam": true,
+  "steps": 8, ...}'
 """
 
 import importlib.metadata
@@ -21,7 +23,9 @@ from experiments.bench.work import Done, Line
 
 
 def optimizers(model: Any, given: dict[str, Any]) -> Any:
-    """The function that gives the optimizer of a turn; it has made the turn's block the one that trains."""
+    """The function that gives the optimizer of a turn; it has made the turn's block the one that
+    trains.
+    """
     settings = {"lr": given["learning_rate"], "weight_decay": 0.0}
 
     def plain(turn: int) -> torch.optim.Optimizer:
@@ -35,7 +39,9 @@ def optimizers(model: Any, given: dict[str, Any]) -> Any:
 
     named = list(model.named_parameters())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it would rather have bfloat16 weights; ours are float32 too
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # it would rather have bfloat16 weights; ours are float32 too
         blocks = BlockOptimizer(
             base_optimizer=torch.optim.AdamW(model.parameters(), **settings),
             named_parameters_list=named,
@@ -66,7 +72,9 @@ def main(work_file: str, checked_file: str, options: str) -> None:
     torch.set_num_threads(given["cores"])
     with np.load(work_file) as file:
         turns = torch.from_numpy(file["tokens"]).long()
-    model = LlamaForCausalLM.from_pretrained(given["model"], dtype=torch.float32, attn_implementation="sdpa").train()
+    model = LlamaForCausalLM.from_pretrained(
+        given["model"], dtype=torch.float32, attn_implementation="sdpa"
+    ).train()
     optimizer_of = optimizers(model, given)
     packages = ("torch", "transformers", *(["badam"] if given["badam"] else []))
     line.ready({}, versions={name: importlib.metadata.version(name) for name in packages})

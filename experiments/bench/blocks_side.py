@@ -12,15 +12,18 @@ import jax
 from experiments.bench import llama
 from experiments.bench.visit import language_executor
 from experiments.bench.work import Done, Line
-from snake_jax.language_step import own_items
-from snake_jax.schedule import Visit
+from snake_jax.algorithms.visits import Visit
+from snake_jax.train.text_step import own_items
 
 
 def main(_: str, checked_file: str, options: str) -> None:
     """Does the turns that are asked for."""
     line, given = Line(Path(checked_file)), json.loads(options)
     sizes = llama.Sizes(*given["sizes"])
-    executor, params = language_executor(sizes, given["steps"]), jax.device_get(llama.params_of(sizes))
+    executor, params = (
+        language_executor(sizes, given["steps"]),
+        jax.device_get(llama.params_of(sizes)),
+    )
     items = own_items(llama.model_of(sizes), False)
     line.ready({}, versions={"jax": jax.__version__})
     turn = 0

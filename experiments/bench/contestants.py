@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Kind(NamedTuple):
-    """What a contestant is called, its module here, the package that it needs and how to get that."""
+    """What a contestant is called, its module here, the package that it needs and how to get
+    that.
+    """
 
     label: str
     module: str
@@ -30,7 +32,9 @@ KINDS = {
     "flower": Kind("Flower simulation", "flower_side", "flwr", "pip install 'flwr[simulation]'"),
     "fedjax": Kind("fedjax", "fedjax_side", "fedjax", "pip install fedjax"),
     "blocks": Kind("snake_jax", "blocks_side"),
-    "torch_blocks": Kind("PyTorch, requires_grad off", "badam_side", "transformers", "pip install transformers torch"),
+    "torch_blocks": Kind(
+        "PyTorch, requires_grad off", "badam_side", "transformers", "pip install transformers torch"
+    ),
     "badam": Kind("BAdam", "badam_side", "badam", "pip install badam transformers torch"),
 }
 
@@ -39,7 +43,12 @@ class Contestant:
     """One process; where it cannot run, `missing` says why and rounds are not asked for."""
 
     def __init__(
-        self, kind: str, variant: str, python: str, options: dict[str, Any], environment: dict[str, str]
+        self,
+        kind: str,
+        variant: str,
+        python: str,
+        options: dict[str, Any],
+        environment: dict[str, str],
     ) -> None:
         """Starts nothing.
 
@@ -75,7 +84,13 @@ class Contestant:
             return
         stem = "".join(c if c.isalnum() else "_" for c in self.name)
         self.checked, self._errors = file.with_name(f"{stem}.npz"), file.with_name(f"{stem}.log")
-        command = [self._python, "-m", f"experiments.bench.{kind.module}", str(file), str(self.checked)]
+        command = [
+            self._python,
+            "-m",
+            f"experiments.bench.{kind.module}",
+            str(file),
+            str(self.checked),
+        ]
         with self._errors.open("w") as errors:
             started = time.perf_counter()
             self._process = subprocess.Popen(
@@ -142,12 +157,19 @@ def _importable(python: str, package: str) -> bool:
 def _last_words(errors: str) -> str:
     """The last line of a traceback, without what follows it."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    named = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))]
+    named = [
+        line
+        for line in lines
+        if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))
+    ]
     return (named or lines or ["it said nothing"])[-1]
 
 
-def fastest(variants: Sequence[Contestant], file: Path, rounds: int) -> tuple[Contestant, dict[str, float]]:
-    """The fastest of several and each one's median seconds; all were tried one after the other, and have ended.
+def fastest(
+    variants: Sequence[Contestant], file: Path, rounds: int
+) -> tuple[Contestant, dict[str, float]]:
+    """The fastest of several and each one's median seconds; all were tried one after the other, and
+    have ended.
 
     A single one is not tried.
 

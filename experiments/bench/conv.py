@@ -1,8 +1,10 @@
-"""Every pass of VGG-11's convolutions beside the bare matrix product of its size: `kernels/conv/bench.py` as rows."""
+"""Every pass of VGG-11's convolutions beside the bare matrix product of its size:
+`kernels/conv/bench.py` as rows.
+"""
 
 from experiments.bench import vgg
+from experiments.bench.kernels import conv as bench
 from experiments.bench.rows import Measured, Request, Row, importable
-from snake_jax.kernels.conv import bench
 
 REPEATS = 9
 TABLE = "Convolution passes of VGG-11, batch 32"
@@ -13,16 +15,28 @@ def run(request: Request) -> Measured:
     """All layers and passes."""
     network = vgg.QUICK if request.quick else bench.Network()
     request.say("conv: all passes")
-    found = bench.run(request.repeats or REPEATS, network, size=64 if request.quick else bench.LARGEST_PRODUCT)
+    found = bench.run(
+        request.repeats or REPEATS, network, size=64 if request.quick else bench.LARGEST_PRODUCT
+    )
     rows = [row for layer in found["layers"] for row in _rows(layer)]
     version = importable("torch") or "not importable: pip install torch"
-    return Measured(rows, {"torch": version}, [f"The fastest product: {found['peak_gflops']:.0f} GFLOP/s."])
+    return Measured(
+        rows, {"torch": version}, [f"The fastest product: {found['peak_gflops']:.0f} GFLOP/s."]
+    )
 
 
 def _rows(layer: dict) -> list[Row]:
     subject = f"{layer['layer']} {layer['pass']}"
     rows = [
-        Row(TABLE, subject, name, layer[side]["median_ms"], "ms", layer[side]["spread_ms"], layer[side]["repeats"])
+        Row(
+            TABLE,
+            subject,
+            name,
+            layer[side]["median_ms"],
+            "ms",
+            layer[side]["spread_ms"],
+            layer[side]["repeats"],
+        )
         for side, name in SIDES.items()
         if side in layer
     ]

@@ -1,4 +1,6 @@
-"""docs/performance.md from the committed results: `python -m experiments.bench.document` writes it anew."""
+"""docs/performance.md from the committed results: `python -m experiments.bench.document` writes it
+anew.
+"""
 
 import re
 from typing import Any
@@ -10,7 +12,9 @@ _PART = re.compile(r"(<!-- bench (\w+): begin -->\n).*?(<!-- bench \2: end -->)"
 
 
 def filled(page: str) -> str:
-    """The page with every committed result between its marks, `<!-- bench SUITE: begin -->` and `... end -->`."""
+    """The page with every committed result between its marks, `<!-- bench SUITE: begin -->` and
+    `... end -->`.
+    """
     return _PART.sub(lambda part: part[1] + _section(part[2]) + part[3], page)
 
 
@@ -21,17 +25,33 @@ def update() -> None:
 
 def heading(result: dict[str, Any]) -> str:
     """Command, machine, versions and peers, a line each."""
-    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items() if value is not None)
+    machine = ", ".join(
+        f"{name} {value}" for name, value in result["machine"].items() if value is not None
+    )
     peers = "; ".join(f"{name} {version}" for name, version in result["peers"].items())
-    lines = [f"`{result['command']}`, {result['took_s']} s", machine, *([f"peers: {peers}"] if peers else [])]
+    lines = [
+        f"`{result['command']}`, {result['took_s']} s",
+        machine,
+        *([f"peers: {peers}"] if peers else []),
+    ]
     return "\n".join(lines)
 
 
 def report(result: results.Result) -> tuple[str, list[results.Change]]:
     """A result, and what it is compared with, as text; the regressions."""
     committed = results.COMMITTED / f"{result['suite']}.json"
-    lines, found = results.comparison(result, results.read(committed) if committed.exists() else None)
-    text = [heading(result), "", table.text(result["rows"]), *result["notes"], "", *lines, results.RULE]
+    lines, found = results.comparison(
+        result, results.read(committed) if committed.exists() else None
+    )
+    text = [
+        heading(result),
+        "",
+        table.text(result["rows"]),
+        *result["notes"],
+        "",
+        *lines,
+        results.RULE,
+    ]
     return "\n".join(text), found
 
 
@@ -40,7 +60,11 @@ def _section(suite: str) -> str:
     if not file.exists():
         return f"\nNot measured yet: `python -m experiments.bench {suite} --update`.\n\n"
     result = results.read(file)
-    parts = [heading(result).replace("\n", "  \n"), table.markdown(result["rows"]), *result["notes"]]
+    parts = [
+        heading(result).replace("\n", "  \n"),
+        table.markdown(result["rows"]),
+        *result["notes"],
+    ]
     return "\n" + "\n\n".join(parts) + "\n\n"
 
 

@@ -1,12 +1,14 @@
-"""FedAvg rounds by every executor of this library, and by peers: which way to emulate nodes is the fastest.
+"""FedAvg rounds by every executor of this library, and by peers: which way to emulate nodes is the
+fastest.
 
-What the nodes compute is noise in the shape of CIFAR-10, enough of it that steps and not calls decide.
+What the nodes compute is noise in the shape of CIFAR-10, enough of it that steps and not calls
+decide.
 """
 
 from experiments.bench import federated
 from experiments.bench.federated import Sizes
 from experiments.bench.rows import Measured, Request
-from snake_jax.executor.emulations import EMULATIONS
+from snake_jax.engines.emulations import EMULATIONS
 
 REPEATS = 9
 SIZES = Sizes(nodes=16, examples=320, batch=32, dataset="", executors=tuple(EMULATIONS))
@@ -17,4 +19,6 @@ GOALS = {"torch": 1.0, "flower": 3.0}
 def run(request: Request) -> Measured:
     """All executors, all peers."""
     sizes = QUICK if request.quick else SIZES
-    return federated.run(sizes, "A round of FedAvg on noise", GOALS, request.repeats or REPEATS, request)
+    return federated.run(
+        sizes, "A round of FedAvg on noise", GOALS, request.repeats or REPEATS, request
+    )

@@ -1,10 +1,12 @@
-"""Rounds of federated learning on one machine: this library beside a PyTorch loop, Flower's simulation and fedjax.
+"""Rounds of federated learning on one machine: this library beside a PyTorch loop, Flower's
+simulation and fedjax.
 
-Every contestant is a process that waits until it is asked for a round. They are asked in turn, so that all see the same
-load of the machine, and none works while another does. All start from the same weights and take the same examples in
-the same order; after two rounds their parameters are compared, and the rounds after those are counted. Flower is tried
-first with one CPU for a client and with all, and the faster takes part. Nothing is reported where somebody's parameters
-are not ours: then the times would compare unlike things.
+Every contestant is a process that waits until it is asked for a round. They are asked in turn, so
+that all see the same load of the machine, and none works while another does. All start from the
+same weights and take the same examples in the same order; after two rounds their parameters are
+compared, and the rounds after those are counted. Flower is tried first with one CPU for a client
+and with all, and the faster takes part. Nothing is reported where somebody's parameters are not
+ours: then the times would compare unlike things.
 """
 
 import os
@@ -19,16 +21,21 @@ import numpy as np
 from experiments.bench import contestants, ours, work
 from experiments.bench.contestants import Contestant
 from experiments.bench.rows import HIGHER, LOWER, Measured, Request, Row, measured
-from snake_jax import data, runner
-from snake_jax.config import Config
-from snake_jax.data import Split
+from snake_jax.config import ImageConfig
+from snake_jax.data.images import sources
+from snake_jax.data.images.dataset import Split
 from snake_jax.errors import UserError
+from snake_jax.runs import loop
 
 MODEL, SEED = "cnn", 0
 LEARNING_RATE = 0.003
-"""Without clipping the library's default of 0.02 kills this network's units; the time is the same."""
+"""Without clipping the library's default of 0.02 kills this network's units; the time is the
+same.
+"""
 GREATEST_DIFFERENCE = 0.01
-"""Of parameters after the checked rounds, over what those changed: ten times what float32 and its sums explain."""
+"""Of parameters after the checked rounds, over what those changed: ten times what float32 and its
+sums explain.
+"""
 TRIAL_ROUNDS = 3
 TEST_EXAMPLES = 64  # nobody evaluates, but a data set has a test split
 PEERS = ("torch", "flower", "fedjax")
@@ -58,7 +65,9 @@ class UnlikeWork(RuntimeError):
     """Somebody did not do the same work; the message names them."""
 
 
-def run(sizes: Sizes, table: str, goals: dict[str, float], repeats: int, request: Request) -> Measured:
+def run(
+    sizes: Sizes, table: str, goals: dict[str, float], repeats: int, request: Request
+) -> Measured:
     """All contestants' rounds.
 
     Args:
@@ -79,8 +88,10 @@ def run(sizes: Sizes, table: str, goals: dict[str, float], repeats: int, request
         rows, detail = _results(table, goals, task, everyone)
     peers = {contestants.KINDS[one.kind].label: _peer(one) for one in everyone if one.kind in PEERS}
     notes = [
-        f"A round: {sizes.nodes} nodes with {sizes.examples} examples of {sizes.dataset or 'noise'}, one epoch each, "
-        f"batch {sizes.batch}, the {MODEL} of {_num_params(task):,} parameters. Over ours: the median of ratios within "
+        f"A round: {sizes.nodes} nodes with {sizes.examples} examples of "
+        f"{sizes.dataset or 'noise'}, one epoch each, "
+        f"batch {sizes.batch}, the {MODEL} of {_num_params(task):,} parameters. Over ours: the "
+        f"median of ratios within "
         "one turn, over the fastest of ours. Start: seconds until the first round was over.",
     ]
     return Measured(rows, peers, notes, {"contestants": detail, "trials_s": trials})
@@ -110,19 +121,24 @@ def _contest(
 
 
 def _peer(one: Contestant) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in one.told.get("versions", {}).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in one.told.get("versions", {}).items()
+    )
     return one.missing or f"{versions} ({one.told['variant']})"
 
 
 def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], work.Work]:
-    """The configuration of ours, as keyword arguments of Config, and the same as work for everybody.
+    """The configuration of ours, as keyword arguments of ImageConfig, and the same as work for
+    everybody.
 
     Raises:
       UserError: the data set is missing or too small.
     """
     dataset, wanted = folder / "data.npz", sizes.nodes * sizes.examples
     train, test = _splits(sizes.dataset, wanted)
-    np.savez(dataset, train_x=train.images, train_y=train.labels, test_x=test.images, test_y=test.labels)
+    np.savez(
+        dataset, train_x=train.images, train_y=train.labels, test_x=test.images, test_y=test.labels
+    )
     # Ours evaluates in its last round: nobody asks for it.
     rounds = work.CHECKED_ROUNDS + max(repeats, TRIAL_ROUNDS) + 1
     config: dict[str, Any] = {
@@ -139,14 +155,14 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
         "eval_every": 10**6,
         "seed": SEED,
     }
-    setup = runner.prepare(Config(**config))
+    setup = loop.prepare(ImageConfig(**config))
     task = work.Work(
         images=setup.dataset.train.images,
         labels=setup.dataset.train.labels,
         shards=setup.shards,
         mean=np.asarray(setup.dataset.mean, np.float32),
         std=np.asarray(setup.dataset.std, np.float32),
-        params=ours.named(runner.initial_state(setup).params),
+        params=ours.named(loop.initial_state(setup).params),
         batch_size=sizes.batch,
         learning_rate=LEARNING_RATE,
         momentum=setup.config.momentum,
@@ -161,7 +177,7 @@ def _splits(dataset: str, wanted: int) -> tuple[Split, Split]:
     rng = np.random.default_rng(SEED)
     if not dataset:
         return _noise(rng, wanted), _noise(rng, TEST_EXAMPLES)
-    found = data.load(dataset)
+    found = sources.load(dataset)
     if len(found.train.labels) < wanted:
         raise UserError(f"{dataset}: {wanted} examples wanted, {len(found.train.labels)} there")
     chosen = rng.permutation(len(found.train.labels))[:wanted]
@@ -169,7 +185,10 @@ def _splits(dataset: str, wanted: int) -> tuple[Split, Split]:
 
 
 def _noise(rng: np.random.Generator, count: int) -> Split:
-    return Split(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.arange(count, dtype=np.int32) % 10)
+    return Split(
+        rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+        np.arange(count, dtype=np.int32) % 10,
+    )
 
 
 def _results(
@@ -183,30 +202,48 @@ def _results(
     base = min(mine, key=lambda contestant: median(contestant.seconds))
     off = {one.name: difference(task, one, base) for one in ran if one.kind != "snake"}
     if unlike := [name for name, value in off.items() if value >= GREATEST_DIFFERENCE]:
-        raise UnlikeWork(f"{', '.join(unlike)}: not the same work as ours, so the times mean nothing")
+        raise UnlikeWork(
+            f"{', '.join(unlike)}: not the same work as ours, so the times mean nothing"
+        )
     rows = [row for contestant in ran for row in _rows(table, goals, contestant, base)]
     told = [
-        {"name": one.name, "start_s": one.start_s, "difference": off.get(one.name), "first": one.first, **one.told}
+        {
+            "name": one.name,
+            "start_s": one.start_s,
+            "difference": off.get(one.name),
+            "first": one.first,
+            **one.told,
+        }
         for one in ran
     ]
     return rows, told
 
 
 def difference(task: work.Work, contestant: Contestant, base: Contestant) -> float:
-    """How far a contestant's checked parameters are from ours, over what those changed; 1 where it did other steps."""
-    counts = [(one.first["steps"], one.first["examples"], one.told["parameters"]) for one in (contestant, base)]
+    """How far a contestant's checked parameters are from ours, over what those changed; 1 where it
+    did other steps.
+    """
+    counts = [
+        (one.first["steps"], one.first["examples"], one.told["parameters"])
+        for one in (contestant, base)
+    ]
     if counts[0] != counts[1]:
         return 1.0
     theirs, reference = (work.load_params(one.checked) for one in (contestant, base))
     return work.difference(theirs, reference, task.params)
 
 
-def _rows(table: str, goals: dict[str, float], contestant: Contestant, base: Contestant) -> list[Row]:
+def _rows(
+    table: str, goals: dict[str, float], contestant: Contestant, base: Contestant
+) -> list[Row]:
     seconds = contestant.seconds
     each = [1e6 * s / contestant.first["examples"] for s in seconds]
     over = [s / b for s, b in zip(seconds, base.seconds, strict=True)]
     peer = contestant.kind in PEERS
-    rule: dict[str, Any] = {"better": HIGHER if peer else LOWER, "limit": goals.get(contestant.kind)}
+    rule: dict[str, Any] = {
+        "better": HIGHER if peer else LOWER,
+        "limit": goals.get(contestant.kind),
+    }
     return [
         measured(table, contestant.name, "round", seconds, "s"),
         measured(table, contestant.name, "an example", each, "µs"),
@@ -222,7 +259,9 @@ def _num_params(task: work.Work) -> int:
 def _field(sizes: Sizes, config: dict[str, Any], request: Request) -> list[list[Contestant]]:
     """Everyone's variants, of which the fastest is to take part."""
     cores, python = request.cores, request.peer_python
-    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cores}".strip()
+    devices = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cores}".strip()
+    )
 
     def mine(kind: str, variant: str, reports: int, **changes: Any) -> list[Contestant]:
         environment = {} if variant in ("", "loop", "vmap") else {"XLA_FLAGS": devices}
@@ -234,7 +273,7 @@ def _field(sizes: Sizes, config: dict[str, Any], request: Request) -> list[list[
         return Contestant("flower", f"{cpus} CPU a client", python, options, {})
 
     cycle: dict[str, Any] = {**config, "algorithm": "snake", "cycles": 1}
-    visits = len(runner.rounds(runner.prepare(Config(**cycle))))
+    visits = len(loop.rounds(loop.prepare(ImageConfig(**cycle))))
     snake = [mine("snake", "", visits, algorithm="snake")] if sizes.snake else []
     return [
         *(mine("ours", executor, 1, executor=executor) for executor in sizes.executors),

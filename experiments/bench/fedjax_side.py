@@ -1,7 +1,8 @@
-"""fedjax's federated averaging over the same network, written for its `for_each_client` on the jit backend.
+"""fedjax's federated averaging over the same network, written for its `for_each_client` on the jit
+backend.
 
-XLA's own convolution, as any fedjax model has; its pmap backend needs `jax.device_put_replicated`, which jax 0.10 has
-not.
+XLA's own convolution, as any fedjax model has; its pmap backend needs `jax.device_put_replicated`,
+which jax 0.10 has not.
 
   python -m experiments.bench.fedjax_side WORK.npz CHECKED.npz '{}'
 """
@@ -25,8 +26,12 @@ def apply(params: dict[str, tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.A
     layers = list(params.values())
     for kernel, bias in layers:
         if kernel.ndim == 4:
-            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            x = jax.lax.reduce_window(jax.nn.relu(x + bias), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            x = jax.lax.reduce_window(
+                jax.nn.relu(x + bias), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+            )
         else:
             x = x.reshape(x.shape[0], -1) @ kernel + bias
             x = x if kernel is layers[-1][0] else jax.nn.relu(x)
@@ -39,7 +44,9 @@ def main(work_file: str, checked_file: str, _: str) -> None:
     x, y, nodes = work.normalised(), work.labels, range(len(work.shards))
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(apply(params, batch["x"]), batch["y"]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            apply(params, batch["x"]), batch["y"]
+        ).mean()
 
     def gradient(params: Any, batch: Any, key: jax.Array) -> Any:
         grads = jax.grad(loss)(params, batch)
@@ -52,13 +59,18 @@ def main(work_file: str, checked_file: str, _: str) -> None:
     algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         gradient, client, fedjax.optimizers.sgd(learning_rate=1.0), hparams
     )
-    state, key, number = algorithm.init(jax.tree.map(jnp.asarray, work.params)), jax.random.key(0), 0
+    state, key, number = (
+        algorithm.init(jax.tree.map(jnp.asarray, work.params)),
+        jax.random.key(0),
+        0,
+    )
     versions = {"fedjax": importlib.metadata.version("fedjax"), "jax": jax.__version__}
     line.ready(work.params, variant="jit backend", versions=versions)
     while line.asked():
         orders = [work.order(number, node) for node in nodes]
         clients = [
-            (node, fedjax.ClientDataset({"x": x[order], "y": y[order]}), key) for node, order in enumerate(orders)
+            (node, fedjax.ClientDataset({"x": x[order], "y": y[order]}), key)
+            for node, order in enumerate(orders)
         ]
         state, _told = algorithm.apply(state, clients)
         params = jax.block_until_ready(state.params)

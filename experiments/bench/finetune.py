@@ -1,7 +1,9 @@
-"""Fine-tuning a small Llama block after block: tokens a second beside BAdam and a PyTorch loop, in turn.
+"""Fine-tuning a small Llama block after block: tokens a second beside BAdam and a PyTorch loop, in
+turn.
 
-Everybody starts from the same weights, takes the same rows in the same order, and trains the same block in the same
-turn with AdamW from fresh states. So the losses must agree; where somebody's do not, nothing is reported.
+Everybody starts from the same weights, takes the same rows in the same order, and trains the same
+block in the same turn with AdamW from fresh states. So the losses must agree; where somebody's do
+not, nothing is reported.
 """
 
 import sys
@@ -16,8 +18,8 @@ from experiments.bench import contestants, llama
 from experiments.bench.contestants import Contestant
 from experiments.bench.federated import UnlikeWork
 from experiments.bench.rows import HIGHER, Measured, Request, Row, measured
-from snake_jax.executor.text_batches import epoch_batches
-from snake_jax.schedule import Visit
+from snake_jax.algorithms.visits import Visit
+from snake_jax.engines.text_batches import epoch_batches
 
 REPEATS, STEPS = 9, 8
 TABLE = "Fine-tuning a block after the other"
@@ -37,8 +39,10 @@ def run(request: Request) -> Measured:
         for one in everyone[1:]
     }
     notes = [
-        f"A Llama of {sizes.blocks} blocks of width {sizes.hidden}, float32, {STEPS} steps of {sizes.batch} x "
-        f"{sizes.length} tokens a block; ours is a visit of the executor, with the blocks' way to the host and back."
+        f"A Llama of {sizes.blocks} blocks of width {sizes.hidden}, float32, {STEPS} steps of "
+        f"{sizes.batch} x "
+        f"{sizes.length} tokens a block; ours is a visit of the executor, with the blocks' way to "
+        f"the host and back."
     ]
     return Measured(rows, peers, notes)
 
@@ -56,13 +60,21 @@ def _contest(sizes: llama.Sizes, repeats: int, folder: Path, request: Request) -
     file = folder / "work.npz"
     np.savez(file, tokens=np.stack([tokens(sizes, turn) for turn in range(1 + repeats)]))
     llama.save(sizes, folder / "model")
-    options: dict[str, Any] = {"model": str(folder / "model"), "cores": request.cores, "blocks": sizes.blocks}
+    options: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "cores": request.cores,
+        "blocks": sizes.blocks,
+    }
     options |= {"sizes": sizes, "steps": STEPS, "learning_rate": llama.LEARNING_RATE}
 
     def peer(kind: str) -> Contestant:
         return Contestant(kind, "", request.peer_python, {**options, "badam": kind == "badam"}, {})
 
-    everyone = [Contestant("blocks", "", sys.executable, options, {}), peer("torch_blocks"), peer("badam")]
+    everyone = [
+        Contestant("blocks", "", sys.executable, options, {}),
+        peer("torch_blocks"),
+        peer("badam"),
+    ]
     try:
         for contestant in everyone:
             request.say(f"start: {contestant.name}")
@@ -82,14 +94,22 @@ def _rows(sizes: llama.Sizes, everyone: Sequence[Contestant]) -> list[Row]:
     if ours.missing:
         raise UnlikeWork(f"ours did not run: {ours.missing}")
     ran = [one for one in others if not one.missing]
-    if unlike := [one.name for one in ran if difference(losses(one), losses(ours)) > GREATEST_DIFFERENCE]:
+    if unlike := [
+        one.name for one in ran if difference(losses(one), losses(ours)) > GREATEST_DIFFERENCE
+    ]:
         raise UnlikeWork(f"{', '.join(unlike)}: not the losses of ours, so the times mean nothing")
     count = STEPS * sizes.batch * sizes.length
     rows = []
     for one in (ours, *ran):
-        rows.append(measured(TABLE, one.name, "speed", [count / s for s in one.seconds], "tokens/s"))
+        rows.append(
+            measured(TABLE, one.name, "speed", [count / s for s in one.seconds], "tokens/s")
+        )
         over = [s / b for s, b in zip(one.seconds, ours.seconds, strict=True)]
-        rows += [measured(TABLE, one.name, "over ours", over, better=HIGHER, limit=1.0)] if one is not ours else []
+        rows += (
+            [measured(TABLE, one.name, "over ours", over, better=HIGHER, limit=1.0)]
+            if one is not ours
+            else []
+        )
         rows.append(Row(TABLE, one.name, "start", one.start_s, "s"))
     return rows
 

@@ -1,9 +1,11 @@
-"""Flower's simulation (Ray) of the same FedAvg: clients that train as `torch_side` does, the strategy FedAvg.
+"""Flower's simulation (Ray) of the same FedAvg: clients that train as `torch_side` does, the
+strategy FedAvg.
 
-A client's process keeps images and model from one call to the next. The clock runs from one server-side evaluation,
-of which there is nothing but the waiting, to the next.
+A client's process keeps images and model from one call to the next. The clock runs from one
+server-side evaluation, of which there is nothing but the waiting, to the next.
 
-  python -m experiments.bench.flower_side WORK.npz CHECKED.npz '{"cpus": 1, "cores": 2, "channels_last": true}'
+  python -m experiments.bench.flower_side WORK.npz CHECKED.npz '{"cpus": 1, "cores": 2,
+  "channels_last": true}'
 """
 
 import functools
@@ -58,12 +60,19 @@ def serve(line: Line, work_file: str, options: dict[str, Any]) -> None:
     def between(number: int, arrays: ArrayRecord) -> None:
         if number:
             if seen[-1].examples != sum(map(len, work.shards)):
-                raise RuntimeError(f"Flower trained on {seen[-1].examples} examples: a client failed, see above")
-            line.answer(seen[-1], lambda: from_torch(list(arrays.to_torch_state_dict().values()), work.params))
+                raise RuntimeError(
+                    f"Flower trained on {seen[-1].examples} examples: a client failed, see above"
+                )
+            line.answer(
+                seen[-1],
+                lambda: from_torch(list(arrays.to_torch_state_dict().values()), work.params),
+            )
         else:
             variant = "channels last" if options["channels_last"] else "channels first"
             made = from_torch(list(arrays.to_torch_state_dict().values()), work.params)
-            line.ready(made, variant=variant, versions={"flwr": flwr.__version__, "ray": ray.__version__})
+            line.ready(
+                made, variant=variant, versions={"flwr": flwr.__version__, "ray": ray.__version__}
+            )
         if number < work.rounds and not line.asked():
             raise KeyboardInterrupt
 

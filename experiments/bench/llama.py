@@ -1,4 +1,6 @@
-"""A small Llama and its steps: all layers, one block, or adapters of all blocks, AdamW in float32."""
+"""A small Llama and its steps: all layers, one block, or adapters of all blocks, AdamW in
+float32.
+"""
 
 import functools
 from pathlib import Path
@@ -8,15 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax import language_costs, lora, stack
-from snake_jax.executor.visits import Passed
-from snake_jax.language_costs import Trains
-from snake_jax.language_step import ENDS, Frozen, LanguageStep, Rows, block_roles, own_items, train_step
-from snake_jax.layers import Params, PyTree, select
+from snake_jax.algorithms.visits import Passed
+from snake_jax.costs import language_costs
+from snake_jax.costs.language_costs import Trains
+from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.presets import from_preset
 from snake_jax.models.save import save_pretrained
-from snake_jax.optimizers import init_states, update_rule
+from snake_jax.params import Params, PyTree, select
+from snake_jax.train import stack
+from snake_jax.train.optimizers import init_states, update_rule
+from snake_jax.train.text_step import (
+    ENDS,
+    Frozen,
+    LanguageStep,
+    Rows,
+    block_roles,
+    own_items,
+    train_step,
+)
 
 LEARNING_RATE = 1e-3
 
@@ -81,7 +93,9 @@ def shifted(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def language_step(sizes: Sizes, adapted: bool = False) -> LanguageStep:
-    """What the step is, besides its arrays; all that the backward pass reads is kept, as PyTorch keeps it."""
+    """What the step is, besides its arrays; all that the backward pass reads is kept, as PyTorch
+    keeps it.
+    """
     rule = update_rule("adamw", momentum=0.0, weight_decay=0.0)
     return LanguageStep(model_of(sizes), rule, clip_norm=0.0, adapted=adapted, recompute="none")
 
@@ -94,15 +108,21 @@ def trains(sizes: Sizes, way: str) -> Trains:
 
 
 def flops(sizes: Sizes, way: str) -> int:
-    """FLOPs of a step as ours computes it: logits are never kept, so the output matrix is run once more."""
+    """FLOPs of a step as ours computes it: logits are never kept, so the output matrix is run once
+    more.
+    """
     step = language_step(sizes, adapted=way == "LoRA")
     base, own = _parts(sizes, step.adapted)
     costs = language_costs.row_costs(step, base[0] if base else {}, own[0], sizes.length)
-    return language_costs.passed_flops(step, costs, trains(sizes, way), Passed(sizes.length, sizes.batch))
+    return language_costs.passed_flops(
+        step, costs, trains(sizes, way), Passed(sizes.length, sizes.batch)
+    )
 
 
 class Step:
-    """A compiled training step that owns its donated state; one call is one step on the same batch."""
+    """A compiled training step that owns its donated state; one call is one step on the same
+    batch.
+    """
 
     def __init__(self, sizes: Sizes, way: str) -> None:
         """Compiles.
@@ -111,19 +131,33 @@ class Step:
           sizes: of everything.
           way: see `trains`.
         """
-        step, chosen, params = language_step(sizes, adapted=way == "LoRA"), trains(sizes, way), params_of(sizes)
+        step, chosen, params = (
+            language_step(sizes, adapted=way == "LoRA"),
+            trains(sizes, way),
+            params_of(sizes),
+        )
         base, own = _parts(sizes, step.adapted)
         trained = own[chosen.first : chosen.first + chosen.blocks]
         rest = own[: chosen.first] + own[chosen.first + chosen.blocks :]
-        trainable = dict(zip(block_roles(len(trained)), trained, strict=True)) | select(params, chosen.ends)
+        trainable = dict(zip(block_roles(len(trained)), trained, strict=True)) | select(
+            params, chosen.ends
+        )
         trainable = jax.tree.map(jnp.copy, trainable)
         none = jax.tree.map(lambda w: w[None][:0], own[0])
         blocks = stack.Frozen(
-            stack.stacked(base) if base else {}, stack.stacked(rest) if rest else none, jnp.int32(chosen.first)
+            stack.stacked(base) if base else {},
+            stack.stacked(rest) if rest else none,
+            jnp.int32(chosen.first),
         )
         frozen = Frozen(blocks, {name: params[name] for name in ENDS if name not in chosen.ends})
         self.state: tuple[Any, ...] = trainable, init_states(step.rule, trainable, tuple(trainable))
-        self.fixed: tuple[Any, ...] = frozen, {}, rows(ids(sizes)), jax.random.key(0), jnp.float32(LEARNING_RATE)
+        self.fixed: tuple[Any, ...] = (
+            frozen,
+            {},
+            rows(ids(sizes)),
+            jax.random.key(0),
+            jnp.float32(LEARNING_RATE),
+        )
         function = jax.jit(train_step(step, tuple(trainable)), donate_argnums=(0, 1))
         self.program = function.lower(*self.state, *self.fixed).compile()
 
@@ -142,11 +176,15 @@ def rows(tokens: np.ndarray) -> Rows:
 
 
 def _parts(sizes: Sizes, adapted: bool) -> tuple[list[PyTree], list[PyTree]]:
-    """The blocks' bases and own parts: with adapters the weights and these, without nothing and the weights."""
+    """The blocks' bases and own parts: with adapters the weights and these, without nothing and the
+    weights.
+    """
     params = params_of(sizes)
     blocks = [params[name] for name in own_items(model_of(sizes), False)]
     if not adapted:
         return [], blocks
     keys = jax.random.split(jax.random.key(1), len(blocks))
     adapters = lora.Lora(sizes.rank)
-    return blocks, [lora.init(key, block, adapters) for key, block in zip(keys, blocks, strict=True)]
+    return blocks, [
+        lora.init(key, block, adapters) for key, block in zip(keys, blocks, strict=True)
+    ]

@@ -1,4 +1,6 @@
-"""The same Llama steps in PyTorch: `transformers`, adapters by `peft`. Import only where both are importable."""
+"""The same Llama steps in PyTorch: `transformers`, adapters by `peft`. Import only where both are
+importable.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,10 @@ def step(folder: Path, sizes: Sizes, way: str, threads: int) -> Callable[[], flo
         model.requires_grad_(False)
         model.model.layers[llama.trains(sizes, way).first].requires_grad_(True)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=llama.LEARNING_RATE, weight_decay=0.0, fused=True
+        [p for p in model.parameters() if p.requires_grad],
+        lr=llama.LEARNING_RATE,
+        weight_decay=0.0,
+        fused=True,
     )
     tokens = torch.from_numpy(llama.ids(sizes)).long()
 
@@ -46,11 +51,15 @@ def step(folder: Path, sizes: Sizes, way: str, threads: int) -> Callable[[], flo
 def load(folder: Path) -> Any:
     """The model in float32, in training, with PyTorch's fused attention."""
     logging.disable_progress_bar()
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
+    return LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).train()
 
 
 def _adapted(model: Any, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, settings)

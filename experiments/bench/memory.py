@@ -1,4 +1,5 @@
-"""What a step takes of memory: state by formula, what the compiler reserves, what the process grows by.
+"""What a step takes of memory: state by formula, what the compiler reserves, what the process grows
+by.
 
 Full training against Snake's visits and adapters, compiled for this machine's CPU.
 """
@@ -13,21 +14,26 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.bench import llama, vgg
+from experiments.bench.kernels.conv import Network
 from experiments.bench.rows import LOWER, Measured, Request, Row, measured
-from snake_jax import accounting, language_profile, lora
-from snake_jax.kernels.conv.bench import Network
+from snake_jax.costs import accounting, language_profile
+from snake_jax.models import lora
 
 REPEATS = 3
 TABLE = "Memory of a step, MB"
 NOTES = (
-    "State: weights, gradients and optimizer states, from shapes. Arguments and temporaries: the compiler's for a lone "
-    "step, results that take the place of arguments not counted twice. Grown: the process's greatest resident memory "
+    "State: weights, gradients and optimizer states, from shapes. Arguments and temporaries: the "
+    "compiler's for a lone "
+    "step, results that take the place of arguments not counted twice. Grown: the process's "
+    "greatest resident memory "
     "during a call over that before it, with all arguments in place.",
 )
 
 
 class Case(NamedTuple):
-    """One way to train: what its state takes by formula, and a program with its arguments in place."""
+    """One way to train: what its state takes by formula, and a program with its arguments in
+    place.
+    """
 
     subject: str
     state_bytes: int
@@ -45,7 +51,9 @@ def run(request: Request) -> Measured:
             own = _rows(case, request.repeats or REPEATS)
             full = full or {row.name: row.value for row in own}
             peak = next(row for row in own if row.name == "compiled peak")
-            share = Row(TABLE, case.subject, "peak / full", peak.value / full["compiled peak"], better=LOWER)
+            share = Row(
+                TABLE, case.subject, "peak / full", peak.value / full["compiled peak"], better=LOWER
+            )
             rows += [*own, share]
     return Measured(rows, {}, NOTES)
 
@@ -78,13 +86,19 @@ def _rows(case: Case, repeats: int) -> list[Row]:
         "temporaries": temporaries,
         "compiled peak": memory.argument_size_in_bytes + temporaries,
     }
-    rows = [Row(TABLE, case.subject, name, size / 1e6, better=LOWER) for name, size in counted.items()]
-    grown = [size / 1e6 for _ in range(repeats) for size in [grown_bytes(case.step)] if size is not None]
+    rows = [
+        Row(TABLE, case.subject, name, size / 1e6, better=LOWER) for name, size in counted.items()
+    ]
+    grown = [
+        size / 1e6 for _ in range(repeats) for size in [grown_bytes(case.step)] if size is not None
+    ]
     return [*rows, *([measured(TABLE, case.subject, "grown", grown)] if grown else [])]
 
 
 def grown_bytes(call: Callable[[], object]) -> int | None:
-    """By how much this process's resident memory grows at most during a call; None: this system does not tell."""
+    """By how much this process's resident memory grows at most during a call; None: this system
+    does not tell.
+    """
     if sys.platform != "linux":
         return None
     with contextlib.suppress(AttributeError):  # of glibc alone

@@ -1,4 +1,5 @@
-"""Rounds by this library, as `experiments.classify` runs them: visits, merge, ledger and metrics, without evaluation.
+"""Rounds by this library, as `experiments.classify` runs them: visits, merge, ledger and metrics,
+without evaluation.
 
   python -m experiments.bench.ours WORK.npz CHECKED.npz '{"config": {...}, "reports": 1}'
 
@@ -13,9 +14,9 @@ import jax
 import numpy as np
 
 from experiments.bench.work import Done, Line, Params, load
-from snake_jax import layers as tree
-from snake_jax import runner
-from snake_jax.config import Config
+from snake_jax import params as tree
+from snake_jax.config import ImageConfig
+from snake_jax.runs import loop
 
 
 def named(params: tree.Params) -> Params:
@@ -31,18 +32,20 @@ def main(work_file: str, checked_file: str, options: str) -> None:
     """Does the rounds that are asked for."""
     line, work = Line(Path(checked_file)), load(Path(work_file))
     given = json.loads(options)
-    config = Config(**given["config"])
-    setup = runner.prepare(config)
+    config = ImageConfig(**given["config"])
+    setup = loop.prepare(config)
     for shard, other in zip(setup.shards, work.shards, strict=True):
         np.testing.assert_array_equal(shard, other)
-    executor, state = runner.make_executor(setup), runner.initial_state(setup)
-    reports = runner.train(setup, executor, state, keep=lambda _: None)
+    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+    reports = loop.train(setup, executor, state, keep=lambda _: None)
     versions = {name: sys.modules[name].__version__ for name in ("jax", "jaxlib")}
     line.ready(named(state.params), variant=f"{len(jax.devices())} devices", versions=versions)
     while line.asked():
         every = [next(reports) for _ in range(given["reports"])]
         params = jax.block_until_ready(every[-1].state.params)
-        steps, examples = (sum(report.record[name] for report in every) for name in ("iterations", "examples"))
+        steps, examples = (
+            sum(report.record[name] for report in every) for name in ("iterations", "examples")
+        )
         done = Done(every[-1].record["loss"], steps, examples)
         line.answer(done, lambda: named(params), compile_s=executor.compilations.seconds)  # noqa: B023
 

@@ -1,7 +1,8 @@
 """Results as files, and what got worse since the committed ones.
 
-Times on a shared machine are noise from run to run. What is compared are ratios to a peer, to another of our own
-programs or to the matrix product of the same run, measured in turn, and bytes, which are counted.
+Times on a shared machine are noise from run to run. What is compared are ratios to a peer, to
+another of our own programs or to the matrix product of the same run, measured in turn, and bytes,
+which are counted.
 """
 
 import json
@@ -11,19 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.bench.rows import HIGHER, Row
+from snake_jax.costs.timing import machine
 from snake_jax.errors import UserError
-from snake_jax.kernels.timing import machine
 
 COMMITTED = Path(__file__).parents[1] / "results" / "bench"
 RULE = (
-    "a ratio or a number of bytes is a regression where it is worse than the committed one by more than both spreads "
+    "a ratio or a number of bytes is a regression where it is worse than the committed one by "
+    "more than both spreads "
     "(between quartiles) together; bytes have none"
 )
 Result = dict[str, Any]
 
 
 class Change(NamedTuple):
-    """A row that got worse: its committed value, its value now, and by how much it might have been."""
+    """A row that got worse: its committed value, its value now, and by how much it might have
+    been.
+    """
 
     row: Row
     before: float
@@ -32,7 +36,8 @@ class Change(NamedTuple):
     def __str__(self) -> str:
         """For people."""
         where = ", ".join(self.row.key)
-        return f"{where}: {self.before:.4g} before, {self.row.value:.4g} now, {self.allowed:.2g} is spread"
+        before, now = f"{self.before:.4g} before", f"{self.row.value:.4g} now"
+        return f"{where}: {before}, {now}, {self.allowed:.2g} is spread"
 
 
 def write(folder: Path, result: Result) -> Path:
@@ -54,7 +59,9 @@ def read(file: Path) -> Result:
         result = json.loads(file.read_text())
         return result | {"rows": [Row(**row) for row in result["rows"]]}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no result of a benchmark ({error}); measure it anew with --update") from None
+        raise UserError(
+            f"{file}: no result of a benchmark ({error}); measure it anew with --update"
+        ) from None
 
 
 def kind(of: dict[str, Any]) -> tuple[str, ...]:
@@ -64,17 +71,22 @@ def kind(of: dict[str, Any]) -> tuple[str, ...]:
 
 def header() -> dict[str, Any]:
     """The machine, with what its kind takes and without what names the host's kernel."""
-    return {name: value for name, value in machine().items() if name != "system"} | {"architecture": platform.machine()}
+    return {name: value for name, value in machine().items() if name != "system"} | {
+        "architecture": platform.machine()
+    }
 
 
 def regressions(now: Result, before: Result) -> list[Change]:
     """The rows that got worse, by `RULE`."""
     committed = {row.key: row for row in before["rows"]}
-    pairs = [(row, committed[row.key]) for row in now["rows"] if row.better and row.key in committed]
+    pairs = [
+        (row, committed[row.key]) for row in now["rows"] if row.better and row.key in committed
+    ]
     return [
         Change(row, old.value, row.spread + old.spread)
         for row, old in pairs
-        if (old.value - row.value if row.better == HIGHER else row.value - old.value) > row.spread + old.spread
+        if (old.value - row.value if row.better == HIGHER else row.value - old.value)
+        > row.spread + old.spread
     ]
 
 
@@ -83,7 +95,10 @@ def comparison(now: Result, before: Result | None) -> tuple[list[str], list[Chan
     if before is None:
         return ["no committed result to compare with"], []
     if kind(now["machine"]) != kind(before["machine"]):
-        return [f"not compared: the committed result is of another machine ({', '.join(kind(before['machine']))})"], []
+        return [
+            f"not compared: the committed result is of another machine "
+            f"({', '.join(kind(before['machine']))})"
+        ], []
     if now["quick"] != before["quick"]:
         return ["not compared: the committed result is of other sizes"], []
     lines = [f"{name} was {old} when committed" for name, old in _other_versions(now, before)]
@@ -95,10 +110,22 @@ def comparison(now: Result, before: Result | None) -> tuple[list[str], list[Chan
 
 
 def _other_versions(now: Result, before: Result) -> list[tuple[str, str]]:
-    pairs = [(f"{part}.{name}", value) for part in ("machine", "peers") for name, value in before[part].items()]
+    pairs = [
+        (f"{part}.{name}", value)
+        for part in ("machine", "peers")
+        for name, value in before[part].items()
+    ]
     changing = ("load_1min", "load_1min_after")
-    flat = {f"{part}.{name}": value for part in ("machine", "peers") for name, value in now[part].items()}
-    return [(name, old) for name, old in pairs if flat.get(name) != old and name.split(".")[1] not in changing]
+    flat = {
+        f"{part}.{name}": value
+        for part in ("machine", "peers")
+        for name, value in now[part].items()
+    }
+    return [
+        (name, old)
+        for name, old in pairs
+        if flat.get(name) != old and name.split(".")[1] not in changing
+    ]
 
 
 def _missing(now: Sequence[Row], before: Sequence[Row]) -> list[str]:

@@ -1,6 +1,7 @@
 """A round of FedAvg and a cycle of Snake on the bundled digits, and the same round by peers.
 
-A Snake cycle trains every middle layer once, a node a visit; the round trains all nodes. So compare them by example.
+A Snake cycle trains every middle layer once, a node a visit; the round trains all nodes. So compare
+them by example.
 """
 
 from experiments.bench import federated

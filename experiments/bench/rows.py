@@ -1,4 +1,6 @@
-"""What a suite is asked for and what it gives: rows of numbers, each with its spread, its direction and its goal."""
+"""What a suite is asked for and what it gives: rows of numbers, each with its spread, its direction
+and its goal.
+"""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -6,7 +8,7 @@ from importlib.util import find_spec
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
-from snake_jax.kernels.timing import Sample
+from snake_jax.costs.timing import Sample
 
 SUITES = ("step", "visit", "memory", "conv", "round", "emulation", "finetune")
 """Each a module beside this one whose `run(request)` measures."""
@@ -44,7 +46,8 @@ class Row(NamedTuple):
       unit: of the value; empty: a ratio.
       spread: between the quartiles of the repeats; 0 where it was counted.
       repeats: how many.
-      better: `lower` or `higher`; empty for what depends on the load of the machine and is not compared.
+      better: `lower` or `higher`; empty for what depends on the load of the machine and is not
+        compared.
       limit: the goal, at most or at least by `better`; None: no goal.
     """
 
@@ -95,7 +98,9 @@ def spread(values: Sequence[float]) -> float:
     return high - low
 
 
-def measured(table: str, subject: str, name: str, values: Sequence[float], unit: str = "", **rest: Any) -> Row:
+def measured(
+    table: str, subject: str, name: str, values: Sequence[float], unit: str = "", **rest: Any
+) -> Row:
     """A row of repeated measurements: their median and spread."""
     return Row(table, subject, name, median(values), unit, spread(values), len(values), **rest)
 
@@ -106,7 +111,9 @@ def walls_ms(samples: Sequence[Sample], steps: int = 1) -> list[float]:
 
 
 def paired(samples: Sequence[Sample], base: Sequence[Sample], scale: float = 1.0) -> list[float]:
-    """One function's time over another's in the same round, times `scale`: load that comes and goes cancels."""
+    """One function's time over another's in the same round, times `scale`: load that comes and goes
+    cancels.
+    """
     return [scale * s.wall_s / b.wall_s for s, b in zip(samples, base, strict=False)]
 
 

@@ -1,8 +1,10 @@
-"""Training steps: VGG-11 and a small Llama, full and in part, beside PyTorch's, the FLOPs and the matrix product.
+"""Training steps: VGG-11 and a small Llama, full and in part, beside PyTorch's, the FLOPs and the
+matrix product.
 
-A partial step should take of the full step's time what it takes of its FLOPs (the papers' near-linear acceleration);
-PyTorch trains the same layers from the same weights with `requires_grad` off for the others. The distance to the
-physical limit is a step's seconds a FLOP over those of a large float32 matrix product.
+A partial step should take of the full step's time what it takes of its FLOPs (the papers'
+near-linear acceleration); PyTorch trains the same layers from the same weights with `requires_grad`
+off for the others. The distance to the physical limit is a step's seconds a FLOP over those of a
+large float32 matrix product.
 """
 
 import tempfile
@@ -11,22 +13,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.bench import llama, vgg
-from experiments.bench.rows import LOWER, Measured, Request, Row, importable, measured, paired, walls_ms
-from snake_jax.kernels.conv.bench import Network, Product, product
-from snake_jax.kernels.timing import interleaved
+from experiments.bench.kernels.conv import Network, Product, product
+from experiments.bench.rows import (
+    LOWER,
+    Measured,
+    Request,
+    Row,
+    importable,
+    measured,
+    paired,
+    walls_ms,
+)
+from snake_jax.costs.timing import interleaved
 
 REPEATS = 7
 STEPS = 4
 """Of a call; a loop over batches, as training runs them."""
 GREATEST_OFF = 0.1
 """Of VGG-11's partial steps, from their share of the FLOPs."""
-VGG, LLAMA = "VGG-11, batch {batch}", "Llama, {blocks} blocks of width {hidden}, {batch} x {length} tokens"
+VGG, LLAMA = (
+    "VGG-11, batch {batch}",
+    "Llama, {blocks} blocks of width {hidden}, {batch} x {length} tokens",
+)
 
 Run = Callable[[], object]
 
 
 class Case(NamedTuple):
-    """One way to train: programs of `STEPS` steps, ours and perhaps a peer's; FLOPs of one step of ours."""
+    """One way to train: programs of `STEPS` steps, ours and perhaps a peer's; FLOPs of one step of
+    ours.
+    """
 
     subject: str
     ours: Run
@@ -43,19 +59,29 @@ def run(request: Request) -> Measured:
     rows, layout = _vgg(network, largest, repeats, request, bool(torch))
     rows += _llama(sizes, largest, repeats, request, bool(torch and importable("transformers")))
     here = {"torch": f"{torch}, {layout}" if torch else "not importable: pip install torch"}
-    here |= {name: importable(name) or f"not importable: pip install {name}" for name in ("transformers", "peft")}
+    here |= {
+        name: importable(name) or f"not importable: pip install {name}"
+        for name in ("transformers", "peft")
+    }
     return Measured(rows, here, NOTES)
 
 
 NOTES = (
-    "ours / PyTorch and ours / product are medians of ratios within one round, in which each was called once.",
+    "ours / PyTorch and ours / product are medians of ratios within one round, in which each was "
+    "called once.",
     "time off FLOPs is how far the time ratio is from the FLOP ratio, without sign.",
-    "ours / product is the distance to the physical limit: seconds a FLOP over those of the fastest product there is.",
+    "ours / product is the distance to the physical limit: seconds a FLOP over those of the "
+    "fastest product there is.",
 )
 
 
 def case_rows(
-    table: str, case: Case, full: Case, product: Product, repeats: int, greatest_off: float | None = None
+    table: str,
+    case: Case,
+    full: Case,
+    product: Product,
+    repeats: int,
+    greatest_off: float | None = None,
 ) -> list[Row]:
     """A case beside the full step, the peer and the product, all called once a round.
 
@@ -81,17 +107,25 @@ def case_rows(
         share = case.flops / full.flops
         ratios = paired(ours, samples["full"])
         rows += [column("time / full", ratios), Row(table, case.subject, "FLOPs / full", share)]
-        off = measured(table, case.subject, "time off FLOPs", [ratio / share for ratio in ratios], better=LOWER)
+        off = measured(
+            table, case.subject, "time off FLOPs", [ratio / share for ratio in ratios], better=LOWER
+        )
         rows.append(off._replace(value=abs(off.value - 1), limit=greatest_off))
     if "PyTorch" in samples:
         rows.append(column("PyTorch", walls_ms(samples["PyTorch"], STEPS), "ms"))
-        rows.append(column("ours / PyTorch", paired(ours, samples["PyTorch"]), better=LOWER, limit=1.0))
+        rows.append(
+            column("ours / PyTorch", paired(ours, samples["PyTorch"]), better=LOWER, limit=1.0)
+        )
     scale = product.flops / (STEPS * case.flops)
     return [*rows, column("ours / product", paired(ours, samples["product"], scale), better=LOWER)]
 
 
-def _vgg(network: Network, product: Product, repeats: int, request: Request, torch: bool) -> tuple[list[Row], str]:
-    """The full step, and for every middle layer the visit's step with both ends and without; the peer's layout."""
+def _vgg(
+    network: Network, product: Product, repeats: int, request: Request, torch: bool
+) -> tuple[list[Row], str]:
+    """The full step, and for every middle layer the visit's step with both ends and without; the
+    peer's layout.
+    """
     table = VGG.format(batch=network.batch)
     names = network.build(vgg.OURS).layer_names
     ends = [(names[0], middle, names[-1]) for middle in names[1:-1]]
@@ -102,7 +136,12 @@ def _vgg(network: Network, product: Product, repeats: int, request: Request, tor
     def case(trained: Sequence[str]) -> Case:
         peers = peer(trained) if peer else None
         ours = vgg.Step(network, trained, STEPS)
-        return Case("full" if trained is names else " ".join(trained), ours, vgg.flops(network, trained), peers)
+        return Case(
+            "full" if trained is names else " ".join(trained),
+            ours,
+            vgg.flops(network, trained),
+            peers,
+        )
 
     full, rows = case(names), []
     for trained in wanted:
@@ -115,7 +154,9 @@ def _vgg(network: Network, product: Product, repeats: int, request: Request, tor
 
 
 def _xla(table: str, network: Network, full: Case, repeats: int) -> list[Row]:
-    """Ours over the same step with XLA's own convolution, which is at its best outside of a loop."""
+    """Ours over the same step with XLA's own convolution, which is at its best outside of a
+    loop.
+    """
     alone = vgg.Step(network, network.build(vgg.OURS).layer_names, lowering="xla", looped=False)
     samples = interleaved({"ours": full.ours, "xla": alone}, repeats, budget_s=10.0)
     ratios = paired(samples["ours"], samples["xla"], 1 / STEPS)
@@ -145,7 +186,9 @@ def repeated(step: Callable[[], object]) -> Run:
     return run
 
 
-def _llama(sizes: llama.Sizes, product: Product, repeats: int, request: Request, torch: bool) -> list[Row]:
+def _llama(
+    sizes: llama.Sizes, product: Product, repeats: int, request: Request, torch: bool
+) -> list[Row]:
     table = LLAMA.format(**sizes._asdict())
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         llama.save(sizes, Path(folder))

@@ -12,7 +12,10 @@ def text(rows: Sequence[Row]) -> str:
     parts = []
     for title, lines in _tables(rows):
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+        body = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            for line in lines
+        ]
         parts += [title, *body, *goals([row for row in rows if row.table == title]), ""]
     return "\n".join(parts)
 
@@ -42,17 +45,28 @@ def goals(rows: Sequence[Row]) -> list[str]:
 
 
 def _tables(rows: Sequence[Row]) -> list[tuple[str, Cells]]:
-    return [(title, _pivot([row for row in rows if row.table == title])) for title in _order(r.table for r in rows)]
+    return [
+        (title, _pivot([row for row in rows if row.table == title]))
+        for title in _order(r.table for r in rows)
+    ]
 
 
 def _pivot(rows: Sequence[Row]) -> Cells:
     cells = {(row.subject, row.name): row for row in rows}
     subjects = _order(row.subject for row in rows)
     fullest = max(subjects, key=lambda subject: sum(row.subject == subject for row in rows))
-    names = _order([row.name for row in rows if row.subject == fullest] + [row.name for row in rows])
+    names = _order(
+        [row.name for row in rows if row.subject == fullest] + [row.name for row in rows]
+    )
     units = {row.name: row.unit for row in rows}
     head = ["", *(f"{name}, {units[name]}" if units[name] else name for name in names)]
-    return [head, *([subject, *(_cell(cells.get((subject, name))) for name in names)] for subject in subjects)]
+    return [
+        head,
+        *(
+            [subject, *(_cell(cells.get((subject, name))) for name in names)]
+            for subject in subjects
+        ),
+    ]
 
 
 def _cell(row: Row | None) -> str:

@@ -1,7 +1,7 @@
 """A plain PyTorch loop over the nodes, and the training in it that Flower's clients do too.
 
-Images are one float tensor, normalised once; a node's weights are copied into the model in place; FedAvg is the mean
-of state dicts by examples.
+Images are one float tensor, normalised once; a node's weights are copied into the model in place;
+FedAvg is the mean of state dicts by examples.
 
   python -m experiments.bench.torch_side WORK.npz CHECKED.npz '{"cores": 2}'
 """
@@ -35,13 +35,17 @@ class Trainer:
         torch.set_num_threads(threads)
         self.work, self._last = work, channels_last
         images = work.normalised()
-        self._images = torch.from_numpy(images if channels_last else np.ascontiguousarray(_first(images)))
+        self._images = torch.from_numpy(
+            images if channels_last else np.ascontiguousarray(_first(images))
+        )
         self._labels = torch.from_numpy(work.labels.astype(np.int64))
         self.model = network(work.params)
         self.params: list[torch.Tensor] = list(self.model.parameters())
         for p in self.params if channels_last else ():
             p.data = p.data.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p.data
-        self._optimizer = torch.optim.SGD(self.params, work.learning_rate, work.momentum, fused=True)
+        self._optimizer = torch.optim.SGD(
+            self.params, work.learning_rate, work.momentum, fused=True
+        )
 
     @torch.no_grad()
     def receive(self, weights: list[torch.Tensor]) -> None:
@@ -91,7 +95,11 @@ def network(params: Params) -> nn.Sequential:
     for kernel, _ in params.values():
         *window, inputs, outputs = kernel.shape
         if window:
-            parts += [nn.Conv2d(inputs, outputs, tuple(window), padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            parts += [
+                nn.Conv2d(inputs, outputs, tuple(window), padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
         else:
             parts += [nn.Linear(inputs, outputs), nn.ReLU()]
             if not any(isinstance(part, nn.Flatten) for part in parts):
@@ -102,11 +110,15 @@ def network(params: Params) -> nn.Sequential:
 
 
 def to_torch(params: Params) -> list[torch.Tensor]:
-    """Kernels and biases in PyTorch's layout: [Cout,Cin,Kh,Kw], [Cout,Cin], the first dense layer's inputs C,H,W."""
+    """Kernels and biases in PyTorch's layout: [Cout,Cin,Kh,Kw], [Cout,Cin], the first dense layer's
+    inputs C,H,W.
+    """
     tensors = []
     for kernel, bias, channels in _with_channels(params):
         if channels:
-            kernel = np.moveaxis(kernel.reshape(-1, channels, kernel.shape[1]), 1, 0).reshape(kernel.shape)
+            kernel = np.moveaxis(kernel.reshape(-1, channels, kernel.shape[1]), 1, 0).reshape(
+                kernel.shape
+            )
         turned = np.moveaxis(kernel, (-1, -2), (0, 1))
         tensors += [torch.from_numpy(np.array(a, np.float32, order="C")) for a in (turned, bias)]
     return tensors
@@ -119,7 +131,9 @@ def from_torch(tensors: Sequence[torch.Tensor], like: Params) -> Params:
     for name, (kernel, bias, channels) in zip(like, _with_channels(like), strict=True):
         turned = np.moveaxis(arrays.pop(0), (0, 1), (-1, -2))
         if channels:
-            turned = np.moveaxis(turned.reshape(channels, -1, kernel.shape[1]), 0, 1).reshape(kernel.shape)
+            turned = np.moveaxis(turned.reshape(channels, -1, kernel.shape[1]), 0, 1).reshape(
+                kernel.shape
+            )
         found[name] = np.array(turned, order="C"), np.array(arrays.pop(0).reshape(bias.shape))
     return found
 
@@ -136,7 +150,9 @@ def _first(images: np.ndarray) -> np.ndarray:
 
 
 def fastest(work: Work, cores: int) -> tuple[Trainer, str, dict[str, float]]:
-    """The trainer of the fastest of one or all threads and either layout, its name, and each one's fastest epoch."""
+    """The trainer of the fastest of one or all threads and either layout, its name, and each one's
+    fastest epoch.
+    """
     variants = {
         f"{threads} threads, channels {'last' if last else 'first'}": (threads, last)
         for threads in sorted({1, cores})

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snake_jax.accounting import layer_costs, step_flops
-from snake_jax.kernels.conv.bench import CLASSES, Network
-from snake_jax.layers import Params, select, without
-from snake_jax.optimizers import apply_updates, init_states, update_rule
-from snake_jax.steps import Batches, EpochStats, Examples, LocalStep, local_epoch
+from experiments.bench.kernels.conv import CLASSES, Network
+from snake_jax.costs.accounting import layer_costs, step_flops
+from snake_jax.params import Params, select, without
+from snake_jax.train.image_step import Batches, EpochStats, Examples, LocalStep, local_epoch
+from snake_jax.train.optimizers import apply_updates, init_states, update_rule
 
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 OURS = "matmul"
@@ -39,19 +39,28 @@ def flops(network: Network, trained: Sequence[str]) -> int:
 
 
 def local_step(network: Network, lowering: str = OURS) -> LocalStep:
-    """What the step is, besides its arrays: plain SGD with momentum, neither clipping nor distillation."""
+    """What the step is, besides its arrays: plain SGD with momentum, neither clipping nor
+    distillation.
+    """
     rule = update_rule("sgd", momentum=MOMENTUM, weight_decay=0.0)
     return LocalStep(network.build(lowering), rule, clip_norm=0.0, normalise=lambda x: x)
 
 
 class Step:
-    """A compiled `local_epoch` of `steps` batches that owns its donated state; one call is one call of the program.
+    """A compiled `local_epoch` of `steps` batches that owns its donated state; one call is one call
+    of the program.
 
-    With `looped=False` the same step once, outside the loop: inside, XLA leaves its own convolutions in a slow form.
+    With `looped=False` the same step once, outside the loop: inside, XLA leaves its own
+    convolutions in a slow form.
     """
 
     def __init__(
-        self, network: Network, trained: Sequence[str], steps: int = 1, lowering: str = OURS, looped: bool = True
+        self,
+        network: Network,
+        trained: Sequence[str],
+        steps: int = 1,
+        lowering: str = OURS,
+        looped: bool = True,
     ) -> None:
         """Compiles.
 
@@ -64,11 +73,16 @@ class Step:
         """
         step, params = local_step(network, lowering), params_of(network)
         trainable = jax.tree.map(jnp.copy, select(params, trained))
-        self.state: tuple[Any, ...] = trainable, init_states(step.rule, trainable, step.model.layer_names)
+        self.state: tuple[Any, ...] = (
+            trainable,
+            init_states(step.rule, trainable, step.model.layer_names),
+        )
         schedule = *_epoch(network, steps), jax.random.key(0), jnp.float32(LEARNING_RATE)
         self.fixed: tuple[Any, ...] = without(params, trained), {}, *schedule
         function = local_epoch(step, tuple(trained)) if looped else _lone_step(step)
-        self.program = jax.jit(function, donate_argnums=(0, 1)).lower(*self.state, *self.fixed).compile()
+        self.program = (
+            jax.jit(function, donate_argnums=(0, 1)).lower(*self.state, *self.fixed).compile()
+        )
 
     def __call__(self) -> EpochStats:
         """Trains on."""
@@ -81,7 +95,9 @@ def _epoch(network: Network, steps: int) -> tuple[Examples, Batches]:
     """The same batch `steps` times."""
     images, labels = batch(network)
     index = jnp.tile(jnp.arange(network.batch, dtype=jnp.int32), (steps, 1))
-    return Examples(jnp.asarray(images), jnp.asarray(labels)), Batches(index, jnp.ones(index.shape), jnp.int32(steps))
+    return Examples(jnp.asarray(images), jnp.asarray(labels)), Batches(
+        index, jnp.ones(index.shape), jnp.int32(steps)
+    )
 
 
 def _lone_step(step: LocalStep) -> Any:

@@ -1,4 +1,6 @@
-"""The same step in PyTorch, frozen layers with `requires_grad` off. Import only where torch is importable."""
+"""The same step in PyTorch, frozen layers with `requires_grad` off. Import only where torch is
+importable.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +10,14 @@ import torch
 from torch import nn
 
 from experiments.bench import vgg
-from snake_jax.kernels.conv.bench import Network, Stage, stages
+from experiments.bench.kernels.conv import Network, Stage, stages
 
 
-def step(network: Network, trained: Sequence[str], threads: int, channels_last: bool) -> Callable[[], float]:
-    """One call is one training step of these layers from `vgg.params_of`; it returns the loss before the step.
+def step(
+    network: Network, trained: Sequence[str], threads: int, channels_last: bool
+) -> Callable[[], float]:
+    """One call is one training step of these layers from `vgg.params_of`; it returns the loss
+    before the step.
 
     Args:
       network: which.
@@ -44,7 +49,9 @@ def step(network: Network, trained: Sequence[str], threads: int, channels_last: 
 
 
 def _sequential(network: Network, layers: dict[str, nn.Module]) -> nn.Sequential:
-    """ReLU after every layer but the last. Flattens channels first: the last image must be a single pixel."""
+    """ReLU after every layer but the last. Flattens channels first: the last image must be a single
+    pixel.
+    """
     parts: list[nn.Module] = []
     for stage in stages(network, vgg.params_of(network)):
         if stage.kernel.ndim == 2 and not any(isinstance(part, nn.Flatten) for part in parts):
@@ -55,9 +62,17 @@ def _sequential(network: Network, layers: dict[str, nn.Module]) -> nn.Sequential
 
 
 def _filled(stage: Stage) -> nn.Module:
-    """A convolution or dense layer of a stage's parameters; PyTorch's kernels are [Cout,Cin,Kh,Kw] and [Cout,Cin]."""
+    """A convolution or dense layer of a stage's parameters; PyTorch's kernels are [Cout,Cin,Kh,Kw]
+    and [Cout,Cin].
+    """
     kernel, bias = np.asarray(stage.kernel), np.asarray(stage.bias)
     *window, inputs, outputs = kernel.shape
-    layer = nn.Conv2d(inputs, outputs, tuple(window), padding=1) if window else nn.Linear(inputs, outputs)
-    layer.load_state_dict({"weight": torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1))), "bias": torch.tensor(bias)})
+    layer = (
+        nn.Conv2d(inputs, outputs, tuple(window), padding=1)
+        if window
+        else nn.Linear(inputs, outputs)
+    )
+    layer.load_state_dict(
+        {"weight": torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1))), "bias": torch.tensor(bias)}
+    )
     return layer

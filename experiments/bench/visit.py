@@ -1,6 +1,7 @@
 """A whole visit as the executors run it, data already on the device, beside as many bare steps.
 
-The difference is what the emulation costs: shuffling, handing over, copies of what trains, statistics.
+The difference is what the emulation costs: shuffling, handing over, copies of what trains,
+statistics.
 """
 
 from collections.abc import Callable
@@ -10,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import llama, vgg
+from experiments.bench.kernels.conv import Network
 from experiments.bench.rows import LOWER, Measured, Request, Row, measured, paired, walls_ms
-from snake_jax import text
-from snake_jax.config import TuneConfig
-from snake_jax.executor import Executor
-from snake_jax.executor.stacked import StackedExecutor, StackedSettings
-from snake_jax.executor.visits import VisitSettings
-from snake_jax.kernels.conv.bench import Network
-from snake_jax.kernels.timing import interleaved
-from snake_jax.language_step import own_items
-from snake_jax.schedule import Visit
-from snake_jax.steps import Examples
+from snake_jax.algorithms.visits import Visit
+from snake_jax.config import TextConfig
+from snake_jax.costs.timing import interleaved
+from snake_jax.data.text import packing
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.local import Executor
+from snake_jax.engines.stacked import StackedExecutor, StackedSettings
+from snake_jax.train.image_step import Examples
+from snake_jax.train.text_step import own_items
 
 REPEATS, BATCHES = 9, 10
 TABLE = "Visits of {batches} batches"
@@ -37,7 +38,13 @@ def run(request: Request) -> Measured:
     for trained in (names, (names[0], middle, names[-1])):
         subject = f"VGG-11, {'full' if trained is names else ' '.join(trained)}"
         request.say(f"visit: {subject}")
-        rows += _rows(table, subject, vision_visit(network, trained), vgg.Step(network, trained, BATCHES), repeats)
+        rows += _rows(
+            table,
+            subject,
+            vision_visit(network, trained),
+            vgg.Step(network, trained, BATCHES),
+            repeats,
+        )
     request.say("visit: Llama")
     steps = repeated(llama.Step(sizes, f"block {sizes.blocks // 2}"))
     rows += _rows(table, f"Llama, block {sizes.blocks // 2}", language_visit(sizes), steps, repeats)
@@ -56,7 +63,13 @@ def _rows(
     return [
         measured(table, subject, "visit", walls_ms(samples["visit"]), "ms"),
         measured(table, subject, "bare steps", walls_ms(samples["steps"]), "ms"),
-        measured(table, subject, "visit / steps", paired(samples["visit"], samples["steps"]), better=LOWER),
+        measured(
+            table,
+            subject,
+            "visit / steps",
+            paired(samples["visit"], samples["steps"]),
+            better=LOWER,
+        ),
     ]
 
 
@@ -66,7 +79,9 @@ def vision_visit(network: Network, trained: tuple[str, ...]) -> Callable[[], obj
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, network.side, network.side, 3)).astype(np.float32)
     examples = Examples(jnp.asarray(images), jnp.arange(count, dtype=jnp.int32) % 10)
-    settings = VisitSettings(local_epochs=1, batch_size=network.batch, frozen_dtype="float32", early_stop=0.0, seed=0)
+    settings = VisitSettings(
+        local_epochs=1, batch_size=network.batch, frozen_dtype="float32", early_stop=0.0, seed=0
+    )
     executor = Executor(vgg.local_step(network), examples, examples, [np.arange(count)], settings)
     params, visit = vgg.params_of(network), Visit(0, 0, 0, tuple(trained))
     return lambda: executor.run([visit], params, {}, vgg.LEARNING_RATE)[0].layers
@@ -75,17 +90,22 @@ def vision_visit(network: Network, trained: tuple[str, ...]) -> Callable[[], obj
 def language_visit(sizes: llama.Sizes) -> Callable[[], object]:
     """A call is one visit of one node that trains the middle block, of one epoch."""
     executor = language_executor(sizes, BATCHES)
-    params, item = jax.device_get(llama.params_of(sizes)), own_items(llama.model_of(sizes), False)[sizes.blocks // 2]
-    return lambda: executor.run([Visit(0, 0, 0, (item,))], params, {}, llama.LEARNING_RATE)[0].layers
+    params, item = (
+        jax.device_get(llama.params_of(sizes)),
+        own_items(llama.model_of(sizes), False)[sizes.blocks // 2],
+    )
+    return lambda: (
+        executor.run([Visit(0, 0, 0, (item,))], params, {}, llama.LEARNING_RATE)[0].layers
+    )
 
 
 def language_executor(sizes: llama.Sizes, batches: int) -> StackedExecutor:
     """The emulation of one node that holds so many batches."""
     tokens = llama.ids(sizes, batches * sizes.batch)
     positions = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), tokens.shape)
-    rows = text.Rows(tokens, *llama.shifted(tokens), positions, np.ones_like(tokens))
+    rows = packing.Rows(tokens, *llama.shifted(tokens), positions, np.ones_like(tokens))
     shard = {sizes.length: np.arange(len(tokens), dtype=np.int32)}
-    config = TuneConfig(batch_size=sizes.batch, frozen_dtype="float32")
+    config = TextConfig(batch_size=sizes.batch, frozen_dtype="float32")
     settings = StackedSettings(**{name: getattr(config, name) for name in StackedSettings._fields})
     train = {sizes.length: rows}
     return StackedExecutor(llama.language_step(sizes), {}, train, train, [shard], settings)

@@ -1,4 +1,5 @@
-"""The work that every contestant does, as one file of arrays, and how it is asked for round after round.
+"""The work that every contestant does, as one file of arrays, and how it is asked for round after
+round.
 
 Imports numpy alone, so that a peer's interpreter needs nothing of this project's but this folder.
 """
@@ -17,11 +18,14 @@ CHECKED_ROUNDS = 2
 """Parameters are compared after this many rounds, of which none is counted as a sample."""
 
 Params = dict[str, tuple[np.ndarray, np.ndarray]]
-"""`{layer: (kernel, bias)}` in the network's order; kernels are [Kh,Kw,Cin,Cout] or [Cin,Cout], H before W before C."""
+"""`{layer: (kernel, bias)}` in the network's order; kernels are [Kh,Kw,Cin,Cout] or [Cin,Cout], H
+before W before C.
+"""
 
 
 class Work(NamedTuple):
-    """A round of FedAvg: every node trains one epoch from the mean, plain SGD with momentum that begins at zero.
+    """A round of FedAvg: every node trains one epoch from the mean, plain SGD with momentum that
+    begins at zero.
 
     Attributes:
       images: `[N, H, W, 3]` uint8, all nodes'.
@@ -52,7 +56,9 @@ class Work(NamedTuple):
     rounds: int
 
     def order(self, number: int, node: int) -> np.ndarray:
-        """The node's examples in the order in which round `number` takes them, as `snake_jax.executor` shuffles."""
+        """The node's examples in the order in which round `number` takes them, as
+        `snake_jax.executor` shuffles.
+        """
         return np.random.default_rng([self.seed, number, node, 0]).permutation(self.shards[node])
 
     def normalised(self) -> np.ndarray:
@@ -65,7 +71,9 @@ class Work(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A round's mean loss over its examples, each before the step that it is in, and how much was done."""
+    """A round's mean loss over its examples, each before the step that it is in, and how much was
+    done.
+    """
 
     loss: float | None
     steps: int
@@ -76,7 +84,9 @@ def save(work: Work, path: Path) -> None:
     """Writes one .npz file."""
     arrays: dict[str, Any] = {f"shard/{node}": shard for node, shard in enumerate(work.shards)}
     arrays |= _flat(work.params)
-    arrays |= {name: getattr(work, name) for name in Work._fields if name not in ("shards", "params")}
+    arrays |= {
+        name: getattr(work, name) for name in Work._fields if name not in ("shards", "params")
+    }
     np.savez(path, **arrays)
 
 
@@ -85,7 +95,9 @@ def load(path: Path) -> Work:
     with np.load(path) as file:
         arrays = dict(file)
     shards = [arrays[name] for name in arrays if name.startswith("shard/")]
-    plain: dict[str, Any] = {name: arrays[name] for name in Work._fields if name not in ("shards", "params")}
+    plain: dict[str, Any] = {
+        name: arrays[name] for name in Work._fields if name not in ("shards", "params")
+    }
     scalars = {name: value.item() for name, value in plain.items() if value.ndim == 0}
     return Work(**{**plain, **scalars}, shards=shards, params=_layers(arrays))
 
@@ -103,7 +115,11 @@ def load_params(path: Path) -> Params:
 
 def _flat(params: Params) -> dict[str, Any]:
     parts = ("kernel", "bias")
-    return {f"{p}/{layer}": a for layer, pair in params.items() for p, a in zip(parts, pair, strict=True)}
+    return {
+        f"{p}/{layer}": a
+        for layer, pair in params.items()
+        for p, a in zip(parts, pair, strict=True)
+    }
 
 
 def _layers(arrays: dict[str, np.ndarray]) -> Params:
@@ -112,16 +128,27 @@ def _layers(arrays: dict[str, np.ndarray]) -> Params:
 
 
 def difference(params: Params, reference: Params, start: Params) -> float:
-    """Norm of `params - reference` over that of `reference - start`: 1 is as wrong as not having trained."""
+    """Norm of `params - reference` over that of `reference - start`: 1 is as wrong as not having
+    trained.
+    """
 
     def distance(a: Params, b: Params) -> float:
-        return sum(float(np.square(x - y).sum()) for name in a for x, y in zip(a[name], b[name], strict=True)) ** 0.5
+        return (
+            sum(
+                float(np.square(x - y).sum())
+                for name in a
+                for x, y in zip(a[name], b[name], strict=True)
+            )
+            ** 0.5
+        )
 
     return distance(params, reference) / distance(reference, start)
 
 
 class Line:
-    """A contestant's end of the line: it answers on what was its standard output, where nothing else may write now."""
+    """A contestant's end of the line: it answers on what was its standard output, where nothing
+    else may write now.
+    """
 
     def __init__(self, checked: Path) -> None:
         """Everything printed from now on goes to standard error.
@@ -139,7 +166,9 @@ class Line:
         self._say({"parameters": count, "python": sys.version.split()[0], **told})
 
     def asked(self) -> bool:
-        """Waits for the next request; false where there will be none. The clock of the round starts."""
+        """Waits for the next request; false where there will be none. The clock of the round
+        starts.
+        """
         wanted = bool(sys.stdin.readline().strip())
         self._started = time.perf_counter()
         return wanted

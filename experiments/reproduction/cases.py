@@ -1,4 +1,6 @@
-"""What the studies of images and of language have in common: cases, the scales they are run at, tuning, names."""
+"""What the studies of images and of language have in common: cases, the scales they are run at,
+tuning, names.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +22,8 @@ class Scale(NamedTuple):
     Attributes:
       settings: of every run.
       data: the data set where none is given.
-      train_examples: over all nodes; 0: as many as there are. Of language about how many rows there are, for estimates.
+      train_examples: over all nodes; 0: as many as there are. Of language about how many rows there
+        are, for estimates.
       cycles: for each number of local epochs E; rounds of averaging methods.
       seeds: of every case.
       target: accuracy or perplexity whose cost is reported; 0: none.
@@ -80,7 +83,8 @@ class Topic(NamedTuple):
       partitions: name to what people call it.
       scales: by name.
       of_figure: (figure, scale) to the cases that it draws, those of few local epochs first.
-      config: (case, scale, sources, learning rate) to the configuration of its run, evaluated once a cycle.
+      config: (case, scale, sources, learning rate) to the configuration of its run, evaluated once
+        a cycle.
       hold_out: (scale, sources) writes what tuning runs need.
       public: a source as it may be published, without paths of this machine.
     """
@@ -98,7 +102,9 @@ class Topic(NamedTuple):
 
 
 def ordered(cases: Iterable[Case]) -> list[Case]:
-    """Each case once, those of few local epochs first, so that what is there when time runs out can be used."""
+    """Each case once, those of few local epochs first, so that what is there when time runs out can
+    be used.
+    """
     return sorted(dict.fromkeys(cases), key=lambda case: (case.epochs, case.seed))
 
 
@@ -108,8 +114,12 @@ def of_figures(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]
 
 
 def tuning(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]:
-    """The tuning runs: every method and partition of the figures, each rate of the grid, one seed, least E."""
-    pairs = dict.fromkeys((c.method, c.partition) for figure in figures for c in topic.of_figure(figure, scale))
+    """The tuning runs: every method and partition of the figures, each rate of the grid, one seed,
+    least E.
+    """
+    pairs = dict.fromkeys(
+        (c.method, c.partition) for figure in figures for c in topic.of_figure(figure, scale)
+    )
     return [
         Case(method, partition, min(scale.cycles), scale.seeds[0], tried=rate)
         for (method, partition), rate in itertools.product(pairs, scale.grid)
@@ -120,7 +130,17 @@ def name(case: Case, rate: float) -> str:
     """The folder of a case's run: what tells it from the others of its scale."""
     special = [case.order] * (case.order != "sequential") + ["interrupted"] * case.interrupted
     kind = ["tune"] * (case.tried is not None)
-    return "_".join([*kind, case.method, case.partition, f"e{case.epochs}", *special, f"lr{rate:g}", f"s{case.seed}"])
+    return "_".join(
+        [
+            *kind,
+            case.method,
+            case.partition,
+            f"e{case.epochs}",
+            *special,
+            f"lr{rate:g}",
+            f"s{case.seed}",
+        ]
+    )
 
 
 def cycles_of(case: Case, scale: Scale) -> int:
@@ -129,7 +149,9 @@ def cycles_of(case: Case, scale: Scale) -> int:
 
 
 def steps_of(case: Case, scale: Scale, all_examples: int = 50_000) -> int:
-    """About how many steps a case's run takes: a cycle passes all data E times. CIFAR-10 has 50,000 examples."""
+    """About how many steps a case's run takes: a cycle passes all data E times. CIFAR-10 has 50,000
+    examples.
+    """
     kept = 1 - scale.validation if case.tried is not None else 1
     examples = (scale.train_examples or all_examples) * kept
     return round(examples * case.epochs * cycles_of(case, scale) / scale.settings["batch_size"])

@@ -51,12 +51,19 @@ def _layers(study: Study) -> list[Path]:
     }
     picture = plot_layers([row["layer"] for row in rows], shares, study.results / "figure4.png")
     middle = rows[1:-1]
-    means = [sum(row[f"visit_{kind}_share"] for row in middle) / len(middle) for kind in ("bytes", "flops", "memory")]
+    means = [
+        sum(row[f"visit_{kind}_share"] for row in middle) / len(middle)
+        for kind in ("bytes", "flops", "memory")
+    ]
     text = (
-        "Full-width VGG-11 for 32x32x3 images and 10 classes, counted from shapes, a batch of 32; nothing is trained. "
-        "A visit trains the first layer, this one and the last, and sends these three up; its memory is weights, "
-        "gradients and momentum, without activations. Full training is FL's: all layers. Mean over the middle layers: "
-        f"{100 * means[0]:.1f} % of the bytes, {100 * means[1]:.1f} % of the FLOPs, {100 * means[2]:.1f} % of the "
+        "Full-width VGG-11 for 32x32x3 images and 10 classes, counted from shapes, a batch of 32; "
+        "nothing is trained. "
+        "A visit trains the first layer, this one and the last, and sends these three up; its "
+        "memory is weights, "
+        "gradients and momentum, without activations. Full training is FL's: all layers. Mean "
+        "over the middle layers: "
+        f"{100 * means[0]:.1f} % of the bytes, {100 * means[1]:.1f} % of the FLOPs, "
+        f"{100 * means[2]:.1f} % of the "
         "memory."
     )
     parts = [f"# Figure 4: {vision_figures.TITLES['4']}", text, tables.layers_markdown(rows)]
@@ -66,5 +73,7 @@ def _layers(study: Study) -> list[Path]:
 def _files(study: Study, figure: str, parts: Sequence[str], numbers: dict[str, Any]) -> list[Path]:
     files = [study.results / f"figure{figure}.md", study.results / f"figure{figure}.json"]
     files[0].write_text("\n\n".join(parts) + "\n")
-    files[1].write_text(json.dumps({"figure": figure, "scale": study.scale_name, **numbers}, indent=1) + "\n")
+    files[1].write_text(
+        json.dumps({"figure": figure, "scale": study.scale_name, **numbers}, indent=1) + "\n"
+    )
     return files

@@ -1,7 +1,9 @@
-"""The papers' fine-tuning study: Snake Learning and FL on a language model, whole blocks or LoRA, E in {1, 3}.
+"""The papers' fine-tuning study: Snake Learning and FL on a language model, whole blocks or LoRA, E
+in {1, 3}.
 
-Figure 6 of the magazine (IID) and figure 9 of arXiv 2405.03372 (Non-IID: each node holds one data set). There is a node
-for every block, as in the papers: a cycle of Snake Learning and a round of FL both pass all nodes' text once.
+Figure 6 of the magazine (IID) and figure 9 of arXiv 2405.03372 (Non-IID: each node holds one data
+set). There is a node for every block, as in the papers: a cycle of Snake Learning and a round of FL
+both pass all nodes' text once.
 """
 
 import hashlib
@@ -10,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
-from snake_jax import text
-from snake_jax.config import TuneConfig
+from snake_jax.config import TextConfig
+from snake_jax.data.text.sources import HUB, load
 from snake_jax.errors import UserError
 from snake_jax.models.hub import read_architecture
 from snake_jax.models.presets import PRESETS
-from snake_jax.text.sources import HUB
 
 METHODS = {
     "snake_lora": Method("Snake Learning, LoRA", {"algorithm": "snake"}),
@@ -27,7 +28,12 @@ PARTITIONS = {"iid": "IID", "by_category": "Non-IID"}
 FIGURES = {"6": "iid", "9": "by_category"}
 _TRAINING_PART = "training_part"  # the source that tuning runs read
 
-_COMMON: dict[str, Any] = {"lr_schedule": "factor", "lr_decay": 0.9, "on_divergence": "skip", "frozen_dtype": "int8"}
+_COMMON: dict[str, Any] = {
+    "lr_schedule": "factor",
+    "lr_decay": 0.9,
+    "on_divergence": "skip",
+    "frozen_dtype": "int8",
+}
 _RATES = {"snake_lora": 3e-3, "snake_full": 1e-3, "fedavg_lora": 3e-3, "fedavg_full": 1e-3}
 
 SCALES = {
@@ -54,7 +60,8 @@ SCALES = {
         rates=_RATES,
         step_s=0.05,
     ),
-    # A pretrained model of a few hundred thousand weights and four data sets on two CPU cores; --text_model and
+    # A pretrained model of a few hundred thousand weights and four data sets on two CPU cores;
+    # --text_model and
     # --text_data say where they are. Both E pass the text nine times.
     "cpu": Scale(
         settings={
@@ -78,8 +85,9 @@ SCALES = {
         rates=_RATES,
         step_s=0.2,
     ),
-    # The papers' setting, for an accelerator: OPT-1.3B, 24 nodes (or --text_model of Llama-3-8B, 32 nodes) and their
-    # data sets. They do not say for how long they train. Rows and seconds of a step are estimates, nothing was run.
+    # The papers' setting, for an accelerator: OPT-1.3B, 24 nodes (or --text_model of Llama-3-8B, 32
+    # nodes) and their data sets. They do not say for how long they train. Rows and seconds of a
+    # step are estimates, nothing was run.
     "full": Scale(
         settings={
             **_COMMON,
@@ -121,12 +129,14 @@ def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> 
     untrained = model in PRESETS and not Path(model).exists()
     if not model or (untrained and scale != "smoke" and not listing):
         raise UserError(
-            f"--scale={scale}: figures {' and '.join(FIGURES)} fine-tune a pretrained model: give --text_model=DIR, a "
+            f"--scale={scale}: figures {' and '.join(FIGURES)} fine-tune a pretrained model: give "
+            f"--text_model=DIR, a "
             "folder of a Llama or an OPT as Hugging Face saves it"
         )
     if not data:
         raise UserError(
-            f"--scale={scale}: figures {' and '.join(FIGURES)} need text: give --text_data=A.jsonl,B.jsonl, a file of "
+            f"--scale={scale}: figures {' and '.join(FIGURES)} need text: give "
+            f"--text_data=A.jsonl,B.jsonl, a file of "
             "prompts and responses for each data set"
         )
     choice = [data, settings["limit"], settings.get("test_share"), SCALES[scale].seeds[0]]
@@ -142,15 +152,21 @@ def blocks(model: str) -> int:
 
 def of_figure(figure: str, scale: Scale) -> list[Case]:
     """The cases that a figure draws, those of few local epochs first."""
-    plain = [Case(method, FIGURES[figure], epochs) for epochs in sorted(scale.cycles) for method in METHODS]
+    plain = [
+        Case(method, FIGURES[figure], epochs)
+        for epochs in sorted(scale.cycles)
+        for method in METHODS
+    ]
     return [case._replace(seed=seed) for case in plain for seed in scale.seeds]
 
 
-def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TuneConfig:
-    """The configuration of a case's run. A tuning run trains and is evaluated on parts of the training text."""
+def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConfig:
+    """The configuration of a case's run. A tuning run trains and is evaluated on parts of the
+    training text.
+    """
     nodes, own = blocks(given["model"]), METHODS[case.method].flags
     tuned = {"data": given[_TRAINING_PART], "test_share": scale.validation, "limit": 0}
-    return TuneConfig(
+    return TextConfig(
         **{
             **scale.settings,
             **own,
@@ -169,11 +185,15 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TuneConf
 
 
 def hold_out(scale: Scale, given: Sources) -> None:
-    """Writes the training text that tuning divides again, so that no run of it sees held-out text of the study."""
+    """Writes the training text that tuning divides again, so that no run of it sees held-out text
+    of the study.
+    """
     settings, path = scale.settings, Path(given[_TRAINING_PART])
-    share = settings.get("test_share", TuneConfig().test_share)
-    corpus = text.load(given["data"], test_share=share, seed=scale.seeds[0], limit=settings["limit"])
-    lines = [{"prompt": p.prompt, "response": p.response, "category": p.category} for p in corpus.train]
+    share = settings.get("test_share", TextConfig().test_share)
+    corpus = load(given["data"], test_share=share, seed=scale.seeds[0], limit=settings["limit"])
+    lines = [
+        {"prompt": p.prompt, "response": p.response, "category": p.category} for p in corpus.train
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -181,7 +201,10 @@ def hold_out(scale: Scale, given: Sources) -> None:
 def public(source: str) -> str:
     """A model or text without the folders of this machine."""
     parts = [part.strip() for part in source.split(",")]
-    return ",".join(Path(part).name if Path(part).is_absolute() or Path(part).exists() else part for part in parts)
+    return ",".join(
+        Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
+        for part in parts
+    )
 
 
 TOPIC = Topic(

@@ -17,8 +17,11 @@ _LOOKS = {"snake_lora": (1, 1), "snake_full": (1, 0), "fedavg_lora": (0, 1), "fe
 
 def title(study: Study, figure: str) -> str:
     """Of a figure."""
-    held = ": the nodes hold different data sets" if language.FIGURES[figure] == "by_category" else ""
-    return f"Fine-tuning a language model by local epochs E, {PARTITIONS[language.FIGURES[figure]]}{held}"
+    held = (
+        ": the nodes hold different data sets" if language.FIGURES[figure] == "by_category" else ""
+    )
+    partition = PARTITIONS[language.FIGURES[figure]]
+    return f"Fine-tuning a language model by local epochs E, {partition}{held}"
 
 
 def setting(study: Study) -> str:
@@ -58,14 +61,22 @@ def _about(study: Study) -> str:
     scale, settings = study.scale, study.scale.settings
     model, data = (study.topic.public(study.sources[name]) for name in ("model", "data"))
     blocks = language.blocks(study.sources["model"])
-    pairs = f"{settings['limit']:,} training pairs of each source" if settings["limit"] else "all pairs"
+    pairs = (
+        f"{settings['limit']:,} training pairs of each source" if settings["limit"] else "all pairs"
+    )
     cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
     rates = "tuned, see learning_rates_language.json" if study.rates else "the scale's, not tuned"
     return (
-        f"Scale {study.scale_name}: {model}, {blocks} blocks and as many nodes; {data}, {pairs}; rows of "
-        f"{human(settings['max_length'])} tokens, several texts to a row, batch {settings['batch_size']}; AdamW, LoRA "
-        f"of rank {settings['lora_rank']}, what does not train stored as {settings['frozen_dtype']}; cycles (rounds): "
-        f"{cycles}; seeds {', '.join(map(str, scale.seeds))}; learning rates {rates}. FL's whole model has embedding "
-        "and head too, which Snake Learning leaves as they are. Perplexity is of held-out responses, all sources "
-        "together. Iterations of all nodes count; per node is their number over the number of nodes."
+        f"Scale {study.scale_name}: {model}, {blocks} blocks and as many nodes; {data}, {pairs}; "
+        f"rows of "
+        f"{human(settings['max_length'])} tokens, several texts to a row, batch "
+        f"{settings['batch_size']}; AdamW, LoRA "
+        f"of rank {settings['lora_rank']}, what does not train stored as "
+        f"{settings['frozen_dtype']}; cycles (rounds): "
+        f"{cycles}; seeds {', '.join(map(str, scale.seeds))}; learning rates {rates}. FL's whole "
+        f"model has embedding "
+        "and head too, which Snake Learning leaves as they are. Perplexity is of held-out "
+        "responses, all sources "
+        "together. Iterations of all nodes count; per node is their number over the number of "
+        "nodes."
     )

@@ -22,14 +22,21 @@ from experiments.reproduction.runs import Study
 from snake_jax.report.runs import Run, before, best, cost_to_reach, final, from_summary
 from snake_jax.report.units import human, percent, significant
 
-# What it took until a run was as good as FL: axis to the row's number for all of a run, and how it is called.
-_AXES = {"iterations": ("iterations", "iterations"), "bytes": ("bytes", "bytes"), "flops": ("train_flops", "FLOPs")}
+# What it took until a run was as good as FL: axis to the row's number for all of a run, and how it
+# is called.
+_AXES = {
+    "iterations": ("iterations", "iterations"),
+    "bytes": ("bytes", "bytes"),
+    "flops": ("train_flops", "FLOPs"),
+}
 
 
 def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Row]:
-    """A row a run: what it reached and took, and what it took until it was as good as FL's finished run, alike else.
+    """A row a run: what it reached and took, and what it took until it was as good as FL's finished
+    run, alike else.
 
-    Sums are over lines of metrics; `..._to_fl` are up to the first evaluation that is at least as good.
+    Sums are over lines of metrics; `..._to_fl` are up to the first evaluation that is at least as
+    good.
     """
     return [_of_run(study, case, run, found.get(_fl(case))) for case, run in found.items()]
 
@@ -62,7 +69,10 @@ def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Row:
         "train_flops": total(run, "train_flops"),
         "train_s": seconds,
         "tokens_per_s": tokens / seconds if seconds else None,
-        **{key: from_summary(run, key) for key in ("peak_train_bytes", "state_bytes", "trainable_params")},
+        **{
+            key: from_summary(run, key)
+            for key in ("peak_train_bytes", "state_bytes", "trainable_params")
+        },
         **{f"{axis}_to_fl": _to_fl(run, fl, axis) for axis in _AXES},
         "skipped_visits": sum(record.get("event") == "skipped" for record in run.metrics),
     }
@@ -75,7 +85,9 @@ def _to_fl(run: Run, fl: Run | None, axis: str) -> float | None:
 
 
 def markdown_of(rows: Sequence[Row]) -> str:
-    """Perplexity and cost, seeds of a case in one line: the mean, and least to greatest where there are several."""
+    """Perplexity and cost, seeds of a case in one line: the mean, and least to greatest where there
+    are several.
+    """
     columns: list[Column] = [
         ("perplexity before", several("perplexity_before", significant)),
         ("after", several("perplexity_after", significant)),
@@ -95,7 +107,9 @@ def markdown_of(rows: Sequence[Row]) -> str:
 
 
 def against(rows: Sequence[Row]) -> list[str]:
-    """Sentences: each finished case of Snake Learning beside FL's of the same training, partition and E."""
+    """Sentences: each finished case of Snake Learning beside FL's of the same training, partition
+    and E.
+    """
     cases = {(g[0]["method"], g[0]["partition"], g[0]["epochs"]): g for g in by_case(rows)}
     lines = []
     for (method, partition, epochs), group in cases.items():
@@ -111,10 +125,14 @@ def _beside(group: Sequence[Row], others: Sequence[Row]) -> str:
     said = f"{percent(factor)} of the final perplexity of {METHODS[others[0]['method']].label}"
     if any(row["iterations_to_fl"] is None for row in group):
         return f"{said}, never as good as that"
-    shares = [(mean(group, f"{axis}_to_fl") / mean(others, key), name) for axis, (key, name) in _AXES.items()]
+    shares = [
+        (mean(group, f"{axis}_to_fl") / mean(others, key), name)
+        for axis, (key, name) in _AXES.items()
+    ]
     words = ", ".join(f"{percent(share)} of its {name}" for share, name in shares)
     return f"{said}, first as good as that after {words}"
 
 
 def _name(row: Row, seeds: int) -> str:
-    return f"{PARTITIONS[row['partition']]}: {METHODS[row['method']].label}, E = {row['epochs']}{notes(row, seeds)}"
+    partition, method = PARTITIONS[row["partition"]], METHODS[row["method"]].label
+    return f"{partition}: {method}, E = {row['epochs']}{notes(row, seeds)}"

@@ -40,7 +40,11 @@ def several(key: str, show: Callable[[float], str]) -> Callable[[Sequence[Row]],
         values = [row[key] for row in rows]
         if None in values:
             known = [value for value in values if value is not None]
-            return f"{UNKNOWN} ({len(known)} of {len(values)}: {show(statistics.fmean(known))})" if known else UNKNOWN
+            return (
+                f"{UNKNOWN} ({len(known)} of {len(values)}: {show(statistics.fmean(known))})"
+                if known
+                else UNKNOWN
+            )
         mean = show(statistics.fmean(values))
         return mean if len(values) == 1 else f"{mean} ({show(min(values))} to {show(max(values))})"
 
@@ -60,7 +64,9 @@ def notes(row: Row, seeds: int, *special: str) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def markdown(rows: Sequence[Row], columns: Sequence[Column], name: Callable[[list[Row]], str]) -> str:
+def markdown(
+    rows: Sequence[Row], columns: Sequence[Column], name: Callable[[list[Row]], str]
+) -> str:
     """A table with a line for each case."""
     body = [[name(group), *(show(group) for _, show in columns)] for group in by_case(rows)]
     return table(["", *(head for head, _ in columns)], body)
@@ -68,4 +74,9 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column], name: Callable[[lis
 
 def of_case(case: Case) -> Row:
     """The part of a row that says which case it is of."""
-    return {"method": case.method, "partition": case.partition, "epochs": case.epochs, "seed": case.seed}
+    return {
+        "method": case.method,
+        "partition": case.partition,
+        "epochs": case.epochs,
+        "seed": case.seed,
+    }

@@ -1,4 +1,6 @@
-"""Carries out cases: each a run in its own folder, gone on with after a kill, not repeated once finished."""
+"""Carries out cases: each a run in its own folder, gone on with after a kill, not repeated once
+finished.
+"""
 
 import json
 import math
@@ -12,20 +14,22 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import one_run
-from experiments.one_run import Job
 from experiments.reproduction import cases
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
-from snake_jax import runner
+from snake_jax.cli import one_run
+from snake_jax.cli.one_run import Job
 from snake_jax.config import RunConfig, differences
 from snake_jax.errors import UserError
 from snake_jax.report.runs import Record, Run, final, merit_of_lines, read_run
 from snake_jax.report.units import clock
-from snake_jax.workdir import Workdir
+from snake_jax.runs import loop
+from snake_jax.runs.workdir import Workdir
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json")
 _PROGRAMS = "programs"
-Rates = dict[str, dict[str, Any]]  # {"method/partition": {"chosen": rate, "validation_loss": {rate: loss or null}}}
+Rates = dict[
+    str, dict[str, Any]
+]  # {"method/partition": {"chosen": rate, "validation_loss": {rate: loss or null}}}
 
 
 class Study(NamedTuple):
@@ -75,9 +79,12 @@ class Study(NamedTuple):
           UserError: the folder has a run with other flags.
         """
         config = self.folder(case) / "config.json"
-        if config.exists() and (other := differences(self.config(case), json.loads(config.read_text()))):
+        if config.exists() and (
+            other := differences(self.config(case), json.loads(config.read_text()))
+        ):
             raise UserError(
-                f"{self.folder(case)} holds a run with other flags: {', '.join(other)}; give another --workdir"
+                f"{self.folder(case)} holds a run with other flags: {', '.join(other)}; give "
+                f"another --workdir"
             )
         return (self.folder(case) / "summary.json").exists()
 
@@ -93,7 +100,9 @@ class Study(NamedTuple):
 
 
 class Clock:
-    """Tells when time is up, and how long what is left will take, from what finished runs of the topic took."""
+    """Tells when time is up, and how long what is left will take, from what finished runs of the
+    topic took.
+    """
 
     def __init__(self, minutes: float) -> None:
         """Starts now; `minutes` 0 is no limit."""
@@ -116,7 +125,9 @@ class Clock:
         return step_s * sum(cases.steps_of(case, study.scale) for case in todo)
 
 
-def carry_out(study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[[str], None], jobs: int = 1) -> None:
+def carry_out(
+    study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[[str], None], jobs: int = 1
+) -> None:
     """Runs what is not finished, in the order given, until time is up.
 
     Args:
@@ -160,13 +171,13 @@ def carry_out(study: Study, wanted: Sequence[Case], timer: Clock, say: Callable[
 
 def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[str], None]) -> str:
     """Trains what is left of a run; returns how it ended."""
-    setup = runner.prepare(study.config(case))
+    setup = loop.prepare(study.config(case))
     workdir = Workdir(study.folder(case), setup.config)
     try:
         job = Job(setup, workdir, workdir.resume(setup, say))
         try:
             one_run.train(job, lambda record: None, False, going_on)
-        except runner.Diverged as error:
+        except loop.Diverged as error:
             return f"stopped: {error}"
         done = len(workdir.records)
     finally:
@@ -185,7 +196,9 @@ def _reached(last: Record) -> str:
 
 
 def _keep_programs(folder: Path) -> None:
-    """Runs that differ in learning rate, order or schedule alone share compiled programs; so do later launches."""
+    """Runs that differ in learning rate, order or schedule alone share compiled programs; so do
+    later launches.
+    """
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009  set at run time
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -193,7 +206,9 @@ def _keep_programs(folder: Path) -> None:
 
 
 def keep(study: Study, kept: Sequence[Case]) -> None:
-    """Copies configuration, metrics and summary of finished runs to the results; this machine's paths stay out."""
+    """Copies configuration, metrics and summary of finished runs to the results; this machine's
+    paths stay out.
+    """
     for case in kept:
         if study.finished(case):
             folder = study.results / "runs" / study.name(case)

@@ -24,32 +24,45 @@ from experiments.reproduction.rows import (
 )
 from experiments.reproduction.runs import Study
 from experiments.reproduction.vision import CLASSES, IMAGE, METHODS, PARTITIONS
-from snake_jax import accounting, models, runner
-from snake_jax.chain import ON_NODE, ON_SERVER, held, roles
-from snake_jax.layers import resolve_layers
-from snake_jax.network import optimizer_item
+from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, held, roles
+from snake_jax.costs import accounting
+from snake_jax.models import registry
+from snake_jax.models.layered import resolve_layers
+from snake_jax.nodes.ledger import optimizer_item
 from snake_jax.report.runs import Run, cost_to_reach
 from snake_jax.report.units import human, percent
-from snake_jax.runner import Setup
+from snake_jax.runs import loop
+from snake_jax.runs.loop import Setup
 
 
 def label(case: Case) -> str:
     """What tells a case from the others of its figure, partition and seed apart."""
-    special = [f"{case.order} order"] * (case.order != "sequential") + ["interrupted"] * case.interrupted
+    special = [f"{case.order} order"] * (case.order != "sequential") + [
+        "interrupted"
+    ] * case.interrupted
     return ", ".join([METHODS[case.method].label, f"E = {case.epochs}", *special])
 
 
 def of_run(study: Study, case: Case, run: Run) -> Row:
-    """What a run reached and took; sums are over its lines of metrics, `to_target` up to the first evaluation there."""
-    config, last = run.config, [record for record in run.metrics if record["accuracy"] is not None][-1]
+    """What a run reached and took; sums are over its lines of metrics, `to_target` up to the first
+    evaluation there.
+    """
+    config, last = (
+        run.config,
+        [record for record in run.metrics if record["accuracy"] is not None][-1],
+    )
     nodes, cycles = config["nodes"], len({record["cycle"] for record in run.metrics})
-    sums = {key: total(run, key) for key in ("iterations", "examples", "train_flops", "server_flops", "train_s")}
+    sums = {
+        key: total(run, key)
+        for key in ("iterations", "examples", "train_flops", "server_flops", "train_s")
+    }
     sums |= {
         "bytes": total(run, "bytes_up") + total(run, "bytes_down"),
         "synchronisations": total(run, "synchronisations"),
     }
     reached = {
-        axis: cost_to_reach(run, study.scale.target, axis) for axis in ("iterations", "examples", "bytes", "flops")
+        axis: cost_to_reach(run, study.scale.target, axis)
+        for axis in ("iterations", "examples", "bytes", "flops")
     }
     per_node = None if reached["iterations"] is None else reached.pop("iterations") / nodes
     return {
@@ -62,7 +75,9 @@ def of_run(study: Study, case: Case, run: Run) -> Row:
         "distilled": any(record.get("distilled") for record in run.metrics),
         "cycles": cycles,
         "final_accuracy": last["accuracy"],
-        "best_accuracy": max(record["accuracy"] for record in run.metrics if record["accuracy"] is not None),
+        "best_accuracy": max(
+            record["accuracy"] for record in run.metrics if record["accuracy"] is not None
+        ),
         "final_loss": last["test_loss"],
         "iterations_per_node": sums["iterations"] / nodes,
         **sums,
@@ -71,7 +86,9 @@ def of_run(study: Study, case: Case, run: Run) -> Row:
         "bytes_per_visit": sums["bytes"] / _visits(run),
         "iterations_per_node_to_target": per_node,
         **{f"{axis}_to_target": reached[axis] for axis in ("examples", "bytes", "flops")},
-        "simulated_s": total(run, "clock_s") if any("clock_s" in record for record in run.metrics) else None,
+        "simulated_s": total(run, "clock_s")
+        if any("clock_s" in record for record in run.metrics)
+        else None,
         "skipped_visits": sum(record.get("event") == "skipped" for record in run.metrics),
     }
 
@@ -81,9 +98,11 @@ def _visits(run: Run) -> int:
 
 
 def node_memory(setup: Setup) -> Row:
-    """Bytes of weights, gradients, optimizer states and teacher at the node that holds most in any visit of a cycle."""
+    """Bytes of weights, gradients, optimizer states and teacher at the node that holds most in any
+    visit of a cycle.
+    """
     config = setup.config
-    params, states, _ = runner.state_like(setup, setup.layer_names)
+    params, states, _ = loop.state_like(setup, setup.layer_names)
     sizes = accounting.transfer_sizes(params, config.frozen_dtype, states)
     auxiliary = tuple(layer.name for layer in setup.auxiliary)
     most: Row = {"together": -1}
@@ -92,32 +111,43 @@ def node_memory(setup: Setup) -> Row:
             for role in roles(setup.chain):
                 if role == ON_SERVER:
                     continue
-                own = held(setup.chain, setup.model.layer_names, role) + (auxiliary if role == ON_NODE else ())
+                own = held(setup.chain, setup.model.layer_names, role) + (
+                    auxiliary if role == ON_NODE else ()
+                )
                 trained = [name for name in own if name in visit.layers]
                 weights = sum(sizes.full[name] for name in trained)
                 parts = {
-                    "weights": weights + sum(sizes.frozen[name] for name in own if name not in trained),
+                    "weights": weights
+                    + sum(sizes.frozen[name] for name in own if name not in trained),
                     "gradients": weights,
                     "optimizer": sum(sizes.full[optimizer_item(name)] for name in trained),
                     "teacher": weights if setup.distilled else 0,
                 }
-                most = max(most, parts | {"together": sum(parts.values())}, key=lambda row: row["together"])
+                most = max(
+                    most, parts | {"together": sum(parts.values())}, key=lambda row: row["together"]
+                )
     return most
 
 
 def methods_row(study: Study, case: Case, run: Run) -> Row:
-    """The row of figure 2. The compiler's peak is a node's only where the node holds the whole model."""
-    setup = runner.prepare(study.config(case))
+    """The row of figure 2. The compiler's peak is a node's only where the node holds the whole
+    model.
+    """
+    setup = loop.prepare(study.config(case))
     peak = (run.summary or {}).get("peak_train_bytes") if len(setup.chain) == 1 else None
-    return of_run(study, case, run) | {"node_memory": node_memory(setup), "compiled_peak_bytes": peak}
+    return of_run(study, case, run) | {
+        "node_memory": node_memory(setup),
+        "compiled_peak_bytes": peak,
+    }
 
 
 def layers_table(batch_size: int = 32) -> list[Row]:
-    """Figure 4: full-width VGG-11, a batch's FLOPs of each layer, and of a visit that trains it beside first and last.
+    """Figure 4: full-width VGG-11, a batch's FLOPs of each layer, and of a visit that trains it
+    beside first and last.
 
     Shares are of training all layers; memory is weights, gradients and momentum.
     """
-    model = models.build("vgg11", CLASSES, IMAGE)
+    model = registry.build("vgg11", CLASSES, IMAGE)
     costs = accounting.layer_costs(model, batch_size)
     sizes = accounting.transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), "float32").full
     always = resolve_layers("always_train", "first,last", model.layer_names)
@@ -147,13 +177,24 @@ def layers_table(batch_size: int = 32) -> list[Row]:
 
 def layers_markdown(rows: Sequence[Row]) -> str:
     """Figure 4 as a table."""
-    head = ["layer", "parameters", "forward", "input gradient", "weight gradient", "visit sends", "visit's FLOPs"]
+    head = [
+        "layer",
+        "parameters",
+        "forward",
+        "input gradient",
+        "weight gradient",
+        "visit sends",
+        "visit's FLOPs",
+    ]
     head += ["of full training", "visit's memory", "of full training"]
     body = [
         [
             row["layer"],
             f"{row['parameters']:,}",
-            *(FLOPS(row[f"{kind}_flops"]) for kind in ("forward", "input_gradient", "weight_gradient")),
+            *(
+                FLOPS(row[f"{kind}_flops"])
+                for kind in ("forward", "input_gradient", "weight_gradient")
+            ),
             BYTES(row["visit_bytes_up"]),
             FLOPS(row["visit_flops"]),
             percent(row["visit_flops_share"]),
@@ -166,7 +207,9 @@ def layers_markdown(rows: Sequence[Row]) -> str:
 
 
 def runs_markdown(rows: Sequence[Row], target: float) -> str:
-    """Accuracy and cost, seeds of a case in one line: the mean, and least to greatest where there are several."""
+    """Accuracy and cost, seeds of a case in one line: the mean, and least to greatest where there
+    are several.
+    """
     goal = percent(target)
     columns: list[Column] = [
         ("final accuracy", several("final_accuracy", percent)),
@@ -203,16 +246,25 @@ def methods_markdown(rows: Sequence[Row], target: float) -> str:
 
 
 def against(rows: Sequence[Row], base: Mapping[str, Any]) -> list[str]:
-    """Sentences: the mean final accuracy of each finished case as a share of that of the base, alike otherwise."""
+    """Sentences: the mean final accuracy of each finished case as a share of that of the base,
+    alike otherwise.
+    """
     lines = []
     for group in by_case(rows):
         others = [r for r in rows if all(r[k] == v for k, v in base.items()) and r["finished"]]
         alike = ("partition", "epochs")
         others = [r for r in others if all(r[key] == group[0][key] for key in alike)]
-        if not others or case_key(others[0]) == case_key(group[0]) or not all(r["finished"] for r in group):
+        if (
+            not others
+            or case_key(others[0]) == case_key(group[0])
+            or not all(r["finished"] for r in group)
+        ):
             continue
         share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
-        lines.append(f"{_row_name(group[0], 0)}: {percent(share)} of the accuracy of {_row_name(others[0], 0)}.")
+        lines.append(
+            f"{_row_name(group[0], 0)}: {percent(share)} of the accuracy of "
+            f"{_row_name(others[0], 0)}."
+        )
     return lines
 
 

@@ -1,4 +1,6 @@
-"""Learning rates: chosen on a part of the training examples that is held out, recorded, read again."""
+"""Learning rates: chosen on a part of the training examples that is held out, recorded, read
+again.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,10 +33,14 @@ def read_rates(results: Path, topic: Topic) -> Rates:
         raise UserError(f"{file} is damaged; remove it and tune again with --tune") from error
 
 
-def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str], None], jobs: int = 1) -> Study:
-    """The study with the rate of least validation loss for every method and partition whose tuning runs are finished.
+def tune(
+    study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str], None], jobs: int = 1
+) -> Study:
+    """The study with the rate of least validation loss for every method and partition whose tuning
+    runs are finished.
 
-    Also records them (`rates_file`). The validation part comes from the training examples: no test example is seen.
+    Also records them (`rates_file`). The validation part comes from the training examples: no test
+    example is seen.
     """
     tried = cases.tuning(study.topic, figures, study.scale)
     study.topic.hold_out(study.scale, study.sources)
@@ -49,7 +55,10 @@ def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str]
         losses = {study.rate(case): _validation_loss(study, case) for case in mine}
         finite = {rate: loss for rate, loss in losses.items() if loss is not None}
         if not finite:
-            say(f"{method}, {partition}: every learning rate diverged; the scale's {study.scale.rates[method]:g} stays")
+            say(
+                f"{method}, {partition}: every learning rate diverged; the scale's "
+                f"{study.scale.rates[method]:g} stays"
+            )
             continue
         chosen = min(finite, key=lambda rate: finite[rate])
         rates[f"{method}/{partition}"] = {
@@ -63,17 +72,25 @@ def tune(study: Study, figures: Sequence[str], timer: Clock, say: Callable[[str]
 
 
 def _validation_loss(study: Study, case: Case) -> float | None:
-    """At the end of a tuning run; None of one that diverged on its way. Of language the logarithm of perplexity."""
+    """At the end of a tuning run; None of one that diverged on its way. Of language the logarithm
+    of perplexity.
+    """
     metrics = read_run(study.folder(case)).metrics
-    return None if any(record["event"] == "skipped" for record in metrics) else metrics[-1]["test_loss"]
+    return (
+        None
+        if any(record["event"] == "skipped" for record in metrics)
+        else metrics[-1]["test_loss"]
+    )
 
 
 def _write_rates(study: Study, rates: Rates) -> None:
     scale = study.scale
     about = {
         "scale": study.scale_name,
-        "how": f"each rate of {list(scale.grid)} for {scale.tune_cycles} cycles of E = {min(scale.cycles)}, seed "
-        f"{scale.seeds[0]}, evaluated on {scale.validation:g} of the training examples, which were held out; chosen by "
+        "how": f"each rate of {list(scale.grid)} for {scale.tune_cycles} cycles of E = "
+        f"{min(scale.cycles)}, seed "
+        f"{scale.seeds[0]}, evaluated on {scale.validation:g} of the training examples, which "
+        f"were held out; chosen by "
         "the loss there",
         "rates": rates,
     }

@@ -1,11 +1,13 @@
-"""The papers' classification study: what is run for each figure at each scale, as configurations."""
+"""The papers' classification study: what is run for each figure at each scale, as
+configurations.
+"""
 
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
-from snake_jax import models
-from snake_jax.algorithms import ALGORITHMS
-from snake_jax.config import Config
-from snake_jax.layers import resolve_layers
-from snake_jax.schedule import Plan, serpentine
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.algorithms.schedule import Plan, serpentine
+from snake_jax.config import ImageConfig
+from snake_jax.models import registry
+from snake_jax.models.layered import resolve_layers
 
 METHODS = {
     "fedavg": Method("FL"),
@@ -34,12 +36,26 @@ _RATES = {
     "splitfed": 0.03,
     "random_walking_snakes": 0.03,
 }
-_COMMON = {"batch_size": 32, "lr_schedule": "factor", "lr_decay": 0.95, "alpha": 2.0, "on_divergence": "skip"}
+_COMMON = {
+    "batch_size": 32,
+    "lr_schedule": "factor",
+    "lr_decay": 0.95,
+    "alpha": 2.0,
+    "on_divergence": "skip",
+}
 
 SCALES = {
-    # Whether everything works, in seconds: a small network on the bundled digits. Its numbers say nothing.
+    # Whether everything works, in seconds: a small network on the bundled digits. Its numbers say
+    # nothing.
     "smoke": Scale(
-        settings={**_COMMON, "model": "mlp", "width": 0.25, "nodes": 3, "batch_size": 16, "lr_decay": 0.9},
+        settings={
+            **_COMMON,
+            "model": "mlp",
+            "width": 0.25,
+            "nodes": 3,
+            "batch_size": 16,
+            "lr_decay": 0.9,
+        },
         data="digits",
         train_examples=96,
         cycles={1: 2, 2: 1},
@@ -51,8 +67,9 @@ SCALES = {
         rates=_RATES,
         step_s=0.01,
     ),
-    # What two CPU cores do in three quarters of an hour. All E see about as many examples (10, 12, 10 passes), as the
-    # papers' x axis is iterations. A step took 11.4 (FedAvg) to 17.1 ms (Snake with distillation) beside other work.
+    # What two CPU cores do in three quarters of an hour. All E see about as many examples (10, 12,
+    # 10 passes), as the papers' x axis is iterations. A step took 11.4 (FedAvg) to 17.1 ms (Snake
+    # with distillation) beside other work.
     "cpu": Scale(
         settings={**_COMMON, "model": "vgg11", "width": 0.25, "nodes": 9, "augment": "flip"},
         data="cifar10",
@@ -89,7 +106,9 @@ def of_figure(figure: str, scale: Scale) -> list[Case]:
     if figure == "5":
         plain = [Case(m, p, e) for e in sorted(scale.cycles) for m in COMPARED for p in PARTITIONS]
     elif figure == "7":
-        plain = [Case("snake", p, few, interrupted=cut) for p in PARTITIONS for cut in (False, True)]
+        plain = [
+            Case("snake", p, few, interrupted=cut) for p in PARTITIONS for cut in (False, True)
+        ]
     elif figure == "8":
         plain = [Case("snake", p, few, order=order) for p in PARTITIONS for order in ORDERS]
     elif figure == "2":
@@ -99,12 +118,12 @@ def of_figure(figure: str, scale: Scale) -> list[Case]:
     return [case._replace(seed=seed) for case in plain for seed in scale.seeds]
 
 
-def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> Config:
+def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
     """The configuration of a case's run, evaluated once a cycle."""
     cycles = cycles_of(case, scale)
     first, planned = _interrupted_turn(scale), rounds_planned(scale)
     cut = ",".join(f"{first + cycle * planned}@{INTERRUPTED_AT:g}" for cycle in range(cycles))
-    return Config(
+    return ImageConfig(
         **{
             **scale.settings,
             **METHODS[case.method].flags,
@@ -127,13 +146,17 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> Config
 
 def layer_names(scale: Scale) -> tuple[str, ...]:
     """Of the scale's network."""
-    return models.build(scale.settings["model"], CLASSES, IMAGE, width=scale.settings["width"]).layer_names
+    return registry.build(
+        scale.settings["model"], CLASSES, IMAGE, width=scale.settings["width"]
+    ).layer_names
 
 
 def interrupted_layer(scale: Scale) -> str:
     """The fifth layer, or the middle one of a network whose fifth layer trains at every visit."""
     names = layer_names(scale)
-    middle = [name for name in names if name not in resolve_layers("always_train", "first,last", names)]
+    middle = [
+        name for name in names if name not in resolve_layers("always_train", "first,last", names)
+    ]
     fifth = names[INTERRUPTED_LAYER - 1] if len(names) >= INTERRUPTED_LAYER else ""
     return fifth if fifth in middle else middle[len(middle) // 2]
 
@@ -146,12 +169,16 @@ def rounds_planned(scale: Scale) -> int:
 def _interrupted_turn(scale: Scale) -> int:
     layer = interrupted_layer(scale)
     always = resolve_layers("always_train", "first,last", layer_names(scale))
-    return next(i for i, layers in enumerate(_assignments(scale)) if layer in layers and layer not in always)
+    return next(
+        i for i, layers in enumerate(_assignments(scale)) if layer in layers and layer not in always
+    )
 
 
 def _assignments(scale: Scale) -> tuple[tuple[str, ...], ...]:
     names = layer_names(scale)
-    return serpentine(Plan(Config(), names, resolve_layers("always_train", "first,last", names)), 0)
+    return serpentine(
+        Plan(ImageConfig(), names, resolve_layers("always_train", "first,last", names)), 0
+    )
 
 
 def _rounds_a_cycle(case: Case, scale: Scale) -> int:
@@ -177,6 +204,8 @@ TOPIC = Topic(
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
-    hold_out=lambda scale, sources: None,  # runs hold out a part of their training examples themselves
+    hold_out=lambda scale, sources: (
+        None
+    ),  # runs hold out a part of their training examples themselves
     public=_public,
 )

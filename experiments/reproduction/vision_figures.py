@@ -34,7 +34,11 @@ def setting(study: Study) -> str:
 
 def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
     """A row of panels for each partition."""
-    return {PARTITIONS[p]: _lines(figure, p, found) for p in PARTITIONS if any(c.partition == p for c in found)}
+    return {
+        PARTITIONS[p]: _lines(figure, p, found)
+        for p in PARTITIONS
+        if any(c.partition == p for c in found)
+    }
 
 
 def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
@@ -45,7 +49,9 @@ def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
 
 def sections(study: Study, figure: str, numbers: Sequence[Row]) -> list[str]:
     """The text below the title: setting, table, comparisons."""
-    body = (tables.methods_markdown if figure == "2" else tables.runs_markdown)(numbers, study.scale.target)
+    body = (tables.methods_markdown if figure == "2" else tables.runs_markdown)(
+        numbers, study.scale.target
+    )
     base: dict[str, Any] = {"method": "snake", "order": "sequential", "interrupted": False}
     if figure in ("2", "5"):
         base["method"] = "fedavg"
@@ -84,10 +90,14 @@ def _about(study: Study) -> str:
     scale, settings = study.scale, study.scale.settings
     examples = f"{scale.train_examples:,}" if scale.train_examples else "all"
     cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
-    goal = "the papers' target" if scale.target == 0.6 else "this scale's target, not the papers' 60 %"
+    goal = (
+        "the papers' target" if scale.target == 0.6 else "this scale's target, not the papers' 60 %"
+    )
     return (
-        f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g}, {examples} training examples "
-        f"over {settings['nodes']} nodes, batch {settings['batch_size']}; cycles (rounds): {cycles}; "
+        f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g}, "
+        f"{examples} training examples "
+        f"over {settings['nodes']} nodes, batch {settings['batch_size']}; cycles (rounds): "
+        f"{cycles}; "
         f"seeds {', '.join(map(str, scale.seeds))}. {100 * scale.target:.0f} % is {goal}. "
         "Iterations of all nodes count; per node is their number over the number of nodes."
     )

@@ -23,14 +23,17 @@ def conv2d(
 ) -> jax.Array:
     """Cross-correlation of x [B,H,W,Cin] with w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout].
 
-    `padding` is "SAME", "VALID" or ((top, bottom), (left, right)) in pixels. `lowering` is "xla" (the compiler's own
-    convolution), "matmul" (patches times a matrix) or "auto" (matmul on CPUs, xla elsewhere, chosen when compiled).
-    Raises ValueError for shapes, strides, padding or a lowering that do not fit.
+    `padding` is "SAME", "VALID" or ((top, bottom), (left, right)) in pixels. `lowering` is "xla"
+    (the compiler's own convolution), "matmul" (patches times a matrix) or "auto" (matmul on CPUs,
+    xla elsewhere, chosen when compiled). Raises ValueError for shapes, strides, padding or a
+    lowering that do not fit.
     """
     strides = _pair("conv2d: strides", strides, least=1)
     _check_conv(x, w)
     pads = _padding(x, w, strides, padding)
-    return _choose(lowering, "conv2d", lambda module: lambda x, w: module.conv2d(x, w, strides, pads), x, w)
+    return _choose(
+        lowering, "conv2d", lambda module: lambda x, w: module.conv2d(x, w, strides, pads), x, w
+    )
 
 
 def max_pool(
@@ -39,9 +42,11 @@ def max_pool(
     strides: Sequence[int] | None = None,
     lowering: str = "auto",
 ) -> jax.Array:
-    """Largest value of each whole window of x [B,H,W,C] -> [B,Ho,Wo,C]; `strides` default to the window.
+    """Largest value of each whole window of x [B,H,W,C] -> [B,Ho,Wo,C]; `strides` default to the
+    window.
 
-    A tie's gradient goes to the window's first largest element in every lowering. Raises ValueError as `conv2d` does.
+    A tie's gradient goes to the window's first largest element in every lowering. Raises ValueError
+    as `conv2d` does.
     """
     window = _pair("max_pool: window", window, least=1)
     strides = window if strides is None else _pair("max_pool: strides", strides, least=1)
@@ -49,14 +54,18 @@ def max_pool(
         raise ValueError(f"max_pool: x must be [B,H,W,C], got shape {x.shape}")
     if x.shape[1] < window[0] or x.shape[2] < window[1]:
         raise ValueError(f"max_pool: window {window} is larger than x of shape {x.shape}")
-    return _choose(lowering, "max_pool", lambda module: lambda x: module.max_pool(x, window, strides), x)
+    return _choose(
+        lowering, "max_pool", lambda module: lambda x: module.max_pool(x, window, strides), x
+    )
 
 
 def _choose(lowering, name, function_of, *args):
     if lowering not in LOWERINGS:
         raise ValueError(f"{name}: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
     if lowering == "auto":
-        return lax.platform_dependent(*args, cpu=function_of(matmul), default=function_of(reference))
+        return lax.platform_dependent(
+            *args, cpu=function_of(matmul), default=function_of(reference)
+        )
     return function_of(matmul if lowering == "matmul" else reference)(*args)
 
 
@@ -72,21 +81,34 @@ def _pair(name: str, values: Sequence[int], least: int) -> Pair:
 
 def _check_conv(x: jax.Array, w: jax.Array) -> None:
     if x.ndim != 4 or w.ndim != 4:
-        raise ValueError(f"conv2d: x must be [B,H,W,Cin] and w [Kh,Kw,Cin,Cout], got shapes {x.shape} and {w.shape}")
+        raise ValueError(
+            f"conv2d: x must be [B,H,W,Cin] and w [Kh,Kw,Cin,Cout], got shapes {x.shape} and "
+            f"{w.shape}"
+        )
     if x.shape[3] != w.shape[2]:
-        raise ValueError(f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[2]}")
+        raise ValueError(
+            f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[2]}"
+        )
     if x.dtype != w.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"conv2d: x and w must be of one floating dtype, got {x.dtype} and {w.dtype}")
+        raise ValueError(
+            f"conv2d: x and w must be of one floating dtype, got {x.dtype} and {w.dtype}"
+        )
 
 
-def _padding(x: jax.Array, w: jax.Array, strides: Pair, padding: str | Sequence[Sequence[int]]) -> Padding:
+def _padding(
+    x: jax.Array, w: jax.Array, strides: Pair, padding: str | Sequence[Sequence[int]]
+) -> Padding:
     """Pixels per edge, checked: every output dimension has at least one element."""
     edges: Sequence[Sequence[int]] = padding if isinstance(padding, list | tuple) else ()
     if padding in ("SAME", "VALID"):
         edges = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, str(padding))
     if len(edges) != 2:
-        raise ValueError(f"conv2d: padding {padding!r} is not SAME, VALID or ((top, bottom), (left, right))")
+        raise ValueError(
+            f"conv2d: padding {padding!r} is not SAME, VALID or ((top, bottom), (left, right))"
+        )
     pads = _pair("conv2d: padding", edges[0], least=0), _pair("conv2d: padding", edges[1], least=0)
     if any(n + sum(p) < k for n, p, k in zip(x.shape[1:3], pads, w.shape[:2], strict=True)):
-        raise ValueError(f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}")
+        raise ValueError(
+            f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}"
+        )
     return pads

@@ -1,30 +1,46 @@
-"""Convolution as patches times a matrix, for CPUs: near the speed of a matrix product whatever the shape.
+"""Convolution as patches times a matrix, for CPUs: near the speed of a matrix product whatever the
+shape.
 
-Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened to Kh*Kw*Cin columns:
+Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened to Kh*Kw*Cin
+columns:
 
     forward           y       = patches(x) @ w
-    input gradient    dx      = patches^T(g @ w^T)      patches^T adds every column back to the pixel it came from
+    input gradient    dx      = patches^T(g @ w^T)
     weight gradient   dw      = patches(x)^T @ g
 
-Measured with VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2, PyTorch 2.13. `python -m experiments.bench`
-measures passes (`conv`) and steps (`step`) again; docs/performance.md has a run on an idle machine:
+Here patches^T adds every column back to the pixel that it came from.
 
-- XLA's own convolution runs at 60 to 360 GFLOP/s until the kernel has more taps than the image has pixels: conv7 and
-  conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop or a condition, as training runs,
-  it leaves the gradients' convolutions in a slow form: 8.7 s of CPU time a step against 1.7 in straight-line code.
-- A whole step inside a `lax.scan` over batches, as training runs, takes PyTorch's time within 3 %. A lone call takes
+Measured with VGG-11, batch 32, float32, two Zen 5 cores, jax 0.10.2, PyTorch 2.13. `python -m
+experiments.bench` measures passes (`conv`) and steps (`step`) again; docs/performance.md has a run
+on an idle machine:
+
+- XLA's own convolution runs at 60 to 360 GFLOP/s until the kernel has more taps than the image has
+pixels: conv7 and
+  conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop or a condition,
+  as training runs, it leaves the gradients' convolutions in a slow form: 8.7 s of CPU time a step
+  against 1.7 in straight-line code.
+- A whole step inside a `lax.scan` over batches, as training runs, takes PyTorch's time within 3 %.
+A lone call takes
   longer: it pays for page faults on fresh temporary memory, a scan once for all its steps.
-- The input gradient as a convolution of g with the flipped kernel needs 9*Cout columns and a copy of the weights: 34 ms
-  for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a product and one loop of additions, which XLA
-  fuses with the gradients of ReLU and pooling around it.
-- Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place or in two stages
-  (rows, then columns) are within 5 % of each other in a whole step, a split over the batch too. The plain one stays.
-- XLA's own convolution forward where an image has 8x8 pixels or more, and these products backward: 5 % less CPU time
-  for a full step, 10 % with conv1, conv4 and fc11, 15 % with conv8 alone. It is not taken: the rule fits one version of
-  XLA, whose count of FLOPs would leave out the taps on padding, and no count could be checked by it.
-- Under vmap, where every node has weights of its own, the nodes' products are a loop: the patches of 16 nodes at once
-  leave the cache, and a round of FedAvg with the little `cnn` takes 1.9 instead of 1.35 times that of node after node.
-- Saved for the backward pass are x and w, not the patches, nine times x. In straight-line code XLA still finds the two
+- The input gradient as a convolution of g with the flipped kernel needs 9*Cout columns and a copy
+of the weights: 34 ms
+  for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a product and one loop of
+  additions, which XLA fuses with the gradients of ReLU and pooling around it.
+- Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place
+or in two stages
+  (rows, then columns) are within 5 % of each other in a whole step, a split over the batch too. The
+  plain one stays.
+- XLA's own convolution forward where an image has 8x8 pixels or more, and these products backward:
+5 % less CPU time
+  for a full step, 10 % with conv1, conv4 and fc11, 15 % with conv8 alone. It is not taken: the rule
+  fits one version of XLA, whose count of FLOPs would leave out the taps on padding, and no count
+  could be checked by it.
+- Under vmap, where every node has weights of its own, the nodes' products are a loop: the patches
+of 16 nodes at once
+  leave the cache, and a round of FedAvg with the little `cnn` takes 1.9 instead of 1.35 times that
+  of node after node.
+- Saved for the backward pass are x and w, not the patches, nine times x. In straight-line code XLA
+still finds the two
   patches(x) equal and keeps one; across a scan or a cond only x is kept.
 """
 
@@ -41,7 +57,9 @@ from snake_jax.kernels.conv.reference import Padding, Pair
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Same as `reference.conv2d`: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout], products summed in float32."""
+    """Same as `reference.conv2d`: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout], products
+    summed in float32.
+    """
 
     @sequential_vmap
     def forward(x, w):
@@ -74,7 +92,9 @@ conv2d.defvjp(_save, _backward)
 def _input_gradient(x, w, strides, padding, g):
     columns = _product(g, w.reshape(-1, w.shape[-1]), 3, 1)
     window = jax.ShapeDtypeStruct(x.shape, columns.dtype)
-    (dx,) = jax.linear_transpose(lambda x: _patches(x, w.shape[:2], strides, padding), window)(columns)
+    (dx,) = jax.linear_transpose(lambda x: _patches(x, w.shape[:2], strides, padding), window)(
+        columns
+    )
     return dx.astype(x.dtype)
 
 
@@ -93,18 +113,24 @@ def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
 def _patches(x: jax.Array, kernel: tuple[int, ...], strides: Pair, padding: Padding) -> jax.Array:
     """Every window of x [B,H,W,C], flattened in the order of the kernel: [B,Ho,Wo,Kh*Kw*C]."""
     (kh, kw), (sh, sw) = kernel, strides
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)])
+    x = lax.pad(
+        x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)]
+    )
     b, h, w, c = x.shape
     last_row, last_column = (h - kh) // sh * sh, (w - kw) // sw * sw
 
     def tap(i: int, j: int) -> jax.Array:
-        return lax.slice(x, (0, i, j, 0), (b, i + last_row + 1, j + last_column + 1, c), (1, sh, sw, 1))
+        return lax.slice(
+            x, (0, i, j, 0), (b, i + last_row + 1, j + last_column + 1, c), (1, sh, sw, 1)
+        )
 
     return jnp.concatenate([tap(i, j) for i in range(kh) for j in range(kw)], axis=-1)
 
 
 def max_pool(x: jax.Array, window: Pair, strides: Pair) -> jax.Array:
-    """Same as `reference.max_pool`, x [B,H,W,C] -> [B,Ho,Wo,C]; fast where windows lie side by side."""
+    """Same as `reference.max_pool`, x [B,H,W,C] -> [B,Ho,Wo,C]; fast where windows lie side by
+    side.
+    """
     if window != strides:
         return reference.max_pool(x, window, strides)
     return _pool_tiles(x, window)

@@ -24,14 +24,20 @@ class ConvShape(NamedTuple):
     def y(self) -> tuple[int, int, int, int]:
         """Shape of the result [B,Ho,Wo,Cout]."""
         kernel, padding = self.w[:2], self.padding
-        pads = lax.padtype_to_pads(self.x[1:3], kernel, self.strides, padding) if isinstance(padding, str) else padding
+        pads = (
+            lax.padtype_to_pads(self.x[1:3], kernel, self.strides, padding)
+            if isinstance(padding, str)
+            else padding
+        )
         sides = zip(self.x[1:3], kernel, self.strides, pads, strict=True)
         rows, columns = ((n + sum(edges) - k) // stride + 1 for n, k, stride, edges in sides)
         return self.x[0], rows, columns, self.w[3]
 
     @property
     def flops(self) -> int:
-        """FLOPs of the forward product, 2 a multiply and add, taps on padding with them; of either gradient's too."""
+        """FLOPs of the forward product, 2 a multiply and add, taps on padding with them; of either
+        gradient's too.
+        """
         return 2 * math.prod(self.y[:3]) * math.prod(self.w)
 
 
@@ -45,7 +51,9 @@ SMALL = (
     ConvShape("pixels left over", (2, 8, 8, 2), (2, 2, 2, 3), (3, 3), "VALID"),
     ConvShape("asymmetric padding", (2, 6, 5, 3), (3, 3, 3, 4), (1, 1), ((0, 2), (3, 1))),
     ConvShape("asymmetric padding, strides", (1, 9, 6, 2), (5, 3, 2, 3), (2, 1), ((0, 2), (3, 1))),
-    ConvShape("padding wider than the kernel", (1, 5, 5, 2), (2, 3, 2, 3), (3, 2), ((4, 0), (5, 5))),
+    ConvShape(
+        "padding wider than the kernel", (1, 5, 5, 2), (2, 3, 2, 3), (3, 2), ((4, 0), (5, 5))
+    ),
     ConvShape("valid", (2, 7, 6, 3), (3, 3, 3, 4), (1, 1), "VALID"),
     ConvShape("1x1 kernel", (2, 5, 6, 4), (1, 1, 4, 3)),
     ConvShape("1x1 kernel, strides 2", (2, 5, 6, 4), (1, 1, 4, 3), (2, 2)),

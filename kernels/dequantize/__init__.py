@@ -1,7 +1,7 @@
 """Quantized arrays as dense ones, in a form that compilers fuse into what reads them.
 
-qwix.dequantize is the definition. It looks nf4 codes up by a gather, for which the TPU compiler writes several times
-the dense array into temporaries; as selections it writes none.
+qwix.dequantize is the definition. It looks nf4 codes up by a gather, for which the TPU compiler
+writes several times the dense array into temporaries; as selections it writes none.
 """
 
 import jax
@@ -23,7 +23,9 @@ NF4 = np.array(
 
 
 def dense(array: jax.Array | qwix.QArray, dtype: DTypeLike) -> jax.Array:
-    """A stored array in `dtype`; quantized ones (int8, nf4) are computed in float32 whatever their scales' dtype."""
+    """A stored array in `dtype`; quantized ones (int8, nf4) are computed in float32 whatever their
+    scales' dtype.
+    """
     if not isinstance(array, qwix.QArray):
         return array.astype(dtype)
     if array.qtype != "nf4":
@@ -37,7 +39,10 @@ def look_up(codes: jax.Array) -> jax.Array:
     candidates: list[jax.Array | np.float32] = list(NF4)
     for bit in range(4):
         odd = (codes >> bit) & 1 == 1
-        candidates = [jnp.where(odd, high, low) for low, high in zip(candidates[::2], candidates[1::2], strict=True)]
+        candidates = [
+            jnp.where(odd, high, low)
+            for low, high in zip(candidates[::2], candidates[1::2], strict=True)
+        ]
     return jnp.asarray(candidates[0])
 
 
@@ -47,3 +52,15 @@ def _scaled(values: jax.Array, scale: jax.Array) -> jax.Array:
     tiled = [(s, v // s) if 1 < s < v else (v,) for v, s in pairs]
     aligned = [(s, 1) if 1 < s < v else (s,) for v, s in pairs]
     return (values.reshape(sum(tiled, ())) * scale.reshape(sum(aligned, ()))).reshape(values.shape)
+
+
+def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Rows [..., E] of a stored table [V, E]; only the rows taken are dequantized."""
+    return dense(
+        jax.tree.map(lambda x: jnp.asarray(x)[ids], table), dtype
+    )  # a traced id cannot index a numpy array
+
+
+def is_quantized(leaf: object) -> bool:
+    """Whether a leaf is an array with scales."""
+    return isinstance(leaf, qwix.QArray)

@@ -1,4 +1,6 @@
-"""Cross-entropy and distillation cross-entropy straight from hidden states and the vocabulary matrix."""
+"""Cross-entropy and distillation cross-entropy straight from hidden states and the vocabulary
+matrix.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -29,25 +31,29 @@ def linear_xent(
 ) -> Xent:
     """Losses of N tokens whose logits are hidden [N, E] times the table's rows [V, E].
 
-    Products are in hidden's dtype, summed in float32. Gradients go to `hidden`, and to `table` where `table_gradient`;
-    the teacher gets none. Weigh tokens by what their losses are multiplied with: 0 for padding.
+    Products are in hidden's dtype, summed in float32. Gradients go to `hidden`, and to `table`
+    where `table_gradient`; the teacher gets none. Weigh tokens by what their losses are multiplied
+    with: 0 for padding.
 
     Args:
       hidden: [N, E].
-      table: [V, E], floating or quantized with scales for each row (and tiles along E); it may be stored in any dtype.
+      table: [V, E], floating or quantized with scales for each row (and tiles along E); it may be
+        stored in any dtype.
       targets: [N] integers; one outside [0, V) counts as a token whose logit is 0.
       teacher: [N, E] or None, its hidden states.
       teacher_table: [V, E], None for the same table.
       temperature: of both distributions in `distance`.
-      table_gradient: whether the table is trained; else it is a constant, and no array of its size is written.
+      table_gradient: whether the table is trained; else it is a constant, and no array of its size
+        is written.
       chunk: rows of the table at a time; None: see `tile`.
       rows: tokens at a time; None: see `tile`.
       lowering: "chunked", or "xla" for the definition with whole logits.
 
     Returns:
-      `nll` [N], -log softmax(logits)[target]; `distance` [N], the cross-entropy of softmax(logits / temperature)
-      against the teacher's (zeros without one; a loss weighs it by temperature^2: Hinton et al. 2015, arXiv 1503.02531,
-      section 2); `hit` [N], whether the target's logit is the largest, the first of equals.
+      `nll` [N], -log softmax(logits)[target]; `distance` [N], the cross-entropy of softmax(logits /
+      temperature) against the teacher's (zeros without one; a loss weighs it by temperature^2:
+      Hinton et al. 2015, arXiv 1503.02531, section 2); `hit` [N], whether the target's logit is the
+      largest, the first of equals.
 
     Raises:
       ValueError: shapes, dtypes or options that do not fit.
@@ -63,7 +69,9 @@ def linear_xent(
         if size is not None and size < 1:
             raise ValueError(f"linear_xent: {name} must be at least 1, got {size}")
     if lowering == "xla":
-        return reference.linear_xent(hidden, table, targets, teacher, teacher_table, temperature, table_gradient)
+        return reference.linear_xent(
+            hidden, table, targets, teacher, teacher_table, temperature, table_gradient
+        )
     count, width = hidden.shape
     default = tile(count, table.shape[0], width, hidden.dtype.itemsize)
     chunk, rows = min(chunk or default[0], table.shape[0]), min(rows or default[1], count)
@@ -72,10 +80,12 @@ def linear_xent(
 
 
 def tile(tokens: int, vocabulary: int, width: int, itemsize: int) -> tuple[int, int]:
-    """(chunk, rows) by default: neither a float32 tile of logits nor a dense piece of the table is above 32 MiB.
+    """(chunk, rows) by default: neither a float32 tile of logits nor a dense piece of the table is
+    above 32 MiB.
 
-    All tokens at a time while that leaves 1024 rows of the table; beyond, the tokens are parted too. Both are evened
-    out over their parts. Two or three such tiles are alive at once, about five with a teacher.
+    All tokens at a time while that leaves 1024 rows of the table; beyond, the tokens are parted
+    too. Both are evened out over their parts. Two or three such tiles are alive at once, about five
+    with a teacher.
     """
     most = max(128, min(max(TILE_BYTES // (4 * tokens), 1024), TILE_BYTES // (width * itemsize)))
     chunk = min(vocabulary, _even(vocabulary, most, 128))
@@ -90,12 +100,21 @@ def _even(size: int, most: int, multiple: int) -> int:
 
 
 def _check(
-    hidden: jax.Array, table: Table, targets: jax.Array, teacher: jax.Array | None, teacher_table: Table | None
+    hidden: jax.Array,
+    table: Table,
+    targets: jax.Array,
+    teacher: jax.Array | None,
+    teacher_table: Table | None,
 ) -> None:
     if hidden.ndim != 2 or not jnp.issubdtype(hidden.dtype, jnp.floating) or 0 in hidden.shape:
-        raise ValueError(f"linear_xent: hidden must be floating [N, E], got {hidden.dtype} {hidden.shape}")
+        raise ValueError(
+            f"linear_xent: hidden must be floating [N, E], got {hidden.dtype} {hidden.shape}"
+        )
     if targets.shape != hidden.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"linear_xent: targets must be integers [{len(hidden)}], got {targets.dtype} {targets.shape}")
+        raise ValueError(
+            f"linear_xent: targets must be integers [{len(hidden)}], got {targets.dtype} "
+            f"{targets.shape}"
+        )
     if table.ndim != 2 or table.shape[1] != hidden.shape[1]:
         raise ValueError(f"linear_xent: table must be [V, {hidden.shape[1]}], got {table.shape}")
     if teacher is None and teacher_table is not None:
@@ -104,4 +123,6 @@ def _check(
         expected, got = f"{hidden.dtype} {hidden.shape}", f"{teacher.dtype} {teacher.shape}"
         raise ValueError(f"linear_xent: teacher must be {expected} as hidden is, got {got}")
     if teacher_table is not None and teacher_table.shape != table.shape:
-        raise ValueError(f"linear_xent: teacher_table must be {table.shape}, got {teacher_table.shape}")
+        raise ValueError(
+            f"linear_xent: teacher_table must be {table.shape}, got {teacher_table.shape}"
+        )

@@ -36,5 +36,9 @@ def linear_xent(
 
 
 def _logits(hidden: jax.Array, table: Table) -> jax.Array:
-    """[N, V]: hidden [N, E] against the rows of the table [V, E], in hidden's dtype, summed in float32."""
-    return jnp.dot(hidden, dense(table, hidden.dtype).T, preferred_element_type=accumulator(hidden.dtype))
+    """[N, V]: hidden [N, E] against the rows of the table [V, E], in hidden's dtype, summed in
+    float32.
+    """
+    return jnp.dot(
+        hidden, dense(table, hidden.dtype).T, preferred_element_type=accumulator(hidden.dtype)
+    )

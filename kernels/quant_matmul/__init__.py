@@ -24,20 +24,23 @@ def quant_matmul(
     *,
     lowering: str = "auto",
 ) -> jax.Array:
-    """x [..., K] @ weight [K, N], plus (x @ a) @ b with an adapter a [K, r], b [r, N]: [..., N] in x's dtype.
+    """x [..., K] @ weight [K, N], plus (x @ a) @ b with an adapter a [K, r], b [r, N]: [..., N] in
+    x's dtype.
 
-    The weight is a constant: gradients go to `x` and to the adapter, theirs in their own dtype. Products are of x's
-    dtype, summed in float32. ("LoRA", arXiv 2106.09685, section 4.1; "QLoRA", arXiv 2305.14314, section 3.)
+    The weight is a constant: gradients go to `x` and to the adapter, theirs in their own dtype.
+    Products are of x's dtype, summed in float32. ("LoRA", arXiv 2106.09685, section 4.1; "QLoRA",
+    arXiv 2305.14314, section 3.)
 
     Args:
       x: floating.
-      weight: int8 with a scale for each output channel, or nf4 with a scale for each block along K, as
-        `snake_jax.quantization.freeze` stores a kernel; or one of a stack of such, [L, K, N], which a kernel for TPUs
-        reads in its place.
+      weight: int8 with a scale for each output channel, or nf4 with a scale for each block along K,
+        as `snake_jax.quantization.freeze` stores a kernel; or one of a stack of such, [L, K, N],
+        which a kernel for TPUs reads in its place.
       adapter: (a, b), floating.
-      lowering: "xla" (the matrix dequantized in a form that the compiler fuses where it can), "mosaic_tpu" or "triton"
-        (dequantized tile by tile on the chip), or "auto": on TPUs mosaic_tpu where sizes have tiles, for nf4 and for
-        int8 with an adapter, else xla, chosen when compiled. Away from its platform a kernel is
+      lowering: "xla" (the matrix dequantized in a form that the compiler fuses where it can),
+        "mosaic_tpu" or "triton" (dequantized tile by tile on the chip), or "auto": on TPUs
+        mosaic_tpu where sizes have tiles, for nf4 and for int8 with an adapter, else xla, chosen
+        when compiled. Away from its platform a kernel is
         interpreted: slow, for tests.
 
     Raises:
@@ -46,12 +49,15 @@ def quant_matmul(
     matrix = weight.matrix if isinstance(weight, OfStack) else weight
     _check(x, matrix, adapter)
     if lowering not in LOWERINGS:
-        raise ValueError(f"quant_matmul: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
+        raise ValueError(
+            f"quant_matmul: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}"
+        )
     rows = x.reshape(-1, x.shape[-1])
     kernel = {"mosaic_tpu": mosaic_tpu, "triton": triton}.get(lowering)
     if kernel is not None and not kernel.fits(rows, matrix):
         raise ValueError(
-            f"quant_matmul: {lowering} has no tiles for {matrix.qvalue.dtype} {matrix.shape} and {x.dtype}"
+            f"quant_matmul: {lowering} has no tiles for {matrix.qvalue.dtype} {matrix.shape} and "
+            f"{x.dtype}"
         )
     return _quant_matmul(lowering, rows, weight, adapter).reshape(*x.shape[:-1], matrix.shape[1])
 
@@ -84,13 +90,23 @@ _quant_matmul.defvjp(_remember, _backward)
 
 
 def _matmul(
-    lowering: str, x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool
+    lowering: str,
+    x: jax.Array,
+    weight: qwix.QArray | OfStack,
+    low_rank: LowRank | None,
+    transposed: bool,
 ) -> jax.Array:
-    plain, tpu, gpu = (functools.partial(module.matmul, transposed=transposed) for module in MODULES)
+    plain, tpu, gpu = (
+        functools.partial(module.matmul, transposed=transposed) for module in MODULES
+    )
     if lowering == "mosaic_tpu":
-        return lax.platform_dependent(x, weight, low_rank, tpu=tpu, default=functools.partial(tpu, interpret=True))
+        return lax.platform_dependent(
+            x, weight, low_rank, tpu=tpu, default=functools.partial(tpu, interpret=True)
+        )
     if lowering == "triton":
-        return lax.platform_dependent(x, weight, low_rank, cuda=gpu, default=functools.partial(gpu, interpret=True))
+        return lax.platform_dependent(
+            x, weight, low_rank, cuda=gpu, default=functools.partial(gpu, interpret=True)
+        )
     matrix = weight.matrix if isinstance(weight, OfStack) else weight
     pays = matrix.qtype == "nf4" or low_rank is not None
     if lowering == "auto" and pays and mosaic_tpu.fits(x, matrix):
@@ -100,19 +116,26 @@ def _matmul(
 
 def _check(x: jax.Array, weight: qwix.QArray, adapter: tuple[jax.Array, jax.Array] | None) -> None:
     if not isinstance(weight, qwix.QArray) or weight.ndim != 2 or weight.zero_point is not None:
-        raise ValueError(f"quant_matmul: weight must be a symmetric quantized [K, N], got {type(weight).__name__}")
+        raise ValueError(
+            f"quant_matmul: weight must be a symmetric quantized [K, N], got "
+            f"{type(weight).__name__}"
+        )
     inputs, outputs = weight.shape
     groups, columns = weight.scale.shape
     if columns != outputs or inputs % groups:
         raise ValueError(
-            f"quant_matmul: scales must be [groups, {outputs}] with groups of {inputs} equal parts, "
+            f"quant_matmul: scales must be [groups, {outputs}] with groups of {inputs} equal "
+            f"parts, "
             f"got {weight.scale.shape}"
         )
     if x.ndim < 1 or x.shape[-1] != inputs or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"quant_matmul: x must be floating [..., {inputs}], got {x.dtype} {x.shape}")
+        raise ValueError(
+            f"quant_matmul: x must be floating [..., {inputs}], got {x.dtype} {x.shape}"
+        )
     if adapter is not None:
         a, b = adapter
         if a.ndim != 2 or a.shape[0] != inputs or b.shape != (a.shape[1], outputs):
             raise ValueError(
-                f"quant_matmul: adapter must be [{inputs}, r] and [r, {outputs}], got {a.shape} and {b.shape}"
+                f"quant_matmul: adapter must be [{inputs}, r] and [r, {outputs}], got {a.shape} "
+                f"and {b.shape}"
             )

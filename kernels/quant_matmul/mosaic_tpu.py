@@ -1,7 +1,9 @@
-"""For TPUs: tiles are dequantized in VMEM, and the low-rank product is added to their sums before these are written.
+"""For TPUs: tiles are dequantized in VMEM, and the low-rank product is added to their sums before
+these are written.
 
-XLA writes nf4 matrices out in bfloat16 first, by some 30 vector operations a register of values; a gather within the
-register's lanes is one. int8 it dequantizes within the product, but a low-rank product it writes and reads again.
+XLA writes nf4 matrices out in bfloat16 first, by some 30 vector operations a register of values; a
+gather within the register's lanes is one. int8 it dequantizes within the product, but a low-rank
+product it writes and reads again.
 """
 
 import functools
@@ -35,7 +37,9 @@ class Tiles(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """A matrix in HBM, the shape of its blocks, and which of them a step (row, feature, part of the sum) takes."""
+    """A matrix in HBM, the shape of its blocks, and which of them a step (row, feature, part of the
+    sum) takes.
+    """
 
     array: Any
     block: tuple[int, int]
@@ -46,19 +50,24 @@ class Operand(NamedTuple):
     def spec(self) -> pl.BlockSpec:
         """In Pallas' words; the grid's one scalar says which matrix of a stack is meant."""
         if self.stacked:
-            return pl.BlockSpec((None, *self.block), lambda i, j, k, index: (index[0], *self.place(i, j, k)))
+            return pl.BlockSpec(
+                (None, *self.block), lambda i, j, k, index: (index[0], *self.place(i, j, k))
+            )
         return pl.BlockSpec(self.block, lambda i, j, k, index: self.place(i, j, k))
 
 
 def fits(x: jax.Array, weight: qwix.QArray) -> bool:
     """Whether there is a kernel for x [M, K] and the weight."""
-    return x.dtype in (jnp.bfloat16, jnp.float32) and x.size > 0 and tiles(len(x), weight) is not None
+    return (
+        x.dtype in (jnp.bfloat16, jnp.float32) and x.size > 0 and tiles(len(x), weight) is not None
+    )
 
 
 def tiles(rows: int, weight: qwix.QArray) -> Tiles | None:
     """The tiles for x [rows, K] and an int8 or nf4 weight [K, N]; None where there are none.
 
-    K and N must be multiples of 128, and an nf4 tile that is not all of K must have whole groups of 8 scales.
+    K and N must be multiples of 128, and an nf4 tile that is not all of K must have whole groups of
+    8 scales.
     """
     inputs, outputs = weight.shape
     groups = len(weight.scale)
@@ -74,7 +83,9 @@ def _side(size: int, multiple: int) -> int | None:
     """The whole, or its largest divisor that is a multiple of `multiple`."""
     if size <= LARGEST_SIDE:
         return size
-    return max((n for n in range(multiple, LARGEST_SIDE + 1, multiple) if size % n == 0), default=None)
+    return max(
+        (n for n in range(multiple, LARGEST_SIDE + 1, multiple) if size % n == 0), default=None
+    )
 
 
 def _even(rows: int) -> int:
@@ -84,15 +95,25 @@ def _even(rows: int) -> int:
 
 
 def matmul(
-    x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool, interpret: bool = False
+    x: jax.Array,
+    weight: qwix.QArray | OfStack,
+    low_rank: LowRank | None,
+    transposed: bool,
+    interpret: bool = False,
 ) -> jax.Array:
-    """As `reference.matmul`, for a weight that has `tiles`; of a stack, its blocks are read where they lie."""
+    """As `reference.matmul`, for a weight that has `tiles`; of a stack, its blocks are read where
+    they lie.
+    """
     if not isinstance(weight, OfStack):
         weight = OfStack(jax.tree.map(lambda w: w[None], weight), jnp.int32(0))
     matrix = weight.matrix
     grid, operands, result = _plan(x, matrix, low_rank, transposed)
-    flops = 2 * len(x) * math.prod(matrix.shape) + (0 if low_rank is None else 2 * len(x) * low_rank.wide.size)
-    cost = pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved_bytes(x, matrix, low_rank, transposed))
+    flops = 2 * len(x) * math.prod(matrix.shape) + (
+        0 if low_rank is None else 2 * len(x) * low_rank.wide.size
+    )
+    cost = pl.CostEstimate(
+        flops=flops, transcendentals=0, bytes_accessed=moved_bytes(x, matrix, low_rank, transposed)
+    )
     stored = iter((weight.stack.qvalue, weight.stack.scale))
     return pl.pallas_call(
         functools.partial(_kernel, transposed),
@@ -110,11 +131,18 @@ def matmul(
         cost_estimate=cost,
         interpret=interpret,
         name="quant_matmul_transposed" if transposed else "quant_matmul",
-    )(weight.at.reshape(1), *[next(stored) if operand.stacked else operand.array for operand in operands])
+    )(
+        weight.at.reshape(1),
+        *[next(stored) if operand.stacked else operand.array for operand in operands],
+    )
 
 
-def moved_bytes(x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> int:
-    """What the grid moves between HBM and VMEM, counted: a block moves when its place is not the step's before."""
+def moved_bytes(
+    x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool
+) -> int:
+    """What the grid moves between HBM and VMEM, counted: a block moves when its place is not the
+    step's before.
+    """
     grid, operands, result = _plan(x, weight, low_rank, transposed)
     return sum(_moves(grid, operand) * _block_bytes(operand) for operand in (*operands, result))
 
@@ -139,7 +167,9 @@ def _plan(
     """Grid (rows, features, what is summed over), operands and result."""
     sides = tiles(len(x), weight)
     assert sides is not None
-    summed, features = (sides.outputs, sides.inputs) if transposed else (sides.inputs, sides.outputs)
+    summed, features = (
+        (sides.outputs, sides.inputs) if transposed else (sides.inputs, sides.outputs)
+    )
     width = weight.shape[0 if transposed else 1]
     grid = -(-len(x) // sides.rows), width // features, x.shape[1] // summed
 
@@ -164,14 +194,20 @@ def _plan(
     return grid, operands, Operand(result, (sides.rows, features), lambda i, j, k: (i, j))
 
 
-def _kernel(transposed: bool, _index: Any, x_ref: Any, codes_ref: Any, scale_ref: Any, *rest: Any) -> None:
-    """One tile's product into the sums: a block's first starts from the low-rank product, its last one writes."""
+def _kernel(
+    transposed: bool, _index: Any, x_ref: Any, codes_ref: Any, scale_ref: Any, *rest: Any
+) -> None:
+    """One tile's product into the sums: a block's first starts from the low-rank product, its last
+    one writes.
+    """
     *low_rank, out_ref, sums_ref = rest
     part = pl.program_id(2)
 
     @pl.when(part == 0)
     def _() -> None:
-        sums_ref[...] = jnp.zeros_like(sums_ref) if not low_rank else _dot(low_rank[0], low_rank[1][...], False)
+        sums_ref[...] = (
+            jnp.zeros_like(sums_ref) if not low_rank else _dot(low_rank[0], low_rank[1][...], False)
+        )
 
     sums_ref[...] += _dot(x_ref, _dense(codes_ref[...], scale_ref[...], x_ref.dtype), transposed)
 
@@ -187,7 +223,11 @@ def _dot(x_ref: Any, w: jax.Array, transposed: bool) -> jax.Array:
 
 def _dense(codes: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """A tile [k, n] of values from its codes [k, n] and the scales [k / block, n] of its blocks."""
-    values = codes.astype(jnp.float32) if codes.dtype == jnp.int8 else _looked_up(codes.astype(jnp.int32))
+    values = (
+        codes.astype(jnp.float32)
+        if codes.dtype == jnp.int8
+        else _looked_up(codes.astype(jnp.int32))
+    )
     blocks = values.reshape(len(scale), -1, codes.shape[1])
     return (blocks * scale.astype(jnp.float32)[:, None]).reshape(codes.shape).astype(dtype)
 
@@ -197,4 +237,6 @@ def _looked_up(codes: jax.Array) -> jax.Array:
     table = look_up(lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1) % 16)
     table = jnp.broadcast_to(table[:1], (len(codes), LANES))
     columns = [codes[:, at : at + LANES] for at in range(0, codes.shape[1], LANES)]
-    return jnp.concatenate([jnp.take_along_axis(table, c, 1, mode="promise_in_bounds") for c in columns], 1)
+    return jnp.concatenate(
+        [jnp.take_along_axis(table, c, 1, mode="promise_in_bounds") for c in columns], 1
+    )

@@ -1,4 +1,6 @@
-"""The definition: the whole matrix dequantized, then a product; and what every form of it computes."""
+"""The definition: the whole matrix dequantized, then a product; and what every form of it
+computes.
+"""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +20,9 @@ class LowRank(NamedTuple):
 
 
 class OfStack(NamedTuple):
-    """One matrix of a stack of them that is left where it lies: `[L, ...]` arrays, and which one, a scalar."""
+    """One matrix of a stack of them that is left where it lies: `[L, ...]` arrays, and which one, a
+    scalar.
+    """
 
     stack: qwix.QArray
     at: jax.Array
@@ -30,11 +34,16 @@ class OfStack(NamedTuple):
 
     def cut_out(self) -> qwix.QArray:
         """The matrix, as arrays."""
-        return jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, self.at, keepdims=False), self.stack)
+        return jax.tree.map(
+            lambda w: lax.dynamic_index_in_dim(w, self.at, keepdims=False), self.stack
+        )
 
 
-def matmul(x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool) -> jax.Array:
-    """x [M, C] times the weight [K, N], or its transpose, plus the low-rank product: [M, F] in x's dtype.
+def matmul(
+    x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool
+) -> jax.Array:
+    """x [M, C] times the weight [K, N], or its transpose, plus the low-rank product: [M, F] in x's
+    dtype.
 
     C and F are K and N, transposed N and K. Sums are in float32, in float64 for float64 input.
     """
@@ -49,4 +58,6 @@ def matmul(x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None
 def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
     """Contracts one axis of each of two matrices; the sums are not rounded back."""
     wide = jnp.promote_types(left.dtype, jnp.float32)
-    return lax.dot_general(left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=wide)
+    return lax.dot_general(
+        left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=wide
+    )

@@ -1,4 +1,6 @@
-"""For GPUs: a tile of the matrix is dequantized in registers. Asked for by name; no GPU has measured it yet."""
+"""For GPUs: a tile of the matrix is dequantized in registers. Asked for by name; no GPU has
+measured it yet.
+"""
 
 import functools
 from typing import Any
@@ -19,7 +21,9 @@ LEAST_ROWS, MOST_ROWS = 16, 128
 
 
 def fits(x: jax.Array, weight: qwix.QArray) -> bool:
-    """Whether there is a kernel for x [M, K] and the weight: int8 or nf4 of whole tiles, nf4 in blocks of 64."""
+    """Whether there is a kernel for x [M, K] and the weight: int8 or nf4 of whole tiles, nf4 in
+    blocks of 64.
+    """
     inputs, outputs = weight.shape
     scales = {"nf4": inputs // INPUTS}.get(weight.qtype, 1)
     stored = weight.qtype == "nf4" or weight.qtype == jnp.int8
@@ -28,7 +32,11 @@ def fits(x: jax.Array, weight: qwix.QArray) -> bool:
 
 
 def matmul(
-    x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool, interpret: bool = False
+    x: jax.Array,
+    weight: qwix.QArray | OfStack,
+    low_rank: LowRank | None,
+    transposed: bool,
+    interpret: bool = False,
 ) -> jax.Array:
     """As `reference.matmul`, for a weight that `fits`."""
     weight = weight.cut_out() if isinstance(weight, OfStack) else weight
@@ -52,15 +60,27 @@ def _padded(low_rank: LowRank | None) -> tuple[jax.Array, ...]:
         return ()
     rank = low_rank.wide.shape[0]
     more = max(LEAST_ROWS, pl.next_power_of_2(rank)) - rank
-    return jnp.pad(low_rank.narrow, ((0, 0), (0, more))), jnp.pad(low_rank.wide, ((0, more), (0, 0)))
+    return jnp.pad(low_rank.narrow, ((0, 0), (0, more))), jnp.pad(
+        low_rank.wide, ((0, more), (0, 0))
+    )
 
 
-def _kernel(transposed: bool, rows: int, is_nf4: bool, x_ref: Any, codes_ref: Any, scale_ref: Any, *rest: Any) -> None:
+def _kernel(
+    transposed: bool,
+    rows: int,
+    is_nf4: bool,
+    x_ref: Any,
+    codes_ref: Any,
+    scale_ref: Any,
+    *rest: Any,
+) -> None:
     *low_rank, out_ref = rest
     place = pl.program_id(1)
     features, summed = (INPUTS, OUTPUTS) if transposed else (OUTPUTS, INPUTS)
     here = pl.ds(pl.program_id(0) * rows, rows)
-    inside = (pl.program_id(0) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)) < x_ref.shape[0]
+    inside = (
+        pl.program_id(0) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+    ) < x_ref.shape[0]
 
     def add(part: jax.Array, sums: jax.Array) -> jax.Array:
         x = plgpu.load(x_ref.at[here, pl.ds(part * summed, summed)], mask=inside, other=0)
@@ -72,7 +92,9 @@ def _kernel(transposed: bool, rows: int, is_nf4: bool, x_ref: Any, codes_ref: An
     across = pl.ds(place * features, features)
     if low_rank:
         narrow, wide = low_rank
-        sums += _dot(plgpu.load(narrow.at[here, :], mask=inside, other=0), plgpu.load(wide.at[:, across]))
+        sums += _dot(
+            plgpu.load(narrow.at[here, :], mask=inside, other=0), plgpu.load(wide.at[:, across])
+        )
     plgpu.store(out_ref.at[here, across], sums.astype(out_ref.dtype), mask=inside)
 
 

@@ -1,4 +1,6 @@
-"""What a method is: a plan of visits, where the layers lie, a way its weights travel, and a merge."""
+"""What a method is: a plan of visits, where the layers lie, a way its weights travel, and a
+merge.
+"""
 
 import functools
 import operator
@@ -8,19 +10,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from snake_jax.chain import ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.config import Config, RunConfig
+from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Chain, Segment
+from snake_jax.algorithms.schedule import SAMPLE_TAG, Plan
+from snake_jax.algorithms.visits import Round, Visit, VisitResult
+from snake_jax.config import ImageConfig, RunConfig
 from snake_jax.errors import UserError
-from snake_jax.executor import VisitResult
-from snake_jax.layers import Params
-from snake_jax.schedule import SAMPLE_TAG, Plan, Round, Visit
+from snake_jax.params import Params
 
 Shards = Sequence[np.ndarray]
 Merge = Callable[[Plan, Round, Params, Any, Sequence[VisitResult]], tuple[Params, Any]]
 
 NETWORK_FLAGS = frozenset({"cached"})
 INTERRUPTION_FLAGS = frozenset({"interrupt", "fault_rate", "interruption"})
-RELAY_FLAGS = NETWORK_FLAGS | INTERRUPTION_FLAGS | {"mode", "distill", "carry_optimizer_state", "proximal"}
+RELAY_FLAGS = (
+    NETWORK_FLAGS | INTERRUPTION_FLAGS | {"mode", "distill", "carry_optimizer_state", "proximal"}
+)
 
 
 def whole_model(plan: Plan) -> Chain:
@@ -33,16 +37,20 @@ class Algorithm(NamedTuple):
 
     Attributes:
       name: the value of `--algorithm`.
-      rounds: `(plan, cycle) -> rounds` of the cycle; a round's visits run side by side from the same parameters.
-      traffic: none (data and model in one place), relay (visit after visit, through the server or node to node), star
-        (every visit through the server, which merges) or walk (segments go from node to node).
+      rounds: `(plan, cycle) -> rounds` of the cycle; a round's visits run side by side from the
+        same parameters.
+      traffic: none (data and model in one place), relay (visit after visit, through the server or
+        node to node), star (every visit through the server, which merges) or walk (segments go from
+        node to node).
       init_merge: `(config, params) -> state` of the merge, a tree of arrays.
-      merge: `(plan, visits, params, state, results) -> (params, state)` after a round; there may be fewer results than
-        visits.
+      merge: `(plan, visits, params, state, results) -> (params, state)` after a round; there may be
+        fewer results than visits.
       chain: `plan -> chain`, where the layers of a visit lie.
-      local_losses: both sides of the chain's cut have a loss of their own: an auxiliary head below, no gradient back.
+      local_losses: both sides of the chain's cut have a loss of their own: an auxiliary head below,
+        no gradient back.
       shards: `shards -> shards`, where the data is not trained on as it lies on the nodes.
-      flags: those of the flags not meant for every method that it has a use for (`RELAY_FLAGS`, ...).
+      flags: those of the flags not meant for every method that it has a use for (`RELAY_FLAGS`,
+        ...).
     """
 
     name: str
@@ -65,13 +73,17 @@ def no_merge_state(config: RunConfig, params: Params) -> dict[str, Any]:
 def replace(
     plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[VisitResult]
 ) -> tuple[Params, Any]:
-    """The trained layers take the place of the old ones; their mean, where several nodes trained them side by side."""
+    """The trained layers take the place of the old ones; their mean, where several nodes trained
+    them side by side.
+    """
     del plan, visits
     return {**params, **average(results)}, state
 
 
 def average(results: Sequence[VisitResult]) -> Params:
-    """The mean of the trained layers, weighted by the examples the nodes hold; `{}` of no results."""
+    """The mean of the trained layers, weighted by the examples the nodes hold; `{}` of no
+    results.
+    """
     if len(results) < 2:
         return results[0].layers if results else {}
     held = np.array([result.examples_held for result in results], np.float64)
@@ -81,7 +93,9 @@ def average(results: Sequence[VisitResult]) -> Params:
 
 @jax.jit
 def _weighted_sum(shares: jax.Array, trees: list[Params]) -> Params:
-    return jax.tree.map(lambda *w: functools.reduce(operator.add, map(operator.mul, shares, w)), *trees)
+    return jax.tree.map(
+        lambda *w: functools.reduce(operator.add, map(operator.mul, shares, w)), *trees
+    )
 
 
 def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
@@ -97,14 +111,15 @@ def side_by_side(plan: Plan, cycle: int, layers: tuple[str, ...]) -> tuple[Round
     return (tuple(Visit(cycle, cycle, node, layers) for node in sampled_nodes(plan.config, cycle)),)
 
 
-def of_images(config: RunConfig) -> Config:
+def of_images(config: RunConfig) -> ImageConfig:
     """The configuration of a method that cuts models: those are networks for images."""
-    assert isinstance(config, Config), "methods that cut a model are offered for images only"
+    assert isinstance(config, ImageConfig), "methods that cut a model are offered for images only"
     return config
 
 
 def node_and_server(plan: Plan) -> Chain:
-    """The first layers, up to `--cut`, on the node, the rest on the server; the last `--tail` on the node again.
+    """The first layers, up to `--cut`, on the node, the rest on the server; the last `--tail` on
+    the node again.
 
     Raises:
       UserError: the flags leave the server no layer, or name none of the model's.
@@ -113,7 +128,8 @@ def node_and_server(plan: Plan) -> Chain:
     cut, end = _cut_index(config.cut, names), len(names) - config.tail
     if not 0 < cut < end:
         raise UserError(
-            f"--cut={config.cut} with --tail={config.tail}: node and server need at least one of the {len(names)} "
+            f"--cut={config.cut} with --tail={config.tail}: node and server need at least one of "
+            f"the {len(names)} "
             f"layers each: {', '.join(names)}"
         )
     tail = (Segment(ON_NODE, end, len(names)),) if config.tail else ()
@@ -125,4 +141,7 @@ def _cut_index(text: str, names: tuple[str, ...]) -> int:
         return names.index(text) + 1
     if text.isdecimal():
         return int(text)
-    raise UserError(f"--cut={text}: want a number of layers or the name of the node's last one: {', '.join(names)}")
+    raise UserError(
+        f"--cut={text}: want a number of layers or the name of the node's last one: "
+        f"{', '.join(names)}"
+    )

@@ -1,9 +1,12 @@
-"""Centralised training: all data in one place. The upper bound that the others are measured against."""
+"""Centralised training: all data in one place. The upper bound that the others are measured
+against.
+"""
 
 import numpy as np
 
 from snake_jax.algorithms.base import Algorithm, Shards, no_merge_state, replace
-from snake_jax.schedule import Plan, Round, Visit
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.visits import Round, Visit
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:

@@ -1,9 +1,11 @@
-"""Federated averaging: sampled nodes train the full model side by side, the server averages by examples.
+"""Federated averaging: sampled nodes train the full model side by side, the server averages by
+examples.
 
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1;
-server momentum: Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-Classification", arXiv 1909.06335, section 4.3 (FedAvgM); proximal term: Li et al., "Federated Optimization in
-Heterogeneous Networks", MLSys 2020, equation 2 (FedProx).
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
+2017, Algorithm 1; server momentum: Hsu et al., "Measuring the Effects of Non-Identical Data
+Distribution for Federated Visual Classification", arXiv 1909.06335, section 4.3 (FedAvgM); proximal
+term: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2
+(FedProx).
 """
 
 from collections.abc import Sequence
@@ -13,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, average, side_by_side
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.visits import Round, VisitResult
 from snake_jax.config import RunConfig
-from snake_jax.executor import VisitResult
-from snake_jax.layers import Params
-from snake_jax.schedule import Plan, Round
+from snake_jax.params import Params
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
@@ -30,7 +32,9 @@ def _init_velocity(config: RunConfig, params: Params) -> Params:
 def _merge(
     plan: Plan, visits: Round, params: Params, velocity: Any, results: Sequence[VisitResult]
 ) -> tuple[Params, Any]:
-    """Mean of the nodes' weights by the examples they hold; with momentum a step along the mean update's average."""
+    """Mean of the nodes' weights by the examples they hold; with momentum a step along the mean
+    update's average.
+    """
     del visits
     if not results:
         return params, velocity

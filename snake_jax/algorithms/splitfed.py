@@ -1,8 +1,9 @@
-"""SplitFed Learning: split training of all nodes in a round, their parts averaged by a federated server.
+"""SplitFed Learning: split training of all nodes in a round, their parts averaged by a federated
+server.
 
-Thapa et al., "SplitFed: When Federated Learning Meets Split Learning", AAAI 2022, Algorithms 1 and 2. v1: the main
-server has a copy of its part for each node, trained side by side and averaged. v2: it has one, trained on node after
-node in random order; only the nodes' parts are averaged.
+Thapa et al., "SplitFed: When Federated Learning Meets Split Learning", AAAI 2022, Algorithms 1 and
+2. v1: the main server has a copy of its part for each node, trained side by side and averaged. v2:
+it has one, trained on node after node in random order; only the nodes' parts are averaged.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from snake_jax.algorithms.base import (
     sampled_nodes,
     side_by_side,
 )
-from snake_jax.chain import ON_NODE, held
+from snake_jax.algorithms.chain import ON_NODE, held
+from snake_jax.algorithms.schedule import SAMPLE_TAG, Plan
+from snake_jax.algorithms.visits import Round, Visit, VisitResult
 from snake_jax.config import RunConfig
-from snake_jax.executor import VisitResult
-from snake_jax.layers import Params, select
-from snake_jax.schedule import SAMPLE_TAG, Plan, Round, Visit
+from snake_jax.params import Params, select
 
 
 def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
@@ -34,7 +35,9 @@ def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
         return side_by_side(plan, cycle, names)
     nodes = sampled_nodes(config, cycle)
     order = np.random.default_rng([config.seed, SAMPLE_TAG, cycle, 2]).permutation(nodes).tolist()
-    return tuple((Visit(cycle * len(nodes) + i, cycle, node, names),) for i, node in enumerate(order))
+    return tuple(
+        (Visit(cycle * len(nodes) + i, cycle, node, names),) for i, node in enumerate(order)
+    )
 
 
 def _init_sums(config: RunConfig, params: Params) -> dict[str, Any]:
@@ -44,7 +47,9 @@ def _init_sums(config: RunConfig, params: Params) -> dict[str, Any]:
     return {"sum": jax.tree.map(jnp.zeros_like, params), "examples": jnp.zeros(())}
 
 
-def _merge(plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[VisitResult]) -> tuple[Params, Any]:
+def _merge(
+    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[VisitResult]
+) -> tuple[Params, Any]:
     if of_images(plan.config).splitfed_version == "v1":
         return {**params, **average(results)}, state
     nodes_part = held(node_and_server(plan), plan.layer_names, ON_NODE)

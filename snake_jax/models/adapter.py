@@ -1,8 +1,9 @@
 """Any Flax model as a layered model: give its stages, in order, with names.
 
-Linen stages are modules; NNX stages are factories that take `nnx.Rngs`. A stage that names a parameter `train` (or
-`deterministic`) in its call is told which it is. Stages keep parameters only: state such as batch statistics has no
-meaning when layers train apart on unlike data, and is refused.
+Linen stages are modules; NNX stages are factories that take `nnx.Rngs`. A stage that names a
+parameter `train` (or `deterministic`) in its call is told which it is. Stages keep parameters only:
+state such as batch statistics has no meaning when layers train apart on unlike data, and is
+refused.
 """
 
 import inspect
@@ -14,11 +15,16 @@ import jax
 from flax import nnx
 
 from snake_jax.errors import UserError
-from snake_jax.layers import Layer, LayeredModel, PyTree
+from snake_jax.models.layered import Layer, LayeredModel
+from snake_jax.params import PyTree
 
 
 def from_linen(
-    name: str, stages: Sequence[tuple[str, nn.Module]], input_shape: tuple[int, ...], *, stochastic: bool = False
+    name: str,
+    stages: Sequence[tuple[str, nn.Module]],
+    input_shape: tuple[int, ...],
+    *,
+    stochastic: bool = False,
 ) -> LayeredModel:
     """A layered model of Linen modules.
 
@@ -26,35 +32,46 @@ def from_linen(
       name: for people.
       stages: `(layer name, module)` in order of the forward pass.
       input_shape: of one example, without the batch.
-      stochastic: whether a stage draws random numbers in training (dropout); if not, stages are given no key.
+      stochastic: whether a stage draws random numbers in training (dropout); if not, stages are
+        given no key.
 
     Raises:
-      UserError: at `init`, a stage keeps other collections than `params`; at once, two stages share a name.
+      UserError: at `init`, a stage keeps other collections than `params`; at once, two stages share
+        a name.
     """
     layers = tuple(linen_layer(stage, module) for stage, module in stages)
     return _layered(name, layers, input_shape, stochastic)
 
 
 def from_nnx(
-    name: str, stages: Sequence[tuple[str, Callable[[nnx.Rngs], nnx.Module]]], input_shape: tuple[int, ...]
+    name: str,
+    stages: Sequence[tuple[str, Callable[[nnx.Rngs], nnx.Module]]],
+    input_shape: tuple[int, ...],
 ) -> LayeredModel:
     """A layered model of NNX modules.
 
     Args:
       name: for people.
-      stages: `(layer name, factory)` in order of the forward pass; a factory makes the module from `nnx.Rngs`.
+      stages: `(layer name, factory)` in order of the forward pass; a factory makes the module from
+        `nnx.Rngs`.
       input_shape: of one example, without the batch.
 
     Raises:
-      UserError: a stage keeps variables other than parameters and random streams, or two stages share a name.
+      UserError: a stage keeps variables other than parameters and random streams, or two stages
+        share a name.
     """
-    templates = [(stage, factory, nnx.eval_shape(lambda f=factory: f(nnx.Rngs(0)))) for stage, factory in stages]
+    templates = [
+        (stage, factory, nnx.eval_shape(lambda f=factory: f(nnx.Rngs(0))))
+        for stage, factory in stages
+    ]
     layers = tuple(_nnx_layer(*template) for template in templates)
     stochastic = any(jax.tree.leaves(nnx.state(module, nnx.RngState)) for _, _, module in templates)
     return _layered(name, layers, input_shape, stochastic)
 
 
-def _layered(name: str, layers: tuple[Layer, ...], input_shape: tuple[int, ...], stochastic: bool) -> LayeredModel:
+def _layered(
+    name: str, layers: tuple[Layer, ...], input_shape: tuple[int, ...], stochastic: bool
+) -> LayeredModel:
     names = [layer.name for layer in layers]
     if len(set(names)) < len(names):
         raise UserError(f"model {name}: layer names must differ, got {', '.join(names)}")
@@ -79,7 +96,12 @@ def linen_layer(name: str, module: nn.Module) -> Layer:
 
     def apply(params: PyTree, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
         rngs = {"dropout": key} if train and key is not None else None
-        return cast(jax.Array, module.apply({"params": params}, x, rngs=rngs, **_mode_argument(module.__call__, train)))
+        return cast(
+            jax.Array,
+            module.apply(
+                {"params": params}, x, rngs=rngs, **_mode_argument(module.__call__, train)
+            ),
+        )
 
     return Layer(name, init, apply)
 
@@ -95,7 +117,9 @@ def _nnx_layer(name: str, factory: Callable[[nnx.Rngs], nnx.Module], template: n
     def apply(params: PyTree, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
         state = nnx.clone(params_template)
         nnx.replace_by_pure_dict(state, params)
-        streams = nnx.state(factory(nnx.Rngs(jax.random.key(0) if key is None else key)), nnx.RngState)
+        streams = nnx.state(
+            factory(nnx.Rngs(jax.random.key(0) if key is None else key)), nnx.RngState
+        )
         module = nnx.merge(graph, state, streams)
         module.train() if train and key is not None else module.eval()
         return module(x, **_mode_argument(module.__call__, train))

@@ -1,8 +1,8 @@
 """Greedy and sampled generation with a cache of keys and values.
 
-Prompts of unlike lengths share a batch: they are padded on the right. Attention is causal, so no prompt token sees the
-padding behind it; new tokens take its places in the cache, row by row, and see positions up to their own only. So each
-row computes what it would compute alone.
+Prompts of unlike lengths share a batch: they are padded on the right. Attention is causal, so no
+prompt token sees the padding behind it; new tokens take its places in the cache, row by row, and
+see positions up to their own only. So each row computes what it would compute alone.
 """
 
 import functools
@@ -15,10 +15,10 @@ import numpy as np
 from jax import lax
 
 from snake_jax.errors import UserError
-from snake_jax.layers import Params
 from snake_jax.models.attention import Attend, Cache, attend_and_keep, attend_to_cache
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.models.linear import PyTree
+from snake_jax.params import Params
 
 _LEAST_BUCKET = 16
 _STOPS_BUCKET = 8
@@ -76,29 +76,32 @@ def generate(
     dtype: jnp.dtype = jnp.float32,
     prepare: Callable[[PyTree], PyTree] = _identity,
 ) -> list[list[int]]:
-    """Continues each prompt, all in one compiled program; one compilation for each count of rows and bucket of lengths.
+    """Continues each prompt, all in one compiled program; one compilation for each count of rows
+    and bucket of lengths.
 
     Args:
       model: see `snake_jax.models.language`.
       params: as stored.
       prompts: token ids; lengths may differ.
       max_new_tokens: for each prompt.
-      temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
+      temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits /
+        temperature).
       top_k: draws from so many of the likeliest only; 0: from all.
-      top_p: draws from the fewest likeliest tokens that have this probability together, after top_k ("The Curious Case
-        of Neural Text Degeneration", arXiv 1904.09751, section 3.1).
+      top_p: draws from the fewest likeliest tokens that have this probability together, after top_k
+        ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751, section 3.1).
       seed: of the draws; a row's draws depend on it, the row's place and the step.
       stop_ids: a row ends before the first of these.
       adapters: of some blocks, `{layer name: tree}`.
       dtype: of activations and cache.
-      prepare: turns a stored subtree into the one computed with, one block at a time; the same function compiles once.
+      prepare: turns a stored subtree into the one computed with, one block at a time; the same
+        function compiles once.
 
     Returns:
       For each prompt its new tokens, without the prompt and the stop token.
 
     Raises:
-      UserError: an empty prompt, an id outside the vocabulary, more tokens than the model has positions, or sampling
-        settings out of range.
+      UserError: an empty prompt, an id outside the vocabulary, more tokens than the model has
+        positions, or sampling settings out of range.
     """
     _check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_prompts(model, prompts, max_new_tokens)
@@ -108,7 +111,9 @@ def generate(
     request = _Request(
         *_padded(prompts),
         max_new_tokens=jnp.int32(max_new_tokens),
-        stop_ids=jnp.array(stops + [_NO_TOKEN] * (_STOPS_BUCKET - len(stops) % _STOPS_BUCKET), jnp.int32),
+        stop_ids=jnp.array(
+            stops + [_NO_TOKEN] * (_STOPS_BUCKET - len(stops) % _STOPS_BUCKET), jnp.int32
+        ),
         temperature=jnp.float32(temperature),
         top_k=jnp.int32(top_k),
         top_p=jnp.float32(top_p),
@@ -130,16 +135,24 @@ def _check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: 
         raise UserError(f"top_p must be in (0, 1], got {top_p}")
 
 
-def _check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_prompts(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     for index, prompt in enumerate(prompts):
         if not prompt:
-            raise UserError(f"prompt {index} is empty: begin it with a token, as the beginning of text")
+            raise UserError(
+                f"prompt {index} is empty: begin it with a token, as the beginning of text"
+            )
         outside = [token for token in prompt if not 0 <= token < model.vocab_size]
         if outside:
-            raise UserError(f"prompt {index} has id {outside[0]}, {model.name} knows 0 to {model.vocab_size - 1}")
+            raise UserError(
+                f"prompt {index} has id {outside[0]}, {model.name} knows 0 to "
+                f"{model.vocab_size - 1}"
+            )
         if len(prompt) + max_new_tokens > model.max_positions:
             raise UserError(
-                f"prompt {index} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the "
+                f"prompt {index} has {len(prompt)} tokens, with {max_new_tokens} new ones more "
+                f"than the "
                 f"{model.max_positions} positions of {model.name}: shorten it or ask for fewer"
             )
 
@@ -168,7 +181,9 @@ def _program(static: _Static, weights: _Weights, request: _Request) -> jax.Array
     """New tokens `[B, room]`; those behind a row's stop, or not asked for, mean nothing."""
     logits, caches = _prefill(static, weights, request)
     rows = request.ids.shape[0]
-    start = _State(jnp.int32(0), jnp.zeros((rows, static.room), jnp.int32), jnp.zeros(rows, bool), caches)
+    start = _State(
+        jnp.int32(0), jnp.zeros((rows, static.room), jnp.int32), jnp.zeros(rows, bool), caches
+    )
 
     def unfinished(state: _State) -> jax.Array:
         return (state.step < request.max_new_tokens) & ~state.stopped.all()
@@ -188,11 +203,15 @@ def _append(request: _Request, state: _State, logits: jax.Array) -> _State:
     return _State(state.step + 1, output, stopped, state.caches)
 
 
-def _prefill(static: _Static, weights: _Weights, request: _Request) -> tuple[jax.Array, tuple[Cache, ...]]:
+def _prefill(
+    static: _Static, weights: _Weights, request: _Request
+) -> tuple[jax.Array, tuple[Cache, ...]]:
     """Logits `[B, V]` behind each prompt's last token, and the caches of the blocks."""
     rows, length = request.ids.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), request.ids.shape)
-    hidden = static.model.embed(weights.params["embed"], Tokens(request.ids, positions), static.dtype)
+    hidden = static.model.embed(
+        weights.params["embed"], Tokens(request.ids, positions), static.dtype
+    )
     caches = _empty_caches(static, rows, length + static.room)
     hidden, caches = _blocks(static, weights, request, hidden, caches, attend_and_keep)
     last = hidden.values[jnp.arange(rows), request.lengths - 1]
@@ -205,7 +224,9 @@ def _decode(
     """Logits `[B, V]` behind the newest tokens, and the caches with them."""
     token = lax.dynamic_slice_in_dim(state.output, state.step - 1, 1, axis=1)
     positions = request.lengths + state.step - 1
-    hidden = static.model.embed(weights.params["embed"], Tokens(token, positions[:, None]), static.dtype)
+    hidden = static.model.embed(
+        weights.params["embed"], Tokens(token, positions[:, None]), static.dtype
+    )
     attend = functools.partial(attend_to_cache, positions=positions)
     hidden, caches = _blocks(static, weights, request, hidden, state.caches, attend)
     return _logits(static, weights, hidden), caches
@@ -226,8 +247,9 @@ def _blocks(
     caches: Sequence[Cache],
     attend: Callable[[Cache], Attend],
 ) -> tuple[Hidden, tuple[Cache, ...]]:
-    # The condition always holds, which no compiler can know: so none prepares a block before its turn, or all blocks
-    # once ahead of the loop to keep them. Memory holds one dense block. (CPUs drop an optimization_barrier too early.)
+    # The condition always holds, which no compiler can know: so none prepares a block before its
+    # turn, or all blocks once ahead of the loop to keep them. Memory holds one dense block. (CPUs
+    # drop an optimization_barrier too early.)
     asked = request.max_new_tokens > 0
     new = []
     for name, cache in zip(static.model.layer_names[1:-1], caches, strict=True):
@@ -238,7 +260,12 @@ def _blocks(
 
 
 def _block(
-    static: _Static, adapters: PyTree, attend: Callable[[Cache], Attend], stored: PyTree, hidden: Hidden, cache: Cache
+    static: _Static,
+    adapters: PyTree,
+    attend: Callable[[Cache], Attend],
+    stored: PyTree,
+    hidden: Hidden,
+    cache: Cache,
 ) -> tuple[Hidden, Cache]:
     return static.model.attend_block(static.prepare(stored), adapters, hidden, attend(cache), None)
 
@@ -257,7 +284,9 @@ def _choose(request: _Request, logits: jax.Array, step: jax.Array) -> jax.Array:
 
     def draw(logits: jax.Array) -> jax.Array:
         rows = jnp.arange(logits.shape[0])
-        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(request.key, row), step))(rows)
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(request.key, row), step))(
+            rows
+        )
         likely = _likely(logits / request.temperature, request.top_k, request.top_p)
         return jax.vmap(jax.random.categorical)(keys, likely).astype(jnp.int32)
 
@@ -268,11 +297,15 @@ def _choose(request: _Request, logits: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def _likely(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Logits `[B, V]` with minus infinity for tokens that are not among the top_k, or beyond top_p."""
+    """Logits `[B, V]` with minus infinity for tokens that are not among the top_k, or beyond
+    top_p.
+    """
     ordered = -jnp.sort(-logits, axis=-1)
     among = jnp.arange(logits.shape[-1]) < jnp.where(top_k > 0, top_k, logits.shape[-1])
     probabilities = jax.nn.softmax(jnp.where(among, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = among & ((before < top_p) | (top_p >= 1))  # rounding may bring the sum above 1 before the last
+    kept = among & (
+        (before < top_p) | (top_p >= 1)
+    )  # rounding may bring the sum above 1 before the last
     least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)

@@ -1,7 +1,7 @@
 """Language models as an ordered sequence of layers: embedding, blocks, head.
 
-What `snake_jax.layers.LayeredModel` is to images, with two differences: positions and segments pass between layers
-beside the values, and the output matrix may be the embedding's.
+What `snake_jax.layers.LayeredModel` is to images, with two differences: positions and segments pass
+between layers beside the values, and the output matrix may be the embedding's.
 """
 
 import functools
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense
-from snake_jax.layers import Params
 from snake_jax.models import llama, opt
 from snake_jax.models.attention import Attend, attend_causally
 from snake_jax.models.linear import PyTree
 from snake_jax.models.llama import Llama
 from snake_jax.models.opt import Opt
+from snake_jax.params import Params
 
 Architecture = Llama | Opt
 ARCHITECTURES: dict[str, ModuleType] = {module.MODEL_TYPE: module for module in (llama, opt)}
@@ -31,7 +31,8 @@ class Tokens(NamedTuple):
     Attributes:
       ids: `[B, T]` int32.
       positions: `[B, T]` int32, within its segment, from 0.
-      segments: `[B, T]` int32; attention stays inside a segment, 0 is padding; None: each row is one text.
+      segments: `[B, T]` int32; attention stays inside a segment, 0 is padding; None: each row is
+        one text.
     """
 
     ids: jax.Array
@@ -54,17 +55,21 @@ class Hidden(NamedTuple):
 
 
 class LanguageModel(NamedTuple):
-    """An ordered sequence of layers, as pure functions; hashable, and equal where architecture and dropout are.
+    """An ordered sequence of layers, as pure functions; hashable, and equal where architecture and
+    dropout are.
 
     Attributes:
       name: for people.
       architecture: what `config.json` says.
       dropout: rate on the residual branches wherever a block is given a key.
-      init: `key -> {"embed": ..., "block_00": ..., ..., "head": ...}` in float32; a layer's values depend on the key
-        and its place in the order alone.
-      embed: `(embed subtree as stored, tokens, dtype) -> hidden`; its tables may be quantized or in another dtype.
-      attend_block: `(weights, adapters, hidden, attend, key or None) -> (hidden, state)`: a block with any attention.
-      finish: `(head subtree, hidden) -> [B, T, E]`: final norm and projection, what the output matrix multiplies.
+      init: `key -> {"embed": ..., "block_00": ..., ..., "head": ...}` in float32; a layer's values
+        depend on the key and its place in the order alone.
+      embed: `(embed subtree as stored, tokens, dtype) -> hidden`; its tables may be quantized or in
+        another dtype.
+      attend_block: `(weights, adapters, hidden, attend, key or None) -> (hidden, state)`: a block
+        with any attention.
+      finish: `(head subtree, hidden) -> [B, T, E]`: final norm and projection, what the output
+        matrix multiplies.
     """
 
     name: str
@@ -72,7 +77,9 @@ class LanguageModel(NamedTuple):
     dropout: float
     init: Callable[[jax.Array], Params]
     embed: Callable[[PyTree, Tokens, jnp.dtype], Hidden]
-    attend_block: Callable[[PyTree, PyTree, Hidden, Attend, jax.Array | None], tuple[Hidden, PyTree]]
+    attend_block: Callable[
+        [PyTree, PyTree, Hidden, Attend, jax.Array | None], tuple[Hidden, PyTree]
+    ]
     finish: Callable[[PyTree, Hidden], jax.Array]
 
     @property
@@ -105,7 +112,9 @@ class LanguageModel(NamedTuple):
         """Whether training draws random numbers (dropout)."""
         return self.dropout > 0
 
-    def block(self, weights: PyTree, adapters: PyTree, hidden: Hidden, key: jax.Array | None = None) -> Hidden:
+    def block(
+        self, weights: PyTree, adapters: PyTree, hidden: Hidden, key: jax.Array | None = None
+    ) -> Hidden:
         """One block.
 
         Args:
@@ -114,11 +123,17 @@ class LanguageModel(NamedTuple):
           hidden: its input.
           key: for dropout; None: none.
         """
-        return self.attend_block(weights, adapters, hidden, attend_causally(hidden.segments), key)[0]
+        return self.attend_block(weights, adapters, hidden, attend_causally(hidden.segments), key)[
+            0
+        ]
 
     def table(self, params: Params) -> PyTree:
         """The output matrix `[V, E]` as stored."""
-        return params["embed"]["tokens"]["embedding"] if self.tied else params["head"]["lm_head"]["embedding"]
+        return (
+            params["embed"]["tokens"]["embedding"]
+            if self.tied
+            else params["head"]["lm_head"]["embedding"]
+        )
 
     def apply(
         self,
@@ -135,14 +150,18 @@ class LanguageModel(NamedTuple):
         """Runs layers `start` to `stop` (exclusive; None: to the end) of the order.
 
         Args:
-          params: at least the subtrees of these layers; the embedding's too where the head is tied to it.
-          tokens: `[B, T]` ids, each row one text from position 0, or Tokens; Hidden where `start` is above 0.
+          params: at least the subtrees of these layers; the embedding's too where the head is tied
+            to it.
+          tokens: `[B, T]` ids, each row one text from position 0, or Tokens; Hidden where `start`
+            is above 0.
           start: first layer.
           stop: last layer but one.
           adapters: of some blocks, `{layer name: tree}`.
           dtype: of the activations.
-          prepare: turns a stored subtree into the one computed with, layer by layer (dequantization, casts).
-          key: dropout; a layer draws from it by its place in the order, so any slicing draws the same.
+          prepare: turns a stored subtree into the one computed with, layer by layer
+            (dequantization, casts).
+          key: dropout; a layer draws from it by its place in the order, so any slicing draws the
+            same.
 
         Returns:
           Logits `[B, T, V]` float32 where the head was run, Hidden elsewhere.
@@ -170,14 +189,21 @@ class LanguageModel(NamedTuple):
             return tokens
         ids = jnp.asarray(tokens)
         if ids.shape[1] > self.max_positions:
-            raise UserError(f"{ids.shape[1]} tokens in a row, {self.name} has {self.max_positions} positions: cut them")
+            raise UserError(
+                f"{ids.shape[1]} tokens in a row, {self.name} has {self.max_positions} positions: "
+                f"cut them"
+            )
         return Tokens(ids, jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape))
 
     def logits(
-        self, params: Params, hidden: Hidden, prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree
+        self,
+        params: Params,
+        hidden: Hidden,
+        prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree,
     ) -> jax.Array:
         """The head, with the whole output matrix at once: `[B, T, V]` float32."""
-        # Where tied, params of the head alone have no table; where not, it need not be prepared twice.
+        # Where tied, params of the head alone have no table; where not, it need not be prepared
+        # twice.
         head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
         values = self.finish(prepare(head), hidden)
         table = dense(prepare(self.table(params)), values.dtype)
@@ -197,7 +223,8 @@ def module_of(architecture: Architecture) -> ModuleType:
 
 @functools.lru_cache(maxsize=64)
 def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -> LanguageModel:
-    """The model of this architecture; the same arguments give the same one, so that nothing compiles twice.
+    """The model of this architecture; the same arguments give the same one, so that nothing
+    compiles twice.
 
     Args:
       architecture: see `snake_jax.models.llama` and `snake_jax.models.opt`.
@@ -218,7 +245,10 @@ def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -
         names = layer_names(architecture.num_hidden_layers)
         keys = [jax.random.fold_in(key, index) for index in range(len(names))]
         blocks = {name: init_block(key) for name, key in zip(names[1:-1], keys[1:-1], strict=True)}
-        embed, head = family.init_embed(architecture, keys[0]), family.init_head(architecture, keys[-1])
+        embed, head = (
+            family.init_embed(architecture, keys[0]),
+            family.init_head(architecture, keys[-1]),
+        )
         return {"embed": embed, **blocks, "head": head}
 
     def embed(params: PyTree, tokens: Tokens, dtype: jnp.dtype) -> Hidden:
@@ -235,4 +265,6 @@ def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -
     def finish(params: PyTree, hidden: Hidden) -> jax.Array:
         return family.finish(architecture, params, hidden.values)
 
-    return LanguageModel(name or family.MODEL_TYPE, architecture, dropout, init, embed, attend_block, finish)
+    return LanguageModel(
+        name or family.MODEL_TYPE, architecture, dropout, init, embed, attend_block, finish
+    )

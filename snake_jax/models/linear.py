@@ -1,4 +1,6 @@
-"""What the blocks of all language models are made of besides attention: linear layers, tables, activations, dropout."""
+"""What the blocks of all language models are made of besides attention: linear layers, tables,
+activations, dropout.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +26,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has `{"a": [in, r], "b": [r, out]}` for it.
+    """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has `{"a": [in, r], "b":
+    [r, out]}` for it.
 
-    The low-rank update of "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685, section 4.1); any
-    scale is part of `b`. Weights are cast to the dtype of the activations; a kernel that is one of a stack is computed
-    with as it is stored.
+    The low-rank update of "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685,
+    section 4.1); any scale is part of `b`. Weights are cast to the dtype of the activations; a
+    kernel that is one of a stack is computed with as it is stored.
     """
 
     features: int
@@ -44,7 +47,9 @@ class Linear(nn.Module):
         return y
 
     def _product(self, x: jax.Array) -> jax.Array:
-        adapter = (self._low_rank("a"), self._low_rank("b")) if self.has_variable("lora", "a") else None
+        adapter = (
+            (self._low_rank("a"), self._low_rank("b")) if self.has_variable("lora", "a") else None
+        )
         kernel: Any = self.get_variable("params", "kernel")
         if isinstance(kernel, OfStack):
             return quant_matmul(x, kernel, adapter)

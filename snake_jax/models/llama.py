@@ -1,7 +1,7 @@
 """Llama 1 to 3.x: what `config.json` says, and the block.
 
-"LLaMA: Open and Efficient Foundation Language Models" (arXiv 2302.13971, section 2.2); grouped-query attention as of
-Llama 2 (arXiv 2307.09288, section 2.2), rope scaling as of Llama 3.1.
+"LLaMA: Open and Efficient Foundation Language Models" (arXiv 2302.13971, section 2.2);
+grouped-query attention as of Llama 2 (arXiv 2307.09288, section 2.2), rope scaling as of Llama 3.1.
 """
 
 import math
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax.errors import UserError
+from snake_jax.kernels.dequantize import take_rows
 from snake_jax.models import settings
 from snake_jax.models.attention import Attend, rotate
 from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
-from snake_jax.quantization import take_rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class RopeScaling:
     Attributes:
       kind: `linear` or `llama3`.
       factor: by which low frequencies (linear: all) are divided.
-      low_freq_factor, high_freq_factor: llama3 blends between as many turns within the original length.
+      low_freq_factor, high_freq_factor: llama3 blends between as many turns within the original
+        length.
       original_max_position_embeddings: that length.
     """
 
@@ -87,7 +88,8 @@ def from_config(config: settings.Config) -> Llama:
     """
     settings.only(config, "attention_dropout", 0)
     need = {
-        name: settings.required(config, name) for name in ("hidden_size", "num_attention_heads", "intermediate_size")
+        name: settings.required(config, name)
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size")
     }
     heads = need["num_attention_heads"]
     kv_heads = settings.setting(config, "num_key_value_heads", heads)
@@ -120,9 +122,15 @@ def from_config(config: settings.Config) -> Llama:
 
 
 def _rope(config: settings.Config, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    rope = settings.setting(config, "rope_parameters", None) or settings.setting(config, "rope_scaling", {})
-    theta = float(settings.setting(rope, "rope_theta", settings.setting(config, "rope_theta", 10000.0)))
+    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
+    (before).
+    """
+    rope = settings.setting(config, "rope_parameters", None) or settings.setting(
+        config, "rope_scaling", {}
+    )
+    theta = float(
+        settings.setting(rope, "rope_theta", settings.setting(config, "rope_theta", 10000.0))
+    )
     partial = settings.setting(rope, "partial_rotary_factor", config.get("partial_rotary_factor"))
     settings.only({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
     kind = settings.setting(rope, "rope_type", settings.setting(rope, "type", "default"))
@@ -135,14 +143,18 @@ def _rope(config: settings.Config, max_positions: int) -> tuple[float, RopeScali
         raise UserError(f"config.json: rope scaling {kind} lacks {', '.join(lacking)}: complete it")
     original = settings.setting(rope, "original_max_position_embeddings", max_positions)
     scaling = RopeScaling(
-        kind, **{name: float(rope[name]) for name in names}, original_max_position_embeddings=original
+        kind,
+        **{name: float(rope[name]) for name in names},
+        original_max_position_embeddings=original,
     )
     return theta, scaling
 
 
 def to_config(llama: Llama) -> dict[str, Any]:
     """What `config.json` says of it, in the form that transformers 4 and 5 both read."""
-    names = [name for name in Llama.__dataclass_fields__ if name not in ("rope_scaling", "eos_token_id")]
+    names = [
+        name for name in Llama.__dataclass_fields__ if name not in ("rope_scaling", "eos_token_id")
+    ]
     config = {name: getattr(llama, name) for name in names}
     eos, scaling = llama.eos_token_id, llama.rope_scaling
     config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
@@ -161,9 +173,9 @@ def _scaling_config(scaling: RopeScaling) -> dict[str, Any]:
 def rope_frequencies(llama: Llama) -> np.ndarray:
     """Radians a position turns each pair of dimensions by: `[H / 2]` float32.
 
-    Llama 3.1's scaling leaves frequencies that turn more than `high_freq_factor` times within the original length,
-    divides those that turn less than `low_freq_factor` times, and blends between (the reference implementation of
-    meta-llama/llama-models, `apply_scaling`).
+    Llama 3.1's scaling leaves frequencies that turn more than `high_freq_factor` times within the
+    original length, divides those that turn less than `low_freq_factor` times, and blends between
+    (the reference implementation of meta-llama/llama-models, `apply_scaling`).
     """
     exponents = np.arange(0, llama.head_dim, 2, dtype=np.float32) / np.float32(llama.head_dim)
     frequencies = (1 / np.float32(llama.rope_theta) ** exponents).astype(np.float32)
@@ -184,7 +196,9 @@ class Attention(nn.Module):
     llama: Llama
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, PyTree]:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, PyTree]:
         """`[B, T, D]`, and what `attend` keeps."""
         llama, frequencies = self.llama, rope_frequencies(self.llama)
 
@@ -192,7 +206,9 @@ class Attention(nn.Module):
             return Linear(features, llama.attention_bias, llama.initializer_range, name=name)
 
         def heads(name: str, count: int) -> jax.Array:
-            return linear(name, count * llama.head_dim)(x).reshape(*x.shape[:2], count, llama.head_dim)
+            return linear(name, count * llama.head_dim)(x).reshape(
+                *x.shape[:2], count, llama.head_dim
+            )
 
         query = rotate(heads("q_proj", llama.num_attention_heads), positions, frequencies)
         key = rotate(heads("k_proj", llama.num_key_value_heads), positions, frequencies)
@@ -214,7 +230,9 @@ class Mlp(nn.Module):
             return Linear(features, llama.mlp_bias, llama.initializer_range, name=name)
 
         gate = ACTIVATIONS[llama.hidden_act](linear("gate_proj", llama.intermediate_size)(x))
-        return linear("down_proj", llama.hidden_size)(gate * linear("up_proj", llama.intermediate_size)(x))
+        return linear("down_proj", llama.hidden_size)(
+            gate * linear("up_proj", llama.intermediate_size)(x)
+        )
 
 
 class Block(nn.Module):
@@ -230,9 +248,13 @@ class Block(nn.Module):
         """`[B, T, D]`, and what `attend` keeps; dropout on both residual branches with a key."""
         llama = self.architecture
         keys = (None, None) if key is None else jax.random.split(key)
-        attended, state = Attention(llama, name="self_attn")(self._norm("input_layernorm", x), positions, attend)
+        attended, state = Attention(llama, name="self_attn")(
+            self._norm("input_layernorm", x), positions, attend
+        )
         x = x + dropout(attended, self.dropout, keys[0])
-        x = x + dropout(Mlp(llama, name="mlp")(self._norm("post_attention_layernorm", x)), self.dropout, keys[1])
+        x = x + dropout(
+            Mlp(llama, name="mlp")(self._norm("post_attention_layernorm", x)), self.dropout, keys[1]
+        )
         return x, state
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
@@ -253,15 +275,21 @@ def init_head(llama: Llama, key: jax.Array) -> PyTree:
     """Fresh `{"norm": ..., "lm_head": ...}`, the latter where not tied."""
     head: PyTree = {"norm": {"scale": jnp.ones((llama.hidden_size,))}}
     if not llama.tie_word_embeddings:
-        head["lm_head"] = table_init(key, llama.vocab_size, llama.hidden_size, llama.initializer_range)
+        head["lm_head"] = table_init(
+            key, llama.vocab_size, llama.hidden_size, llama.initializer_range
+        )
     return head
 
 
-def embed(llama: Llama, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def embed(
+    llama: Llama, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
     """`[B, T]` ids to `[B, T, D]`; positions enter in the blocks."""
     return take_rows(params["tokens"]["embedding"], ids, dtype)
 
 
 def finish(llama: Llama, params: PyTree, values: jax.Array) -> jax.Array:
     """`[B, T, D]` to what the output matrix multiplies, `[B, T, E]`."""
-    return cast(jax.Array, _norm(llama).apply({"params": params["norm"]}, values)).astype(values.dtype)
+    return cast(jax.Array, _norm(llama).apply({"params": params["norm"]}, values)).astype(
+        values.dtype
+    )

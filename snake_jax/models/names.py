@@ -1,13 +1,15 @@
-"""The tensors of a checkpoint as Hugging Face names and lays them out, and their places in our parameters."""
+"""The tensors of a checkpoint as Hugging Face names and lays them out, and their places in our
+parameters.
+"""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from snake_jax.layers import Params
 from snake_jax.models.language import LanguageModel, module_of
 from snake_jax.models.linear import PyTree
+from snake_jax.params import Params
 
 
 class Place(NamedTuple):
@@ -32,7 +34,9 @@ def places(model: LanguageModel) -> dict[str, Place]:
         for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes[name])[0]:
             path = (name, *(key.key for key in keys))
             transposed = path[-1] == "kernel"
-            found[_name(model, path)] = Place(path, leaf.shape[::-1] if transposed else leaf.shape, transposed)
+            found[_name(model, path)] = Place(
+                path, leaf.shape[::-1] if transposed else leaf.shape, transposed
+            )
     return found
 
 

@@ -1,7 +1,8 @@
 """OPT of all published sizes: what `config.json` says, and the block.
 
-"OPT: Open Pre-trained Transformer Language Models" (arXiv 2205.01068, section 2.1). 350m alone normalises after
-attention and MLP, and its token table is narrower than its blocks, with a projection at each end.
+"OPT: Open Pre-trained Transformer Language Models" (arXiv 2205.01068, section 2.1). 350m alone
+normalises after attention and MLP, and its token table is narrower than its blocks, with a
+projection at each end.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snake_jax.kernels.dequantize import dense
+from snake_jax.kernels.dequantize import dense, take_rows
 from snake_jax.models import settings
 from snake_jax.models.attention import Attend
 from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
-from snake_jax.quantization import take_rows
 
 POSITION_OFFSET = 2  # the position table's first rows belong to no position
 _NORM_EPSILON = 1e-5
@@ -101,7 +101,13 @@ def from_config(config: settings.Config) -> Opt:
     settings.only(config, "attention_dropout", 0)
     settings.only(config, "layerdrop", 0)
     need = {name: settings.required(config, name) for name in _REQUIRED}
-    settings.divisible(config, "hidden_size", need["hidden_size"], "num_attention_heads", need["num_attention_heads"])
+    settings.divisible(
+        config,
+        "hidden_size",
+        need["hidden_size"],
+        "num_attention_heads",
+        need["num_attention_heads"],
+    )
     return Opt(
         **need,
         **{name: config[name] for name in _OPTIONAL if config.get(name) is not None},
@@ -115,7 +121,11 @@ def from_config(config: settings.Config) -> Opt:
 
 def to_config(opt: Opt) -> dict[str, Any]:
     """What `config.json` says of it."""
-    config = {name: getattr(opt, name) for name in Opt.__dataclass_fields__ if name != "remove_final_layer_norm"}
+    config = {
+        name: getattr(opt, name)
+        for name in Opt.__dataclass_fields__
+        if name != "remove_final_layer_norm"
+    }
     eos = opt.eos_token_id
     config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
     config["word_embed_proj_dim"] = opt.table_width
@@ -137,14 +147,20 @@ class Attention(nn.Module):
         heads = (*x.shape[:2], self.opt.num_attention_heads, -1)
 
         def linear(name: str, x: jax.Array) -> jax.Array:
-            return Linear(self.opt.hidden_size, self.opt.enable_bias, self.opt.init_std, name=name)(x)
+            return Linear(self.opt.hidden_size, self.opt.enable_bias, self.opt.init_std, name=name)(
+                x
+            )
 
-        attended, state = attend(*(linear(name, x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj")))
+        attended, state = attend(
+            *(linear(name, x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+        )
         return linear("out_proj", attended.reshape(x.shape)), state
 
 
 class Block(nn.Module):
-    """One transformer block; the norms come before attention and MLP, or after the residual sums (350m)."""
+    """One transformer block; the norms come before attention and MLP, or after the residual sums
+    (350m).
+    """
 
     architecture: Opt
     dropout: float = 0.0
@@ -156,7 +172,9 @@ class Block(nn.Module):
         """`[B, T, D]`, and what `attend` keeps; dropout on both residual branches with a key."""
         opt = self.architecture
         keys = (None, None) if key is None else jax.random.split(key)
-        attended, state = Attention(opt, name="self_attn")(self._before("self_attn_layer_norm", x), attend)
+        attended, state = Attention(opt, name="self_attn")(
+            self._before("self_attn_layer_norm", x), attend
+        )
         x = self._after("self_attn_layer_norm", x + dropout(attended, self.dropout, keys[0]))
         y = self._mlp(self._before("final_layer_norm", x))
         return self._after("final_layer_norm", x + dropout(y, self.dropout, keys[1])), state
@@ -180,7 +198,12 @@ def _norm(opt: Opt, name: str | None = None) -> nn.LayerNorm:
     """Computed in float32 whatever the dtype of what it is given."""
     affine = opt.layer_norm_elementwise_affine
     return nn.LayerNorm(
-        _NORM_EPSILON, use_scale=affine, use_bias=affine, dtype=jnp.float32, use_fast_variance=False, name=name
+        _NORM_EPSILON,
+        use_scale=affine,
+        use_bias=affine,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        name=name,
     )
 
 
@@ -193,7 +216,9 @@ def init_embed(opt: Opt, key: jax.Array) -> PyTree:
         "positions": table_init(keys[1], rows, opt.hidden_size, opt.init_std),
     }
     if opt.projects:
-        params["project_in"] = {"kernel": opt.init_std * jax.random.normal(keys[2], (opt.table_width, opt.hidden_size))}
+        params["project_in"] = {
+            "kernel": opt.init_std * jax.random.normal(keys[2], (opt.table_width, opt.hidden_size))
+        }
     return params
 
 
@@ -202,15 +227,22 @@ def init_head(opt: Opt, key: jax.Array) -> PyTree:
     keys = jax.random.split(key)
     head: PyTree = {}
     if opt.has_final_norm and opt.layer_norm_elementwise_affine:
-        head["norm"] = {"scale": jnp.ones((opt.hidden_size,)), "bias": jnp.zeros((opt.hidden_size,))}
+        head["norm"] = {
+            "scale": jnp.ones((opt.hidden_size,)),
+            "bias": jnp.zeros((opt.hidden_size,)),
+        }
     if opt.projects:
-        head["project_out"] = {"kernel": opt.init_std * jax.random.normal(keys[0], (opt.hidden_size, opt.table_width))}
+        head["project_out"] = {
+            "kernel": opt.init_std * jax.random.normal(keys[0], (opt.hidden_size, opt.table_width))
+        }
     if not opt.tie_word_embeddings:
         head["lm_head"] = table_init(keys[1], opt.vocab_size, opt.table_width, opt.init_std)
     return head
 
 
-def embed(opt: Opt, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def embed(
+    opt: Opt, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
     """`[B, T]` ids and positions to `[B, T, D]`."""
     values = take_rows(params["tokens"]["embedding"], ids, dtype)
     if opt.projects:

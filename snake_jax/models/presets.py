@@ -30,12 +30,22 @@ def _llama3(hidden: int, blocks: int, heads: int, intermediate: int, **settings:
 
 def _llama32(hidden: int, blocks: int, heads: int) -> Llama:
     scaling = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
-    settings: dict[str, Any] = {"max_position_embeddings": 131072, "rope_scaling": scaling, "tie_word_embeddings": True}
+    settings: dict[str, Any] = {
+        "max_position_embeddings": 131072,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": True,
+    }
     return _llama3(hidden, blocks, heads, 8192, **settings)
 
 
 def _opt(hidden: int, blocks: int, heads: int, **settings: Any) -> Opt:
-    return Opt(hidden_size=hidden, num_hidden_layers=blocks, num_attention_heads=heads, ffn_dim=4 * hidden, **settings)
+    return Opt(
+        hidden_size=hidden,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        ffn_dim=4 * hidden,
+        **settings,
+    )
 
 
 # A byte tokenizer's 256 bytes and 3 special tokens, up to a multiple of 8.

@@ -1,7 +1,7 @@
 """Saving a model as Hugging Face does: `config.json` and safetensors that `from_pretrained` loads.
 
-The format (a JSON header behind its length, then the arrays) is written here tensor by tensor, because the library
-writes a file from a dict of all its tensors.
+The format (a JSON header behind its length, then the arrays) is written here tensor by tensor,
+because the library writes a file from a dict of all its tensors.
 """
 
 import json
@@ -14,11 +14,11 @@ import numpy as np
 import qwix
 
 from snake_jax.errors import UserError
-from snake_jax.layers import Params
 from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
 from snake_jax.models.language import LanguageModel, module_of
 from snake_jax.models.linear import PyTree
 from snake_jax.models.names import Place, get, places
+from snake_jax.params import Params
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _PARTIAL = ".partial"
@@ -28,12 +28,16 @@ Shard = dict[str, Place]
 
 
 def save_pretrained(
-    folder: str | Path, model: LanguageModel, params: Params, *, max_shard_bytes: int = 5_000_000_000
+    folder: str | Path,
+    model: LanguageModel,
+    params: Params,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes the model to a folder that Hugging Face's `from_pretrained` loads.
 
-    Every file is written beside its final name and moved there when all are complete: a kill leaves no half file under
-    a final name. Shards of an earlier save are removed.
+    Every file is written beside its final name and moved there when all are complete: a kill leaves
+    no half file under a final name. Shards of an earlier save are removed.
 
     Args:
       folder: made if it is not there.
@@ -68,7 +72,9 @@ def _check(name: str, place: Place, leaf: PyTree) -> None:
         raise UserError(f"{where} is {leaf.dtype}: save as one of {', '.join(_CODES)}")
     shape = leaf.shape[::-1] if place.transposed else leaf.shape
     if shape != place.shape:
-        raise UserError(f"{where} is {list(shape)} as {name}, not {list(place.shape)}: it is not of this model")
+        raise UserError(
+            f"{where} is {list(shape)} as {name}, not {list(place.shape)}: it is not of this model"
+        )
 
 
 def _num_bytes(leaf: PyTree) -> int:
@@ -88,7 +94,10 @@ def _shards(wanted: dict[str, Place], params: Params, max_shard_bytes: int) -> d
         filled_bytes += size
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+    return {
+        f"model-{i:05}-of-{len(shards):05}.safetensors": shard
+        for i, shard in enumerate(shards, start=1)
+    }
 
 
 def _write(path: Path, shard: Shard, params: Params) -> None:
@@ -106,19 +115,27 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for place in shard.values():
             value = np.asarray(get(params, place))
-            file.write(np.ascontiguousarray(value.T if place.transposed else value).view(np.uint8).data)
+            file.write(
+                np.ascontiguousarray(value.T if place.transposed else value).view(np.uint8).data
+            )
         _flush(file)
 
 
 def _config(model: LanguageModel, params: Params) -> dict:
     family = module_of(model.architecture)
     stored = str(get(params, next(iter(places(model).values()))).dtype)
-    head = {"architectures": [family.HF_CLASS], "model_type": family.MODEL_TYPE, "torch_dtype": stored}
+    head = {
+        "architectures": [family.HF_CLASS],
+        "model_type": family.MODEL_TYPE,
+        "torch_dtype": stored,
+    }
     return head | family.to_config(model.architecture)
 
 
 def _index(shards: dict[str, Shard], params: Params) -> dict:
-    total = sum(_num_bytes(get(params, place)) for shard in shards.values() for place in shard.values())
+    total = sum(
+        _num_bytes(get(params, place)) for shard in shards.values() for place in shard.values()
+    )
     files = {name: file for file, shard in shards.items() for name in shard}
     return {"metadata": {"total_size": total}, "weight_map": files}
 
@@ -135,7 +152,9 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _publish(folder: Path, files: Iterable[str]) -> None:
-    """Moves all to their final names and removes what an earlier save left: a single file would go before an index."""
+    """Moves all to their final names and removes what an earlier save left: a single file would go
+    before an index.
+    """
     files = list(files)
     for file in files:
         os.replace(folder / f"{file}{_PARTIAL}", folder / file)

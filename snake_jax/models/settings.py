@@ -12,7 +12,9 @@ Config = Mapping[str, Any]
 def required(config: Config, name: str) -> Any:
     """The setting of this name."""
     if config.get(name) is None:
-        raise UserError(f"config.json of a {config.get('model_type')} model lacks {name}: complete it")
+        raise UserError(
+            f"config.json of a {config.get('model_type')} model lacks {name}: complete it"
+        )
     return config[name]
 
 
@@ -40,11 +42,14 @@ def divisible(config: Config, name: str, number: int, by: str, divisor: int) -> 
     """Refuses a number that the divisor does not divide."""
     if divisor < 1 or number % divisor:
         raise UserError(
-            f"config.json of a {config.get('model_type')} model: {name}={number} is no multiple of {by}={divisor}"
+            f"config.json of a {config.get('model_type')} model: {name}={number} is no multiple "
+            f"of {by}={divisor}"
         )
 
 
-def token_ids(config: Config, name: str, default: int | None = None) -> int | tuple[int, ...] | None:
+def token_ids(
+    config: Config, name: str, default: int | None = None
+) -> int | tuple[int, ...] | None:
     """A special token's id, or several; None where there is none."""
     value = config.get(name, default)
     return tuple(value) if isinstance(value, list) else value

@@ -8,14 +8,17 @@ import flax.linen as nn
 import jax
 
 from snake_jax.kernels.conv import conv2d, max_pool
-from snake_jax.layers import LayeredModel
 from snake_jax.models.adapter import from_linen
+from snake_jax.models.layered import LayeredModel
 
 _VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 _VGG11_POOLED = (1, 2, 4, 6, 8)  # 2x2 max pooling follows these convolutions
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 _CONV_INIT = {"he": _HE_NORMAL, "torch": nn.initializers.variance_scaling(2.0, "fan_out", "normal")}
-_DENSE_INIT = {"he": _HE_NORMAL, "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")}
+_DENSE_INIT = {
+    "he": _HE_NORMAL,
+    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
 
 
 def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
@@ -25,16 +28,23 @@ def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
       lowering: auto, xla or matmul.
     """
 
-    def convolve(x: jax.Array, w: jax.Array, strides: Sequence[int], padding: Any, **rest: Any) -> jax.Array:
+    def convolve(
+        x: jax.Array, w: jax.Array, strides: Sequence[int], padding: Any, **rest: Any
+    ) -> jax.Array:
         if {*rest["lhs_dilation"], *rest["rhs_dilation"], rest["feature_group_count"]} != {1}:
-            raise ValueError("the matrix-product convolution has no dilation and no groups: leave conv_general_dilated")
+            raise ValueError(
+                "the matrix-product convolution has no dilation and no groups: leave "
+                "conv_general_dilated"
+            )
         return conv2d(x, w, strides=tuple(strides), padding=padding, lowering=lowering)
 
     return convolve
 
 
 class ConvLayer(nn.Module):
-    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling: `[B, H, W, C] -> [B, H', W', features]`."""
+    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling: `[B, H, W, C] -> [B, H',
+    W', features]`.
+    """
 
     features: int
     pool: bool
@@ -46,7 +56,12 @@ class ConvLayer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """One layer forward."""
         convolve = conv_general_dilated(self.lowering)
-        x = nn.Conv(self.features, (3, 3), kernel_init=_CONV_INIT[self.initial], conv_general_dilated=convolve)(x)
+        x = nn.Conv(
+            self.features,
+            (3, 3),
+            kernel_init=_CONV_INIT[self.initial],
+            conv_general_dilated=convolve,
+        )(x)
         if self.norm == "group":
             x = nn.GroupNorm(num_groups=_groups(self.features))(x)
         x = nn.relu(x)
@@ -66,7 +81,9 @@ class DenseLayer(nn.Module):
         """One layer forward; dropout is active where `train`."""
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        bias_init = _uniform(x.shape[-1] ** -0.5) if self.initial == "torch" else nn.initializers.zeros
+        bias_init = (
+            _uniform(x.shape[-1] ** -0.5) if self.initial == "torch" else nn.initializers.zeros
+        )
         x = nn.Dense(self.features, kernel_init=_DENSE_INIT[self.initial], bias_init=bias_init)(x)
         return nn.relu(x) if self.relu else x
 
@@ -83,8 +100,9 @@ def vgg11(
 ) -> LayeredModel:
     """VGG-11 for small images: `conv1` ... `conv8`, `fc9`, `fc10`, `fc11`.
 
-    8 convolutions of 3x3 and 3 dense layers (paper, "Training of Classification Tasks"), classifier layers as wide as
-    the last convolution, so that 32x32x3 images and 10 classes take 9,750,922 parameters.
+    8 convolutions of 3x3 and 3 dense layers (paper, "Training of Classification Tasks"), classifier
+    layers as wide as the last convolution, so that 32x32x3 images and 10 classes take 9,750,922
+    parameters.
 
     Args:
       num_classes: width of the last layer.
@@ -93,15 +111,20 @@ def vgg11(
       norm: none or group (GroupNorm after each convolution).
       dropout: rate before the two hidden dense layers (as PyTorch's VGG for CIFAR-10 has it).
       conv: lowering of the convolutions: auto, xla or matmul.
-      init: he (truncated normal by fan-in, biases 0) or torch (convolutions normal by fan-out, dense layers and their
-        biases uniform by fan-in, as PyTorch's VGG for CIFAR-10 starts).
+      init: he (truncated normal by fan-in, biases 0) or torch (convolutions normal by fan-out,
+        dense layers and their biases uniform by fan-in, as PyTorch's VGG for CIFAR-10 starts).
     """
     channels = [_scaled(c, width) for c in _VGG11_CHANNELS]
     stages: list[tuple[str, nn.Module]] = [
-        (f"conv{i}", ConvLayer(c, i in _VGG11_POOLED, norm, conv, init)) for i, c in enumerate(channels, start=1)
+        (f"conv{i}", ConvLayer(c, i in _VGG11_POOLED, norm, conv, init))
+        for i, c in enumerate(channels, start=1)
     ]
     hidden = functools.partial(DenseLayer, channels[-1], relu=True, dropout=dropout, initial=init)
-    stages += [("fc9", hidden()), ("fc10", hidden()), ("fc11", DenseLayer(num_classes, False, initial=init))]
+    stages += [
+        ("fc9", hidden()),
+        ("fc10", hidden()),
+        ("fc11", DenseLayer(num_classes, False, initial=init)),
+    ]
     return from_linen("vgg11", stages, input_shape, stochastic=dropout > 0)
 
 
@@ -115,7 +138,9 @@ def cnn(
     conv: str = "auto",
     init: str = "he",
 ) -> LayeredModel:
-    """A small network, `conv1` ... `conv3`, `fc4`, `fc5`: 16, 32 and 32 channels with pooling, 64 hidden units."""
+    """A small network, `conv1` ... `conv3`, `fc4`, `fc5`: 16, 32 and 32 channels with pooling, 64
+    hidden units.
+    """
     channels = [_scaled(c, width) for c in (16, 32, 32)]
     stages: list[tuple[str, nn.Module]] = [
         (f"conv{i}", ConvLayer(c, True, norm, conv, init)) for i, c in enumerate(channels, start=1)
@@ -134,10 +159,15 @@ def mlp(
     init: str = "he",
     **_: Any,
 ) -> LayeredModel:
-    """Four dense layers, `fc1` ... `fc4`, 64 hidden units each; norm and conv have nothing to act on."""
+    """Four dense layers, `fc1` ... `fc4`, 64 hidden units each; norm and conv have nothing to act
+    on.
+    """
     hidden = functools.partial(DenseLayer, _scaled(64, width), relu=True, initial=init)
     stages: list[tuple[str, nn.Module]] = [("fc1", hidden()), ("fc2", hidden(dropout=dropout))]
-    stages += [("fc3", hidden(dropout=dropout)), ("fc4", DenseLayer(num_classes, False, dropout, init))]
+    stages += [
+        ("fc3", hidden(dropout=dropout)),
+        ("fc4", DenseLayer(num_classes, False, dropout, init)),
+    ]
     return from_linen("mlp", stages, input_shape, stochastic=dropout > 0)
 
 

@@ -1,1 +1,3 @@
-"""What training a model takes of a node: counted from shapes, compiled for chips that need not be here, measured."""
+"""What training a model takes of a node: counted from shapes, compiled for chips that need not be
+here, measured.
+"""

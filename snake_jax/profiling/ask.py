@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snake_jax import models, targets
-from snake_jax.config import Config, RunConfig, TuneConfig, pick
+from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
+from snake_jax.costs import targets
 from snake_jax.errors import UserError
+from snake_jax.models import registry
 from snake_jax.models.hub import read_architecture
 from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.presets import PRESETS, from_preset
@@ -39,7 +40,12 @@ class Ask(NamedTuple):
 
 
 def resolve(
-    name: str, algorithm: str, train: Sequence[str], dtypes: Sequence[str], settings: Mapping[str, Any], target: str
+    name: str,
+    algorithm: str,
+    train: Sequence[str],
+    dtypes: Sequence[str],
+    settings: Mapping[str, Any],
+    target: str,
 ) -> Ask:
     """The ways that flags ask for: every way to train with every way to store.
 
@@ -58,9 +64,13 @@ def resolve(
     kind = "text" if isinstance(model, LanguageModel) else "images"
     other = {"text": "images", "images": "text"}[kind]
     if wrong := [flag for flag in ONLY[other] if flag in settings]:
-        raise UserError(f"--{wrong[0]}: it is for models of {other}, {name} is one of {kind}; leave it out")
+        raise UserError(
+            f"--{wrong[0]}: it is for models of {other}, {name} is one of {kind}; leave it out"
+        )
     if kind == "text" and algorithm not in _methods_for_text():
-        raise UserError(f"--algorithm={algorithm}: language models train with {', '.join(_methods_for_text())}")
+        raise UserError(
+            f"--algorithm={algorithm}: language models train with {', '.join(_methods_for_text())}"
+        )
     trains = list(train) or ["block" if algorithm == "snake" else "full"]
     stored = list(dtypes) or ["bfloat16" if kind == "text" else "float32"]
     for dtype in stored:
@@ -69,7 +79,9 @@ def resolve(
     shared = {**settings, "model": name}
     if isinstance(model, LanguageModel):
         shared |= _text_defaults(model, settings, target)
-    return Ask(name, model, tuple(way for one in trains for way in make(algorithm, one, stored, shared)))
+    return Ask(
+        name, model, tuple(way for one in trains for way in make(algorithm, one, stored, shared))
+    )
 
 
 def load(name: str) -> Model:
@@ -78,22 +90,24 @@ def load(name: str) -> Model:
     Raises:
       UserError: there is none.
     """
-    if name in models.MODELS:
-        return models.build(name, CLASSES, (SIDE, SIDE, 3))
+    if name in registry.MODELS:
+        return registry.build(name, CLASSES, (SIDE, SIDE, 3))
     if name in PRESETS:
         return from_preset(name)
     if not Path(name).is_dir():
-        known = ", ".join((*models.MODELS, *PRESETS))
+        known = ", ".join((*registry.MODELS, *PRESETS))
         raise UserError(f"--model={name}: no such folder, and none of {known}")
     return build(read_architecture(Path(name)), name=Path(name).resolve().name)
 
 
 def _methods_for_text() -> tuple[str, ...]:
-    (field,) = (field for field in dataclasses.fields(TuneConfig) if field.name == "algorithm")
+    (field,) = (field for field in dataclasses.fields(TextConfig) if field.name == "algorithm")
     return tuple(field.metadata["choices"])
 
 
-def _text_defaults(model: LanguageModel, settings: Mapping[str, Any], target: str) -> dict[str, Any]:
+def _text_defaults(
+    model: LanguageModel, settings: Mapping[str, Any], target: str
+) -> dict[str, Any]:
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:
         raise UserError(f"--max_length={length}: {model.name} has {model.max_positions} positions")
@@ -102,30 +116,43 @@ def _text_defaults(model: LanguageModel, settings: Mapping[str, Any], target: st
     return {"max_length": length, "compute_dtype": settings.get("compute_dtype", arithmetic)}
 
 
-def _text_config(algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]) -> list[Way]:
+def _text_config(
+    algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]
+) -> list[Way]:
     kind, _, rank = train.partition(":")
     adapted = kind == "lora" and rank.isdecimal() and int(rank) > 0
     if not adapted and train not in KINDS:
         raise UserError(f"--train={train}: want block, block+ends, lora:RANK as lora:128, or full")
     values: dict[str, Any] = {**shared, "lora_rank": int(rank) if adapted else 0}
     if train == "full":
-        return [Way(train, TuneConfig(algorithm=_of_full(algorithm), **values))]
+        return [Way(train, TextConfig(algorithm=_of_full(algorithm), **values))]
     if algorithm != "snake" and not adapted:
-        raise UserError(f"--train={train}: {algorithm} trains the whole model or all adapters; say full or lora:RANK")
+        raise UserError(
+            f"--train={train}: {algorithm} trains the whole model or all adapters; say full or "
+            f"lora:RANK"
+        )
     values |= {"always_train": "embed,head"} if train == "block+ends" else {}
-    return [Way(train, TuneConfig(algorithm=algorithm, frozen_dtype=dtype, **values)) for dtype in stored]
+    return [
+        Way(train, TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values))
+        for dtype in stored
+    ]
 
 
-def _image_config(algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]) -> list[Way]:
+def _image_config(
+    algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]
+) -> list[Way]:
     if train not in KINDS or train == "lora:R":
         raise UserError(f"--train={train}: networks for images train block, block+ends or full")
     if train == "full":
-        return [Way(train, Config(algorithm=_of_full(algorithm), **shared))]
+        return [Way(train, ImageConfig(algorithm=_of_full(algorithm), **shared))]
     if algorithm != "snake":
         raise UserError(f"--train={train}: {algorithm} trains all layers; leave it out")
     ends = "first,last" if train == "block+ends" else "none"
     return [
-        Way(train, Config(algorithm=algorithm, always_train=ends, frozen_dtype=dtype, **shared)) for dtype in stored
+        Way(
+            train, ImageConfig(algorithm=algorithm, always_train=ends, frozen_dtype=dtype, **shared)
+        )
+        for dtype in stored
     ]
 
 

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from snake_jax import targets
+from snake_jax.costs import targets
+from snake_jax.costs.targets import Compiled
 from snake_jax.profiling import measure
 from snake_jax.profiling.measure import FULL, Peaks
 from snake_jax.profiling.rows import Built, Case, Row, Subject
-from snake_jax.targets import Compiled
 
 Note = Callable[[str], None]
 Programs = dict[Hashable, Built]
@@ -48,7 +48,9 @@ def present(target: str) -> Any | None:
     return targets.devices(target)[0] if target and ":" not in target else None
 
 
-def measured(case: Case, subject: Subject, full: Subject, device: Any, at_best: Peaks, note: Note) -> Case:
+def measured(
+    case: Case, subject: Subject, full: Subject, device: Any, at_best: Peaks, note: Note
+) -> Case:
     """The case with its steps, and the full one, timed on a device, where they fit.
 
     Args:

@@ -1,20 +1,25 @@
-"""From a configuration to what is profiled: the visits of its method are the rows, nothing is trained or read."""
+"""From a configuration to what is profiled: the visits of its method are the rows, nothing is
+trained or read.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from snake_jax import accounting, language_costs, language_profile, sharding, targets, tuning
-from snake_jax.config import Config, RunConfig, TuneConfig
+from snake_jax.config import ImageConfig, RunConfig, TextConfig
+from snake_jax.costs import accounting, language_costs, language_profile, targets
 from snake_jax.errors import UserError
-from snake_jax.language_step import ENDS
-from snake_jax.layers import LayeredModel, without
 from snake_jax.models.language import LanguageModel
-from snake_jax.network import Sizes
+from snake_jax.models.layered import LayeredModel
+from snake_jax.nodes.ledger import Sizes
+from snake_jax.params import without
 from snake_jax.profiling import language, setups, traffic, vision
 from snake_jax.profiling.rows import Case, Row, Subject, row_of
-from snake_jax.setup import Setup
+from snake_jax.runs import text_task
+from snake_jax.runs.setup import Setup
+from snake_jax.train import sharding
+from snake_jax.train.text_step import ENDS
 
 Model = LayeredModel | LanguageModel
 ALL = "all"  # of a row whose visit trains all that may train
@@ -51,23 +56,25 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
       UserError: flags that the method has no use for.
     """
     dtype = "-" if train == "full" else config.frozen_dtype
-    if isinstance(config, TuneConfig):
+    if isinstance(config, TextConfig):
         assert isinstance(model, LanguageModel)
         return _of_text(train, dtype, setups.of_text(config, model), target)
-    assert isinstance(config, Config)
+    assert isinstance(config, ImageConfig)
     assert isinstance(model, LayeredModel)
     setup = setups.of_images(config, model)
     step = vision.local_step(config, model, setup.distilled)
     subject = vision.subject(step, config.batch_size, config.frozen_dtype, target)
     params = setup.task.like(setup)
-    return Work(train, dtype, setup, subject, accounting.transfer_sizes(params, config.frozen_dtype))
+    return Work(
+        train, dtype, setup, subject, accounting.transfer_sizes(params, config.frozen_dtype)
+    )
 
 
 def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
-    config, step = setup.config, tuning.make_step(setup)
-    tuning.check_products(config)
+    config, step = setup.config, text_task.make_step(setup)
+    text_task.check_products(config)
     step = step._replace(mesh=_mesh(config, setup.model.architecture, target))
-    settings = tuning.make_lora(config) if step.adapted else None
+    settings = text_task.make_lora(config) if step.adapted else None
     text = language.Text(config.batch_size, config.max_length, config.packing)
     stored = "bfloat16" if dtype == "-" else config.frozen_dtype
     subject = language.subject(step, settings, stored, text, target)
@@ -78,30 +85,47 @@ def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
     return Work(train, dtype, setup, subject, sizes)
 
 
-def _mesh(config: TuneConfig, architecture: Any, target: str) -> Mesh | None:
+def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
     """Over the devices of the target."""
     if not config.mesh:
         return None
     if not target:
-        raise UserError(f"--mesh={config.mesh}: it divides what is compiled; say for what, as --target=tpu:v5e:2x4")
-    devices, heads = targets.devices(target), (architecture.num_attention_heads, architecture.num_key_value_heads)
+        raise UserError(
+            f"--mesh={config.mesh}: it divides what is compiled; say for what, as "
+            f"--target=tpu:v5e:2x4"
+        )
+    devices, heads = (
+        targets.devices(target),
+        (architecture.num_attention_heads, architecture.num_key_value_heads),
+    )
     sharding.check(config.mesh, config.batch_size, *heads, devices)
     return sharding.make_mesh(config.mesh, devices)
 
 
 def full(config: RunConfig, model: Model, target: str = "") -> Work:
-    """Full training of the same model on the same batch, as federated learning trains it, without a teacher."""
-    same: tuple[str, ...] = ("model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum")
-    same += ("max_length", "recompute", "packing", "mesh") if isinstance(config, TuneConfig) else ()
+    """Full training of the same model on the same batch, as federated learning trains it, without a
+    teacher.
+    """
+    same: tuple[str, ...] = (
+        "model",
+        "batch_size",
+        "optimizer",
+        "compute_dtype",
+        "nodes",
+        "momentum",
+    )
+    same += ("max_length", "recompute", "packing", "mesh") if isinstance(config, TextConfig) else ()
     kept = {name: getattr(config, name) for name in same}
-    plain: dict[str, Any] = {"lora_rank": 0} if isinstance(config, TuneConfig) else {}
+    plain: dict[str, Any] = {"lora_rank": 0} if isinstance(config, TextConfig) else {}
     return work("full", type(config)(algorithm="fedavg", **kept, **plain), model, target)
 
 
 def assignments(work: Work) -> dict[str, tuple[str, ...]]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
     plan = work.setup.plan
-    visits = dict.fromkeys(visit.layers for visits in work.setup.algorithm.rounds(plan, 0) for visit in visits)
+    visits = dict.fromkeys(
+        visit.layers for visits in work.setup.algorithm.rounds(plan, 0) for visit in visits
+    )
     named = {_about(layers, plan.always, plan.layer_names): layers for layers in visits}
     order = {name: place for place, name in enumerate(plan.layer_names)}
     return dict(sorted(named.items(), key=lambda item: order.get(item[1][-1], 0)))
@@ -113,8 +137,14 @@ def _about(layers: tuple[str, ...], always: Sequence[str], every: Sequence[str])
 
 
 def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
-    """The rows of the assignments that are chosen by their layers' names; of a cut model those of its places."""
-    sent = traffic.by_assignment(work.setup, work.sizes) if work.setup.algorithm.traffic != "none" else {}
+    """The rows of the assignments that are chosen by their layers' names; of a cut model those of
+    its places.
+    """
+    sent = (
+        traffic.by_assignment(work.setup, work.sizes)
+        if work.setup.algorithm.traffic != "none"
+        else {}
+    )
     if len(work.setup.chain) > 1:
         return vision.place_rows(work.setup, next(iter(sent.values())))
     found = assignments(work)
@@ -149,10 +179,14 @@ def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
         found = [
             name
             for name in names
-            if name == word or (word.isdecimal() and _number(name) == int(word)) or _base(name) == word
+            if name == word
+            or (word.isdecimal() and _number(name) == int(word))
+            or _base(name) == word
         ]
         if not found:
-            raise UserError(f"--layers={flag}: {word or 'a gap'} is none of {', '.join(names)}; or say all")
+            raise UserError(
+                f"--layers={flag}: {word or 'a gap'} is none of {', '.join(names)}; or say all"
+            )
         wanted.update(found)
     return lambda name: name in wanted
 

@@ -1,8 +1,9 @@
 """The largest step that a device's compiler takes, found with few compilations.
 
-More is asked for in this order: the length and the rank that were asked for, the most precise storage of what does not
-train, then as many rows as fit. Where one row does not fit in any storage the rank is halved, then the length. A step
-that needs more memory never fits where a smaller one does not, so every search is a bisection.
+More is asked for in this order: the length and the rank that were asked for, the most precise
+storage of what does not train, then as many rows as fit. Where one row does not fit in any storage
+the rank is halved, then the length. A step that needs more memory never fits where a smaller one
+does not, so every search is a bisection.
 """
 
 import time
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snake_jax import targets
-from snake_jax.targets import Compiled, Refused
+from snake_jax.costs import targets
+from snake_jax.costs.targets import Compiled, Refused
 
 PRECISION = ("float32", "bfloat16", "int8", "nf4")  # from the most memory to the least
 _RESOLUTION = 16  # batches are searched to one part in so many
@@ -22,7 +23,9 @@ _LEAST_BYTES, _PROBES = 2**30, 10
 
 
 class Candidate(NamedTuple):
-    """A step to try: rows, tokens in a row (0: images), storage of what does not train, rank (0: no adapters)."""
+    """A step to try: rows, tokens in a row (0: images), storage of what does not train, rank (0: no
+    adapters).
+    """
 
     batch: int
     length: int
@@ -31,7 +34,9 @@ class Candidate(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A candidate, the compiler's peak in bytes or None where it refused, and seconds on the clock."""
+    """A candidate, the compiler's peak in bytes or None where it refused, and seconds on the
+    clock.
+    """
 
     candidate: Candidate
     peak_bytes: int | None
@@ -47,7 +52,8 @@ class Search(NamedTuple):
       ranks: from the largest.
       compiled: the compiler's answer.
       least_bytes: what a candidate holds by formula, without activations.
-      capacity_bytes: of the device. It saves compilations; and what a compiler does not refuse may not pass it either.
+      capacity_bytes: of the device. It saves compilations; and what a compiler does not refuse may
+        not pass it either.
       note: is told of each try.
     """
 
@@ -75,7 +81,9 @@ def halvings(most: int, least: int) -> tuple[int, ...]:
 
 
 def capacity(device: Any) -> int:
-    """Bytes that a device's compiler gives out, to about a thousandth, from programs that copy one array."""
+    """Bytes that a device's compiler gives out, to about a thousandth, from programs that copy one
+    array.
+    """
 
     def fits(count: int) -> bool:
         line = jax.ShapeDtypeStruct((count,), jnp.int8)
@@ -93,9 +101,15 @@ def capacity(device: Any) -> int:
 def _single(search: Search) -> Tried | None:
     """The first, in order of preference, of which one row fits."""
     best = Candidate(1, search.lengths[0], search.dtypes[0], search.ranks[0])
-    for field, values in (("frozen_dtype", search.dtypes), ("rank", search.ranks), ("length", search.lengths)):
+    for field, values in (
+        ("frozen_dtype", search.dtypes),
+        ("rank", search.ranks),
+        ("length", search.lengths),
+    ):
         ordered = [Candidate(**{**best._asdict(), field: value}) for value in values]
-        found = _first(ordered if field == "frozen_dtype" else ordered[1:], lambda c: _try(search, c))
+        found = _first(
+            ordered if field == "frozen_dtype" else ordered[1:], lambda c: _try(search, c)
+        )
         if found is not None:
             return found
         best = ordered[-1]
@@ -103,12 +117,16 @@ def _single(search: Search) -> Tried | None:
 
 
 def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried]) -> Tried | None:
-    """The first that fits of candidates that need less and less; the first of all is tried first."""
+    """The first that fits of candidates that need less and less; the first of all is tried
+    first.
+    """
     low, high, found = 0, len(candidates), None
     while low < high:
         middle = low if found is None and low == 0 else (low + high) // 2
         tried = attempt(candidates[middle])
-        low, high, found = (low, middle, tried) if tried.peak_bytes is not None else (middle + 1, high, found)
+        low, high, found = (
+            (low, middle, tried) if tried.peak_bytes is not None else (middle + 1, high, found)
+        )
     return found
 
 
@@ -125,7 +143,9 @@ def _most_rows(search: Search, start: Tried) -> Tried:
 
 
 def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: int) -> int | None:
-    """Where the line through the last two that fit comes to what there is; None where no try would tell more."""
+    """Where the line through the last two that fit comes to what there is; None where no try would
+    tell more.
+    """
     last = fitting[-1]
     low = last.candidate.batch
     step = max(1, low // _RESOLUTION)

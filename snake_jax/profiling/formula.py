@@ -1,8 +1,9 @@
 """The papers' formula for the memory of fine-tuning, and what it leaves out.
 
-Mixed-precision AdamW takes 16 bytes a parameter: 2 of weights, 2 of gradients, and 12 of float32 weights and moments.
-Where one of N equal blocks trains, every parameter takes 2 and those of the block 14 more: 2 + 14 / N.
-(snake_learning_arxiv, "Fine-Tuning of LLMs": 19.37 and 3.13 GB of OPT-1.3B, which are GiB of 1.3e9 parameters.)
+Mixed-precision AdamW takes 16 bytes a parameter: 2 of weights, 2 of gradients, and 12 of float32
+weights and moments. Where one of N equal blocks trains, every parameter takes 2 and those of the
+block 14 more: 2 + 14 / N. (snake_learning_arxiv, "Fine-Tuning of LLMs": 19.37 and 3.13 GB of
+OPT-1.3B, which are GiB of 1.3e9 parameters.)
 """
 
 import re
@@ -32,7 +33,13 @@ class Formula(NamedTuple):
 
 def memory(counted: str, params: int, blocks: int) -> Formula:
     """The formula for a count of parameters in N blocks."""
-    return Formula(counted, params, blocks, FULL_BYTES * params, (FROZEN_BYTES + TRAINED_BYTES / blocks) * params)
+    return Formula(
+        counted,
+        params,
+        blocks,
+        FULL_BYTES * params,
+        (FROZEN_BYTES + TRAINED_BYTES / blocks) * params,
+    )
 
 
 def nominal_params(preset: str) -> int | None:
@@ -42,7 +49,9 @@ def nominal_params(preset: str) -> int | None:
 
 
 def of_model(preset: str, params: int, blocks: int) -> tuple[Formula, ...]:
-    """The formula for the nominal count, where the name of a preset says one, and for the true one."""
+    """The formula for the nominal count, where the name of a preset says one, and for the true
+    one.
+    """
     nominal = nominal_params(preset)
     named = () if nominal is None else (memory(f"nominal, by the name {preset}", nominal, blocks),)
     return *named, memory("true, by shapes", params, blocks)

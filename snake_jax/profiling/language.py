@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from snake_jax import language_costs, language_profile, lora
-from snake_jax.accounting import StepFlops
-from snake_jax.executor.visits import Passed
-from snake_jax.language_costs import RowCosts
-from snake_jax.language_step import ENDS, LanguageStep, block_roles, own_items
-from snake_jax.layers import num_params, select
+from snake_jax.algorithms.visits import Passed
+from snake_jax.costs import language_costs, language_profile
+from snake_jax.costs.accounting import StepFlops
+from snake_jax.costs.language_costs import RowCosts
+from snake_jax.costs.targets import Compiled
+from snake_jax.models import lora
 from snake_jax.models.attention import SCORE_BYTES
 from snake_jax.models.language import LanguageModel
+from snake_jax.params import num_params, select
 from snake_jax.profiling.rows import Counted, Subject
-from snake_jax.targets import Compiled
+from snake_jax.train.text_step import ENDS, LanguageStep, block_roles, own_items
 
 
 class Text(NamedTuple):
@@ -28,7 +29,9 @@ class Text(NamedTuple):
     packed: bool = True
 
 
-def subject(step: LanguageStep, settings: lora.Lora | None, frozen_dtype: str, text: Text, target: str = "") -> Subject:
+def subject(
+    step: LanguageStep, settings: lora.Lora | None, frozen_dtype: str, text: Text, target: str = ""
+) -> Subject:
     """One way to train and store a language model.
 
     Args:
@@ -44,7 +47,9 @@ def subject(step: LanguageStep, settings: lora.Lora | None, frozen_dtype: str, t
     alike = (model, settings, step.recompute)
     short = unbroken_length(model, text.length)
     state = functools.cache(
-        lambda program: language_profile.state_bytes(step, settings, _of_program(items, program), frozen_dtype)
+        lambda program: language_profile.state_bytes(
+            step, settings, _of_program(items, program), frozen_dtype
+        )
     )
 
     def flops(costs: RowCosts, trained: tuple[str, ...], length: int) -> StepFlops:
@@ -55,7 +60,9 @@ def subject(step: LanguageStep, settings: lora.Lora | None, frozen_dtype: str, t
         return (*block_roles(sum(n in trained for n in items)), *(n for n in ENDS if n in trained))
 
     def arguments(trained: tuple[str, ...]) -> tuple[Any, ...]:
-        return language_profile.step_arguments(step, settings, trained, frozen_dtype, text[:2], text.packed)
+        return language_profile.step_arguments(
+            step, settings, trained, frozen_dtype, text[:2], text.packed
+        )
 
     return Subject(
         params=lambda trained: num_params(select(like, trained)),
@@ -71,22 +78,34 @@ def subject(step: LanguageStep, settings: lora.Lora | None, frozen_dtype: str, t
     )
 
 
-def _blocks(model: LanguageModel, settings: lora.Lora | None, recompute: str) -> tuple[LanguageStep, Any, Any]:
-    """The first arguments of what counts a block's FLOPs, on which update rule and storage have no bearing."""
-    step = LanguageStep(model, optax.identity(), 0.0, adapted=settings is not None, recompute=recompute)
+def _blocks(
+    model: LanguageModel, settings: lora.Lora | None, recompute: str
+) -> tuple[LanguageStep, Any, Any]:
+    """The first arguments of what counts a block's FLOPs, on which update rule and storage have no
+    bearing.
+    """
+    step = LanguageStep(
+        model, optax.identity(), 0.0, adapted=settings is not None, recompute=recompute
+    )
     base, own = language_profile.block_shapes(step, settings)
     return step, base, own
 
 
 @functools.lru_cache(maxsize=32)
-def _costs(model: LanguageModel, settings: lora.Lora | None, recompute: str, length: int) -> RowCosts:
+def _costs(
+    model: LanguageModel, settings: lora.Lora | None, recompute: str, length: int
+) -> RowCosts:
     step, base, own = _blocks(model, settings, recompute)
     return language_costs.row_costs(step, base, own, length)
 
 
 @functools.lru_cache(maxsize=32)
-def _compilers_costs(model: LanguageModel, settings: lora.Lora | None, recompute: str, length: int) -> RowCosts:
-    """By this machine's compiler: it counts in seconds what that of a described TPU counts in minutes."""
+def _compilers_costs(
+    model: LanguageModel, settings: lora.Lora | None, recompute: str, length: int
+) -> RowCosts:
+    """By this machine's compiler: it counts in seconds what that of a described TPU counts in
+    minutes.
+    """
     step, base, own = _blocks(model, settings, recompute)
     return language_profile.counted_costs(step, base, own, length, jax.devices()[0])
 
@@ -98,7 +117,9 @@ def _of_program(items: tuple[str, ...], program: tuple[str, ...]) -> tuple[str, 
 
 
 def unbroken_length(model: LanguageModel, length: int) -> int:
-    """The length, halved until attention of a row is computed whole, without a loop that the compiler counts once."""
+    """The length, halved until attention of a row is computed whole, without a loop that the
+    compiler counts once.
+    """
     while 4 * model.architecture.num_attention_heads * length**2 > SCORE_BYTES:
         length //= 2
     return length
@@ -127,5 +148,10 @@ def _runners(
 
 
 def evaluation_bytes(step: LanguageStep, settings: lora.Lora | None) -> int:
-    """What evaluation in a run lays beside the frozen blocks: all that may train, in the dtype computed with."""
-    return num_params(language_profile.trainable_shapes(step, settings)) * jnp.dtype(step.compute_dtype).itemsize
+    """What evaluation in a run lays beside the frozen blocks: all that may train, in the dtype
+    computed with.
+    """
+    return (
+        num_params(language_profile.trainable_shapes(step, settings))
+        * jnp.dtype(step.compute_dtype).itemsize
+    )

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from snake_jax.kernels import roofline
-from snake_jax.kernels.roofline import Peaks
-from snake_jax.kernels.timing import Sample, interleaved, paired_ratio
+from snake_jax.costs import roofline
+from snake_jax.costs.roofline import Peaks
+from snake_jax.costs.targets import Compiled
+from snake_jax.costs.timing import Sample, interleaved, paired_ratio
 from snake_jax.profiling.rows import Built, Measured, Row
-from snake_jax.targets import Compiled
 
 FULL = "full"
 REPEATS, BUDGET_S = 9, 20.0  # rounds, and seconds after which a slow step leaves out rounds
@@ -24,7 +24,9 @@ def peaks(device: Any, dtype: DTypeLike) -> Peaks:
 
 
 def free_bytes(device: Any) -> int:
-    """Memory that a program may still take: what the device tells, or what the operating system has."""
+    """Memory that a program may still take: what the device tells, or what the operating system
+    has.
+    """
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -32,18 +34,27 @@ def free_bytes(device: Any) -> int:
 
 
 def _free_of_machine_bytes() -> int:
-    """What the operating system could give without swapping; where it does not say, what nobody has."""
+    """What the operating system could give without swapping; where it does not say, what nobody
+    has.
+    """
     try:
         with open("/proc/meminfo") as lines:
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+            return next(
+                1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def steps(
-    rows: Sequence[Row], full: Row | None, runners: Mapping[str, Callable[[], Any]], at_best: Peaks, device: Any
+    rows: Sequence[Row],
+    full: Row | None,
+    runners: Mapping[str, Callable[[], Any]],
+    at_best: Peaks,
+    device: Any,
 ) -> dict[str, Measured]:
-    """Times each row's step, and the full one, in turns, so that load that comes and goes falls on all alike.
+    """Times each row's step, and the full one, in turns, so that load that comes and goes falls on
+    all alike.
 
     Args:
       rows: compiled ones.
@@ -57,14 +68,21 @@ def steps(
     """
     every = {row.layer: row for row in rows} | ({FULL: full} if full else {})
     held = {layer: _peak_bytes(device, runners[layer]) for layer in every}
-    samples = interleaved({layer: runners[layer] for layer in every}, REPEATS, BUDGET_S / len(every))
+    samples = interleaved(
+        {layer: runners[layer] for layer in every}, REPEATS, BUDGET_S / len(every)
+    )
     return {
-        layer: _measured(row, samples[layer], samples.get(FULL), held[layer], at_best) for layer, row in every.items()
+        layer: _measured(row, samples[layer], samples.get(FULL), held[layer], at_best)
+        for layer, row in every.items()
     }
 
 
 def _measured(
-    row: Row, samples: Sequence[Sample], full: Sequence[Sample] | None, peak_bytes: int | None, at_best: Peaks
+    row: Row,
+    samples: Sequence[Sample],
+    full: Sequence[Sample] | None,
+    peak_bytes: int | None,
+    at_best: Peaks,
 ) -> Measured:
     step_s = median(sample.wall_s for sample in samples)
     ratio = None if full is None else paired_ratio(samples, full)
@@ -72,7 +90,9 @@ def _measured(
 
 
 def least_s(row: Row, at_best: Peaks) -> float:
-    """Seconds that the step takes at least: its FLOPs, or its arguments and results moved once, at the peak rate."""
+    """Seconds that the step takes at least: its FLOPs, or its arguments and results moved once, at
+    the peak rate.
+    """
     memory = row.built.memory if row.built else None
     moved_bytes = memory.arguments + memory.results if memory else 0
     return at_best.least_s(row.flops.total, moved_bytes)

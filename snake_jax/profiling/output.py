@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
-from snake_jax.kernels.timing import machine
-from snake_jax.layers import num_params
+from snake_jax.costs.timing import machine
 from snake_jax.models.language import LanguageModel
+from snake_jax.params import num_params
 from snake_jax.profiling import formula, tables, vision
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
@@ -24,8 +24,8 @@ from snake_jax.report.units import human
 
 
 class Profile(NamedTuple):
-    """All that is told: the command, what it asked for, its cases with the works that they are of, the target, and the
-    device's peaks where one ran.
+    """All that is told: the command, what it asked for, its cases with the works that they are of,
+    the target, and the device's peaks where one ran.
     """
 
     command: str
@@ -40,9 +40,11 @@ def title(profile: Profile) -> str:
     """What the profile is of, in a line."""
     config, full = profile.works[0].setup.config, profile.cases[0].full
     kind = "blocks" if isinstance(profile.ask.model, LanguageModel) else "layers"
-    what = f"{profile.ask.name}, {_depth(profile.ask.model)} {kind}, {full.params:,} parameters, {config.algorithm}"
+    depth = f"{_depth(profile.ask.model)} {kind}"
+    what = f"{profile.ask.name}, {depth}, {full.params:,} parameters, {config.algorithm}"
     where = f", on {profile.target}" if profile.target else ""
-    return f"{what}; a step of {_batch(profile)}, {config.optimizer}, {config.compute_dtype} arithmetic{where}"
+    how = f"{config.optimizer}, {config.compute_dtype} arithmetic{where}"
+    return f"{what}; a step of {_batch(profile)}, {how}"
 
 
 def _batch(profile: Profile) -> str:
@@ -60,7 +62,9 @@ def formulas(profile: Profile) -> tuple[Formula, ...]:
     """The papers' formula, which is one of language models: blocks that are alike."""
     if not isinstance(profile.ask.model, LanguageModel):
         return ()
-    return formula.of_model(profile.ask.name, profile.cases[0].full.params, _depth(profile.ask.model))
+    return formula.of_model(
+        profile.ask.name, profile.cases[0].full.params, _depth(profile.ask.model)
+    )
 
 
 def _sections(profile: Profile) -> list[Section]:
@@ -70,7 +74,13 @@ def _sections(profile: Profile) -> list[Section]:
         found.insert(1, tables.formula_section(values, profile.cases))
     if _cut(profile):
         sent = vision.cut_bytes(profile.works[0].setup)
-        found.append(Section("What a step sends over the cut", ["", "bytes"], [[w, f"{size:,}"] for w, size in sent]))
+        found.append(
+            Section(
+                "What a step sends over the cut",
+                ["", "bytes"],
+                [[w, f"{size:,}"] for w, size in sent],
+            )
+        )
     return found
 
 
@@ -81,7 +91,8 @@ def _cut(profile: Profile) -> bool:
 def notes(profile: Profile) -> list[str]:
     """What a reader has to know about the numbers."""
     found = [
-        "GiB and MiB are 2**30 and 2**20 bytes, other prefixes decimal; a multiplication and an addition are 2 FLOPs."
+        "GiB and MiB are 2**30 and 2**20 bytes, other prefixes decimal; a multiplication and an "
+        "addition are 2 FLOPs."
     ]
     if formulas(profile):
         found.append(_left_out(profile))
@@ -89,12 +100,15 @@ def notes(profile: Profile) -> list[str]:
         found.append(_compared(profile))
     if mesh := getattr(profile.works[0].setup.config, "mesh", ""):
         found.append(
-            f"Compiled memory is that of each device of the mesh {mesh}, as are the collectives in json and csv, which "
+            f"Compiled memory is that of each device of the mesh {mesh}, as are the collectives "
+            f"in json and csv, which "
             "count the body of a loop once; state and FLOPs are of all together."
         )
     if profile.peaks:
         rate, band = human(profile.peaks.flops_s, "FLOP/s"), human(profile.peaks.bytes_s, "B/s")
-        found.append(f"Roofline: {rate} and {band}, the best that this device was seen to do in this run.")
+        found.append(
+            f"Roofline: {rate} and {band}, the best that this device was seen to do in this run."
+        )
     return found
 
 
@@ -111,8 +125,11 @@ def _left_out(profile: Profile) -> str:
     activations = "activations and other temporaries"
     if temporaries:
         low, high = (f"{pick(temporaries) / 2**30:.2f}" for pick in (min, max))
-        activations += f" ({low if low == high else f'{low} to {high}'} GiB beyond gradients by the compiler)"
-    return f"The formula leaves out {share}; {activations}; narrower storage than 2 bytes, adapters, and a teacher."
+        activations += (
+            f" ({low if low == high else f'{low} to {high}'} GiB beyond gradients by the compiler)"
+        )
+    rest = "narrower storage than 2 bytes, adapters, and a teacher"
+    return f"The formula leaves out {share}; {activations}; {rest}."
 
 
 def end_params(model: Any) -> int:
@@ -127,20 +144,25 @@ def _compared(profile: Profile) -> str:
     here = jax.devices()[0].platform
     if not isinstance(model, LanguageModel):
         return (
-            "The compiler's FLOPs are of the compiled step, elementwise work among them; where it keeps its own "
+            "The compiler's FLOPs are of the compiled step, elementwise work among them; where it "
+            "keeps its own "
             "convolution (not on cpu) it leaves out products with padding."
         )
     length = unbroken_length(model, config.max_length)
     return (
-        f"The compiler's FLOPs are those that {here}'s compiler counts for one block and the output matrix with its "
-        f"loss, each unrolled, {config.batch_size} x {length} tokens, put together as the step does; compared with the "
+        f"The compiler's FLOPs are those that {here}'s compiler counts for one block and the "
+        f"output matrix with its "
+        f"loss, each unrolled, {config.batch_size} x {length} tokens, put together as the step "
+        f"does; compared with the "
         "formula for as many. The step's own loops it would count once."
     )
 
 
 def as_table(profile: Profile) -> str:
     """For a terminal."""
-    return "\n\n".join([title(profile), *map(tables.text, _sections(profile)), "\n".join(notes(profile))])
+    return "\n\n".join(
+        [title(profile), *map(tables.text, _sections(profile)), "\n".join(notes(profile))]
+    )
 
 
 def as_markdown(profile: Profile) -> str:
@@ -149,11 +171,19 @@ def as_markdown(profile: Profile) -> str:
 
 
 def as_json(profile: Profile) -> str:
-    """Everything, as numbers; `rows` are the cases, each with the record of its row that holds the most."""
+    """Everything, as numbers; `rows` are the cases, each with the record of its row that holds the
+    most.
+    """
     config = profile.works[0].setup.config
-    setting = {"model": profile.ask.name, "algorithm": config.algorithm, "batch_size": config.batch_size}
+    setting = {
+        "model": profile.ask.name,
+        "algorithm": config.algorithm,
+        "batch_size": config.batch_size,
+    }
     setting |= {
-        n: getattr(config, n) for n in ("max_length", "recompute", "optimizer", "compute_dtype") if hasattr(config, n)
+        n: getattr(config, n)
+        for n in ("max_length", "recompute", "optimizer", "compute_dtype")
+        if hasattr(config, n)
     }
     found = {
         "command": profile.command,
@@ -161,7 +191,9 @@ def as_json(profile: Profile) -> str:
         "target": profile.target,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
-        "machine": {name: machine()[name] for name in ("processor", "cores", "python", "load_1min")},
+        "machine": {
+            name: machine()[name] for name in ("processor", "cores", "python", "load_1min")
+        },
         "peaks": profile.peaks._asdict() if profile.peaks else None,
         "formula": [value._asdict() for value in formulas(profile)],
         "notes": notes(profile),
@@ -191,7 +223,11 @@ def _case(case: Case) -> dict[str, Any]:
 def as_csv(profile: Profile) -> str:
     """A line for each case and layer, and for full training."""
     full = profile.cases[0].full
-    lines = [_line(case.train, case.frozen_dtype, row, full) for case in profile.cases for row in case.rows]
+    lines = [
+        _line(case.train, case.frozen_dtype, row, full)
+        for case in profile.cases
+        for row in case.rows
+    ]
     lines.append(_line("full", "-", full, full))
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()

@@ -29,7 +29,8 @@ _MANY = 14  # bars from which on labels stand upright
 
 
 def draw(path: str | Path, title: str, cases: Sequence[Case]) -> Path:
-    """Writes a PNG: what each case holds at most, and what a step of each layer of the first case takes.
+    """Writes a PNG: what each case holds at most, and what a step of each layer of the first case
+    takes.
 
     Raises:
       UserError: it cannot be written.
@@ -45,9 +46,14 @@ def draw(path: str | Path, title: str, cases: Sequence[Case]) -> Path:
 def _memory(panel: Axes, cases: Sequence[Case]) -> None:
     full = cases[0].full
     scale = memory_scale(full)
-    shown = [(_name(case), largest(case)) for case in cases if largest(case).trained != full.trained]
+    shown = [
+        (_name(case), largest(case)) for case in cases if largest(case).trained != full.trained
+    ]
     shown.append(("full", full))
-    parts = {word: [getattr(row.state, kind) / scale.factor for _, row in shown] for kind, word in MEMORY.items()}
+    parts = {
+        word: [getattr(row.state, kind) / scale.factor for _, row in shown]
+        for kind, word in MEMORY.items()
+    }
     if any(row.built and row.built.memory for _, row in shown):
         parts[TEMPORARIES] = [_temporaries(row) / scale.factor for _, row in shown]
     _bars(panel, [name for name, _ in shown], parts)
@@ -67,7 +73,10 @@ def _name(case: Case) -> str:
 def _flops(panel: Axes, case: Case) -> None:
     rows = [*case.rows, case.full._replace(layer="full")]
     scale = scale_for(case.full.flops.total, "FLOP")
-    parts = {word: [getattr(row.flops, kind) / scale.factor for row in rows] for kind, word in FLOPS.items()}
+    parts = {
+        word: [getattr(row.flops, kind) / scale.factor for row in rows]
+        for kind, word in FLOPS.items()
+    }
     _bars(panel, [row.layer for row in rows], parts)
     panel.set_ylabel(f"{scale.unit} a step")
     panel.set_title(_name(case).replace("\n", ", frozen as "), fontsize="medium")
@@ -79,7 +88,9 @@ def _bars(panel: Axes, names: Sequence[str], parts: dict[str, list[float]]) -> N
         if any(sizes):
             panel.bar(range(len(names)), sizes, bottom=base, color=colour, label=word, width=0.75)
         base = [below + size for below, size in zip(base, sizes, strict=True)]
-    panel.set_xticks(range(len(names)), names, rotation=90 if len(names) > _MANY else 0, fontsize="small")
+    panel.set_xticks(
+        range(len(names)), names, rotation=90 if len(names) > _MANY else 0, fontsize="small"
+    )
     look(panel)
     panel.grid(visible=False, axis="x")
     panel.legend(frameon=False, fontsize="small")

@@ -1,22 +1,26 @@
-"""The profiler's records: a row for each assignment, the case that a table is about, and both as flat records."""
+"""The profiler's records: a row for each assignment, the case that a table is about, and both as
+flat records.
+"""
 
 import re
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from snake_jax import collectives
-from snake_jax.accounting import StateBytes, StepFlops
-from snake_jax.targets import Compiled, CompiledMemory, Refused
+from snake_jax.costs import collectives
+from snake_jax.costs.accounting import StateBytes, StepFlops
+from snake_jax.costs.targets import Compiled, CompiledMemory, Refused
 
 
 class Sent(NamedTuple):
-    """Bytes of weights that a visit sends once every layer has been trained, by whether receivers keep what they got.
+    """Bytes of weights that a visit sends once every layer has been trained, by whether receivers
+    keep what they got.
 
     Attributes:
       up: handed in to the server.
       down: from the server, to a node that keeps nothing, or comes for the first time.
       down_cached: to one that keeps what it was sent.
-      onward: peer to peer, from the last node to the next, nothing kept; None: the method has no such mode.
+      onward: peer to peer, from the last node to the next, nothing kept; None: the method has no
+        such mode.
       onward_cached: the same with what was sent kept.
     """
 
@@ -40,7 +44,9 @@ class Counted(NamedTuple):
 
 
 class Built(NamedTuple):
-    """How compiling went: the program or the reason of its refusal, and seconds on the clock and of this process."""
+    """How compiling went: the program or the reason of its refusal, and seconds on the clock and of
+    this process.
+    """
 
     result: Compiled | Refused
     wall_s: float
@@ -57,10 +63,13 @@ class Measured(NamedTuple):
 
     Attributes:
       step_s: median seconds.
-      of_full: of the full step's, median over rounds in which both ran; None where that did not run.
-      peak_bytes: most that the device has held; None where it does not tell, or held more for an earlier program.
-      roofline: the share of what the device could at best: the larger of FLOPs over its peak rate and of bytes of
-        arguments and results, moved once, over its peak bandwidth, over the step's seconds.
+      of_full: of the full step's, median over rounds in which both ran; None where that did not
+        run.
+      peak_bytes: most that the device has held; None where it does not tell, or held more for an
+        earlier program.
+      roofline: the share of what the device could at best: the larger of FLOPs over its peak rate
+        and of bytes of arguments and results, moved once, over its peak bandwidth, over the step's
+        seconds.
     """
 
     step_s: float
@@ -96,7 +105,8 @@ class Row(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """One way to train and store a model: what the rows of a case are made from, as functions of what trains.
+    """One way to train and store a model: what the rows of a case are made from, as functions of
+    what trains.
 
     Attributes:
       params: numbers that train.
@@ -118,7 +128,9 @@ class Subject(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A way to train and store, and a row for each assignment; `full` trains every layer, for comparison."""
+    """A way to train and store, and a row for each assignment; `full` trains every layer, for
+    comparison.
+    """
 
     train: str
     frozen_dtype: str
@@ -128,7 +140,14 @@ class Case(NamedTuple):
 
 def row_of(subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | None = None) -> Row:
     """What shapes alone say of an assignment."""
-    return Row(layer, trained, subject.params(trained), subject.flops(trained), subject.state(trained), sent)
+    return Row(
+        layer,
+        trained,
+        subject.params(trained),
+        subject.flops(trained),
+        subject.state(trained),
+        sent,
+    )
 
 
 def largest(case: Case) -> Row:
@@ -139,7 +158,10 @@ def largest(case: Case) -> Row:
 def record(row: Row, full: Row) -> dict[str, Any]:
     """A row as a flat record; names say the units, `of_full` shares of full training."""
     flops = {f"{name}_flops": value for name, value in row.flops._asdict().items()}
-    shares = {"of_full_flops": row.flops.total / full.flops.total, "of_full_state": row.state.total / full.state.total}
+    shares = {
+        "of_full_flops": row.flops.total / full.flops.total,
+        "of_full_state": row.state.total / full.state.total,
+    }
     kinds = {
         "layer": row.layer,
         "trained": list(row.trained),
@@ -149,17 +171,30 @@ def record(row: Row, full: Row) -> dict[str, Any]:
         **state_record(row.state),
         **shares,
     }
-    sent = {f"sent_{name}_bytes": value for name, value in (row.sent._asdict() if row.sent else {}).items()}
-    return kinds | sent | _counted_record(row.counted) | built_record(row.built) | _measured_record(row.measured)
+    sent = {
+        f"sent_{name}_bytes": value
+        for name, value in (row.sent._asdict() if row.sent else {}).items()
+    }
+    return (
+        kinds
+        | sent
+        | _counted_record(row.counted)
+        | built_record(row.built)
+        | _measured_record(row.measured)
+    )
 
 
 def state_record(state: StateBytes) -> dict[str, int]:
     """Bytes by kind, and their sum."""
-    return {f"{name}_bytes": size for name, size in state._asdict().items()} | {"state_bytes": state.total}
+    return {f"{name}_bytes": size for name, size in state._asdict().items()} | {
+        "state_bytes": state.total
+    }
 
 
 def built_record(built: Built | None) -> dict[str, Any]:
-    """What the compiler reserves or why it refuses, what the program sends between devices, and how long it took."""
+    """What the compiler reserves or why it refuses, what the program sends between devices, and how
+    long it took.
+    """
     if built is None:
         return {}
     seconds = {"compile_s": round(built.wall_s, 1), "compile_cpu_s": round(built.cpu_s, 1)}
@@ -167,11 +202,18 @@ def built_record(built: Built | None) -> dict[str, Any]:
         return {"refused": built.result.reason, **seconds}
     memory = built.result.memory
     kinds = {f"compiled_{name}_bytes": size for name, size in memory._asdict().items()}
-    return {**kinds, "compiled_peak_bytes": memory.peak, **_collectives_record(built.result), **seconds}
+    return {
+        **kinds,
+        "compiled_peak_bytes": memory.peak,
+        **_collectives_record(built.result),
+        **seconds,
+    }
 
 
 def _collectives_record(compiled: Compiled) -> dict[str, int]:
-    """`collective_all_gather_s8_messages` and `_bytes`, and so on; nothing for a program of one device."""
+    """`collective_all_gather_s8_messages` and `_bytes`, and so on; nothing for a program of one
+    device.
+    """
     found = collectives.sent(compiled.program.as_text()).items()
     names = {kind: re.sub(r"\W", "_", f"collective {kind}") for kind, _ in found}
     messages = {f"{names[kind]}_messages": sent.messages for kind, sent in found}
@@ -189,4 +231,8 @@ def _counted_record(counted: Counted | None) -> dict[str, Any]:
 
 
 def _measured_record(measured: Measured | None) -> dict[str, Any]:
-    return {} if measured is None else {f"measured_{name}": value for name, value in measured._asdict().items()}
+    return (
+        {}
+        if measured is None
+        else {f"measured_{name}": value for name, value in measured._asdict().items()}
+    )

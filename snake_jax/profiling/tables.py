@@ -1,4 +1,6 @@
-"""A profile as tables for people: columns say how a number is got and written; what is all zero is left out."""
+"""A profile as tables for people: columns say how a number is got and written; what is all zero is
+left out.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -42,20 +44,43 @@ def sections(unit: str, cases: Sequence[Case]) -> list[Section]:
 
 
 def _by_layer(unit: str, case: Case, told: Sequence[Sequence[Row]]) -> list[Section]:
-    """Tables of a case; FLOPs that an earlier one has told, stored in another way, are not told again."""
-    name = f"{case.train}, frozen as {case.frozen_dtype}" if case.frozen_dtype != "-" else case.train
+    """Tables of a case; FLOPs that an earlier one has told, stored in another way, are not told
+    again.
+    """
+    name = (
+        f"{case.train}, frozen as {case.frozen_dtype}" if case.frozen_dtype != "-" else case.train
+    )
     flops = scale_for(case.full.flops.total, "FLOP")
     tables = []
     if not any([row.flops for row in rows] == [row.flops for row in case.rows] for rows in told):
-        tables.append(_section(f"{flops.unit} of a step: {case.train}", unit, case, _flops_columns(case.full, flops)))
+        tables.append(
+            _section(
+                f"{flops.unit} of a step: {case.train}",
+                unit,
+                case,
+                _flops_columns(case.full, flops),
+            )
+        )
     if len({row.state for row in case.rows}) > 1:
         scale = memory_scale(case.full)
         tables.append(
-            _section(f"{scale.unit} that a node holds: {name}", unit, case, _memory_columns(case.full, scale))
+            _section(
+                f"{scale.unit} that a node holds: {name}",
+                unit,
+                case,
+                _memory_columns(case.full, scale),
+            )
         )
     if any(row.sent for row in case.rows):
         sent = scale_for(4 * case.full.params, "B")
-        tables.append(_section(f"{sent.unit} of weights that a visit sends: {name}", unit, case, _sent_columns(sent)))
+        tables.append(
+            _section(
+                f"{sent.unit} of weights that a visit sends: {name}",
+                unit,
+                case,
+                _sent_columns(sent),
+            )
+        )
     if any(row.measured for row in case.rows):
         tables.append(_section(f"Measured: {name}", unit, case, _measured_columns(case.full)))
     return tables
@@ -80,7 +105,9 @@ def _flops_columns(full: Row, scale: Scale) -> list[Column]:
         Column("of full", lambda row: row.flops.total / whole, percent),
         Column("compiler's", lambda row: row.counted.flops if row.counted else None, in_unit),
         Column(
-            "difference", lambda row: row.counted.difference if row.counted else None, lambda v: f"{100 * v:+.2f} %"
+            "difference",
+            lambda row: row.counted.difference if row.counted else None,
+            lambda v: f"{100 * v:+.2f} %",
         ),
     ]
 
@@ -98,7 +125,11 @@ def _memory_columns(full: Row, scale: Scale) -> list[Column]:
         Column("of full", lambda row: row.state.total / full.state.total, percent),
         Column("temporaries", _temporaries, in_unit),
         Column("compiled peak", _peak, lambda v: in_unit(v) if v >= 0 else "does not fit"),
-        Column("compiled in s", lambda row: row.built.wall_s if row.built else None, lambda value: f"{value:.1f}"),
+        Column(
+            "compiled in s",
+            lambda row: row.built.wall_s if row.built else None,
+            lambda value: f"{value:.1f}",
+        ),
     ]
 
 
@@ -121,7 +152,11 @@ def _sent_columns(scale: Scale) -> list[Column]:
         Column("down, first", lambda row: row.sent.down if row.sent else None, in_unit),
         Column("down, cached", lambda row: row.sent.down_cached if row.sent else None, in_unit),
         Column("node to node, first", lambda row: row.sent.onward if row.sent else None, in_unit),
-        Column("node to node, cached", lambda row: row.sent.onward_cached if row.sent else None, in_unit),
+        Column(
+            "node to node, cached",
+            lambda row: row.sent.onward_cached if row.sent else None,
+            in_unit,
+        ),
     ]
 
 
@@ -137,28 +172,48 @@ def _measured_columns(full: Row) -> list[Column]:
 
 
 def _section(title: str, unit: str, case: Case, columns: Sequence[Column]) -> Section:
-    """A line for each row, neighbours with the same numbers in one; the extremes; and full training."""
-    used = [column for column in columns if any(column.value(row) for row in (*case.rows, case.full))]
+    """A line for each row, neighbours with the same numbers in one; the extremes; and full
+    training.
+    """
+    used = [
+        column for column in columns if any(column.value(row) for row in (*case.rows, case.full))
+    ]
     lines = _joined([[row.layer, *_cells(row, used)] for row in case.rows])
     if len(lines) > 2:
-        lines += [[word, *_extremes(case.rows, used, pick)] for word, pick in (("least", min), ("most", max))]
+        lines += [
+            [word, *_extremes(case.rows, used, pick)]
+            for word, pick in (("least", min), ("most", max))
+        ]
     full = ["full training", *_cells(case.full, used)]
-    return Section(title, [unit, *(column.head for column in used)], [*lines, *([] if full in lines else [full])])
+    return Section(
+        title,
+        [unit, *(column.head for column in used)],
+        [*lines, *([] if full in lines else [full])],
+    )
 
 
 def _cells(row: Row, columns: Sequence[Column]) -> list[str]:
     values = [column.value(row) for column in columns]
-    return ["" if value is None else column.show(value) for column, value in zip(columns, values, strict=True)]
+    return [
+        "" if value is None else column.show(value)
+        for column, value in zip(columns, values, strict=True)
+    ]
 
 
 def _extremes(rows: Sequence[Row], columns: Sequence[Column], pick: Callable) -> list[str]:
     values = [[v for row in rows if (v := column.value(row)) is not None] for column in columns]
-    return [column.show(pick(found)) if found else "" for column, found in zip(columns, values, strict=True)]
+    return [
+        column.show(pick(found)) if found else ""
+        for column, found in zip(columns, values, strict=True)
+    ]
 
 
 def _joined(lines: Sequence[list[str]]) -> list[list[str]]:
     groups = [list(group) for _, group in groupby(lines, key=lambda line: line[1:])]
-    return [[group[0][0] if len(group) == 1 else f"{group[0][0]} to {group[-1][0]}", *group[0][1:]] for group in groups]
+    return [
+        [group[0][0] if len(group) == 1 else f"{group[0][0]} to {group[-1][0]}", *group[0][1:]]
+        for group in groups
+    ]
 
 
 def _memory_of_cases(cases: Sequence[Case]) -> Section:
@@ -169,7 +224,8 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
     columns = _memory_columns(full, scale)
     used = [column for column in columns if any(column.value(row) for row in (*rows, full))]
     lines = [
-        [case.train, case.frozen_dtype, row.layer, *_cells(row, used)] for case, row in zip(cases, rows, strict=True)
+        [case.train, case.frozen_dtype, row.layer, *_cells(row, used)]
+        for case, row in zip(cases, rows, strict=True)
     ]
     if not any(row.trained == full.trained for row in rows):
         lines.append(["full", "-", "all", *_cells(full, used)])
@@ -181,19 +237,31 @@ def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Secti
     """The papers' formula beside what shapes and the compiler say."""
     scale = memory_scale(cases[0].full)
     gib = lambda value: f"{value / scale.factor:,.2f}"  # noqa: E731
-    lines = [[f.counted, f"{f.params:,}", str(f.blocks), gib(f.full_bytes), gib(f.block_bytes)] for f in formulas]
+    lines = [
+        [f.counted, f"{f.params:,}", str(f.blocks), gib(f.full_bytes), gib(f.block_bytes)]
+        for f in formulas
+    ]
     full = cases[0].full
     for case in cases:
         row = largest(case)
         name = f"{case.train}, frozen as {case.frozen_dtype}"
         if row.trained == full.trained:
             continue
-        lines.append([f"state by shapes: {name}", f"{full.params:,}", "", gib(full.state.total), gib(row.state.total)])
+        lines.append(
+            [
+                f"state by shapes: {name}",
+                f"{full.params:,}",
+                "",
+                gib(full.state.total),
+                gib(row.state.total),
+            ]
+        )
         if row.built:
             cells = [_compiled(full, gib), _compiled(row, gib)]
             lines.append([f"compiled peak: {name}", f"{full.params:,}", "", *cells])
     of_block = f"{FROZEN_BYTES} + {TRAINED_BYTES}/N where one of N equal blocks trains"
-    title = f"{scale.unit} by the papers' formula, {FULL_BYTES} bytes a parameter in full, {of_block}; and in truth"
+    formula = f"{scale.unit} by the papers' formula, {FULL_BYTES} bytes a parameter in full"
+    title = f"{formula}, {of_block}; and in truth"
     return Section(title, ["", "parameters", "N", "full", "a part"], lines)
 
 

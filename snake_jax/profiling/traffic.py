@@ -3,32 +3,39 @@
 import dataclasses
 from collections.abc import Mapping
 
-from snake_jax import costs, network
-from snake_jax.network import Sizes
+from snake_jax.nodes import ledger
+from snake_jax.nodes.ledger import Sizes
 from snake_jax.profiling.rows import Sent
-from snake_jax.setup import Setup
+from snake_jax.runs import round_costs
+from snake_jax.runs.setup import Setup
 
 CYCLES = 3
-"""After so many every node has had a turn and every layer a new version: later cycles send the same."""
+"""After so many every node has had a turn and every layer a new version: later cycles send the
+same.
+"""
 
 
 def cycles(setup: Setup, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]]]:
-    """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes down."""
-    net, found = network.start(setup.layer_names), []
+    """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes
+    down.
+    """
+    net, found = ledger.start(setup.layer_names), []
     for cycle in range(setup.config.cycles):
         lines = []
         for visits in setup.algorithm.rounds(setup.plan, cycle):
-            net, sent = costs.exchange(setup, sizes, net, visits, set(visits))
+            net, sent = round_costs.exchange(setup, sizes, net, visits, set(visits))
             for visit in visits:
-                own = network.place(visit.node)
+                own = ledger.place(visit.node)
                 mine = [t for t in sent if visit.others or own in (t.source, t.destination)]
-                lines.append((visit.layers, *network.bytes_up_down(mine)))
+                lines.append((visit.layers, *ledger.bytes_up_down(mine)))
         found.append(lines)
     return found
 
 
 def by_assignment(setup: Setup, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
-    """`{what trains: bytes}` of the visits of a late cycle, in both modes where the method has both."""
+    """`{what trains: bytes}` of the visits of a late cycle, in both modes where the method has
+    both.
+    """
     both = "mode" in setup.algorithm.flags
     last = {
         (mode, cached): cycles(_variant(setup, mode, cached), sizes)[-1]
@@ -36,9 +43,15 @@ def by_assignment(setup: Setup, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
         for cached in (False, True)
     }
     plain, kept = last["client_server", False], last["client_server", True]
-    onward = [[up + down for _, up, down in last["peer_to_peer", cached]] for cached in (False, True)] if both else []
+    onward = (
+        [[up + down for _, up, down in last["peer_to_peer", cached]] for cached in (False, True)]
+        if both
+        else []
+    )
     found: dict[tuple[str, ...], Sent] = {}
-    for index, ((layers, up, down), (_, _, down_cached)) in enumerate(zip(plain, kept, strict=True)):
+    for index, ((layers, up, down), (_, _, down_cached)) in enumerate(
+        zip(plain, kept, strict=True)
+    ):
         found.setdefault(layers, Sent(up, down, down_cached, *(line[index] for line in onward)))
     return found
 

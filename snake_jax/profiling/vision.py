@@ -1,4 +1,6 @@
-"""Networks for images as subjects of the profiler: layers, and the places of a model that is cut."""
+"""Networks for images as subjects of the profiler: layers, and the places of a model that is
+cut.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,30 +8,38 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snake_jax import accounting, classification, data, network, targets
-from snake_jax import chain as chains
-from snake_jax.accounting import LayerCost, StateBytes, StepFlops
-from snake_jax.chain import ON_NODE, ON_SERVER
-from snake_jax.config import Config
-from snake_jax.layers import LayeredModel, num_bytes, num_params, select
-from snake_jax.optimizers import init_states, update_rule
+from snake_jax.algorithms import chain as chains
+from snake_jax.algorithms.chain import ON_NODE, ON_SERVER
+from snake_jax.config import ImageConfig
+from snake_jax.costs import accounting, targets
+from snake_jax.costs.accounting import LayerCost, StateBytes, StepFlops
+from snake_jax.costs.targets import Compiled, Refused
+from snake_jax.data.images import dataset
+from snake_jax.models.layered import LayeredModel
+from snake_jax.nodes import ledger
+from snake_jax.params import num_bytes, num_params, select
 from snake_jax.profiling.rows import Counted, Row, Sent, Subject
-from snake_jax.setup import Setup, make_rule
-from snake_jax.steps import Distillation, LocalStep
-from snake_jax.targets import Compiled, Refused
+from snake_jax.runs import image_task
+from snake_jax.runs.setup import Setup, make_rule
+from snake_jax.train.image_step import Distillation, LocalStep
+from snake_jax.train.optimizers import init_states, update_rule
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 """Images are normalised by some numbers; which does not change what a step takes."""
 
 
-def local_step(config: Config, model: LayeredModel, distilled: bool) -> LocalStep:
+def local_step(config: ImageConfig, model: LayeredModel, distilled: bool) -> LocalStep:
     """The step of a configuration on images of any data set."""
     return LocalStep(
         model=model,
-        rule=update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay),
+        rule=update_rule(
+            config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay
+        ),
         clip_norm=config.clip_norm,
-        normalise=lambda images: data.normalise(images, MEAN, STD),
-        distillation=Distillation(config.distill_temperature, config.distill_weight) if distilled else None,
+        normalise=lambda images: dataset.normalise(images, MEAN, STD),
+        distillation=Distillation(config.distill_temperature, config.distill_weight)
+        if distilled
+        else None,
         compute_dtype=jnp.dtype(config.compute_dtype),
     )
 
@@ -46,7 +56,10 @@ def subject(step: LocalStep, batch_size: int, frozen_dtype: str, target: str = "
     costs = accounting.layer_costs(step.model, batch_size)
     device = targets.devices(target)[0] if target else None
     params = {cost.name: cost.params for cost in costs}
-    taught: dict[str, Any] = {"teacher": step.distillation is not None, "stochastic": step.model.stochastic}
+    taught: dict[str, Any] = {
+        "teacher": step.distillation is not None,
+        "stochastic": step.model.stochastic,
+    }
 
     def counted(trained: tuple[str, ...], built: Compiled | Refused) -> Counted | None:
         if isinstance(built, Refused):
@@ -58,17 +71,28 @@ def subject(step: LocalStep, batch_size: int, frozen_dtype: str, target: str = "
         flops=lambda trained: accounting.step_parts(costs, trained, **taught),
         state=lambda trained: accounting.state_bytes(step, trained, frozen_dtype),
         program=lambda trained: trained,
-        compiled=lambda trained: accounting.compiled_step(step, trained, batch_size, frozen_dtype, device),
+        compiled=lambda trained: accounting.compiled_step(
+            step, trained, batch_size, frozen_dtype, device
+        ),
         counted=counted,
-        runner=lambda trained, built: _runner(step, trained, batch_size, frozen_dtype, built, device),
+        runner=lambda trained, built: _runner(
+            step, trained, batch_size, frozen_dtype, built, device
+        ),
     )
 
 
 def _runner(
-    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str, built: Compiled, device: Any
+    step: LocalStep,
+    trained: tuple[str, ...],
+    batch_size: int,
+    frozen_dtype: str,
+    built: Compiled,
+    device: Any,
 ) -> Callable[[], Any]:
     with jax.default_device(device):
-        trainable, states, *rest = accounting.step_arguments(step, trained, batch_size, frozen_dtype)
+        trainable, states, *rest = accounting.step_arguments(
+            step, trained, batch_size, frozen_dtype
+        )
     given = [trainable, states]
 
     def one_step() -> Any:
@@ -79,7 +103,9 @@ def _runner(
 
 
 class Place(NamedTuple):
-    """A place of a cut model: its name, its role in the chain, and the layers that it holds and trains."""
+    """A place of a cut model: its name, its role in the chain, and the layers that it holds and
+    trains.
+    """
 
     name: str
     role: int
@@ -89,7 +115,7 @@ class Place(NamedTuple):
 def places(setup: Setup) -> tuple[Place, ...]:
     """The places that a visit of a cut model lies on, in the order of the forward pass."""
     names, beside = setup.model.layer_names, tuple(layer.name for layer in setup.auxiliary)
-    titles = {ON_NODE: "node", ON_SERVER: network.SERVER}
+    titles = {ON_NODE: "node", ON_SERVER: ledger.SERVER}
     return tuple(
         Place(
             titles.get(role, f"node {role} before"),
@@ -107,16 +133,20 @@ def place_rows(setup: Setup, sent: Sent) -> tuple[Row, ...]:
       setup: of the split method.
       sent: bytes of weights of a visit.
     """
-    params = jax.eval_shape(lambda: classification.init_params(setup, jax.random.key(0)))
+    params = jax.eval_shape(lambda: image_task.init_params(setup, jax.random.key(0)))
     flops = _flops_by_role(setup)
     rows = []
     for place in places(setup):
         held = select(params, place.layers)
-        states = jax.eval_shape(lambda held: init_states(make_rule(setup.config), held, setup.layer_names), held)
+        states = jax.eval_shape(
+            lambda held: init_states(make_rule(setup.config), held, setup.layer_names), held
+        )
         weights = num_bytes(held)
         state = StateBytes(0, weights, weights, num_bytes(states), 0)
         moved = sent if place.role == ON_NODE else None
-        rows.append(Row(place.name, place.layers, num_params(held), flops[place.role], state, moved))
+        rows.append(
+            Row(place.name, place.layers, num_params(held), flops[place.role], state, moved)
+        )
     return tuple(rows)
 
 
@@ -130,9 +160,11 @@ def _flops_by_role(setup: Setup) -> dict[int, StepFlops]:
 
     def of_kind(kind: str) -> Mapping[int, int]:
         only, beside = ([_only(kind, cost) for cost in part] for part in (costs, heads))
-        return chains.step_flops(setup.chain, only, beside, gradients)
+        return accounting.chain_step_flops(setup.chain, only, beside, gradients)
 
-    forward, inputs, weights = map(of_kind, ("forward_flops", "input_gradient_flops", "weight_gradient_flops"))
+    forward, inputs, weights = map(
+        of_kind, ("forward_flops", "input_gradient_flops", "weight_gradient_flops")
+    )
     return {role: StepFlops(forward[role], 0, inputs[role], weights[role], 0) for role in forward}
 
 
@@ -146,7 +178,10 @@ def cut_bytes(setup: Setup) -> list[tuple[str, int]]:
     gradients, batch_size = not setup.algorithm.local_losses, setup.config.batch_size
     sent = chains.messages(setup.chain, setup.model, setup.config.compute_dtype, gradients)
     return [
-        (f"{_words(message)}, {titles[message.source]} to {titles[message.destination]}", message.bytes * batch_size)
+        (
+            f"{_words(message)}, {titles[message.source]} to {titles[message.destination]}",
+            message.bytes * batch_size,
+        )
         for message in sent
     ]
 

@@ -1,4 +1,6 @@
-"""What all pictures have in common: size, colours, axes, how they are written. No global pyplot state."""
+"""What all pictures have in common: size, colours, axes, how they are written. No global pyplot
+state.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from snake_jax.errors import UserError
 from snake_jax.report.runs import Merit
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles and markers tell the rest.
+# Okabe and Ito's colours, which colour-blind readers tell apart; line styles and markers tell the
+# rest.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -32,7 +35,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})  # no version inside: same run, same file
+        figure.savefig(
+            path, dpi=DPI, metadata={"Software": None}
+        )  # no version inside: same run, same file
     except OSError as error:
         raise UserError(f"{path}: cannot write the picture ({error.strerror or error})") from error
     return path
@@ -53,11 +58,15 @@ def percent_axis(panel: Axes) -> None:
 
 
 def merit_axis(panel: Axes, merit: Merit) -> None:
-    """Shares as percentages; perplexity in factors where what is drawn spans more than a factor of LINEAR."""
+    """Shares as percentages; perplexity in factors where what is drawn spans more than a factor of
+    LINEAR.
+    """
     if merit.unit == "%":
         percent_axis(panel)
         return
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in panel.lines] or [np.ones(1)])
+    values = np.concatenate(
+        [np.asarray(line.get_ydata(), float) for line in panel.lines] or [np.ones(1)]
+    )
     span = np.max(values, initial=1.0) / np.min(values, initial=np.inf)
     if span > LINEAR:
         _factors(panel, span)

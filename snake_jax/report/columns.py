@@ -26,7 +26,9 @@ UNKNOWN = "–"
 
 
 class Column(NamedTuple):
-    """Of the runs table: what a run has in it, how a number is printed (None: words), for which runs (None: all)."""
+    """Of the runs table: what a run has in it, how a number is printed (None: words), for which
+    runs (None: all).
+    """
 
     key: str
     label: str
@@ -36,7 +38,9 @@ class Column(NamedTuple):
 
 
 def columns_of(runs: Sequence[Run]) -> list[Column]:
-    """Columns of one kind of run only where there is one; simulated time only where some run has it."""
+    """Columns of one kind of run only where there is one; simulated time only where some run has
+    it.
+    """
     merits = [merit(run) for run in runs]
     clocked = any(measured(run, ("clock_s",)) for run in runs)
     return [
@@ -82,14 +86,20 @@ def _dataset(run: Run) -> Any:
 
 
 def _short(run: Run, name: str | None) -> str | None:
-    """Models and data of language runs are paths and names on a hub; the configuration shows them in full."""
+    """Models and data of language runs are paths and names on a hub; the configuration shows them
+    in full.
+    """
     return name if name is None or merit(run) != PERPLEXITY else short(name)
 
 
 def _partition(run: Run) -> str | None:
     settings = settings_of(run)
     partition = settings.get("partition")
-    return f"{partition}({settings['alpha']})" if partition != "iid" and "alpha" in settings else partition
+    return (
+        f"{partition}({settings['alpha']})"
+        if partition != "iid" and "alpha" in settings
+        else partition
+    )
 
 
 def _status(run: Run) -> str:
@@ -98,7 +108,11 @@ def _status(run: Run) -> str:
         return "finished"
     settings = settings_of(run)
     begun = len({record.get("cycle") for record in run.metrics})
-    return f"{begun} of {settings['cycles']} cycles" if "cycles" in settings else f"unfinished, {begun} cycles"
+    return (
+        f"{begun} of {settings['cycles']} cycles"
+        if "cycles" in settings
+        else f"unfinished, {begun} cycles"
+    )
 
 
 def _end(axis: str) -> Callable[[Run], float]:
@@ -140,9 +154,17 @@ COLUMNS = (
     Column("seconds", "seconds", _end("seconds"), _unit("s")),
     Column("clock", "simulated time", _clock, _unit("s")),
     Column(
-        "trainable_params", "trainable parameters", partial(from_summary, key="trainable_params"), human, PERPLEXITY
+        "trainable_params",
+        "trainable parameters",
+        partial(from_summary, key="trainable_params"),
+        human,
+        PERPLEXITY,
     ),
-    Column("state_bytes", "state", partial(from_summary, key="state_bytes"), _unit("B"), PERPLEXITY),
-    Column("peak_train_bytes", "peak memory", partial(from_summary, key="peak_train_bytes"), _unit("B")),
+    Column(
+        "state_bytes", "state", partial(from_summary, key="state_bytes"), _unit("B"), PERPLEXITY
+    ),
+    Column(
+        "peak_train_bytes", "peak memory", partial(from_summary, key="peak_train_bytes"), _unit("B")
+    ),
     Column("status", "status", _status),
 )

@@ -1,4 +1,6 @@
-"""Figures like the papers': what several methods reached against what it took, IID and Non-IID apart, seeds a band."""
+"""Figures like the papers': what several methods reached against what it took, IID and Non-IID
+apart, seeds a band.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +10,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from snake_jax.report.canvas import COLOURS, FEW, MARKERS, STYLES, look, merit_axis, new_figure, save
+from snake_jax.report.canvas import (
+    COLOURS,
+    FEW,
+    MARKERS,
+    STYLES,
+    look,
+    merit_axis,
+    new_figure,
+    save,
+)
 from snake_jax.report.runs import Merit, Run, before, common_merit, curve
 from snake_jax.report.units import scale_for
 
@@ -26,7 +37,9 @@ class Line(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Mean, least and greatest over the seeds at each evaluation that all of them have, and where that is."""
+    """Mean, least and greatest over the seeds at each evaluation that all of them have, and where
+    that is.
+    """
 
     x: np.ndarray
     mean: np.ndarray
@@ -35,8 +48,12 @@ class Band(NamedTuple):
 
 
 def panels_of(merit: Merit) -> dict[str, tuple[str, str]]:
-    """`{axis: (label, unit)}` of the panels in a row. Rows of text are alike, so tokens would repeat iterations."""
-    chosen = ("bytes", "flops", "seconds") if "tokens" in merit.axes else ("examples", "bytes", "flops")
+    """`{axis: (label, unit)}` of the panels in a row. Rows of text are alike, so tokens would
+    repeat iterations.
+    """
+    chosen = (
+        ("bytes", "flops", "seconds") if "tokens" in merit.axes else ("examples", "bytes", "flops")
+    )
     own = {axis: (merit.axes[axis].label, merit.axes[axis].unit) for axis in chosen}
     return {PER_NODE: ("iterations per node", ""), **own}
 
@@ -64,9 +81,13 @@ def band(runs: Sequence[Run], axis: str) -> Band:
 
 
 def plot_figure(
-    rows: Mapping[str, Sequence[Line]], output_path: str | Path, title: str, target: float | None = None
+    rows: Mapping[str, Sequence[Line]],
+    output_path: str | Path,
+    title: str,
+    target: float | None = None,
 ) -> Path:
-    """The runs' figure of merit against each of `panels_of`: a row of panels for every entry, as IID and Non-IID.
+    """The runs' figure of merit against each of `panels_of`: a row of panels for every entry, as
+    IID and Non-IID.
 
     Args:
       rows: title of the row to its lines; at least one line has a run.
@@ -92,19 +113,29 @@ def plot_figure(
                 _draw(panel, line, axis, scales[axis].factor)
             if target is not None:
                 panel.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
-            panel.set_xlim(0, 1.03 * _largest(rows, axis) / scales[axis].factor)  # of all rows: they share the axis
+            panel.set_xlim(
+                0, 1.03 * _largest(rows, axis) / scales[axis].factor
+            )  # of all rows: they share the axis
             merit_axis(panel, merit)
             look(panel)
     for panel, (axis, (label, _)) in zip(panels[-1], axes.items(), strict=True):
         unit = _WORDS.get(scales[axis].unit, scales[axis].unit)
         panel.set_xlabel(f"{label} ({unit})" if unit else label)
-    handles = {line.label: Line2D([], [], label=line.label, **_style(line)) for ls in rows.values() for line in ls}
-    picture.legend(handles=list(handles.values()), loc="outside lower center", ncols=5, frameon=False)
+    handles = {
+        line.label: Line2D([], [], label=line.label, **_style(line))
+        for ls in rows.values()
+        for line in ls
+    }
+    picture.legend(
+        handles=list(handles.values()), loc="outside lower center", ncols=5, frameon=False
+    )
     picture.suptitle(title, fontsize=11)
     return save(picture, output_path)
 
 
-def plot_layers(names: Sequence[str], parts: Mapping[str, Sequence[float]], output_path: str | Path) -> Path:
+def plot_layers(
+    names: Sequence[str], parts: Mapping[str, Sequence[float]], output_path: str | Path
+) -> Path:
     """Bars for each layer: its share of each quantity.
 
     Args:
@@ -128,7 +159,9 @@ def plot_layers(names: Sequence[str], parts: Mapping[str, Sequence[float]], outp
 
 
 def _largest(rows: Mapping[str, Sequence[Line]], axis: str) -> float:
-    return max(curve_on(run, axis)[0][-1] for lines in rows.values() for line in lines for run in line.runs)
+    return max(
+        curve_on(run, axis)[0][-1] for lines in rows.values() for line in lines for run in line.runs
+    )
 
 
 def _draw(panel: Axes, line: Line, axis: str, factor: float) -> None:
@@ -139,7 +172,9 @@ def _draw(panel: Axes, line: Line, axis: str, factor: float) -> None:
     panel.plot(found.x / factor, found.mean, **style)
     if len(line.runs) > 1:
         colour = style["color"]
-        panel.fill_between(found.x / factor, found.low, found.high, color=colour, alpha=0.2, linewidth=0)
+        panel.fill_between(
+            found.x / factor, found.low, found.high, color=colour, alpha=0.2, linewidth=0
+        )
 
 
 def _style(line: Line) -> dict:

@@ -5,21 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from snake_jax.errors import UserError
-from snake_jax.network import SERVER
+from snake_jax.nodes.ledger import SERVER
 from snake_jax.report.runs import Record, Run
 
-REASONS = ("initial", "catch-up", "update", "activations", "gradients", "labels")  # in this order, others after them
+REASONS = (
+    "initial",
+    "catch-up",
+    "update",
+    "activations",
+    "gradients",
+    "labels",
+)  # in this order, others after them
 
 
 def ledger(run: Run) -> dict[str, Any] | None:
-    """Bytes sent and received by each place, by reason, beside the metrics' totals; None where no ledger was kept."""
+    """Bytes sent and received by each place, by reason, beside the metrics' totals; None where no
+    ledger was kept.
+    """
     rows = _ledger_rows(run.path / "ledger.jsonl")
     if rows is None:
         return None
     reasons = sorted({row["why"] for row in rows}, key=_in_order_of_reasons)
-    names = sorted({row[end] for row in rows for end in ("source", "destination")}, key=_server_first)
+    names = sorted(
+        {row[end] for row in rows for end in ("source", "destination")}, key=_server_first
+    )
     places: dict[str, dict[str, Any]] = {
-        name: {"name": name, "sent": [0] * len(reasons), "received": [0] * len(reasons)} for name in names
+        name: {"name": name, "sent": [0] * len(reasons), "received": [0] * len(reasons)}
+        for name in names
     }
     for row in rows:
         column = reasons.index(row["why"])
@@ -49,7 +61,9 @@ def _ledger_rows(path: Path) -> list[Record] | None:
             row = json.loads(line)
             rows.append({key: row[key] for key in ("source", "destination", "why", "bytes")})
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}, line {number}: no row of a ledger; remove the file or run again") from error
+            raise UserError(
+                f"{path}, line {number}: no row of a ledger; remove the file or run again"
+            ) from error
     return rows
 
 

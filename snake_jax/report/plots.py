@@ -9,7 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from snake_jax.report.canvas import COLOURS, FEW, MARKERS, STYLES, look, merit_axis, new_figure, save
+from snake_jax.report.canvas import (
+    COLOURS,
+    FEW,
+    MARKERS,
+    STYLES,
+    look,
+    merit_axis,
+    new_figure,
+    save,
+)
 from snake_jax.report.runs import (
     PERPLEXITY,
     Record,
@@ -29,8 +38,11 @@ MANY_NODES = ("0.75", "black")  # fill and ink of a round that several nodes sha
 _LANGUAGE_CAPTION = ("algorithm", "model", "data", "partition")
 
 
-def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str] | None = None) -> Path:
-    """The runs' figure of merit against each of `axes`, with a legend of what each run reached and cost.
+def plot_curves(
+    runs: Sequence[Run], output_path: str | Path, axes: Sequence[str] | None = None
+) -> Path:
+    """The runs' figure of merit against each of `axes`, with a legend of what each run reached and
+    cost.
 
     Args:
       runs: of one figure of merit.
@@ -55,7 +67,11 @@ def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str
         panel.axis("off")
     handles = panels[0].get_legend_handles_labels()
     panels[len(axes)].legend(
-        *handles, loc="center", frameon=False, labelspacing=1.2, fontsize=11 if len(runs) <= 4 else 8
+        *handles,
+        loc="center",
+        frameon=False,
+        labelspacing=1.2,
+        fontsize=11 if len(runs) <= 4 else 8,
     )
     for row in range(rows):
         panels[row * columns].set_ylabel(merit.label)
@@ -63,7 +79,8 @@ def plot_curves(runs: Sequence[Run], output_path: str | Path, axes: Sequence[str
 
 
 def plot_run(run: Run, output_path: str | Path) -> Path:
-    """One run against its iterations: accuracy or perplexity, loss, bytes, and which node trained which layer when.
+    """One run against its iterations: accuracy or perplexity, loss, bytes, and which node trained
+    which layer when.
 
     Returns:
       The path of the PNG.
@@ -85,7 +102,9 @@ def plot_run(run: Run, output_path: str | Path) -> Path:
 
 
 def layer_order(records: Iterable[Record]) -> list[str]:
-    """All layers in an order that agrees with each record's; ties go by name, numbers inside names by value."""
+    """All layers in an order that agrees with each record's; ties go by name, numbers inside names
+    by value.
+    """
     before: dict[str, set[str]] = {}
     for record in records:
         names = record.get("layers") or []
@@ -101,7 +120,9 @@ def layer_order(records: Iterable[Record]) -> list[str]:
 def _natural(name: str) -> list[tuple[int, str]]:
     # Language models' layers say by their names alone which comes first and last.
     end = {"embed": -1, "head": 1}.get(name.split(".")[0], 0)
-    return [(end, "")] + [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)]
+    return [(end, "")] + [
+        (int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)
+    ]
 
 
 def _merit_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
@@ -133,7 +154,9 @@ def _line(i: int, points: int) -> dict:
 def _legend(run: Run, airy: bool) -> str:
     merit, value = merit_of(run), final(run)
     reached = merit.said.format(merit.show(value)) if value is not None else f"no {merit.field} yet"
-    sent, flops = (human(along(run, axis)[-1], merit.axes[axis].unit) for axis in ("bytes", "flops"))
+    sent, flops = (
+        human(along(run, axis)[-1], merit.axes[axis].unit) for axis in ("bytes", "flops")
+    )
     separator = "\n" if airy else ", "
     return f"{run.name}\n" + separator.join((reached, f"{sent} sent", f"{flops} of training"))
 
@@ -169,11 +192,20 @@ def _loss(panel: Axes, run: Run) -> None:
 
 def _bytes(panel: Axes, run: Run) -> None:
     x = np.concatenate([[0.0], along(run, "iterations")])
-    totals = [np.concatenate([[0.0], cumulative(run, field)]) for field in ("bytes_up", "bytes_down")]
+    totals = [
+        np.concatenate([[0.0], cumulative(run, field)]) for field in ("bytes_up", "bytes_down")
+    ]
     scale = scale_for(max(total[-1] for total in totals), "B")
     # Dashed: up and down are often equal, and one would hide the other.
     for total, label, style in zip(totals, ("up", "down"), ("-", "--"), strict=True):
-        panel.step(x, total / scale.factor, color=COLOURS[label == "down"], linestyle=style, where="post", label=label)
+        panel.step(
+            x,
+            total / scale.factor,
+            color=COLOURS[label == "down"],
+            linestyle=style,
+            where="post",
+            label=label,
+        )
     panel.set_ylabel(f"{scale.unit} sent")
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False, fontsize=8, loc="upper left")
@@ -199,14 +231,30 @@ def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
     starts = np.concatenate([[0.0], stops[:-1]])
     colours = _node_colours(run)
     for row, layer in enumerate(layers):
-        visits = [i for i, record in enumerate(run.metrics) if layer in (record.get("layers") or [])]
+        visits = [
+            i for i, record in enumerate(run.metrics) if layer in (record.get("layers") or [])
+        ]
         spans = [(starts[i], stops[i] - starts[i]) for i in visits]
         looks = [colours.get(_one_node(run.metrics[i]), MANY_NODES) for i in visits]
-        panel.broken_barh(spans, (row - 0.45, 0.9), facecolors=[fill for fill, _ in looks], edgecolor="white", lw=0.4)
+        panel.broken_barh(
+            spans,
+            (row - 0.45, 0.9),
+            facecolors=[fill for fill, _ in looks],
+            edgecolor="white",
+            lw=0.4,
+        )
         if len(run.metrics) <= FEW:
             for i, (_, ink) in zip(visits, looks, strict=True):
-                style = {"ha": "center", "va": "center", "fontsize": 6, "color": ink, "clip_on": True}
-                panel.text((starts[i] + stops[i]) / 2, row, _node_label(run.metrics[i], layer), **style)
+                style = {
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": 6,
+                    "color": ink,
+                    "clip_on": True,
+                }
+                panel.text(
+                    (starts[i] + stops[i]) / 2, row, _node_label(run.metrics[i], layer), **style
+                )
     panel.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= MANY_LAYERS else 7)
     panel.set_ylim(len(layers) - 0.5, -0.5)
     panel.set_ylabel("layers trained,\nby node")
@@ -229,8 +277,13 @@ def _node_label(record: Record, layer: str) -> str:
 
 
 def _node_colours(run: Run) -> dict[int | None, tuple]:
-    """Fill and ink of each node, along viridis, which stays in order for every kind of sight and in grey."""
+    """Fill and ink of each node, along viridis, which stays in order for every kind of sight and in
+    grey.
+    """
     nodes = sorted({node for record in run.metrics if (node := _one_node(record)) is not None})
-    shades = [tuple(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(nodes)))]
+    shades = [
+        tuple(shade)
+        for shade in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(nodes)))
+    ]
     inks = ["white" if 2 * i < len(nodes) else "black" for i in range(len(nodes))]
     return dict(zip(nodes, zip(shades, inks, strict=True), strict=True))

@@ -16,7 +16,9 @@ Update = Callable[[Record], None]
 
 
 @contextmanager
-def progress(total_visits: int, done: int = 0, unit: str = "visit", enabled: bool = True) -> Iterator[Update]:
+def progress(
+    total_visits: int, done: int = 0, unit: str = "visit", enabled: bool = True
+) -> Iterator[Update]:
     """Gives `update(record)`, to be called after each visit.
 
     Args:
@@ -37,8 +39,8 @@ def progress(total_visits: int, done: int = 0, unit: str = "visit", enabled: boo
 def describe(record: Record) -> str:
     """`loss 1.234  accuracy 56.7 %  node 3  conv1,conv4,fc11`, with what was not measured left out.
 
-    Of a language model `loss 1.234  perplexity 12.3  node 3  block_05.lora  1,234 tokens/s`. Where several seeds are
-    trained, a record says which `seed` it is of.
+    Of a language model `loss 1.234  perplexity 12.3  node 3  block_05.lora  1,234 tokens/s`. Where
+    several seeds are trained, a record says which `seed` it is of.
     """
     merit = merit_of_lines([record])
     loss, reached, rate = record.get("loss"), record.get(merit.field), record.get("tokens_per_s")
@@ -72,7 +74,10 @@ def _lines(total: int, done: int, unit: str) -> Update:
         nonlocal done
         done += 1
         left = (time.monotonic() - start) / (done - first) * (total - done)
-        print(f"{unit} {done:>{len(str(total))}}/{total}  {describe(record)}  left {clock(left)}", flush=True)
+        print(
+            f"{unit} {done:>{len(str(total))}}/{total}  {describe(record)}  left {clock(left)}",
+            flush=True,
+        )
 
     return update
 
@@ -86,7 +91,11 @@ def _bar(total: int, done: int, unit: str) -> Iterator[Update]:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
         # Takes what width is left, and alone is cut short on a narrow terminal.
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
     )
     with Progress(*columns, console=Console(file=sys.stdout), expand=True) as bar:
         task = bar.add_task("", total=total, completed=done)

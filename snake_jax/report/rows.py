@@ -1,4 +1,6 @@
-"""The rows of the comparison table: what a run reached, what that cost, the work done, the setting."""
+"""The rows of the comparison table: what a run reached, what that cost, the work done, the
+setting.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -40,7 +42,9 @@ _LANGUAGE_SETTINGS = (
 
 
 class Row(NamedTuple):
-    """A line of the table: its value for a run, how it is printed, how two runs are set against each other."""
+    """A line of the table: its value for a run, how it is printed, how two runs are set against
+    each other.
+    """
 
     key: str
     label: str
@@ -97,11 +101,23 @@ def savings() -> list[Row]:
     bytes_, flops = _total("bytes"), _total("flops")
     return [
         Row("train_flops", "training FLOPs", flops, _unit("FLOP")),
-        Row("flops_per_iteration", "  an iteration", _per(flops, _total("iterations")), _unit("FLOP")),
-        Row("peak_train_bytes", "peak memory at a node", partial(from_summary, key="peak_train_bytes"), _unit("B")),
+        Row(
+            "flops_per_iteration",
+            "  an iteration",
+            _per(flops, _total("iterations")),
+            _unit("FLOP"),
+        ),
+        Row(
+            "peak_train_bytes",
+            "peak memory at a node",
+            partial(from_summary, key="peak_train_bytes"),
+            _unit("B"),
+        ),
         Row("bytes", "bytes sent, up and down", bytes_, _unit("B")),
         Row("bytes_up", "  up", lambda run: float(cumulative(run, "bytes_up")[-1]), _unit("B")),
-        Row("bytes_down", "  down", lambda run: float(cumulative(run, "bytes_down")[-1]), _unit("B")),
+        Row(
+            "bytes_down", "  down", lambda run: float(cumulative(run, "bytes_down")[-1]), _unit("B")
+        ),
         Row("bytes_per_cycle", "  a cycle or round", _per(bytes_, _cycles), _unit("B")),
         Row("bytes_per_node_visit", "  a visit of a node", _per(bytes_, _node_visits), _unit("B")),
     ]
@@ -110,7 +126,12 @@ def savings() -> list[Row]:
 def _state() -> list[Row]:
     return [
         Row("state_bytes", "state at a node", partial(from_summary, key="state_bytes"), _unit("B")),
-        Row("trainable_params", "trainable parameters", partial(from_summary, key="trainable_params"), _unit()),
+        Row(
+            "trainable_params",
+            "trainable parameters",
+            partial(from_summary, key="trainable_params"),
+            _unit(),
+        ),
     ]
 
 
@@ -121,7 +142,12 @@ def _to_target(runs: Sequence[Run], merit: Merit) -> Groups:
     if target is None:
         return []
     rows = [
-        Row(f"{axis}_to_target", axis, partial(cost_to_reach, target=target, axis=axis), _unit(merit.axes[axis].unit))
+        Row(
+            f"{axis}_to_target",
+            axis,
+            partial(cost_to_reach, target=target, axis=axis),
+            _unit(merit.axes[axis].unit),
+        )
         for axis in _REACHED_ON
         if axis in merit.axes
     ]
@@ -134,13 +160,23 @@ def _work(merit: Merit) -> Iterable[Row]:
     yield Row("examples", "examples", _total("examples"), _unit())
     if "tokens" in merit.axes:
         yield Row("tokens", "tokens", _total("tokens"), _unit())
-        yield Row("target_tokens", "  with a loss", lambda run: float(cumulative(run, "target_tokens")[-1]), _unit())
+        yield Row(
+            "target_tokens",
+            "  with a loss",
+            lambda run: float(cumulative(run, "target_tokens")[-1]),
+            _unit(),
+        )
         yield Row("tokens_per_s", "  a second of training", throughput, "{:,.0f}".format)
     yield Row("node_visits", "visits of a node", _node_visits, _unit())
     yield Row("cycles", "cycles or rounds", _cycles, _unit())
     yield Row("train_s", "training time", _total("seconds"), _unit("s"))
     yield Row("compile_s", "compile time", partial(from_summary, key="compile_s"), _unit("s"))
-    yield Row("num_compilations", "programs compiled", partial(from_summary, key="num_compilations"), _unit())
+    yield Row(
+        "num_compilations",
+        "programs compiled",
+        partial(from_summary, key="num_compilations"),
+        _unit(),
+    )
 
 
 def _setting(merit: Merit) -> Iterable[Row]:
@@ -162,7 +198,9 @@ def _cycles(run: Run) -> int:
     return len({record.get("cycle") for record in run.metrics})
 
 
-def _per(amount: Callable[[Run], float], count: Callable[[Run], float]) -> Callable[[Run], float | None]:
+def _per(
+    amount: Callable[[Run], float], count: Callable[[Run], float]
+) -> Callable[[Run], float | None]:
     return lambda run: amount(run) / count(run) if count(run) else None
 
 

@@ -15,7 +15,9 @@ Record = dict[str, Any]
 
 
 class Run(NamedTuple):
-    """One run folder. `metrics` has a record per visit or round, each of that visit alone; `summary` ends a run."""
+    """One run folder. `metrics` has a record per visit or round, each of that visit alone;
+    `summary` ends a run.
+    """
 
     path: Path
     config: Record
@@ -25,7 +27,9 @@ class Run(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What a curve can be drawn against: a label, a unit and the metrics fields that add up to it."""
+    """What a curve can be drawn against: a label, a unit and the metrics fields that add up to
+    it.
+    """
 
     label: str
     unit: str
@@ -43,7 +47,8 @@ _TOKENS = {"tokens": Axis("tokens seen", "", ("tokens",))}
 
 
 class Merit(NamedTuple):
-    """The figure of merit of a run: one number that says how good its model is, and how that number is read.
+    """The figure of merit of a run: one number that says how good its model is, and how that number
+    is read.
 
     Attributes:
       field: of a line of metrics.jsonl.
@@ -108,7 +113,9 @@ PERPLEXITY = Merit(
 
 
 def merit(run: Run) -> Merit:
-    """Perplexity where the run's lines have such a field, evaluated yet or not; accuracy elsewhere."""
+    """Perplexity where the run's lines have such a field, evaluated yet or not; accuracy
+    elsewhere.
+    """
     return merit_of_lines(run.metrics)
 
 
@@ -127,7 +134,8 @@ def common_merit(runs: Sequence[Run]) -> Merit:
     for run in runs:
         if (other := merit(run)) != first:
             raise UserError(
-                f"{runs[0].name} is measured by its {first.field} and {run.name} by its {other.field}: "
+                f"{runs[0].name} is measured by its {first.field} and {run.name} by its "
+                f"{other.field}: "
                 "they have no common measure; give runs of one kind"
             )
     return first
@@ -137,26 +145,39 @@ def read_run(path: str | Path) -> Run:
     """The run in folder `path`, finished or still going.
 
     Raises:
-      UserError: no such folder, nothing measured yet, or a file that is no JSON (named with its line).
+      UserError: no such folder, nothing measured yet, or a file that is no JSON (named with its
+        line).
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give the --workdir of a run")
     metrics = _read_lines(path / "metrics.jsonl")
     if not metrics:
-        raise UserError(f"{path / 'metrics.jsonl'}: nothing measured; the run has not finished its first visit")
+        raise UserError(
+            f"{path / 'metrics.jsonl'}: nothing measured; the run has not finished its first visit"
+        )
     summary = _read_object(path / "summary.json")
-    return Run(path, _read_object(path / "config.json") or {}, metrics, summary, path.resolve().name)
+    return Run(
+        path, _read_object(path / "config.json") or {}, metrics, summary, path.resolve().name
+    )
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Several runs, under names that tell them apart: as much of the end of each path as that takes."""
+    """Several runs, under names that tell them apart: as much of the end of each path as that
+    takes.
+    """
     runs = [read_run(path) for path in paths]
     tails = [run.path.resolve().parts for run in runs]
     if len(set(tails)) < len(tails):
         raise UserError(f"{', '.join(map(str, paths))}: the same run twice")
-    depth = next(n for n in range(1, max(map(len, tails)) + 1) if len({tail[-n:] for tail in tails}) == len(tails))
-    return [run._replace(name="/".join(tail[-depth:])) for run, tail in zip(runs, tails, strict=True)]
+    depth = next(
+        n
+        for n in range(1, max(map(len, tails)) + 1)
+        if len({tail[-n:] for tail in tails}) == len(tails)
+    )
+    return [
+        run._replace(name="/".join(tail[-depth:])) for run, tail in zip(runs, tails, strict=True)
+    ]
 
 
 def cumulative(run: Run, field: str) -> np.ndarray:
@@ -173,7 +194,9 @@ def along(run: Run, axis: str) -> np.ndarray:
 
 
 def curve(run: Run, axis: str, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(position on `axis`, value of `field`) at the visits where the field was measured; by default the merit's."""
+    """(position on `axis`, value of `field`) at the visits where the field was measured; by default
+    the merit's.
+    """
     values = np.array([_number(record.get(field or merit(run).field)) for record in run.metrics])
     known = np.isfinite(values)
     return along(run, axis)[known], values[known]
@@ -187,7 +210,9 @@ def curve_from_start(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cost_to_reach(run: Run, target: float, axis: str) -> float | None:
-    """Position on `axis` of the first evaluation at least as good as `target`; None where there was none."""
+    """Position on `axis` of the first evaluation at least as good as `target`; None where there was
+    none.
+    """
     x, y = curve(run, axis)
     reached = np.flatnonzero(y <= target if merit(run).lower_is_better else y >= target)
     return float(x[reached[0]]) if reached.size else None
@@ -237,7 +262,11 @@ def _read_lines(path: Path) -> list[Record]:
     # A running job may be in the middle of writing its last line.
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [
+        _parse(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
 
 
 def _read_object(path: Path) -> Record | None:
@@ -248,7 +277,9 @@ def _parse(text: str, where: str) -> Record:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: broken JSON ({error.msg}); remove the damaged line or run again") from error
+        raise UserError(
+            f"{where}: broken JSON ({error.msg}); remove the damaged line or run again"
+        ) from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON object was expected; remove the line or run again")
     return record

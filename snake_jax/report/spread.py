@@ -1,4 +1,6 @@
-"""Runs that differ in their seed alone: mean and standard deviation of what they reached and took."""
+"""Runs that differ in their seed alone: mean and standard deviation of what they reached and
+took.
+"""
 
 import functools
 import json
@@ -55,16 +57,23 @@ def _fields(merit: Merit) -> _Shown:
 def spread(runs: Sequence[Run]) -> Record:
     """`{seeds, config, fields: {name: {mean, std, values}}}` of finished runs, in the order given.
 
-    `std` is the sample's (n - 1), None of a single run. Where a run has no value (a target never reached, memory
-    unknown) mean and std are None; `values` says which.
+    `std` is the sample's (n - 1), None of a single run. Where a run has no value (a target never
+    reached, memory unknown) mean and std are None; `values` says which.
 
     Raises:
       UserError: runs without a common figure of merit.
     """
     summaries = [run.summary or {} for run in runs]
-    fields = {name: _moments([summary.get(name) for summary in summaries]) for name in _fields(common_merit(runs))}
+    fields = {
+        name: _moments([summary.get(name) for summary in summaries])
+        for name in _fields(common_merit(runs))
+    }
     config = {name: value for name, value in runs[0].config.items() if name != "seed"}
-    return {"seeds": [summary.get("seed") for summary in summaries], "fields": fields, "config": config}
+    return {
+        "seeds": [summary.get("seed") for summary in summaries],
+        "fields": fields,
+        "config": config,
+    }
 
 
 def _moments(values: list[Any]) -> Record:
@@ -80,7 +89,8 @@ def spread_table(found: Record) -> str:
     lines = [head, *(_line(name, found["fields"][name]) for name in found["fields"])]
     first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
-        name.ljust(first) + "".join("  " + cell.rjust(width) for cell, width in zip(cells, rest, strict=True))
+        name.ljust(first)
+        + "".join("  " + cell.rjust(width) for cell, width in zip(cells, rest, strict=True))
         for name, *cells in lines
     )
 

@@ -1,4 +1,6 @@
-"""The comparison of runs: what was saved, beside the accuracy or perplexity, as text, markdown or JSON."""
+"""The comparison of runs: what was saved, beside the accuracy or perplexity, as text, markdown or
+JSON.
+"""
 
 import json
 from collections.abc import Sequence
@@ -14,14 +16,17 @@ UNKNOWN = "-"
 
 
 class Table(NamedTuple):
-    """Cells as printed; `lines` are (label, cells), a line without cells is the heading of a group."""
+    """Cells as printed; `lines` are (label, cells), a line without cells is the heading of a
+    group.
+    """
 
     head: list[str]
     lines: list[tuple[str, list[str]]]
 
 
 def comparison_table(runs: Sequence[Run], format: str = "text") -> str:
-    """Runs side by side, with ratios to the first, led by what the first saves against each other one.
+    """Runs side by side, with ratios to the first, led by what the first saves against each other
+    one.
 
     Raises:
       UserError: an unknown format, or runs without a common figure of merit.
@@ -56,11 +61,14 @@ def _merit_difference(merit: Merit, ours: float | None, theirs: float | None) ->
         return ""
     if merit.unit == "%":
         return f"final {merit.field} {_points(ours, theirs)}"
-    return f"final {merit.field} {merit.show(ours)} against {merit.show(theirs)} ({_factor(ours, theirs)})"
+    both = f"{merit.show(ours)} against {merit.show(theirs)}"
+    return f"final {merit.field} {both} ({_factor(ours, theirs)})"
 
 
 def _change(share: float, more: str, less: str) -> str:
-    return "the same" if abs(share) < 5e-4 else f"{percent(abs(share))} {less if share < 0 else more}"
+    return (
+        "the same" if abs(share) < 5e-4 else f"{percent(abs(share))} {less if share < 0 else more}"
+    )
 
 
 def _points(ours: float, theirs: float) -> str:
@@ -105,12 +113,14 @@ def _text(runs: Sequence[Run]) -> str:
     table = _table(runs)
     first = max(len(label) for label, _ in table.lines)
     widths = [
-        max(len(line[i]) for line in [table.head, *(c for _, c in table.lines if c)]) for i in range(len(table.head))
+        max(len(line[i]) for line in [table.head, *(c for _, c in table.lines if c)])
+        for i in range(len(table.head))
     ]
     rows = [("", table.head), *table.lines]
     body = [
         (
-            label.ljust(first) + "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
+            label.ljust(first)
+            + "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
         ).rstrip()
         for label, cells in rows
     ]

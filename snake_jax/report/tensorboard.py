@@ -15,7 +15,9 @@ def tensorboard(folder: str | Path, iterations: int = 0) -> Iterator[Callable[[R
       folder: where the event file goes.
       iterations: done before, where a run goes on from a checkpoint.
     """
-    from tensorboardX import SummaryWriter  # it loads PyTorch where there is one: no --help should wait
+    from tensorboardX import (
+        SummaryWriter,  # it loads PyTorch where there is one: no --help should wait
+    )
 
     done = iterations
     with SummaryWriter(str(folder)) as writer:
@@ -31,5 +33,9 @@ def tensorboard(folder: str | Path, iterations: int = 0) -> Iterator[Callable[[R
 
 def _scalars(record: Record) -> dict[str, float]:
     """The numbers of a record but its step; null, names and lists have no place on a chart."""
-    numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "iterations"}
+    numbers = {
+        name: value
+        for name, value in record.items()
+        if isinstance(value, int | float) and name != "iterations"
+    }
     return {name: float(value) for name, value in numbers.items()}

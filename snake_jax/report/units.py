@@ -15,13 +15,21 @@ class Scale(NamedTuple):
 def scale_for(largest: float, unit: str) -> Scale:
     """The prefix under which `largest` lies between 1 and 1000; seconds become minutes or hours."""
     if unit == "s":
-        return Scale(3600, "h") if largest >= 7200 else Scale(60, "min") if largest >= 300 else Scale(1, "s")
+        return (
+            Scale(3600, "h")
+            if largest >= 7200
+            else Scale(60, "min")
+            if largest >= 300
+            else Scale(1, "s")
+        )
     factor, prefix = next(((f, p) for f, p in PREFIXES if abs(largest) >= f), (1.0, ""))
     return Scale(factor, prefix + unit)
 
 
 def human(value: float, unit: str = "") -> str:
-    """Three significant digits with a prefix: `human(123456789, "B")` is `123 MB`. Counts (no unit) are in full."""
+    """Three significant digits with a prefix: `human(123456789, "B")` is `123 MB`. Counts (no unit)
+    are in full.
+    """
     if not unit:
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
     # Rounded first, so that 999,999 is 1 MB and not 1000 kB.
@@ -32,7 +40,13 @@ def human(value: float, unit: str = "") -> str:
 
 def _three_digits(value: float) -> str:
     size = abs(value)
-    return f"{value:.0f}" if size >= 100 or value == 0 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+    return (
+        f"{value:.0f}"
+        if size >= 100 or value == 0
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+    )
 
 
 def percent(share: float) -> str:
@@ -54,5 +68,7 @@ def clock(seconds: float) -> str:
 
 
 def short(name: str) -> str:
-    """The end of each path or name on a hub, `,` between them: `opt-1.3b` of `facebook/opt-1.3b`."""
+    """The end of each path or name on a hub, `,` between them: `opt-1.3b` of
+    `facebook/opt-1.3b`.
+    """
     return ",".join(part.rstrip("/").rsplit("/", 1)[-1] for part in name.split(","))

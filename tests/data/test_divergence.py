@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 from scipy.spatial import distance
 from scipy.stats import entropy
 
-from snake_jax.data import MEASURES, jensen_shannon_distance, kullback_leibler, label_divergence
-from snake_jax.data.divergence import SMOOTHING
+from snake_jax.data.divergence import (
+    MEASURES,
+    SMOOTHING,
+    jensen_shannon_distance,
+    kullback_leibler,
+    label_divergence,
+)
 from snake_jax.errors import UserError
 
 PROPERTY = settings(deadline=None, max_examples=100, derandomize=True)
@@ -18,7 +23,9 @@ counts = st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(any).map(
 @PROPERTY
 @given(p=counts, q=counts, base=st.sampled_from([2, np.e, 10]))
 def test_jensen_shannon_is_scipys(p, q, base):
-    assert np.isclose(jensen_shannon_distance(p, q, base), distance.jensenshannon(p, q, base), atol=1e-7)
+    assert np.isclose(
+        jensen_shannon_distance(p, q, base), distance.jensenshannon(p, q, base), atol=1e-7
+    )
 
 
 @PROPERTY
@@ -27,9 +34,13 @@ def test_kullback_leibler_is_scipys_on_the_smoothed_distributions(p, q):
     def smoothed(weights):
         return weights / weights.sum() + SMOOTHING
 
-    assert np.isclose(kullback_leibler(p, q), entropy(smoothed(p), smoothed(q)), rtol=1e-9, atol=1e-12)
+    assert np.isclose(
+        kullback_leibler(p, q), entropy(smoothed(p), smoothed(q)), rtol=1e-9, atol=1e-12
+    )
     assert np.isfinite(kullback_leibler(p, q))
-    assert np.allclose(kullback_leibler(p, q + 1, smoothing=0), entropy(p, q + 1), rtol=1e-9, atol=1e-12)
+    assert np.allclose(
+        kullback_leibler(p, q + 1, smoothing=0), entropy(p, q + 1), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_measures_work_over_leading_axes():
@@ -41,7 +52,9 @@ def test_measures_work_over_leading_axes():
 def test_label_divergence_is_the_mean_weighted_by_examples_of_each_node_against_the_pool():
     table = np.array([[30, 10, 0], [5, 5, 10], [1, 0, 9]])
     pooled, weights = table.sum(0), table.sum(1) / table.sum()
-    js = sum(w * distance.jensenshannon(row, pooled, 2) for w, row in zip(weights, table, strict=True))
+    js = sum(
+        w * distance.jensenshannon(row, pooled, 2) for w, row in zip(weights, table, strict=True)
+    )
     kl = sum(w * entropy(row, pooled) for w, row in zip(weights, table, strict=True))
     assert np.isclose(label_divergence(table, "js"), js)
     assert np.isclose(label_divergence(table, "kl"), kl, rtol=1e-4)
@@ -53,7 +66,8 @@ def test_equal_nodes_have_none_and_disjoint_nodes_the_most(measure):
     apart = label_divergence(np.eye(10, dtype=int) * 50, measure)
     assert label_divergence(np.eye(10, dtype=int) * 50 + 5, measure) < apart
     assert apart == pytest.approx(
-        {"js": distance.jensenshannon(np.eye(10)[0], np.ones(10), 2), "kl": np.log(10)}[measure], rel=1e-3
+        {"js": distance.jensenshannon(np.eye(10)[0], np.ones(10), 2), "kl": np.log(10)}[measure],
+        rel=1e-3,
     )
 
 

@@ -1,4 +1,6 @@
-"""Partitions: every example exactly once, sizes, seeds, marginals, and the errors of wrong flags."""
+"""Partitions: every example exactly once, sizes, seeds, marginals, and the errors of wrong
+flags.
+"""
 
 import json
 
@@ -8,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from snake_jax.data import (
+from snake_jax.data.divergence import label_divergence
+from snake_jax.data.partition import (
     PARTITIONS,
     class_priors,
     describe,
@@ -16,7 +19,6 @@ from snake_jax.data import (
     dirichlet_split,
     iid,
     label_counts,
-    label_divergence,
     partition,
 )
 from snake_jax.errors import UserError
@@ -45,7 +47,9 @@ def test_equal_partitions_hold_every_index_once_in_sizes_that_differ_by_at_most_
     sizes = [len(shard) for shard in shards]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    assert all(shard.dtype == np.int32 and np.array_equal(shard, np.sort(shard)) for shard in shards)
+    assert all(
+        shard.dtype == np.int32 and np.array_equal(shard, np.sort(shard)) for shard in shards
+    )
 
 
 @PROPERTY
@@ -60,7 +64,12 @@ def test_capped_class_split_gives_a_node_nothing_once_it_holds_its_even_share(se
 
 
 @PROPERTY
-@given(seed=st.integers(0, 2**32), nodes=st.integers(1, 12), alpha=st.floats(0.3, 100), least=st.integers(1, 10))
+@given(
+    seed=st.integers(0, 2**32),
+    nodes=st.integers(1, 12),
+    alpha=st.floats(0.3, 100),
+    least=st.integers(1, 10),
+)
 def test_class_split_holds_every_index_once_and_leaves_no_node_short(seed, nodes, alpha, least):
     shards = dirichlet_split(BALANCED, nodes, alpha, seed, min_examples=least)
     assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(BALANCED)))
@@ -83,13 +92,19 @@ def test_the_global_random_state_is_left_alone(kind):
 
 
 def test_iid_marginals_pass_a_chi_square_test_as_often_as_chance_says():
-    pvalues = [stats.chi2_contingency(label_counts(iid(BALANCED, 9, seed), BALANCED, 10)).pvalue for seed in range(60)]
+    pvalues = [
+        stats.chi2_contingency(label_counts(iid(BALANCED, 9, seed), BALANCED, 10)).pvalue
+        for seed in range(60)
+    ]
     assert stats.kstest(pvalues, "uniform").pvalue > 0.01
 
 
 def test_dirichlet_with_large_alpha_is_near_uniform_and_with_small_alpha_is_not():
     for kind in ("dirichlet", "dirichlet_split"):
-        counts = {a: label_counts(partition(kind, BALANCED, 9, a, 0), BALANCED, 10) for a in (0.1, 2.0, 1e6)}
+        counts = {
+            a: label_counts(partition(kind, BALANCED, 9, a, 0), BALANCED, 10)
+            for a in (0.1, 2.0, 1e6)
+        }
         assert np.abs(counts[1e6] / counts[1e6].sum(1, keepdims=True) - 0.1).max() < 0.05
         divergences = [label_divergence(count) for count in counts.values()]
         assert divergences[0] > 1.5 * divergences[1] > 3 * divergences[2]
@@ -107,10 +122,14 @@ def test_prior_partition_follows_its_priors_where_the_stock_allows_it():
     """Classes run out late (alpha 2, 9 nodes, equal classes), so counts stay near the priors."""
     labels = np.repeat(np.arange(10), 5000)
     counts = label_counts(dirichlet_prior(labels, 9, 2.0, 0), labels, 10)
-    distance = np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 0)).sum(1) / 2
+    distance = (
+        np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 0)).sum(1) / 2
+    )
     assert distance.mean() < 0.1
     assert distance.max() < 0.15
-    shuffled = np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 1)).sum(1) / 2
+    shuffled = (
+        np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 1)).sum(1) / 2
+    )
     assert shuffled.mean() > 2 * distance.mean()
 
 
@@ -125,7 +144,8 @@ def test_prior_partition_leaves_no_node_with_the_leftovers():
 
 def test_the_odd_examples_go_to_other_nodes_with_other_seeds():
     larger = {
-        tuple(np.argsort([-len(shard) for shard in dirichlet_prior(BALANCED, 9, 2.0, seed)])[:5]) for seed in range(5)
+        tuple(np.argsort([-len(shard) for shard in dirichlet_prior(BALANCED, 9, 2.0, seed)])[:5])
+        for seed in range(5)
     }
     assert len(larger) > 1
 
@@ -133,7 +153,10 @@ def test_the_odd_examples_go_to_other_nodes_with_other_seeds():
 def test_class_split_counts_have_dirichlet_means_and_spread():
     nodes, alpha, per_class = 5, 2.0, 500
     counts = np.stack(
-        [label_counts(dirichlet_split(BALANCED, nodes, alpha, seed), BALANCED, 10) for seed in range(200)]
+        [
+            label_counts(dirichlet_split(BALANCED, nodes, alpha, seed), BALANCED, 10)
+            for seed in range(200)
+        ]
     )
     assert np.array_equal(counts.sum(1), np.full((200, 10), per_class))
     shares = counts / per_class
@@ -225,7 +248,9 @@ def test_a_missing_partition_file_is_said(tmp_path):
 
 
 def test_the_published_split_of_fednova_is_drawn_again():
-    """Sizes as the baseline's own code prints them depend on the labels' order; here on labels in a fixed one."""
+    """Sizes as the baseline's own code prints them depend on the labels' order; here on labels in a
+    fixed one.
+    """
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
     shards = fednova_partition.draw(labels)
     assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(labels)))

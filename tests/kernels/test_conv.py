@@ -1,4 +1,6 @@
-"""The fast convolution and pooling equal XLA's own, in values and gradients, and cost what they should."""
+"""The fast convolution and pooling equal XLA's own, in values and gradients, and cost what they
+should.
+"""
 
 import json
 import subprocess
@@ -9,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from snake_jax import accounting
-from snake_jax.kernels import bench as command
-from snake_jax.kernels.conv import LOWERINGS, bench, conv2d, max_pool, reference, shapes
+from experiments.bench.kernels import __main__ as command
+from experiments.bench.kernels import conv as bench
+from snake_jax.costs import accounting
+from snake_jax.kernels.conv import LOWERINGS, conv2d, max_pool, reference, shapes
 from snake_jax.kernels.conv.shapes import ConvShape
 
 PLAIN = ConvShape("plain", (4, 8, 8, 16), (3, 3, 16, 16))
@@ -35,7 +38,9 @@ def arrays(shape, dtype=jnp.float32):
 
 
 def conv_of(shape, lowering):
-    return lambda x, w: conv2d(x, w, strides=shape.strides, padding=shape.padding, lowering=lowering)
+    return lambda x, w: conv2d(
+        x, w, strides=shape.strides, padding=shape.padding, lowering=lowering
+    )
 
 
 def values_and_gradients(function, x, w, g):
@@ -45,7 +50,9 @@ def values_and_gradients(function, x, w, g):
 
 
 def assert_within(actual, expected, bound):
-    """Equal up to `bound` times the largest expected value: sums of many terms round in proportion to those."""
+    """Equal up to `bound` times the largest expected value: sums of many terms round in proportion
+    to those.
+    """
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
@@ -53,9 +60,13 @@ def assert_within(actual, expected, bound):
 
 
 def numpy_conv(x, w, strides, pads):
-    """The sum of products, window by window: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout]."""
+    """The sum of products, window by window: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout] ->
+    [B,Ho,Wo,Cout].
+    """
     x = np.pad(x, ((0, 0), *pads, (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[:2], axis=(1, 2))[:, :: strides[0], :: strides[1]]
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[:2], axis=(1, 2))[
+        :, :: strides[0], :: strides[1]
+    ]
     return np.einsum("bhwcij,ijco->bhwo", windows, w)
 
 
@@ -74,16 +85,20 @@ def test_equals_xla_and_the_sum_of_products(shape):
         expected, double, single = jax.device_get(program(x, w, g))
     assert [a.dtype for a in (*double, *single)] == [np.float64] * 3 + [np.float32] * 3
     assert_within(double, expected, 1e-14)
-    # At most 150 products in a sum: the rounding of a few of them, 2**-24 each, and of the arguments.
+    # At most 150 products in a sum: the rounding of a few of them, 2**-24 each, and of the
+    # arguments.
     assert_within(single, expected, 1e-6)
     pads = shape.padding
     if isinstance(pads, str):
         pads = jax.lax.padtype_to_pads(x.shape[1:3], w.shape[:2], shape.strides, pads)
     y, dx, dw = double
     assert_within([y], [numpy_conv(x, w, shape.strides, pads)], 1e-14)
-    # The convolution is linear in x and in w, so <g, y> = <dx, x> = <dw, w> for gradients that are its transposes.
+    # The convolution is linear in x and in w, so <g, y> = <dx, x> = <dw, w> for gradients that are
+    # its transposes.
     scale = np.linalg.norm(g) * np.linalg.norm(y)
-    np.testing.assert_allclose([np.vdot(dx, x), np.vdot(dw, w)], np.vdot(g, y), rtol=0, atol=1e-14 * scale)
+    np.testing.assert_allclose(
+        [np.vdot(dx, x), np.vdot(dw, w)], np.vdot(g, y), rtol=0, atol=1e-14 * scale
+    )
 
 
 def test_bfloat16_sums_in_float32():
@@ -93,28 +108,37 @@ def test_bfloat16_sums_in_float32():
     def program(x, w, g):
         wide = [a.astype(jnp.float32) for a in (x, w, g)]
         return values_and_gradients(conv_of(shape, "xla"), *wide), [
-            values_and_gradients(conv_of(shape, lowering), x, w, g) for lowering in ("matmul", "xla")
+            values_and_gradients(conv_of(shape, lowering), x, w, g)
+            for lowering in ("matmul", "xla")
         ]
 
     expected, rounded = program(*arrays(shape, jnp.bfloat16))
     for actual in rounded:
-        # One rounding to 8 bits is at most 2**-8 of the result; nine columns added up in bfloat16 are 1.4 times as far.
+        # One rounding to 8 bits is at most 2**-8 of the result; nine columns added up in bfloat16
+        # are 1.4 times as far.
         assert_within(actual, expected, 2**-8)
         assert {a.dtype for a in actual} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize(
-    ("lowering", "argument", "products"), [("matmul", 0, 1), ("matmul", 1, 1), ("auto", 0, 1), ("auto", (0, 1), 2)]
+    ("lowering", "argument", "products"),
+    [("matmul", 0, 1), ("matmul", 1, 1), ("auto", 0, 1), ("auto", (0, 1), 2)],
 )
 def test_compiles_only_the_gradients_asked_for(lowering, argument, products):
     x, w, g = arrays(PLAIN)
     conv = conv_of(PLAIN, lowering)
     # <g, y> needs no y for its gradient: what remains are the products of the gradients asked for.
     program = compiled(jax.grad(lambda x, w, g: jnp.vdot(g, conv(x, w)), argument), x, w, g)
-    assert products * PLAIN.flops <= program.cost_analysis()["flops"] < 1.05 * products * PLAIN.flops
+    assert (
+        products * PLAIN.flops <= program.cost_analysis()["flops"] < 1.05 * products * PLAIN.flops
+    )
     _, *expected = values_and_gradients(conv_of(PLAIN, "xla"), x, w, g)
     alone = program(x, w, g)
-    assert_within(alone if products == 2 else [alone], expected if products == 2 else [expected[argument]], 1e-6)
+    assert_within(
+        alone if products == 2 else [alone],
+        expected if products == 2 else [expected[argument]],
+        1e-6,
+    )
 
 
 def compiled(function, *args):
@@ -148,7 +172,8 @@ def test_a_scan_keeps_x_and_not_its_patches():
         return jax.lax.scan(lambda h, _: (jnp.sin(conv2d(h, w)), None), x, length=64)[0].sum()
 
     memory = compiled(jax.grad(loss, (0, 1)), x, w).memory_analysis()
-    # Kept for the backward pass: conv's input and sin's, 64 times each; patches alone would be 9 of x a step.
+    # Kept for the backward pass: conv's input and sin's, 64 times each; patches alone would be 9 of
+    # x a step.
     assert memory.temp_size_in_bytes < 3.5 * 64 * x.nbytes
 
 
@@ -164,18 +189,28 @@ def test_a_frozen_kernel_costs_no_weight_gradient_in_a_scan():
     assert compiled(jax.grad(loss, (0, 1)), scales, w).cost_analysis()["flops"] > 2.9 * PLAIN.flops
 
 
-@pytest.mark.parametrize(("platform", "convolutions", "products"), [("cpu", 0, 3), ("cuda", 3, 0), ("tpu", 3, 0)])
+@pytest.mark.parametrize(
+    ("platform", "convolutions", "products"), [("cpu", 0, 3), ("cuda", 3, 0), ("tpu", 3, 0)]
+)
 def test_auto_chooses_by_platform(platform, convolutions, products):
     x, w, g = arrays(PLAIN)
     conv = conv_of(PLAIN, "auto")
     traced = jax.jit(lambda x, w, g: (conv(x, w), jax.vjp(conv, x, w)[1](g))).trace(x, w, g)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert (text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")) == (convolutions, products)
+    assert (text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")) == (
+        convolutions,
+        products,
+    )
 
 
 def test_auto_leaves_no_branch_in_the_program():
     x, w, _ = arrays(PLAIN)
-    text = jax.jit(jax.grad(lambda x, w: max_pool(conv2d(x, w)).sum(), (0, 1))).lower(x, w).compile().as_text()
+    text = (
+        jax.jit(jax.grad(lambda x, w: max_pool(conv2d(x, w)).sum(), (0, 1)))
+        .lower(x, w)
+        .compile()
+        .as_text()
+    )
     assert "conditional" not in text
     assert "reduce-window" not in text
 
@@ -200,7 +235,9 @@ def test_pool_equals_xla_with_ties(window, strides, side):
         y, backward = jax.vjp(lambda x: max_pool(x, window, strides, lowering), x)
         return y, backward(draw(y.shape, seed=1))[0]
 
-    (y, dx), *others = jax.jit(lambda x: [both(x, lowering) for lowering in ("xla", "matmul", "auto")])(x)
+    (y, dx), *others = jax.jit(
+        lambda x: [both(x, lowering) for lowering in ("xla", "matmul", "auto")]
+    )(x)
     for fast_y, fast_dx in others:
         np.testing.assert_array_equal(fast_y, y)
         # Overlapping windows add up in one pixel, in any order; others give one value or none.
@@ -210,7 +247,9 @@ def test_pool_equals_xla_with_ties(window, strides, side):
 @pytest.mark.usefixtures("quick_compilation")
 def test_pool_gives_a_tie_to_the_first():
     x = jnp.array([[1.0, 5.0], [5.0, 5.0]]).reshape(1, 2, 2, 1)
-    gradients = [jax.grad(lambda x, by=lowering: max_pool(x, lowering=by).sum()) for lowering in LOWERINGS]
+    gradients = [
+        jax.grad(lambda x, by=lowering: max_pool(x, lowering=by).sum()) for lowering in LOWERINGS
+    ]
     for dx in jax.jit(lambda x: [gradient(x) for gradient in gradients])(x):
         np.testing.assert_array_equal(dx.reshape(2, 2), [[0, 1], [0, 0]])
 
@@ -225,16 +264,25 @@ def test_pool_of_bfloat16_under_vmap():
 X, W = np.zeros((2, 4, 4, 3), np.float32), np.zeros((3, 3, 3, 5), np.float32)
 WRONG = [
     (lambda: conv2d(X, W[:, :, :2]), r"x \(2, 4, 4, 3\) has 3 channels, w \(3, 3, 2, 5\) takes 2"),
-    (lambda: conv2d(X[0], W), r"x must be \[B,H,W,Cin\].*got shapes \(4, 4, 3\) and \(3, 3, 3, 5\)"),
+    (
+        lambda: conv2d(X[0], W),
+        r"x must be \[B,H,W,Cin\].*got shapes \(4, 4, 3\) and \(3, 3, 3, 5\)",
+    ),
     (lambda: conv2d(X, W.astype(np.float16)), "one floating dtype, got float32 and float16"),
     (lambda: conv2d(X.astype(int), W.astype(int)), "one floating dtype, got int64 and int64"),
     (lambda: conv2d(X, W, lowering="gemm"), "lowering 'gemm' is not one of auto, xla, matmul"),
     (lambda: conv2d(X, W, padding="FULL"), r"padding 'FULL' is not SAME, VALID or \(\(top"),
     (lambda: conv2d(X, W, padding=1), r"padding 1 is not SAME"),
     (lambda: conv2d(X, W, padding=((1, 1),)), r"padding \(\(1, 1\),\) is not SAME"),
-    (lambda: conv2d(X, W, padding=((1, 1), (-1, 1))), r"padding must be two integers of at least 0, got \(-1, 1\)"),
+    (
+        lambda: conv2d(X, W, padding=((1, 1), (-1, 1))),
+        r"padding must be two integers of at least 0, got \(-1, 1\)",
+    ),
     (lambda: conv2d(X, W, strides=2), "strides must be two integers of at least 1, got 2"),
-    (lambda: conv2d(X, W, strides=(0, 1)), r"strides must be two integers of at least 1, got \(0, 1\)"),
+    (
+        lambda: conv2d(X, W, strides=(0, 1)),
+        r"strides must be two integers of at least 1, got \(0, 1\)",
+    ),
     (lambda: conv2d(X, W, strides=(1.5, 1)), r"got \(1.5, 1\)"),
     (
         lambda: conv2d(X[:, :2], W, padding="VALID"),
@@ -258,21 +306,32 @@ def test_the_default_network_is_vgg11():
     costs = accounting.layer_costs(bench.Network().build("matmul"), 32)
     assert sum(cost.params for cost in costs) == 9_750_922
     assert sum(cost.forward_flops for cost in costs) == pytest.approx(9.81e9, rel=2e-3)
-    assert [(layer.name, layer.flops) for layer in layers] == [(c.name, c.forward_flops) for c in costs[:8]]
+    assert [(layer.name, layer.flops) for layer in layers] == [
+        (c.name, c.forward_flops) for c in costs[:8]
+    ]
     assert (layers[0].x, layers[-1].x) == ((32, 32, 32, 3), (32, 2, 2, 512))
 
 
 @pytest.fixture(scope="module")
 def tiny_result(quick_compilation):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bench, "convolutions", lambda network, found=bench.convolutions: found(network)[:1])
+        patched.setattr(
+            bench, "convolutions", lambda network, found=bench.convolutions: found(network)[:1]
+        )
         return bench.run(1, TINY, with_torch=False, size=16)
 
 
 def test_bench_measures_every_pass_beside_its_product(tiny_result):
-    assert [(row["layer"], row["pass"]) for row in tiny_result["layers"]] == [("conv1", name) for name in bench.PASSES]
+    assert [(row["layer"], row["pass"]) for row in tiny_result["layers"]] == [
+        ("conv1", name) for name in bench.PASSES
+    ]
     for row in tiny_result["layers"]:
-        assert {side for side in row if isinstance(row[side], dict)} == {"ours", "product", "xla", "ratios"}
+        assert {side for side in row if isinstance(row[side], dict)} == {
+            "ours",
+            "product",
+            "xla",
+            "ratios",
+        }
         assert set(row["ratios"]) == {"ours / product", "ours / xla"}
 
 
@@ -281,7 +340,11 @@ def test_bench_measures_every_pass_beside_its_product(tiny_result):
 def test_a_pass_and_its_bare_product_do_the_same_flops(name):
     (layer,) = bench.convolutions(TINY)[1:2]
     results = [run[name]() for run in (bench.looped_passes(layer), bench.bare_products(layer))]
-    m, k, n = layer.y[0] * layer.y[1] * layer.y[2], layer.flops // (2 * np.prod(layer.y)), layer.w[3]
+    m, k, n = (
+        layer.y[0] * layer.y[1] * layer.y[2],
+        layer.flops // (2 * np.prod(layer.y)),
+        layer.w[3],
+    )
     shapes = {
         "forward": (layer.y, (m, n)),
         "input gradient": (layer.x, (m, k)),
@@ -294,7 +357,9 @@ def test_a_pass_and_its_bare_product_do_the_same_flops(name):
 def test_a_loop_of_passes_ends_with_the_last_input():
     (layer,) = bench.convolutions(TINY)[1:2]
     x, w, _ = bench._draw((bench.LOOP, *layer.x), layer.w, (bench.LOOP, *layer.y))
-    assert_within([bench.looped_passes(layer)["forward"]()], [conv2d(x[-1], w, lowering="xla")], 1e-6)
+    assert_within(
+        [bench.looped_passes(layer)["forward"]()], [conv2d(x[-1], w, lowering="xla")], 1e-6
+    )
 
 
 def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
@@ -305,14 +370,20 @@ def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
     assert printed["machine"]["jax"] == jax.__version__
     assert command.main(["conv"]) == 0
     table = capsys.readouterr().out
-    assert all(word in table for word in ("processor: ", "weight gradient", "ours / its product", "GFLOP/s"))
+    assert all(
+        word in table
+        for word in ("processor: ", "weight gradient", "ours / its product", "GFLOP/s")
+    )
 
 
 def test_torch_runs_the_same_passes():
     pytest.importorskip("torch")
-    from snake_jax.kernels.conv import torch_side
+    from experiments.bench.kernels import conv_torch as torch_side
 
-    results = {name: run() for name, run in torch_side.passes(ConvShape("first", (2, 4, 3, 3), (3, 3, 3, 5))).items()}
+    results = {
+        name: run()
+        for name, run in torch_side.passes(ConvShape("first", (2, 4, 3, 3), (3, 3, 3, 5))).items()
+    }
     assert results["forward"].shape == (2, 5, 4, 3)
     assert [r is not None for r in results["input gradient"]] == [True, False, False]
     assert [r is not None for r in results["weight gradient"]] == [False, True, False]
@@ -338,7 +409,10 @@ def test_wrong_command_is_one_line_and_exit_code_2(arguments, said, capsys):
 
 def test_the_command_as_typed():
     done = subprocess.run(
-        [sys.executable, "-m", "snake_jax.kernels.bench", "pooling"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "experiments.bench.kernels", "pooling"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "suite 'pooling' is not one of conv" in done.stderr

@@ -1,7 +1,7 @@
 """What is read from a compiled program's text: where arrays lie, and the cycles of its kernels."""
 
-from snake_jax.kernels import roofline
-from snake_jax.kernels.described import Placed, placed, scheduled_cycles
+from experiments.bench.kernels.described import Placed, placed, scheduled_cycles
+from snake_jax.costs import roofline
 
 PROGRAM = """
 %fused_computation.1 (p: f32[8,16]) -> f32[8,16] {
@@ -9,10 +9,13 @@ PROGRAM = """
 }
 
 ENTRY %main (x: f32[8,16]) -> f32[16,8] {
-  %loop.1 = (f32[8]{0}, f32[8,16]{1,0:T(8,128)S(1)}) fusion(%x), kind=kLoop, calls=%fused_computation.1, \
+  %loop.1 = (f32[8]{0}, f32[8,16]{1,0:T(8,128)S(1)}) fusion(%x), kind=kLoop, \
+calls=%fused_computation.1, \
 backend_config={"window_config":{"estimated_cycles":"900","iteration_bounds":["3","4"]}}
-  %dot.1 = f32[16,8]{1,0:T(8,128)} fusion(%x), kind=kOutput, calls=%fused_computation.1, \
-backend_config={"window_config":{"estimated_cycles":"700","iteration_bounds":["2"]},"convolution_algorithm_config":{}}
+  %dot.1 = f32[16,8]{1,0:T(8,128)} fusion(%x), kind=kOutput, \
+calls=%fused_computation.1, \
+backend_config={"window_config":{"estimated_cycles":"700","iteration_bounds":["2"]},\
+"convolution_algorithm_config":{}}
 }
 """
 

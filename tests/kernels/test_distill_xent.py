@@ -1,4 +1,6 @@
-"""Losses straight from hidden states: chunked equals whole logits, in values and gradients, and never holds them."""
+"""Losses straight from hidden states: chunked equals whole logits, in values and gradients, and
+never holds them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 import qwix
 from jax.extend import core
 
-from snake_jax.kernels import described
+from experiments.bench.kernels import described
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.distill_xent import LOWERINGS, linear_xent, shapes, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, SMALL, XentShape
@@ -19,7 +21,9 @@ TABLES = {
     "bfloat16": lambda w: w.astype(jnp.bfloat16),
     "int8": lambda w: qwix.quantize(w, jnp.int8, channelwise_axes=[0]),
     "int8, one scale": lambda w: qwix.quantize(w, jnp.int8),
-    "nf4, blocks of 64": lambda w: qwix.quantize(w, "nf4", channelwise_axes=[0], tiled_axes={1: 64}),
+    "nf4, blocks of 64": lambda w: qwix.quantize(
+        w, "nf4", channelwise_axes=[0], tiled_axes={1: 64}
+    ),
     "nf4": lambda w: qwix.quantize(w, "nf4", channelwise_axes=[0], tiled_axes={1: 8}),
 }
 
@@ -43,7 +47,9 @@ def arguments(shape, dtype=jnp.float32):
     """hidden, table, targets, teacher, teacher_table, and cotangents of both losses."""
     hidden, teacher = draw(2, shape.tokens, shape.width, dtype=dtype)
     table, teacher_table = draw(2, shape.vocabulary, shape.width, seed=1) / 4
-    targets = jnp.asarray(np.random.default_rng(2).integers(0, shape.vocabulary, shape.tokens), jnp.int32)
+    targets = jnp.asarray(
+        np.random.default_rng(2).integers(0, shape.vocabulary, shape.tokens), jnp.int32
+    )
     return hidden, table, targets, teacher, teacher_table, draw(2, shape.tokens, seed=3)
 
 
@@ -52,7 +58,9 @@ def everything(hidden, table, targets, teacher, teacher_table, pull, **options):
     wanted = (0, 1) if options.get("table_gradient") else (0,)
 
     def pulled(hidden, table):
-        out = linear_xent(hidden, table, targets, teacher=teacher, teacher_table=teacher_table, **options)
+        out = linear_xent(
+            hidden, table, targets, teacher=teacher, teacher_table=teacher_table, **options
+        )
         return (out.nll * pull[0] + out.distance * pull[1]).sum(), out
 
     gradients, out = jax.jit(jax.grad(pulled, wanted, has_aux=True))(hidden, table)
@@ -110,7 +118,9 @@ def test_every_tile_gives_the_same_losses(shape, chunk, rows):
 @values
 def test_in_float64_the_algorithm_is_exact():
     with jax.enable_x64(True):
-        args = tuple(x if x.dtype == jnp.int32 else x.astype(jnp.float64) for x in arguments(SMALL[1]))
+        args = tuple(
+            x if x.dtype == jnp.int32 else x.astype(jnp.float64) for x in arguments(SMALL[1])
+        )
         actual = everything(*args, temperature=3.0, table_gradient=True, chunk=8, rows=3)
         assert actual[0].dtype == jnp.float64
         assert_within(actual, in_numpy(*args, temperature=3.0), 1e-13)
@@ -137,7 +147,11 @@ def test_a_trained_table_gets_its_gradient_in_its_own_dtype():
     gradient = everything(*args, table_gradient=True, chunk=12, rows=3)[4]
     stored = args[1].astype(jnp.bfloat16)
     assert gradient.dtype == jnp.float32
-    assert_within([gradient], [in_numpy(args[0], stored, *args[2:4], args[4].astype(jnp.bfloat16), args[5])[4]], 5e-3)
+    assert_within(
+        [gradient],
+        [in_numpy(args[0], stored, *args[2:4], args[4].astype(jnp.bfloat16), args[5])[4]],
+        5e-3,
+    )
 
 
 @values
@@ -146,11 +160,15 @@ def test_a_table_that_is_not_trained_and_the_teacher_get_no_gradient():
 
     def total(trees, lowering):
         table, teacher, teacher_table = trees
-        out = linear_xent(hidden, table, targets, teacher=teacher, teacher_table=teacher_table, lowering=lowering)
+        out = linear_xent(
+            hidden, table, targets, teacher=teacher, teacher_table=teacher_table, lowering=lowering
+        )
         return (out.nll + out.distance).sum()
 
     for lowering in LOWERINGS:
-        gradients = jax.jit(jax.grad(total), static_argnums=1)((table, teacher, teacher_table), lowering)
+        gradients = jax.jit(jax.grad(total), static_argnums=1)(
+            (table, teacher, teacher_table), lowering
+        )
         assert not any(g.any() for g in gradients)
 
 
@@ -175,7 +193,9 @@ def test_losses_are_those_of_optax():
     out = linear_xent(hidden, table, targets, teacher=teacher, temperature=2.0, chunk=12)
     logits, taught = hidden @ table.T, teacher @ table.T
     expected = optax.softmax_cross_entropy(logits / 2, jax.nn.softmax(taught / 2))
-    np.testing.assert_allclose(out.nll, optax.softmax_cross_entropy_with_integer_labels(logits, targets), rtol=1e-5)
+    np.testing.assert_allclose(
+        out.nll, optax.softmax_cross_entropy_with_integer_labels(logits, targets), rtol=1e-5
+    )
     np.testing.assert_allclose(out.distance, expected, rtol=1e-5)
 
 
@@ -228,7 +248,13 @@ def temporary_bytes(tokens, vocabulary, kind, **options):
         jax.ShapeDtypeStruct((tokens,), jnp.int32),
     )
     gradient = jax.grad(lambda h, w, t: linear_xent(h, w, t, **options).nll.sum())
-    return jax.jit(gradient).lower(hidden, table, targets).compile().memory_analysis().temp_size_in_bytes
+    return (
+        jax.jit(gradient)
+        .lower(hidden, table, targets)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 # The CPU compiler itself widens whole bfloat16 and 4-bit arrays before it cuts them.
@@ -237,7 +263,8 @@ def test_memory_grows_with_the_tile_not_with_the_vocabulary(kind):
     tiles = {"chunk": 512, "rows": 256}
     small, large = (temporary_bytes(1024, v, kind, **tiles) for v in (4000, 32000))
     assert large < 1.05 * small
-    # Hidden's gradient [1024, 128] in float32, and a few tiles of logits [256, 512] and of the table [512, 128].
+    # Hidden's gradient [1024, 128] in float32, and a few tiles of logits [256, 512] and of the
+    # table [512, 128].
     assert large < 4 * (1024 * 128 + 4 * 256 * 512 + 4 * 512 * 128)
     assert temporary_bytes(1024, 32000, kind, lowering="xla") > 4 * 1024 * 32000
 
@@ -259,12 +286,16 @@ def test_compiled_for_a_tpu_the_table_is_not_copied(kind, monkeypatch):
         jax.ShapeDtypeStruct((256,), jnp.int32),
     )
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), inputs)
-    program = jax.jit(jax.grad(lambda h, w, t: linear_xent(h, w, t).nll.sum())).lower(*inputs).compile()
+    program = (
+        jax.jit(jax.grad(lambda h, w, t: linear_xent(h, w, t).nll.sum())).lower(*inputs).compile()
+    )
     # The smallest table is 4.5 bits a parameter; a dense piece of one is at most 32 MiB.
     assert program.memory_analysis().temp_size_in_bytes < 100 * 2**20 < vocabulary * width / 2
 
 
-@pytest.mark.parametrize("shape", [*LARGE, *SMALL, shapes.MIDDLE, XentShape("long", 65536, 8192, 151936)])
+@pytest.mark.parametrize(
+    "shape", [*LARGE, *SMALL, shapes.MIDDLE, XentShape("long", 65536, 8192, 151936)]
+)
 def test_default_tiles_are_even_and_within_their_budget(shape):
     chunk, rows = tile(shape.tokens, shape.vocabulary, shape.width, 2)
     chunks, blocks = -(-shape.vocabulary // chunk), -(-shape.tokens // rows)
@@ -278,10 +309,16 @@ def test_default_tiles_are_even_and_within_their_budget(shape):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hidden": jnp.zeros((2, 3, 4))}, r"hidden must be floating \[N, E\], got float32 \(2, 3, 4\)"),
+        (
+            {"hidden": jnp.zeros((2, 3, 4))},
+            r"hidden must be floating \[N, E\], got float32 \(2, 3, 4\)",
+        ),
         ({"targets": jnp.zeros(8)}, r"targets must be integers \[8\], got float32 \(8,\)"),
         ({"table": jnp.zeros((5, 4))}, r"table must be \[V, 64\], got \(5, 4\)"),
-        ({"teacher": jnp.zeros((8, 64), jnp.bfloat16)}, r"teacher must be float32 \(8, 64\) as hidden is"),
+        (
+            {"teacher": jnp.zeros((8, 64), jnp.bfloat16)},
+            r"teacher must be float32 \(8, 64\) as hidden is",
+        ),
         ({"teacher_table": jnp.zeros((32, 64))}, "a teacher_table without a teacher"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"lowering": "fast"}, "lowering 'fast' is not one of chunked, xla"),

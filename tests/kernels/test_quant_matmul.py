@@ -1,4 +1,6 @@
-"""A product with a quantized matrix: every form equals float64, and on a TPU the matrix is never dense in memory."""
+"""A product with a quantized matrix: every form equals float64, and on a TPU the matrix is never
+dense in memory.
+"""
 
 import functools
 
@@ -8,11 +10,11 @@ import numpy as np
 import pytest
 import qwix
 
-from snake_jax import targets
+from snake_jax.costs import targets
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import LOWERINGS, OfStack, mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.shapes import LARGE, ODD, SMALL
-from snake_jax.quantization import freeze
+from snake_jax.train.quantization import freeze
 
 values = pytest.mark.usefixtures("quick_compilation")
 KINDS = ("int8", "nf4")
@@ -34,13 +36,22 @@ def draw(*shape, seed=0, dtype=jnp.float32):
 
 
 def stored(shape, kind, scale_dtype=jnp.float32):
-    return freeze({"kernel": draw(shape.inputs, shape.outputs, seed=1) / 8}, kind, scale_dtype)["kernel"]
+    return freeze({"kernel": draw(shape.inputs, shape.outputs, seed=1) / 8}, kind, scale_dtype)[
+        "kernel"
+    ]
 
 
 def arguments(shape, dtype=jnp.float32):
     """x, adapter, cotangent."""
-    x, g = draw(shape.rows, shape.inputs, dtype=dtype), draw(shape.rows, shape.outputs, seed=4, dtype=dtype)
-    adapter = (draw(shape.inputs, shape.rank, seed=2), draw(shape.rank, shape.outputs, seed=3)) if shape.rank else None
+    x, g = (
+        draw(shape.rows, shape.inputs, dtype=dtype),
+        draw(shape.rows, shape.outputs, seed=4, dtype=dtype),
+    )
+    adapter = (
+        (draw(shape.inputs, shape.rank, seed=2), draw(shape.rank, shape.outputs, seed=3))
+        if shape.rank
+        else None
+    )
     return x, adapter, g
 
 
@@ -49,7 +60,9 @@ def everything(weight, x, adapter, g, lowering):
 
     @jax.jit
     def pulled(x, adapter, g):
-        y, pull = jax.vjp(lambda x, adapter: quant_matmul(x, weight, adapter, lowering=lowering), x, adapter)
+        y, pull = jax.vjp(
+            lambda x, adapter: quant_matmul(x, weight, adapter, lowering=lowering), x, adapter
+        )
         return y, pull(g)
 
     return jax.tree.leaves(pulled(x, adapter, g))
@@ -67,7 +80,9 @@ def in_numpy(weight, x, adapter, g):
 def assert_within(actual, expected, bound):
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(np.asarray(a, np.float64), e, rtol=0, atol=bound * np.abs(e).max())
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), e, rtol=0, atol=bound * np.abs(e).max()
+        )
 
 
 @values
@@ -107,7 +122,9 @@ def test_in_float64_the_algorithm_is_exact(kind):
         actual = everything(weight, x, adapter, g, "auto")
         w = np.asarray(dense(weight, jnp.float32), np.float64)
         assert actual[0].dtype == jnp.float64
-        np.testing.assert_allclose(actual[0], x @ w + x @ adapter[0] @ adapter[1], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            actual[0], x @ w + x @ adapter[0] @ adapter[1], rtol=1e-12, atol=1e-12
+        )
 
 
 @values
@@ -185,23 +202,30 @@ def test_xla_writes_the_dense_matrix_of_nf4_and_not_of_int8():
     matmul = functools.partial(reference.matmul, transposed=False)
     whole_bytes = 2 * shape.inputs * shape.outputs
     temporaries = {
-        kind: targets.compiled(matmul, on_chip("v5e", shape, kind, 0, False)).memory.temporaries for kind in KINDS
+        kind: targets.compiled(matmul, on_chip("v5e", shape, kind, 0, False)).memory.temporaries
+        for kind in KINDS
     }
     assert temporaries["int8"] == 0
     assert temporaries["nf4"] >= whole_bytes
 
 
 def calls_for(platform, kind, rank, marker, lowering="auto"):
-    """How many kernels are in the program of value and gradient lowered for a platform, which needs not be there."""
+    """How many kernels are in the program of value and gradient lowered for a platform, which needs
+    not be there.
+    """
     weight = jax.eval_shape(functools.partial(stored, ADAPTED, kind))
-    adapter = tuple(draw(*s) for s in ((ADAPTED.inputs, rank), (rank, ADAPTED.outputs))) if rank else None
+    adapter = (
+        tuple(draw(*s) for s in ((ADAPTED.inputs, rank), (rank, ADAPTED.outputs))) if rank else None
+    )
     total = lambda x, w: quant_matmul(x, w, adapter, lowering=lowering).sum()  # noqa: E731
     x = jax.ShapeDtypeStruct((ADAPTED.rows, ADAPTED.inputs), jnp.bfloat16)
     traced = jax.jit(jax.value_and_grad(total)).trace(x, weight)
     return traced.lower(lowering_platforms=(platform,)).as_text().count(marker)
 
 
-@pytest.mark.parametrize(("kind", "rank", "calls"), [("nf4", 0, 2), ("nf4", 4, 2), ("int8", 4, 2), ("int8", 0, 0)])
+@pytest.mark.parametrize(
+    ("kind", "rank", "calls"), [("nf4", 0, 2), ("nf4", 4, 2), ("int8", 4, 2), ("int8", 0, 0)]
+)
 def test_by_itself_it_takes_the_kernel_on_tpus_where_that_pays(kind, rank, calls):
     assert calls_for("tpu", kind, rank, "@tpu_custom_call") == calls
     assert calls_for("cpu", kind, rank, "custom_call") == 0
@@ -217,11 +241,18 @@ def test_the_bytes_that_a_grid_moves_are_counted_by_hand():
     # Two parts of the rows, two of K, two of N, forward: [i, j, k].
     x = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16)
     weight = qwix.QArray(
-        jax.ShapeDtypeStruct((2048, 2048), jnp.int8), jax.ShapeDtypeStruct((1, 2048), jnp.float32), None, jnp.int8
+        jax.ShapeDtypeStruct((2048, 2048), jnp.int8),
+        jax.ShapeDtypeStruct((1, 2048), jnp.float32),
+        None,
+        jnp.int8,
     )
     block = 1024 * 1024
-    # Every step another block of x and of the weight; scales change with (i, j); the result is written once.
-    assert mosaic_tpu.moved_bytes(x, weight, None, False) == 8 * 2 * block + 8 * block + 4 * 4 * 1024 + 4 * 2 * block
+    # Every step another block of x and of the weight; scales change with (i, j); the result is
+    # written once.
+    assert (
+        mosaic_tpu.moved_bytes(x, weight, None, False)
+        == 8 * 2 * block + 8 * block + 4 * 4 * 1024 + 4 * 2 * block
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,7 +261,10 @@ def test_the_bytes_that_a_grid_moves_are_counted_by_hand():
         ({"x": jnp.zeros((3, 5))}, r"x must be floating \[..., 128\], got float32 \(3, 5\)"),
         ({"x": jnp.zeros((3, 128), jnp.int32)}, r"x must be floating \[..., 128\], got int32"),
         ({"weight": jnp.zeros((128, 256))}, r"weight must be a symmetric quantized \[K, N\], got"),
-        ({"adapter": (jnp.zeros((128, 4)), jnp.zeros((3, 256)))}, r"adapter must be \[128, r\] and \[r, 256\]"),
+        (
+            {"adapter": (jnp.zeros((128, 4)), jnp.zeros((3, 256)))},
+            r"adapter must be \[128, r\] and \[r, 256\]",
+        ),
         ({"lowering": "fast"}, "lowering 'fast' is not one of auto, xla, mosaic_tpu, triton"),
     ],
 )
@@ -244,13 +278,18 @@ def test_what_does_not_fit_is_refused(changes, reason):
 @pytest.mark.parametrize("lowering", KERNELS)
 def test_a_kernel_asked_for_by_name_refuses_sizes_without_tiles(lowering):
     x, *_ = arguments(ODD[0])
-    with pytest.raises(ValueError, match=rf"{lowering} has no tiles for int8 \(24, 37\) and float32"):
+    with pytest.raises(
+        ValueError, match=rf"{lowering} has no tiles for int8 \(24, 37\) and float32"
+    ):
         quant_matmul(x, stored(ODD[0], "int8"), lowering=lowering)
 
 
 def stack_of(shape, kind, count=3):
     """A stack of matrices, and them."""
-    matrices = [freeze({"kernel": draw(shape.inputs, shape.outputs, seed=i) / 8}, kind)["kernel"] for i in range(count)]
+    matrices = [
+        freeze({"kernel": draw(shape.inputs, shape.outputs, seed=i) / 8}, kind)["kernel"]
+        for i in range(count)
+    ]
     return jax.tree.map(lambda *w: jnp.stack(w), *matrices), matrices
 
 
@@ -278,5 +317,7 @@ def test_compiled_for_a_tpu_nothing_of_a_stack_is_copied(kind):
     stack = jax.tree.map(lambda w: placed((4, *w.shape), w.dtype), weight)
     at = placed((), jnp.int32)
     matmul = functools.partial(mosaic_tpu.matmul, transposed=False)
-    compiled = targets.compiled(lambda x, stack, at, low: matmul(x, OfStack(stack, at), low), (x, stack, at, low_rank))
+    compiled = targets.compiled(
+        lambda x, stack, at, low: matmul(x, OfStack(stack, at), low), (x, stack, at, low_rank)
+    )
     assert compiled.memory.temporaries == 0

@@ -1,4 +1,5 @@
-"""Makes the golden folders beside it: small random models of every variant as transformers saves them, ids and logits.
+"""Makes the golden folders beside it: small random models of every variant as transformers saves
+them, ids and logits.
 
     python -m tests.models.make_golden
 
@@ -14,9 +15,24 @@ from safetensors.numpy import save_file
 FOLDER = Path(__file__).parent / "golden"
 VOCAB, ROWS, LENGTH = 40, 2, 24
 
-_COMMON = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 48}
-_LLAMA = _COMMON | {"model_type": "llama", "intermediate_size": 24, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
-_OPT = _COMMON | {"model_type": "opt", "ffn_dim": 24, "num_attention_heads": 4, "word_embed_proj_dim": 16}
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 48,
+}
+_LLAMA = _COMMON | {
+    "model_type": "llama",
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+}
+_OPT = _COMMON | {
+    "model_type": "opt",
+    "ffn_dim": 24,
+    "num_attention_heads": 4,
+    "word_embed_proj_dim": 16,
+}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -27,11 +43,16 @@ _LLAMA3_ROPE = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama_mha": _LLAMA,
-    "llama_gqa_tied": _LLAMA | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
-    "llama_bias": _LLAMA | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "num_key_value_heads": 1},
+    "llama_gqa_tied": _LLAMA
+    | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
+    "llama_bias": _LLAMA
+    | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "num_key_value_heads": 1},
     "llama_rope_llama3": _LLAMA | {"head_dim": 12, "rope_parameters": _LLAMA3_ROPE},
     "llama_rope_linear": _LLAMA
-    | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}, "tie_word_embeddings": True},
+    | {
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+        "tie_word_embeddings": True,
+    },
     "opt_pre_norm": _OPT,
     "opt_untied": _OPT | {"tie_word_embeddings": False, "activation_function": "gelu_new"},
     "opt_post_norm_projected": _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8},
@@ -72,7 +93,10 @@ def main() -> None:
     for seed, variant in enumerate(VARIANTS):
         model, ids = torch_model(variant, seed), random_ids(seed)
         model.save_pretrained(FOLDER / variant)
-        save_file({"ids": ids, "logits": torch_logits(model, ids)}, FOLDER / variant / "golden.safetensors")
+        save_file(
+            {"ids": ids, "logits": torch_logits(model, ids)},
+            FOLDER / variant / "golden.safetensors",
+        )
         (FOLDER / variant / "generation_config.json").unlink(missing_ok=True)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from snake_jax.errors import UserError
-from snake_jax.models import PRESETS, llama, opt
+from snake_jax.models import llama, opt
 from snake_jax.models.language import module_of
 from snake_jax.models.llama import RopeScaling
+from snake_jax.models.presets import PRESETS
 
 LLAMA = {
     "model_type": "llama",
@@ -24,7 +25,12 @@ OPT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -69,8 +75,16 @@ def test_several_end_tokens_are_kept():
         ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, None),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, 1e4, RopeScaling("linear", 2.0)),
-        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, RopeScaling("llama3", 32.0)),
-        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}, 5e5, RopeScaling("llama3", 32.0)),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            5e5,
+            RopeScaling("llama3", 32.0),
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
+            5e5,
+            RopeScaling("llama3", 32.0),
+        ),
     ],
 )
 def test_both_forms_of_rope_settings_are_read(rope, theta, scaling):
@@ -79,14 +93,21 @@ def test_both_forms_of_rope_settings_are_read(rope, theta, scaling):
 
 
 def test_rope_frequencies_by_hand():
-    config = LLAMA | {"hidden_size": 24, "num_attention_heads": 4, "rope_theta": 1000.0}  # heads of 6: three pairs
+    config = LLAMA | {
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "rope_theta": 1000.0,
+    }  # heads of 6: three pairs
     plain = np.array([1, 0.1, 0.01])
     np.testing.assert_allclose(llama.rope_frequencies(llama.from_config(config)), plain, rtol=1e-6)
     linear = llama.from_config(config | {"rope_scaling": {"type": "linear", "factor": 4}})
     np.testing.assert_allclose(llama.rope_frequencies(linear), plain / 4, rtol=1e-6)
-    # Within 50 pi positions these turn 25, 2.5 and 0.25 times: kept, blended half and half, divided.
+    # Within 50 pi positions these turn 25, 2.5 and 0.25 times: kept, blended half and half,
+    # divided.
     scaling = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
-    scaled = llama.from_config(config | {"rope_scaling": scaling | {"original_max_position_embeddings": 50 * np.pi}})
+    scaled = llama.from_config(
+        config | {"rope_scaling": scaling | {"original_max_position_embeddings": 50 * np.pi}}
+    )
     expected = [1, (0.1 + 0.1 / 8) / 2, 0.01 / 8]
     np.testing.assert_allclose(llama.rope_frequencies(scaled), expected, rtol=1e-6)
 
@@ -95,16 +116,28 @@ def test_rope_frequencies_by_hand():
     ("changes", "message"),
     [
         ({"hidden_size": None}, "config.json of a llama model lacks hidden_size: complete it"),
-        ({"num_key_value_heads": 3}, "num_attention_heads=4 is no multiple of num_key_value_heads=3"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads=4 is no multiple of num_key_value_heads=3",
+        ),
         ({"hidden_size": 18}, "hidden_size=18 is no multiple of num_attention_heads=4"),
         ({"head_dim": 5}, "head_dim=5 is no multiple of a pair=2"),
         ({"hidden_act": "mish"}, "hidden_act=mish is not supported, only gelu or gelu_new"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported, only 0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported, only 1"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling type=yarn is not supported, only default or linear"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling type=dynamic is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_scaling type=yarn is not supported, only default or linear",
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            "rope_scaling type=dynamic is not supported",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "rope scaling linear lacks factor"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "lacks low_freq_factor, high_freq_factor"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
+            "lacks low_freq_factor, high_freq_factor",
+        ),
     ],
 )
 def test_unsupported_llamas_are_refused_by_name(changes, message):

@@ -1,4 +1,6 @@
-"""Attention in parts equals attention at once, forward and backward, and never has all scores there."""
+"""Attention in parts equals attention at once, forward and backward, and never has all scores
+there.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,10 @@ SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]] * 3)
 
 def inputs(length=8, batch=3):
     keys = jax.random.split(jax.random.key(0), 3)
-    return [jax.random.normal(key, (batch, length, heads, 4)) for key, heads in zip(keys, (6, 2, 2), strict=True)]
+    return [
+        jax.random.normal(key, (batch, length, heads, 4))
+        for key, heads in zip(keys, (6, 2, 2), strict=True)
+    ]
 
 
 def attend(segments):

@@ -13,8 +13,11 @@ import qwix
 from safetensors.numpy import load_file, save_file
 
 from snake_jax.errors import UserError
-from snake_jax.layers import num_bytes
-from snake_jax.models import from_preset, load_pretrained, save, save_pretrained
+from snake_jax.models import save
+from snake_jax.models.hub import load_pretrained
+from snake_jax.models.presets import from_preset
+from snake_jax.models.save import save_pretrained
+from snake_jax.params import num_bytes
 from tests.helpers import same_bits
 from tests.models.make_golden import FOLDER, VARIANTS, random_ids, torch_logits, torch_model
 
@@ -34,11 +37,16 @@ def folder(tmp_path):
 def change(folder, **changes):
     """Rewrites the weights with some tensors replaced, or left out where None."""
     tensors = load_file(folder / WEIGHTS) | changes
-    save_file({name: value for name, value in tensors.items() if value is not None}, folder / WEIGHTS)
+    save_file(
+        {name: value for name, value in tensors.items() if value is not None}, folder / WEIGHTS
+    )
 
 
 def rename(folder, old, new):
-    save_file({name.replace(old, new, 1): x for name, x in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    save_file(
+        {name.replace(old, new, 1): x for name, x in load_file(folder / WEIGHTS).items()},
+        folder / WEIGHTS,
+    )
 
 
 def configure(folder, **changes):
@@ -86,7 +94,9 @@ def test_hugging_face_loads_what_is_saved_with_the_same_logits(variant, tmp_path
     assert not any(report.values())
     assert loaded.dtype == torch.float32
     ids = load_file(FOLDER / variant / "golden.safetensors")["ids"]
-    np.testing.assert_allclose(torch_logits(loaded, ids), jax.jit(model.apply)(params, ids), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        torch_logits(loaded, ids), jax.jit(model.apply)(params, ids), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bfloat16_goes_through_hugging_face_bit_by_bit(tmp_path):
@@ -100,22 +110,29 @@ def test_bfloat16_goes_through_hugging_face_bit_by_bit(tmp_path):
     save_pretrained(tmp_path / "ours", model, jax.tree.map(jnp.asarray, params))
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert ours.dtype == torch.bfloat16
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
     wide = load_pretrained(tmp_path / "ours", dtype="float32")[1]
     ids = random_ids(7)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
-    np.testing.assert_allclose(torch_logits(theirs, ids), jax.jit(model.apply)(wide, ids), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        torch_logits(theirs, ids), jax.jit(model.apply)(wide, ids), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "keep"])
 def test_parameters_come_in_the_dtype_asked_for(dtype):
     params = load_pretrained(FOLDER / "opt_pre_norm", dtype=dtype)[1]
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32" if dtype == "keep" else dtype}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {
+        "float32" if dtype == "keep" else dtype
+    }
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize(
-    ("variant", "old", "new"), [("opt_pre_norm", "model.decoder.", "decoder."), ("llama_gqa_tied", "model.", "")]
+    ("variant", "old", "new"),
+    [("opt_pre_norm", "model.decoder.", "decoder."), ("llama_gqa_tied", "model.", "")],
 )
 def test_checkpoints_of_the_bare_model_load(folder, variant, old, new):
     path = folder(variant)
@@ -126,11 +143,16 @@ def test_checkpoints_of_the_bare_model_load(folder, variant, old, new):
 @pytest.mark.parametrize("variant", ["opt_post_norm_projected", "llama_gqa_tied"])
 def test_a_tied_matrix_may_be_stored_twice_if_it_is_the_same(folder, variant):
     path = folder(variant)
-    table = next(x for name, x in load_file(path / WEIGHTS).items() if name.endswith("embed_tokens.weight"))
+    table = next(
+        x for name, x in load_file(path / WEIGHTS).items() if name.endswith("embed_tokens.weight")
+    )
     change(path, **{"lm_head.weight": table})
     assert same_trees(load_pretrained(path)[1], load_pretrained(FOLDER / variant)[1])
     change(path, **{"lm_head.weight": table + 1})
-    with pytest.raises(UserError, match=r"lm_head.weight is not model.*embed_tokens.weight: set tie_word_embeddings"):
+    with pytest.raises(
+        UserError,
+        match=r"lm_head.weight is not model.*embed_tokens.weight: set tie_word_embeddings",
+    ):
         load_pretrained(path)
 
 
@@ -159,8 +181,12 @@ def peak_bytes(call):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_holds_the_model_once(tmp_path, dtype):
     model, params = wide_model()
-    save_pretrained(tmp_path, model, params, max_shard_bytes=10**6)  # also traces and compiles what loading will
-    save_bytes, _ = peak_bytes(lambda: save_pretrained(tmp_path, model, params, max_shard_bytes=10**6))
+    save_pretrained(
+        tmp_path, model, params, max_shard_bytes=10**6
+    )  # also traces and compiles what loading will
+    save_bytes, _ = peak_bytes(
+        lambda: save_pretrained(tmp_path, model, params, max_shard_bytes=10**6)
+    )
     assert save_bytes < 0.2 * num_bytes(params)
     load_pretrained(tmp_path)
     load_bytes, (_, loaded) = peak_bytes(lambda: load_pretrained(tmp_path, dtype=dtype))
@@ -201,17 +227,47 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         (lambda f: (f / "config.json").unlink(), "no config.json; give a folder"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON: Expecting"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json should hold a JSON object"),
-        (lambda f: configure(f, model_type="gpt2"), "model_type=gpt2 is unknown; there are llama, opt"),
-        (lambda f: configure(f, quantization_config={"bits": 4}), "quantization_config is not supported"),
-        (lambda f: (f / WEIGHTS).unlink(), "no weights: neither model.safetensors nor model.safetensors.index.json"),
-        (lambda f: (f / WEIGHTS).write_bytes(b"\1" * 20), "model.safetensors is broken, copy it anew: "),
-        (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-4]), "model.safetensors is broken, copy it"),
+        (
+            lambda f: configure(f, model_type="gpt2"),
+            "model_type=gpt2 is unknown; there are llama, opt",
+        ),
+        (
+            lambda f: configure(f, quantization_config={"bits": 4}),
+            "quantization_config is not supported",
+        ),
+        (
+            lambda f: (f / WEIGHTS).unlink(),
+            "no weights: neither model.safetensors nor model.safetensors.index.json",
+        ),
+        (
+            lambda f: (f / WEIGHTS).write_bytes(b"\1" * 20),
+            "model.safetensors is broken, copy it anew: ",
+        ),
+        (
+            lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-4]),
+            "model.safetensors is broken, copy it",
+        ),
         (lambda f: change(f, **{Q: None}), f"lacks tensors: {Q}$"),
-        (lambda f: change(f, **{Q: np.ones((8, 16), np.float32)}), rf"{Q} is \[8, 16\], not \[16, 16\]$"),
-        (lambda f: change(f, **{Q: np.ones((16, 16), np.int8)}), f"has tensors that are no floats: {Q} is I8$"),
-        (lambda f: change(f, mine=np.ones(1)), "has tensors that config.json has no place for: mine$"),
-        (lambda f: configure(f, num_hidden_layers=1), "has no place for: model.layers.1.* and 5 more$"),
-        (lambda f: configure(f, vocab_size=48), r"model.embed_tokens.weight is \[40, 16\], not \[48, 16\]"),
+        (
+            lambda f: change(f, **{Q: np.ones((8, 16), np.float32)}),
+            rf"{Q} is \[8, 16\], not \[16, 16\]$",
+        ),
+        (
+            lambda f: change(f, **{Q: np.ones((16, 16), np.int8)}),
+            f"has tensors that are no floats: {Q} is I8$",
+        ),
+        (
+            lambda f: change(f, mine=np.ones(1)),
+            "has tensors that config.json has no place for: mine$",
+        ),
+        (
+            lambda f: configure(f, num_hidden_layers=1),
+            "has no place for: model.layers.1.* and 5 more$",
+        ),
+        (
+            lambda f: configure(f, vocab_size=48),
+            r"model.embed_tokens.weight is \[40, 16\], not \[48, 16\]",
+        ),
         (lambda f: configure(f, attention_bias=True), "lacks tensors: .*k_proj.bias"),
     ],
 )
@@ -227,7 +283,10 @@ def test_wrong_folders_are_refused_in_one_line(folder, spoil, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: next(f.glob("model-00002-of-*")).unlink(), "lacks files that its index names: model-00002"),
+        (
+            lambda f: next(f.glob("model-00002-of-*")).unlink(),
+            "lacks files that its index names: model-00002",
+        ),
         (lambda f: (f / INDEX).write_text("{}"), "index.json has no weight_map"),
         (lambda f: (f / INDEX).write_text("no"), "index.json is no JSON"),
     ],

@@ -9,11 +9,10 @@ import pytest
 import qwix
 
 from snake_jax.errors import UserError
-from snake_jax.kernels.dequantize import dense
-from snake_jax.layers import num_params
-from snake_jax.models import PRESETS, Hidden, Tokens, from_preset
-from snake_jax.models.language import build, layer_names, module_of
-from snake_jax.quantization import take_rows
+from snake_jax.kernels.dequantize import dense, take_rows
+from snake_jax.models.language import Hidden, Tokens, build, layer_names, module_of
+from snake_jax.models.presets import PRESETS, from_preset
+from snake_jax.params import num_params
 from tests.helpers import same_bits
 
 TINY = ("tiny-llama", "tiny-opt")
@@ -65,7 +64,10 @@ def test_layers_are_named_and_laid_out_as_said(name):
     assert model.num_blocks == 2
     assert model.vocab_size == 264
     assert params["embed"]["tokens"]["embedding"].shape == (264, 64)
-    assert params["block_01"]["self_attn"]["k_proj"]["kernel"].shape == (64, 32 if name == "tiny-llama" else 64)
+    assert params["block_01"]["self_attn"]["k_proj"]["kernel"].shape == (
+        64,
+        32 if name == "tiny-llama" else 64,
+    )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     assert layer_names(101)[1] == "block_000"
 
@@ -107,7 +109,9 @@ def test_adapters_applied_equal_adapters_merged(name):
     model, params = tiny(name)
     key = jax.random.key(4)
     weights = params["block_01"]
-    linear = [path for path, _ in jax.tree_util.tree_leaves_with_path(weights) if path[-1].key == "kernel"]
+    linear = [
+        path for path, _ in jax.tree_util.tree_leaves_with_path(weights) if path[-1].key == "kernel"
+    ]
     adapters, merged = {}, jax.tree.map(lambda leaf: leaf, weights)
     for index, path in enumerate(linear):
         at, into = adapters, merged
@@ -119,7 +123,9 @@ def test_adapters_applied_equal_adapters_merged(name):
         into["kernel"] = into["kernel"] + at["a"] @ at["b"]
     assert len(linear) == (7 if name == "tiny-llama" else 6)
     applied = model.apply(params, IDS, adapters={"block_01": adapters})
-    np.testing.assert_allclose(applied, model.apply({**params, "block_01": merged}, IDS), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        applied, model.apply({**params, "block_01": merged}, IDS), rtol=1e-4, atol=1e-5
+    )
     assert not np.allclose(applied, model.apply(params, IDS), atol=1e-2)
 
 
@@ -132,11 +138,19 @@ def quantized(table, kind):
 def stored_leaf(kind, path, leaf):
     if leaf.ndim < 2:
         return leaf
-    return quantized(leaf, kind) if path[-1].key == "embedding" else quantized(leaf.T, kind).swapaxes(0, 1)
+    return (
+        quantized(leaf, kind)
+        if path[-1].key == "embedding"
+        else quantized(leaf.T, kind).swapaxes(0, 1)
+    )
 
 
 def thaw(tree):
-    return jax.tree.map(lambda leaf: dense(leaf, jnp.float32), tree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray))
+    return jax.tree.map(
+        lambda leaf: dense(leaf, jnp.float32),
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, qwix.QArray),
+    )
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -175,7 +189,9 @@ def test_a_block_takes_its_segments_from_what_it_is_given():
     positions = jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32), IDS.shape)
     one = model.embed(params["embed"], Tokens(IDS, positions, jnp.ones_like(IDS)), jnp.float32)
     two = one._replace(segments=jnp.asarray([[1] * 6 + [2] * 6] * 2))
-    whole, parted = (model.block(params["block_00"], {}, hidden, None).values for hidden in (one, two))
+    whole, parted = (
+        model.block(params["block_00"], {}, hidden, None).values for hidden in (one, two)
+    )
     assert same_bits(whole[:, :6], parted[:, :6])
     assert not np.allclose(whole[:, 6:], parted[:, 6:], atol=1e-3)
 
@@ -190,9 +206,15 @@ def test_rows_longer_than_the_model_has_positions_are_refused():
     ("call", "message"),
     [
         (lambda: from_preset("opt-1b"), "opt-1b: not one of opt-125m"),
-        (lambda: from_preset("tiny-opt", width=3), "tiny-opt has no setting width; it has vocab_size"),
+        (
+            lambda: from_preset("tiny-opt", width=3),
+            "tiny-opt has no setting width; it has vocab_size",
+        ),
         (lambda: from_preset("tiny-opt", dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (lambda: build(PRESETS["tiny-llama"], dropout=-0.1), r"dropout must be in \[0, 1\), got -0.1"),
+        (
+            lambda: build(PRESETS["tiny-llama"], dropout=-0.1),
+            r"dropout must be in \[0, 1\), got -0.1",
+        ),
     ],
 )
 def test_wrong_presets_are_refused(call, message):

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from snake_jax.models import Tokens, load_pretrained
+from snake_jax.models.hub import load_pretrained
+from snake_jax.models.language import Tokens
 from tests.models.make_golden import FOLDER, VARIANTS, random_ids, torch_logits, torch_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def assert_same_logits(ours, theirs):
-    """Within 1e-4 relative; numbers near zero as near as float32 sums of numbers of the size of the largest are."""
+    """Within 1e-4 relative; numbers near zero as near as float32 sums of numbers of the size of the
+    largest are.
+    """
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * np.abs(theirs).max())
 
 
@@ -51,12 +54,15 @@ def test_bfloat16_is_finite_and_close(variant):
     logits = model.apply(params, hidden, -1)
     assert logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
-    # 8 bits of mantissa through two blocks: a few percent of the spread, and clearly not float32's 1e-6.
+    # 8 bits of mantissa through two blocks: a few percent of the spread, and clearly not float32's
+    # 1e-6.
     error = np.sqrt(np.square(logits - expected).mean()) / expected.std()
     assert 1e-4 < error < 0.05
 
 
-@pytest.mark.parametrize("variant", ["llama_gqa_tied", "llama_rope_llama3", "opt_pre_norm", "opt_post_norm_projected"])
+@pytest.mark.parametrize(
+    "variant", ["llama_gqa_tied", "llama_rope_llama3", "opt_pre_norm", "opt_post_norm_projected"]
+)
 def test_packed_texts_have_the_logits_they_have_apart(variant):
     model, params, ids, _ = golden(variant)
     one, other = np.asarray(ids[0, :9]), np.asarray(ids[1, :11])
@@ -65,7 +71,9 @@ def test_packed_texts_have_the_logits_they_have_apart(variant):
     positions = np.concatenate([np.arange(9), np.arange(11), np.arange(4)])
     segments = np.repeat([1, 2, 0], [9, 11, 4])
     forward = jax.jit(model.apply)
-    packed = forward(params, Tokens(*(jnp.asarray(x, jnp.int32)[None] for x in (row, positions, segments))))[0]
+    packed = forward(
+        params, Tokens(*(jnp.asarray(x, jnp.int32)[None] for x in (row, positions, segments)))
+    )[0]
     np.testing.assert_allclose(packed[:9], forward(params, one[None])[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(packed[9:20], forward(params, other[None])[0], rtol=1e-5, atol=1e-5)
     assert np.isfinite(packed).all()

@@ -1,0 +1,193 @@
+"""Compares the forms of `quant_matmul` with qwix and a dense product: compiled for TPUs, and timed
+where it runs.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+
+from experiments.bench.kernels import described
+from experiments.bench.kernels.quant_matmul_tables import report
+from snake_jax.costs import roofline
+from snake_jax.costs.timing import interleaved, machine, summary
+from snake_jax.errors import UserError
+from snake_jax.kernels.dequantize import dense
+from snake_jax.kernels.quant_matmul import mosaic_tpu, quant_matmul, reference
+from snake_jax.kernels.quant_matmul.reference import LowRank
+from snake_jax.kernels.quant_matmul.shapes import LARGE, MIDDLE, QuantShape
+from snake_jax.train.quantization import freeze
+
+__all__ = ["report", "run"]
+
+KINDS = ("int8", "nf4")
+RANKS = (0, 16)
+DIRECTIONS = {"forward": False, "input gradient": True}
+LEAST_TRAINED_ROWS = 64  # fewer are generated, without a gradient
+LOWERINGS = {"cpu": ("xla",), "gpu": ("xla", "triton"), "tpu": ("xla", "mosaic_tpu")}
+
+
+def run(
+    repeats: int = 15, chips: Sequence[str] = described.CHIPS, shapes: Sequence[QuantShape] = LARGE
+) -> dict[str, Any]:
+    """Measures everything; the result is what --json prints. Without a TPU compiler only the device
+    here is timed.
+    """
+    header = machine()
+    timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
+    peaks = roofline.measured(repeats)
+    timed = [
+        row
+        for shape in timed_shapes
+        for kind in KINDS
+        for row in _timed(shape, kind, peaks, repeats)
+    ]
+    rows, missing = [], None
+    try:
+        with described.dumped_schedules() as schedules:
+            rows = [
+                row
+                for chip in chips
+                for shape in shapes
+                for row in _compiled(chip, shape, schedules)
+            ]
+    except UserError as error:
+        missing = str(error)
+    return {
+        "suite": "quant_matmul",
+        "machine": header,
+        "peaks": peaks._asdict(),
+        "timed": timed,
+        "published_peaks": described.PEAKS,
+        "compiled": rows,
+        "not_compiled": missing,
+    }
+
+
+def stored(shape: QuantShape, kind: str) -> qwix.QArray:
+    """A random weight as a node stores it."""
+    weight = jax.random.normal(jax.random.key(0), (shape.inputs, shape.outputs)) / shape.inputs**0.5
+    return freeze({"kernel": weight}, kind)["kernel"]
+
+
+def _timed(
+    shape: QuantShape, kind: str, peaks: roofline.Peaks, repeats: int
+) -> list[dict[str, Any]]:
+    weight = jax.jit(functools.partial(stored, shape, kind))()
+    rows = []
+    for direction, transposed in DIRECTIONS.items():
+        width = shape.outputs if transposed else shape.inputs
+        x = jax.random.normal(jax.random.key(1), (shape.rows, width), jnp.bfloat16)
+        forms = _forms(shape, weight, transposed)
+        programs = {name: jax.jit(form).lower(x, weight).compile() for name, form in forms.items()}
+        calls = {name: functools.partial(program, x, weight) for name, program in programs.items()}
+        plain = jax.jit(
+            lambda w, t=transposed: dense(w, jnp.bfloat16).T if t else dense(w, jnp.bfloat16)
+        )(weight)
+        calls["dense weight"] = functools.partial(jax.jit(jnp.dot), x, plain)
+        least_s = peaks.least_s(shape.flops, _floor_bytes(shape, weight, x, None))
+        for form, samples in interleaved(calls, repeats, budget_s=3.0).items():
+            taken = summary(samples)
+            share = {"least_ms": 1e3 * least_s, "of_roofline": 1e3 * least_s / taken["median_ms"]}
+            rows.append(
+                {
+                    "shape": shape.name,
+                    "kind": kind,
+                    "pass": direction,
+                    "form": form,
+                    **taken,
+                    **share,
+                }
+            )
+    return rows
+
+
+def _forms(
+    shape: QuantShape, weight: qwix.QArray, transposed: bool
+) -> dict[str, Callable[..., jax.Array]]:
+    """(x or its gradient's cotangent, weight) to the product, by the name of the form."""
+
+    def ours(lowering: str) -> Callable[..., jax.Array]:
+        def forward(x: jax.Array, w: qwix.QArray) -> jax.Array:
+            return quant_matmul(x, w, lowering=lowering)
+
+        def gradient(g: jax.Array, w: qwix.QArray) -> jax.Array:
+            x = jnp.zeros((shape.rows, shape.inputs), g.dtype)
+            return jax.vjp(lambda x: forward(x, w), x)[1](g)[0]
+
+        return gradient if transposed else forward
+
+    forms = {lowering: ours(lowering) for lowering in LOWERINGS[jax.default_backend()]}
+    return forms if transposed else forms | {"qwix": _qwix}
+
+
+def _qwix(x: jax.Array, weight: qwix.QArray) -> jax.Array:
+    return qwix.dot_general(x, weight, (((1,), (0,)), ((), ())))
+
+
+def _compiled(chip: str, shape: QuantShape, schedules: Path) -> list[dict[str, Any]]:
+    rows = []
+    for kind in KINDS:
+        weight = jax.eval_shape(functools.partial(stored, shape, kind))
+        for rank in RANKS:
+            for direction, transposed in DIRECTIONS.items():
+                if transposed and shape.rows < LEAST_TRAINED_ROWS:
+                    continue
+                said = {
+                    "chip": chip,
+                    "shape": shape.name,
+                    "kind": kind,
+                    "rank": rank,
+                    "pass": direction,
+                }
+                rows += [
+                    said | row
+                    for row in _forms_compiled(chip, shape, weight, rank, transposed, schedules)
+                ]
+    return rows
+
+
+def _forms_compiled(
+    chip: str, shape: QuantShape, weight: qwix.QArray, rank: int, transposed: bool, schedules: Path
+) -> list[dict[str, Any]]:
+    width, across = (shape.inputs, shape.outputs)[:: -1 if transposed else 1]
+    # Shapes stand for the arrays: for the chip a program is only compiled.
+    x: Any = jax.ShapeDtypeStruct((shape.rows, width), jnp.bfloat16)
+    factors: Any = [
+        jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((shape.rows, rank), (rank, across))
+    ]
+    low_rank = LowRank(*factors) if rank else None
+    forms: dict[str, Callable[..., jax.Array]] = {
+        "xla": functools.partial(reference.matmul, transposed=transposed),
+        "mosaic_tpu": functools.partial(mosaic_tpu.matmul, transposed=transposed),
+    }
+    if not rank and not transposed:
+        forms["qwix"] = lambda x, w, _: _qwix(x, w)
+    flops_s, bytes_s = described.PEAKS[chip]
+    floor_bytes = _floor_bytes(shape, weight, x, low_rank)
+    floor = {
+        "floor_bytes": floor_bytes,
+        "least_ms": 1e3 * max(shape.flops / flops_s, floor_bytes / bytes_s),
+    }
+    rows = []
+    for name, form in forms.items():
+        steps = mosaic_tpu.steps(x, weight, low_rank, transposed) if name == "mosaic_tpu" else 1
+        found = described.described(chip, form, (x, weight, low_rank), schedules, steps)
+        rows.append({"form": name, "fits": found is not None, **floor, **_counted(found)})
+    return rows
+
+
+def _counted(found: described.Described | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {name: getattr(found, name) for name in ("temporary_bytes", "accessed_bytes", "cycles")}
+
+
+def _floor_bytes(shape: QuantShape, weight: qwix.QArray, x: Any, low_rank: LowRank | None) -> int:
+    """Every operand read and the result written once."""
+    both_sides = 2 * shape.rows * (shape.inputs + shape.outputs)
+    return both_sides + roofline.stored_bytes((weight, low_rank))

@@ -1,0 +1,301 @@
+"""Which node trains which group of layers in a cycle, from what visits cost and what nodes can do.
+
+A group is what one visit trains. A relay has one visit at a time, so a node needs memory for one
+group at a time, and a group fits a node or does not, whatever else the node trains. An assignment
+is a tuple with the node of each group, in the groups' order.
+
+Time and energy are all that is weighed here. A node that is given no group adds none of its data to
+the model, and nothing but `makespan` and `greedy` makes methods spread the groups: where one node
+is the cheapest for every group, `duration` and `energy` choose it for all.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from snake_jax.errors import UserError
+from snake_jax.nodes.fleet import Fleet, Node
+
+Nodes = tuple[int, ...]
+_BRANCHES = 2000  # of the solver; a limit in seconds would make the result depend on the machine
+
+
+class Problem(NamedTuple):
+    """What an assignment is computed from.
+
+    Attributes:
+      groups: a label for each group, for messages.
+      seconds: `[G, N]` of a group's visit at each node.
+      joules_cost: `[G, N]` its joules, each at its price.
+      bytes: `[G, N]` a node needs for the visit.
+      memory_bytes: `[N]` a node has.
+    """
+
+    groups: tuple[str, ...]
+    seconds: np.ndarray
+    joules_cost: np.ndarray
+    bytes: np.ndarray
+    memory_bytes: np.ndarray
+
+
+def make_problem(
+    assignments: Sequence[tuple[str, ...]],
+    step_flops: Sequence[int],
+    state_bytes: Sequence[int],
+    steps: Sequence[int],
+    fleet: Fleet,
+    transfer_bytes: Sequence[tuple[int, int]] | None = None,
+) -> Problem:
+    """The costs of a cycle's visits at every node.
+
+    Args:
+      assignments: the layers that each visit trains.
+      step_flops: FLOPs of one step of each of them.
+      state_bytes: a node needs for each of them (parameters, optimizer states, frozen layers).
+      steps: optimizer steps of a visit at each node.
+      fleet: the nodes.
+      transfer_bytes: `(down, up)` of each visit, between node and server; None: left out, as for
+        `greedy`, which is told of hops apart.
+    """
+    down, up = np.array(transfer_bytes or [(0, 0)] * len(assignments), np.float64).T[..., None]
+    flops = np.array(step_flops, np.float64)[:, None] * np.array(steps, np.float64)
+    seconds = flops / _column(fleet, "flops_per_s")
+    if transfer_bytes is not None:
+        seconds = (
+            seconds
+            + _link_s([fleet.server], fleet.nodes, down)
+            + _link_s(fleet.nodes, [fleet.server], up)
+        )
+    joules = flops * _column(fleet, "joules_per_flop") + (down + up) * _column(
+        fleet, "joules_per_byte"
+    )
+    server_cost = (down + up) * fleet.server.joules_per_byte * fleet.server.energy_price
+    cost = joules * _column(fleet, "energy_price") + server_cost
+    needed = np.broadcast_to(np.array(state_bytes, np.float64)[:, None], seconds.shape)
+    groups = tuple("+".join(layers) for layers in assignments)
+    return Problem(groups, seconds, cost, needed, _column(fleet, "memory_bytes"))
+
+
+def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(seconds, cost of joules)`, both `[N + 1, N]`, of sending this from each node, last the
+    server, to each node.
+
+    A node sends nothing to itself.
+    """
+    senders = (*fleet.nodes, fleet.server)
+    seconds = np.array([_link_s([sender], fleet.nodes, np.array(hop_bytes)) for sender in senders])
+    sent = np.array([hop_bytes * node.joules_per_byte * node.energy_price for node in senders])
+    cost = sent[:, None] + sent[:-1]
+    diagonal = np.arange(len(fleet.nodes))
+    seconds[diagonal, diagonal] = cost[diagonal, diagonal] = 0.0
+    return seconds, cost
+
+
+def _column(fleet: Fleet, name: str) -> np.ndarray:
+    return np.array([getattr(node, name) for node in fleet.nodes], np.float64)
+
+
+def _link_s(
+    senders: Sequence[Node], receivers: Sequence[Node], sent_bytes: np.ndarray
+) -> np.ndarray:
+    """Seconds of a message from each to each; one of the two sides is a single place."""
+    up = np.array([node.up_bytes_per_s for node in senders])
+    down = np.array([node.down_bytes_per_s for node in receivers])
+    latency_s = np.array([node.latency_s for node in senders]) + np.array(
+        [node.latency_s for node in receivers]
+    )
+    return sent_bytes / np.minimum(up, down) + latency_s
+
+
+def makespan(problem: Problem, nodes: Nodes) -> float:
+    """Seconds of the busiest node in a cycle."""
+    return float(np.bincount(nodes, weights=_chosen(problem.seconds, nodes)).max())
+
+
+def duration(problem: Problem, nodes: Nodes) -> float:
+    """Seconds of all visits, one after the other: what a relay's cycle takes."""
+    return float(_chosen(problem.seconds, nodes).sum())
+
+
+def energy(problem: Problem, nodes: Nodes) -> float:
+    """Joules of all visits, each at its price."""
+    return float(_chosen(problem.joules_cost, nodes).sum())
+
+
+OBJECTIVES = {"makespan": makespan, "duration": duration, "energy": energy}
+
+
+def _chosen(values: np.ndarray, nodes: Nodes) -> np.ndarray:
+    return values[np.arange(len(nodes)), list(nodes)]
+
+
+def check(problem: Problem, nodes: Nodes) -> None:
+    """Says whether an assignment that was made without regard to memory can be carried out.
+
+    Raises:
+      UserError: a node cannot hold its group.
+    """
+    for group, node in enumerate(nodes):
+        if problem.bytes[group, node] > problem.memory_bytes[node]:
+            raise UserError(
+                f"{problem.groups[group]} with its optimizer needs "
+                f"{_human(problem.bytes[group, node])}; node{node} "
+                f"has {_human(problem.memory_bytes[node])}: --assign=proportional, milp and "
+                f"greedy heed memory"
+            )
+
+
+def _fits(problem: Problem) -> np.ndarray:
+    """`[G, N]` whether a node can hold a group; raises UserError where none can."""
+    fits = problem.bytes <= problem.memory_bytes
+    for group in np.flatnonzero(~fits.any(axis=1)):
+        memory = problem.memory_bytes
+        largest = int(memory.argmax())
+        raise UserError(
+            f"{problem.groups[group]} with its optimizer needs "
+            f"{_human(problem.bytes[group, largest])}; none of the "
+            f"{len(memory)} nodes can hold it, the largest (node{largest}) has "
+            f"{_human(memory[largest])}: raise "
+            "memory_bytes in --node_file, or lower --layers_per_visit or --width, or set "
+            "--frozen_dtype=int8"
+        )
+    return fits
+
+
+def _human(count: float) -> str:
+    unit, name = next(
+        ((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u), (1.0, "B")
+    )
+    return f"{count / unit:.3g} {name}"
+
+
+def serpentine(groups: int, nodes: int, first: int = 0) -> Nodes:
+    """The papers' order: the group of turn v at node `v mod nodes`, from turn `first`. Knows no
+    memory: see `check`.
+    """
+    return tuple((first + group) % nodes for group in range(groups))
+
+
+def proportional(problem: Problem) -> Nodes:
+    """Load in proportion to capability, among the nodes that can hold a group.
+
+    Largest processing time first (Graham 1969, on unequal machines): groups in falling order of
+    their seconds, each to the node that would be done with all its groups the earliest. Where
+    groups are many, all nodes are busy for about the same seconds, so that a node's share of the
+    work is its share of the rate.
+
+    Raises:
+      UserError: a group fits no node.
+    """
+    seconds = np.where(_fits(problem), problem.seconds, np.inf)
+    busy_s, chosen = np.zeros(seconds.shape[1]), [0] * len(seconds)
+    for group in np.argsort(-seconds.min(axis=1), kind="stable"):
+        node = int((busy_s + seconds[group]).argmin())
+        chosen[group] = node
+        busy_s[node] += seconds[group, node]
+    return tuple(chosen)
+
+
+def milp(problem: Problem, objective: str) -> Nodes:
+    """The assignment of least `makespan`, `duration` or `energy`, as a mixed-integer linear
+    program.
+
+    x[g, n] is 1 where node n trains group g: each group once, none where it does not fit, and for
+    the makespan t no node's seconds above t. On equal values the proportional assignment is kept.
+    Branching ends after a fixed number of nodes of the search, the same on every machine; then the
+    result is the best found, not proven the least.
+
+    Raises:
+      UserError: a group fits no node, or the solver fails.
+    """
+    value = OBJECTIVES[objective]
+    fits = _fits(problem)
+    costs = problem.joules_cost if objective == "energy" else problem.seconds
+    cheapest = tuple(np.where(fits, costs, np.inf).argmin(axis=1).tolist())
+    known = [proportional(problem), cheapest]
+    bound = min(value(problem, nodes) for nodes in known)
+    if bound > 0:
+        # In units of a value that can be had, the solver's absolute tolerances are relative ones;
+        # and no single visit of a better assignment costs more than all of this one.
+        known += _solve(
+            costs / bound, fits & (costs <= bound * (1 + 1e-9)), objective == "makespan"
+        )
+    return min(known, key=lambda nodes: value(problem, nodes))
+
+
+def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[Nodes]:
+    """The solver's assignment for scaled costs `[G, N]`; none where it found none within its
+    branches.
+    """
+    from scipy import optimize, sparse  # slow to load, for the one assignment that asks for it
+
+    num_groups, num_nodes = costs.shape
+    once = sparse.hstack(
+        [sparse.kron(sparse.eye(num_groups), np.ones((1, num_nodes))), np.zeros((num_groups, 1))]
+    )
+    # A pair that is not allowed is 0 by its bound; its cost, which may be huge, would only spoil
+    # the matrix.
+    costs = np.where(allowed, costs, 0.0)
+    constraints = [optimize.LinearConstraint(once, 1, 1)]
+    least_s = 0.0
+    if is_makespan:
+        loads = [*map(sparse.diags, costs), -np.ones((num_nodes, 1))]
+        constraints.append(optimize.LinearConstraint(sparse.hstack(loads), -np.inf, 0))
+        least_s = min(
+            1.0, float(np.where(allowed, costs, np.inf).min(axis=1).max())
+        )  # the hardest group somewhere
+    result = optimize.milp(
+        c=np.append(np.zeros(costs.size) if is_makespan else costs.ravel(), float(is_makespan)),
+        integrality=np.append(np.ones(costs.size), 0),
+        bounds=optimize.Bounds(
+            np.append(np.zeros(costs.size), least_s), np.append(allowed.ravel(), np.inf)
+        ),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0, "node_limit": _BRANCHES},
+    )
+    # 0 is optimal. Out of branches has no status of its own in scipy: it is among the others (4),
+    # by its count.
+    if result.status != 0 and (result.get("mip_node_count") or 0) < _BRANCHES:
+        raise UserError(
+            f"--assign=milp: the solver failed ({result.message}): use --assign=proportional"
+        )
+    if result.x is None:
+        return []
+    return [tuple(result.x[:-1].reshape(costs.shape).argmax(axis=1).tolist())]
+
+
+def greedy(
+    problem: Problem,
+    hop_seconds: np.ndarray,
+    hop_cost: np.ndarray,
+    *,
+    energy_weight: float = 1.0,
+    holder: int = -1,
+) -> Nodes:
+    """The next hop, chosen anew at each: for peer to peer, where nobody plans the cycle.
+
+    Group after group, the holder of the model passes it to the node with the least hop + visit
+    seconds plus `energy_weight` times the hop's and visit's cost of joules. Eligible are, of the
+    nodes that can hold the group, those with the fewest visits in this cycle so far: all are
+    visited before one is visited twice, as far as memory lets them.
+
+    Args:
+      problem: of a cycle, transfers left out.
+      hop_seconds: `[N + 1, N]` from each node, last the server, to each; `make_hops` gives both.
+      hop_cost: the same of joules at their price.
+      energy_weight: seconds that a unit of cost is worth.
+      holder: the node that has the model; -1: the server.
+
+    Raises:
+      UserError: a group fits no node.
+    """
+    fits, visits, chosen = _fits(problem), np.zeros(len(problem.memory_bytes)), []
+    score = problem.seconds + energy_weight * problem.joules_cost
+    hop = hop_seconds + energy_weight * hop_cost
+    for group in range(len(problem.groups)):
+        eligible = fits[group] & (visits == visits[fits[group]].min())
+        holder = int(np.where(eligible, hop[holder] + score[group], np.inf).argmin())
+        visits[holder] += 1
+        chosen.append(holder)
+    return tuple(chosen)

@@ -1,0 +1,82 @@
+"""A visit: what a node is to train, and what it gives back."""
+
+from typing import NamedTuple
+
+from snake_jax.params import Params
+from snake_jax.train.optimizers import OptimizerStates
+
+
+class Visit(NamedTuple):
+    """One node's turn.
+
+    Attributes:
+      turn: which in the run, from 0; a taken-over turn has two visits.
+      cycle: from 0.
+      node: from 0.
+      layers: the layers it trains, in model order.
+      share: the part of the turn's steps it does, `(0, 1)` for all.
+      event: empty; `interrupted` (stops early, hands in what it has), `lost` (stops early, nothing
+        comes back) or `takeover` (an idle node goes on in the place of one of those).
+      others: further nodes that hold a part of the model in this visit.
+    """
+
+    turn: int
+    cycle: int
+    node: int
+    layers: tuple[str, ...]
+    share: tuple[float, float] = (0.0, 1.0)
+    event: str = ""
+    others: tuple[int, ...] = ()
+
+
+Round = tuple[Visit, ...]
+
+
+class VisitResult(NamedTuple):
+    """What a visit gives back.
+
+    Attributes:
+      visit: which.
+      layers: the trained layers' new parameters.
+      states: their optimizer states.
+      loss: mean over the visit's examples, NaN where it did no step.
+      finite: whether all losses and new parameters are finite.
+      iterations: optimizer steps done.
+      examples: examples seen.
+      examples_held: examples the node holds.
+      train_s: seconds the program ran, compilation apart; those of a program that trained several
+        nodes are shared equally among them, so that sums stay true.
+      text: of language models.
+    """
+
+    visit: Visit
+    layers: Params
+    states: OptimizerStates
+    loss: float
+    finite: bool
+    iterations: int
+    examples: int
+    examples_held: int
+    train_s: float
+    text: "Text | None" = None
+
+
+class Passed(NamedTuple):
+    """Rows that went through a language model: tokens in each, how many (padding rows too), whether
+    only the blocks up to the first that trains were run (`prefix`) or those below it were given.
+    """
+
+    length: int
+    rows: int
+    prefix: bool = False
+    given: bool = False
+
+
+class Text(NamedTuple):
+    """What a visit on a language model counts besides: tokens (no padding), those with a loss, and
+    what was passed.
+    """
+
+    tokens: int
+    target_tokens: int
+    passed: tuple[Passed, ...]

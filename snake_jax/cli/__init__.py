@@ -1,0 +1,1 @@
+"""Commands: from flags to runs, reports and profiles."""

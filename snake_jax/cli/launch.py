@@ -1,0 +1,102 @@
+"""What every launch shares: wrong input is one line on stderr and exit code 2, --help is exit code
+0.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from snake_jax.errors import UserError
+
+Main = Callable[[list[str]], None]
+
+
+def run(main: Main, arguments: bool = False) -> None:
+    """Parses the command line and calls `main(arguments)`; never returns.
+
+    Args:
+      main: takes the arguments that are no flags.
+      arguments: whether there may be any.
+    """
+    try:
+        app.run(
+            lambda argv: _call(main, argv[1:]), flags_parser=lambda argv: _parse(argv, arguments)
+        )
+    except BrokenPipeError:  # the reader of our output has left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)
+
+
+def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (
+        flags.Error,
+        ValueError,
+    ) as error:  # ValueError: a value after --noFLAG, a flagfile that is no text
+        sys.exit(fail(f"{str(error).removeprefix('ERROR:: ')}; --help lists the flags"))
+    except SystemExit:  # absl ends --help with 1, but whoever asked for help was served
+        sys.exit(0)
+    if flags.FLAGS["verbosity"].using_default_value:
+        # Warnings; absl's own 0 has libraries tell of every device they look for.
+        flags.FLAGS.verbosity = -1  # type: ignore[assignment]
+    if rest[1:] and not arguments:
+        sys.exit(
+            fail(f"{rest[1]}: flags begin with -- and take their value after =; --help lists them")
+        )
+    return rest
+
+
+def _call(main: Main, arguments: list[str]) -> int:
+    try:
+        main(arguments)
+        sys.stdout.flush()  # here, so that a reader who has left is noticed
+    except (UserError, Ended, KeyboardInterrupt) as error:
+        line, code = ending(error)
+        print(line, file=sys.stderr)
+        return code
+    return 0
+
+
+class Ended(Exception):
+    """Ends a launch with a line on stderr and an exit code."""
+
+    def __init__(self, line: str, code: int) -> None:
+        """The line is printed as it is."""
+        super().__init__(line)
+        self.line, self.code = line, code
+
+
+def ending(error: BaseException) -> tuple[str | None, int]:
+    """The line that a launch ends with and its exit code; no line where the error is a bug, or was
+    told of.
+    """
+    if isinstance(error, UserError):
+        return _error_line(error), 2
+    if isinstance(error, Ended):
+        return error.line, error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "; ".join(("interrupted", *error.args)), 130
+    return None, 1
+
+
+def failed(message: object) -> Ended:
+    """What ends a launch that went wrong after its input was found right: one line, exit code 1."""
+    return Ended(_error_line(message), 1)
+
+
+def fail(message: object, code: int = 2) -> int:
+    """Prints the message as one line on stderr; returns the exit code, 2 for wrong input."""
+    print(_error_line(message), file=sys.stderr)
+    return code
+
+
+def _error_line(message: object) -> str:
+    return f"error: {' '.join(str(message).split())}"
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr."""
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,275 @@
+"""One run in its folder: what a launch says of it, trains and keeps. Launches of one seed and of
+several share it.
+"""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from etils import epath
+
+from snake_jax import processes
+from snake_jax.cli import launch, preemption
+from snake_jax.data import partition
+from snake_jax.engines.local import Compilations
+from snake_jax.errors import UserError
+from snake_jax.report.progress import Update, progress
+from snake_jax.report.runs import Run, read_run
+from snake_jax.report.table import comparison_table
+from snake_jax.report.tensorboard import tensorboard
+from snake_jax.runs import loop, storage
+from snake_jax.runs.workdir import Workdir
+
+
+class Job(NamedTuple):
+    """A checked configuration, its open folder, and the state to go on from."""
+
+    setup: loop.Setup
+    workdir: Workdir
+    state: loop.State
+
+    @property
+    def total(self) -> int:
+        """How many rounds the run has."""
+        return len(loop.rounds(self.setup))
+
+    @property
+    def unit(self) -> str:
+        """What a line of metrics is."""
+        return "round" if self.setup.algorithm.traffic == "star" else "visit"
+
+
+class Trace(NamedTuple):
+    """A profile of some rounds: the folder it goes to (empty: none is made), and how many
+    rounds.
+    """
+
+    folder: str = ""
+    rounds: int = 0
+
+
+NO_TRACE = Trace()
+
+
+class How(NamedTuple):
+    """How a launch trains.
+
+    Attributes:
+      events: whether to write TensorBoard's.
+      trace: what to profile.
+      terminated: says whether a SIGTERM has come.
+    """
+
+    events: bool = False
+    trace: Trace = NO_TRACE
+    terminated: Callable[[], bool] = lambda: False
+
+
+def train(
+    job: Job,
+    update: Update,
+    events: bool,
+    going_on: Callable[[], bool] = lambda: True,
+    trace: Trace = NO_TRACE,
+) -> loop.State:
+    """Does what is left of the run and writes its summary; returns the state after it.
+
+    Args:
+      job: the run.
+      update: is called with every round's record.
+      events: whether to write TensorBoard's.
+      going_on: is asked after every round; False ends the run there, to be gone on with later.
+      trace: what to profile.
+    """
+    setup, workdir, state = job
+    executor, earlier = loop.make_executor(setup), workdir.earlier
+
+    def compiled() -> Compilations:
+        now = executor.compilations
+        peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
+        return Compilations(
+            earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes
+        )
+
+    with _events(workdir) if events and processes.is_first() else contextlib.nullcontext() as tell:
+        reports = loop.train(setup, executor, state, lambda last: workdir.keep(last, compiled()))
+        for report in _traced(reports, trace) if trace.folder else reports:
+            state = report.state
+            workdir.add(report, compiled())
+            update(report.record)
+            if tell:
+                tell(report.record)
+            if not going_on():
+                return state
+    workdir.finish(loop.summarise(setup, compiled(), workdir.records, executor))
+    return state
+
+
+def carry_out(
+    setup: loop.Setup,
+    folder: str,
+    about: str,
+    how: How,
+    begin: Callable[[Job], None] = lambda job: None,
+    end: Callable[[loop.State, epath.Path], None] = lambda state, path: None,
+) -> None:
+    """A run in its folder from where it stands to its end, told on the terminal.
+
+    Args:
+      setup: of the run.
+      folder: the run's.
+      about: what is printed first.
+      how: it is done.
+      begin: is called before training.
+      end: is called with the last state and the folder, after the curves are drawn.
+    """
+    workdir = Workdir(folder, setup.config)
+    try:
+        job = Job(setup, workdir, workdir.resume(setup, launch.warn))
+        check_trace(how.trace, job.total - job.state.rounds)
+        print(about)
+        if line := where(job):
+            print(line)
+        begin(job)
+        with progress(
+            job.total, job.state.rounds, job.unit, enabled=processes.is_first()
+        ) as update:
+            state = train(
+                job, update, how.events, lambda: not processes.any_of(how.terminated()), how.trace
+            )
+        if state.rounds < job.total:
+            raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
+        if processes.is_first():
+            _show(workdir)
+        end(state, workdir.path)
+    finally:
+        workdir.close()
+
+
+def _show(workdir: Workdir) -> None:
+    with (
+        storage.fetched([workdir.path]) as (folder,),
+        storage.stored(workdir.path / "curves.png") as picture,
+    ):
+        run = read_run(folder)
+        print(comparison_table([run]))
+        draw(run, picture)
+    print(f"curves: {workdir.path / 'curves.png'}")
+
+
+def draw(run: Run, picture: Path) -> None:
+    """A run's curves."""
+    from snake_jax.report.plots import (
+        plot_run,  # with Matplotlib, which only a run that has come to its end needs
+    )
+
+    plot_run(run, picture)
+
+
+@contextlib.contextmanager
+def ends_told() -> Iterator[None]:
+    """Around training: one that diverges ends in one line and exit code 1, one that is stopped says
+    how to go on.
+    """
+    try:
+        yield
+    except loop.Diverged as error:
+        raise launch.failed(error) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
+
+
+def check_trace(trace: Trace, left: int) -> None:
+    """Refuses a profile of rounds that there are not.
+
+    Args:
+      trace: what is to be profiled.
+      left: rounds that this launch is to train.
+    """
+    if trace.folder and left < 2:
+        raise UserError(
+            f"--trace_dir={trace.folder}: rounds are traced from the second on, and {left} are "
+            f"left to train"
+        )
+
+
+def _traced(reports: Iterator[loop.Report], trace: Trace) -> Iterator[loop.Report]:
+    """The same reports; some are made, and dealt with, under the profiler."""
+    yield next(reports)  # the programs are compiled in it
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # every call of every function: files of hundreds of megabytes
+    place = storage.place(trace.folder, "trace_dir")
+    with storage.stored(place) as folder, jax.profiler.trace(folder, profiler_options=options):
+        yield from itertools.islice(reports, trace.rounds)
+    yield from reports
+
+
+def wait(futures: Sequence[Future], stop: threading.Event) -> None:
+    """Waits for runs in threads; where one fails or Ctrl-C comes, `stop` tells the others to end
+    after their round.
+    """
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        stop.set()
+        raise
+
+
+@contextlib.contextmanager
+def _events(workdir: Workdir) -> Iterator[Update]:
+    """TensorBoard's events of the whole run: those of earlier processes, which a kill may have cut
+    short, anew.
+    """
+    folder = workdir.path / "tensorboard"
+    for file in storage.entries(folder):
+        if file.name.startswith("events.out.tfevents."):
+            file.unlink()
+    with storage.stored(folder) as local, tensorboard(local) as events:
+        for record in workdir.records:
+            events(record)
+        yield events
+
+
+def describe(setup: loop.Setup) -> str:
+    """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
+    config, dataset = setup.config, setup.dataset
+    verdict = "on" if setup.distilled else "off"
+    lines = (
+        f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
+        f"{config.partition}",
+        setup.quality,
+        partition.describe(setup.shards, dataset.train.labels, dataset.num_classes),
+        f"label divergence ({config.distill_measure}) {setup.divergence:.3f}; distillation "
+        f"{verdict}",
+    )
+    return "\n".join(lines)
+
+
+def where(job: Job) -> str:
+    """Where the run goes on; empty for one that begins."""
+    done, total = job.state.rounds, job.total
+    if done == total:
+        return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
+    return f"going on after {job.unit} {done} of {total}" if done else ""
+
+
+def keep_programs(path: str) -> None:
+    """Has compiled programs kept in a folder, for later runs.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    folder = storage.place(path, "compilation_cache_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror}; give a folder that can be written"
+        raise UserError(f"--compilation_cache_dir={folder}: {reason}") from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

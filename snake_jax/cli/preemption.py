@@ -1,0 +1,74 @@
+"""A SIGTERM, which clouds send before they take a machine: the run ends where the same command goes
+on from.
+
+The round (a visit, with most methods) that is being trained may end within `--grace_s`; then it is
+kept as every round is, and the run ends. Otherwise the process ends in the middle of it: what is
+kept is the round before, whole, and the next process does this one anew. Both ways the exit code is
+143, and what the run comes to is the same bit for bit. Nothing is saved within a round: it would be
+other things with every method and executor, to win a round at most.
+
+Python runs its own handlers between two of its instructions, and a compiled epoch is one. So the C
+handler wakes a thread, which counts the seconds.
+"""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+from snake_jax.cli import cluster, launch
+
+flags.disclaim_key_flags()  # they belong to the launch that calls `define`
+
+CODE = 128 + signal.SIGTERM
+
+
+def define() -> None:
+    """Defines the flag."""
+    flags.DEFINE_float(
+        "grace_s", 20.0, "seconds that a visit has left to end after SIGTERM", lower_bound=0.0
+    )
+
+
+def ended(where: str, goes_on_from: str = "there") -> launch.Ended:
+    """What ends a launch after SIGTERM: one line, exit code 143."""
+    return launch.Ended(f"terminated {where}; the same command goes on from {goes_on_from}", CODE)
+
+
+@contextlib.contextmanager
+def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether a SIGTERM has come; `grace_s` seconds after one it ends
+    the process.
+
+    Args:
+      grace_s: how long what is done inside may go on after it.
+    """
+    come, over = threading.Event(), threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def wait() -> None:
+        while (number := reader.recv(1)) and number[0] != signal.SIGTERM:
+            pass  # another signal
+        if not number:
+            return
+        come.set()
+        if not over.wait(grace_s):
+            cluster.end_all(ended("before the next round was finished", "the last one"))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield come.is_set
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        over.set()
+        writer.close()
+        thread.join()
+        reader.close()

@@ -1,0 +1,173 @@
+"""Several seeds of one configuration in one launch: each a run of its own in WORKDIR/seed_K, then
+mean and spread.
+
+Seed i trains on device i mod n, in a thread; those of one device go one after another. They share
+compiled programs through jax's compilation cache: the second seed on a device only traces and
+lowers its own.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+from etils import epath
+
+from snake_jax.cli import launch, one_run, preemption
+from snake_jax.cli.one_run import How, Job
+from snake_jax.config import ImageConfig
+from snake_jax.errors import UserError
+from snake_jax.report.progress import Update, progress
+from snake_jax.report.runs import read_run
+from snake_jax.report.spread import spread, spread_table, write_spread
+from snake_jax.runs import loop, storage
+from snake_jax.runs.workdir import Workdir
+
+Diverged = dict[int, loop.Diverged]
+
+
+def parse(text: str, config: ImageConfig) -> list[ImageConfig]:
+    """A configuration for each seed of `--seeds`.
+
+    Raises:
+      UserError: not distinct whole numbers, or an executor that needs all devices itself.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise UserError(
+            f"--seeds={text}: {wrong[0] or 'a gap'} is no seed; want whole numbers as 0,1,2"
+        )
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds={text}: names a seed twice")
+    if config.executor in ("pmap", "shard_map"):
+        raise UserError(
+            f"--seeds puts a seed on each device, --executor={config.executor} a seed's nodes: "
+            f"give one"
+        )
+    return [dataclasses.replace(config, seed=seed) for seed in seeds]
+
+
+def run(setups: Sequence[loop.Setup], workdir: str, how: How, warn: Callable[[str], None]) -> None:
+    """Trains what is left of every seed; prints and writes what they have in common.
+
+    Args:
+      setups: one for each configuration from `parse`.
+      workdir: folder of the seeds' folders.
+      how: each is trained; none is profiled.
+      warn: is told of damaged checkpoints.
+    """
+    folder = storage.place(workdir, "workdir")
+    if how.trace.folder:
+        raise UserError(
+            f"--trace_dir={how.trace.folder}: seeds train side by side; trace one of them by --seed"
+        )
+    if (folder / "config.json").exists():
+        raise UserError(f"--workdir={folder} holds a run of one seed; give another for --seeds")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_shared_programs())
+        devices = itertools.cycle(jax.devices())
+        jobs = [_open(setup, folder, next(devices), stack, warn) for setup in setups]
+        print(one_run.describe(setups[0]))
+        for job in jobs:
+            print(f"seed {job.setup.config.seed}: {one_run.where(job) or 'begins'}")
+        diverged = _train(jobs, how)
+    _report([setup.config.seed for setup in setups], folder, diverged)
+
+
+def _open(
+    setup: loop.Setup,
+    folder: epath.Path,
+    device: jax.Device,
+    stack: contextlib.ExitStack,
+    warn: Callable[[str], None],
+) -> Job:
+    workdir = Workdir(folder / f"seed_{setup.config.seed}", setup.config)
+    stack.callback(workdir.close)
+    with jax.default_device(device):
+        return Job(setup, workdir, workdir.resume(setup, warn))
+
+
+def _train(jobs: Sequence[Job], how: How) -> Diverged:
+    """All jobs, those of a device in a thread. A seed that diverges ends alone; anything else ends
+    all.
+    """
+    lanes = len(jax.devices())
+    diverged, stop, lock = Diverged(), threading.Event(), threading.Lock()
+
+    def going_on() -> bool:
+        return not stop.is_set() and not how.terminated()
+
+    def lane(jobs: Sequence[Job], device: jax.Device, update: Update) -> None:
+        with jax.default_device(device):
+            for job in jobs:
+                seed = job.setup.config.seed
+                try:
+                    one_run.train(job, _of_seed(seed, update, lock), how.events, going_on)
+                except loop.Diverged as error:
+                    diverged[seed] = error
+                except BaseException:
+                    stop.set()
+                    raise
+                if not going_on():
+                    return
+
+    total, done = sum(job.total for job in jobs), sum(job.state.rounds for job in jobs)
+    with progress(total, done, jobs[0].unit) as update, ThreadPoolExecutor(lanes) as pool:
+        futures = [
+            pool.submit(lane, jobs[i::lanes], jax.devices()[i], update)
+            for i in range(min(lanes, len(jobs)))
+        ]
+        one_run.wait(futures, stop)
+    if how.terminated():
+        raise preemption.ended("with every seed's last round kept")
+    return diverged
+
+
+def _of_seed(seed: int, update: Update, lock: threading.Lock) -> Update:
+    def tell(record: dict) -> None:
+        with lock:
+            update({"seed": seed, **record})
+
+    return tell
+
+
+def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> None:
+    paths = [folder / f"seed_{seed}" for seed in seeds if seed not in diverged]
+    with storage.fetched(paths) as local:
+        runs = [read_run(path) for path in local]
+        for run, path in zip(runs, paths, strict=True):
+            with storage.stored(path / "curves.png") as picture:
+                one_run.draw(run, picture)
+    if diverged:
+        raise launch.failed("; ".join(f"seed {seed}: {error}" for seed, error in diverged.items()))
+    both = spread(runs)
+    with storage.stored(folder / "summary.json") as file:
+        write_spread(both, file)
+    print(spread_table(both))
+    print(f"runs: {', '.join(map(str, paths))}")
+
+
+@contextlib.contextmanager
+def _shared_programs() -> Iterator[None]:
+    """Has jax keep compiled programs in a folder for as long as this launch lasts, unless it keeps
+    them anyway.
+    """
+    folder_flag, least_flag = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in (folder_flag, least_flag)}
+    if before[folder_flag]:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update(folder_flag, folder)
+        jax.config.update(least_flag, 0.0)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -1,0 +1,1 @@
+"""What training costs: FLOPs and bytes from shapes, and what compilers say."""

@@ -1,0 +1,1 @@
+"""Images and labels: sources, quality, parts, augmentation on the device."""

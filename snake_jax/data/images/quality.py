@@ -1,0 +1,114 @@
+"""The quality step a data set passes once, before it is split over nodes: broken values,
+duplicates, outliers.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from snake_jax.data.images.dataset import Dataset, Split, channel_stats, finite_examples
+from snake_jax.errors import UserError
+
+_PCA_SIZE = 32
+_PCA_SAMPLE = 5000  # examples the principal axes are fitted on; all are projected
+
+
+class QualityReport(NamedTuple):
+    """Numbers of examples kept, dropped and noticed; as a string one line for the log."""
+
+    train_kept: int
+    test_kept: int
+    train_nonfinite: int  # dropped: NaN or infinity in the image
+    test_nonfinite: int
+    duplicates: int  # dropped from train: the same image as an earlier one
+    conflicting_labels: int  # of these, those whose label differs from the one kept
+    outliers: int  # dropped from train by the isolation forest
+    test_overlap: int  # kept train images that are in the test split too: noticed, not dropped
+
+    def __str__(self) -> str:
+        return (
+            f"quality: kept {self.train_kept} train and {self.test_kept} test examples; dropped "
+            f"{self.train_nonfinite} "
+            f"train and {self.test_nonfinite} test with NaN or infinity, {self.duplicates} "
+            f"duplicates "
+            f"({self.conflicting_labels} with another label), {self.outliers} outliers; "
+            f"{self.test_overlap} train images are also in test"
+        )
+
+
+def clean(
+    dataset: Dataset, *, outliers: float = 0.0, seed: int = 0
+) -> tuple[Dataset, QualityReport]:
+    """The data set without non-finite examples, exact duplicates in train and, if `outliers` > 0,
+    that fraction of train.
+
+    Outliers are what scikit-learn's IsolationForest finds most isolated on 32 principal components,
+    seeded by `seed`. The channel statistics are computed again where train has changed. What is
+    left keeps its order. Raises UserError where `outliers` is not in [0, 0.5] or where a split is
+    left empty or train with one class.
+    """
+    if not 0 <= outliers <= 0.5:
+        raise UserError(f"--outliers={outliers:g} must be a fraction from 0 (off) to 0.5")
+    train, test = (
+        _take(split, finite_examples(split.images)) for split in (dataset.train, dataset.test)
+    )
+    first, conflicting = _first_occurrences(_digests(train.images), train.labels)
+    unique = _take(train, first)
+    kept = (
+        _take(unique, _inliers(unique.images, outliers, seed))
+        if outliers and len(first)
+        else unique
+    )
+    if not len(test.labels) or len(np.unique(kept.labels)) < 2:
+        raise UserError(
+            f"{dataset.name}: {len(kept.labels)} train and {len(test.labels)} test examples are "
+            f"left by the quality "
+            f"step; at least one test example and two classes in train are needed"
+        )
+    report = QualityReport(
+        train_kept=len(kept.labels),
+        test_kept=len(test.labels),
+        train_nonfinite=len(dataset.train.labels) - len(train.labels),
+        test_nonfinite=len(dataset.test.labels) - len(test.labels),
+        duplicates=len(train.labels) - len(unique.labels),
+        conflicting_labels=conflicting,
+        outliers=len(unique.labels) - len(kept.labels),
+        test_overlap=len(set(_digests(kept.images)) & set(_digests(test.images))),
+    )
+    if len(kept.labels) == len(dataset.train.labels):
+        return dataset._replace(test=test), report
+    mean, std = channel_stats(kept.images)
+    return dataset._replace(train=kept, test=test, mean=mean, std=std), report
+
+
+def _take(split: Split, which: np.ndarray) -> Split:
+    """The examples that a mask or a list of indices chooses."""
+    return Split(split.images[which], split.labels[which])
+
+
+def _digests(images: np.ndarray) -> list[bytes]:
+    return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
+
+
+def _first_occurrences(digests: list[bytes], labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Indices of the first example of every digest, and how many later ones carry another label
+    than it.
+    """
+    first: dict[bytes, int] = {}
+    kept = np.array([first.setdefault(digest, index) for index, digest in enumerate(digests)], int)
+    return np.flatnonzero(kept == np.arange(len(kept))), int((labels[kept] != labels).sum())
+
+
+def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """`[N]` bool: false for the most isolated `fraction` of the images."""
+    from sklearn.decomposition import PCA
+    from sklearn.ensemble import IsolationForest
+
+    flat = images.reshape(len(images), -1)
+    sample = np.random.default_rng(seed).permutation(len(flat))[:_PCA_SAMPLE]
+    pca = PCA(min(_PCA_SIZE, *flat[sample].shape), svd_solver="randomized", random_state=seed)
+    pca.fit(flat[np.sort(sample)].astype(np.float32))
+    chunks = np.array_split(flat, -(-len(flat) // _PCA_SAMPLE))
+    features = np.concatenate([pca.transform(chunk.astype(np.float32)) for chunk in chunks])
+    return IsolationForest(contamination=fraction, random_state=seed).fit_predict(features) == 1

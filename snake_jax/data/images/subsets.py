@@ -1,0 +1,66 @@
+"""A seeded part of a data set: fewer training examples, and a validation part in the place of the
+test set.
+"""
+
+import numpy as np
+
+from snake_jax.data.images.dataset import Dataset, Split, channel_stats
+from snake_jax.errors import UserError
+
+_PART_TAG, _VALIDATION_TAG = 11, 12  # streams of the run's seed; partitions use 1 to 5
+
+
+def subset(
+    dataset: Dataset, *, train_examples: int = 0, validation: float = 0.0, seed: int = 0
+) -> Dataset:
+    """The data set with `train_examples` of its training examples, a share of which takes the test
+    set's place.
+
+    Both parts are drawn uniformly, so classes come as they come; what is left keeps its order, and
+    the channel statistics are those of the examples left to train on. With neither option the data
+    set is returned as it is.
+
+    Args:
+      dataset: cleaned.
+      train_examples: how many to draw; 0: all.
+      validation: share of those that is held out of training and evaluated on.
+      seed: of both draws, in independent streams.
+
+    Raises:
+      UserError: there are fewer examples, or a part of fewer than one example or two classes would
+        be left.
+    """
+    if not train_examples and not validation:
+        return dataset
+    train, test, count = dataset.train, dataset.test, len(dataset.train.labels)
+    if train_examples > count:
+        raise UserError(
+            f"--train_examples={train_examples}: {dataset.name} has {count} training examples"
+        )
+    if train_examples:
+        train = _take(train, _rng(seed, _PART_TAG).permutation(count)[:train_examples])
+    if validation:
+        order = _rng(seed, _VALIDATION_TAG).permutation(len(train.labels))
+        held = round(validation * len(order))
+        if not held:
+            raise UserError(
+                f"--validation={validation:g} of {len(order)} training examples is less than one"
+            )
+        train, test = _take(train, order[held:]), _take(train, order[:held])
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(
+            f"--train_examples={train_examples} --validation={validation:g} leave {dataset.name} "
+            f"{len(train.labels)} training examples of one class; classification needs two or more"
+        )
+    mean, std = channel_stats(train.images)
+    return dataset._replace(train=train, test=test, mean=mean, std=std)
+
+
+def _rng(seed: int, tag: int) -> np.random.Generator:
+    return np.random.default_rng([seed, tag])
+
+
+def _take(split: Split, which: np.ndarray) -> Split:
+    """The chosen examples, in the order they had."""
+    which = np.sort(which)
+    return Split(split.images[which], split.labels[which])

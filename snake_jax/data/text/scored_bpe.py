@@ -1,0 +1,240 @@
+"""Byte-pair encoding by scores, as SentencePiece's BPE models do it: of all neighbours that join to
+a piece, those of the highest score are joined first, the leftmost of equals. It serves two kinds of
+file.
+
+`.bin`, the format of llama2.c, which small pretrained models ship with. Little-endian: uint32, the
+bytes of the longest piece; then for every id 0, 1, ... to the end of the file: float32 score,
+uint32 length in bytes, and the piece in UTF-8. Ids 0, 1, 2 are unknown, begin and end; pieces
+`<0x00>` to `<0xFF>` are bytes, for what no piece covers; a space is a space, and one is put before
+every text.
+
+`.model`, SentencePiece's own (a protocol buffer): pieces with score and type, and what the model
+does to a text first. Only models that change nothing but spaces are read (Llama 1 and 2, Mistral);
+others raise UserError.
+"""
+
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+from typing import NamedTuple
+
+from snake_jax.errors import UserError
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_TYPE = (
+    1,
+    2,
+    3,
+    4,
+    6,
+)  # SentencePiece's types of pieces
+_BPE = 2  # its model_type
+
+
+class Pieces(NamedTuple):
+    """A vocabulary. texts `[V]`: by id, with spaces as spaces, "" for what stands for no text;
+    bytes: id of every byte that has one; scores: of the texts; space_first: whether a space is put
+      before every text.
+    """
+
+    texts: tuple[str, ...]
+    scores: dict[str, float]
+    byte_ids: dict[int, int]
+    bos_id: int | None
+    eos_id: int
+    unknown_id: int
+    space_first: bool
+
+
+def encoder(pieces: Pieces) -> Callable[[str], list[int]]:
+    """text -> ids, without begin and end."""
+    ids = {text: i for i, text in reversed(list(enumerate(pieces.texts))) if text}
+    unknown = [pieces.unknown_id]
+
+    def ids_of(symbol: str) -> list[int]:
+        if symbol in ids:
+            return [ids[symbol]]
+        return [pieces.byte_ids[byte] for byte in symbol.encode()] if pieces.byte_ids else unknown
+
+    @lru_cache(maxsize=1 << 16)
+    def ids_of_chunk(chunk: str) -> tuple[int, ...]:
+        return tuple(i for symbol in merge(chunk, pieces.scores) for i in ids_of(symbol))
+
+    chunks = _chunker(pieces.texts)
+
+    def encode(text: str) -> list[int]:
+        whole = f" {text}" if pieces.space_first and text else text
+        return [i for chunk in chunks(whole) for i in ids_of_chunk(chunk)]
+
+    return encode
+
+
+def decoder(pieces: Pieces) -> Callable[[Sequence[int]], str]:
+    """ids -> text; ids that stand for no text (begin, end, beyond the vocabulary) are left out."""
+    spelled = {i: text.encode() for i, text in enumerate(pieces.texts) if text}
+    spelled |= {i: bytes([byte]) for byte, i in pieces.byte_ids.items()}
+
+    def decode(ids: Sequence[int]) -> str:
+        text = b"".join(spelled.get(int(i), b"") for i in ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if pieces.space_first else text
+
+    return decode
+
+
+def merge(text: str, scores: dict[str, float]) -> list[str]:
+    """The symbols that `text` comes to, from its characters: O(n log n), with a heap of the
+    joinable neighbours.
+    """
+    symbols, n = list(text), len(text)
+    left, right = list(range(-1, n - 1)), list(range(1, n + 1))
+    heap = [
+        (-scores[pair], i, pair)
+        for i in range(n - 1)
+        if (pair := symbols[i] + symbols[i + 1]) in scores
+    ]
+    heapify(heap)
+    while heap:
+        _, i, pair = heappop(heap)
+        j = right[i]
+        if not symbols[i] or j == n or symbols[i] + symbols[j] != pair:
+            continue  # one of the two has joined another since
+        symbols[i], symbols[j], right[i] = pair, "", right[j]
+        if right[i] < n:
+            left[right[i]] = i
+        for a, b in ((left[i], i), (i, right[i])):
+            if a >= 0 and b < n and (joined := symbols[a] + symbols[b]) in scores:
+                heappush(heap, (-scores[joined], a, joined))
+    return [symbol for symbol in symbols if symbol]
+
+
+def _chunker(texts: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """Cuts where no piece can reach across, before the spaces of a word and around line ends, so
+    that chunks repeat and can be remembered; a vocabulary that has such pieces gets every text
+    whole.
+    """
+    if any(re.search(r"[^ ] |\n.|.\n", text, re.DOTALL) for text in texts):
+        return lambda text: [text] if text else []
+    return re.compile(r"\n| *[^ \n]+| +").findall
+
+
+def read_bin(path: Path) -> Pieces:
+    """The vocabulary of a llama2.c tokenizer file. Raises UserError where it is none."""
+    data = path.read_bytes()
+    try:
+        entries = list(_bin_entries(data))
+    except (struct.error, UnicodeDecodeError):
+        raise UserError(
+            f"{path}: is not a llama2.c tokenizer (score, length, piece for each id), or damaged"
+        ) from None
+    byte_ids = {
+        int(m[1], 16): i for i, (text, _) in enumerate(entries) if (m := _BYTE.fullmatch(text))
+    }
+    if len(entries) < 4 or len(byte_ids) != 256:
+        raise UserError(
+            f"{path}: is not a llama2.c tokenizer: it has {len(byte_ids)} of 256 byte pieces"
+        )
+    silent = {0, 1, 2, *byte_ids.values()}
+    texts = tuple("" if i in silent else text for i, (text, _) in enumerate(entries))
+    return Pieces(
+        texts, _scores(texts, [score for _, score in entries]), byte_ids, 1, 2, 0, space_first=True
+    )
+
+
+def _bin_entries(data: bytes) -> Iterator[tuple[str, float]]:
+    (longest,), at = struct.unpack_from("<I", data), 4
+    while at < len(data):
+        score, length = struct.unpack_from("<fI", data, at)
+        (piece,) = struct.unpack_from(f"<{min(length, longest)}s", data, at + 8)
+        yield piece.decode(), score
+        at += 8 + length
+
+
+def _scores(texts: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    return {text: score for text, score in reversed(list(zip(texts, scores, strict=True))) if text}
+
+
+def read_model(path: Path) -> Pieces:
+    """The vocabulary of a SentencePiece BPE model. Raises UserError for other models, and for what
+    is none.
+    """
+    try:
+        fields = list(_fields(path.read_bytes()))
+        entries = [
+            _piece(bytes(value))
+            for number, value in fields
+            if number == 1 and isinstance(value, bytes)
+        ]
+        trainer, normalizer = (
+            dict(_fields(next((bytes(v) for n, v in fields if n == k), b""))) for k in (2, 3)
+        )
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError, TypeError):
+        entries, trainer, normalizer = [], {}, {}
+    if not entries:
+        raise UserError(
+            f"{path}: is not a SentencePiece model, or damaged; give a folder with the model's "
+            f"tokenizer.json"
+        )
+    changes = normalizer.get(2) or normalizer.get(
+        4, 1
+    )  # a table of characters to replace; extra spaces to remove
+    if trainer.get(3, 1) != _BPE or changes or any(kind == _USER_DEFINED for _, _, kind in entries):
+        raise UserError(
+            f"{path}: a SentencePiece model of a kind not read here; give a folder with its "
+            f"tokenizer.json"
+        )
+    texts = tuple(text.replace("▁", " ") if kind == _NORMAL else "" for text, _, kind in entries)
+    byte_ids = {
+        int(text[3:5], 16): i for i, (text, _, kind) in enumerate(entries) if kind == _BYTE_TYPE
+    }
+    control = {text: i for i, (text, _, kind) in enumerate(entries) if kind == _CONTROL}
+    unknown = next((i for i, (_, _, kind) in enumerate(entries) if kind == _UNKNOWN), 0)
+    if "</s>" not in control:
+        raise UserError(
+            f"{path}: has no end of text </s>; give a folder with the model's tokenizer.json"
+        )
+    scores = _scores(texts, [score for _, score, _ in entries])
+    space_first = bool(normalizer.get(3, 1))
+    return Pieces(
+        texts, scores, byte_ids, control.get("<s>"), control["</s>"], unknown, space_first
+    )
+
+
+def _piece(message: bytes) -> tuple[str, float, int]:
+    """(text, score, type) of a piece's message."""
+    fields = dict(_fields(message))
+    text, score, kind = fields[1], fields.get(2, bytes(4)), fields.get(3, _NORMAL)
+    if not isinstance(text, bytes) or not isinstance(score, bytes) or not isinstance(kind, int):
+        raise TypeError(fields)
+    return text.decode(), struct.unpack("<f", score)[0], kind
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """(number, value) of the fields of a protocol buffer: integers, or the bytes of everything
+    else.
+    """
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind not in (1, 2, 5):
+            raise TypeError(kind)
+        size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+        if at + size > len(message):
+            raise IndexError(at)
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """An integer in groups of seven bits, lowest first, and where it ends."""
+    value, shift = 0, 0
+    while message[at] & 128:
+        value, shift, at = value | (message[at] & 127) << shift, shift + 7, at + 1
+    return value | message[at] << shift, at + 1

@@ -1,0 +1,1 @@
+"""What carries out visits: compiled programs, batches, and how nodes are emulated."""

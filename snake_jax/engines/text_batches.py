@@ -1,0 +1,114 @@
+"""Which rows of text make a step; nothing here is compiled."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from snake_jax.algorithms.visits import Visit
+from snake_jax.data.text import packing
+from snake_jax.train.text_step import Rows
+
+Shard = Mapping[int, np.ndarray]  # tokens in a row -> a node's rows of that length
+
+
+class Batch(NamedTuple):
+    """Rows of one length: indices `[A, B]` or `[B]` into all of that length, and which of them are
+    no padding.
+    """
+
+    length: int
+    indices: np.ndarray
+    real: np.ndarray
+
+
+def epoch_batches(
+    visit: Visit, epoch: int, shard: Shard, shape: tuple[int, int], epochs: int, seed: int
+) -> list[Batch]:
+    """An epoch's batches, rows of a length shuffled and lengths mixed; `visit.share` cuts them,
+    here perhaps to none.
+
+    Args:
+      visit: who trains when.
+      epoch: from 0 to `epochs`.
+      shard: the node's rows.
+      shape: `(A, B)`.
+      epochs: of the visit.
+      seed: of the run.
+    """
+    rng = np.random.default_rng([seed, visit.turn, visit.node, epoch])
+    batches = [
+        b
+        for length in sorted(shard)
+        for b in row_batches(length, rng.permutation(shard[length]), shape)
+    ]
+    batches = [batches[i] for i in rng.permutation(len(batches))]
+    begin, end = (int(part * len(batches) * epochs) - epoch * len(batches) for part in visit.share)
+    return batches[max(begin, 0) : max(end, 0)]
+
+
+def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterator[Batch]:
+    """All rows in order, in batches of this shape; the last one is filled up with padding."""
+    size = math.prod(shape)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        indices = np.zeros(size, np.int32)
+        indices[: len(part)] = part
+        yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
+
+
+def gathered(rows: packing.Rows, batch: Batch, place: NamedSharding | None = None) -> Rows:
+    """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows
+    have several.
+
+    Args:
+      rows: all of that length.
+      batch: which of them.
+      place: on a mesh, of which a process takes the rows of its own devices; None: on the host.
+    """
+
+    def read(part: np.ndarray, at: Any = ...) -> np.ndarray:
+        chosen = part[batch.indices[at]]
+        return (
+            chosen * batch.real[at][..., None].astype(np.float32) if part is rows.weight else chosen
+        )
+
+    def taken(part: np.ndarray) -> Any:
+        shape, axes = (*batch.indices.shape, part.shape[1]), batch.indices.ndim
+        if place is None:
+            return read(part)
+        return jax.make_array_from_callback(shape, place, lambda at: read(part, (at or ())[:axes]))
+
+    ids, targets, weight, positions = (taken(part) for part in rows[:4])
+    return Rows(ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None)
+
+
+def is_packed(rows: packing.Rows) -> bool:
+    """Whether a row holds several texts."""
+    return bool((rows.segments > 1).any())
+
+
+def num_tokens(rows: packing.Rows, batch: Batch) -> int:
+    """Tokens that are no padding."""
+    return int((rows.segments[batch.indices[batch.real]] > 0).sum())
+
+
+class Entrance(NamedTuple):
+    """Kept inputs of the first block that trains, by length, and where each row's lies; both empty:
+    not kept.
+    """
+
+    values: Mapping[int, Any]
+    places: Mapping[int, Mapping[int, int]]
+
+    def of(self, batch: Batch) -> Any:
+        """`[A, B, T, D]`, or None."""
+        if not self.values:
+            return None
+        places = self.places[batch.length]
+        # Padding rows have index 0 of all nodes' rows, which need not be this node's.
+        index = [places.get(int(row), 0) for row in batch.indices.ravel()]
+        return self.values[batch.length][np.reshape(index, batch.indices.shape)]

@@ -1,0 +1,118 @@
+"""A model as an ordered sequence of named layers, its parameters as a dict from layer name to
+subtree.
+
+Everything else in the project is said over that order: an assignment is a tuple of layer names, a
+split point an index, a message between nodes a sub-dict of the parameters.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from snake_jax.errors import UserError
+from snake_jax.params import Params, PyTree
+
+
+class Layer(NamedTuple):
+    """One named layer.
+
+    Attributes:
+      name: its key in the parameter dict.
+      init: `(key, x) -> params`; x is a `jax.ShapeDtypeStruct` of a batch.
+      apply: `(params, x, train, key) -> y`; `key` is None where nothing is random.
+    """
+
+    name: str
+    init: Callable[[jax.Array, jax.ShapeDtypeStruct], PyTree]
+    apply: Callable[[PyTree, jax.Array, bool, jax.Array | None], jax.Array]
+
+
+class LayeredModel(NamedTuple):
+    """An ordered sequence of layers.
+
+    Attributes:
+      name: for people.
+      layers: in order of the forward pass.
+      input_shape: of one example, without the batch: `(H, W, C)`.
+      stochastic: whether training draws random numbers (dropout).
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, ...]
+    stochastic: bool = False
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The order."""
+        return tuple(layer.name for layer in self.layers)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters `{layer: subtree}`; a layer's values depend on the key and its place in
+        the order alone.
+        """
+        x = jax.ShapeDtypeStruct((1, *self.input_shape), np.float32)
+        params = {}
+        for index, layer in enumerate(self.layers):
+            params[layer.name] = layer.init(jax.random.fold_in(key, index), x)
+            x = jax.eval_shape(
+                lambda p, x, layer=layer: layer.apply(p, x, False, None), params[layer.name], x
+            )
+        return params
+
+    def apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree,
+    ) -> jax.Array:
+        """Runs layers `start` to `stop` (exclusive; None: to the end) of the order.
+
+        Args:
+          params: at least the subtrees of these layers.
+          x: `[B, ...]`, the input of layer `start`.
+          train: whether dropout is active; then `key` is needed if the model is stochastic.
+          key: a layer draws from it by its place in the order, so any slicing draws the same.
+          prepare: turns a stored subtree into the one computed with, layer by layer
+            (dequantization, casts).
+
+        Returns:
+          `[B, ...]`, the output of layer `stop - 1`.
+        """
+        for index in range(len(self.layers))[start:stop]:
+            layer = self.layers[index]
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            x = layer.apply(prepare(params[layer.name]), x, train, layer_key)
+        return x
+
+
+def resolve_layers(flag: str, text: str, layer_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Layer names from a flag's text: names, `first`, `last`, `all` or `none`, comma-separated; in
+    model order.
+
+    Raises:
+      UserError: a name is not a layer of the model.
+    """
+    words = [word.strip() for word in text.split(",")]
+    special = {
+        "first": {layer_names[0]},
+        "last": {layer_names[-1]},
+        "all": set(layer_names),
+        "none": set(),
+    }
+    named: set[str] = set()
+    for word in words:
+        if word not in special and word not in layer_names:
+            raise UserError(
+                f"--{flag}={text}: no layer {word or 'without a name'}; say none, or of "
+                f"{', '.join(layer_names)}"
+            )
+        named |= special.get(word, {word})
+    return tuple(name for name in layer_names if name in named)

@@ -1,0 +1,1 @@
+"""What nodes are: figures, who holds what, simulated time."""

@@ -1,0 +1,248 @@
+"""What nodes can do: rate, memory, links, energy and the hours in which they are free. From a file
+or a generator.
+
+Windows are the tidal effect: devices are free off-peak, in the same hours of every period
+(snake_learning_magazine, "Resource Availability"). All figures are stated, none is measured.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
+from snake_jax.config import RunConfig
+from snake_jax.errors import UserError
+
+DAY_S = 86400.0
+_NODE_TAG, _TIDE_TAG = 21, 22  # streams of the run's seed; schedule.py has the others
+_GIB = 2**30
+_MBIT_PER_S = 1e6 / 8
+_LARGEST = 1e30
+
+
+class Node(NamedTuple):
+    """A node's (or the server's) figures.
+
+    Attributes:
+      flops_per_s: floating-point operations in a second.
+      memory_bytes: what a visit may hold.
+      up_bytes_per_s: its link when it sends.
+      down_bytes_per_s: its link when it receives.
+      latency_s: its part of the delay of a message.
+      joules_per_flop: of computing.
+      joules_per_byte: of sending or receiving.
+      energy_price: cost of a joule, in any unit; 1 counts joules.
+      windows: `(start_s, end_s)` in the fleet's period when it is free, in order; empty: always.
+    """
+
+    flops_per_s: float
+    memory_bytes: int
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    latency_s: float
+    joules_per_flop: float
+    joules_per_byte: float
+    energy_price: float = 1.0
+    windows: tuple[tuple[float, float], ...] = ()
+
+
+class Fleet(NamedTuple):
+    """All nodes, the server (always there), and the seconds after which windows repeat."""
+
+    nodes: tuple[Node, ...]
+    server: Node
+    period_s: float = DAY_S
+
+
+# A small edge device at 10 W on a home's link, and a machine in a data centre at 100 W.
+EDGE = Node(1e11, 4 * _GIB, 10 * _MBIT_PER_S, 50 * _MBIT_PER_S, 0.02, 1e-10, 1e-6)
+SERVER = Node(1e13, 256 * _GIB, 1000 * _MBIT_PER_S, 1000 * _MBIT_PER_S, 0.001, 1e-11, 1e-8)
+
+_FIGURES = tuple(name for name in Node._fields if name != "windows")
+# What is divided by must not be nearly 0, and no fleet needs less than these.
+_LEAST = dict.fromkeys(("flops_per_s", "memory_bytes", "up_bytes_per_s", "down_bytes_per_s"), 1.0)
+
+
+def of_config(config: RunConfig) -> Fleet:
+    """The fleet that `--node_file`, or `--node_spread` and `--tidal`, describe.
+
+    Raises:
+      UserError: the file is wrong, or flags of the generator stand beside it.
+    """
+    if not config.node_file:
+        return make_fleet(config.nodes, config.node_spread, config.seed, config.tidal)
+    for flag, default in (("node_spread", 0), ("tidal", 1)):
+        if getattr(config, flag) != default:
+            raise UserError(
+                f"--{flag}={getattr(config, flag)}: --node_file says what nodes can do; leave one "
+                f"out"
+            )
+    return read_fleet(config.node_file, config.nodes)
+
+
+def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Fleet:
+    """Nodes around `EDGE`, and `SERVER`.
+
+    Args:
+      count: of nodes. A node's figures do not depend on it.
+      spread: sigma of the lognormal factor (median 1) on each figure of each node; 0: all alike.
+      seed: of the factors and phases.
+      tidal: the share of a day each node is free, in one stretch whose start is drawn; in whole
+        seconds, at least one.
+    """
+    return Fleet(tuple(_drawn(seed, node, spread, tidal) for node in range(count)), SERVER, DAY_S)
+
+
+def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
+    factors = np.random.default_rng([seed, _NODE_TAG, node]).lognormal(0.0, spread, len(_FIGURES))
+    pairs = zip(_FIGURES, factors, strict=True)
+    figures = {
+        name: max(_LEAST.get(name, 0.0), getattr(EDGE, name) * float(f)) for name, f in pairs
+    }
+    figures["memory_bytes"] = int(figures["memory_bytes"])
+    start = int(np.random.default_rng([seed, _TIDE_TAG, node]).integers(int(DAY_S)))
+    return Node(**figures, windows=_stretch(start, max(1, round(tidal * DAY_S))))
+
+
+def _stretch(start_s: int, length_s: int) -> tuple[tuple[float, float], ...]:
+    """A window in the day; where it runs past midnight, as its two parts."""
+    if length_s >= DAY_S:
+        return ()
+    end_s = float(start_s + length_s)
+    if end_s <= DAY_S:
+        return ((float(start_s), end_s),)
+    return ((0.0, end_s - DAY_S), (float(start_s), DAY_S))
+
+
+def write_fleet(fleet: Fleet, path: str) -> None:
+    """Writes a fleet as JSON that `read_fleet` reads back equal."""
+    content = {"period_s": fleet.period_s, "server": _written(fleet.server)}
+    text = json.dumps(content | {"nodes": [_written(node) for node in fleet.nodes]}, indent=2)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _written(node: Node) -> dict[str, Any]:
+    return {name: value for name, value in node._asdict().items() if name != "windows" or value}
+
+
+def read_fleet(path: str, count: int) -> Fleet:
+    """Reads the first `count` nodes of a YAML file, or of a JSON file if its name ends in `.json`.
+
+    The file is a mapping with `nodes`, a list of entries. An entry has keys of `Node` and, to stand
+    for several nodes alike, `count`. What it leaves out comes from `defaults`, then from `EDGE`;
+    `server` likewise, from `SERVER`. `period_s` is the period of the windows, a day if left out:
+
+        defaults: {memory_bytes: 2e9}
+        nodes:
+          - {count: 8, flops_per_s: 5e10}
+          - {windows: [[0, 21600], [79200, 86400]]}
+
+    Raises:
+      UserError: the file is missing or not of this form, or has fewer nodes.
+    """
+    where = f"--node_file={path}"
+    content = _mapping(where, _load(path), ("nodes", "defaults", "server", "period_s"))
+    period_s = _number(f"{where}: period_s", content.get("period_s", DAY_S), 60.0)
+    server = _node(f"{where}: server", content.get("server", {}), SERVER, _FIGURES, period_s)
+    base = _node(f"{where}: defaults", content.get("defaults", {}), EDGE, Node._fields, period_s)
+    entries = content.get("nodes")
+    if not isinstance(entries, list):
+        raise UserError(
+            f"{where}: nodes must be a list of entries, one a node or, with count, for several"
+        )
+    nodes: list[Node] = []
+    listed = 0
+    for index, entry in enumerate(entries):
+        node = _node(f"{where}: nodes[{index}]", entry, base, (*Node._fields, "count"), period_s)
+        repeats = _repeats(f"{where}: nodes[{index}]: count", entry.get("count", 1))
+        nodes += [node] * min(repeats, count - len(nodes))
+        listed += repeats
+    if listed < count:
+        raise UserError(
+            f"{where}: describes {listed} nodes, fewer than --nodes={count}: add some or lower "
+            f"--nodes"
+        )
+    return Fleet(tuple(nodes), server, period_s)
+
+
+def _load(path: str) -> Any:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"--node_file={path}: {reason}; leave it empty to have nodes generated"
+        ) from None
+    except ValueError:
+        raise UserError(f"--node_file={path}: not a text file in UTF-8") from None
+    kind = "JSON" if path.endswith(".json") else "YAML"
+    try:
+        return json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--node_file={path}: not {kind}: {reason}") from None
+
+
+def _mapping(where: str, value: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be a mapping with keys among {', '.join(known)}")
+    if unknown := [key for key in value if key not in known]:
+        raise UserError(f"{where}: unknown key {unknown[0]}; known are {', '.join(known)}")
+    return value
+
+
+def _node(where: str, value: Any, base: Node, known: tuple[str, ...], period_s: float) -> Node:
+    given = _mapping(where, value, known)
+    figures: dict[str, Any] = {
+        name: _number(f"{where}: {name}", given[name], _LEAST.get(name, 0.0))
+        for name in _FIGURES
+        if name in given
+    }
+    if "memory_bytes" in given:
+        figures["memory_bytes"] = int(figures["memory_bytes"])
+    if "windows" in given:
+        figures["windows"] = _windows(f"{where}: windows", given["windows"], period_s)
+    return base._replace(**figures)
+
+
+def _number(where: str, value: Any, least: float) -> float:
+    """A finite number; also from text, because YAML takes `1e11` for text (it wants `1.0e+11`)."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number <= _LARGEST:
+        raise UserError(f"{where}: {value!r} is not a number from {least:g} to {_LARGEST:g}")
+    return number
+
+
+def _repeats(where: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{where}: {value!r} is not a whole number from 1")
+    return value
+
+
+def _windows(where: str, value: Any, period_s: float) -> tuple[tuple[float, float], ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError(
+            f"{where}: must be a list of [start_s, end_s]; leave it out where a node is always free"
+        )
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise UserError(f"{where}: every window must be a pair [start_s, end_s]")
+    windows = sorted((_number(where, start, 0.0), _number(where, end, 0.0)) for start, end in value)
+    for start_s, end_s in windows:
+        if end_s > period_s:
+            raise UserError(
+                f"{where}: [{start_s:g}, {end_s:g}] ends outside the period of {period_s:g} s"
+            )
+        if end_s - start_s < 1:
+            raise UserError(f"{where}: [{start_s:g}, {end_s:g}] must be at least a second long")
+    for (_, end_s), (start_s, _) in itertools.pairwise(windows):
+        if start_s < end_s:
+            raise UserError(f"{where}: two windows overlap at {start_s:g} s: join them")
+    return tuple(windows)

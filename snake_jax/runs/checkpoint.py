@@ -1,0 +1,148 @@
+"""Checkpoints of a run, written by orbax after every round: arrays, and what else is needed to go
+on.
+
+Each carries a checksum of every array, so that a damaged one is recognised and the one before it
+used.
+"""
+
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from snake_jax.errors import UserError
+from snake_jax.params import PyTree
+from snake_jax.runs import storage
+
+
+class Saved(NamedTuple):
+    """A checkpoint: rounds finished, a tree of arrays, and a JSON-able dict."""
+
+    rounds: int
+    tree: PyTree
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder; the last two are kept. One process of a run opens them, see
+    `processes`.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Opens the folder, here or in a bucket, making it where needed."""
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        here, folder = jax.process_index(), epath.Path(path)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            # It would wait for the other processes otherwise.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here, active_processes={here}
+            ),
+            create=False,
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(storage.absolute(folder), options=options)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be used for checkpoints: {error.strerror or error}"
+            ) from error
+        self._folder = folder
+
+    def save(self, saved: Saved) -> None:
+        """Writes a checkpoint unless there is one of so many rounds; when it returns, a kill loses
+        nothing of it.
+        """
+        if saved.rounds in self._manager.all_steps():
+            return
+        arrays = _flatten(
+            jax.device_get(saved.tree)
+        )  # on the host, where no device is written down as their place
+        meta = {
+            **saved.meta,
+            "checksums": {name: _checksum(value) for name, value in arrays.items()},
+        }
+        items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
+        self._manager.save(saved.rounds, args=items)
+
+    def restore(
+        self, tree_for: Callable[[dict[str, Any]], PyTree], warn: Callable[[str], None]
+    ) -> Saved | None:
+        """The newest sound checkpoint, None where there is none yet; damaged newer ones are then
+        deleted.
+
+        Args:
+          tree_for: the expected tree (shapes suffice), given the checkpoint's meta dict.
+          warn: is told of every damaged checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read; they are left as they are.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for age, step in enumerate(steps):
+            try:
+                saved = self._restore(step, tree_for)
+            except Exception as error:  # damage shows as whatever the storage library makes of it
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
+                warn(f"checkpoint {self._folder / str(step)} is damaged and left out ({reason})")
+                continue
+            for damaged in steps[:age]:
+                self._manager.delete(damaged)
+            return saved
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read; give another --workdir to start anew"
+            )
+        return None
+
+    def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
+        target, checksums = tree_for(meta), meta.pop("checksums")
+        arrays = {}
+        for name, expected in _flatten(target).items():
+            arrays[name] = self._read(step, name)
+            if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
+                raise ValueError(f"array {name} is {arrays[name].dtype} {arrays[name].shape}")
+            if _checksum(arrays[name]) != checksums[name]:
+                raise ValueError(f"checksum of array {name} differs")
+        return Saved(step, jax.tree.unflatten(jax.tree.structure(target), arrays.values()), meta)
+
+    def _read(self, step: int, name: str) -> np.ndarray:
+        """One array. One at a time, because where one of several fails, the others complain on
+        stderr later.
+        """
+        args = ocp.args.PyTreeRestore(
+            {name: 0},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
+            partial_restore=True,
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(arrays=args))["arrays"][name]
+
+    def close(self) -> None:
+        """Ends the manager's threads."""
+        self._manager.close()
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs every file operation, and damage that `restore` reports."""
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by position: plain names, whatever containers the tree is made of."""
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _checksum(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(jax.device_get(array)).view(np.uint8).data)

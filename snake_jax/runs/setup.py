@@ -1,0 +1,174 @@
+"""What a run is before it begins: its configuration checked, its data, network and plan, and its
+task.
+
+`classification` and `tuning` make one from a configuration; `runner`, `costs` and `workdir` go on
+from there and know no task.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from snake_jax.algorithms import schedule
+from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.chain import Chain
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.visits import Round, VisitResult
+from snake_jax.config import RunConfig
+from snake_jax.errors import UserError
+from snake_jax.models.layered import Layer
+from snake_jax.nodes.fleet import Fleet
+from snake_jax.nodes.ledger import Sizes
+from snake_jax.params import Params, select
+from snake_jax.train.optimizers import OptimizerStates, init_states, update_rule
+
+
+class Task(NamedTuple):
+    """What kind of model a run trains on what kind of data; all are functions of the setup.
+
+    Attributes:
+      params: all that may train, at the start, in full precision.
+      like: the shapes of `params`, made without reading or computing anything.
+      executor: carries out visits; puts data on the device.
+      work: `VisitResult -> {role: FLOPs}`.
+      sizes: bytes of everything that may travel.
+      record: what a line of metrics says besides, from the round's results and scores.
+      summary: what summary.json says besides, from the executor and the lines.
+    """
+
+    params: Callable[["Setup"], Params]
+    like: Callable[["Setup"], Params]
+    executor: Callable[["Setup"], Any]
+    work: Callable[["Setup"], Callable[[VisitResult], Mapping[int, int]]]
+    sizes: Callable[["Setup"], Sizes]
+    record: Callable[[Sequence[VisitResult], tuple[float | None, float | None]], dict[str, Any]]
+    summary: Callable[["Setup", Any, Sequence[dict[str, Any]]], dict[str, Any]]
+
+
+class Setup(NamedTuple):
+    """A checked configuration with its data, network and plan.
+
+    Attributes:
+      task: what kind of run it is.
+      config: as given.
+      algorithm: the method.
+      dataset: images, cleaned, or text.
+      quality: what cleaning did, one line.
+      shards: each node's indices into the training examples, as the method trains on them.
+      divergence: between the nodes' label distributions, by `config.distill_measure`.
+      distilled: whether visits distill.
+      model: the network, a `LayeredModel` or a `LanguageModel`.
+      plan: what the schedule depends on.
+      chain: where the layers of a visit lie.
+      auxiliary: layers that train beside the model's.
+      fleet: what nodes and server can do, for assignments and for the clock.
+      adapters: names of what trains in the place of blocks.
+    """
+
+    task: Task
+    config: Any
+    algorithm: Algorithm
+    dataset: Any
+    quality: str
+    shards: Sequence[Any]
+    divergence: float
+    distilled: bool
+    model: Any
+    plan: Plan
+    chain: Chain
+    auxiliary: tuple[Layer, ...]
+    fleet: Fleet
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The model's order, and after it auxiliary layers and adapters."""
+        return (
+            self.model.layer_names + tuple(layer.name for layer in self.auxiliary) + self.adapters
+        )
+
+
+def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
+    """Flags that the algorithm has no use for are refused rather than ignored."""
+    special = {flag for other in ALGORITHMS.values() for flag in other.flags}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in special - algorithm.flags and value not in (field.default, "off"):
+            users = ", ".join(
+                other.name for other in ALGORITHMS.values() if field.name in other.flags
+            )
+            raise UserError(
+                f"--{field.name}={value}: {algorithm.name} has no use for it; it is for {users}"
+            )
+    for flag in ("nodes_per_round", "parallel"):
+        if (value := getattr(config, flag)) > config.nodes:
+            raise UserError(f"--{flag}={value} is more than --nodes={config.nodes}")
+    if config.parallel > 1:
+        _check_parallel(config)
+    schedule.interruptions(config)
+
+
+def _check_parallel(config: RunConfig) -> None:
+    if config.mode == "peer_to_peer":
+        raise UserError(
+            f"--parallel={config.parallel}: the server averages the nodes; leave "
+            f"--mode=client_server"
+        )
+    if config.interrupt or config.fault_rate:
+        raise UserError(
+            f"--parallel={config.parallel}: an idle node can take over for one node; leave "
+            f"--interrupt out"
+        )
+    if config.assign != "serpentine":
+        raise UserError(
+            f"--parallel={config.parallel}: nodes side by side take turns; leave "
+            f"--assign=serpentine"
+        )
+    if config.carry_optimizer_state:
+        raise UserError(
+            f"--parallel={config.parallel}: side by side there is no one state to carry on"
+        )
+
+
+def check_interruptions(setup: Setup) -> None:
+    """Refuses interruptions of visits that there are not."""
+    last = rounds(setup)[-1][-1].turn
+    if late := [turn for turn in schedule.interruptions(setup.config) if turn > last]:
+        raise UserError(
+            f"--interrupt={setup.config.interrupt}: there is no visit {late[0]}; the last is {last}"
+        )
+
+
+def rounds(setup: Setup) -> list[Round]:
+    """All rounds of the run, in order."""
+    return [
+        r for cycle in range(setup.config.cycles) for r in setup.algorithm.rounds(setup.plan, cycle)
+    ]
+
+
+def make_rule(config: RunConfig) -> optax.GradientTransformation:
+    """The update rule of the configuration."""
+    return update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def state_like(
+    setup: Setup, layers_with_state: Sequence[str]
+) -> tuple[Params, OptimizerStates, Any]:
+    """The shapes of a state's arrays, `(params, states, merge)`, given which layers have optimizer
+    states.
+    """
+
+    def make() -> tuple[Params, OptimizerStates, Any]:
+        params = setup.task.like(setup)
+        states = init_states(make_rule(setup.config), params, setup.layer_names)
+        return (
+            params,
+            select(states, layers_with_state),
+            setup.algorithm.init_merge(setup.config, params),
+        )
+
+    return jax.eval_shape(make)

@@ -1,0 +1,281 @@
+"""Executors: the same visits give the same results however nodes are emulated, in one program an
+assignment.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from snake_jax.algorithms.visits import Visit
+from snake_jax.config import ImageConfig
+from snake_jax.data.images import augmentation
+from snake_jax.engines.emulations import EMULATIONS
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.local import Executor
+from snake_jax.params import num_bytes
+from snake_jax.runs import loop
+from snake_jax.train.image_step import Distillation, LocalStep
+from snake_jax.train.optimizers import init_states
+from tests.helpers import close, random_examples, same_bits, small_model, small_step
+from tests.launches import ROOT
+
+SHARDS = [np.arange(10), np.arange(10, 14), np.arange(14, 31), np.arange(31, 33), np.arange(33, 48)]
+ENDS, MIDDLE = ("fc1", "fc4"), ("fc2", "fc4")
+SETTINGS = VisitSettings(
+    local_epochs=3, batch_size=4, frozen_dtype="float32", early_stop=0.0, seed=7
+)
+SEVERAL = tuple(name for name in EMULATIONS if name != "loop")
+
+
+class Case(NamedTuple):
+    """Visits of a round and what they train."""
+
+    visits: tuple[Visit, ...]
+    step: dict[str, Any] = {}  # noqa: RUF012 NamedTuples have no other defaults
+    settings: dict[str, Any] = {}  # noqa: RUF012
+    dropout: float = 0.0
+    carried: bool = False
+
+
+def visits(*layers, shares=()):
+    """One visit a node."""
+    whole = [(0.0, 1.0)] * (len(layers) - len(shares))
+    return tuple(
+        Visit(3, 1, node, *pair)
+        for node, pair in enumerate(zip(layers, [*shares, *whole], strict=True))
+    )
+
+
+CASES = {
+    "unequal data, cut short, ending early": Case(
+        visits(*[ENDS] * 5, shares=[(0.0, 0.4), (0.4, 1.0), (0.0, 0.0)]),
+        settings={"early_stop": 0.5},
+    ),
+    "unlike layers, distilled, frozen in int8, random": Case(
+        visits(ENDS, MIDDLE, ENDS, ("fc3",), MIDDLE),
+        {
+            "distillation": Distillation(2.0, 0.5),
+            "augment": lambda key, x: augmentation.augment("crop_flip", key, x),
+        },
+        {"frozen_dtype": "int8", "local_epochs": 2},
+        dropout=0.3,
+    ),
+    "carried optimizer states": Case(
+        visits(*[MIDDLE] * 3), {"optimizer": "adam", "clip_norm": 0.1}, carried=True
+    ),
+}
+
+
+def make(case, emulation, train=None, shards=SHARDS):
+    """An executor and the parameters to start from."""
+    model, params = small_model("mlp", dropout=case.dropout)
+    step = small_step(model, **case.step)
+    train = train or random_examples(48)
+    settings = SETTINGS._replace(**case.settings)
+    return Executor(step, train, random_examples(9, seed=1), shards, settings, emulation), params
+
+
+def results(case, emulation):
+    """What the visits give back."""
+    executor, params = make(case, emulation)
+    states = (
+        init_states(executor._step.rule, params, executor._step.layer_names) if case.carried else {}
+    )
+    states = jax.tree.map(lambda x: x + 1, {name: states[name] for name in states if name != "fc2"})
+    before = jax.tree.map(np.array, (params, states))
+    done = executor.run(case.visits, params, states, 0.05)
+    assert same_bits(before, (params, states)), "what was given is left as it was"
+    return done
+
+
+@pytest.mark.parametrize("emulation", SEVERAL)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_side_by_side_gives_what_one_after_the_other_gives(case, emulation, loop_results):
+    for ours, theirs in zip(results(case, emulation), loop_results(case), strict=True):
+        assert ours.visit == theirs.visit
+        assert close(ours.layers, theirs.layers, rtol=1e-4, atol=1e-5)
+        assert close(ours.states, theirs.states, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours.loss, theirs.loss, rtol=1e-5)
+        same = ("finite", "iterations", "examples", "examples_held")
+        assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
+
+
+@pytest.fixture(scope="module")
+def loop_results():
+    done = {}
+
+    def of(case):
+        return done.setdefault(id(case), results(case, "loop"))
+
+    return of
+
+
+def test_the_cases_are_what_they_say(loop_results):
+    early, random, carried = map(loop_results, CASES.values())
+    full = [3 * -(-len(shard) // 4) for shard in SHARDS]
+    assert [r.iterations for r in early][:3] == [
+        int(0.4 * full[0]),
+        full[1] - int(0.4 * full[1]),
+        0,
+    ]
+    assert np.isnan(early[2].loss)
+    assert (early[3].iterations, early[4].iterations) == (full[3], full[4] - 4), (
+        "the last visit ended early"
+    )
+    fresh = results(CASES["carried optimizer states"]._replace(carried=False), "loop")
+    assert not close(carried[0].layers, fresh[0].layers, rtol=1e-3)
+    assert [set(r.layers) for r in random] == [
+        set(ENDS),
+        set(MIDDLE),
+        set(ENDS),
+        {"fc3"},
+        set(MIDDLE),
+    ]
+
+
+@pytest.mark.parametrize("emulation", SEVERAL)
+def test_one_program_serves_rounds_of_unlike_numbers_of_nodes(emulation):
+    executor, params = make(Case(()), emulation)
+    rounds = [visits(*[ENDS] * count) for count in (4, 2, 3)]
+    executor.compile(rounds, params, done=1)
+    ((program, _),) = executor._groups(rounds[1])
+    assert math.prod(program.lead) == 4, "as in a run that was not cut off after the first round"
+    programs = list(executor._programs.values())
+    three = executor.run(rounds[2], params, {}, 0.05)
+    executor.evaluate(params)
+    assert list(executor._programs.values()) == programs
+    assert len(programs) == 2, "of the round and of the evaluation"
+    unknown, _ = make(Case(()), emulation)
+    again = unknown.run(rounds[2], params, {}, 0.05)
+    assert all(
+        close(a.layers, b.layers, rtol=1e-4, atol=1e-5) for a, b in zip(three, again, strict=True)
+    )
+
+
+@pytest.mark.parametrize("emulation", SEVERAL)
+def test_a_program_s_seconds_are_shared_by_those_it_trained(emulation):
+    executor, params = make(Case(()), emulation)
+    *working, idle = executor.run(
+        visits(*[ENDS] * 3, shares=[(0, 1), (0, 1), (0, 0)]), params, {}, 0.05
+    )
+    assert working[0].train_s == working[1].train_s > 0 == idle.train_s
+    assert executor.compilations.peak_bytes is None, (
+        "a node's memory is not seen in a program of three"
+    )
+
+
+def fedavg(nodes, emulation="loop", **flags):
+    """An executor, the rounds and the reports of FedAvg on the digits."""
+    flags = {"model": "mlp", "width": 0.25, "cycles": 3, "eval_every": 100, "batch_size": 1} | flags
+    setup = loop.prepare(ImageConfig(algorithm="fedavg", nodes=nodes, executor=emulation, **flags))
+    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+    return executor, loop.rounds(setup), loop.train(setup, executor, state, lambda state: None)
+
+
+@pytest.mark.parametrize("emulation", EMULATIONS)
+def test_no_round_compiles_anything_anew(emulation, monkeypatch):
+    traced = []
+    inner = LocalStep.prepare
+    monkeypatch.setattr(
+        LocalStep, "prepare", lambda self, subtree: (traced.append(1), inner(self, subtree))[1]
+    )
+    executor, _, reports = fedavg(
+        20, emulation, nodes_per_round=3, partition="dirichlet_split", batch_size=32
+    )
+    next(reports)
+    first = len(traced)
+    assert [report.record["iterations"] > 0 for report in reports] == [True, True]
+    assert (len(traced), executor.compilations.programs) == (first, 2)
+
+
+@pytest.mark.parametrize("emulation", ["loop", "vmap"])
+def test_memory_does_not_grow_with_virtual_nodes(emulation):
+    def of(nodes):
+        executor, _, reports = fedavg(nodes, emulation, nodes_per_round=10, cycles=2)
+        before = num_bytes(jax.live_arrays())
+        states = [report.state for report in reports]
+        live = num_bytes(jax.live_arrays()) - before
+        program = next(iter(executor._programs.values())).memory_analysis()
+        batches = (
+            (10 if emulation == "vmap" else 1) * executor._rows * 8
+        )  # an index, a weight; one example in each
+        held = len(states[-1].network.held)
+        return program.argument_size_in_bytes - batches, program.temp_size_in_bytes, live, held
+
+    few, many = of(20), of(1000)
+    assert many[0] == few[0]
+    assert many[1] <= few[1]
+    assert many[2] <= few[2] + 1024
+    assert many[3] <= 1 + 2 * 10, "the server and who was visited"
+
+
+EIGHT_DEVICES = """
+import json, sys
+import jax, numpy as np
+from snake_jax.runs import loop
+from snake_jax.config import ImageConfig
+
+assert len(jax.devices()) == 8
+small = {"model": "mlp", "width": 0.25, "cycles": 2, "eval_every": 100}
+small |= {"local_epochs": 2, "batch_size": 64, "train_examples": 600}
+uneven = {"partition": "dirichlet_split", "alpha": 0.5}
+methods = {
+    "fedavg": ({"nodes": 11, "early_stop": 0.05, **uneven}, ("loop", "vmap", "pmap", "shard_map")),
+    "sequential": ({"nodes": 3, "cycles": 1, **uneven}, ("loop", "pmap")),
+    "snake": (
+        {"nodes": 4, "cycles": 1, "parallel": 3, "frozen_dtype": "int8"},
+        ("loop", "vmap", "pmap"),
+    ),
+    "splitfed": ({"nodes": 3, "cut": "fc1", "tail": 1}, ("loop", "vmap", "pmap")),
+    "accelerated_fl": ({"nodes": 9, **uneven}, ("loop", "vmap", "shard_map")),
+}
+report = {}
+for name, (flags, executors) in methods.items():
+    for executor in executors:
+        flags |= {"algorithm": name, "executor": executor}
+        setup = loop.prepare(ImageConfig(**{**small, **flags}))
+        made, state = loop.make_executor(setup), loop.initial_state(setup)
+        *_, last = loop.train(setup, made, state, lambda state: None)
+        values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(last.state.params)])
+        told = ("iterations", "examples", "loss", "accuracy", "bytes_up")
+        record = {key: last.record[key] for key in told}
+        report.setdefault(name, {})[executor] = record | {"values": values[::50].tolist()}
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices():
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-W", "error", "-c", EIGHT_DEVICES]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return json.loads(ended.stdout)
+
+
+def test_methods_end_alike_on_eight_devices(on_eight_devices):
+    assert {executor for found in on_eight_devices.values() for executor in found} == set(
+        EMULATIONS
+    )
+    for name, by_executor in on_eight_devices.items():
+        expected = by_executor.pop("loop")
+        for executor, found in by_executor.items():
+            for key, value in expected.items():
+                np.testing.assert_allclose(
+                    found[key], value, rtol=1e-4, atol=1e-5, err_msg=f"{name} {executor} {key}"
+                )
+
+
+def test_only_whole_numbers_of_devices_share_a_program():
+    executor, _ = make(Case(()), "pmap")
+    (program, numbers), (alone, _) = executor._groups(visits(ENDS, MIDDLE, ENDS))
+    assert (program.lead, numbers, alone.lead) == ((1, 2), [0, 2], ())

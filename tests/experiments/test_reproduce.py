@@ -1,0 +1,353 @@
+"""Every figure at smoke scale from one launch; what is kept adds up, goes on, and is tuned on no
+test example.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.reproduction import cases, figures, language, runs, tables, tuning, vision
+from experiments.reproduction.cases import Case
+from experiments.reproduction.runs import Clock, Study
+from experiments.reproduction.vision import METHODS, ORDERS
+from snake_jax.errors import UserError
+from snake_jax.runs import loop
+
+ROOT = Path(__file__).parents[2]
+SMOKE = vision.SCALES["smoke"]
+pytestmark = pytest.mark.timeout(600)
+
+
+def launch(*launches):
+    """Exit code, output and errors of each launch, given as lists of flags, one after the other in
+    one process.
+    """
+    script = f"""
+import contextlib, io, json, sys
+from absl import flags
+from experiments import reproduce
+from snake_jax.cli import launch
+for words in {[list(map(str, words)) for words in launches]!r}:
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS.flags_by_module_dict()["experiments.reproduce"]:
+        flag.unparse()
+    sys.argv = ["reproduce.py", *words]
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        try:
+            launch.run(reproduce.main)
+        except SystemExit as ended:
+            code = ended.code
+    print(json.dumps([code, out.getvalue(), errors.getvalue()]))
+"""
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of one launch of all figures."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    flags = ("--scale=smoke", f"--workdir={folder / 'runs'}", f"--results={folder / 'results'}")
+    ((code, out, errors),) = launch(["--figure=all", *flags, "--jobs=2"])
+    assert (code, errors) == (0, "")
+    assert "run 1 of 22: " in out
+    assert "run 1 of 16: " in out
+    return folder
+
+
+def study_of(folder, results="results", topic=vision.TOPIC):
+    place, workdir, scale = folder / results / "smoke", folder / "runs/smoke", topic.scales["smoke"]
+    sources = (
+        {"data": "digits"}
+        if topic is vision.TOPIC
+        else language.sources("smoke", "", "", workdir, False)
+    )
+    return Study(topic, "smoke", scale, sources, workdir, place, tuning.read_rates(place, topic))
+
+
+def numbers(made, figure):
+    return json.loads((made / "results/smoke" / f"figure{figure}.json").read_text())
+
+
+def kept(made, row):
+    """(metrics, summary, configuration) of the run of a row, as kept."""
+    folder = made / "results/smoke/runs" / row["run"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines, *(
+        json.loads((folder / name).read_text()) for name in ("summary.json", "config.json")
+    )
+
+
+@pytest.mark.parametrize("figure", figures.FIGURES)
+def test_a_figure_has_its_picture_and_its_tables(made, figure):
+    folder = made / "results/smoke"
+    assert (folder / f"figure{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert f"# Figure {figure}: " in (folder / f"figure{figure}.md").read_text()
+    found = numbers(made, figure)
+    assert found.get("missing", []) == []
+    rows = {"2": len(METHODS), "4": 11, "5": 12, "6": 8, "7": 4, "8": 6, "9": 8}[figure]
+    assert len(found["rows"]) == rows
+
+
+def test_rows_are_the_sums_of_the_kept_metrics(made):
+    for row in numbers(made, "5")["rows"]:
+        lines, summary, _ = kept(made, row)
+        for key in ("iterations", "examples", "train_flops", "server_flops", "synchronisations"):
+            assert row[key] == sum(line[key] for line in lines)
+        assert row["bytes"] == sum(line["bytes_up"] + line["bytes_down"] for line in lines)
+        assert row["iterations_per_node"] == row["iterations"] / 3
+        assert row["final_accuracy"] == lines[-1]["accuracy"] == summary["final_accuracy"]
+        first = next(
+            (i for i, line in enumerate(lines) if (line["accuracy"] or 0) >= SMOKE.target), None
+        )
+        upto = None if first is None else sum(line["iterations"] for line in lines[: first + 1]) / 3
+        assert row["iterations_per_node_to_target"] == upto
+
+
+def test_a_run_is_kept_without_ledger_and_checkpoints(made):
+    names = sorted(
+        path.name for path in (made / "results/smoke/runs/snake_iid_e1_lr0.03_s0").iterdir()
+    )
+    assert names == ["config.json", "metrics.jsonl", "summary.json"]
+
+
+def test_figures_share_runs_and_differ_in_what_they_say(made):
+    plain = numbers(made, "7")["rows"][0]
+    assert plain == numbers(made, "8")["rows"][0]
+    assert plain in numbers(made, "5")["rows"]
+    assert [row["order"] for row in numbers(made, "8")["rows"]] == 2 * list(ORDERS)
+
+
+def test_the_interrupted_layers_visit_is_taken_over_in_every_cycle(made):
+    run = study_of(made).read(Case("snake", "iid", interrupted=True))
+    layer = vision.interrupted_layer(SMOKE)
+    cut = [(record["cycle"], record["event"]) for record in run.metrics if record["event"]]
+    assert cut == [(cycle, event) for cycle in range(2) for event in ("interrupted", "takeover")]
+    assert all(layer in record["layers"] for record in run.metrics if record["event"])
+    assert run.metrics[-1]["accuracy"] is not None
+
+
+def test_the_papers_interrupted_layer_is_the_fifth():
+    assert vision.interrupted_layer(vision.SCALES["cpu"]) == "conv5"
+    config = vision.config_of(
+        Case("snake", "iid", interrupted=True), vision.SCALES["cpu"], {"data": "cifar10"}, 0.1
+    )
+    assert config.interrupt.startswith("3@0.5,12@0.5,21@0.5")
+
+
+def test_a_nodes_state_is_what_it_holds(made):
+    rows = {row["method"]: row for row in numbers(made, "2")["rows"]}
+    whole = 4 * kept(made, rows["fedavg"])[1]["num_params"]
+    fedavg = rows["fedavg"]["node_memory"]
+    assert (fedavg["weights"], fedavg["gradients"], fedavg["optimizer"]) == (whole, whole, whole)
+    for method in ("split", "splitfed", "accelerated_fl", "random_walking_snakes"):
+        assert rows[method]["node_memory"]["together"] < fedavg["together"]
+        assert rows[method]["compiled_peak_bytes"] is None
+    snake = rows["snake"]["node_memory"]
+    assert snake["weights"] == whole
+    assert snake["gradients"] == snake["optimizer"] < whole
+    assert rows["fedavg"]["bytes_per_visit"] == 2 * whole
+
+
+def test_the_layers_table_is_of_the_papers_network():
+    rows = tables.layers_table()
+    assert sum(row["parameters"] for row in rows) == 9_750_922
+    assert rows[0]["input_gradient_flops"] == 0
+    assert all(0 < row["visit_flops_share"] < 1 for row in rows)
+
+
+def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
+    study = study_of(made, "tuned")
+    said = []
+    tuned = tuning.tune(study, ["7"], Clock(0), said.append)
+    for partition in vision.PARTITIONS:
+        entry = tuned.rates[f"snake/{partition}"]
+        losses = {}
+        for rate in SMOKE.grid:
+            case = Case("snake", partition, tried=rate)
+            losses[rate] = tuned.read(case).metrics[-1]["test_loss"]
+            assert tuned.config(case).validation == SMOKE.validation
+        assert entry["validation_loss"] == {f"{rate:g}": loss for rate, loss in losses.items()}
+        assert entry["chosen"] == min(losses, key=losses.get)
+        assert tuned.config(Case("snake", partition)).learning_rate == entry["chosen"]
+    assert study_of(made, "tuned").rates == tuned.rates
+    assert tuned.rate(Case("fedavg", "iid")) == SMOKE.rates["fedavg"]
+
+
+def test_tuning_holds_out_training_examples(made):
+    study = study_of(made)
+    tuning = loop.prepare(study.config(Case("snake", "iid", tried=0.03))).dataset
+    study_data = loop.prepare(study.config(Case("snake", "iid"))).dataset
+    assert (len(tuning.train.labels), len(tuning.test.labels)) == (72, 24)
+    assert len(study_data.train.labels) == 96
+    train = {image.tobytes() for image in study_data.train.images}
+    assert all(image.tobytes() in train for image in tuning.test.images)
+
+
+def test_when_time_is_up_the_rest_waits(made):
+    study = study_of(made)._replace(workdir=made / "later")
+    said = []
+    runs.carry_out(study, [Case("fedavg", "iid"), Case("snake", "iid")], Clock(1e-9), said.append)
+    assert said == ["not finished: 2 of 2 runs; the same command goes on"]
+
+
+def test_a_folder_of_other_flags_is_refused(made):
+    study = study_of(made)
+    with pytest.raises(UserError, match=r"holds a run with other flags: --cycles=2 \(here 3\)"):
+        study._replace(scale=SMOKE._replace(cycles={1: 3})).finished(Case("snake", "iid"))
+
+
+def test_paths_of_this_machine_are_not_kept(tmp_path):
+    assert vision.TOPIC.public("npz:/home/someone/cifar10") == "cifar10"
+    assert language.TOPIC.public("/home/someone/opt-1.3b") == "opt-1.3b"
+    assert (
+        language.TOPIC.public("/home/a.jsonl,pydoc, Dahoas/rm-static")
+        == "a.jsonl,pydoc,Dahoas/rm-static"
+    )
+
+
+@pytest.mark.parametrize("topic", figures.TOPICS, ids=[topic.name for topic in figures.TOPICS])
+@pytest.mark.parametrize("scale", vision.SCALES)
+def test_every_case_of_every_scale_is_a_configuration(scale, topic):
+    sources = (
+        {"data": "cifar10"}
+        if topic is vision.TOPIC
+        else language.sources(scale, "tiny-llama", "x", Path(), True)
+    )
+    study = Study(topic, scale, topic.scales[scale], sources, Path("w"), Path("r"), {})
+    wanted = cases.of_figures(topic, topic.figures, study.scale)
+    assert len({study.name(case) for case in wanted}) == len(wanted)
+    assert [case.epochs for case in wanted] == sorted(case.epochs for case in wanted)
+    tried = cases.tuning(topic, topic.figures, study.scale)
+    assert all(study.config(case).seed == case.seed for case in [*wanted, *tried])
+
+
+def test_fine_tuning_rows_are_the_sums_of_the_kept_metrics(made):
+    for row in numbers(made, "6")["rows"] + numbers(made, "9")["rows"]:
+        lines, summary, config = kept(made, row)
+        for key in ("iterations", "tokens", "target_tokens", "train_flops"):
+            assert row[key] == sum(line[key] for line in lines)
+        assert row["bytes"] == sum(line["bytes_up"] + line["bytes_down"] for line in lines)
+        assert row["iterations_per_node"] == row["iterations"] / config["nodes"]
+        assert row["perplexity_after"] == lines[-1]["perplexity"] == summary["perplexity_after"]
+        assert row["perplexity_before"] == summary["perplexity_before"] > row["perplexity_after"]
+        assert all(
+            row[key] == summary[key] > 0
+            for key in ("peak_train_bytes", "state_bytes", "trainable_params")
+        )
+
+
+@pytest.mark.parametrize(("figure", "partition"), language.FIGURES.items())
+def test_fine_tuning_runs_are_what_the_figure_says(made, figure, partition):
+    rows = numbers(made, figure)["rows"]
+    assert [(row["epochs"], row["method"]) for row in rows] == [
+        (e, m) for e in (1, 3) for m in language.METHODS
+    ]
+    for row in rows:
+        lines, _, config = kept(made, row)
+        assert (config["partition"], config["local_epochs"], config["nodes"]) == (
+            partition,
+            row["epochs"],
+            4,
+        )
+        assert [config["algorithm"], config["lora_rank"] > 0] == [
+            row["method"].split("_")[0],
+            "lora" in row["method"],
+        ]
+        evaluated = sum(line["perplexity"] is not None for line in lines)
+        assert evaluated == language.SCALES["smoke"].cycles[row["epochs"]]
+
+
+def test_a_row_says_what_it_took_to_be_as_good_as_fl(made):
+    rows = {(row["method"], row["epochs"]): row for row in numbers(made, "6")["rows"]}
+    for (method, epochs), row in rows.items():
+        goal, lines = (
+            rows[method.replace("snake", "fedavg"), epochs]["perplexity_after"],
+            kept(made, row)[0],
+        )
+        first = next(
+            (i for i, line in enumerate(lines) if (line["perplexity"] or goal + 1) <= goal), None
+        )
+        upto = None if first is None else sum(line["train_flops"] for line in lines[: first + 1])
+        assert row["flops_to_fl"] == upto
+    assert (made / "results/smoke/figure6.md").read_text().count(
+        "of the final perplexity of FL"
+    ) == 4
+
+
+def test_language_is_tuned_on_training_text_alone(made):
+    study = study_of(made, "tuned", language.TOPIC)
+    tuned = tuning.tune(study, ["6"], Clock(1e-9), list[str]().append)
+    assert tuned.rates == {}
+    config = study.config(Case("snake_lora", "iid", tried=1e-3))
+    trained_on = {
+        pair.prompt
+        for pair in loop.prepare(study.config(Case("snake_lora", "iid"))).dataset.data.pairs
+    }
+    assert {
+        json.loads(line)["prompt"] for line in Path(config.data).read_text().splitlines()
+    } == trained_on
+    assert len(loop.prepare(config).dataset.data.pairs) == 18  # three quarters of the study's 24
+
+
+def test_a_pretrained_model_and_text_are_asked_for_where_the_scale_needs_them():
+    with pytest.raises(UserError, match="give --text_model=DIR"):
+        language.sources("cpu", "", "a.jsonl", Path(), False)
+    with pytest.raises(UserError, match=r"give --text_data=A.jsonl,B.jsonl"):
+        language.sources("cpu", "tests", "", Path(), False)
+    with pytest.raises(UserError, match="give --text_model=DIR"):
+        language.sources("full", "", "", Path(), False)
+    assert language.sources("full", "", "", Path(), True)["model"] == "opt-1.3b"
+
+
+def test_the_papers_models_have_a_node_for_each_block():
+    for model, nodes in (("opt-1.3b", 24), ("llama-3-8b", 32)):
+        sources = language.sources("full", model, "", Path(), True)
+        config = language.config_of(
+            Case("snake_lora", "by_category"), language.SCALES["full"], sources, 1e-4
+        )
+        assert (config.nodes, config.lora_rank, config.batch_size, config.frozen_dtype) == (
+            nodes,
+            128,
+            6,
+            "int8",
+        )
+
+
+def test_a_second_launch_runs_nothing_and_wrong_flags_are_one_line(made, tmp_path):
+    before = (made / "results/smoke/figure8.md").read_text()
+    nowhere = (f"--workdir={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}")
+    wrong = {
+        "--figure=3": "--figure=3: not one of 2, 4, 5, 6, 7, 8, 9",
+        "--scale=tiny": "--scale=tiny: not one of smoke, cpu, full",
+        f"--data=npz:{tmp_path / 'missing'}": "missing",
+        "--seeds=0,x": "--seeds=0,x: x is no seed",
+        "--figure=9 --scale=cpu": "figures 6 and 9 fine-tune a pretrained model: give "
+        "--text_model=DIR",
+        "--figure=6 --text_data=missing.jsonl": "--data=missing.jsonl: No such file",
+    }
+    again, listing, text, *refused = launch(
+        ["--figure=8", f"--workdir={made / 'runs'}", f"--results={made / 'results'}"],
+        ["--figure=5", "--list", *nowhere],
+        ["--figure=6,9", "--list", "--scale=full", *nowhere],
+        *(["--figure=5", *nowhere, *flag.split()] for flag in wrong),
+    )
+    assert (again[0], again[2]) == (0, "")
+    assert "6 of 6 runs were finished before" in again[1]
+    assert "run 1 of" not in again[1]
+    assert (made / "results/smoke/figure8.md").read_text() == before
+    assert listing[0] == 0
+    assert "snake_iid_e2_lr0.03_s0: figure 5; 12 steps" in listing[1]
+    assert "12 runs, about" in listing[1]
+    assert "fedavg_full_by_category_e3_lr0.0001_s0: figure 9; 73,000 steps" in text[1]
+    for (code, _, errors), said in zip(refused, wrong.values(), strict=True):
+        assert (code, errors.count("\n")) == (2, 1)
+        assert said in errors
+    assert list(tmp_path.iterdir()) == []

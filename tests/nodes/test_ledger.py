@@ -1,0 +1,158 @@
+"""The ledger against hand counts: both modes, cached and not, lost visits, optimizer states, stored
+precisions.
+"""
+
+from snake_jax.nodes.ledger import (
+    SERVER,
+    Sizes,
+    aggregated,
+    bytes_up_down,
+    from_json,
+    optimizer_item,
+    start,
+    to_json,
+    visit_client_server,
+    visit_peer_to_peer,
+)
+
+# Three layers of 100, 200 and 400 bytes; a quarter of that as stored frozen.
+FULL = {"a": 100, "b": 200, "c": 400}
+SAME = Sizes(FULL, FULL)
+SMALL = Sizes(FULL, {name: size // 4 for name, size in FULL.items()})
+
+
+def _run(exchange, visits, sizes=SAME, cached=True):
+    """Rows `(visit, source, destination, bytes, why)` of visits `(node, trained)`."""
+    network, rows = start(FULL), []
+    for index, (node, trained) in enumerate(visits):
+        network, transfers = exchange(network, sizes, index, node, trained, cached=cached)
+        rows += [(t.visit, t.source, t.destination, t.bytes, t.why) for t in transfers]
+    return rows
+
+
+def test_client_server_without_cache_sends_everything_down_at_every_visit():
+    rows = _run(
+        visit_client_server, [(0, ("a", "b")), (1, ("a", "c")), (0, ("a", "b"))], cached=False
+    )
+    assert rows == [
+        (0, SERVER, "node0", 700, "initial"),
+        (0, "node0", SERVER, 300, "update"),
+        (1, SERVER, "node1", 700, "initial"),
+        (1, "node1", SERVER, 500, "update"),
+        (2, SERVER, "node0", 700, "catch-up"),
+        (2, "node0", SERVER, 300, "update"),
+    ]
+
+
+def test_client_server_with_cache_sends_only_what_changed_since():
+    rows = _run(
+        visit_client_server, [(0, ("a", "b")), (1, ("a", "c")), (0, ("a", "b")), (0, ("a",))]
+    )
+    assert rows == [
+        (0, SERVER, "node0", 700, "initial"),
+        (0, "node0", SERVER, 300, "update"),
+        (1, SERVER, "node1", 700, "initial"),
+        (1, "node1", SERVER, 500, "update"),
+        (
+            2,
+            SERVER,
+            "node0",
+            500,
+            "catch-up",
+        ),  # node1 changed a and c; node0's own b is still the latest
+        (2, "node0", SERVER, 300, "update"),
+        (3, "node0", SERVER, 100, "update"),  # the node itself holds the latest of all
+    ]
+
+
+def test_peer_to_peer_without_cache_hands_on_everything():
+    rows = _run(
+        visit_peer_to_peer, [(0, ("a", "b")), (1, ("a", "c")), (0, ("a", "b"))], cached=False
+    )
+    assert rows == [
+        (0, SERVER, "node0", 700, "initial"),
+        (1, "node0", "node1", 700, "initial"),
+        (2, "node1", "node0", 500, "update"),
+        (2, "node1", "node0", 200, "catch-up"),
+    ]
+
+
+def test_peer_to_peer_with_cache_hands_on_the_update_and_what_else_changed():
+    visits = [(0, ("a",)), (1, ("b",)), (0, ("a",)), (1, ("c",)), (1, ("b",)), (0, ("a",))]
+    rows = _run(visit_peer_to_peer, visits)
+    assert rows == [
+        (0, SERVER, "node0", 700, "initial"),
+        (1, "node0", "node1", 700, "initial"),
+        (2, "node1", "node0", 200, "update"),
+        (3, "node0", "node1", 100, "update"),
+        (5, "node1", "node0", 200, "update"),  # b, trained last
+        (5, "node1", "node0", 400, "catch-up"),  # c, trained the visit before
+    ]
+
+
+def test_stored_precision_decides_what_goes_down_and_never_what_comes_up():
+    rows = _run(visit_client_server, [(0, ("a",)), (0, ("b",)), (0, ("b",))], SMALL)
+    assert rows == [
+        (0, SERVER, "node0", 100 + 50 + 100, "initial"),  # a in full, b and c as stored
+        (0, "node0", SERVER, 100, "update"),
+        (
+            1,
+            SERVER,
+            "node0",
+            200,
+            "catch-up",
+        ),  # b again, now in full: a stored copy is no start for training
+        (1, "node0", SERVER, 200, "update"),
+        (2, "node0", SERVER, 200, "update"),
+    ]
+
+
+def test_peer_to_peer_sends_full_precision_only():
+    rows = _run(visit_peer_to_peer, [(0, ("a",)), (1, ("b",))], SMALL)
+    assert [row[3] for row in rows] == [700, 700]
+
+
+def test_a_lost_node_was_sent_the_model_and_returns_nothing():
+    network, down = visit_client_server(start(FULL), SAME, 0, 0, ("a",), cached=True, returns=False)
+    assert [(t.destination, t.bytes) for t in down] == [("node0", 700)]
+    assert network.latest == dict.fromkeys(FULL, 0)
+    network, _ = visit_peer_to_peer(start(FULL), SAME, 0, 0, ("a",), cached=True)
+    network, _ = visit_peer_to_peer(network, SAME, 1, 1, ("b",), cached=True, returns=False)
+    assert network.holder == "node0"
+    _, again = visit_peer_to_peer(network, SAME, 1, 2, ("b",), cached=True)
+    assert [(t.source, t.destination) for t in again] == [("node0", "node2")]
+
+
+def test_optimizer_states_travel_once_they_exist():
+    state = optimizer_item("a")
+    sizes = Sizes({**FULL, state: 50}, {**FULL, state: 50})
+    network, first = visit_client_server(start(FULL), sizes, 0, 0, ("a", state), cached=True)
+    _, second = visit_client_server(network, sizes, 1, 1, ("a", state), cached=True)
+    assert [t.bytes for t in first] == [700, 150]
+    assert [t.bytes for t in second] == [750, 150]
+    _, other = visit_client_server(network, sizes, 1, 1, ("b",), cached=True)
+    assert other[0].bytes == 700  # who does not train a has no use for its state
+    network, _ = visit_peer_to_peer(start(FULL), sizes, 0, 0, ("a", state), cached=True)
+    _, handed_on = visit_peer_to_peer(network, sizes, 1, 1, ("b",), cached=True)
+    assert handed_on[0].bytes == 750  # but a peer passes it on
+
+
+def test_after_averaging_only_the_server_is_current():
+    network = start(FULL)
+    for node in (0, 1):
+        network, _ = visit_client_server(network, SAME, 0, node, tuple(FULL), cached=True)
+    network = aggregated(network, tuple(FULL))
+    _, transfers = visit_client_server(network, SAME, 1, 0, tuple(FULL), cached=True)
+    assert [(t.bytes, t.why) for t in transfers] == [(700, "catch-up"), (700, "update")]
+
+
+def test_up_is_what_nodes_send_and_down_what_the_server_sends():
+    network, first = visit_peer_to_peer(start(FULL), SAME, 0, 0, ("a",), cached=True)
+    _, second = visit_peer_to_peer(network, SAME, 1, 1, ("a",), cached=True)
+    assert bytes_up_down(first) == (0, 700)
+    assert bytes_up_down(second) == (700, 0)
+
+
+def test_the_state_survives_json():
+    network, _ = visit_peer_to_peer(start(FULL), SAME, 0, 0, ("a",), cached=True)
+    assert from_json(to_json(network)) == network

@@ -1,0 +1,78 @@
+"""The progress line and TensorBoard's events."""
+
+import io
+import math
+import sys
+from types import SimpleNamespace
+
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from snake_jax.report import progress as progress_module
+from snake_jax.report.progress import describe, progress
+from snake_jax.report.tensorboard import tensorboard
+from tests.run_folders import image_line
+
+
+def test_plain_progress_is_a_line_a_visit(capsys):
+    with progress(6, done=4) as update:
+        update(image_line(0))
+        update(image_line(1, loss=None, event="interrupted", distilled=True, node=[0, 1]))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        "visit 5/6  loss 2.000  accuracy 20.0 %  node 0  conv1,conv2,fc  left 0:"
+    )
+    assert second == "visit 6/6  2 nodes  conv1,conv3,fc  distilled  interrupted  left 0:00"
+
+
+def test_progress_can_be_silent(capsys):
+    with progress(2, enabled=False) as update:
+        update(image_line(0))
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_bar_on_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(
+        progress_module,
+        "Console",
+        lambda file: Console(file=screen, force_terminal=True, width=120, color_system=None),
+    )
+    with progress(3, unit="round") as update:
+        update(image_line(0, layers=list("abcde")))
+    drawn = screen.getvalue()
+    assert "round 1/3" in drawn
+    assert "loss 2.000  accuracy 20.0 %  node 0  5 layers" in drawn
+
+
+def test_describe_leaves_out_what_is_not_there():
+    assert describe({}) == ""
+    assert describe({"node": [4], "loss": math.nan}) == "loss nan  1 node"
+
+
+def events(folder):
+    """(step, tag, value) of a TensorBoard event file: length, checksum, message, checksum, and so
+    on.
+    """
+    (path,) = folder.glob("events.*")
+    data, found = path.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_writes_each_number_at_its_iteration(tmp_path):
+    with tensorboard(tmp_path, iterations=100) as write:
+        write(image_line(0))
+        write(image_line(1))
+    found = events(tmp_path)
+    assert [(step, value) for step, tag, value in found if tag == "loss"] == [
+        (110, 2.0),
+        (120, 1.0),
+    ]
+    assert [step for step, tag, _ in found if tag == "accuracy"] == [110], "null is not drawn"
+    assert not {"layers", "event", "test_loss"} & {tag for _, tag, _ in found}
