@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.algorithms.schedule import SAMPLE_TAG, Plan
-from snake_jax.algorithms.visits import Round, Visit, VisitResult
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.visits import Outcome, Round, Visit
 from snake_jax.config import ImageConfig, RunConfig
 from snake_jax.errors import UserError
 from snake_jax.params import Params
 
 Shards = Sequence[np.ndarray]
-Merge = Callable[[Plan, Round, Params, Any, Sequence[VisitResult]], tuple[Params, Any]]
+Merge = Callable[[Plan, Round, Params, Any, Sequence[Outcome]], tuple[Params, Any]]
 
 NETWORK_FLAGS = frozenset({"cached"})
 INTERRUPTION_FLAGS = frozenset({"interrupt", "fault_rate", "interruption"})
@@ -71,7 +72,7 @@ def no_merge_state(config: RunConfig, params: Params) -> dict[str, Any]:
 
 
 def replace(
-    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[VisitResult]
+    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[Outcome]
 ) -> tuple[Params, Any]:
     """The trained layers take the place of the old ones; their mean, where several nodes trained
     them side by side.
@@ -80,7 +81,7 @@ def replace(
     return {**params, **average(results)}, state
 
 
-def average(results: Sequence[VisitResult]) -> Params:
+def average(results: Sequence[Outcome]) -> Params:
     """The mean of the trained layers, weighted by the examples the nodes hold; `{}` of no
     results.
     """
@@ -102,7 +103,7 @@ def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
     """The nodes of a round: all, or `nodes_per_round` of them drawn without replacement."""
     if not config.nodes_per_round:
         return list(range(config.nodes))
-    rng = np.random.default_rng([config.seed, SAMPLE_TAG, cycle])
+    rng = streams.generator(config.seed, "schedule/sampled", cycle)
     return sorted(rng.choice(config.nodes, config.nodes_per_round, replace=False).tolist())
 
 

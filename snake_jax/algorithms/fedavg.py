@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, average, side_by_side
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Round, VisitResult
+from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import RunConfig
 from snake_jax.params import Params
 
@@ -30,7 +30,7 @@ def _init_velocity(config: RunConfig, params: Params) -> Params:
 
 
 def _merge(
-    plan: Plan, visits: Round, params: Params, velocity: Any, results: Sequence[VisitResult]
+    plan: Plan, visits: Round, params: Params, velocity: Any, results: Sequence[Outcome]
 ) -> tuple[Params, Any]:
     """Mean of the nodes' weights by the examples they hold; with momentum a step along the mean
     update's average.

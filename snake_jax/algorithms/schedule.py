@@ -9,13 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from snake_jax import streams
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
-
-_ORDER_TAG, _FAULT_TAG, SAMPLE_TAG, _NODE_TAG = 1, 2, 3, 4  # streams of the run's seed
 
 
 class Plan(NamedTuple):
@@ -49,7 +46,7 @@ def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
     if config.order == "reverse":
         groups.reverse()
     elif config.order == "random":
-        shuffle = np.random.default_rng([config.seed, _ORDER_TAG, cycle]).permutation(len(groups))
+        shuffle = streams.generator(config.seed, "schedule/layers", cycle).permutation(len(groups))
         groups = [groups[i] for i in shuffle]
     return tuple(
         tuple(n for n in plan.layer_names if n in group or n in plan.always) for group in groups
@@ -90,7 +87,9 @@ def relay(
 
 def shuffled_nodes(config: RunConfig, cycle: int) -> list[int]:
     """All nodes in the random order of a cycle."""
-    return np.random.default_rng([config.seed, _NODE_TAG, cycle]).permutation(config.nodes).tolist()
+    return (
+        streams.generator(config.seed, "schedule/nodes", cycle).permutation(config.nodes).tolist()
+    )
 
 
 def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
@@ -145,7 +144,7 @@ def _interruption(word: str) -> tuple[int, float]:
 def _with_takeover(planned: Visit, config: RunConfig) -> list[Visit]:
     share = interruptions(config).get(planned.turn)
     if share is None and config.fault_rate:
-        chance, drawn = np.random.default_rng([config.seed, _FAULT_TAG, planned.turn]).random(2)
+        chance, drawn = streams.generator(config.seed, "schedule/faults", planned.turn).random(2)
         share = float(drawn) if chance < config.fault_rate else None
     if share is None:
         return [planned]

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from snake_jax import streams
 from snake_jax.algorithms.base import (
     NETWORK_FLAGS,
     Algorithm,
@@ -23,8 +23,8 @@ from snake_jax.algorithms.base import (
     side_by_side,
 )
 from snake_jax.algorithms.chain import ON_NODE, held
-from snake_jax.algorithms.schedule import SAMPLE_TAG, Plan
-from snake_jax.algorithms.visits import Round, Visit, VisitResult
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.visits import Outcome, Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.params import Params, select
 
@@ -34,7 +34,9 @@ def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
     if of_images(config).splitfed_version == "v1":
         return side_by_side(plan, cycle, names)
     nodes = sampled_nodes(config, cycle)
-    order = np.random.default_rng([config.seed, SAMPLE_TAG, cycle, 2]).permutation(nodes).tolist()
+    order = (
+        streams.generator(config.seed, "schedule/server_order", cycle).permutation(nodes).tolist()
+    )
     return tuple(
         (Visit(cycle * len(nodes) + i, cycle, node, names),) for i, node in enumerate(order)
     )
@@ -48,7 +50,7 @@ def _init_sums(config: RunConfig, params: Params) -> dict[str, Any]:
 
 
 def _merge(
-    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[VisitResult]
+    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[Outcome]
 ) -> tuple[Params, Any]:
     if of_images(plan.config).splitfed_version == "v1":
         return {**params, **average(results)}, state

@@ -1,8 +1,8 @@
-"""A visit: what a node is to train, and what it gives back."""
+"""A visit: what a node is to train, what it is ordered with, and what it gives back."""
 
 from typing import NamedTuple
 
-from snake_jax.params import Params
+from snake_jax.params import Params, PyTree
 from snake_jax.train.optimizers import OptimizerStates
 
 
@@ -32,7 +32,34 @@ class Visit(NamedTuple):
 Round = tuple[Visit, ...]
 
 
-class VisitResult(NamedTuple):
+class Order(NamedTuple):
+    """What a node is asked to do.
+
+    Attributes:
+      visit: who trains what.
+      learning_rate: of all its steps.
+      params: all that the visit reads or trains, in full precision; left as it is.
+      states: optimizer states to go on from, by layer; layers not in it start afresh.
+      memory: what the node remembers for its method's client, see `train.update.Client`.
+      shared: what the server tells all nodes for it.
+    """
+
+    visit: Visit
+    learning_rate: float
+    params: Params
+    states: OptimizerStates
+    memory: PyTree
+    shared: PyTree
+
+
+class Lost(NamedTuple):
+    """A visit whose outcome does not come, and why."""
+
+    visit: Visit
+    why: str
+
+
+class Outcome(NamedTuple):
     """What a visit gives back.
 
     Attributes:
@@ -47,6 +74,8 @@ class VisitResult(NamedTuple):
       train_s: seconds the program ran, compilation apart; those of a program that trained several
         nodes are shared equally among them, so that sums stay true.
       text: of language models.
+      memory: what the node remembers from now on, see `train.update.Client`.
+      report: what the node tells the server for the method's client.
     """
 
     visit: Visit
@@ -59,6 +88,8 @@ class VisitResult(NamedTuple):
     examples_held: int
     train_s: float
     text: "Text | None" = None
+    memory: PyTree = {}
+    report: PyTree = {}
 
 
 class Passed(NamedTuple):

@@ -17,17 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.errors import UserError
 
 PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
 
-_TAGS = {
-    "iid": 1,
-    "priors": 2,
-    "dirichlet": 3,
-    "dirichlet_split": 4,
-    "dirichlet_capped": 5,
-}  # independent random streams of one seed
 _ATTEMPTS = 1000
 
 
@@ -230,7 +224,7 @@ def _check(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> None:
 
 
 def _rng(seed: int, stream: str) -> np.random.Generator:
-    return np.random.default_rng([seed, _TAGS[stream]])
+    return streams.generator(seed, f"partition/{stream}")
 
 
 def _dirichlet(rng: np.random.Generator, alpha: float, draws: int, size: int) -> np.ndarray:

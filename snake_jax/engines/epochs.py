@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax.algorithms.visits import Visit, VisitResult
+from snake_jax import streams
+from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.params import Params
 from snake_jax.train.image_step import Batches, EpochStats
 from snake_jax.train.optimizers import OptimizerStates
@@ -103,11 +104,11 @@ def annotation(visits: Sequence[Visit]) -> str:
 
 def result(
     visit: Visit, layers: Params, states: OptimizerStates, tally: Tally, examples_held: int
-) -> VisitResult:
+) -> Outcome:
     """What the visit gives back."""
     loss = tally.loss_sum / tally.examples if tally.examples else float("nan")
     examples = int(tally.examples)
-    return VisitResult(
+    return Outcome(
         visit,
         layers,
         states,
@@ -139,7 +140,9 @@ def epoch_rows(
     low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
     if low >= high:
         return padded
-    order = np.random.default_rng([settings.seed, visit.turn, visit.node, epoch]).permutation(shard)
+    order = streams.generator(settings.seed, "shuffle", visit.turn, visit.node, epoch).permutation(
+        shard
+    )
     chosen = order[low * size : high * size]
     padded.indices.flat[: len(chosen)], padded.weight.flat[: len(chosen)] = chosen, 1.0
     return padded._replace(steps=high - low)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from snake_jax import processes
-from snake_jax.algorithms.visits import Round, Visit, VisitResult
+from snake_jax import processes, streams
+from snake_jax.algorithms.visits import Outcome, Round, Visit
 from snake_jax.engines.emulations import ALONE, EMULATIONS, Emulation
 from snake_jax.engines.epochs import (
     Tally,
@@ -84,7 +84,7 @@ class Executor:
         self._shared = processes.put(train, self._emulation.shared)
         self._train, self._test = _first_copy(self._shared), jax.device_put(test)
         self._rows = -(-largest // self._settings.batch_size)
-        self._key = jax.random.key(settings.seed)
+        self._key = streams.key(settings.seed, "key/visits")
         self._programs: dict[_Program, Any] = {}
         self._group_sizes: dict[tuple[str, ...], int] = {}
         self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, settings.frozen_dtype))
@@ -94,7 +94,7 @@ class Executor:
 
     def run(
         self, visits: Sequence[Visit], params: Params, states: OptimizerStates, learning_rate: float
-    ) -> list[VisitResult]:
+    ) -> list[Outcome]:
         """The visits of a round, all starting from `params`; results are in their order.
 
         Args:
@@ -103,7 +103,7 @@ class Executor:
           states: optimizer states to go on from, by layer; layers not in it start afresh.
           learning_rate: of all their steps.
         """
-        results: dict[int, VisitResult] = {}
+        results: dict[int, Outcome] = {}
         for program, numbers in self._groups(visits):
             group = [visits[number] for number in numbers]
             with jax.profiler.TraceAnnotation(annotation(group)):
@@ -178,7 +178,7 @@ class Executor:
         params: Params,
         states: OptimizerStates,
         learning_rate: float,
-    ) -> list[VisitResult]:
+    ) -> list[Outcome]:
         """Visits in one program, epoch by epoch; a visit that is over gets no more batches."""
         how, settings, shards = (
             self._how(program),

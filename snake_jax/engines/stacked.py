@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax.algorithms.visits import Passed, Round, Text, Visit, VisitResult
+from snake_jax import streams
+from snake_jax.algorithms.visits import Outcome, Passed, Round, Text, Visit
 from snake_jax.data.text import packing
 from snake_jax.engines import placing
 from snake_jax.engines.epochs import Tally, after_epoch, annotation, result
@@ -138,7 +139,7 @@ class StackedExecutor:
 
     def run(
         self, visits: Sequence[Visit], params: Params, states: OptimizerStates, learning_rate: float
-    ) -> list[VisitResult]:
+    ) -> list[Outcome]:
         """The visits of a round, all starting from `params`; results are in their order.
 
         Args:
@@ -185,7 +186,7 @@ class StackedExecutor:
 
     def _visit(
         self, visit: Visit, params: Params, states: OptimizerStates, learning_rate: float
-    ) -> VisitResult:
+    ) -> Outcome:
         roles = self._roles(visit.layers)
         shard, settings = self._shards[visit.node], self._settings
         trainable = placing.own_copy(
@@ -354,8 +355,8 @@ class _Count(NamedTuple):
 
 
 def _with_text(
-    done: VisitResult, counts: list[_Count], rows: Mapping[int, packing.Rows], targets: int
-) -> VisitResult:
+    done: Outcome, counts: list[_Count], rows: Mapping[int, packing.Rows], targets: int
+) -> Outcome:
     trained = [count.batch for count in counts if count.batch is not None]
     tokens = sum(num_tokens(rows[batch.length], batch) for batch in trained)
     examples = sum(int(batch.real.sum()) for batch in trained)
@@ -365,7 +366,9 @@ def _with_text(
 
 
 def _visit_key(seed: int, visit: Visit) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), visit.turn), visit.node)
+    return jax.random.fold_in(
+        jax.random.fold_in(streams.key(seed, "key/visits"), visit.turn), visit.node
+    )
 
 
 def _node_bytes(compiled: Any) -> int:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from snake_jax import streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.data.text import packing
 from snake_jax.train.text_step import Rows
@@ -39,7 +40,7 @@ def epoch_batches(
       epochs: of the visit.
       seed: of the run.
     """
-    rng = np.random.default_rng([seed, visit.turn, visit.node, epoch])
+    rng = streams.generator(seed, "shuffle", visit.turn, visit.node, epoch)
     batches = [
         b
         for length in sorted(shard)

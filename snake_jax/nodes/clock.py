@@ -13,14 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.config import RunConfig
 from snake_jax.nodes.fleet import Fleet, Node
 from snake_jax.nodes.ledger import SERVER, Transfer, place
 
-_STRAGGLER_TAG, _DROP_TAG = (
-    31,
-    32,
-)  # streams of the run's seed; schedule.py and nodes.py have the others
 _HOUR_S = 3600.0
 _ABSENCES = 64  # drawn at first; doubled until they reach far enough
 
@@ -217,7 +214,7 @@ def _joules(fleet: Fleet, work: Work) -> tuple[float, float]:
 def _slowdown(trace: Trace, turn: int, node: int) -> float:
     if not trace.straggler_rate:
         return 1.0
-    drawn = np.random.default_rng([trace.seed, _STRAGGLER_TAG, turn, node]).random()
+    drawn = streams.generator(trace.seed, "clock/stragglers", turn, node).random()
     return trace.slowdown if drawn < trace.straggler_rate else 1.0
 
 
@@ -272,5 +269,5 @@ def _absences(trace: Trace, node: int, count: int) -> np.ndarray:
     """`[count, 2]` the node's first absences since the start of the run; more of them begin with
     the same.
     """
-    draws = np.random.default_rng([trace.seed, _DROP_TAG, node]).exponential(size=(count, 2))
+    draws = streams.generator(trace.seed, "clock/drops", node).exponential(size=(count, 2))
     return np.cumsum(draws * (_HOUR_S / trace.drop_rate_per_hour, trace.rejoin_s)).reshape(count, 2)

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from snake_jax import streams
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 
 DAY_S = 86400.0
-_NODE_TAG, _TIDE_TAG = 21, 22  # streams of the run's seed; schedule.py has the others
 _GIB = 2**30
 _MBIT_PER_S = 1e6 / 8
 _LARGEST = 1e30
@@ -99,13 +98,13 @@ def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Flee
 
 
 def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
-    factors = np.random.default_rng([seed, _NODE_TAG, node]).lognormal(0.0, spread, len(_FIGURES))
+    factors = streams.generator(seed, "fleet/figures", node).lognormal(0.0, spread, len(_FIGURES))
     pairs = zip(_FIGURES, factors, strict=True)
     figures = {
         name: max(_LEAST.get(name, 0.0), getattr(EDGE, name) * float(f)) for name, f in pairs
     }
     figures["memory_bytes"] = int(figures["memory_bytes"])
-    start = int(np.random.default_rng([seed, _TIDE_TAG, node]).integers(int(DAY_S)))
+    start = int(streams.generator(seed, "fleet/windows", node).integers(int(DAY_S)))
     return Node(**figures, windows=_stretch(start, max(1, round(tidal * DAY_S))))
 
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.algorithms import assignment, schedule
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_NODE
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import VisitResult
+from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
 from snake_jax.costs import accounting
 from snake_jax.data import partition
@@ -229,7 +230,7 @@ def sizes_of(setup: Setup) -> Sizes:
     return accounting.transfer_sizes(params, config.frozen_dtype, states)
 
 
-def step_work(setup: Setup) -> Callable[[VisitResult], Mapping[int, int]]:
+def step_work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
     """`visit -> {role: FLOPs}`: its steps times those of one, which are counted for full
     batches.
     """
@@ -261,7 +262,9 @@ def _examples(split: dataset.Split) -> Examples:
 
 
 def _fresh(setup: Setup) -> Params:
-    return jax.jit(functools.partial(init_params, setup))(jax.random.key(setup.config.seed))
+    return jax.jit(functools.partial(init_params, setup))(
+        streams.key(setup.config.seed, "key/weights")
+    )
 
 
 def _like(setup: Setup) -> Params:

@@ -13,7 +13,7 @@ import jax
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
-from snake_jax.algorithms.visits import Round, VisitResult
+from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.local import Compilations
 from snake_jax.nodes import ledger
@@ -137,7 +137,7 @@ def train(
 
 
 def _is_good(
-    result: VisitResult, config: RunConfig, state: State, keep: Callable[[State], None]
+    result: Outcome, config: RunConfig, state: State, keep: Callable[[State], None]
 ) -> bool:
     """Whether a visit's result is usable; a diverged one ends the run unless it is to be
     skipped.
@@ -162,8 +162,8 @@ def _advance(
     sizes: Sizes,
     state: State,
     visits: Round,
-    results: Sequence[VisitResult],
-    good: list[VisitResult],
+    results: Sequence[Outcome],
+    good: list[Outcome],
 ) -> tuple[State, list[Transfer]]:
     """The state after a round: transfers made, results merged. A lost or diverged visit hands in
     nothing.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from snake_jax.algorithms.chain import ON_SERVER
-from snake_jax.algorithms.visits import Round, VisitResult
+from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.engines.local import Compilations
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Transfer, bytes_up_down
@@ -34,7 +34,7 @@ _SUMMED = (
 
 def of_round(
     visits: Round,
-    results: Sequence[VisitResult],
+    results: Sequence[Outcome],
     transfers: Sequence[Transfer],
     scores: tuple[float | None, float | None],
     learning_rate: float,

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_NODE
-from snake_jax.algorithms.visits import Round, Visit, VisitResult
+from snake_jax.algorithms.visits import Outcome, Round, Visit
 from snake_jax.nodes import clock, ledger
 from snake_jax.nodes.ledger import Network, Sizes, Transfer
 from snake_jax.runs.setup import Setup
 
 
-def synchronisations(setup: Setup, results: Sequence[VisitResult]) -> int:
+def synchronisations(setup: Setup, results: Sequence[Outcome]) -> int:
     """How often a party waited for another: for gradients over a cut, and for the slowest node of a
     round.
     """
@@ -88,7 +88,7 @@ def _items(layers: tuple[str, ...], with_states: bool) -> tuple[str, ...]:
 def elapsed(
     setup: Setup,
     now_s: float,
-    results: Sequence[VisitResult],
+    results: Sequence[Outcome],
     transfers: Sequence[Transfer],
     flops: Sequence[Mapping[int, int]],
 ) -> clock.Elapsed:
@@ -99,7 +99,7 @@ def elapsed(
 
 
 def _work(
-    setup: Setup, result: VisitResult, by_role: Mapping[int, int], transfers: Sequence[Transfer]
+    setup: Setup, result: Outcome, by_role: Mapping[int, int], transfers: Sequence[Transfer]
 ) -> clock.Work:
     """One visit's part of a round. Without traffic the data is in one place: the server's."""
     visit = result.visit

@@ -17,7 +17,7 @@ from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Round, VisitResult
+from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 from snake_jax.models.layered import Layer
@@ -34,7 +34,7 @@ class Task(NamedTuple):
       params: all that may train, at the start, in full precision.
       like: the shapes of `params`, made without reading or computing anything.
       executor: carries out visits; puts data on the device.
-      work: `VisitResult -> {role: FLOPs}`.
+      work: `Outcome -> {role: FLOPs}`.
       sizes: bytes of everything that may travel.
       record: what a line of metrics says besides, from the round's results and scores.
       summary: what summary.json says besides, from the executor and the lines.
@@ -43,9 +43,9 @@ class Task(NamedTuple):
     params: Callable[["Setup"], Params]
     like: Callable[["Setup"], Params]
     executor: Callable[["Setup"], Any]
-    work: Callable[["Setup"], Callable[[VisitResult], Mapping[int, int]]]
+    work: Callable[["Setup"], Callable[[Outcome], Mapping[int, int]]]
     sizes: Callable[["Setup"], Sizes]
-    record: Callable[[Sequence[VisitResult], tuple[float | None, float | None]], dict[str, Any]]
+    record: Callable[[Sequence[Outcome], tuple[float | None, float | None]], dict[str, Any]]
     summary: Callable[["Setup", Any, Sequence[dict[str, Any]]], dict[str, Any]]
 
 

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.algorithms.chain import ON_NODE, Segment
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import VisitResult
+from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
 from snake_jax.costs import language_costs
 from snake_jax.data.divergence import label_divergence
@@ -157,7 +158,7 @@ def load_model(
             else {}
         )
         model = from_preset(config.model, dropout=config.dropout, **sizes)
-        return model, lambda: jax.device_get(model.init(jax.random.key(config.seed)))
+        return model, lambda: jax.device_get(model.init(streams.key(config.seed, "key/weights")))
     if not Path(config.model).is_dir():
         known = ", ".join(PRESETS)
         raise UserError(
@@ -310,7 +311,7 @@ def _adapters(setup: Setup) -> Params:
     names, shapes, key = (
         own_items(setup.model, False),
         _shapes(setup),
-        jax.random.key(setup.config.seed),
+        streams.key(setup.config.seed, "key/adapters"),
     )
     # Blocks are alike: one compilation makes the adapters of all.
     fresh = jax.jit(lambda key: lora.init(key, shapes[names[0]], make_lora(setup.config)))
@@ -334,7 +335,7 @@ def _sizes(setup: Setup) -> Sizes:
     )
 
 
-def _work(setup: Setup) -> Callable[[VisitResult], Mapping[int, int]]:
+def _work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
     step, shapes, like = make_step(setup), _shapes(setup), _like(setup)
     items = own_items(setup.model, step.adapted)
     base = shapes[own_items(setup.model, False)[0]] if step.adapted else {}
@@ -342,7 +343,7 @@ def _work(setup: Setup) -> Callable[[VisitResult], Mapping[int, int]]:
         lambda length: language_costs.row_costs(step, base, like[items[0]], length)
     )
 
-    def flops(result: VisitResult) -> Mapping[int, int]:
+    def flops(result: Outcome) -> Mapping[int, int]:
         assert result.text is not None, "a visit on a language model counts its text"
         trains = language_costs.trained(items, result.visit.layers)
         return {
@@ -356,7 +357,7 @@ def _work(setup: Setup) -> Callable[[VisitResult], Mapping[int, int]]:
 
 
 def _record(
-    results: Sequence[VisitResult], scores: tuple[float | None, float | None]
+    results: Sequence[Outcome], scores: tuple[float | None, float | None]
 ) -> dict[str, Any]:
     texts = [result.text for result in results if result.text is not None]
     tokens, seconds = sum(t.tokens for t in texts), sum(r.train_s for r in results)

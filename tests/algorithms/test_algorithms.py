@@ -9,7 +9,7 @@ import pytest
 from snake_jax.algorithms.fedavg import FEDAVG
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Visit, VisitResult
+from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
@@ -158,7 +158,7 @@ def test_distillation_turns_itself_on_by_the_divergence_of_the_labels():
 def test_fedavg_weights_by_examples():
     def result(value, held):
         layers = {"a": {"w": np.full(3, value, np.float32)}}
-        return VisitResult(Visit(0, 0, 0, ("a",)), layers, {}, 0.0, True, 1, 1, held, 0.0)
+        return Outcome(Visit(0, 0, 0, ("a",)), layers, {}, 0.0, True, 1, 1, held, 0.0)
 
     params = {"a": {"w": np.zeros(3, np.float32)}}
     plan = Plan(ImageConfig(), ("a",), ())

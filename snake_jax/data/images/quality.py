@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.data.images.dataset import Dataset, Split, channel_stats, finite_examples
 from snake_jax.errors import UserError
 
@@ -106,9 +107,10 @@ def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     from sklearn.ensemble import IsolationForest
 
     flat = images.reshape(len(images), -1)
-    sample = np.random.default_rng(seed).permutation(len(flat))[:_PCA_SAMPLE]
-    pca = PCA(min(_PCA_SIZE, *flat[sample].shape), svd_solver="randomized", random_state=seed)
+    sample = streams.generator(seed, "images/outliers").permutation(len(flat))[:_PCA_SAMPLE]
+    state = streams.integer(seed, "images/outliers")
+    pca = PCA(min(_PCA_SIZE, *flat[sample].shape), svd_solver="randomized", random_state=state)
     pca.fit(flat[np.sort(sample)].astype(np.float32))
     chunks = np.array_split(flat, -(-len(flat) // _PCA_SAMPLE))
     features = np.concatenate([pca.transform(chunk.astype(np.float32)) for chunk in chunks])
-    return IsolationForest(contamination=fraction, random_state=seed).fit_predict(features) == 1
+    return IsolationForest(contamination=fraction, random_state=state).fit_predict(features) == 1

@@ -4,10 +4,9 @@ test set.
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.data.images.dataset import Dataset, Split, channel_stats
 from snake_jax.errors import UserError
-
-_PART_TAG, _VALIDATION_TAG = 11, 12  # streams of the run's seed; partitions use 1 to 5
 
 
 def subset(
@@ -38,9 +37,11 @@ def subset(
             f"--train_examples={train_examples}: {dataset.name} has {count} training examples"
         )
     if train_examples:
-        train = _take(train, _rng(seed, _PART_TAG).permutation(count)[:train_examples])
+        train = _take(
+            train, streams.generator(seed, "images/part").permutation(count)[:train_examples]
+        )
     if validation:
-        order = _rng(seed, _VALIDATION_TAG).permutation(len(train.labels))
+        order = streams.generator(seed, "images/validation").permutation(len(train.labels))
         held = round(validation * len(order))
         if not held:
             raise UserError(
@@ -54,10 +55,6 @@ def subset(
         )
     mean, std = channel_stats(train.images)
     return dataset._replace(train=train, test=test, mean=mean, std=std)
-
-
-def _rng(seed: int, tag: int) -> np.random.Generator:
-    return np.random.default_rng([seed, tag])
 
 
 def _take(split: Split, which: np.ndarray) -> Split:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.data.partition import iid, label_counts
 from snake_jax.errors import UserError
 
 PARTITIONS = ("iid", "by_category")
-_STREAM = 6  # the random stream of this partition; snake_jax.data.partition has 1 to 5
 
 
 def partition(
@@ -50,7 +50,7 @@ def by_category(
     """
     if categories_per_node < 1:
         raise UserError(f"--categories_per_node={categories_per_node} must be at least 1")
-    rng = np.random.default_rng([seed, _STREAM])
+    rng = streams.generator(seed, "partition/by_category")
     order = rng.permutation(len(labels))
     groups = _groups(
         [order[labels[order] == c] for c in range(int(labels.max()) + 1)],

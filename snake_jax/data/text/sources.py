@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.data.text.pair import Pair
 from snake_jax.data.text.pydoc_topics import pydoc_pairs
 from snake_jax.data.text.records import Fields, Record, parse
@@ -29,7 +30,6 @@ HUB = {
     ),
 }
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_SPLIT_STREAM, _LIMIT_STREAM = 1, 2  # independent random streams of one seed
 
 
 class Corpus(NamedTuple):
@@ -221,7 +221,7 @@ def _divided(source: _Source, test_share: float, seed: int) -> tuple[list[Pair],
     counts = dict.fromkeys(prompts, 0)
     for pair in unmarked:
         counts[_key(pair)] += 1
-    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(prompts))
+    order = streams.generator(seed, "text/hold_out").permutation(len(prompts))
     sizes = np.cumsum([counts[prompts[i]] for i in order])
     wanted = max(1, round(test_share * len(unmarked)))
     held_out = {
@@ -246,7 +246,7 @@ def _sampled(pairs: list[Pair], limit: int, seed: int) -> list[Pair]:
     """At most `limit` of them at random, in their order; 0 means all."""
     if not limit or limit >= len(pairs):
         return pairs
-    chosen = np.random.default_rng([seed, _LIMIT_STREAM]).permutation(len(pairs))[:limit]
+    chosen = streams.generator(seed, "text/limit").permutation(len(pairs))[:limit]
     return [pairs[i] for i in np.sort(chosen)]
 
 
