@@ -88,8 +88,8 @@ class Outcome(NamedTuple):
     examples_held: int
     train_s: float
     text: "Text | None" = None
-    memory: PyTree = {}
-    report: PyTree = {}
+    memory: PyTree = None
+    report: PyTree = None
 
 
 class Passed(NamedTuple):
