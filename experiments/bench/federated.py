@@ -273,7 +273,7 @@ def _field(sizes: Sizes, config: dict[str, Any], request: Request) -> list[list[
         return Contestant("flower", f"{cpus} CPU a client", python, options, {})
 
     cycle: dict[str, Any] = {**config, "algorithm": "snake", "cycles": 1}
-    visits = len(loop.rounds(loop.prepare(ImageConfig(**cycle))))
+    visits = len(loop.planned(loop.prepare(ImageConfig(**cycle))))
     snake = [mine("snake", "", visits, algorithm="snake")] if sizes.snake else []
     return [
         *(mine("ours", executor, 1, executor=executor) for executor in sizes.executors),

@@ -102,11 +102,11 @@ def node_memory(setup: Setup) -> Row:
     visit of a cycle.
     """
     config = setup.config
-    params, states, _ = loop.state_like(setup, setup.layer_names)
+    params, states, *_ = loop.state_like(setup, setup.layer_names)
     sizes = accounting.transfer_sizes(params, config.frozen_dtype, states)
     auxiliary = tuple(layer.name for layer in setup.auxiliary)
     most: Row = {"together": -1}
-    for visits in setup.algorithm.rounds(setup.plan, 0):
+    for visits in loop.planned(setup):
         for visit in visits:
             for role in roles(setup.chain):
                 if role == ON_SERVER:

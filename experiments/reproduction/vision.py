@@ -183,7 +183,7 @@ def _assignments(scale: Scale) -> tuple[tuple[str, ...], ...]:
 
 def _rounds_a_cycle(case: Case, scale: Scale) -> int:
     """Lines of metrics that a cycle has; a visit that is taken over makes two."""
-    if ALGORITHMS[case.method].traffic == "star":
+    if ALGORITHMS[case.method].unit == "round":
         return 1
     if case.method == "snake":
         return rounds_planned(scale) + case.interrupted

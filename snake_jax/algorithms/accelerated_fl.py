@@ -10,28 +10,28 @@ of Classification Tasks").
 
 from snake_jax.algorithms.base import (
     NETWORK_FLAGS,
+    REPLACE,
     Algorithm,
-    no_merge_state,
+    every_cycle,
     node_and_server,
-    replace,
-    side_by_side,
 )
-from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Round
+from snake_jax.algorithms.schedule import Plan, side_by_side
+from snake_jax.algorithms.traffic import STAR
+from snake_jax.algorithms.visits import Rounds
 from snake_jax.train.split import AUXILIARY
 
 
-def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+def _rounds(plan: Plan, cycle: int) -> Rounds:
     return side_by_side(plan, cycle, (*plan.layer_names, AUXILIARY))
 
 
 ACCELERATED_FL = Algorithm(
     name="accelerated_fl",
-    rounds=_rounds,
-    traffic="star",
-    init_merge=no_merge_state,
-    merge=replace,
+    rounds=every_cycle(_rounds),
+    traffic=STAR,
+    merge=REPLACE,
     chain=node_and_server,
     local_losses=True,
+    unit="round",
     flags=NETWORK_FLAGS | {"nodes_per_round", "cut"},
 )

@@ -1,25 +1,26 @@
-"""What a method is: a plan of visits, where the layers lie, a way its weights travel, and a
-merge.
+"""What a method is: rounds of visits, where the layers lie, what travels, and a merge.
+
+A method is one file beside this one that fills in an `Algorithm` and a line in `registry.py`.
+Nothing in it knows whether a node is a call in this process, a process or a machine.
 """
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from snake_jax import streams
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Outcome, Round, Visit
+from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
+from snake_jax.algorithms.traffic import Traffic
+from snake_jax.algorithms.visits import Ending, Outcome, Round, Rounds
 from snake_jax.config import ImageConfig, RunConfig
 from snake_jax.errors import UserError
-from snake_jax.params import Params
+from snake_jax.params import Params, PyTree
+from snake_jax.train.update import Client
 
 Shards = Sequence[np.ndarray]
-Merge = Callable[[Plan, Round, Params, Any, Sequence[Outcome]], tuple[Params, Any]]
+Sum = TypeVar("Sum")
 
 NETWORK_FLAGS = frozenset({"cached"})
 INTERRUPTION_FLAGS = frozenset({"interrupt", "fault_rate", "interruption"})
@@ -28,9 +29,52 @@ RELAY_FLAGS = (
 )
 
 
+class Merge(NamedTuple, Generic[Sum]):
+    """How the outcomes of a round become the next model, one by one: no round holds all of them.
+
+    Attributes:
+      init: `(plan, visits, params, memory) -> sum` of no outcome yet.
+      add: `(sum, outcome) -> sum`.
+      finish: `(plan, visits, params, memory, sum) -> (params, memory)` after a round; of some
+        visits there may have been no outcome.
+    """
+
+    init: Callable[[Plan, Round, Params, PyTree], Sum]
+    add: Callable[[Sum, Outcome], Sum]
+    finish: Callable[[Plan, Round, Params, PyTree, Sum], tuple[Params, PyTree]]
+
+
 def whole_model(plan: Plan) -> Chain:
     """All layers on the visiting node."""
     return (Segment(ON_NODE, 0, len(plan.layer_names)),)
+
+
+def no_memory(config: RunConfig, params: Params) -> dict[str, PyTree]:
+    """Of a server that remembers nothing from round to round."""
+    del config, params
+    return {}
+
+
+def nothing_shared(memory: PyTree) -> dict[str, PyTree]:
+    """Of a server that tells the nodes nothing beside the model."""
+    del memory
+    return {}
+
+
+def no_client(config: RunConfig) -> Client | None:
+    """Nodes do the plain step."""
+    del config
+    return None
+
+
+def as_they_lie(shards: Shards) -> Shards:
+    """Every node trains on its own data."""
+    return shards
+
+
+def any_config(config: RunConfig) -> None:
+    """Nothing to refuse."""
+    del config
 
 
 class Algorithm(NamedTuple):
@@ -38,78 +82,113 @@ class Algorithm(NamedTuple):
 
     Attributes:
       name: the value of `--algorithm`.
-      rounds: `(plan, cycle) -> rounds` of the cycle; a round's visits run side by side from the
-        same parameters.
-      traffic: none (data and model in one place), relay (visit after visit, through the server or
-        node to node), star (every visit through the server, which merges) or walk (segments go from
-        node to node).
-      init_merge: `(config, params) -> state` of the merge, a tree of arrays.
-      merge: `(plan, visits, params, state, results) -> (params, state)` after a round; there may be
-        fewer results than visits.
+      rounds: `plan -> generator of rounds`; the visits of one run side by side from the same
+        parameters. It is sent how each round went.
+      traffic: what is sent before a visit and after a round.
+      merge: of the outcomes of a round.
+      memory: `(config, params) -> memory` of the server, a tree of arrays that `merge` is given and
+        gives back.
+      shared: `memory -> tree` that the server tells every node of a round, see `Client`.
+      client: `config -> Client` or None: what a node does beside the plain step, and remembers.
+      companions: kinds of items that travel with every trained layer and are as large as it, as
+        SCAFFOLD's `control`.
       chain: `plan -> chain`, where the layers of a visit lie.
       local_losses: both sides of the chain's cut have a loss of their own: an auxiliary head below,
         no gradient back.
       shards: `shards -> shards`, where the data is not trained on as it lies on the nodes.
-      flags: those of the flags not meant for every method that it has a use for (`RELAY_FLAGS`,
-        ...).
+      at_server: data and model are in one place, the server's, so nothing travels.
+      unit: what a line of metrics is called: a visit, or a round of several.
+      check: refuses configurations that the method cannot work with, by a `UserError`.
+      flags: those of the flags not meant for every method that it has a use for (`RELAY_FLAGS`).
     """
 
     name: str
-    rounds: Callable[[Plan, int], tuple[Round, ...]]
-    traffic: str
-    init_merge: Callable[[RunConfig, Params], Any]
-    merge: Merge
+    rounds: Callable[[Plan], Rounds]
+    traffic: Traffic
+    merge: Merge[Any]
+    memory: Callable[[RunConfig, Params], PyTree] = no_memory
+    shared: Callable[[PyTree], PyTree] = nothing_shared
+    client: Callable[[RunConfig], Client | None] = no_client
+    companions: tuple[str, ...] = ()
     chain: Callable[[Plan], Chain] = whole_model
     local_losses: bool = False
-    shards: Callable[[Shards], Shards] = lambda shards: shards
+    shards: Callable[[Shards], Shards] = as_they_lie
+    at_server: bool = False
+    unit: str = "visit"
+    check: Callable[[RunConfig], None] = any_config
     flags: frozenset[str] = frozenset()
 
 
-def no_merge_state(config: RunConfig, params: Params) -> dict[str, Any]:
-    """For merges that remember nothing."""
-    del config, params
-    return {}
+def every_cycle(rounds_of: Callable[[Plan, int], Rounds]) -> Callable[[Plan], Rounds]:
+    """The rounds of a run from those of a cycle."""
+
+    def rounds(plan: Plan) -> Rounds:
+        for cycle in range(plan.config.cycles):
+            yield from rounds_of(plan, cycle)
+
+    return rounds
 
 
-def replace(
-    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[Outcome]
-) -> tuple[Params, Any]:
-    """The trained layers take the place of the old ones; their mean, where several nodes trained
-    them side by side.
+def planned(algorithm: Algorithm, plan: Plan) -> list[Round]:
+    """All rounds of a run, in order, where nothing fails but what the flags ask for."""
+    course = algorithm.rounds(plan)
+    found = [struck(plan.config, next(course))]
+    while True:
+        endings = []
+        for visit in found[-1]:
+            endings.append(Ending(visit, visit.event if visit.event in UNFINISHED else ""))
+        try:
+            found.append(struck(plan.config, course.send(tuple(endings))))
+        except StopIteration:
+            return found
+
+
+class Mean(NamedTuple):
+    """A running mean of trained layers, weighted by the examples that their nodes hold.
+
+    Attributes:
+      layers: the mean so far; `{}` of nothing.
+      examples: that its nodes hold.
     """
-    del plan, visits
-    return {**params, **average(results)}, state
+
+    layers: Params
+    examples: int
 
 
-def average(results: Sequence[Outcome]) -> Params:
-    """The mean of the trained layers, weighted by the examples the nodes hold; `{}` of no
-    results.
+def no_mean(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Mean:
+    """Of no outcome yet."""
+    del plan, visits, params, memory
+    return Mean({}, 0)
+
+
+def add_to_mean(mean: Mean, outcome: Outcome) -> Mean:
+    """The mean with one outcome more.
+
+    `m + (held / all) (w - m)`: of one outcome it is that outcome, bit for bit, and of equal ones
+    it is any of them.
     """
-    if len(results) < 2:
-        return results[0].layers if results else {}
-    held = np.array([result.examples_held for result in results], np.float64)
-    shares = (held / held.sum()).astype(np.float32)
-    return _weighted_sum(shares, [result.layers for result in results])
+    examples = mean.examples + outcome.examples_held
+    if not mean.layers:
+        return Mean(outcome.layers, examples)
+    share = np.float32(outcome.examples_held / examples)
+    return Mean(_towards(mean.layers, outcome.layers, share), examples)
 
 
 @jax.jit
-def _weighted_sum(shares: jax.Array, trees: list[Params]) -> Params:
-    return jax.tree.map(
-        lambda *w: functools.reduce(operator.add, map(operator.mul, shares, w)), *trees
-    )
+def _towards(mean: Params, layers: Params, share: jax.Array) -> Params:
+    return jax.tree.map(lambda m, w: m + share * (w - m), mean, layers)
 
 
-def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
-    """The nodes of a round: all, or `nodes_per_round` of them drawn without replacement."""
-    if not config.nodes_per_round:
-        return list(range(config.nodes))
-    rng = streams.generator(config.seed, "schedule/sampled", cycle)
-    return sorted(rng.choice(config.nodes, config.nodes_per_round, replace=False).tolist())
+def put_mean(
+    plan: Plan, visits: Round, params: Params, memory: PyTree, mean: Mean
+) -> tuple[Params, PyTree]:
+    """The trained layers, or their mean, in the place of the old ones."""
+    del plan, visits
+    return {**params, **mean.layers}, memory
 
 
-def side_by_side(plan: Plan, cycle: int, layers: tuple[str, ...]) -> tuple[Round, ...]:
-    """A cycle is one round of all or the sampled nodes."""
-    return (tuple(Visit(cycle, cycle, node, layers) for node in sampled_nodes(plan.config, cycle)),)
+REPLACE = Merge(no_mean, add_to_mean, put_mean)
+"""The trained layers replace the old ones: their mean where several nodes trained them."""
 
 
 def of_images(config: RunConfig) -> ImageConfig:
@@ -119,22 +198,25 @@ def of_images(config: RunConfig) -> ImageConfig:
 
 
 def node_and_server(plan: Plan) -> Chain:
-    """The first layers, up to `--cut`, on the node, the rest on the server; the last `--tail` on
-    the node again.
+    """The first layers, up to `--cut`, on the node, the rest on the server.
+
+    With `--tail` so many last layers are on the node again.
 
     Raises:
       UserError: the flags leave the server no layer, or name none of the model's.
     """
     names, config = plan.layer_names, of_images(plan.config)
-    cut, end = _cut_index(config.cut, names), len(names) - config.tail
+    cut = _cut_index(config.cut, names)
+    end = len(names) - config.tail
     if not 0 < cut < end:
         raise UserError(
             f"--cut={config.cut} with --tail={config.tail}: node and server need at least one of "
-            f"the {len(names)} "
-            f"layers each: {', '.join(names)}"
+            f"the {len(names)} layers each: {', '.join(names)}"
         )
-    tail = (Segment(ON_NODE, end, len(names)),) if config.tail else ()
-    return (Segment(ON_NODE, 0, cut), Segment(ON_SERVER, cut, end), *tail)
+    both = (Segment(ON_NODE, 0, cut), Segment(ON_SERVER, cut, end))
+    if not config.tail:
+        return both
+    return (*both, Segment(ON_NODE, end, len(names)))
 
 
 def _cut_index(text: str, names: tuple[str, ...]) -> int:

@@ -1,17 +1,16 @@
-"""Centralised training: all data in one place. The upper bound that the others are measured
-against.
-"""
+"""Centralised training: all data in one place. The upper bound that others are measured against."""
 
 import numpy as np
 
-from snake_jax.algorithms.base import Algorithm, Shards, no_merge_state, replace
+from snake_jax.algorithms.base import REPLACE, Algorithm, Shards, every_cycle
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Round, Visit
+from snake_jax.algorithms.traffic import NO_TRAFFIC
+from snake_jax.algorithms.visits import Rounds, Visit
 
 
-def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+def _rounds(plan: Plan, cycle: int) -> Rounds:
     """A cycle is one visit over all data."""
-    return ((Visit(cycle, cycle, 0, plan.layer_names),),)
+    yield (Visit(cycle, cycle, 0, plan.layer_names),)
 
 
 def _pooled(shards: Shards) -> Shards:
@@ -20,10 +19,10 @@ def _pooled(shards: Shards) -> Shards:
 
 CENTRALISED = Algorithm(
     name="centralised",
-    rounds=_rounds,
-    traffic="none",
-    init_merge=no_merge_state,
-    merge=replace,
+    rounds=every_cycle(_rounds),
+    traffic=NO_TRAFFIC,
+    merge=REPLACE,
     shards=_pooled,
+    at_server=True,
     flags=frozenset({"carry_optimizer_state"}),
 )

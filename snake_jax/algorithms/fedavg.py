@@ -1,55 +1,60 @@
-"""Federated averaging: sampled nodes train the full model side by side, the server averages by
-examples.
+"""Federated averaging: sampled nodes train the full model side by side, the server averages.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
-2017, Algorithm 1; server momentum: Hsu et al., "Measuring the Effects of Non-Identical Data
-Distribution for Federated Visual Classification", arXiv 1909.06335, section 4.3 (FedAvgM); proximal
-term: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2
-(FedProx).
+2017, Algorithm 1: the mean is weighted by the examples that the nodes hold. Server momentum: Hsu et
+al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+arXiv 1909.06335, section 4.3 (FedAvgM).
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, average, side_by_side
-from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Outcome, Round
+from snake_jax.algorithms.base import (
+    NETWORK_FLAGS,
+    Algorithm,
+    Mean,
+    Merge,
+    add_to_mean,
+    every_cycle,
+    no_mean,
+)
+from snake_jax.algorithms.proximal import proximal_client
+from snake_jax.algorithms.schedule import Plan, side_by_side
+from snake_jax.algorithms.traffic import STAR
+from snake_jax.algorithms.visits import Round, Rounds
 from snake_jax.config import RunConfig
-from snake_jax.params import Params
+from snake_jax.params import Params, PyTree
 
 
-def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+def _rounds(plan: Plan, cycle: int) -> Rounds:
     return side_by_side(plan, cycle, plan.layer_names)
 
 
-def _init_velocity(config: RunConfig, params: Params) -> Params:
+def _no_velocity(config: RunConfig, params: Params) -> Params:
     return jax.tree.map(jnp.zeros_like, params) if config.server_momentum else {}
 
 
-def _merge(
-    plan: Plan, visits: Round, params: Params, velocity: Any, results: Sequence[Outcome]
-) -> tuple[Params, Any]:
-    """Mean of the nodes' weights by the examples they hold; with momentum a step along the mean
-    update's average.
-    """
+def _finish(
+    plan: Plan, visits: Round, params: Params, velocity: PyTree, mean: Mean
+) -> tuple[Params, PyTree]:
+    """The mean; with momentum a step along the average of the mean updates."""
     del visits
-    if not results:
+    if not mean.layers:
         return params, velocity
-    mean, momentum = average(results), plan.config.server_momentum
+    momentum = plan.config.server_momentum
     if not momentum:
-        return mean, velocity
-    velocity = jax.tree.map(lambda v, m, p: momentum * v + (m - p), velocity, mean, params)
+        return mean.layers, velocity
+    velocity = jax.tree.map(lambda v, m, p: momentum * v + (m - p), velocity, mean.layers, params)
     return jax.tree.map(jnp.add, params, velocity), velocity
 
 
 FEDAVG = Algorithm(
     name="fedavg",
-    rounds=_rounds,
-    traffic="star",
-    init_merge=_init_velocity,
-    merge=_merge,
+    rounds=every_cycle(_rounds),
+    traffic=STAR,
+    merge=Merge(no_mean, add_to_mean, _finish),
+    memory=_no_velocity,
+    client=proximal_client,
+    unit="round",
     flags=NETWORK_FLAGS | {"nodes_per_round", "server_momentum", "proximal"},
 )

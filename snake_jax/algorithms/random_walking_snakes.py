@@ -1,5 +1,4 @@
-"""Random Walking Snakes: the model lies over a snake of nodes whose head has the data; the snake
-walks on.
+"""Random Walking Snakes: the model lies over a snake of nodes whose head has the data.
 
 Ardic et al., "Random Walking Snakes for Decentralized Learning at Edge Networks", IEEE LANMAN 2023,
 as the Snake Learning papers describe it ("Split Learning"): no server, finely cut segments, heads
@@ -10,24 +9,27 @@ up, batch by batch; when it moves on, each segment goes to the next node.
 
 import numpy as np
 
-from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, no_merge_state, of_images, replace
+from snake_jax.algorithms.base import (
+    NETWORK_FLAGS,
+    REPLACE,
+    Algorithm,
+    every_cycle,
+    of_images,
+)
 from snake_jax.algorithms.chain import Chain, Segment
 from snake_jax.algorithms.schedule import Plan, shuffled_nodes
-from snake_jax.algorithms.visits import Round, Visit
+from snake_jax.algorithms.traffic import WALK
+from snake_jax.algorithms.visits import Rounds, Visit
 from snake_jax.errors import UserError
 
 
-def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+def _rounds(plan: Plan, cycle: int) -> Rounds:
     config = of_images(plan.config)
     heads = shuffled_nodes(config, cycle)
-    turns = [(cycle * config.nodes + i, head, i) for i, head in enumerate(heads)]
-    body = {
-        i: tuple(heads[(i - k) % config.nodes] for k in range(1, config.snake_length))
-        for _, _, i in turns
-    }
-    return tuple(
-        (Visit(turn, cycle, head, plan.layer_names, others=body[i]),) for turn, head, i in turns
-    )
+    for place, head in enumerate(heads):
+        body = [heads[(place - back) % config.nodes] for back in range(1, config.snake_length)]
+        turn = cycle * config.nodes + place
+        yield (Visit(turn, cycle, head, plan.layer_names, others=tuple(body)),)
 
 
 def _chain(plan: Plan) -> Chain:
@@ -36,21 +38,20 @@ def _chain(plan: Plan) -> Chain:
     if length > min(layers, plan.config.nodes):
         raise UserError(
             f"--snake_length={length}: a snake needs a node and a layer for each segment; there "
-            f"are "
-            f"{plan.config.nodes} nodes and {layers} layers"
+            f"are {plan.config.nodes} nodes and {layers} layers"
         )
-    edges = np.cumsum(
-        [0, *(len(part) for part in np.array_split(np.arange(layers), length))]
-    ).tolist()
-    return tuple(Segment(role, edges[role], edges[role + 1]) for role in range(length))
+    segments, start = [], 0
+    for role, part in enumerate(np.array_split(np.arange(layers), length)):
+        segments.append(Segment(role, start, start + len(part)))
+        start += len(part)
+    return tuple(segments)
 
 
 RANDOM_WALKING_SNAKES = Algorithm(
     name="random_walking_snakes",
-    rounds=_rounds,
-    traffic="walk",
-    init_merge=no_merge_state,
-    merge=replace,
+    rounds=every_cycle(_rounds),
+    traffic=WALK,
+    merge=REPLACE,
     chain=_chain,
     flags=NETWORK_FLAGS | {"snake_length"},
 )

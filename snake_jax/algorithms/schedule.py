@@ -1,8 +1,13 @@
-"""Who trains what when: visits as a pure function of (configuration, cycle).
+"""Who trains what when: rounds of visits, decided one after the other.
 
 A visit is one node training some layers on its own data; a round is the visits that run side by
-side before the results are merged. Learning rates belong here too: constant inside a cycle, changed
-between cycles (snake_learning_magazine, "Local Training").
+side before the results are merged. A schedule is a generator of rounds that is sent how each went,
+so a hand-over is decided when a node is lost and not before the run. It depends on nothing but the
+configuration and those endings: a run that goes on after a kill sends them again and is where it
+was.
+
+Learning rates belong here too: constant inside a cycle, changed between cycles
+(snake_learning_magazine, "Local Training").
 """
 
 import math
@@ -10,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from snake_jax import streams
-from snake_jax.algorithms.visits import Round, Visit
+from snake_jax.algorithms.visits import Ending, Round, Rounds, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+
+UNFINISHED = ("interrupted", "lost")
 
 
 class Plan(NamedTuple):
@@ -24,17 +31,18 @@ class Plan(NamedTuple):
       always: the layers that train at every visit.
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
+      able: `{layers: nodes that can hold the visit}`, where nodes' memory is known; empty: all.
     """
 
     config: RunConfig
     layer_names: tuple[str, ...]
     always: tuple[str, ...]
     visitors: Mapping[tuple[str, ...], int] = {}
+    able: Mapping[tuple[str, ...], tuple[int, ...]] = {}
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
-    """The assignments of a cycle: every layer outside `always` once, in order, `layers_per_visit`
-    at a time.
+    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time.
 
     With first and last layer always trained these are the paper's middle layers 2 .. N-1 (magazine,
     "Layer Assignment"). Where all layers always train the cycle is one visit.
@@ -42,15 +50,19 @@ def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
     config = plan.config
     middle = [name for name in plan.layer_names if name not in plan.always]
     size = config.layers_per_visit
-    groups = [middle[i : i + size] for i in range(0, len(middle), size)] or [[]]
+    groups = [middle[start : start + size] for start in range(0, len(middle), size)]
+    if not groups:
+        groups = [[]]
     if config.order == "reverse":
         groups.reverse()
     elif config.order == "random":
-        shuffle = streams.generator(config.seed, "schedule/layers", cycle).permutation(len(groups))
-        groups = [groups[i] for i in shuffle]
-    return tuple(
-        tuple(n for n in plan.layer_names if n in group or n in plan.always) for group in groups
-    )
+        rng = streams.generator(config.seed, "schedule/layers", cycle)
+        groups = [groups[index] for index in rng.permutation(len(groups))]
+    assignments = []
+    for group in groups:
+        trained = {*group, *plan.always}
+        assignments.append(tuple(name for name in plan.layer_names if name in trained))
+    return tuple(assignments)
 
 
 def relay(
@@ -58,9 +70,11 @@ def relay(
     cycle: int,
     assignments: Sequence[tuple[str, ...]],
     nodes: Sequence[int] | None = None,
-) -> tuple[Round, ...]:
-    """One visit after the other, or `parallel` nodes side by side; an interrupted turn is taken
-    over by the next node.
+) -> Rounds:
+    """One visit after the other, or `parallel` nodes side by side.
+
+    A visit that was interrupted or lost is taken over by the next node that can hold it; of several
+    nodes side by side the others suffice.
 
     Args:
       plan: of the run.
@@ -69,27 +83,67 @@ def relay(
       nodes: the node of each turn; None: turn v is node `v mod nodes`, or the `parallel` nodes that
         follow the last.
     """
-    config, first = plan.config, cycle * len(assignments)
-    rounds: list[Round] = []
+    config = plan.config
+    first = cycle * len(assignments)
     for index, layers in enumerate(assignments):
         turn = first + index
         start = turn * config.parallel if nodes is None else nodes[index]
-        side = [
-            Visit(turn, cycle, (start + k) % config.nodes, layers) for k in range(config.parallel)
-        ]
-        rounds += (
-            [tuple(side)]
-            if config.parallel > 1
-            else [(visit,) for visit in _with_takeover(side[0], config)]
-        )
-    return tuple(rounds)
+        side = [(start + offset) % config.nodes for offset in range(config.parallel)]
+        endings = yield tuple(Visit(turn, cycle, node, layers) for node in side)
+        if len(endings) == 1:
+            yield from taken_over(plan, endings[0])
+
+
+def taken_over(plan: Plan, ending: Ending) -> Rounds:
+    """The rounds in which other nodes finish a visit, until one does; none where it went well.
+
+    After an upload the next node goes on where the other one stopped; after a loss it starts again
+    from the model before the visit (snake_learning_magazine, "Node Management"; arXiv 2405.03372).
+    """
+    while ending.event in UNFINISHED:
+        visit = ending.visit
+        done = visit.share[1] if ending.event == "interrupted" else visit.share[0]
+        node = stand_in(plan, visit)
+        (ending,) = yield (visit._replace(node=node, share=(done, 1.0), event="takeover"),)
+
+
+def stand_in(plan: Plan, visit: Visit) -> int:
+    """The next node after the visit's own that can hold it.
+
+    Raises:
+      UserError: no other node can.
+    """
+    count = plan.config.nodes
+    able = plan.able.get(visit.layers, range(count))
+    for offset in range(1, count):
+        node = (visit.node + offset) % count
+        if node in able:
+            return node
+    raise UserError(
+        f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) is interrupted "
+        "and no other node can hold it: raise memory_bytes in --node_file, or leave "
+        "--interrupt and --fault_rate out"
+    )
+
+
+def side_by_side(plan: Plan, cycle: int, layers: tuple[str, ...]) -> Rounds:
+    """A cycle is one round of all or the sampled nodes."""
+    nodes = sampled_nodes(plan.config, cycle)
+    yield tuple(Visit(cycle, cycle, node, layers) for node in nodes)
+
+
+def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
+    """The nodes of a round: all, or `nodes_per_round` of them drawn without replacement."""
+    if not config.nodes_per_round:
+        return list(range(config.nodes))
+    rng = streams.generator(config.seed, "schedule/sampled", cycle)
+    return sorted(rng.choice(config.nodes, config.nodes_per_round, replace=False).tolist())
 
 
 def shuffled_nodes(config: RunConfig, cycle: int) -> list[int]:
     """All nodes in the random order of a cycle."""
-    return (
-        streams.generator(config.seed, "schedule/nodes", cycle).permutation(config.nodes).tolist()
-    )
+    rng = streams.generator(config.seed, "schedule/nodes", cycle)
+    return rng.permutation(config.nodes).tolist()
 
 
 def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
@@ -98,7 +152,8 @@ def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
     Args:
       config: of the run.
       cycle: of the visit; the papers' schedule is constant within one.
-      done: share of all rounds finished before it, for the schedule that follows those.
+      done: share of all turns before it, for the schedule that follows those. Turns and not rounds,
+        so that a visit that another node takes over has the rate that it would have had.
     """
     if config.lr_schedule == "cosine_visits":
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
@@ -107,6 +162,29 @@ def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
     if config.lr_schedule == "cosine":
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * cycle / config.cycles))
     return config.learning_rate
+
+
+def struck(config: RunConfig, visits: Round) -> Round:
+    """The visits of a round as the flags' faults leave them: cut short, and named what they are.
+
+    Who takes over is never struck again, so every turn ends.
+    """
+    shares = interruptions(config)
+    event = "interrupted" if config.interruption == "upload" else "lost"
+    found = []
+    for visit in visits:
+        share = None if visit.event else shares.get(visit.turn, _fault(config, visit.turn))
+        cut = visit if share is None else visit._replace(share=(0.0, share), event=event)
+        found.append(cut)
+    return tuple(found)
+
+
+def _fault(config: RunConfig, turn: int) -> float | None:
+    """The share after which a turn is interrupted by chance, or None."""
+    if not config.fault_rate:
+        return None
+    chance, share = streams.generator(config.seed, "schedule/faults", turn).random(2)
+    return float(share) if chance < config.fault_rate else None
 
 
 def interruptions(config: RunConfig) -> dict[int, float]:
@@ -135,23 +213,7 @@ def _interruption(word: str) -> tuple[int, float]:
         parsed = -1, 0.0
     if parsed[0] < 0 or not 0 <= parsed[1] < 1:
         raise UserError(
-            f"--interrupt={word}: want VISIT or VISIT@SHARE with VISIT from 0 and SHARE in [0, "
-            f"1), as 4@0.25"
+            f"--interrupt={word}: want VISIT or VISIT@SHARE with VISIT from 0 and SHARE in [0, 1), "
+            "as 4@0.25"
         )
     return parsed
-
-
-def _with_takeover(planned: Visit, config: RunConfig) -> list[Visit]:
-    share = interruptions(config).get(planned.turn)
-    if share is None and config.fault_rate:
-        chance, drawn = streams.generator(config.seed, "schedule/faults", planned.turn).random(2)
-        share = float(drawn) if chance < config.fault_rate else None
-    if share is None:
-        return [planned]
-    kept = config.interruption == "upload"
-    stopped = planned._replace(share=(0.0, share), event="interrupted" if kept else "lost")
-    idle = (planned.node + 1) % config.nodes
-    return [
-        stopped,
-        planned._replace(node=idle, share=(share if kept else 0.0, 1.0), event="takeover"),
-    ]

@@ -4,26 +4,25 @@ Chang et al., "Distributed deep learning networks among institutions for medical
 2018.
 """
 
-from snake_jax.algorithms.base import RELAY_FLAGS, Algorithm, no_merge_state, replace
+from snake_jax.algorithms.base import RELAY_FLAGS, REPLACE, Algorithm, every_cycle
+from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, relay, shuffled_nodes
-from snake_jax.algorithms.visits import Round
+from snake_jax.algorithms.traffic import RELAY
+from snake_jax.algorithms.visits import Rounds
 
 
-def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
+def _rounds(plan: Plan, cycle: int) -> Rounds:
     """Every node once a cycle, all layers."""
-    nodes = (
-        shuffled_nodes(plan.config, cycle)
-        if plan.config.shuffle_nodes
-        else range(plan.config.nodes)
-    )
-    return relay(plan, cycle, [plan.layer_names] * plan.config.nodes, nodes)
+    config = plan.config
+    nodes = shuffled_nodes(config, cycle) if config.shuffle_nodes else range(config.nodes)
+    return relay(plan, cycle, [plan.layer_names] * config.nodes, nodes)
 
 
 SEQUENTIAL = Algorithm(
     name="sequential",
-    rounds=_rounds,
-    traffic="relay",
-    init_merge=no_merge_state,
-    merge=replace,
+    rounds=every_cycle(_rounds),
+    traffic=RELAY,
+    merge=REPLACE,
+    client=proximal_client,
     flags=RELAY_FLAGS | {"shuffle_nodes"},
 )

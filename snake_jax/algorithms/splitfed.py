@@ -1,13 +1,12 @@
-"""SplitFed Learning: split training of all nodes in a round, their parts averaged by a federated
-server.
+"""SplitFed Learning: split training of all nodes in a round, their parts averaged by a server.
 
 Thapa et al., "SplitFed: When Federated Learning Meets Split Learning", AAAI 2022, Algorithms 1 and
 2. v1: the main server has a copy of its part for each node, trained side by side and averaged. v2:
-it has one, trained on node after node in random order; only the nodes' parts are averaged.
+it has one, trained on node after node in random order; only the nodes' parts are averaged, once a
+cycle.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,66 +15,105 @@ from snake_jax import streams
 from snake_jax.algorithms.base import (
     NETWORK_FLAGS,
     Algorithm,
-    average,
+    Mean,
+    Merge,
+    add_to_mean,
+    every_cycle,
+    no_mean,
     node_and_server,
     of_images,
-    sampled_nodes,
-    side_by_side,
+    put_mean,
 )
 from snake_jax.algorithms.chain import ON_NODE, held
-from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Outcome, Round, Visit
+from snake_jax.algorithms.schedule import Plan, sampled_nodes, side_by_side
+from snake_jax.algorithms.traffic import STAR
+from snake_jax.algorithms.visits import Outcome, Round, Rounds, Visit
 from snake_jax.config import RunConfig
-from snake_jax.params import Params, select
+from snake_jax.params import Params, PyTree, select, without
 
 
-def _rounds(plan: Plan, cycle: int) -> tuple[Round, ...]:
-    config, names = of_images(plan.config), plan.layer_names
-    if of_images(config).splitfed_version == "v1":
-        return side_by_side(plan, cycle, names)
-    nodes = sampled_nodes(config, cycle)
-    order = (
-        streams.generator(config.seed, "schedule/server_order", cycle).permutation(nodes).tolist()
-    )
-    return tuple(
-        (Visit(cycle * len(nodes) + i, cycle, node, names),) for i, node in enumerate(order)
-    )
+class Part(NamedTuple):
+    """A round of SplitFed: of v1 the mean of its outcomes, of v2 its one outcome.
+
+    Attributes:
+      mean: of the outcomes.
+      outcome: the last one; None before there is one.
+    """
+
+    mean: Mean
+    outcome: Outcome | None
 
 
-def _init_sums(config: RunConfig, params: Params) -> dict[str, Any]:
+def _is_v1(config: RunConfig) -> bool:
+    return of_images(config).splitfed_version == "v1"
+
+
+def _server_order(plan: Plan, cycle: int) -> list[int]:
+    """v2: the nodes of a cycle, in the order in which the server's part trains on them."""
+    rng = streams.generator(plan.config.seed, "schedule/server_order", cycle)
+    return rng.permutation(sampled_nodes(plan.config, cycle)).tolist()
+
+
+def _rounds(plan: Plan, cycle: int) -> Rounds:
+    if _is_v1(plan.config):
+        yield from side_by_side(plan, cycle, plan.layer_names)
+        return
+    order = _server_order(plan, cycle)
+    for place, node in enumerate(order):
+        yield (Visit(cycle * len(order) + place, cycle, node, plan.layer_names),)
+
+
+def _no_sums(config: RunConfig, params: Params) -> dict[str, PyTree]:
     """v2: the weighted sum of the nodes' parts so far in the cycle, and of the weights."""
-    if of_images(config).splitfed_version == "v1":
+    if _is_v1(config):
         return {}
     return {"sum": jax.tree.map(jnp.zeros_like, params), "examples": jnp.zeros(())}
 
 
-def _merge(
-    plan: Plan, visits: Round, params: Params, state: Any, results: Sequence[Outcome]
-) -> tuple[Params, Any]:
-    if of_images(plan.config).splitfed_version == "v1":
-        return {**params, **average(results)}, state
-    nodes_part = held(node_and_server(plan), plan.layer_names, ON_NODE)
-    for result in results:
-        weight = float(result.examples_held)
+def _init(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Part:
+    return Part(no_mean(plan, visits, params, memory), None)
+
+
+def _add(part: Part, outcome: Outcome) -> Part:
+    return Part(add_to_mean(part.mean, outcome), outcome)
+
+
+def _finish(
+    plan: Plan, visits: Round, params: Params, memory: PyTree, part: Part
+) -> tuple[Params, PyTree]:
+    if _is_v1(plan.config):
+        return put_mean(plan, visits, params, memory, part.mean)
+    node_layers = held(node_and_server(plan), plan.layer_names, ON_NODE)
+
+    # The server's part goes on from visit to visit; the node's is added up.
+    if part.outcome is not None:
+        trained, weight = part.outcome.layers, float(part.outcome.examples_held)
         total = jax.tree.map(
-            lambda s, w, weight=weight: s + weight * w,
-            select(state["sum"], nodes_part),
-            select(result.layers, nodes_part),
+            lambda s, w: s + weight * w,
+            select(memory["sum"], node_layers),
+            select(trained, node_layers),
         )
-        state = {"sum": {**state["sum"], **total}, "examples": state["examples"] + weight}
-        params = {**params, **{n: w for n, w in result.layers.items() if n not in nodes_part}}
-    if visits == _rounds(plan, visits[0].cycle)[-1] and state["examples"] > 0:
-        mean = jax.tree.map(lambda s: s / state["examples"], select(state["sum"], nodes_part))
-        return {**params, **mean}, jax.tree.map(jnp.zeros_like, state)
-    return params, state
+        examples = memory["examples"] + weight
+        memory = {"sum": {**memory["sum"], **total}, "examples": examples}
+        params = {**params, **without(trained, node_layers)}
+
+    # The last visit of a cycle: every node goes on from the mean of the nodes' parts.
+    (visit,) = visits
+    is_last = visit.node == _server_order(plan, visit.cycle)[-1]
+    if is_last and memory["examples"] > 0:
+        sums = select(memory["sum"], node_layers)
+        mean = jax.tree.map(lambda s: s / memory["examples"], sums)
+        return {**params, **mean}, jax.tree.map(jnp.zeros_like, memory)
+    return params, memory
 
 
 SPLITFED = Algorithm(
     name="splitfed",
-    rounds=_rounds,
-    traffic="star",
-    init_merge=_init_sums,
-    merge=_merge,
+    rounds=every_cycle(_rounds),
+    traffic=STAR,
+    merge=Merge(_init, _add, _finish),
+    memory=_no_sums,
     chain=node_and_server,
+    unit="round",
     flags=NETWORK_FLAGS | {"nodes_per_round", "cut", "tail", "splitfed_version"},
 )

@@ -1,5 +1,6 @@
 """A visit: what a node is to train, what it is ordered with, and what it gives back."""
 
+from collections.abc import Generator
 from typing import NamedTuple
 
 from snake_jax.params import Params, PyTree
@@ -57,6 +58,23 @@ class Lost(NamedTuple):
 
     visit: Visit
     why: str
+
+
+class Ending(NamedTuple):
+    """How a visit went, as a method is told before it decides what comes next.
+
+    Attributes:
+      visit: which, as it was carried out.
+      event: empty: as planned; `interrupted`: it stopped early and what it had was handed in;
+        `lost`: nothing came back.
+    """
+
+    visit: Visit
+    event: str = ""
+
+
+Rounds = Generator[Round, tuple[Ending, ...], None]
+"""The rounds of a run, one after the other. Each is sent how its visits went, in their order."""
 
 
 class Outcome(NamedTuple):

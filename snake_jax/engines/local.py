@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.visits import Outcome, Round, Visit
+from snake_jax.algorithms.visits import Order, Outcome, Round, Visit
+from snake_jax.engines.contract import Compilations, NodeInfo
 from snake_jax.engines.emulations import ALONE, EMULATIONS, Emulation
 from snake_jax.engines.epochs import (
     Tally,
@@ -27,16 +28,6 @@ from snake_jax.params import Params, num_bytes, select, without
 from snake_jax.train import quantization
 from snake_jax.train.image_step import Examples, LocalStep, evaluate, local_epoch
 from snake_jax.train.optimizers import OptimizerStates, init_states
-
-
-class Compilations(NamedTuple):
-    """How many programs were compiled, the seconds that took, and a node's greatest compiled memory
-    (None: unknown).
-    """
-
-    programs: int
-    seconds: float
-    peak_bytes: int | None
 
 
 class _Program(NamedTuple):
@@ -91,6 +82,35 @@ class Executor:
         # One call: array by array from Python the host's time shows beside a small network's.
         self._fresh = jax.jit(lambda layers: init_states(step.rule, layers, step.layer_names))
         self._compile_s, self._peak_bytes = 0.0, 0
+        self._orders: list[Order] = []
+        self._done: list[Outcome] = []
+
+    def nodes(self) -> list[NodeInfo]:
+        """See `Engine`."""
+        return [NodeInfo(0) for _ in self._shards]
+
+    def expect(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
+        """See `Engine`."""
+        self.compile(rounds, params, done)
+
+    def submit(self, order: Order) -> None:
+        """See `Engine`."""
+        self._orders.append(order)
+
+    def next(self, timeout_s: float | None = None) -> Outcome | None:
+        """See `Engine`."""
+        if not self._done and self._orders:
+            first = self._orders[0]
+            count = (
+                len(self._orders) if getattr(self, "_emulation", None) not in (None, ALONE) else 1
+            )
+            visits = [order.visit for order in self._orders[:count]]
+            self._done = self.run(visits, first.params, first.states, first.learning_rate)
+            del self._orders[:count]
+        return self._done.pop(0) if self._done else None
+
+    def close(self) -> None:
+        """See `Engine`."""
 
     def run(
         self, visits: Sequence[Visit], params: Params, states: OptimizerStates, learning_rate: float

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.algorithms.visits import Outcome, Passed, Round, Text, Visit
+from snake_jax.algorithms.visits import Order, Outcome, Passed, Round, Text, Visit
 from snake_jax.data.text import packing
 from snake_jax.engines import placing
+from snake_jax.engines.contract import Compilations, NodeInfo
+from snake_jax.engines.emulations import ALONE
 from snake_jax.engines.epochs import Tally, after_epoch, annotation, result
-from snake_jax.engines.local import Compilations
 from snake_jax.engines.text_batches import (
     Batch,
     Entrance,
@@ -136,6 +137,35 @@ class StackedExecutor:
         self._places: list[_Place] = []
         self._programs: dict[_Program, Any] = {}
         self._compile_s, self._peak_bytes = 0.0, 0
+        self._orders: list[Order] = []
+        self._done: list[Outcome] = []
+
+    def nodes(self) -> list[NodeInfo]:
+        """See `Engine`."""
+        return [NodeInfo(0) for _ in self._shards]
+
+    def expect(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
+        """See `Engine`."""
+        self.compile(rounds, params, done)
+
+    def submit(self, order: Order) -> None:
+        """See `Engine`."""
+        self._orders.append(order)
+
+    def next(self, timeout_s: float | None = None) -> Outcome | None:
+        """See `Engine`."""
+        if not self._done and self._orders:
+            first = self._orders[0]
+            count = (
+                len(self._orders) if getattr(self, "_emulation", None) not in (None, ALONE) else 1
+            )
+            visits = [order.visit for order in self._orders[:count]]
+            self._done = self.run(visits, first.params, first.states, first.learning_rate)
+            del self._orders[:count]
+        return self._done.pop(0) if self._done else None
+
+    def close(self) -> None:
+        """See `Engine`."""
 
     def run(
         self, visits: Sequence[Visit], params: Params, states: OptimizerStates, learning_rate: float

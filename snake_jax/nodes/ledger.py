@@ -1,23 +1,26 @@
 """What travels between nodes, and why: who holds which version of which layer, and a ledger of
 every transfer.
 
-Items are layers and, where optimizer states travel, `LAYER/optimizer`. A place (a node or the
-server) holds copies of items, each of a version and either in full precision or as frozen layers
-are stored. A receiver that caches what it was sent needs only what changed since; one that does not
-needs everything again. (snake_learning_magazine, "Updated Parameter Transmission and Node
-Management".)
+Items are layers and what travels beside them: `LAYER/optimizer`, where optimizer states do. A place
+(a node or the server) holds copies of items, each of a version and either in full precision or as
+frozen layers are stored. A receiver that caches what it was sent needs only what changed since; one
+that does not needs everything again. (snake_learning_magazine, "Updated Parameter Transmission and
+Node Management".)
 
 In client-server mode a node gets from the server the layers it trains in full precision and the
 others as it will store them, and hands in what it trained. In peer-to-peer mode all copies travel
 in full precision, because the next node must be able to train, and pass on, any of them; a node
 makes its own frozen copies.
+
+Before a visit `deliveries_...` says what is sent for it, and after it `commit_...` takes note of
+what was trained. A visit that is lost in between has been sent its layers and hands in nothing.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 SERVER = "server"
-OPTIMIZER_SUFFIX = "/optimizer"
+OPTIMIZER = "optimizer"
 
 
 class Transfer(NamedTuple):
@@ -80,10 +83,20 @@ def place(node: int) -> str:
 
 def optimizer_item(layer: str) -> str:
     """The item that is a layer's optimizer state."""
-    return layer + OPTIMIZER_SUFFIX
+    return companion(layer, OPTIMIZER)
 
 
-def visit_client_server(
+def companion(layer: str, kind: str) -> str:
+    """The item of a kind that travels beside a layer."""
+    return f"{layer}/{kind}"
+
+
+def is_companion(item: str) -> bool:
+    """Whether an item travels beside a layer and is none itself."""
+    return "/" in item
+
+
+def deliveries_from_server(
     network: Network,
     sizes: Sizes,
     visit: int,
@@ -91,10 +104,9 @@ def visit_client_server(
     trained: tuple[str, ...],
     *,
     cached: bool,
-    returns: bool = True,
     held: Iterable[str] | None = None,
 ) -> tuple[Network, list[Transfer]]:
-    """A visit through the server.
+    """What the server sends a node before its visit.
 
     Args:
       network: the state before.
@@ -103,65 +115,46 @@ def visit_client_server(
       node: the visitor.
       trained: the items it trains (optimizer states among them where they travel).
       cached: whether the node still has what it was sent before.
-      returns: whether what it trained comes back (False for a lost node).
       held: the layers that it needs to have; None: all.
     """
-    layers = (
-        [item for item in network.latest if not item.endswith(OPTIMIZER_SUFFIX)]
-        if held is None
-        else held
-    )
-    needs = {item: item in trained for item in network.latest if item in trained or item in layers}
-    network, down = _deliver(network, sizes, visit, SERVER, place(node), needs, (), cached)
-    if not returns:
-        return network, down
-    network = _renew(network, trained, (place(node), SERVER))
-    return network, [
-        *down,
-        _transfer(visit, place(node), SERVER, dict.fromkeys(trained, True), sizes, "update"),
-    ]
+    if held is None:
+        held = [item for item in network.latest if not is_companion(item)]
+    layers = set(held)
+    needs = {}
+    for item in network.latest:
+        if item in trained or item in layers:
+            needs[item] = item in trained
+    return _deliver(network, sizes, visit, SERVER, place(node), needs, (), cached)
 
 
-def visit_peer_to_peer(
+def deliveries_from_holder(
     network: Network,
     sizes: Sizes,
     visit: int,
     node: int,
-    trained: tuple[str, ...],
     *,
     cached: bool,
-    returns: bool = True,
     held: Iterable[str] | None = None,
 ) -> tuple[Network, list[Transfer]]:
-    """A visit that gets the model from the previous holder; arguments as for
-    `visit_client_server`.
-    """
+    """What the previous holder of the model sends the next, as for `deliveries_from_server`."""
     destination = place(node)
+    if network.holder == destination:
+        return network, []
     carried = None if held is None else {*held, *map(optimizer_item, held)}
     needs = {item: True for item in network.latest if carried is None or item in carried}
-    transfers: list[Transfer] = []
-    if network.holder != destination:
-        fresh = network.trained if network.holder != SERVER else ()
-        network, transfers = _deliver(
-            network, sizes, visit, network.holder, destination, needs, fresh, cached
-        )
-    if not returns:
-        return network, transfers
-    network = _renew(network, trained, (destination,))
-    return network._replace(holder=destination, trained=trained), transfers
+    fresh = network.trained if network.holder != SERVER else ()
+    return _deliver(network, sizes, visit, network.holder, destination, needs, fresh, cached)
 
 
-def visit_chain(
+def deliveries_along_chain(
     network: Network,
     sizes: Sizes,
     visit: int,
     segments: Mapping[str, tuple[str, ...]],
     *,
     cached: bool,
-    returns: bool = True,
 ) -> tuple[Network, list[Transfer]]:
-    """A visit in which several nodes hold and train a segment each, got from whoever trained it
-    last.
+    """What several nodes that hold a segment each get from whoever trained it last.
 
     Args:
       network: the state before.
@@ -169,21 +162,41 @@ def visit_chain(
       visit: its index, for the ledger.
       segments: `{place: items}`.
       cached: whether nodes still have what they were sent before.
-      returns: whether what was trained is kept.
     """
-    before, transfers = network, []
+    before, transfers = network, list[Transfer]()
     for destination, items in segments.items():
         sources = {item: _newest(before, item) for item in items}
         for source in dict.fromkeys(sources.values()):
-            needs = {item: True for item in items if sources[item] == source != destination}
+            if source == destination:
+                continue
+            needs = {item: True for item in items if sources[item] == source}
             fresh = () if source == SERVER else items
             network, sent = _deliver(
                 network, sizes, visit, source, destination, needs, fresh, cached
             )
             transfers += sent
-    for destination, items in segments.items() if returns else ():
-        network = _renew(network, items, (destination,))
     return network, transfers
+
+
+def commit_to_server(
+    network: Network, sizes: Sizes, visit: int, node: int, trained: tuple[str, ...]
+) -> tuple[Network, list[Transfer]]:
+    """A node has trained these items and hands them in: both have the new versions."""
+    network = _renew(network, trained, (place(node), SERVER))
+    return network, [hand_in(sizes, visit, node, trained)]
+
+
+def commit_at_holder(network: Network, node: int, trained: tuple[str, ...]) -> Network:
+    """A node has trained these items and holds the current model until the next one gets it."""
+    network = _renew(network, trained, (place(node),))
+    return network._replace(holder=place(node), trained=trained)
+
+
+def commit_along_chain(network: Network, segments: Mapping[str, tuple[str, ...]]) -> Network:
+    """Several nodes have trained a segment each, `{place: items}`."""
+    for destination, items in segments.items():
+        network = _renew(network, items, (destination,))
+    return network
 
 
 def _newest(network: Network, item: str) -> str:

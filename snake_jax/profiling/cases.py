@@ -17,7 +17,7 @@ from snake_jax.params import without
 from snake_jax.profiling import language, setups, traffic, vision
 from snake_jax.profiling.rows import Case, Row, Subject, row_of
 from snake_jax.runs import text_task
-from snake_jax.runs.setup import Setup
+from snake_jax.runs.setup import Setup, planned
 from snake_jax.train import sharding
 from snake_jax.train.text_step import ENDS
 
@@ -123,9 +123,7 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
 def assignments(work: Work) -> dict[str, tuple[str, ...]]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
     plan = work.setup.plan
-    visits = dict.fromkeys(
-        visit.layers for visits in work.setup.algorithm.rounds(plan, 0) for visit in visits
-    )
+    visits = dict.fromkeys(visit.layers for visits in planned(work.setup) for visit in visits)
     named = {_about(layers, plan.always, plan.layer_names): layers for layers in visits}
     order = {name: place for place, name in enumerate(plan.layer_names)}
     return dict(sorted(named.items(), key=lambda item: order.get(item[1][-1], 0)))
@@ -141,9 +139,7 @@ def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
     its places.
     """
     sent = (
-        traffic.by_assignment(work.setup, work.sizes)
-        if work.setup.algorithm.traffic != "none"
-        else {}
+        traffic.by_assignment(work.setup, work.sizes) if not work.setup.algorithm.at_server else {}
     )
     if len(work.setup.chain) > 1:
         return vision.place_rows(work.setup, next(iter(sent.values())))

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.profiling.rows import Sent
-from snake_jax.runs import round_costs
-from snake_jax.runs.setup import Setup
+from snake_jax.runs.setup import Setup, exchange_of, planned
 
 CYCLES = 3
 """After so many every node has had a turn and every layer a new version: later cycles send the
@@ -19,16 +18,21 @@ def cycles(setup: Setup, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, 
     """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes
     down.
     """
-    net, found = ledger.start(setup.layer_names), []
-    for cycle in range(setup.config.cycles):
-        lines = []
-        for visits in setup.algorithm.rounds(setup.plan, cycle):
-            net, sent = round_costs.exchange(setup, sizes, net, visits, set(visits))
-            for visit in visits:
-                own = ledger.place(visit.node)
-                mine = [t for t in sent if visit.others or own in (t.source, t.destination)]
-                lines.append((visit.layers, *ledger.bytes_up_down(mine)))
-        found.append(lines)
+    exchange = exchange_of(setup, sizes)
+    traffic = setup.algorithm.traffic
+    net = ledger.start(setup.layer_names)
+    found: list[list[tuple[tuple[str, ...], int, int]]] = [[] for _ in range(setup.config.cycles)]
+    for visits in planned(setup):
+        transfers = []
+        for visit in visits:
+            net, sent = traffic.deliveries(exchange, net, visit)
+            transfers += sent
+        net, sent = traffic.commit(exchange, net, visits, visits)
+        transfers += sent
+        for visit in visits:
+            own = ledger.place(visit.node)
+            mine = [t for t in transfers if visit.others or own in (t.source, t.destination)]
+            found[visit.cycle].append((visit.layers, *ledger.bytes_up_down(mine)))
     return found
 
 

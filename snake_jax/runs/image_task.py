@@ -117,7 +117,9 @@ def _visitors(setup: Setup) -> dict[tuple[str, ...], int]:
       UserError: a node cannot hold what it is to train.
     """
     config = setup.config
-    if setup.algorithm.name != "snake" or (config.assign == "serpentine" and not config.node_file):
+    if "assign" not in setup.algorithm.flags or (
+        config.assign == "serpentine" and not config.node_file
+    ):
         return {}
     groups = schedule.serpentine(setup.plan, 0)
     problem, hop_bytes = _assignment_problem(setup, groups)
@@ -226,7 +228,7 @@ def sizes_of(setup: Setup) -> Sizes:
     """Bytes of everything that may travel."""
     config = setup.config
     names = setup.layer_names if config.carry_optimizer_state else ()
-    params, states, _ = state_like(setup, names)
+    params, states, *_ = state_like(setup, names)
     return accounting.transfer_sizes(params, config.frozen_dtype, states)
 
 

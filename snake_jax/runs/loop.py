@@ -1,26 +1,25 @@
-"""Runs an algorithm from a configuration: visits, transfers, merges, evaluation, metrics,
-checkpoints, resume.
+"""Runs an algorithm: visits, transfers, merges, evaluation, metrics, and the state to go on from.
 
 `prepare` does everything that can fail on wrong input, before anything is compiled; `train` does
 the rest.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
-from snake_jax.algorithms.visits import Outcome, Round
+from snake_jax.algorithms.visits import Ending, Lost, Order, Outcome, Round, Rounds, Visit
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
-from snake_jax.engines.local import Compilations
+from snake_jax.engines.contract import Compilations, Engine
 from snake_jax.nodes import ledger
-from snake_jax.nodes.ledger import Network, Sizes, Transfer
-from snake_jax.params import Params
+from snake_jax.nodes.ledger import Network, Transfer
+from snake_jax.params import Params, PyTree
 from snake_jax.runs import image_task, records, round_costs, text_task
-from snake_jax.runs.setup import Setup, rounds, state_like
+from snake_jax.runs.setup import Setup, exchange_of, planned, state_like
 from snake_jax.train.optimizers import OptimizerStates
 
 __all__ = [
@@ -30,11 +29,12 @@ __all__ = [
     "State",
     "initial_state",
     "make_executor",
+    "planned",
     "prepare",
-    "rounds",
     "state_like",
+    "summarise",
+    "train",
 ]
-__all__ += ["summarise", "train"]
 
 
 class Diverged(RuntimeError):
@@ -47,16 +47,21 @@ class State(NamedTuple):
     Attributes:
       params: the model in full precision.
       states: optimizer states by layer, where they travel.
-      merge: what the algorithm's merge remembers.
+      memory: what the server remembers for its method.
+      nodes: `{node: what it remembers for its method}`, of nodes that have been visited.
       network: who holds what.
+      failures: `{number of a round: event of each of its visits}`, of the rounds in which one was
+        interrupted or lost: with it the schedule is where it was.
       rounds: finished so far.
       clock_s: simulated seconds so far.
     """
 
     params: Params
     states: OptimizerStates
-    merge: Any
+    memory: PyTree
+    nodes: Mapping[int, PyTree]
     network: Network
+    failures: Mapping[int, tuple[str, ...]]
     rounds: int
     clock_s: float = 0.0
 
@@ -67,6 +72,17 @@ class Report(NamedTuple):
     record: dict[str, Any]
     transfers: list[Transfer]
     state: State
+
+
+class _Carried(NamedTuple):
+    """What came of a round's visits, the trained layers already added up."""
+
+    outcomes: list[Outcome]
+    lost: list[Visit]
+    accepted: list[Visit]
+    total: Any
+    states: OptimizerStates
+    nodes: Mapping[int, PyTree]
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -87,106 +103,205 @@ _PREPARE: dict[type, Callable[[Any], Setup]] = {
 def initial_state(setup: Setup) -> State:
     """Fresh or pretrained parameters; nothing sent yet."""
     params = setup.task.params(setup)
-    merge = setup.algorithm.init_merge(setup.config, params)
-    return State(params, {}, merge, ledger.start(setup.layer_names), 0)
+    memory = setup.algorithm.memory(setup.config, params)
+    return State(params, {}, memory, {}, ledger.start(_items(setup)), {}, 0)
 
 
-def make_executor(setup: Setup) -> Any:
-    """The node emulation of this setup; puts the data on the device."""
+def _items(setup: Setup) -> tuple[str, ...]:
+    """All that may travel: layers, and the method's companions of each."""
+    names = setup.layer_names
+    kinds = setup.algorithm.companions
+    return (*names, *(ledger.companion(name, kind) for kind in kinds for name in names))
+
+
+def make_executor(setup: Setup) -> Engine:
+    """What carries out this setup's visits; puts the data on the device."""
     return setup.task.executor(setup)
 
 
 def train(
-    setup: Setup, executor: Any, state: State, keep: Callable[[State], None]
+    setup: Setup, engine: Engine, state: State, keep: Callable[[State], None]
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
     Args:
       setup: from `prepare`.
-      executor: from `make_executor`.
+      engine: from `make_executor`.
       state: from `initial_state` or a checkpoint.
       keep: is called with the last good state before the run ends on divergence.
 
     Raises:
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
     """
-    config, every = setup.config, rounds(setup)
-    work, sizes = setup.task.work(setup), setup.task.sizes(setup)
-    executor.compile(every, state.params, done=state.rounds)
-    for number in range(state.rounds, len(every)):
-        visits = every[number]
-        rate = schedule.learning_rate(config, visits[0].cycle, number / len(every))
+    config, algorithm = setup.config, setup.algorithm
+    work, exchange = setup.task.work(setup), exchange_of(setup)
+    every = planned(setup)
+    turns = every[-1][-1].turn + 1
+    engine.expect(every, state.params, done=state.rounds)
+
+    course, visits = _from(setup, state)
+    while visits is not None:
+        number = state.rounds
+        rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
+
+        # Before the visits: what each node is sent. After them: what comes back, and the merge.
+        network, transfers = state.network, list[Transfer]()
+        for visit in visits:
+            network, sent = algorithm.traffic.deliveries(exchange, network, visit)
+            transfers += sent
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
-            results = executor.run(visits, state.params, state.states, rate)
-        good = [result for result in results if _is_good(result, config, state, keep)]
-        flops = [work(result) for result in results]
-        state, transfers = _advance(setup, sizes, state, visits, results, good)
-        took = round_costs.elapsed(setup, state.clock_s, results, transfers, flops)
-        state = state._replace(clock_s=state.clock_s + took.seconds)
-        due = (number + 1) % config.eval_every == 0 or number + 1 == len(every)
+            carried = _carry_out(setup, engine, state, visits, rate, keep)
+        params, memory = algorithm.merge.finish(
+            setup.plan, visits, state.params, state.memory, carried.total
+        )
+        network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
+        transfers += sent
+        transfers += _sent_over_cuts(setup, carried.outcomes)
+
+        # How it went decides what comes next, and is kept so that a resumed run decides alike.
+        endings = _endings(visits, carried)
+        failures = dict(state.failures)
+        if any(ending.event for ending in endings):
+            failures[number] = tuple(ending.event for ending in endings)
+        following = _next(setup, course, endings)
+
+        flops = [work(outcome) for outcome in carried.outcomes]
+        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
+        state = State(
+            params,
+            carried.states,
+            memory,
+            carried.nodes,
+            network,
+            failures,
+            number + 1,
+            state.clock_s + took.seconds,
+        )
+        due = state.rounds % config.eval_every == 0 or following is None
         with jax.profiler.TraceAnnotation("evaluate"):
-            scores = executor.evaluate(state.params) if due else (None, None)
-        waits = round_costs.synchronisations(setup, results)
-        record = records.of_round(visits, results, transfers, scores, rate, flops, waits)
-        record |= records.of_clock(took) | setup.task.record(results, scores)
-        record |= {
-            "distilled": setup.distilled,
-            "event": visits[0].event if len(good) == len(results) else "skipped",
-        }
+            scores = engine.evaluate(params) if due else (None, None)
+        waits = round_costs.synchronisations(setup, carried.outcomes)
+        record = records.of_round(visits, carried.outcomes, transfers, scores, rate, flops, waits)
+        record |= records.of_clock(took) | setup.task.record(carried.outcomes, scores)
+        record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
         yield Report(record, transfers, state)
+        visits = following
+
+
+def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:
+    """The schedule where the state stands, and its next round; None where all are finished.
+
+    It is a generator, so the finished rounds are gone through again, each told how it went.
+    """
+    course = setup.algorithm.rounds(setup.plan)
+    visits: Round | None = schedule.struck(setup.config, next(course))
+    for number in range(state.rounds):
+        assert visits is not None, "a checkpoint has no more rounds than its schedule"
+        events = state.failures.get(number, ("",) * len(visits))
+        endings = tuple(map(Ending, visits, events))
+        visits = _next(setup, course, endings)
+    return course, visits
+
+
+def _next(setup: Setup, course: Rounds, endings: tuple[Ending, ...]) -> Round | None:
+    """The round after one that went so; None after the last."""
+    try:
+        return schedule.struck(setup.config, course.send(endings))
+    except StopIteration:
+        return None
+
+
+def _carry_out(
+    setup: Setup,
+    engine: Engine,
+    state: State,
+    visits: Round,
+    rate: float,
+    keep: Callable[[State], None],
+) -> _Carried:
+    """Has the engine do a round's visits; adds up what each trained and lets go of it."""
+    algorithm, config = setup.algorithm, setup.config
+    client, shared = algorithm.client(config), algorithm.shared(state.memory)
+    nodes = dict(state.nodes)
+    for visit in visits:
+        memory = nodes.get(visit.node)
+        if client is not None and memory is None:
+            memory = client.memory(state.params)
+        engine.submit(Order(visit, rate, state.params, state.states, memory, shared))
+
+    total = algorithm.merge.init(setup.plan, visits, state.params, state.memory)
+    states, found, lost, accepted = state.states, list[Outcome](), list[Visit](), set[Visit]()
+    while len(found) + len(lost) < len(visits):
+        outcome = engine.next()
+        assert outcome is not None, "an engine gives an outcome for every order"
+        if isinstance(outcome, Lost):
+            lost.append(outcome.visit)
+            continue
+        if _is_good(outcome, config, state, keep) and outcome.visit.event != "lost":
+            accepted.add(outcome.visit)
+            total = algorithm.merge.add(total, outcome)
+            if config.carry_optimizer_state:
+                states = {**states, **outcome.states}
+            if outcome.memory is not None:
+                nodes[outcome.visit.node] = outcome.memory
+        # What is left is numbers: no round holds the layers of all its visits.
+        found.append(outcome._replace(layers={}, states={}, memory=None, report=None))
+
+    order = {visit: place for place, visit in enumerate(visits)}
+    found.sort(key=lambda outcome: order[outcome.visit])
+    in_order = [visit for visit in visits if visit in accepted]
+    return _Carried(found, lost, in_order, total, states, nodes)
 
 
 def _is_good(
-    result: Outcome, config: RunConfig, state: State, keep: Callable[[State], None]
+    outcome: Outcome, config: RunConfig, state: State, keep: Callable[[State], None]
 ) -> bool:
-    """Whether a visit's result is usable; a diverged one ends the run unless it is to be
-    skipped.
-    """
-    if result.finite or result.visit.event == "lost":
-        return result.finite
+    """Whether a visit's outcome is usable; a diverged one ends the run unless it is skipped."""
+    if outcome.finite or outcome.visit.event == "lost":
+        return outcome.finite
     if config.on_divergence == "stop":
         keep(state)
-        visit = result.visit
+        visit = outcome.visit
         raise Diverged(
             f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) diverged: "
-            f"its loss is not "
-            "finite; the state before it is kept. Go on from it with --on_divergence=skip, or "
-            "lower --learning_rate "
-            "or set a --clip_norm in a new --workdir"
+            "its loss is not finite; the state before it is kept. Go on from it with "
+            "--on_divergence=skip, or lower --learning_rate or set a --clip_norm in a new --workdir"
         )
     return False
 
 
-def _advance(
-    setup: Setup,
-    sizes: Sizes,
-    state: State,
-    visits: Round,
-    results: Sequence[Outcome],
-    good: list[Outcome],
-) -> tuple[State, list[Transfer]]:
-    """The state after a round: transfers made, results merged. A lost or diverged visit hands in
-    nothing.
-    """
-    algorithm, config = setup.algorithm, setup.config
-    accepted = [result for result in good if result.visit.event != "lost"]
-    params, merge = algorithm.merge(setup.plan, visits, state.params, state.merge, accepted)
-    states = state.states
-    if config.carry_optimizer_state:
-        for result in accepted:
-            states = {**states, **result.states}
-    net, transfers = state.network, list[Transfer]()
-    if algorithm.traffic != "none":
-        net, transfers = round_costs.exchange(
-            setup, sizes, net, visits, {result.visit for result in accepted}
-        )
-        sent = round_costs.messages(setup)
-        transfers += [t for r in results for t in chains.transfers(sent, r.visit, r.examples)]
-    return State(params, states, merge, net, state.rounds + 1, state.clock_s), transfers
+def _endings(visits: Round, carried: _Carried) -> tuple[Ending, ...]:
+    """How the visits of a round went, for the method."""
+    endings = []
+    for visit in visits:
+        event = visit.event if visit.event in schedule.UNFINISHED else ""
+        endings.append(Ending(visit, "lost" if visit in carried.lost else event))
+    return tuple(endings)
+
+
+def _event(visits: Round, carried: _Carried) -> str:
+    """What a round's line of metrics says of it."""
+    if carried.lost:
+        return "lost"
+    # A lost visit that the flags ask for is trained and then thrown away.
+    diverged = [outcome for outcome in carried.outcomes if not outcome.finite]
+    return "skipped" if diverged else visits[0].event
+
+
+def _sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:
+    """What all batches of a round sent where the model is cut."""
+    sent = round_costs.messages(setup)
+    transfers = []
+    for outcome in outcomes:
+        transfers += chains.transfers(sent, outcome.visit, outcome.examples)
+    return transfers
 
 
 def summarise(
-    setup: Setup, compiled: Compilations, lines: Sequence[records.Record], executor: Any = None
+    setup: Setup,
+    compiled: Compilations,
+    lines: Sequence[records.Record],
+    engine: Engine | None = None,
 ) -> records.Record:
     """The content of summary.json.
 
@@ -194,13 +309,13 @@ def summarise(
       setup: of the run.
       compiled: in all processes of the run.
       lines: all lines of metrics.
-      executor: of the run, for what a task measures at its end.
+      engine: of the run, for what a task measures at its end.
     """
     config = setup.config
     if len(setup.chain) > 1:  # the program holds both sides, so its memory is no node's
         compiled = compiled._replace(peak_bytes=None)
     return {
-        **setup.task.summary(setup, executor, lines),
+        **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
         "divergence": setup.divergence,
         "divergence_measure": config.distill_measure,

@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from snake_jax.algorithms import schedule
+from snake_jax.algorithms import base, schedule
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.traffic import Exchange
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 from snake_jax.models.layered import Layer
+from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import Params, select
+from snake_jax.params import Params, PyTree, select
 from snake_jax.train.optimizers import OptimizerStates, init_states, update_rule
 
 
@@ -110,6 +112,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    algorithm.check(config)
 
 
 def _check_parallel(config: RunConfig) -> None:
@@ -136,18 +139,42 @@ def _check_parallel(config: RunConfig) -> None:
 
 def check_interruptions(setup: Setup) -> None:
     """Refuses interruptions of visits that there are not."""
-    last = rounds(setup)[-1][-1].turn
+    last = planned(setup)[-1][-1].turn
     if late := [turn for turn in schedule.interruptions(setup.config) if turn > last]:
         raise UserError(
             f"--interrupt={setup.config.interrupt}: there is no visit {late[0]}; the last is {last}"
         )
 
 
-def rounds(setup: Setup) -> list[Round]:
-    """All rounds of the run, in order."""
-    return [
-        r for cycle in range(setup.config.cycles) for r in setup.algorithm.rounds(setup.plan, cycle)
-    ]
+def planned(setup: Setup) -> list[Round]:
+    """All rounds of the run, in order, where nothing fails but what the flags ask for."""
+    return base.planned(setup.algorithm, setup.plan)
+
+
+def exchange_of(setup: Setup, sizes: Sizes | None = None) -> Exchange:
+    """What the traffic of the setup's method depends on.
+
+    Args:
+      setup: of the run.
+      sizes: bytes of layers and optimizer states; None: as the task counts them.
+    """
+    companions = setup.algorithm.companions
+    sizes = setup.task.sizes(setup) if sizes is None else sizes
+    sizes = with_companions(sizes, setup.layer_names, companions)
+    if setup.config.carry_optimizer_state:
+        companions = (*companions, ledger.OPTIMIZER)
+    names = setup.model.layer_names
+    beside = setup.layer_names[len(names) :]
+    return Exchange(setup.config, sizes, setup.chain, names, beside, companions)
+
+
+def with_companions(sizes: Sizes, names: Sequence[str], kinds: Sequence[str]) -> Sizes:
+    """Bytes of layers, and of companions that are as large as their layers in full precision."""
+    beside = {}
+    for kind in kinds:
+        for name in names:
+            beside[ledger.companion(name, kind)] = sizes.full[name]
+    return Sizes({**sizes.full, **beside}, {**sizes.frozen, **beside})
 
 
 def make_rule(config: RunConfig) -> optax.GradientTransformation:
@@ -156,19 +183,22 @@ def make_rule(config: RunConfig) -> optax.GradientTransformation:
 
 
 def state_like(
-    setup: Setup, layers_with_state: Sequence[str]
-) -> tuple[Params, OptimizerStates, Any]:
-    """The shapes of a state's arrays, `(params, states, merge)`, given which layers have optimizer
-    states.
-    """
+    setup: Setup, layers_with_state: Sequence[str], nodes: Sequence[int] = ()
+) -> tuple[Params, OptimizerStates, PyTree, dict[int, PyTree]]:
+    """The shapes of a state's arrays, `(params, states, memory, nodes' memories)`.
 
-    def make() -> tuple[Params, OptimizerStates, Any]:
+    Args:
+      setup: of the run.
+      layers_with_state: which layers have optimizer states.
+      nodes: which nodes remember something.
+    """
+    client = setup.algorithm.client(setup.config)
+
+    def make() -> tuple[Params, OptimizerStates, PyTree, dict[int, PyTree]]:
         params = setup.task.like(setup)
         states = init_states(make_rule(setup.config), params, setup.layer_names)
-        return (
-            params,
-            select(states, layers_with_state),
-            setup.algorithm.init_merge(setup.config, params),
-        )
+        memory = setup.algorithm.memory(setup.config, params)
+        remembered = {node: client.memory(params) for node in nodes} if client else {}
+        return params, select(states, layers_with_state), memory, remembered
 
     return jax.eval_shape(make)

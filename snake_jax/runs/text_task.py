@@ -42,7 +42,7 @@ from snake_jax.runs.setup import (
     check_fit,
     check_interruptions,
     make_rule,
-    rounds,
+    planned,
     state_like,
 )
 from snake_jax.train import sharding
@@ -327,7 +327,7 @@ def make_lora(config: TextConfig) -> lora.Lora:
 
 def _sizes(setup: Setup) -> Sizes:
     config: TextConfig = setup.config
-    params, states, _ = state_like(
+    params, states, *_ = state_like(
         setup, setup.plan.layer_names if config.carry_optimizer_state else ()
     )
     return language_costs.transfer_sizes(
@@ -404,7 +404,7 @@ def _summary(
 
 def largest_visit(setup: Setup) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
-    return max((visit.layers for visits in rounds(setup) for visit in visits), key=len)
+    return max((visit.layers for visits in planned(setup) for visit in visits), key=len)
 
 
 def visit_state(setup: Setup) -> language_costs.StateBytes:

@@ -28,7 +28,7 @@ from etils import epath
 
 from snake_jax import processes
 from snake_jax.config import RunConfig, differences
-from snake_jax.engines.local import Compilations
+from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.runs import storage
@@ -114,17 +114,19 @@ class Workdir:
             processes.text_from_first(json.dumps([saved.meta, self.records] if saved else ""))
         )
         tree = processes.from_first(
-            saved.tree if saved else _zeros(state_like(setup, meta["states"]))
+            saved.tree if saved else _zeros(state_like(setup, meta["states"], meta["nodes"]))
         )
         self.earlier = Compilations(meta["num_compilations"], meta["compile_s"], meta["peak_bytes"])
-        params, states, merge = jax.device_put(tree)
-        return State(
-            params, states, merge, ledger.from_json(meta["network"]), rounds, meta["clock_s"]
-        )
+        params, states, memory, nodes = jax.device_put(tree)
+        failures = {int(number): tuple(events) for number, events in meta["failures"].items()}
+        network = ledger.from_json(meta["network"])
+        return State(params, states, memory, nodes, network, failures, rounds, meta["clock_s"])
 
     def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
         assert self._checkpoints is not None
-        saved = self._checkpoints.restore(lambda meta: state_like(setup, meta["states"]), warn)
+        saved = self._checkpoints.restore(
+            lambda meta: state_like(setup, meta["states"], meta["nodes"]), warn
+        )
         if saved is None:
             self._start_anew()
         else:
@@ -155,6 +157,8 @@ class Workdir:
             return
         meta = {
             "states": list(state.states),
+            "nodes": list(state.nodes),
+            "failures": {str(number): events for number, events in state.failures.items()},
             "clock_s": state.clock_s,
             "network": ledger.to_json(state.network),
             "records": len(self.records),
@@ -163,7 +167,8 @@ class Workdir:
             "compile_s": compiled.seconds,
             "peak_bytes": compiled.peak_bytes,
         }
-        self._checkpoints.save(Saved(state.rounds, (state.params, state.states, state.merge), meta))
+        tree = (state.params, state.states, state.memory, dict(state.nodes))
+        self._checkpoints.save(Saved(state.rounds, tree, meta))
 
     def finish(self, summary: Record) -> None:
         """Writes summary.json."""

@@ -155,6 +155,14 @@ def test_distillation_turns_itself_on_by_the_divergence_of_the_labels():
     )
 
 
+def merged(plan, params, memory, outcomes):
+    """A round of FedAvg's merge."""
+    total = FEDAVG.merge.init(plan, (), params, memory)
+    for outcome in outcomes:
+        total = FEDAVG.merge.add(total, outcome)
+    return FEDAVG.merge.finish(plan, (), params, memory, total)
+
+
 def test_fedavg_weights_by_examples():
     def result(value, held):
         layers = {"a": {"w": np.full(3, value, np.float32)}}
@@ -162,12 +170,12 @@ def test_fedavg_weights_by_examples():
 
     params = {"a": {"w": np.zeros(3, np.float32)}}
     plan = Plan(ImageConfig(), ("a",), ())
-    mean, _ = FEDAVG.merge(plan, (), params, {}, [result(1.0, 30), result(5.0, 10)])
+    mean, _ = merged(plan, params, {}, [result(1.0, 30), result(5.0, 10)])
     np.testing.assert_allclose(mean["a"]["w"], 2.0)
     with_momentum = plan._replace(config=ImageConfig(server_momentum=0.5))
-    velocity = FEDAVG.init_merge(with_momentum.config, params)
-    first, velocity = FEDAVG.merge(with_momentum, (), params, velocity, [result(2.0, 1)])
-    second, velocity = FEDAVG.merge(with_momentum, (), first, velocity, [result(2.0, 1)])
+    velocity = FEDAVG.memory(with_momentum.config, params)
+    first, velocity = merged(with_momentum, params, velocity, [result(2.0, 1)])
+    second, velocity = merged(with_momentum, first, velocity, [result(2.0, 1)])
     np.testing.assert_allclose(first["a"]["w"], 2.0)
     np.testing.assert_allclose(second["a"]["w"], 3.0)  # nothing new, and half of the step before
 

@@ -16,10 +16,8 @@ from snake_jax.nodes.ledger import (
     Sizes,
     Transfer,
     start,
-    visit_chain,
-    visit_client_server,
-    visit_peer_to_peer,
 )
+from tests.exchanges import visit_chain, visit_client_server, visit_peer_to_peer
 
 NAMES = ("fc1", "fc2", "fc3", "fc4")
 WHOLE = (Segment(ON_NODE, 0, 4),)

@@ -136,7 +136,7 @@ def test_accelerated_fl_sends_a_head_along_and_no_gradients(cached):
 @pytest.mark.parametrize("cached", [True, False])
 def test_random_walking_snakes_need_the_server_for_the_first_visit_only(cached):
     flags = {"algorithm": "random_walking_snakes", "cached": cached}
-    visits = [visit for (visit,) in loop.rounds(prepared(**flags))]
+    visits = [visit for (visit,) in loop.planned(prepared(**flags))]
     layers = [("fc1+fc2", FC1 + FC2), ("fc3", FC3), ("fc4", FC4)]
     sources, known = [SERVER] * 3, set()
     for visit, found in zip(visits, ledger(**flags), strict=True):
@@ -162,7 +162,7 @@ def test_random_walking_snakes_need_the_server_for_the_first_visit_only(cached):
 def test_a_snake_of_length_one_hands_the_whole_model_on():
     flags = {"algorithm": "random_walking_snakes", "snake_length": 1}
     first, second, *_ = ledger(**flags)
-    a, b = (f"node{visit.node}" for (visit,) in loop.rounds(prepared(**flags))[:2])
+    a, b = (f"node{visit.node}" for (visit,) in loop.planned(prepared(**flags))[:2])
     assert first == Counter([(SERVER, a, "+".join(NAMES), WHOLE, "initial")])
     assert second == Counter([(a, b, "+".join(NAMES), WHOLE, "initial")])
 

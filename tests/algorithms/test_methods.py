@@ -109,10 +109,11 @@ def test_splitfed_v2_hands_the_servers_part_from_node_to_node_and_averages_the_n
 
 def test_splitfed_v2_takes_the_nodes_in_a_new_order_every_cycle():
     setup = prepared(algorithm="splitfed", splitfed_version="v2", nodes=9, cycles=3)
-    orders = [[r[0].node for r in setup.algorithm.rounds(setup.plan, cycle)] for cycle in range(3)]
+    visits = [visit for (visit,) in loop.planned(setup)]
+    orders = [[v.node for v in visits if v.cycle == cycle] for cycle in range(3)]
     assert all(sorted(order) == list(range(9)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert [r[0].turn for r in loop.rounds(setup)] == list(range(27))
+    assert [r[0].turn for r in loop.planned(setup)] == list(range(27))
 
 
 def test_random_walking_snakes_of_length_one_are_sequential_training_in_the_same_order():
@@ -129,7 +130,7 @@ def test_longer_snakes_train_the_same_where_nothing_is_clipped(length):
 
 def test_a_snake_walks_over_other_nodes_whose_order_is_new_every_cycle():
     setup = prepared(algorithm="random_walking_snakes", nodes=8, cycles=4, snake_length=3)
-    visits = [visit for (visit,) in loop.rounds(setup)]
+    visits = [visit for (visit,) in loop.planned(setup)]
     assert [v.turn for v in visits] == list(range(32))
     heads = [tuple(v.node for v in visits if v.cycle == cycle) for cycle in range(4)]
     assert all(sorted(order) == list(range(8)) for order in heads)
@@ -142,7 +143,7 @@ def test_a_snake_walks_over_other_nodes_whose_order_is_new_every_cycle():
 
 
 def test_a_snake_of_one_node_at_a_time_is_the_paper_s():
-    visits = loop.rounds(prepared(algorithm="snake", parallel=1, cycles=3))
+    visits = loop.planned(prepared(algorithm="snake", parallel=1, cycles=3))
     assert [len(visit) for visit in visits] == [1] * 6
     assert [visit[0].node for visit in visits] == [0, 1, 2, 0, 1, 2]
     assert same_bits(final(algorithm="snake", parallel=1), final(algorithm="snake"))

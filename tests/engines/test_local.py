@@ -176,7 +176,7 @@ def fedavg(nodes, emulation="loop", **flags):
     flags = {"model": "mlp", "width": 0.25, "cycles": 3, "eval_every": 100, "batch_size": 1} | flags
     setup = loop.prepare(ImageConfig(algorithm="fedavg", nodes=nodes, executor=emulation, **flags))
     executor, state = loop.make_executor(setup), loop.initial_state(setup)
-    return executor, loop.rounds(setup), loop.train(setup, executor, state, lambda state: None)
+    return executor, loop.planned(setup), loop.train(setup, executor, state, lambda state: None)
 
 
 @pytest.mark.parametrize("emulation", EMULATIONS)

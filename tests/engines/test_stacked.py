@@ -123,7 +123,7 @@ def test_a_visit_changes_what_it_trains_and_no_bit_of_anything_else(order, size)
 
 def test_the_order_is_drawn_anew_in_every_cycle():
     setup = loop.prepare(TextConfig(**SMALL | FULL | {"order": "random", "cycles": 8}))
-    orders = [visit.layers for (visit,) in loop.rounds(setup)]
+    orders = [visit.layers for (visit,) in loop.planned(setup)]
     assert len({tuple(orders[i : i + 3]) for i in range(0, 24, 3)}) > 1
 
 
@@ -142,7 +142,7 @@ def test_federated_averaging_of_one_node_is_centralised_training():
 
 def test_federated_averaging_is_the_mean_by_tokens_with_a_loss():
     setup, executor, state, (report,) = run(algorithm="fedavg", **LORA)
-    ((*visits,),) = loop.rounds(setup)
+    ((*visits,),) = loop.planned(setup)
     done = executor.run(visits, state.params, {}, setup.config.learning_rate)
     held = setup.dataset.data.train.target_tokens
     assert [result.examples_held for result in done] == held.tolist()
@@ -194,7 +194,7 @@ def ledger(**flags):
     """What is sent where nothing goes wrong; nothing is trained for it."""
     setup = loop.prepare(TextConfig(**SMALL | flags))
     state, rows = start(setup.layer_names), []
-    for visits in loop.rounds(setup):
+    for visits in loop.planned(setup):
         state, sent = round_costs.exchange(
             setup, setup.task.sizes(setup), state, visits, set(visits)
         )

@@ -11,9 +11,8 @@ from snake_jax.nodes.ledger import (
     optimizer_item,
     start,
     to_json,
-    visit_client_server,
-    visit_peer_to_peer,
 )
+from tests.exchanges import visit_client_server, visit_peer_to_peer
 
 # Three layers of 100, 200 and 400 bytes; a quarter of that as stored frozen.
 FULL = {"a": 100, "b": 200, "c": 400}

@@ -1,0 +1,140 @@
+"""SCAFFOLD: federated averaging whose nodes correct every gradient by what they drift.
+
+Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020,
+Algorithm 1, with option II for the control variates and a server step of 1. A node i keeps a
+control variate c_i, the server their mean c over all N nodes, both zero at first. In a round with
+the received weights x a node takes K steps of learning rate eta,
+
+    y <- y - eta (gradient - c_i + c),
+
+and then, since the mean of its K corrected gradients is (x - y) / (K eta),
+
+    c_i' = c_i - c + (x - y) / (K eta).
+
+It hands in y and c_i' - c_i. The server takes the plain mean of the S nodes of the round,
+x <- mean(y) and c <- c + S / N mean(c_i' - c_i): control variates travel beside all weights.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, Merge, every_cycle
+from snake_jax.algorithms.schedule import Plan, side_by_side
+from snake_jax.algorithms.traffic import STAR
+from snake_jax.algorithms.visits import Outcome, Round, Rounds
+from snake_jax.config import RunConfig
+from snake_jax.errors import UserError
+from snake_jax.params import Params, PyTree, select
+from snake_jax.train.update import Client
+
+
+class Sums(NamedTuple):
+    """Running means over the nodes of a round: of their weights, and of what c_i changed by."""
+
+    layers: Params
+    change: Params
+    nodes: int
+
+
+def _rounds(plan: Plan, cycle: int) -> Rounds:
+    return side_by_side(plan, cycle, plan.layer_names)
+
+
+def _zeros(params: Params) -> Params:
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def _server_control(config: RunConfig, params: Params) -> Params:
+    del config
+    return _zeros(params)
+
+
+def _control_itself(control: PyTree) -> PyTree:
+    return control
+
+
+def _difference(control: PyTree, own: PyTree, layers: tuple[str, ...]) -> PyTree:
+    """c - c_i of the trained layers, which every step adds to its gradient."""
+    return jax.tree.map(jnp.subtract, select(control, layers), select(own, layers))
+
+
+def _corrected(gradients: Params, trainable: Params, received: Params, given: PyTree) -> Params:
+    del trainable, received
+    return jax.tree.map(jnp.add, gradients, given)
+
+
+def _new_control(
+    own: PyTree,
+    control: PyTree,
+    received: Params,
+    trained: Params,
+    steps: int,
+    learning_rate: float,
+) -> tuple[PyTree, PyTree]:
+    """c_i' by option II, and c_i' - c_i; a visit without a step changes nothing."""
+    if not steps:
+        return own, _zeros(trained)
+    per_step = np.float32(1 / (steps * learning_rate))
+    old = select(own, trained)
+    change = jax.tree.map(
+        lambda c, x, y: per_step * (x - y) - c, select(control, trained), received, trained
+    )
+    return {**own, **jax.tree.map(jnp.add, old, change)}, change
+
+
+def _client(config: RunConfig) -> Client:
+    del config
+    return Client(_zeros, _difference, _corrected, _new_control)
+
+
+def _no_sums(plan: Plan, visits: Round, params: Params, control: PyTree) -> Sums:
+    del plan, visits, params, control
+    return Sums({}, {}, 0)
+
+
+def _add(sums: Sums, outcome: Outcome) -> Sums:
+    nodes = sums.nodes + 1
+    new = (outcome.layers, outcome.report)
+    if sums.nodes:
+        share = np.float32(1 / nodes)
+        old = (sums.layers, sums.change)
+        new = jax.tree.map(lambda m, w: m + share * (w - m), old, new)
+    return Sums(*new, nodes)
+
+
+def _finish(
+    plan: Plan, visits: Round, params: Params, control: PyTree, sums: Sums
+) -> tuple[Params, PyTree]:
+    del visits
+    if not sums.nodes:
+        return params, control
+    share = np.float32(sums.nodes / plan.config.nodes)
+    moved = jax.tree.map(lambda c, d: c + share * d, control, sums.change)
+    return {**params, **sums.layers}, moved
+
+
+def _check(config: RunConfig) -> None:
+    if config.optimizer != "sgd" or config.momentum or config.clip_norm or config.weight_decay:
+        raise UserError(
+            "--algorithm=scaffold takes a node's mean gradient from how far its weights moved, "
+            "which holds for plain steps only: set --optimizer=sgd --momentum=0 --clip_norm=0 "
+            "--weight_decay=0"
+        )
+
+
+SCAFFOLD = Algorithm(
+    name="scaffold",
+    rounds=every_cycle(_rounds),
+    traffic=STAR,
+    merge=Merge(_no_sums, _add, _finish),
+    memory=_server_control,
+    shared=_control_itself,
+    client=_client,
+    companions=("control",),
+    unit="round",
+    check=_check,
+    flags=NETWORK_FLAGS | {"nodes_per_round"},
+)
