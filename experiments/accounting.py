@@ -26,7 +26,9 @@ from snake_jax.costs.timing import machine
 from snake_jax.models import registry
 from snake_jax.models.layered import LayeredModel
 from snake_jax.params import num_bytes
-from snake_jax.profiling import setups, traffic, vision
+from snake_jax.profiling import traffic, vision
+from snake_jax.runs import image_task
+from snake_jax.runs.job import chosen_algorithm
 from snake_jax.train.image_step import LocalStep
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +173,9 @@ def _traffic(model: LayeredModel, **variant: Any) -> Row:
     )
     cycles = [
         [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
-        for visits in traffic.cycles(setups.of_images(config, model), sizes)
+        for visits in traffic.cycles(
+            image_task.make_job(config, chosen_algorithm(config), model), sizes
+        )
     ]
     kept = {
         key: getattr(config, key)

@@ -157,11 +157,11 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
     }
     setup = loop.prepare(ImageConfig(**config))
     task = work.Work(
-        images=setup.dataset.train.images,
-        labels=setup.dataset.train.labels,
-        shards=setup.shards,
-        mean=np.asarray(setup.dataset.mean, np.float32),
-        std=np.asarray(setup.dataset.std, np.float32),
+        images=setup.data.dataset.train.images,
+        labels=setup.data.dataset.train.labels,
+        shards=setup.data.shards,
+        mean=np.asarray(setup.data.dataset.mean, np.float32),
+        std=np.asarray(setup.data.dataset.std, np.float32),
         params=ours.named(loop.initial_state(setup).params),
         batch_size=sizes.batch,
         learning_rate=LEARNING_RATE,

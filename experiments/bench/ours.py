@@ -34,7 +34,7 @@ def main(work_file: str, checked_file: str, options: str) -> None:
     given = json.loads(options)
     config = ImageConfig(**given["config"])
     setup = loop.prepare(config)
-    for shard, other in zip(setup.shards, work.shards, strict=True):
+    for shard, other in zip(setup.data.shards, work.shards, strict=True):
         np.testing.assert_array_equal(shard, other)
     executor, state = loop.make_executor(setup), loop.initial_state(setup)
     reports = loop.train(setup, executor, state, keep=lambda _: None)

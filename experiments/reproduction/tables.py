@@ -32,6 +32,7 @@ from snake_jax.nodes.ledger import optimizer_item
 from snake_jax.report.runs import Run, cost_to_reach
 from snake_jax.report.units import human, percent
 from snake_jax.runs import loop
+from snake_jax.runs.job import state_like
 from snake_jax.runs.loop import Setup
 
 
@@ -102,7 +103,7 @@ def node_memory(setup: Setup) -> Row:
     visit of a cycle.
     """
     config = setup.config
-    params, states, *_ = loop.state_like(setup, setup.layer_names)
+    params, states, *_ = state_like(setup.job, setup.layer_names)
     sizes = accounting.transfer_sizes(params, config.frozen_dtype, states)
     auxiliary = tuple(layer.name for layer in setup.auxiliary)
     most: Row = {"together": -1}

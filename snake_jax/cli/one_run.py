@@ -238,14 +238,15 @@ def _events(workdir: Workdir) -> Iterator[Update]:
 
 def describe(setup: loop.Setup) -> str:
     """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
-    config, dataset = setup.config, setup.dataset
+    config, data = setup.config, setup.data
+    dataset = data.dataset
     verdict = "on" if setup.distilled else "off"
     lines = (
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
-        setup.quality,
-        partition.describe(setup.shards, dataset.train.labels, dataset.num_classes),
-        f"label divergence ({config.distill_measure}) {setup.divergence:.3f}; distillation "
+        data.quality,
+        partition.describe(data.shards, dataset.train.labels, dataset.num_classes),
+        f"label divergence ({config.distill_measure}) {data.divergence:.3f}; distillation "
         f"{verdict}",
     )
     return "\n".join(lines)

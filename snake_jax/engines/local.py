@@ -12,7 +12,7 @@ import numpy as np
 
 from snake_jax import processes, streams
 from snake_jax.algorithms.visits import Order, Outcome, Round, Visit
-from snake_jax.engines.contract import Compilations, NodeInfo
+from snake_jax.engines.contract import Compilations, NodeInfo, Scores
 from snake_jax.engines.emulations import ALONE, EMULATIONS, Emulation
 from snake_jax.engines.epochs import (
     Tally,
@@ -162,10 +162,10 @@ class Executor:
                 self._keep(program, compiled)
         self._compile_s += time.perf_counter() - started
 
-    def evaluate(self, params: Params) -> tuple[float, float]:
+    def evaluate(self, params: Params) -> Scores:
         """Accuracy and mean loss on the test examples."""
         accuracy, loss = jax.device_get(self._compiled(_EVALUATION, params)(params, self._test))
-        return float(accuracy), float(loss)
+        return Scores(float(accuracy), float(loss))
 
     @property
     def compilations(self) -> Compilations:

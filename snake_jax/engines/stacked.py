@@ -22,7 +22,7 @@ from snake_jax import streams
 from snake_jax.algorithms.visits import Order, Outcome, Passed, Round, Text, Visit
 from snake_jax.data.text import packing
 from snake_jax.engines import placing
-from snake_jax.engines.contract import Compilations, NodeInfo
+from snake_jax.engines.contract import Compilations, NodeInfo, Scores
 from snake_jax.engines.emulations import ALONE
 from snake_jax.engines.epochs import Tally, after_epoch, annotation, result
 from snake_jax.engines.text_batches import (
@@ -187,7 +187,7 @@ class StackedExecutor:
     def compile(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
         """Nothing: a program is compiled when the first batch of its length comes."""
 
-    def evaluate(self, params: Params) -> tuple[float, float]:
+    def evaluate(self, params: Params) -> Scores:
         """Share of the held-out tokens that the model holds likeliest, and their mean negative
         log-likelihood in nats.
 
@@ -207,7 +207,7 @@ class StackedExecutor:
                     jax.device_get(self._call(program, self._base, own, ends, some)), np.float64
                 )
         nll, hits, tokens = totals
-        return float(hits / tokens), float(nll / tokens)
+        return Scores(float(hits / tokens), float(nll / tokens))
 
     @property
     def compilations(self) -> Compilations:

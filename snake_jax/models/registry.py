@@ -13,6 +13,15 @@ MODELS: dict[str, Callable[..., LayeredModel]] = {"vgg11": vgg11, "cnn": cnn, "m
 _LEAST_SIDE = {"vgg11": 32, "cnn": 8}  # as many halvings as the network has poolings
 
 
+def check(name: str) -> None:
+    """Refuses names of no network.
+
+    Raises:
+      UserError: it is one.
+    """
+    pick("model", name, MODELS)
+
+
 def build(
     name: str, num_classes: int, input_shape: tuple[int, ...], **options: object
 ) -> LayeredModel:
@@ -27,7 +36,8 @@ def build(
     Raises:
       UserError: no such network, or images too small for it.
     """
-    make = MODELS[pick("model", name, MODELS)]
+    check(name)
+    make = MODELS[name]
     side = _LEAST_SIDE.get(name, 1)
     if min(input_shape[:2]) < side:
         raise UserError(

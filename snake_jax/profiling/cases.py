@@ -14,10 +14,10 @@ from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import without
-from snake_jax.profiling import language, setups, traffic, vision
+from snake_jax.profiling import language, traffic, vision
 from snake_jax.profiling.rows import Case, Row, Subject, row_of
-from snake_jax.runs import text_task
-from snake_jax.runs.setup import Setup, planned
+from snake_jax.runs import image_task, text_task
+from snake_jax.runs.job import Job, chosen_algorithm, planned
 from snake_jax.train import sharding
 from snake_jax.train.text_step import ENDS
 
@@ -38,7 +38,7 @@ class Work(NamedTuple):
 
     train: str
     frozen_dtype: str
-    setup: Setup
+    setup: Job
     subject: Subject
     sizes: Sizes
 
@@ -58,10 +58,12 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
     dtype = "-" if train == "full" else config.frozen_dtype
     if isinstance(config, TextConfig):
         assert isinstance(model, LanguageModel)
-        return _of_text(train, dtype, setups.of_text(config, model), target)
+        return _of_text(
+            train, dtype, text_task.make_job(config, chosen_algorithm(config), model), target
+        )
     assert isinstance(config, ImageConfig)
     assert isinstance(model, LayeredModel)
-    setup = setups.of_images(config, model)
+    setup = image_task.make_job(config, chosen_algorithm(config), model)
     step = vision.local_step(config, model, setup.distilled)
     subject = vision.subject(step, config.batch_size, config.frozen_dtype, target)
     params = setup.task.like(setup)
@@ -70,7 +72,7 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
     )
 
 
-def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
+def _of_text(train: str, dtype: str, setup: Job, target: str) -> Work:
     config, step = setup.config, text_task.make_step(setup)
     text_task.check_products(config)
     step = step._replace(mesh=_mesh(config, setup.model.architecture, target))

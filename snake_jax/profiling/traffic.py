@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.profiling.rows import Sent
-from snake_jax.runs.setup import Setup, exchange_of, planned
+from snake_jax.runs.job import Job, exchange_of, planned
 
 CYCLES = 3
 """After so many every node has had a turn and every layer a new version: later cycles send the
@@ -14,7 +14,7 @@ same.
 """
 
 
-def cycles(setup: Setup, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]]]:
+def cycles(setup: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]]]:
     """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes
     down.
     """
@@ -36,7 +36,7 @@ def cycles(setup: Setup, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, 
     return found
 
 
-def by_assignment(setup: Setup, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
+def by_assignment(setup: Job, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
     """`{what trains: bytes}` of the visits of a late cycle, in both modes where the method has
     both.
     """
@@ -60,6 +60,6 @@ def by_assignment(setup: Setup, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
     return found
 
 
-def _variant(setup: Setup, mode: str, cached: bool) -> Setup:
+def _variant(setup: Job, mode: str, cached: bool) -> Job:
     config = dataclasses.replace(setup.config, mode=mode, cached=cached, cycles=CYCLES)
     return setup._replace(config=config, plan=setup.plan._replace(config=config))

@@ -20,7 +20,7 @@ from snake_jax.nodes import ledger
 from snake_jax.params import num_bytes, num_params, select
 from snake_jax.profiling.rows import Counted, Row, Sent, Subject
 from snake_jax.runs import image_task
-from snake_jax.runs.setup import Setup, make_rule
+from snake_jax.runs.job import Job, make_rule
 from snake_jax.train.image_step import Distillation, LocalStep
 from snake_jax.train.optimizers import init_states, update_rule
 
@@ -112,7 +112,7 @@ class Place(NamedTuple):
     layers: tuple[str, ...]
 
 
-def places(setup: Setup) -> tuple[Place, ...]:
+def places(setup: Job) -> tuple[Place, ...]:
     """The places that a visit of a cut model lies on, in the order of the forward pass."""
     names, beside = setup.model.layer_names, tuple(layer.name for layer in setup.auxiliary)
     titles = {ON_NODE: "node", ON_SERVER: ledger.SERVER}
@@ -126,7 +126,7 @@ def places(setup: Setup) -> tuple[Place, ...]:
     )
 
 
-def place_rows(setup: Setup, sent: Sent) -> tuple[Row, ...]:
+def place_rows(setup: Job, sent: Sent) -> tuple[Row, ...]:
     """A row for each place of a cut model; the weights of a visit go to and from its node.
 
     Args:
@@ -150,7 +150,7 @@ def place_rows(setup: Setup, sent: Sent) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _flops_by_role(setup: Setup) -> dict[int, StepFlops]:
+def _flops_by_role(setup: Job) -> dict[int, StepFlops]:
     """`chain.step_flops` of each kind of FLOPs by itself."""
     batch_size, model = setup.config.batch_size, setup.model
     costs = accounting.layer_costs(model, batch_size)
@@ -172,7 +172,7 @@ def _only(kind: str, cost: LayerCost) -> LayerCost:
     return LayerCost(cost.name, cost.params, 0, 0, 0)._replace(**{kind: getattr(cost, kind)})
 
 
-def cut_bytes(setup: Setup) -> list[tuple[str, int]]:
+def cut_bytes(setup: Job) -> list[tuple[str, int]]:
     """What a step sends over the cuts, as words and bytes, in the order of sending."""
     titles = {place.role: place.name for place in places(setup)}
     gradients, batch_size = not setup.algorithm.local_losses, setup.config.batch_size

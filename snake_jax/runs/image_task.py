@@ -3,7 +3,9 @@ setup.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,85 +14,143 @@ import numpy as np
 from snake_jax import streams
 from snake_jax.algorithms import assignment, schedule
 from snake_jax.algorithms import chain as chains
+from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import ON_NODE
-from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
 from snake_jax.costs import accounting
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
-from snake_jax.data.images import augmentation, dataset, sources, subsets
-from snake_jax.data.images.dataset import Dataset, normalise
+from snake_jax.data.images import augmentation, sources, subsets
+from snake_jax.data.images.dataset import Dataset, Split, normalise
 from snake_jax.data.images.quality import clean
+from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import Executor
 from snake_jax.errors import UserError
 from snake_jax.models import registry
-from snake_jax.models.layered import resolve_layers
+from snake_jax.models.layered import Layer, LayeredModel, resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import Params, num_bytes, num_params, select
+from snake_jax.params import Params, num_params, select
 from snake_jax.runs import records
-from snake_jax.runs.setup import Setup, Task, check_fit, check_interruptions, make_rule, state_like
-from snake_jax.train.image_step import Distillation, Examples, Gradients, LocalStep, local_gradients
+from snake_jax.runs.job import (
+    Job,
+    Task,
+    Visitors,
+    chosen_algorithm,
+    distillation_of,
+    make_rule,
+    state_like,
+)
+from snake_jax.runs.setup import Setup, assembled
+from snake_jax.train.image_step import Examples, Gradients, LocalStep, local_gradients
 from snake_jax.train.split import AUXILIARY, local_loss_gradients, split_gradients
 
+ANY_MEAN, ANY_STD = (0.5,) * 3, (0.25,) * 3
+Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
-def prepare(config: ImageConfig) -> Setup:
+
+class Images(NamedTuple):
+    """The images of a run.
+
+    Attributes:
+      dataset: cleaned, with the statistics to normalise by.
+      shards: each node's indices into the training examples, as the method trains on them.
+      divergence: between the nodes' label distributions, by `config.distill_measure`.
+      quality: what cleaning did, one line.
+    """
+
+    dataset: Dataset
+    shards: Sequence[np.ndarray]
+    divergence: float
+    quality: str
+
+
+ImageJob = Job[ImageConfig, Images, LayeredModel]
+ImageSetup = Setup[ImageConfig, Images, LayeredModel]
+
+
+def prepare(config: ImageConfig) -> ImageSetup:
     """Checks a configuration and loads its data; compiles nothing.
 
     Raises:
       UserError: flags, data or layers are wrong.
     """
-    algorithm = ALGORITHMS[pick("algorithm", config.algorithm, ALGORITHMS)]
-    pick("model", config.model, registry.MODELS)
+    # What flags alone can get wrong is said before a data set is fetched.
+    algorithm = chosen_algorithm(config)
     pick("augment", config.augment, augmentation.AUGMENTATIONS)
-    check_fit(config, algorithm)
-    dataset, quality = clean(
-        sources.load(config.dataset), outliers=config.outliers, seed=config.seed
-    )
-    part = {name: getattr(config, name) for name in ("train_examples", "validation", "seed")}
-    dataset = _scaled(subsets.subset(dataset, **part), config.pixel_std)
-    shards = partition.partition(
-        config.partition, dataset.train.labels, config.nodes, config.alpha, config.seed
-    )
-    counts = partition.label_counts(shards, dataset.train.labels, dataset.num_classes)
-    divergence = label_divergence(counts, config.distill_measure)
-    wanted = config.distill == "on" or (
-        config.distill == "auto" and divergence > config.distill_threshold
-    )
+    registry.check(config.model)
+    data = prepare_data(config, algorithm, sources.load(config.dataset))
     options = {name: getattr(config, name) for name in ("width", "norm", "dropout", "conv", "init")}
-    model = registry.build(
-        config.model, dataset.num_classes, dataset.train.images.shape[1:], **options
+    shape = data.dataset.train.images.shape[1:]
+    model = registry.build(config.model, data.dataset.num_classes, shape, **options)
+    return make_setup(make_job(config, algorithm, model), data)
+
+
+def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
+    """The data set cleaned, cut down, normalised and laid out over the nodes as the flags say.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    dataset, quality = clean(loaded, outliers=config.outliers, seed=config.seed)
+    dataset = subsets.subset(
+        dataset,
+        train_examples=config.train_examples,
+        validation=config.validation,
+        seed=config.seed,
     )
+    dataset = _scaled(dataset, config.pixel_std)
+    labels = dataset.train.labels
+    shards = partition.partition(config.partition, labels, config.nodes, config.alpha, config.seed)
+    counts = partition.label_counts(shards, labels, dataset.num_classes)
+    divergence = label_divergence(counts, config.distill_measure)
+    return Images(dataset, algorithm.shards(shards), divergence, str(quality))
+
+
+def make_job(config: ImageConfig, algorithm: Algorithm, model: LayeredModel) -> ImageJob:
+    """The job of training this network; it needs no data.
+
+    Raises:
+      UserError: cuts or layers that the model has not, or a wrong node file.
+    """
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)
-    distilled = wanted and "distill" in algorithm.flags
-    shards_used = algorithm.shards(shards)
-    chain = algorithm.chain(plan)
-    auxiliary = (
-        (registry.linear_head(AUXILIARY, dataset.num_classes),) if algorithm.local_losses else ()
-    )
-    fleet = of_config(config)
-    setup = Setup(
-        TASK,
+    auxiliary: tuple[Layer, ...] = ()
+    if algorithm.local_losses:
+        auxiliary = (registry.linear_head(AUXILIARY, _num_outputs(model)),)
+    return Job(
         config,
         algorithm,
-        dataset,
-        str(quality),
-        shards_used,
-        divergence,
-        distilled,
         model,
+        TASK,
         plan,
-        chain,
+        algorithm.chain(plan),
+        of_config(config),
         auxiliary,
-        fleet,
+        distilled=config.distill == "on" and "distill" in algorithm.flags,
     )
-    setup = setup._replace(plan=plan._replace(visitors=_visitors(setup)))
-    check_interruptions(setup)
-    return setup
+
+
+def make_setup(job: ImageJob, data: Images) -> ImageSetup:
+    """The job on this data.
+
+    Raises:
+      UserError: a node cannot hold what it is to train, or an interruption makes no sense.
+    """
+    config, steps = job.config, []
+    for shard in data.shards:
+        steps.append(math.ceil(len(shard) / config.batch_size) * config.local_epochs)
+    return assembled(job, data, data.divergence, steps)
+
+
+def _num_outputs(model: LayeredModel) -> int:
+    """How many classes a network tells apart."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
+    return jax.eval_shape(model.apply, params, x).shape[-1]
 
 
 def _scaled(dataset: Dataset, text: str) -> Dataset:
@@ -110,188 +170,205 @@ def _scaled(dataset: Dataset, text: str) -> Dataset:
     return dataset._replace(std=std)
 
 
-def _visitors(setup: Setup) -> dict[tuple[str, ...], int]:
-    """`{layers: node}` of a cycle's visits; empty where the nodes take turns.
+def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
+    """Which node takes which visit of a cycle, and which can; both empty where nobody asked.
 
     Raises:
       UserError: a node cannot hold what it is to train.
     """
-    config = setup.config
-    if "assign" not in setup.algorithm.flags or (
-        config.assign == "serpentine" and not config.node_file
-    ):
-        return {}
-    groups = schedule.serpentine(setup.plan, 0)
-    problem, hop_bytes = _assignment_problem(setup, groups)
+    config = job.config
+    asked = config.assign != "serpentine" or bool(config.node_file)
+    if not asked or "assign" not in job.algorithm.flags:
+        return {}, {}
+    groups = schedule.serpentine(job.plan, 0)
+    problem, hop_bytes = _assignment_problem(job, groups, steps)
+    able = {}
+    for index, layers in enumerate(groups):
+        holds = np.flatnonzero(problem.bytes[index] <= problem.memory_bytes)
+        able[layers] = tuple(holds.tolist())
     if config.assign == "serpentine":
         assignment.check(problem, assignment.serpentine(len(groups), config.nodes))
-        return {}
-    chosen = {
-        "proportional": lambda: assignment.proportional(problem),
-        "milp": lambda: assignment.milp(problem, config.assign_objective),
-        "greedy": lambda: assignment.greedy(problem, *assignment.make_hops(setup.fleet, hop_bytes)),
-    }[config.assign]()
-    return dict(zip(groups, chosen, strict=True))
+        return {}, able
+    if config.assign == "proportional":
+        nodes = assignment.proportional(problem)
+    elif config.assign == "milp":
+        nodes = assignment.milp(problem, config.assign_objective)
+    else:
+        nodes = assignment.greedy(problem, *assignment.make_hops(job.fleet, hop_bytes))
+    return dict(zip(groups, nodes, strict=True)), able
 
 
 def _assignment_problem(
-    setup: Setup, groups: Sequence[tuple[str, ...]]
+    job: ImageJob, groups: Sequence[tuple[str, ...]], steps: Sequence[int]
 ) -> tuple[assignment.Problem, int]:
-    """The costs of a cycle's visits at every node, and the bytes of a whole model. Transfers as for
-    nodes without any copy; memory as that of parameters, gradients, optimizer states, frozen layers
-    and teacher, without activations.
+    """The costs of a cycle's visits at every node, and the bytes of a whole model.
+
+    Transfers are those of nodes without any copy; memory is that of parameters, gradients,
+    optimizer states, frozen layers and teacher, without activations.
     """
-    config, sizes, step = setup.config, sizes_of(setup), make_step(setup)
-    every = setup.layer_names
-    state_bytes, traffic = [], []
+    config, sizes, step = job.config, sizes_of(job), make_step(job)
+    costs = accounting.layer_costs(job.model, config.batch_size)
+    state_bytes, traffic, step_flops = [], [], []
     for layers in groups:
-        trainable, states, frozen, received = accounting.node_state(
-            step, layers, config.frozen_dtype
+        state = accounting.state_bytes(step, layers, config.frozen_dtype)
+        state_bytes.append(state.total)
+        up = sum(sizes.full[name] for name in layers)
+        rest = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
+        traffic.append((up + rest, up))
+        step_flops.append(
+            accounting.step_flops(
+                costs, layers, teacher=job.distilled, stochastic=job.model.stochastic
+            )
         )
-        state_bytes.append(2 * num_bytes(trainable) + num_bytes((states, frozen, received)))
-        up = sum(sizes.full[n] for n in layers)
-        traffic.append((up + sum(sizes.frozen[n] for n in every if n not in layers), up))
-    costs = accounting.layer_costs(setup.model, config.batch_size)
-    draws = {"teacher": setup.distilled, "stochastic": setup.model.stochastic}
-    problem = assignment.make_problem(
-        groups,
-        [accounting.step_flops(costs, layers, **draws) for layers in groups],
-        state_bytes,
-        [-(-len(shard) // config.batch_size) * config.local_epochs for shard in setup.shards],
-        setup.fleet,
-        None if config.assign == "greedy" else traffic,
-    )
-    return problem, sum(sizes.full[n] for n in every)
+    transfers = None if config.assign == "greedy" else traffic
+    problem = assignment.make_problem(groups, step_flops, state_bytes, steps, job.fleet, transfers)
+    return problem, sum(sizes.full[name] for name in job.layer_names)
 
 
-def init_params(setup: Setup, key: jax.Array) -> Params:
+def init_params(job: ImageJob, key: jax.Array) -> Params:
     """Fresh parameters of the model and of auxiliary layers, which sit on the output of the chain's
     first segment.
     """
-    params = setup.model.init(key)
-    x = jax.ShapeDtypeStruct((1, *setup.model.input_shape), np.float32)
+    params = job.model.init(key)
+    x = jax.ShapeDtypeStruct((1, *job.model.input_shape), np.float32)
     at_cut = jax.eval_shape(
-        lambda params, x: setup.model.apply(params, x, 0, setup.chain[0].stop), params, x
+        lambda params, x: job.model.apply(params, x, 0, job.chain[0].stop), params, x
     )
-    first = len(setup.model.layers)
+    first = len(job.model.layers)
     heads = {
         layer.name: layer.init(jax.random.fold_in(key, first + i), at_cut)
-        for i, layer in enumerate(setup.auxiliary)
+        for i, layer in enumerate(job.auxiliary)
     }
     return params | heads
 
 
-def make_step(setup: Setup) -> LocalStep:
-    """The arithmetic of the setup's visits."""
-    config, dataset = setup.config, setup.dataset
+def make_step(
+    job: ImageJob, mean: tuple[float, ...] = ANY_MEAN, std: tuple[float, ...] = ANY_STD
+) -> LocalStep:
+    """The arithmetic of the job's visits.
+
+    Args:
+      job: of the run.
+      mean: of each channel, to normalise by; which numbers does not change what a step costs.
+      std: likewise.
+    """
+    config = job.config
     return LocalStep(
-        model=setup.model,
+        model=job.model,
         rule=make_rule(config),
         clip_norm=config.clip_norm,
-        normalise=lambda images: normalise(images, dataset.mean, dataset.std),
-        augment=None
-        if config.augment == "none"
-        else lambda key, x: augmentation.augment(config.augment, key, x),
-        distillation=Distillation(config.distill_temperature, config.distill_weight)
-        if setup.distilled
-        else None,
+        normalise=functools.partial(normalise, mean=mean, std=std),
+        augment=_augmentation(config),
+        distillation=distillation_of(job),
         compute_dtype=jnp.dtype(config.compute_dtype),
         proximal=config.proximal,
-        gradients=_gradients(setup),
-        parties=_parties(setup),
-        auxiliary=setup.auxiliary,
+        gradients=_gradients(job),
+        parties=_parties(job),
+        auxiliary=job.auxiliary,
     )
 
 
-def _gradients(setup: Setup) -> Gradients:
+def _augmentation(config: ImageConfig) -> Augmentation | None:
+    if config.augment == "none":
+        return None
+    return functools.partial(augmentation.augment, config.augment)
+
+
+def _gradients(job: ImageJob) -> Gradients:
     """How the chain's parties come to their gradients."""
-    if setup.auxiliary:
-        return local_loss_gradients(setup.chain[0].stop, setup.auxiliary[0])
-    return split_gradients(chains.cuts(setup.chain)) if len(setup.chain) > 1 else local_gradients
+    if job.auxiliary:
+        return local_loss_gradients(job.chain[0].stop, job.auxiliary[0])
+    return split_gradients(chains.cuts(job.chain)) if len(job.chain) > 1 else local_gradients
 
 
-def _parties(setup: Setup) -> tuple[tuple[str, ...], ...]:
+def _parties(job: ImageJob) -> tuple[tuple[str, ...], ...]:
     """The layers of each place that a chain's visit lies on; a place clips the gradients that it
     knows.
     """
-    names, chain = setup.model.layer_names, setup.chain
+    names, chain = job.model.layer_names, job.chain
     if len(chain) == 1:
         return ()
-    beside = tuple(layer.name for layer in setup.auxiliary)
+    beside = tuple(layer.name for layer in job.auxiliary)
     return tuple(
         chains.held(chain, names, role) + (beside if role == ON_NODE else ())
         for role in chains.roles(chain)
     )
 
 
-def sizes_of(setup: Setup) -> Sizes:
+def sizes_of(job: ImageJob) -> Sizes:
     """Bytes of everything that may travel."""
-    config = setup.config
-    names = setup.layer_names if config.carry_optimizer_state else ()
-    params, states, *_ = state_like(setup, names)
+    config = job.config
+    names = job.layer_names if config.carry_optimizer_state else ()
+    params, states, *_ = state_like(job, names)
     return accounting.transfer_sizes(params, config.frozen_dtype, states)
 
 
-def step_work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
+def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
     """`visit -> {role: FLOPs}`: its steps times those of one, which are counted for full
     batches.
     """
-    config, model = setup.config, setup.model
+    config, model = job.config, job.model
     costs = accounting.layer_costs(model, config.batch_size)
-    if len(setup.chain) > 1:
-        lower = model._replace(layers=model.layers[: setup.chain[0].stop] + setup.auxiliary)
-        heads = accounting.layer_costs(lower, config.batch_size)[setup.chain[0].stop :]
+    if len(job.chain) > 1:
+        lower = model._replace(layers=model.layers[: job.chain[0].stop] + job.auxiliary)
+        heads = accounting.layer_costs(lower, config.batch_size)[job.chain[0].stop :]
         divided = accounting.chain_step_flops(
-            setup.chain, costs, heads, not setup.algorithm.local_losses
+            job.chain, costs, heads, not job.algorithm.local_losses
         )
         return lambda result: {role: result.iterations * flops for role, flops in divided.items()}
     step = functools.partial(
-        accounting.step_flops, costs, teacher=setup.distilled, stochastic=model.stochastic
+        accounting.step_flops, costs, teacher=job.distilled, stochastic=model.stochastic
     )
     return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
 
 
-def make_executor(setup: Setup) -> Executor:
+def make_executor(setup: ImageSetup) -> Executor:
     """The node emulation of this setup; puts the data on the device."""
-    config, dataset = setup.config, setup.dataset
+    config, dataset = setup.config, setup.data.dataset
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
-    return Executor(make_step(setup), train, test, setup.shards, settings, config.executor)
+    return Executor(step, train, test, setup.data.shards, settings, config.executor)
 
 
-def _examples(split: dataset.Split) -> Examples:
+def _examples(split: Split) -> Examples:
     return Examples(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
-def _fresh(setup: Setup) -> Params:
-    return jax.jit(functools.partial(init_params, setup))(
-        streams.key(setup.config.seed, "key/weights")
-    )
+def _fresh(setup: ImageSetup) -> Params:
+    key = streams.key(setup.config.seed, "key/weights")
+    return jax.jit(functools.partial(init_params, setup.job))(key)
 
 
-def _like(setup: Setup) -> Params:
-    return jax.eval_shape(lambda: init_params(setup, jax.random.key(0)))
+def _like(job: ImageJob) -> Params:
+    return jax.eval_shape(functools.partial(init_params, job), jax.random.key(0))
+
+
+def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
+    del outcomes, scores
+    return {}
 
 
 def _summary(
-    setup: Setup, executor: Executor | None, lines: Sequence[records.Record]
+    setup: ImageSetup, engine: Engine | None, lines: Sequence[records.Record]
 ) -> records.Record:
-    del executor
+    del engine
     config = setup.config
     named = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
     return {
         **{name: getattr(config, name) for name in named},
-        "num_params": num_params(select(_like(setup), setup.model.layer_names)),
+        "num_params": num_params(select(_like(setup.job), setup.model.layer_names)),
         **records.of_accuracy(lines, config.target_accuracy),
     }
 
 
-TASK = Task(
-    params=_fresh,
+TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     like=_like,
-    executor=make_executor,
-    work=step_work,
     sizes=sizes_of,
-    record=lambda results, scores: {},
+    work=step_work,
+    visitors=_visitors,
+    params=_fresh,
+    engine=make_executor,
+    record=_record,
     summary=_summary,
 )

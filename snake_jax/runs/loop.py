@@ -19,7 +19,8 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params, PyTree
 from snake_jax.runs import image_task, records, round_costs, text_task
-from snake_jax.runs.setup import Setup, exchange_of, planned, state_like
+from snake_jax.runs import job as jobs
+from snake_jax.runs.setup import Setup
 from snake_jax.train.optimizers import OptimizerStates
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "make_executor",
     "planned",
     "prepare",
-    "state_like",
     "summarise",
     "train",
 ]
@@ -100,6 +100,11 @@ _PREPARE: dict[type, Callable[[Any], Setup]] = {
 }
 
 
+def planned(setup: Setup) -> list[Round]:
+    """All rounds of the run, in order, where nothing fails but what the flags ask for."""
+    return jobs.planned(setup.job)
+
+
 def initial_state(setup: Setup) -> State:
     """Fresh or pretrained parameters; nothing sent yet."""
     params = setup.task.params(setup)
@@ -116,7 +121,7 @@ def _items(setup: Setup) -> tuple[str, ...]:
 
 def make_executor(setup: Setup) -> Engine:
     """What carries out this setup's visits; puts the data on the device."""
-    return setup.task.executor(setup)
+    return setup.task.engine(setup)
 
 
 def train(
@@ -134,7 +139,7 @@ def train(
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
     """
     config, algorithm = setup.config, setup.algorithm
-    work, exchange = setup.task.work(setup), exchange_of(setup)
+    work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
     turns = every[-1][-1].turn + 1
     engine.expect(every, state.params, done=state.rounds)
@@ -179,9 +184,17 @@ def train(
         )
         due = state.rounds % config.eval_every == 0 or following is None
         with jax.profiler.TraceAnnotation("evaluate"):
-            scores = engine.evaluate(params) if due else (None, None)
+            scores = engine.evaluate(params) if due else None
         waits = round_costs.synchronisations(setup, carried.outcomes)
-        record = records.of_round(visits, carried.outcomes, transfers, scores, rate, flops, waits)
+        record = records.of_round(
+            visits,
+            carried.outcomes,
+            transfers,
+            scores or (None, None),
+            rate,
+            flops,
+            waits,
+        )
         record |= records.of_clock(took) | setup.task.record(carried.outcomes, scores)
         record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
         yield Report(record, transfers, state)
@@ -317,7 +330,7 @@ def summarise(
     return {
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
-        "divergence": setup.divergence,
+        "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,
         "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",

@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax.config import TextConfig
 from snake_jax.data.text import by_category, templates
 from snake_jax.models import lora
 from snake_jax.models.generation import generate
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params, select
-from snake_jax.runs.setup import Setup
-from snake_jax.runs.text_task import TOKENIZER_FILES, TextTask, make_lora, visit_state
+from snake_jax.runs.text_task import TOKENIZER_FILES, TextSetup, make_lora, visit_state
 from snake_jax.train.text_step import ADAPTERS, own_items
 
 _COPIED = (
@@ -27,22 +25,22 @@ _COPIED = (
 )
 
 
-def describe(setup: Setup) -> str:
+def describe(setup: TextSetup) -> str:
     """What is trained on what: model, data, what was cut, each node's part, memory,
     distillation.
     """
-    config: TextConfig = setup.config
-    task: TextTask = setup.dataset
-    rows = task.data
+    config = setup.config
+    data = setup.data
+    rows = data.rows
     what = f"adapters of rank {config.lora_rank}" if config.lora_rank else "whole blocks"
-    state = visit_state(setup)
+    state = visit_state(setup.job)
     parts = ", ".join(
         f"{name} {size / 2**20:.1f}" for name, size in state._asdict().items() if size
     )
     lines = (
-        f"{config.algorithm}: {setup.model.name} on {task.name}, {config.nodes} nodes, "
+        f"{config.algorithm}: {setup.model.name} on {data.name}, {config.nodes} nodes, "
         f"{config.partition}, {what}",
-        setup.quality,
+        setup.data.quality,
         f"rows of {', '.join(map(str, rows.train.rows))} tokens, {100 * rows.fill:.0f} % filled",
         by_category.describe(
             rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens.tolist()
@@ -51,13 +49,13 @@ def describe(setup: Setup) -> str:
         f"mesh {config.mesh} over {jax.device_count()} devices" if config.mesh else "",
         _tied_note(setup),
         _prefix_note(setup),
-        f"divergence of the nodes' categories ({config.distill_measure}) {setup.divergence:.3f}; "
+        f"divergence of the nodes' categories ({config.distill_measure}) {data.divergence:.3f}; "
         f"distillation {'on' if setup.distilled else 'off'}",
     )
     return "\n".join(line for line in lines if line)
 
 
-def _tied_note(setup: Setup) -> str:
+def _tied_note(setup: TextSetup) -> str:
     """What an end trains besides, or does not, where the output matrix is the embedding's."""
     if not setup.model.tied or not setup.plan.always:
         return ""
@@ -66,22 +64,22 @@ def _tied_note(setup: Setup) -> str:
     return "the output matrix is the embedding's: head trains the final norm alone"
 
 
-def _prefix_note(setup: Setup) -> str:
+def _prefix_note(setup: TextSetup) -> str:
     """Why the lower blocks' output is not kept, where the flag asks for it."""
-    config: TextConfig = setup.config
+    config = setup.config
     if config.cache_prefix == "off":
         return ""
     reasons = {
         "one local epoch reads it once": config.local_epochs == 1,
         "dropout draws it anew in every epoch": config.dropout > 0,
         "the embedding below it trains": "embed" in setup.plan.always
-        or config.algorithm != "snake",
+        or "always_train" not in setup.algorithm.flags,
     }
     true = [reason for reason, holds in reasons.items() if holds]
     return f"--cache_prefix={config.cache_prefix} is off: {true[0]}" if true else ""
 
 
-def answer(setup: Setup, params: Params, prompt: str, max_new_tokens: int = 80) -> str:
+def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 80) -> str:
     """What the model answers, drawn at temperature 0.7 with one seed: a small model's likeliest
     text goes in circles.
 
@@ -91,8 +89,8 @@ def answer(setup: Setup, params: Params, prompt: str, max_new_tokens: int = 80) 
       prompt: put into the form that the run trains on.
       max_new_tokens: length of the longest answer.
     """
-    task: TextTask = setup.dataset
-    tokenizer = task.tokenizer
+    data = setup.data
+    tokenizer = data.tokenizer
     ids = templates.render_prompt(prompt, tokenizer, setup.config.template)
     weights = jax.tree.map(jnp.asarray, whole_model(setup, params))
     stops = (tokenizer.eos_id,)
@@ -102,16 +100,16 @@ def answer(setup: Setup, params: Params, prompt: str, max_new_tokens: int = 80) 
     return tokenizer.decode(new).strip()
 
 
-def whole_model(setup: Setup, params: Params) -> Params:
+def whole_model(setup: TextSetup, params: Params) -> Params:
     """The model after training, float32, adapters merged into the weights.
 
     Args:
       setup: of the run.
       params: what may train, after it.
     """
-    task: TextTask = setup.dataset
+    data = setup.data
     names, settings = setup.model.layer_names, make_lora(setup.config)
-    weights = {**task.weights(), **select(params, [name for name in params if name in names])}
+    weights = {**data.weights(), **select(params, [name for name in params if name in names])}
     merged = {
         name: lora.merge(weights[name], params[name + ADAPTERS], settings.scale)
         for name in own_items(setup.model, False)
@@ -120,7 +118,7 @@ def whole_model(setup: Setup, params: Params) -> Params:
     return jax.tree.map(np.asarray, {**weights, **merged})
 
 
-def save_model(setup: Setup, params: Params, folder: Path) -> Path:
+def save_model(setup: TextSetup, params: Params, folder: Path) -> Path:
     """Writes the whole model as `transformers` loads it, with its tokenizer's files; returns the
     folder.
     """
@@ -131,7 +129,7 @@ def save_model(setup: Setup, params: Params, folder: Path) -> Path:
     return folder
 
 
-def save_adapter(setup: Setup, params: Params, folder: Path) -> Path:
+def save_adapter(setup: TextSetup, params: Params, folder: Path) -> Path:
     """Writes the adapters as `peft` loads them; returns the folder."""
     names = own_items(setup.model, False)
     adapters = {index: params[name + ADAPTERS] for index, name in enumerate(names)}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax import streams
+from snake_jax.algorithms.base import Algorithm, whole_model
 from snake_jax.algorithms.chain import ON_NODE, Segment
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
@@ -24,6 +25,7 @@ from snake_jax.costs import language_costs
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import prepare as preparation
 from snake_jax.data.text import sources, tokenizers
+from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.stacked import StackedExecutor, StackedSettings
 from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
@@ -36,17 +38,18 @@ from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_params, select, without
 from snake_jax.runs import records
-from snake_jax.runs.setup import (
-    Setup,
+from snake_jax.runs.job import (
+    Job,
     Task,
-    check_fit,
-    check_interruptions,
+    Visitors,
+    chosen_algorithm,
+    distillation_of,
     make_rule,
     planned,
     state_like,
 )
+from snake_jax.runs.setup import Setup, assembled
 from snake_jax.train import sharding
-from snake_jax.train.image_step import Distillation
 from snake_jax.train.text_step import ADAPTERS, ENDS, LanguageStep, own_items
 
 # What the folder of a tokenizer may hold.
@@ -56,41 +59,61 @@ _BUCKETS = (
 )
 
 
-class TextTask(NamedTuple):
-    """The data of a run, and what its weights come from.
+class Texts(NamedTuple):
+    """The text of a run, and what its weights come from.
 
     Attributes:
-      data: rows of all nodes, and held-out ones.
-      tokenizer: of the data.
+      rows: of all nodes, and held-out ones.
+      tokenizer: of the text.
       weights: the whole model, pretrained or fresh, on the host; called when a run begins.
       ranks: of each node's adapters; empty: all alike.
-      name: of the data, for people.
+      name: of the text, for people.
+      shards: each node's rows by length, as the method trains on them.
+      divergence: between the nodes' categories, by `config.distill_measure`.
+      quality: what was cut, one line.
     """
 
-    data: preparation.TextData
+    rows: preparation.TextData
     tokenizer: tokenizers.Tokenizer
     weights: Callable[[], Params]
     ranks: tuple[int, ...]
     name: str
+    shards: Sequence[Shard]
+    divergence: float
+    quality: str
 
 
-def prepare(config: TextConfig) -> Setup:
-    """Checks a configuration, reads model description and data; compiles nothing and reads no
-    weights.
+TextJob = Job[TextConfig, Texts, LanguageModel]
+TextSetup = Setup[TextConfig, Texts, LanguageModel]
+
+
+def prepare(config: TextConfig) -> TextSetup:
+    """Checks a configuration, reads model description and data; compiles nothing.
+
+    No weights are read.
 
     Raises:
       UserError: flags, data, model or layers are wrong.
     """
-    algorithm = ALGORITHMS[config.algorithm]
-    check_fit(config, algorithm)
-    if config.assign != "serpentine":
-        raise UserError(
-            f"--assign={config.assign}: blocks are alike, so nodes take turns; leave "
-            f"--assign=serpentine"
-        )
+    # What flags and the model's description can get wrong is said before text is read.
+    algorithm = chosen_algorithm(config)
     tokenizer = tokenizers.load_tokenizer(config.tokenizer or tokenizer_beside(config.model))
     model, weights = load_model(config, tokenizer)
     tokenizers.check_fits(tokenizer, model.vocab_size)
+    check_model(config, model)
+    job = make_job(config, algorithm, model)
+    jax.eval_shape(lambda: _like(job))  # a rank above a layer's width is said here
+
+    data = prepare_data(config, algorithm, tokenizer, weights)
+    return assembled(job, data, data.divergence, ())
+
+
+def check_model(config: TextConfig, model: LanguageModel) -> None:
+    """Refuses rows, meshes and kernels that the model or each other cannot take.
+
+    Raises:
+      UserError: there is one.
+    """
     if config.max_length > model.max_positions:
         raise UserError(
             f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
@@ -98,13 +121,25 @@ def prepare(config: TextConfig) -> Setup:
     heads = model.architecture.num_attention_heads, model.architecture.num_key_value_heads
     sharding.check(config.mesh, config.batch_size, *heads)
     if config.mesh and config.cache_prefix == "device":
-        raise UserError(
-            "--cache_prefix=device is for one device; with --mesh say --cache_prefix=host"
-        )
+        raise UserError("--cache_prefix=device is for one device; with --mesh say =host")
     check_products(config)
+
+
+def prepare_data(
+    config: TextConfig,
+    algorithm: Algorithm,
+    tokenizer: tokenizers.Tokenizer,
+    weights: Callable[[], Params],
+) -> Texts:
+    """The text of the flags, in rows of tokens, laid out over the nodes.
+
+    Raises:
+      UserError: there is none, or it cannot be.
+    """
     corpus = sources.load(
         config.data, test_share=config.test_share, seed=config.seed, limit=config.limit
     )
+    buckets = () if config.packing else tuple(config.max_length >> k for k in range(_BUCKETS))
     rows = preparation.prepare(
         corpus,
         tokenizer,
@@ -116,32 +151,54 @@ def prepare(config: TextConfig) -> Setup:
         template=config.template,
         loss_on=config.loss_on,
         packing=config.packing,
-        buckets=() if config.packing else tuple(config.max_length >> k for k in range(_BUCKETS)),
+        buckets=buckets,
     )
-    divergence = label_divergence(rows.counts, config.distill_measure)
-    wanted = config.distill == "on" or (
-        config.distill == "auto" and divergence > config.distill_threshold
+    return Texts(
+        rows,
+        tokenizer,
+        weights,
+        _ranks(config),
+        corpus.name,
+        _shards(algorithm.shards, rows.train.nodes),
+        label_divergence(rows.counts, config.distill_measure),
+        preparation.report(rows.train_truncation),
     )
-    plan = Plan(config, *_trainable(config, model))
-    setup = Setup(
-        TASK,
+
+
+def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
+    """The job of training this language model; it needs no data and reads no weights.
+
+    Raises:
+      UserError: the method cuts models, or a flag names what the model has not.
+    """
+    if algorithm.chain is not whole_model:
+        whole = [name for name, other in ALGORITHMS.items() if other.chain is whole_model]
+        raise UserError(
+            f"--algorithm={config.algorithm} cuts models, which language models cannot be yet; "
+            f"say {', '.join(whole)}"
+        )
+    if config.assign != "serpentine":
+        raise UserError(
+            f"--assign={config.assign}: blocks are alike, so nodes take turns; leave "
+            "--assign=serpentine"
+        )
+    return Job(
         config,
         algorithm,
-        TextTask(rows, tokenizer, weights, _ranks(config), corpus.name),
-        preparation.report(rows.train_truncation),
-        _shards(algorithm.shards, rows.train.nodes),
-        divergence,
-        wanted and "distill" in algorithm.flags,
         model,
-        plan,
+        TASK,
+        Plan(config, *_trainable(config, algorithm, model)),
         (Segment(ON_NODE, 0, len(model.layer_names)),),  # the plan's layers may be fewer
-        (),
         of_config(config),
-        own_items(model, True) if config.lora_rank else (),
+        adapters=own_items(model, True) if config.lora_rank else (),
+        distilled=config.distill == "on" and "distill" in algorithm.flags,
     )
-    jax.eval_shape(lambda: _like(setup))  # a rank above a layer's width is said here
-    check_interruptions(setup)
-    return setup
+
+
+def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
+    """Blocks are alike, so nodes take turns."""
+    del job, steps
+    return {}, {}
 
 
 def load_model(
@@ -179,23 +236,31 @@ def tokenizer_beside(model: str) -> str:
     )
 
 
-def _trainable(config: TextConfig, model: LanguageModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _trainable(
+    config: TextConfig, algorithm: Algorithm, model: LanguageModel
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a visit may train, in the model's order, and what every visit does.
 
-    Snake visits train blocks, or their adapters, and the ends that the flag names. The other
-    methods train all there is: the whole model, or all adapters.
+    A method with assignments trains blocks, or their adapters, and the ends that the flag names.
+    The others train all there is: the whole model, or all adapters.
     """
-    items = own_items(model, config.lora_rank > 0)
     ends = resolve_layers("always_train", config.always_train, model.layer_names)
-    if blocks := [name for name in ends if name not in ENDS]:
-        raise UserError(
-            f"--always_train={config.always_train}: {blocks[0]} is a block; say embed, head, both "
-            f"or none"
-        )
-    if config.algorithm != "snake" and not config.lora_rank:
+    for name in ends:
+        if name not in ENDS:
+            raise UserError(
+                f"--always_train={config.always_train}: {name} is a block; say embed, head, both "
+                "or none"
+            )
+    has_assignments = "always_train" in algorithm.flags
+    if not has_assignments and not config.lora_rank:
         ends = ENDS
-    order = [n for n in ENDS[:1] if n in ends] + [*items] + [n for n in ENDS[1:] if n in ends]
-    return tuple(order), ends if config.algorithm == "snake" else ()
+    order = []
+    for name in model.layer_names:
+        if name not in ENDS:
+            order.append(name + ADAPTERS if config.lora_rank else name)
+        elif name in ends:
+            order.append(name)
+    return tuple(order), ends if has_assignments else ()
 
 
 def check_products(config: TextConfig) -> None:
@@ -257,18 +322,16 @@ def compute_dtype(config: TextConfig) -> Any:
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
-def make_step(setup: Setup) -> LanguageStep:
-    """The arithmetic of the setup's visits."""
-    config: TextConfig = setup.config
+def make_step(job: TextJob) -> LanguageStep:
+    """The arithmetic of the job's visits."""
+    config = job.config
     return LanguageStep(
-        model=setup.model,
+        model=job.model,
         rule=make_rule(config),
         clip_norm=config.clip_norm,
         adapted=config.lora_rank > 0,
         adapter_scale=config.lora_scale,
-        distillation=Distillation(config.distill_temperature, config.distill_weight)
-        if setup.distilled
-        else None,
+        distillation=distillation_of(job),
         compute_dtype=compute_dtype(config),
         proximal=config.proximal,
         recompute=config.recompute,
@@ -276,48 +339,48 @@ def make_step(setup: Setup) -> LanguageStep:
     )
 
 
-def make_executor(setup: Setup) -> StackedExecutor:
+def make_executor(setup: TextSetup) -> StackedExecutor:
     """Nodes emulated one after the other; puts what never trains on the device."""
-    task: TextTask = setup.dataset
-    step = make_step(setup)._replace(mesh=sharding.make_mesh(setup.config.mesh))
-    settings = StackedSettings(
-        **{name: getattr(setup.config, name) for name in StackedSettings._fields}
-    )
-    base = without(task.weights(), setup.plan.layer_names)
-    train, test = task.data.train.rows, task.data.test
-    return StackedExecutor(step, base, train, test, setup.shards, settings, task.ranks)
+    config, data = setup.config, setup.data
+    step = make_step(setup.job)._replace(mesh=sharding.make_mesh(config.mesh))
+    settings = StackedSettings(**{name: getattr(config, name) for name in StackedSettings._fields})
+    base = without(data.weights(), setup.plan.layer_names)
+    train, test = data.rows.train.rows, data.rows.test
+    return StackedExecutor(step, base, train, test, data.shards, settings, data.ranks)
 
 
-def _params(setup: Setup) -> Params:
+def _params(setup: TextSetup) -> Params:
     """All that may train, at the start: layers as pretrained, adapters fresh."""
-    task: TextTask = setup.dataset
-    names = setup.plan.layer_names
-    weights = select(task.weights(), [name for name in names if not name.endswith(ADAPTERS)])
-    return {**weights, **(jax.device_get(_adapters(setup)) if setup.adapters else {})}
+    names = [name for name in setup.plan.layer_names if not name.endswith(ADAPTERS)]
+    weights = select(setup.data.weights(), names)
+    if not setup.job.adapters:
+        return weights
+    return {**weights, **jax.device_get(_adapters(setup.job))}
 
 
-def _like(setup: Setup) -> Params:
-    names, shapes = setup.plan.layer_names, _shapes(setup)
-    weights = {name: shapes[name] for name in names if name in shapes}
-    return weights | (jax.eval_shape(functools.partial(_adapters, setup)) if setup.adapters else {})
+def _like(job: TextJob) -> Params:
+    shapes = _shapes(job)
+    weights = {name: shapes[name] for name in job.plan.layer_names if name in shapes}
+    if not job.adapters:
+        return weights
+    return weights | jax.eval_shape(functools.partial(_adapters, job))
 
 
-def _shapes(setup: Setup) -> Params:
-    return jax.eval_shape(setup.model.init, jax.random.key(0))
+def _shapes(job: TextJob) -> Params:
+    return jax.eval_shape(job.model.init, jax.random.key(0))
 
 
-def _adapters(setup: Setup) -> Params:
+def _adapters(job: TextJob) -> Params:
     """Fresh adapters of every block; a block's depend on the seed and its place alone."""
-    names, shapes, key = (
-        own_items(setup.model, False),
-        _shapes(setup),
-        streams.key(setup.config.seed, "key/adapters"),
-    )
+    blocks = own_items(job.model, False)
+    block = _shapes(job)[blocks[0]]
+    settings, key = make_lora(job.config), streams.key(job.config.seed, "key/adapters")
     # Blocks are alike: one compilation makes the adapters of all.
-    fresh = jax.jit(lambda key: lora.init(key, shapes[names[0]], make_lora(setup.config)))
-    return {
-        name + ADAPTERS: fresh(jax.random.fold_in(key, index)) for index, name in enumerate(names)
-    }
+    fresh = jax.jit(lambda key: lora.init(key, block, settings))
+    adapters = {}
+    for index, name in enumerate(blocks):
+        adapters[name + ADAPTERS] = fresh(jax.random.fold_in(key, index))
+    return adapters
 
 
 def make_lora(config: TextConfig) -> lora.Lora:
@@ -325,46 +388,42 @@ def make_lora(config: TextConfig) -> lora.Lora:
     return lora.Lora(config.lora_rank, config.lora_scale, config.lora_pattern)
 
 
-def _sizes(setup: Setup) -> Sizes:
-    config: TextConfig = setup.config
-    params, states, *_ = state_like(
-        setup, setup.plan.layer_names if config.carry_optimizer_state else ()
-    )
-    return language_costs.transfer_sizes(
-        params, without(_shapes(setup), params), config.frozen_dtype, states
-    )
+def _sizes(job: TextJob) -> Sizes:
+    config = job.config
+    with_states = job.plan.layer_names if config.carry_optimizer_state else ()
+    params, states, *_ = state_like(job, with_states)
+    rest = without(_shapes(job), params)
+    return language_costs.transfer_sizes(params, rest, config.frozen_dtype, states)
 
 
-def _work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
-    step, shapes, like = make_step(setup), _shapes(setup), _like(setup)
-    items = own_items(setup.model, step.adapted)
-    base = shapes[own_items(setup.model, False)[0]] if step.adapted else {}
-    costs = functools.lru_cache(
-        lambda length: language_costs.row_costs(step, base, like[items[0]], length)
-    )
+def _work(job: TextJob) -> Callable[[Outcome], Mapping[int, int]]:
+    step, like = make_step(job), _like(job)
+    items = own_items(job.model, step.adapted)
+    base = _shapes(job)[own_items(job.model, False)[0]] if step.adapted else {}
 
-    def flops(result: Outcome) -> Mapping[int, int]:
-        assert result.text is not None, "a visit on a language model counts its text"
-        trains = language_costs.trained(items, result.visit.layers)
-        return {
-            ON_NODE: sum(
-                language_costs.passed_flops(step, costs(p.length), trains, p)
-                for p in result.text.passed
-            )
-        }
+    @functools.lru_cache
+    def costs(length: int) -> language_costs.RowCosts:
+        return language_costs.row_costs(step, base, like[items[0]], length)
+
+    def flops(outcome: Outcome) -> Mapping[int, int]:
+        assert outcome.text is not None, "a visit on a language model counts its text"
+        trains = language_costs.trained(items, outcome.visit.layers)
+        total = 0
+        for passed in outcome.text.passed:
+            total += language_costs.passed_flops(step, costs(passed.length), trains, passed)
+        return {ON_NODE: total}
 
     return flops
 
 
-def _record(
-    results: Sequence[Outcome], scores: tuple[float | None, float | None]
-) -> dict[str, Any]:
-    texts = [result.text for result in results if result.text is not None]
-    tokens, seconds = sum(t.tokens for t in texts), sum(r.train_s for r in results)
+def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
+    texts = [outcome.text for outcome in outcomes if outcome.text is not None]
+    tokens = sum(text.tokens for text in texts)
+    seconds = sum(outcome.train_s for outcome in outcomes)
     return {
-        "perplexity": None if scores[1] is None else _perplexity(scores[1]),
+        "perplexity": None if scores is None else _perplexity(scores.loss),
         "tokens": tokens,
-        "target_tokens": sum(t.target_tokens for t in texts),
+        "target_tokens": sum(text.target_tokens for text in texts),
         "tokens_per_s": tokens / seconds if seconds else None,
     }
 
@@ -374,53 +433,58 @@ def _perplexity(nll: float) -> float | None:
     return math.exp(nll) if nll < 100 else None
 
 
+_SUMMARISED = (
+    "algorithm",
+    "model",
+    "data",
+    "partition",
+    "seed",
+    "nodes",
+    "cycles",
+    "lora_rank",
+    "frozen_dtype",
+)
+
+
 def _summary(
-    setup: Setup, executor: StackedExecutor | None, lines: Sequence[records.Record]
+    setup: TextSetup, engine: Engine | None, lines: Sequence[records.Record]
 ) -> records.Record:
-    config: TextConfig = setup.config
-    named = (
-        "algorithm",
-        "model",
-        "data",
-        "partition",
-        "seed",
-        "nodes",
-        "cycles",
-        "lora_rank",
-        "frozen_dtype",
-    )
-    before = executor.evaluate(_params(setup))[1] if executor else None
+    config, job = setup.config, setup.job
+    before = None
+    if engine is not None:
+        before = _perplexity(engine.evaluate(_params(setup)).loss)
     return {
-        **{name: getattr(config, name) for name in named},
-        "num_params": num_params(_shapes(setup)),
-        "trainable_params": num_params(select(_like(setup), largest_visit(setup))),
-        "state_bytes": visit_state(setup).total,
+        **{name: getattr(config, name) for name in _SUMMARISED},
+        "num_params": num_params(_shapes(job)),
+        "trainable_params": num_params(select(_like(job), largest_visit(job))),
+        "state_bytes": visit_state(job).total,
         "tokens": sum(line["tokens"] for line in lines),
         "target_tokens": sum(line["target_tokens"] for line in lines),
-        "perplexity_before": None if before is None else _perplexity(before),
+        "perplexity_before": before,
         **records.of_perplexity(lines, config.target_perplexity),
     }
 
 
-def largest_visit(setup: Setup) -> tuple[str, ...]:
+def largest_visit(job: TextJob) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
-    return max((visit.layers for visits in planned(setup) for visit in visits), key=len)
+    every = [visit.layers for visits in planned(job) for visit in visits]
+    return max(every, key=len)
 
 
-def visit_state(setup: Setup) -> language_costs.StateBytes:
+def visit_state(job: TextJob) -> language_costs.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
-    shapes, like, layers = _shapes(setup), _like(setup), largest_visit(setup)
-    return language_costs.visit_state(
-        make_step(setup), shapes, like, layers, setup.config.frozen_dtype
-    )
+    shapes, like, layers = _shapes(job), _like(job), largest_visit(job)
+    dtype = job.config.frozen_dtype
+    return language_costs.visit_state(make_step(job), shapes, like, layers, dtype)
 
 
-TASK = Task(
-    params=_params,
+TASK: Task[TextConfig, Texts, LanguageModel] = Task(
     like=_like,
-    executor=make_executor,
-    work=_work,
     sizes=_sizes,
+    work=_work,
+    visitors=_visitors,
+    params=_params,
+    engine=make_executor,
     record=_record,
     summary=_summary,
 )

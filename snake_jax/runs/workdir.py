@@ -33,7 +33,8 @@ from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.runs import storage
 from snake_jax.runs.checkpoint import Checkpoints, Saved
-from snake_jax.runs.loop import Report, Setup, State, initial_state, state_like
+from snake_jax.runs.job import state_like
+from snake_jax.runs.loop import Report, Setup, State, initial_state
 
 if sys.platform != "win32":
     import fcntl
@@ -114,7 +115,7 @@ class Workdir:
             processes.text_from_first(json.dumps([saved.meta, self.records] if saved else ""))
         )
         tree = processes.from_first(
-            saved.tree if saved else _zeros(state_like(setup, meta["states"], meta["nodes"]))
+            saved.tree if saved else _zeros(state_like(setup.job, meta["states"], meta["nodes"]))
         )
         self.earlier = Compilations(meta["num_compilations"], meta["compile_s"], meta["peak_bytes"])
         params, states, memory, nodes = jax.device_put(tree)
@@ -125,7 +126,7 @@ class Workdir:
     def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
         assert self._checkpoints is not None
         saved = self._checkpoints.restore(
-            lambda meta: state_like(setup, meta["states"], meta["nodes"]), warn
+            lambda meta: state_like(setup.job, meta["states"], meta["nodes"]), warn
         )
         if saved is None:
             self._start_anew()

@@ -71,12 +71,12 @@ def test_one_program_serves_an_assignment_in_all_cycles_and_on_nodes_with_unlike
     setup = loop.prepare(
         ImageConfig(**{**SMALL, "partition": "dirichlet_split", "alpha": 0.5, "local_epochs": 2})
     )
-    assert len({len(shard) for shard in setup.shards}) == 3
+    assert len({len(shard) for shard in setup.data.shards}) == 3
     counted = setup.model.layers[0]._replace(
         apply=lambda *args, inner=setup.model.layers[0].apply: (traces.append(1), inner(*args))[1]
     )
     model = setup.model._replace(layers=(counted, *setup.model.layers[1:]))
-    setup = setup._replace(model=model)
+    setup = setup._replace(job=setup.job._replace(model=model))
     executor, state = loop.make_executor(setup), loop.initial_state(setup)
     reports = loop.train(setup, executor, state, lambda state: None)
     records = [next(reports).record for _ in range(2)]  # the first cycle: two middle layers
@@ -145,7 +145,7 @@ def test_a_visit_without_improvement_ends_early():
 def test_distillation_turns_itself_on_by_the_divergence_of_the_labels():
     alike = loop.prepare(ImageConfig(**SMALL, partition="iid"))
     unlike = loop.prepare(ImageConfig(**SMALL, partition="dirichlet", alpha=0.3))
-    assert alike.divergence < 0.1 < unlike.divergence
+    assert alike.data.divergence < 0.1 < unlike.data.divergence
     assert (alike.distilled, unlike.distilled) == (False, True)
     assert (
         loop.prepare(

@@ -90,7 +90,7 @@ def test_splitfed_v2_hands_the_servers_part_from_node_to_node_and_averages_the_n
             [Visit(turn, 0, node, NAMES)], params, {}, setup.config.learning_rate
         )
         params = {**params, **without(result.layers, ("fc1", "fc2"))}
-        parts.append((len(setup.shards[node]), without(result.layers, ("fc3", "fc4"))))
+        parts.append((len(setup.data.shards[node]), without(result.layers, ("fc3", "fc4"))))
         if turn < 2:
             assert same_bits(reports[turn].state.params, params), (
                 "the nodes' parts wait for the end of the cycle"
@@ -165,7 +165,7 @@ def test_a_parallel_visit_is_the_mean_of_its_nodes_visits_by_examples():
         rate, layers = report.record["learning_rate"], tuple(report.record["layers"])
         visits = [Visit(turn, turn // 2, node, layers) for node in nodes[turn]]
         alone = [executor.run([visit], params, {}, rate)[0].layers for visit in visits]
-        sizes = [len(setup.shards[node]) for node in nodes[turn]]
+        sizes = [len(setup.data.shards[node]) for node in nodes[turn]]
         mean = jax.tree.map(
             lambda *w, n=sizes: sum(k * np.float64(x) for k, x in zip(n, w, strict=True)) / sum(n),
             *alone,
@@ -188,7 +188,7 @@ def test_accelerated_fl_averages_the_nodes_parts_the_heads_and_the_servers_copie
         executor.run([visit], state.params, {}, setup.config.learning_rate)[0].layers
         for visit in visits
     ]
-    shares = np.array([len(shard) for shard in setup.shards]) / 90
+    shares = np.array([len(shard) for shard in setup.data.shards]) / 90
     mean = jax.tree.map(
         lambda *w: sum(s * np.float64(x) for s, x in zip(shares, w, strict=True)), *alone
     )

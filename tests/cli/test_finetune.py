@@ -224,7 +224,7 @@ def test_the_saved_model_is_the_one_that_was_evaluated(on_pydoc):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     config = TextConfig(limit=16, max_length=512, lora_rank=0, nodes=2, always_train="embed,head")
     nll = tokens = 0.0
-    for rows in loop.prepare(config).dataset.data.test.values():
+    for rows in loop.prepare(config).data.rows.test.values():
         for ids, targets, weight, _, segments in zip(*rows, strict=True):
             for segment in range(1, segments.max() + 1):
                 here = segments == segment

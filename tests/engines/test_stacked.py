@@ -144,7 +144,7 @@ def test_federated_averaging_is_the_mean_by_tokens_with_a_loss():
     setup, executor, state, (report,) = run(algorithm="fedavg", **LORA)
     ((*visits,),) = loop.planned(setup)
     done = executor.run(visits, state.params, {}, setup.config.learning_rate)
-    held = setup.dataset.data.train.target_tokens
+    held = setup.data.rows.train.target_tokens
     assert [result.examples_held for result in done] == held.tolist()
     assert held[0] != held[1]
     mean = jax.tree.map(
@@ -196,7 +196,7 @@ def ledger(**flags):
     state, rows = start(setup.layer_names), []
     for visits in loop.planned(setup):
         state, sent = round_costs.exchange(
-            setup, setup.task.sizes(setup), state, visits, set(visits)
+            setup, setup.task.sizes(setup.job), state, visits, set(visits)
         )
         rows += [(t.source, t.destination, t.bytes, t.why) for t in sent]
     return rows
@@ -389,7 +389,7 @@ def test_what_a_tied_end_trains_is_said(ends, words):
 
 def test_packing_changes_no_target():
     whole = [run(packing=packing, **LORA) for packing in (True, False)]
-    data = [setup.dataset.data for setup, *_ in whole]
+    data = [setup.data.dataset.data for setup, *_ in whole]
     assert data[0].train.target_tokens.tolist() == data[1].train.target_tokens.tolist()
     assert max(len(rows.ids) for rows in data[0].train.rows.values()) < len(data[0].pairs)
     for name in ("tokens", "target_tokens"):

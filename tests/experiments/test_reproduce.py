@@ -183,8 +183,8 @@ def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
 
 def test_tuning_holds_out_training_examples(made):
     study = study_of(made)
-    tuning = loop.prepare(study.config(Case("snake", "iid", tried=0.03))).dataset
-    study_data = loop.prepare(study.config(Case("snake", "iid"))).dataset
+    tuning = loop.prepare(study.config(Case("snake", "iid", tried=0.03))).data.dataset
+    study_data = loop.prepare(study.config(Case("snake", "iid"))).data.dataset
     assert (len(tuning.train.labels), len(tuning.test.labels)) == (72, 24)
     assert len(study_data.train.labels) == 96
     train = {image.tobytes() for image in study_data.train.images}
@@ -289,12 +289,12 @@ def test_language_is_tuned_on_training_text_alone(made):
     config = study.config(Case("snake_lora", "iid", tried=1e-3))
     trained_on = {
         pair.prompt
-        for pair in loop.prepare(study.config(Case("snake_lora", "iid"))).dataset.data.pairs
+        for pair in loop.prepare(study.config(Case("snake_lora", "iid"))).data.rows.pairs
     }
     assert {
         json.loads(line)["prompt"] for line in Path(config.data).read_text().splitlines()
     } == trained_on
-    assert len(loop.prepare(config).dataset.data.pairs) == 18  # three quarters of the study's 24
+    assert len(loop.prepare(config).data.rows.pairs) == 18  # three quarters of the study's 24
 
 
 def test_a_pretrained_model_and_text_are_asked_for_where_the_scale_needs_them():

@@ -88,7 +88,7 @@ def test_too_much_is_refused(options, said):
 def test_a_run_is_prepared_on_the_part():
     config = ImageConfig(model="mlp", nodes=3, train_examples=300, validation=0.1)
     setup = loop.prepare(config)
-    assert (len(setup.dataset.train.labels), len(setup.dataset.test.labels)) == (270, 30)
-    assert sum(map(len, setup.shards)) == 270
+    assert (len(setup.data.dataset.train.labels), len(setup.data.dataset.test.labels)) == (270, 30)
+    assert sum(map(len, setup.data.shards)) == 270
     with pytest.raises(UserError, match="must be at most"):
         ImageConfig(validation=0.6)

@@ -1,0 +1,231 @@
+"""What is to be trained, how and over which nodes, before any data: a `Job`.
+
+It holds no array and can be pickled, so it is what the profiler, the solver, the one who runs the
+rounds and a node elsewhere need. What only a node has is the data (`snake_jax.runs.setup`). A task
+says what kind of model is trained on what kind of data; nothing but its functions knows that.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import jax
+import optax
+
+from snake_jax.algorithms import base, schedule
+from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.chain import Chain
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.traffic import Exchange
+from snake_jax.algorithms.visits import Outcome, Round
+from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
+from snake_jax.engines.contract import Engine, Scores
+from snake_jax.errors import UserError
+from snake_jax.models.language import LanguageModel
+from snake_jax.models.layered import Layer, LayeredModel
+from snake_jax.nodes import ledger
+from snake_jax.nodes.fleet import Fleet
+from snake_jax.nodes.ledger import Sizes
+from snake_jax.params import Params, PyTree, select
+from snake_jax.train.image_step import Distillation
+from snake_jax.train.optimizers import OptimizerStates, init_states, update_rule
+
+if TYPE_CHECKING:
+    from snake_jax.runs.setup import Setup
+
+Config = TypeVar("Config", ImageConfig, TextConfig)
+Model = TypeVar("Model", LayeredModel, LanguageModel)
+Data = TypeVar("Data")
+Record = dict[str, Any]
+
+Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], tuple[int, ...]]]
+"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: nodes that can hold
+the visit}` where nodes' memory is known; either may be empty.
+"""
+
+
+class Task(NamedTuple, Generic[Config, Data, Model]):
+    """What kind of model a run trains on what kind of data.
+
+    Attributes:
+      like: the shapes of all that may train, made without reading or computing anything.
+      sizes: bytes of everything that may travel.
+      work: `Outcome -> {role: FLOPs}`.
+      visitors: `(job, optimizer steps of a visit at each node) -> Visitors`.
+      params: all that may train, at the start, in full precision.
+      engine: what carries out visits; puts data on the device.
+      record: what a line of metrics says besides, from the round's outcomes and scores.
+      summary: what summary.json says besides, from the engine (None: not at hand) and the lines.
+    """
+
+    like: Callable[["Job[Config, Data, Model]"], Params]
+    sizes: Callable[["Job[Config, Data, Model]"], Sizes]
+    work: Callable[["Job[Config, Data, Model]"], Callable[[Outcome], Mapping[int, int]]]
+    visitors: Callable[["Job[Config, Data, Model]", Sequence[int]], Visitors]
+    params: Callable[["Setup[Config, Data, Model]"], Params]
+    engine: Callable[["Setup[Config, Data, Model]"], Engine]
+    record: Callable[[Sequence[Outcome], Scores | None], Record]
+    summary: Callable[["Setup[Config, Data, Model]", Engine | None, Sequence[Record]], Record]
+
+
+class Job(NamedTuple, Generic[Config, Data, Model]):
+    """What is to be trained, how and over which nodes.
+
+    Attributes:
+      config: as given.
+      algorithm: the method.
+      model: the network.
+      task: what kind of model and data it is about.
+      plan: what the schedule depends on.
+      chain: where the layers of a visit lie.
+      fleet: what nodes and server can do, for assignments and for the clock.
+      auxiliary: layers that train beside the model's.
+      adapters: names of what trains in the place of blocks.
+      distilled: whether visits distill; where `--distill=auto` decides, once the data is known.
+    """
+
+    config: Config
+    algorithm: Algorithm
+    model: Model
+    task: Task[Config, Data, Model]
+    plan: Plan
+    chain: Chain
+    fleet: Fleet
+    auxiliary: tuple[Layer, ...] = ()
+    adapters: tuple[str, ...] = ()
+    distilled: bool = False
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The model's order, and after it auxiliary layers and adapters."""
+        beside = tuple(layer.name for layer in self.auxiliary)
+        return self.model.layer_names + beside + self.adapters
+
+
+def chosen_algorithm(config: RunConfig) -> Algorithm:
+    """The method that the configuration names.
+
+    Raises:
+      UserError: there is none, or a flag is set that it has no use for.
+    """
+    algorithm = ALGORITHMS[pick("algorithm", config.algorithm, ALGORITHMS)]
+    check_fit(config, algorithm)
+    return algorithm
+
+
+def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
+    """Flags that the algorithm has no use for are refused rather than ignored.
+
+    Raises:
+      UserError: there is one, or flags contradict each other.
+    """
+    special = {flag for other in ALGORITHMS.values() for flag in other.flags}
+    useless = special - algorithm.flags
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in useless and value not in (field.default, "off"):
+            users = [other.name for other in ALGORITHMS.values() if field.name in other.flags]
+            raise UserError(
+                f"--{field.name}={value}: {algorithm.name} has no use for it; it is for "
+                f"{', '.join(users)}"
+            )
+    for flag in ("nodes_per_round", "parallel"):
+        value = getattr(config, flag)
+        if value > config.nodes:
+            raise UserError(f"--{flag}={value} is more than --nodes={config.nodes}")
+    if config.parallel > 1:
+        _check_parallel(config)
+    schedule.interruptions(config)
+    algorithm.check(config)
+
+
+def _check_parallel(config: RunConfig) -> None:
+    flag = f"--parallel={config.parallel}"
+    if config.mode == "peer_to_peer":
+        raise UserError(f"{flag}: the server averages the nodes; leave --mode=client_server")
+    if config.interrupt or config.fault_rate:
+        raise UserError(f"{flag}: an idle node can take over for one node; leave --interrupt out")
+    if config.assign != "serpentine":
+        raise UserError(f"{flag}: nodes side by side take turns; leave --assign=serpentine")
+    if config.carry_optimizer_state:
+        raise UserError(f"{flag}: side by side there is no one state to carry on")
+
+
+def check_interruptions(job: Job) -> None:
+    """Refuses interruptions of visits that there are not, and those that nobody can take over.
+
+    Raises:
+      UserError: there is one.
+    """
+    last = planned(job)[-1][-1].turn
+    for turn in schedule.interruptions(job.config):
+        if turn > last:
+            raise UserError(
+                f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is {last}"
+            )
+
+
+def planned(job: Job) -> list[Round]:
+    """All rounds of the run, in order, where nothing fails but what the flags ask for."""
+    return base.planned(job.algorithm, job.plan)
+
+
+def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:
+    """What the traffic of the job's method depends on.
+
+    Args:
+      job: of the run.
+      sizes: bytes of layers and optimizer states; None: as the task counts them.
+    """
+    companions = job.algorithm.companions
+    if sizes is None:
+        sizes = job.task.sizes(job)
+    sizes = with_companions(sizes, job.layer_names, companions)
+    if job.config.carry_optimizer_state:
+        companions = (*companions, ledger.OPTIMIZER)
+    names = job.model.layer_names
+    return Exchange(job.config, sizes, job.chain, names, job.layer_names[len(names) :], companions)
+
+
+def with_companions(sizes: Sizes, names: Sequence[str], kinds: Sequence[str]) -> Sizes:
+    """Bytes of layers, and of companions that are as large as their layers in full precision."""
+    beside = {}
+    for kind in kinds:
+        for name in names:
+            beside[ledger.companion(name, kind)] = sizes.full.get(name, 0)
+    return Sizes({**sizes.full, **beside}, {**sizes.frozen, **beside})
+
+
+def make_rule(config: RunConfig) -> optax.GradientTransformation:
+    """The update rule of the configuration."""
+    return update_rule(config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def distillation_of(job: Job) -> Distillation | None:
+    """How visits distill; None where they do not."""
+    if not job.distilled:
+        return None
+    return Distillation(job.config.distill_temperature, job.config.distill_weight)
+
+
+def state_like(
+    job: Job, layers_with_state: Sequence[str], nodes: Sequence[int] = ()
+) -> tuple[Params, OptimizerStates, PyTree, dict[int, PyTree]]:
+    """The shapes of a state's arrays, `(params, states, memory, nodes' memories)`.
+
+    Args:
+      job: of the run.
+      layers_with_state: which layers have optimizer states.
+      nodes: which nodes remember something.
+    """
+    client = job.algorithm.client(job.config)
+
+    def make() -> tuple[Params, OptimizerStates, PyTree, dict[int, PyTree]]:
+        params = job.task.like(job)
+        states = init_states(make_rule(job.config), params, job.layer_names)
+        memory = job.algorithm.memory(job.config, params)
+        remembered = {node: client.memory(params) for node in nodes} if client else {}
+        return params, select(states, layers_with_state), memory, remembered
+
+    return jax.eval_shape(make)
