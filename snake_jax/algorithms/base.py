@@ -4,6 +4,7 @@ A method is one file beside this one that fills in an `Algorithm` and a line in 
 Nothing in it knows whether a node is a call in this process, a process or a machine.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -121,12 +122,12 @@ class Algorithm(NamedTuple):
 
 def every_cycle(rounds_of: Callable[[Plan, int], Rounds]) -> Callable[[Plan], Rounds]:
     """The rounds of a run from those of a cycle."""
+    return functools.partial(_cycle_after_cycle, rounds_of)
 
-    def rounds(plan: Plan) -> Rounds:
-        for cycle in range(plan.config.cycles):
-            yield from rounds_of(plan, cycle)
 
-    return rounds
+def _cycle_after_cycle(rounds_of: Callable[[Plan, int], Rounds], plan: Plan) -> Rounds:
+    for cycle in range(plan.config.cycles):
+        yield from rounds_of(plan, cycle)
 
 
 def planned(algorithm: Algorithm, plan: Plan) -> list[Round]:

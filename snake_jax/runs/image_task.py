@@ -2,7 +2,9 @@
 setup.
 """
 
+import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -49,6 +51,7 @@ from snake_jax.train.image_step import Examples, Gradients, LocalStep, local_gra
 from snake_jax.train.split import AUXILIARY, local_loss_gradients, split_gradients
 
 ANY_MEAN, ANY_STD = (0.5,) * 3, (0.25,) * 3
+ARRAYS = "arrays"
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -140,10 +143,25 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     Raises:
       UserError: a node cannot hold what it is to train, or an interruption makes no sense.
     """
-    config, steps = job.config, []
+    config, steps = _named(job.config, data.dataset), []
+    job = job._replace(config=config, plan=job.plan._replace(config=config))
     for shard in data.shards:
         steps.append(math.ceil(len(shard) / config.batch_size) * config.local_epochs)
     return assembled(job, data, data.divergence, steps)
+
+
+def _named(config: ImageConfig, dataset: Dataset) -> ImageConfig:
+    """The configuration with arrays of one's own named by what they hold.
+
+    So a run that goes on with other arrays is refused, as one with another data set is.
+    """
+    if config.dataset != ARRAYS:
+        return config
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        for array in split:
+            digest.update(np.ascontiguousarray(array).data)
+    return dataclasses.replace(config, dataset=f"{ARRAYS}:{digest.hexdigest()[:16]}")
 
 
 def _num_outputs(model: LayeredModel) -> int:
@@ -367,6 +385,7 @@ TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     sizes=sizes_of,
     work=step_work,
     visitors=_visitors,
+    setup=make_setup,
     params=_fresh,
     engine=make_executor,
     record=_record,

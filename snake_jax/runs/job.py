@@ -53,6 +53,7 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
       sizes: bytes of everything that may travel.
       work: `Outcome -> {role: FLOPs}`.
       visitors: `(job, optimizer steps of a visit at each node) -> Visitors`.
+      setup: the job on its data, checked against each other.
       params: all that may train, at the start, in full precision.
       engine: what carries out visits; puts data on the device.
       record: what a line of metrics says besides, from the round's outcomes and scores.
@@ -63,6 +64,7 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
     sizes: Callable[["Job[Config, Data, Model]"], Sizes]
     work: Callable[["Job[Config, Data, Model]"], Callable[[Outcome], Mapping[int, int]]]
     visitors: Callable[["Job[Config, Data, Model]", Sequence[int]], Visitors]
+    setup: Callable[["Job[Config, Data, Model]", Data], "Setup[Config, Data, Model]"]
     params: Callable[["Setup[Config, Data, Model]"], Params]
     engine: Callable[["Setup[Config, Data, Model]"], Engine]
     record: Callable[[Sequence[Outcome], Scores | None], Record]

@@ -105,6 +105,15 @@ def prepare(config: TextConfig) -> TextSetup:
     jax.eval_shape(lambda: _like(job))  # a rank above a layer's width is said here
 
     data = prepare_data(config, algorithm, tokenizer, weights)
+    return make_setup(job, data)
+
+
+def make_setup(job: TextJob, data: Texts) -> TextSetup:
+    """The job on this text.
+
+    Raises:
+      UserError: an interruption makes no sense.
+    """
     return assembled(job, data, data.divergence, ())
 
 
@@ -483,6 +492,7 @@ TASK: Task[TextConfig, Texts, LanguageModel] = Task(
     sizes=_sizes,
     work=_work,
     visitors=_visitors,
+    setup=make_setup,
     params=_params,
     engine=make_executor,
     record=_record,

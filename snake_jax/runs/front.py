@@ -1,0 +1,136 @@
+"""The front door of the library: a model, arrays and a method of one's own, run as a launch runs.
+
+    job = sj.Job(model, algorithm="snake", nodes=4, cycles=2)
+    data = sj.image_data(job, train=(images, labels), test=(more_images, more_labels))
+    for report in sj.train(job, data, workdir="runs/mine"):
+        print(report.record["accuracy"])
+
+With a workdir every round is kept: the same lines after a kill go on from the last one and end with
+the same bits, `snake-jax report` and `snake-jax compare` read the folder as that of any launch.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.config import ImageConfig, pick
+from snake_jax.data.images.dataset import checked_split, make_dataset
+from snake_jax.engines.contract import Compilations, Engine
+from snake_jax.models.layered import LayeredModel
+from snake_jax.runs import image_task, loop
+from snake_jax.runs.image_task import ImageJob, Images
+from snake_jax.runs.job import Config, Data, Model, check_fit
+from snake_jax.runs.job import Job as AnyJob
+from snake_jax.runs.loop import Report, State
+from snake_jax.runs.setup import Setup
+from snake_jax.runs.workdir import Workdir
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images `[N, H, W, C]`, uint8 or float32 in [0, 1], and labels `[N]`."""
+
+
+def Job(model: LayeredModel, algorithm: Algorithm | str = "snake", **settings: Any) -> ImageJob:
+    """What is to be trained, how and over which nodes; it holds no data.
+
+    Args:
+      model: a network of named layers, as `from_linen` and `from_nnx` make one.
+      algorithm: a method by name, or one's own.
+      **settings: of `ImageConfig`, which are the flags of `snake-jax classify`: nodes, cycles,
+        local_epochs, batch_size, learning_rate, partition, alpha, seed, ...
+
+    Raises:
+      UserError: a setting is wrong, or one that the method has no use for.
+    """
+    if isinstance(algorithm, str):
+        algorithm = ALGORITHMS[pick("algorithm", algorithm, ALGORITHMS)]
+    config = ImageConfig(
+        algorithm=algorithm.name, model=model.name, dataset=image_task.ARRAYS, **settings
+    )
+    check_fit(config, algorithm)
+    return image_task.make_job(config, algorithm, model)
+
+
+def image_data(job: ImageJob, train: Arrays, test: Arrays) -> Images:
+    """Arrays as the data of a job: cleaned, normalised and laid out over the nodes as it says.
+
+    Args:
+      job: whose settings say how (partition, alpha, outliers, train_examples, ...).
+      train: images and labels to train on, of all nodes.
+      test: those to evaluate on.
+
+    Raises:
+      UserError: the arrays are unsound, or too few for the nodes.
+    """
+    splits = []
+    for part, (images, labels) in (("train", train), ("test", test)):
+        splits.append(checked_split(f"{part} arrays", np.asarray(images), np.asarray(labels)))
+    return image_task.prepare_data(
+        job.config, job.algorithm, make_dataset(image_task.ARRAYS, *splits)
+    )
+
+
+def train(
+    job: AnyJob[Config, Data, Model], data: Data, workdir: str | os.PathLike = ""
+) -> Iterator[Report]:
+    """Carries out the job on the data, yielding a report after each round.
+
+    Args:
+      job: from `Job`, or from `prepare(config).job`.
+      data: from `image_data`, or from `prepare(config).data`.
+      workdir: folder that every round is kept in; empty: nothing is written.
+
+    Raises:
+      UserError: job and data do not fit, or the folder holds another run.
+      Diverged: a visit's loss is not finite.
+    """
+    setup = job.task.setup(job, data)
+    if not workdir:
+        engine = loop.make_executor(setup)
+        yield from loop.train(setup, engine, loop.initial_state(setup), _keep_nothing)
+        return
+    folder = Workdir(workdir, setup.config)
+    try:
+        state = folder.resume(setup, _warn)
+        yield from kept(setup, folder, state)
+    finally:
+        folder.close()
+
+
+def kept(setup: Setup[Config, Data, Model], folder: Workdir, state: State) -> Iterator[Report]:
+    """The rounds that are left, each kept in the folder before it is given; then the summary.
+
+    Args:
+      setup: of the run.
+      folder: open, of this configuration.
+      state: to go on from, see `Workdir.resume`.
+    """
+    engine = loop.make_executor(setup)
+    try:
+        for report in loop.train(
+            setup, engine, state, lambda last: folder.keep(last, compiled(folder, engine))
+        ):
+            folder.add(report, compiled(folder, engine))
+            yield report
+        folder.finish(loop.summarise(setup, compiled(folder, engine), folder.records, engine))
+    finally:
+        engine.close()
+
+
+def compiled(folder: Workdir, engine: Engine) -> Compilations:
+    """What was compiled in all processes of the run so far."""
+    before, now = folder.earlier, engine.compilations
+    peak_bytes = max(before.peak_bytes or 0, now.peak_bytes or 0) or None
+    return Compilations(before.programs + now.programs, before.seconds + now.seconds, peak_bytes)
+
+
+def _keep_nothing(state: State) -> None:
+    del state
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
