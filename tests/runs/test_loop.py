@@ -1,0 +1,119 @@
+"""The loop: what is lost is handed over, and what fails replays as a flag."""
+
+import numpy as np
+import pytest
+
+from snake_jax.algorithms.visits import Lost
+from snake_jax.config import ImageConfig
+from snake_jax.errors import UserError
+from snake_jax.runs import loop
+from snake_jax.runs.workdir import Workdir
+from tests.helpers import same_bits
+from tests.launches import write_images
+
+SMALL = {"model": "mlp", "width": 0.25, "nodes": 3, "cycles": 2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, quick_compilation):
+    images = write_images(tmp_path_factory.mktemp("data") / "images.npz")
+    return {**SMALL, "dataset": f"npz:{images}"}
+
+
+class Losing:
+    """An engine from which the outcome of one turn's first visit does not come back."""
+
+    def __init__(self, engine, turn):
+        self._engine, self._turn = engine, turn
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def next(self, timeout_s=None):
+        outcome = self._engine.next(timeout_s)
+        if outcome is not None and outcome.visit.turn == self._turn:
+            self._turn = None
+            return Lost(outcome.visit, "deadline")
+        return outcome
+
+
+def reports(small, turn=None, **flags):
+    setup = loop.prepare(ImageConfig(**{**small, **flags}))
+    engine = loop.make_executor(setup)
+    if turn is not None:
+        engine = Losing(engine, turn)
+    return list(loop.train(setup, engine, loop.initial_state(setup), lambda state: None))
+
+
+def test_a_node_that_is_lost_is_taken_over_as_the_flag_says_it(small):
+    lost = reports(small, turn=1, lr_schedule="cosine_visits")
+    flags = {"interrupt": "1@0.5", "interruption": "lost", "lr_schedule": "cosine_visits"}
+    asked = reports(small, **flags)
+    assert [r.record["event"] for r in lost] == ["", "lost", "takeover", "", ""]
+    assert [r.record["event"] for r in asked] == [r.record["event"] for r in lost]
+    assert [r.record["node"] for r in asked] == [r.record["node"] for r in lost]
+    assert [r.record["learning_rate"] for r in asked] == [r.record["learning_rate"] for r in lost]
+    assert same_bits(asked[-1].state.params, lost[-1].state.params)
+    sent = [[r.record["bytes_up"], r.record["bytes_down"]] for r in lost]
+    assert sent == [[r.record["bytes_up"], r.record["bytes_down"]] for r in asked]
+
+
+def test_a_round_goes_on_without_a_node_that_is_lost(small):
+    whole = reports(small, algorithm="fedavg", cycles=1)
+    rest = reports(small, turn=0, algorithm="fedavg", cycles=1)
+    assert rest[0].record["event"] == "lost"
+    assert rest[0].record["examples"] < whole[0].record["examples"]
+    assert not same_bits(rest[0].state.params, whole[0].state.params)
+    assert rest[0].record["bytes_down"] == whole[0].record["bytes_down"]
+    assert 0 < rest[0].record["bytes_up"] < whole[0].record["bytes_up"]
+
+
+def test_a_run_that_lost_a_node_goes_on_from_a_checkpoint_with_the_same_bits(small, tmp_path):
+    config = ImageConfig(**small)
+    setup = loop.prepare(config)
+    unbroken = reports(small, turn=1)
+    for stop in (2, 3):  # between the loss and the visit that makes up for it, and after both
+        folder = tmp_path / str(stop)
+        workdir = Workdir(folder, config)
+        engine = Losing(loop.make_executor(setup), turn=1)
+        state = workdir.resume(setup, pytest.fail)
+        for report in loop.train(setup, engine, state, lambda state: None):
+            workdir.add(report, engine.compilations)
+            if report.state.rounds == stop:
+                break
+        workdir.close()
+        workdir = Workdir(folder, config)
+        state = workdir.resume(setup, pytest.fail)
+        workdir.close()
+        assert state.failures == {1: ("lost",)}
+        rest = list(loop.train(setup, loop.make_executor(setup), state, lambda state: None))
+        assert len(rest) == 5 - stop
+        assert same_bits(rest[-1].state.params, unbroken[-1].state.params)
+
+
+def test_a_hand_over_leaves_the_learning_rates_of_all_others(small):
+    flags = {"lr_schedule": "cosine_visits"}
+    whole = [r.record["learning_rate"] for r in reports(small, **flags)]
+    interrupted = reports(small, interrupt="1@0.5", **flags)
+    rates = [r.record["learning_rate"] for r in interrupted]
+    assert rates == [whole[0], whole[1], whole[1], *whole[2:]]
+    assert np.all(np.diff(whole) < 0)
+
+
+def test_a_node_that_cannot_hold_a_visit_does_not_take_it_over(small, tmp_path):
+    """Case R4: of three nodes the second is too small; the third takes over for the first."""
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text("nodes:\n  - {}\n  - {memory_bytes: 10000}\n  - {}\n")
+    flags = {**small, "node_file": str(nodes), "assign": "proportional", "always_train": "all"}
+    setup = loop.prepare(ImageConfig(**flags, interrupt="0"))
+    stopped, taken = [visit for (visit,) in loop.planned(setup)][:2]
+    assert (stopped.event, taken.event) == ("interrupted", "takeover")
+    assert {stopped.node, taken.node} == {0, 2}
+
+
+def test_an_interruption_that_nobody_can_take_over_is_refused(small, tmp_path):
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text("nodes:\n  - {}\n  - {count: 2, memory_bytes: 10000}\n")
+    flags = {**small, "node_file": str(nodes), "assign": "proportional", "always_train": "all"}
+    with pytest.raises(UserError, match="no other node can hold it: raise memory_bytes"):
+        loop.prepare(ImageConfig(**flags, interrupt="0"))
