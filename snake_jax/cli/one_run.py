@@ -244,7 +244,7 @@ def describe(setup: loop.Setup) -> str:
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
         setup.quality,
-        partition.describe(setup.shards, dataset.train.labels, dataset.num_classes),
+        partition.counts_table(setup.shards, dataset.train.labels, dataset.num_classes),
         f"label divergence ({config.distill_measure}) {setup.divergence:.3f}; distillation "
         f"{verdict}",
     )

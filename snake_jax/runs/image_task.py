@@ -47,12 +47,12 @@ def prepare(config: ImageConfig) -> Setup:
     pick("model", config.model, registry.MODELS)
     pick("augment", config.augment, augmentation.AUGMENTATIONS)
     check_fit(config, algorithm)
-    dataset, quality = clean(
-        sources.load(config.dataset), outliers=config.outliers, seed=config.seed
-    )
+    dataset = sources.load_dataset(config.dataset, test_share=config.test_share, seed=config.seed)
+    note = dataset.note
+    dataset, quality = clean(dataset, outliers=config.outliers, seed=config.seed)
     part = {name: getattr(config, name) for name in ("train_examples", "validation", "seed")}
-    dataset = _scaled(subsets.subset(dataset, **part), config.pixel_std)
-    shards = partition.partition(
+    dataset = _scaled(subsets.subsample(dataset, **part), config.pixel_std)
+    shards = partition.split_over_nodes(
         config.partition, dataset.train.labels, config.nodes, config.alpha, config.seed
     )
     counts = partition.label_counts(shards, dataset.train.labels, dataset.num_classes)
@@ -78,7 +78,7 @@ def prepare(config: ImageConfig) -> Setup:
         config,
         algorithm,
         dataset,
-        str(quality),
+        f"{note}\n{quality}" if note else str(quality),
         shards_used,
         divergence,
         distilled,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from snake_jax.data.images.dataset import channel_stats, normalise
-from snake_jax.data.images.sources import load
+from snake_jax.data.images.sources import load_dataset
 from snake_jax.errors import UserError
 
 CIFAR10 = os.environ.get("SNAKE_JAX_CIFAR10", "")
@@ -35,7 +35,7 @@ def arrays(**changes):
 
 def message(spec):
     with pytest.raises(UserError) as caught:
-        load(spec)
+        load_dataset(spec)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -43,13 +43,13 @@ def message(spec):
 def outcome(spec):
     """The data set, or the message of the UserError."""
     try:
-        return load(spec)
+        return load_dataset(spec)
     except UserError as error:
         return str(error)
 
 
 def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
-    dataset, again = load("digits"), load("digits")
+    dataset, again = load_dataset("digits"), load_dataset("digits")
     assert all(np.array_equal(a, b) for a, b in zip(dataset.test, again.test, strict=True))
     train, test = dataset.train, dataset.test
     assert train.images.shape == (1437, 32, 32, 3)
@@ -66,7 +66,7 @@ def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
 
 def test_digits_keep_the_grey_levels_of_the_small_images():
     """The mean over each 4x4 block follows the pixel it came from, and the full range is used."""
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     blocks = (
         np.concatenate([dataset.train.images, dataset.test.images])[..., 0]
         .reshape(-1, 8, 4, 8, 4)
@@ -88,7 +88,7 @@ def test_digits_keep_the_grey_levels_of_the_small_images():
 def test_a_file_is_read_with_its_statistics_and_extra_keys_are_ignored(tmp_path):
     content = arrays()
     np.savez_compressed(tmp_path / "own.npz", **content, lossless=np.ones(3), notes="x")
-    dataset = load(f"npz:{tmp_path / 'own.npz'}")
+    dataset = load_dataset(f"npz:{tmp_path / 'own.npz'}")
     assert np.array_equal(dataset.train.images, content["train_x"])
     assert np.array_equal(dataset.test.labels, content["test_y"])
     assert dataset.train.labels.dtype == np.int32
@@ -109,7 +109,7 @@ def test_a_folder_is_concatenated_in_numeric_order(tmp_path):
         )
     np.savez(tmp_path / "test_0.npz", x=content["test_x"], y=content["test_y"])
     (tmp_path / "README.txt").write_text("ignored")
-    dataset = load(f"npz:{tmp_path}")
+    dataset = load_dataset(f"npz:{tmp_path}")
     assert np.array_equal(dataset.train.images, content["train_x"])
     assert np.array_equal(dataset.train.labels, content["train_y"])
     assert np.array_equal(dataset.test.images, content["test_x"])
@@ -120,7 +120,7 @@ def test_float_images_may_hold_nan_and_do_not_spoil_the_statistics(tmp_path):
     broken = images.copy()
     broken[3, 0, 0, 0], broken[5, 1, 1, 1] = np.nan, np.inf
     np.savez(tmp_path / "f.npz", **arrays(train_x=broken, test_x=images[:4]))
-    dataset = load(f"npz:{tmp_path / 'f.npz'}")
+    dataset = load_dataset(f"npz:{tmp_path / 'f.npz'}")
     kept = np.delete(images, [3, 5], axis=0)
     assert dataset.train.images.dtype == np.float32
     assert np.allclose(dataset.mean, kept.mean((0, 1, 2)))
@@ -253,7 +253,7 @@ def test_a_constant_channel_normalises_to_zero():
     reason="SNAKE_JAX_CIFAR10 names no folder of CIFAR-10 .npz files",
 )
 def test_real_cifar10_has_its_published_sizes_and_statistics():
-    dataset = load(f"npz:{CIFAR10}")
+    dataset = load_dataset(f"npz:{CIFAR10}")
     assert dataset.train.images.shape == (50_000, 32, 32, 3)
     assert dataset.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.train.labels).tolist() == [5000] * 10

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from snake_jax.data.images.sources import load
+from snake_jax.data.images.sources import load_dataset
 from snake_jax.data.images.tfds import _cifar10_class, load_tfds
 from snake_jax.errors import UserError
 
@@ -134,7 +134,7 @@ def test_a_lost_or_truncated_file_is_a_user_error(tmp_path):
 def test_an_unknown_name_says_where_names_come_from(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        load("tfds:no_such_data_set")
+        load_dataset("tfds:no_such_data_set")
     assert "tfds:no_such_data_set cannot be opened" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -215,7 +215,7 @@ def test_a_data_set_that_needs_tensorflow_to_be_prepared_says_so(tmp_path, monke
     builder = NeedsTensorFlow(data_dir=tmp_path, file_format="array_record")
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     with pytest.raises(UserError) as caught:
-        load("tfds:mnist")
+        load_dataset("tfds:mnist")
     for words in (
         "--dataset=tfds:mnist",
         "No module named 'tensorflow'",
