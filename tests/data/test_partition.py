@@ -119,18 +119,21 @@ def test_class_priors_have_dirichlet_moments():
 
 
 def test_prior_partition_follows_its_priors_where_the_stock_allows_it():
-    """Classes run out late (alpha 2, 9 nodes, equal classes), so counts stay near the priors."""
+    """Classes run out late (alpha 2, 9 nodes, equal classes), so counts stay near the priors.
+
+    How near depends on the seed (0.07 to 0.15 in the mean over nodes), so five are averaged.
+    """
     labels = np.repeat(np.arange(10), 5000)
-    counts = label_counts(dirichlet_prior(labels, 9, 2.0, 0), labels, 10)
-    distance = (
-        np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 0)).sum(1) / 2
-    )
+    own, others = [], []
+    for seed in range(5):
+        counts = label_counts(dirichlet_prior(labels, 9, 2.0, seed), labels, 10)
+        shares = counts / counts.sum(1, keepdims=True)
+        own.append(np.abs(shares - class_priors(9, 10, 2.0, seed)).sum(1) / 2)
+        others.append(np.abs(shares - class_priors(9, 10, 2.0, seed + 1)).sum(1) / 2)
+        assert np.mean(others[-1]) > 2 * np.mean(own[-1])
+    distance = np.mean(own, axis=0)
     assert distance.mean() < 0.1
     assert distance.max() < 0.15
-    shuffled = (
-        np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 1)).sum(1) / 2
-    )
-    assert shuffled.mean() > 2 * distance.mean()
 
 
 def test_prior_partition_leaves_no_node_with_the_leftovers():
@@ -240,6 +243,15 @@ def test_a_wrong_partition_file_is_one_line_that_names_it(content, message, tmp_
     with pytest.raises(UserError, match=message) as error:
         split_over_nodes(written(tmp_path / "p.json", content), np.zeros(4, np.int32), 2, 1.0, 0)
     assert str(tmp_path / "p.json") in str(error.value)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    written(tmp_path / "p.json", [[0], [1, 2]])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shards = split_over_nodes("file:~/p.json", np.zeros(4, np.int32), 2, 1.0, 0)
+    assert [shard.tolist() for shard in shards] == [[0], [1, 2]]
+    with pytest.raises(UserError, match="file:~/q.json: No such file"):
+        split_over_nodes("file:~/q.json", np.zeros(4, np.int32), 2, 1.0, 0)
 
 
 def test_a_missing_partition_file_is_said(tmp_path):

@@ -135,8 +135,8 @@ def _pair(file: Path, present: list[str], part: str) -> tuple[str, str] | None:
             halves.append(pair)
     if len(whole) > 1:
         raise UserError(
-            f"{file}: {', '.join(whole[0])} and {', '.join(whole[1])} are both "
-            f"{part or 'training'} data; leave one pair out"
+            f"{file}: {', '.join(whole[0])} and {', '.join(whole[1])} are both images and labels "
+            f"of one part; leave one pair out"
         )
     if not whole and halves:
         (missing,) = [name for name in halves[0] if name not in by_lower_case]

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from snake_jax.data.images.hold_out import HoldOut
 from snake_jax.data.images.sources import load_dataset
 from snake_jax.data.images.tfds import _cifar10_class, load_tfds
 from snake_jax.errors import UserError
@@ -118,6 +119,17 @@ def test_a_data_set_of_another_kind_is_a_user_error(builder, words, tmp_path):
         load_tfds(prepare(builder, tmp_path).name, str(tmp_path))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_without_a_test_split_has_a_share_held_out(tmp_path):
+    prepare(NoTest, tmp_path)
+    dataset = load_tfds("no_test", str(tmp_path), HoldOut(0.25, seed=1))
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (15, 5)
+    read = [image.tobytes() for part in (dataset.train, dataset.test) for image in part.images]
+    assert sorted(read) == sorted(image.tobytes() for image in IMAGES[:20])
+    assert "5 of 20 training examples held out" in dataset.note
+    with pytest.raises(UserError, match=r"has no test; --test_share=0.1 holds"):
+        load_tfds("no_test", str(tmp_path))
 
 
 def test_a_lost_or_truncated_file_is_a_user_error(tmp_path):
