@@ -250,7 +250,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shards = split_over_nodes("file:~/p.json", np.zeros(4, np.int32), 2, 1.0, 0)
     assert [shard.tolist() for shard in shards] == [[0], [1, 2]]
-    with pytest.raises(UserError, match="file:~/q.json: No such file"):
+    with pytest.raises(UserError, match=r"file:~/q.json: No such file"):
         split_over_nodes("file:~/q.json", np.zeros(4, np.int32), 2, 1.0, 0)
 
 

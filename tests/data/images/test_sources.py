@@ -201,7 +201,7 @@ WRONG = {
     ),
     "two pairs": (
         {"x_train": GOOD, "y_train": np.arange(12) % 3},
-        "train_x, train_y and x_train, y_train are both training data; leave one pair out",
+        "train_x, train_y and x_train, y_train are both images and labels of one part; leave",
     ),
     "other names": (
         {"train_x": None, "train_y": None, "pixels": GOOD},
@@ -259,13 +259,8 @@ def test_mnist_as_keras_ships_it_is_read(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 28, 28), np.uint8)
     labels = np.arange(30, dtype=np.uint8) % 10
-    np.savez(
-        tmp_path / "mnist.npz",
-        x_train=images,
-        y_train=labels,
-        x_test=images,
-        y_test=labels[:, None],
-    )
+    test_y = labels[:, None]
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=labels, x_test=images, y_test=test_y)
     dataset = load_dataset(f"npz:{tmp_path / 'mnist.npz'}")
     assert dataset.train.images.shape == (30, 28, 28, 1)
     assert np.array_equal(dataset.train.images[..., 0], images)
