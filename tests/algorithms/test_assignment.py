@@ -18,6 +18,7 @@ from snake_jax.algorithms.assignment import (
     make_problem,
     milp,
     proportional,
+    stand_in,
 )
 from snake_jax.costs.accounting import LayerCost, step_flops
 from snake_jax.errors import UserError
@@ -163,6 +164,47 @@ def test_serpentine_is_checked_against_memory():
         UserError, match=r"^fc0 with its optimizer needs 500 kB; node1 has 100 kB: --assign=prop"
     ):
         check(problem, assignment.serpentine(3, 2, first=1))
+
+
+def test_the_next_node_that_can_hold_the_visit_takes_over():
+    memory = np.array([1e6, 1e4, 1e6, 1e4])
+    assert stand_in(596e3, memory, ("conv1", "fc3"), 0) == 2  # not node 1 of 10 kB
+    assert stand_in(596e3, memory, ("conv1", "fc3"), 1) == 2
+    assert stand_in(596e3, memory, ("conv1", "fc3"), 2) == 0  # after the last the first
+    assert stand_in(1e4, memory, ("conv1", "fc3"), 0) == 1  # as much as there is
+    assert stand_in(np.array([9e9, 2e4, 9e9, 5e3]), memory, ("fc3",), 0) == 3
+
+
+@given(
+    st.lists(st.integers(1, 100), min_size=2, max_size=9), st.integers(1, 100), st.integers(0, 8)
+)
+def test_nobody_before_the_stand_in_could_have_held_the_visit(memory, needed, node):
+    memory, node = np.array(memory), node % len(memory)
+    if np.delete(memory, node).max() < needed:
+        with pytest.raises(UserError, match="nodes that could take over"):
+            stand_in(needed, memory, ("a",), node)
+        return
+    chosen = stand_in(needed, memory, ("a",), node)
+    passed = (chosen - node) % len(memory)
+    assert passed > 0
+    assert memory[chosen] >= needed
+    assert all(memory[(node + step) % len(memory)] < needed for step in range(1, passed))
+
+
+def test_without_memory_limits_the_next_node_takes_over():
+    assert stand_in(1e12, np.full(3, np.inf), ("a",), 2) == 0
+
+
+def test_where_no_other_node_can_hold_the_visit_one_line_says_so():
+    memory = np.array([1e6, 1e4, 2e4])
+    with pytest.raises(
+        UserError,
+        match=r"^conv1\+fc3 with its optimizer needs 596 kB; none of the 2 nodes that could take "
+        r"over from node0 can hold it, the largest \(node2\) has 20 kB: raise memory_bytes in",
+    ):
+        stand_in(596e3, memory, ("conv1", "fc3"), 0)
+    with pytest.raises(UserError, match=r"node0 is the only one.*set --nodes to at least 2"):
+        stand_in(1.0, memory[:1], ("conv1",), 0)
 
 
 def test_values_by_hand():
