@@ -5,7 +5,8 @@ kind and the number, as node3; of a kind that has one place only, the kind alone
 """
 
 import re
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from snake_jax.errors import UserError
 
@@ -17,7 +18,8 @@ SINGLE: frozenset[Kind] = frozenset({"server"})
 _WORD = re.compile(r"([a-z]+)(0|[1-9][0-9]*)?")
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Place:
     """A place of a run; `str` gives its word.
 
     Attributes:
