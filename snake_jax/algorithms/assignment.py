@@ -64,9 +64,12 @@ def make_problem(
         `greedy`, which is told of hops apart.
     """
     transfers = transfer_bytes or [(0, 0)] * len(assignments)
-    down = np.array([down for down, _ in transfers], np.float64)[:, None]  # [G, 1]
-    up = np.array([up for _, up in transfers], np.float64)[:, None]
-    flops = np.array(step_flops, np.float64)[:, None] * np.array(steps, np.float64)  # [G, N]
+    transferred = np.array(transfers, np.float64)  # [G, 2]
+    down = transferred[:, [0]]  # [G, 1]
+    up = transferred[:, [1]]
+    of_step = np.array(step_flops, np.float64)
+    num_steps = np.array(steps, np.float64)
+    flops = np.outer(of_step, num_steps)  # [G, N]
 
     seconds = flops / _column(fleet, "flops_per_s")
     if transfer_bytes is not None:
@@ -81,7 +84,8 @@ def make_problem(
     joules = joules + (down + up) * _column(fleet, "joules_per_byte")
     cost = joules * _column(fleet, "energy_price") + server_cost
 
-    needed = np.broadcast_to(np.array(state_bytes, np.float64)[:, None], seconds.shape)
+    state = np.array(state_bytes, np.float64)
+    needed = np.broadcast_to(state[:, None], seconds.shape)
     groups = tuple("+".join(layers) for layers in assignments)
     return Problem(groups, seconds, cost, needed, _column(fleet, "memory_bytes"))
 
@@ -92,10 +96,15 @@ def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     Both are `[N + 1, N]`; the last row is the server's. A node sends nothing to itself.
     """
     senders = (*fleet.nodes, fleet.server)
-    seconds = np.array([_link_s([sender], fleet.nodes, np.array(hop_bytes)) for sender in senders])
-    each = [hop_bytes * node.joules_per_byte * node.energy_price for node in senders]
-    spent = np.array(each)
-    cost = spent[:, None] + spent[:-1]
+    sent_bytes = np.array(hop_bytes)
+    rows = [_link_s([sender], fleet.nodes, sent_bytes) for sender in senders]
+    seconds = np.array(rows)
+
+    # The sender pays for sending, the receiver, a node, for receiving.
+    prices = [hop_bytes * place.joules_per_byte * place.energy_price for place in senders]
+    of_place = np.array(prices)
+    of_nodes = of_place[:-1]
+    cost = of_place[:, None] + of_nodes
     diagonal = np.arange(len(fleet.nodes))
     seconds[diagonal, diagonal] = 0.0
     cost[diagonal, diagonal] = 0.0
@@ -120,7 +129,9 @@ def _link_s(
 
 def makespan(problem: Problem, nodes: Nodes) -> float:
     """Seconds of the busiest node in a cycle."""
-    return float(np.bincount(nodes, weights=_chosen(problem.seconds, nodes)).max())
+    seconds = _chosen(problem.seconds, nodes)
+    busy_s = np.bincount(nodes, weights=seconds)
+    return float(busy_s.max())
 
 
 def duration(problem: Problem, nodes: Nodes) -> float:
@@ -137,7 +148,9 @@ OBJECTIVES = {"makespan": makespan, "duration": duration, "energy": energy}
 
 
 def _chosen(values: np.ndarray, nodes: Nodes) -> np.ndarray:
-    return values[np.arange(len(nodes)), list(nodes)]
+    """`[G]` each group's value at its node, of values `[G, N]`."""
+    groups = np.arange(len(nodes))
+    return values[groups, list(nodes)]
 
 
 def check(problem: Problem, nodes: Nodes) -> None:
@@ -256,8 +269,9 @@ def milp(problem: Problem, objective: str) -> Nodes:
     costs = problem.joules_cost if objective == "energy" else problem.seconds
 
     # What is known without a search: its best bounds every cost of a better assignment.
-    cheapest = tuple(np.where(fits, costs, np.inf).argmin(axis=1).tolist())
-    known = [proportional(problem), cheapest]
+    possible = np.where(fits, costs, np.inf)
+    cheapest = possible.argmin(axis=1)
+    known = [proportional(problem), tuple(cheapest.tolist())]
     bound = min(value(problem, nodes) for nodes in known)
     if bound > 0:
         # In units of a value that can be had, the solver's absolute tolerances are relative ones;
@@ -290,8 +304,9 @@ def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[No
         # least the seconds of the hardest group at the node where it is the easiest.
         loads = [*map(sparse.diags, scaled), -np.ones((num_nodes, 1))]
         constraints.append(optimize.LinearConstraint(sparse.hstack(loads), -np.inf, 0))
-        hardest_s = float(np.where(allowed, costs, np.inf).min(axis=1).max())
-        least_s = min(1.0, hardest_s)
+        possible = np.where(allowed, costs, np.inf)
+        easiest_s = possible.min(axis=1)
+        least_s = min(1.0, float(easiest_s.max()))
         weights = np.append(np.zeros(costs.size), 1.0)
     else:
         least_s = 0.0
@@ -314,7 +329,8 @@ def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[No
         )
     if result.x is None:
         return []
-    chosen = result.x[:-1].reshape(costs.shape).argmax(axis=1)
+    x = result.x[:-1].reshape(costs.shape)
+    chosen = x.argmax(axis=1)  # 1 up to the solver's tolerance
     return [tuple(chosen.tolist())]
 
 
@@ -351,7 +367,8 @@ def greedy(
     for group in range(len(problem.groups)):
         fewest = visits[fits[group]].min()
         eligible = fits[group] & (visits == fewest)
-        price = np.where(eligible, hop[holder] + score[group], np.inf)
+        price = hop[holder] + score[group]
+        price = np.where(eligible, price, np.inf)
         holder = int(price.argmin())
         visits[holder] += 1
         chosen.append(holder)

@@ -84,7 +84,8 @@ def from_file(path: str, examples: int, nodes: int) -> list[np.ndarray]:
     where = f"--partition=file:{path}"
     lists = _lists_of(where, path)
     if len(lists) != nodes:
-        raise UserError(f"{where}: describes {len(lists)} nodes; give --nodes={len(lists)}")
+        found = len(lists)
+        raise UserError(f"{where}: describes {found} nodes; give --nodes={found}")
     named: set[int] = set()
     for part in lists:
         for number in part:
@@ -103,12 +104,16 @@ def _lists_of(where: str, path: str) -> list[list[Any]]:
     """What a partition file holds, as far as its form says: lists that are not empty."""
     wanted = "want a list of example numbers for each node"
     try:
-        lists = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        lists = json.loads(text)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}; {wanted}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{where}: is not JSON; {wanted}") from None
-    if not isinstance(lists, list) or not all(isinstance(part, list) and part for part in lists):
+    is_sound = isinstance(lists, list)
+    if is_sound:
+        is_sound = all(isinstance(part, list) and part for part in lists)
+    if not is_sound:
         raise UserError(
             f"{where}: want a list that has a list of example numbers, not empty, for each node"
         )
@@ -139,13 +144,14 @@ def dirichlet_prior(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> 
     # Who draws the example of every position: all nodes, then all nodes again, each time shuffled.
     num_turns = -(-len(labels) // nodes)
     turns = [rng.permutation(nodes) for _ in range(num_turns)]
-    drawers = np.concatenate(turns)[: len(labels)].tolist()
-    uniforms = rng.random(len(labels)).tolist()
+    drawers = np.concatenate(turns)
+    drawers = drawers[: len(labels)]
+    uniforms = rng.random(len(labels))
 
     # Plain lists and bisect: the loop runs once an example, and NumPy calls would dominate it.
     cumulative = _cumulative(priors, stock)
     shards: list[list[int]] = [[] for _ in range(nodes)]
-    for node, uniform in zip(drawers, uniforms, strict=True):
+    for node, uniform in zip(drawers.tolist(), uniforms.tolist(), strict=True):
         chosen = bisect(cumulative[node], uniform)
         shards[node].append(stock[chosen].pop())
         if not stock[chosen]:
@@ -206,8 +212,10 @@ def _cut_classes(classes: list[list[int]], cuts: np.ndarray) -> list[np.ndarray]
 
 def _cuts(proportions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """`[classes, nodes - 1]`: where each class is cut."""
-    ends = np.cumsum(proportions, axis=1)[:, :-1]
-    return np.rint(ends * sizes[:, None]).astype(int)
+    ends = np.cumsum(proportions, axis=1)
+    inner_ends = ends[:, :-1]  # the last part ends with its class
+    cuts = np.rint(inner_ends * sizes[:, None])
+    return cuts.astype(int)
 
 
 def _cap(proportions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -224,25 +232,36 @@ def _cap(proportions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         if row.sum() <= 0:
             row = is_open.astype(float)  # the open nodes' proportions are 0 to rounding: evenly
         capped[number] = row / row.sum()
-        cuts = _cuts(capped[number : number + 1], np.array([size]))[0]
+        (cuts,) = _cuts(capped[[number]], sizes[[number]])
         held += np.diff(cuts, prepend=0, append=size)
     return capped
 
 
 def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
     """`[nodes, classes]` int: how many examples of each class a node holds."""
-    return np.stack([np.bincount(labels[shard], minlength=num_classes) for shard in shards])
+    counts = []
+    for shard in shards:
+        of_node = np.bincount(labels[shard], minlength=num_classes)
+        counts.append(of_node)
+    return np.stack(counts)
 
 
 def counts_table(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> str:
     """A table for printing: a line a node with its number of examples and of each class."""
-    rows = [["node", "examples", *map(str, range(num_classes))]]
-    for node, counts in enumerate(label_counts(shards, labels, num_classes)):
-        rows.append([str(node), str(counts.sum()), *map(str, counts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = label_counts(shards, labels, num_classes)
+    classes = map(str, range(num_classes))
+    rows = [["node", "examples", *classes]]
+    for node, counts in enumerate(table):
+        numbers = (node, counts.sum(), *counts)
+        rows.append([str(number) for number in numbers])
+
+    # A column is as wide as its longest cell.
+    columns = zip(*rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
     lines = []
     for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        pairs = zip(row, widths, strict=True)
+        cells = [cell.rjust(width) for cell, width in pairs]
         lines.append("  ".join(cells))
     return "\n".join(lines)
 
@@ -269,19 +288,28 @@ def _dirichlet(rng: np.random.Generator, alpha: float, draws: int, size: int) ->
 
     An alpha below 1e-6 or above 1e9 changes nothing any more, but fails in float64.
     """
-    return rng.dirichlet(np.full(size, np.clip(alpha, 1e-6, 1e9)), draws)
+    bounded = np.clip(alpha, 1e-6, 1e9)
+    return rng.dirichlet(np.full(size, bounded), draws)
 
 
 def _shards(indices: Sequence) -> list[np.ndarray]:
-    return [np.sort(np.asarray(shard, np.int32)) for shard in indices]
+    """Each node's indices sorted, as int32."""
+    shards = []
+    for of_node in indices:
+        shard = np.asarray(of_node, np.int32)
+        shards.append(np.sort(shard))
+    return shards
 
 
 def _shuffled_classes(rng: np.random.Generator, labels: np.ndarray) -> list[list[int]]:
     """The indices of every class 0, 1, ..., in random order."""
     order = rng.permutation(len(labels))
     shuffled = labels[order]
-    num_classes = int(labels.max()) + 1
-    return [order[shuffled == number].tolist() for number in range(num_classes)]
+    classes = []
+    for number in range(int(labels.max()) + 1):
+        members = order[shuffled == number]
+        classes.append(members.tolist())
+    return classes
 
 
 def _cumulative(priors: np.ndarray, stock: list[list[int]]) -> list[list[float]]:
@@ -296,10 +324,14 @@ def _cumulative(priors: np.ndarray, stock: list[list[int]]) -> list[list[float]]
 
     # Sums may end a little below 1; from the last class in stock on they are 1, so that no u falls
     # behind it.
-    last = int(np.flatnonzero(left)[-1]) if left.any() else 0
+    last = 0
+    if left.any():
+        last = int(np.flatnonzero(left)[-1])
     rows = []
     for row in weights:
         probabilities = row / max(row.sum(), 1e-300)
         sums = list(accumulate(probabilities.tolist()))
-        rows.append(sums[:last] + [1.0] * (len(sums) - last))
+        for number in range(last, len(sums)):
+            sums[number] = 1.0
+        rows.append(sums)
     return rows

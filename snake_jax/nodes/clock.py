@@ -163,13 +163,14 @@ def elapse(
     """
     visits = [_read(work) for work in works]
     spent = [_spend(fleet, trace, now_s, turn, visit) for visit in visits]
-    longest_s = max((each.active_s + each.away_s for each in spent), default=0.0)
+    totals_s = [each.active_s + each.away_s for each in spent]
+    longest_s = max(totals_s, default=0.0)
 
     # Who is done waits for the last one only where the server merges what all hand in.
     late_s = 0.0
     if synchronised:
-        for each in spent:
-            late_s += each.members * (longest_s - (each.active_s + each.away_s))
+        for each, total_s in zip(spent, totals_s, strict=True):
+            late_s += each.members * (longest_s - total_s)
     wait_s = late_s + sum(each.idle_s for each in spent)
 
     node_joules = 0.0
@@ -193,9 +194,12 @@ def _read(work: Work) -> _Visit:
     flops = {places.parse(word): flops for word, flops in work.flops.items()}
     messages = []
     for sent in work.transfers:
-        source, destination = places.parse(sent.source), places.parse(sent.destination)
+        source = places.parse(sent.source)
+        destination = places.parse(sent.destination)
         messages.append(_Message(source, destination, sent.bytes))
-    node = None if work.node is None else places.node(work.node)
+    node = None
+    if work.node is not None:
+        node = places.node(work.node)
 
     # In a fixed order, so that sums over them are the same bit for bit in every process.
     members = [place for place in flops if place.kind == "node"]
@@ -262,10 +266,12 @@ def _joules(fleet: Fleet, visit: _Visit) -> tuple[float, float]:
     """Of the nodes and of the server: computing, and at both ends of every message."""
     joules = {"node": 0.0, "server": 0.0}
     for place, flops in visit.flops.items():
-        joules[place.kind] += flops * figures_of(fleet, place).joules_per_flop
+        figures = figures_of(fleet, place)
+        joules[place.kind] += flops * figures.joules_per_flop
     for message in visit.messages:
         for place in (message.source, message.destination):
-            joules[place.kind] += message.bytes * figures_of(fleet, place).joules_per_byte
+            figures = figures_of(fleet, place)
+            joules[place.kind] += message.bytes * figures.joules_per_byte
     return joules["node"], joules["server"]
 
 
@@ -315,7 +321,8 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     # stretch come twice; a period before and after, because `now_s` may lie at a border.
     for number in (current - 1, current, current + 1):
         for opens, closes in node.windows:
-            opens_s, closes_s = number * period_s + opens, number * period_s + closes
+            opens_s = number * period_s + opens
+            closes_s = number * period_s + closes
             if closes_s > now_s:
                 return opens_s, closes_s
     raise AssertionError("a window of the next period ends after now")

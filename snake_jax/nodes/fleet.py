@@ -61,8 +61,24 @@ class Fleet(NamedTuple):
 
 
 # A small edge device at 10 W on a home's link, and a machine in a data centre at 100 W.
-EDGE_FIGURES = Node(1e11, 4 * _GIB, 10 * _MBIT_PER_S, 50 * _MBIT_PER_S, 0.02, 1e-10, 1e-6)
-SERVER_FIGURES = Node(1e13, 256 * _GIB, 1000 * _MBIT_PER_S, 1000 * _MBIT_PER_S, 0.001, 1e-11, 1e-8)
+EDGE_FIGURES = Node(
+    flops_per_s=1e11,
+    memory_bytes=4 * _GIB,
+    up_bytes_per_s=10 * _MBIT_PER_S,
+    down_bytes_per_s=50 * _MBIT_PER_S,
+    latency_s=0.02,
+    joules_per_flop=1e-10,
+    joules_per_byte=1e-6,
+)
+SERVER_FIGURES = Node(
+    flops_per_s=1e13,
+    memory_bytes=256 * _GIB,
+    up_bytes_per_s=1000 * _MBIT_PER_S,
+    down_bytes_per_s=1000 * _MBIT_PER_S,
+    latency_s=0.001,
+    joules_per_flop=1e-11,
+    joules_per_byte=1e-8,
+)
 
 _FIGURES = tuple(name for name in Node._fields if name != "windows")
 # What is divided by must not be nearly 0, and no fleet needs less than these.
@@ -109,14 +125,17 @@ def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Flee
 
 def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
     """One node of `make_fleet`."""
-    factors = streams.generator(seed, "fleet/figures", node).lognormal(0.0, spread, len(_FIGURES))
+    rng = streams.generator(seed, "fleet/figures", node)
+    factors = rng.lognormal(0.0, spread, len(_FIGURES))
     figures: dict[str, Any] = {}
     for name, factor in zip(_FIGURES, factors, strict=True):
         figure = getattr(EDGE_FIGURES, name) * float(factor)
         figures[name] = max(_LEAST.get(name, 0.0), figure)
     figures["memory_bytes"] = int(figures["memory_bytes"])
-    start = int(streams.generator(seed, "fleet/windows", node).integers(int(DAY_S)))
-    return Node(**figures, windows=_stretch(start, max(1, round(tidal * DAY_S))))
+    rng = streams.generator(seed, "fleet/windows", node)
+    start_s = int(rng.integers(int(DAY_S)))
+    length_s = max(1, round(tidal * DAY_S))
+    return Node(**figures, windows=_stretch(start_s, length_s))
 
 
 def _stretch(start_s: int, length_s: int) -> tuple[tuple[float, float], ...]:
@@ -165,7 +184,8 @@ def read_fleet(path: str, count: int) -> Fleet:
         at = f"{where}: nodes[{index}]"
         node = _node(at, entry, base, (*Node._fields, "count"), period_s)
         repeats = _repeats(f"{at}: count", entry.get("count", 1))
-        nodes += [node] * min(repeats, count - len(nodes))
+        wanted = min(repeats, count - len(nodes))
+        nodes.extend([node] * wanted)
         listed += repeats
     if listed < count:
         raise UserError(
@@ -210,7 +230,8 @@ def _node(where: str, value: Any, base: Node, known: tuple[str, ...], period_s: 
     figures: dict[str, Any] = {}
     for name in _FIGURES:
         if name in given:
-            figures[name] = _number(f"{where}: {name}", given[name], _LEAST.get(name, 0.0))
+            least = _LEAST.get(name, 0.0)
+            figures[name] = _number(f"{where}: {name}", given[name], least)
     if "memory_bytes" in given:
         figures["memory_bytes"] = int(figures["memory_bytes"])
     if "windows" in given:
@@ -241,11 +262,14 @@ def _windows(where: str, value: Any, period_s: float) -> tuple[tuple[float, floa
         raise UserError(
             f"{where}: must be a list of [start_s, end_s]; leave it out where a node is always free"
         )
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise UserError(f"{where}: every window must be a pair [start_s, end_s]")
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f"{where}: every window must be a pair [start_s, end_s]")
     windows = []
     for start, end in value:
-        windows.append((_number(where, start, 0.0), _number(where, end, 0.0)))
+        start_s = _number(where, start, 0.0)
+        end_s = _number(where, end, 0.0)
+        windows.append((start_s, end_s))
     windows.sort()
     for start_s, end_s in windows:
         if end_s > period_s:

@@ -35,15 +35,19 @@ def crop_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
     Zeros come in where an image was shifted from.
     """
     offset_key, flip_key = jax.random.split(key)
-    offsets = jax.random.randint(offset_key, (images.shape[0], 2), 0, 2 * padding + 1)
-    mirrored = jax.random.bernoulli(flip_key, 0.5, (images.shape[0],))
+    batch = images.shape[0]
+    largest = 2 * padding
+    offsets = jax.random.randint(offset_key, (batch, 2), 0, largest + 1)
+    mirrored = jax.random.bernoulli(flip_key, 0.5, (batch,))
     return shift_mirror(images, offsets, mirrored, padding)
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Every image mirrored left to right with probability 1/2."""
-    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0],))
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    batch = images.shape[0]
+    mirrored = jax.random.bernoulli(key, 0.5, (batch, 1, 1, 1))
+    reflection = images[:, :, ::-1]
+    return jnp.where(mirrored, reflection, images)
 
 
 def shift_mirror(

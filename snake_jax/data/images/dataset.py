@@ -64,6 +64,12 @@ def take(split: Split, which: np.ndarray) -> Split:
     return Split(split.images[which], split.labels[which])
 
 
+def kind_of(split: Split) -> str:
+    """What splits must agree in to be used together: the images' dtype and shape, for messages."""
+    images = split.images
+    return f"{images.dtype} {list(images.shape[1:])}"
+
+
 def finite_examples(images: np.ndarray) -> np.ndarray:
     """`[N]` bool: which images hold neither NaN nor infinity."""
     if images.dtype == np.uint8:
@@ -129,10 +135,10 @@ def make_dataset(name: str, train: Split, test: Split, note: str = "") -> Datase
       UserError: image shapes or dtypes differ, there are fewer than two classes, labels leave most
         classes empty, or the test split has a class that the training split has not.
     """
-    if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
+    if kind_of(train) != kind_of(test):
         raise UserError(
-            f"{name}: training images are {_kind(train)} and test images {_kind(test)}: both must "
-            f"be the same; convert one of them"
+            f"{name}: training images are {kind_of(train)} and test images {kind_of(test)}: both "
+            f"must be the same; convert one of them"
         )
 
     # A data set with a single far label is more often a slip than a hundred classes.
@@ -158,10 +164,6 @@ def make_dataset(name: str, train: Split, test: Split, note: str = "") -> Datase
         )
     mean, std = channel_stats(train.images)
     return Dataset(name, train, test, num_classes, mean, std, note)
-
-
-def _kind(split: Split) -> str:
-    return f"{split.images.dtype} {list(split.images.shape[1:])}"
 
 
 def _checked_images(where: str, images: np.ndarray) -> np.ndarray:

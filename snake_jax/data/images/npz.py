@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snake_jax.data.images.dataset import Dataset, Split, checked_split
+from snake_jax.data.images.dataset import Dataset, Split, checked_split, kind_of
 from snake_jax.data.images.hold_out import HoldOut, with_test_part
 from snake_jax.errors import UserError
 
@@ -100,13 +100,12 @@ def _read_files(files: list[Path]) -> Split | None:
         splits.append(_read_split(file, pair))
 
     # One array holds them all, so they must be alike; checked here, to name the odd file.
-    first = splits[0].images
+    wanted = kind_of(splits[0])
     for file, split in zip(files, splits, strict=True):
-        images = split.images
-        if images.dtype != first.dtype or images.shape[1:] != first.shape[1:]:
+        kind = kind_of(split)
+        if kind != wanted:
             raise UserError(
-                f"{file}: images are {images.dtype} {list(images.shape[1:])}, but in "
-                f"{files[0].name} {first.dtype} {list(first.shape[1:])}: all files must agree"
+                f"{file}: images are {kind}, but in {files[0].name} {wanted}: all files must agree"
             )
     return Split(
         np.concatenate([split.images for split in splits]),
@@ -168,8 +167,10 @@ def _listed(present: list[str]) -> str:
 def _read_split(file: Path, pair: tuple[str, str]) -> Split:
     """The checked split that these two arrays of a file are."""
     with _opened(file) as archive:
-        images, labels = archive[pair[0]], archive[pair[1]]
-    return checked_split(f"{file} ({', '.join(pair)})", images, labels)
+        images = archive[pair[0]]
+        labels = archive[pair[1]]
+    where = f"{file} ({', '.join(pair)})"
+    return checked_split(where, images, labels)
 
 
 def _present(file: Path) -> list[str]:
