@@ -33,7 +33,7 @@ _CLIENTS, _ALPHA, _SEED, _LEAST = 16, 0.1, 2020, 10
 
 def main(_: list[str]) -> None:
     """Draws and writes it."""
-    train = sources.load(DATASET.value).train
+    train = sources.load_dataset(DATASET.value).train
     shards = draw(train.labels)
     try:
         Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
         raise UserError(
             f"--output={OUTPUT.value}: {error.strerror}; give a file that can be written"
         ) from error
-    print(partition.describe(shards, train.labels, int(train.labels.max()) + 1))
+    print(partition.counts_table(shards, train.labels, int(train.labels.max()) + 1))
 
 
 def draw(labels: np.ndarray) -> list[np.ndarray]:

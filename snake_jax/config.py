@@ -193,7 +193,18 @@ class ImageConfig(RunConfig):
 
     model: str = _setting("vgg11", "the network: {models}")
     dataset: str = _setting(
-        "digits", "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH"
+        "digits",
+        "digits (bundled), cifar10 or tfds:NAME (tensorflow-datasets), or npz:PATH: a file with "
+        "train_x, train_y, test_x, test_y, or a folder of train_*.npz and test_*.npz with x, y; "
+        "images, labels or data, targets do for x, y, x_train for train_x, and x, y alone are a "
+        "training part",
+    )
+    test_share: float = _setting(
+        0.0,
+        "share of the training examples held out to test on, drawn by the seed with the same share "
+        "of each class, where the data has no test part; 0: such data is refused",
+        low=0,
+        high=0.5,
     )
     partition: str = _setting(
         "iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)"

@@ -24,6 +24,7 @@ NAMES = (
     "partition/by_category",
     "images/part",
     "images/validation",
+    "images/hold_out",
     "images/outliers",
     "text/hold_out",
     "text/limit",

@@ -177,7 +177,7 @@ def _splits(dataset: str, wanted: int) -> tuple[Split, Split]:
     rng = np.random.default_rng(SEED)
     if not dataset:
         return _noise(rng, wanted), _noise(rng, TEST_EXAMPLES)
-    found = sources.load(dataset)
+    found = sources.load_dataset(dataset)
     if len(found.train.labels) < wanted:
         raise UserError(f"{dataset}: {wanted} examples wanted, {len(found.train.labels)} there")
     chosen = rng.permutation(len(found.train.labels))[:wanted]

@@ -19,6 +19,11 @@ from snake_jax.nodes.fleet import Fleet, Node
 
 Nodes = tuple[int, ...]
 _BRANCHES = 2000  # of the solver; a limit in seconds would make the result depend on the machine
+_OPTIMAL = 0  # the solver's status
+_LESS_MEMORY = (
+    "raise memory_bytes in --node_file, or lower --layers_per_visit or --width, or set "
+    "--frozen_dtype=int8"
+)
 
 
 class Problem(NamedTuple):
@@ -58,41 +63,56 @@ def make_problem(
       transfer_bytes: `(down, up)` of each visit, between node and server; None: left out, as for
         `greedy`, which is told of hops apart.
     """
-    down, up = np.array(transfer_bytes or [(0, 0)] * len(assignments), np.float64).T[..., None]
-    flops = np.array(step_flops, np.float64)[:, None] * np.array(steps, np.float64)
+    transfers = transfer_bytes or [(0, 0)] * len(assignments)
+    transferred = np.array(transfers, np.float64)  # [G, 2]
+    down = transferred[:, [0]]  # [G, 1]
+    up = transferred[:, [1]]
+    of_step = np.array(step_flops, np.float64)
+    num_steps = np.array(steps, np.float64)
+    flops = np.outer(of_step, num_steps)  # [G, N]
+
     seconds = flops / _column(fleet, "flops_per_s")
     if transfer_bytes is not None:
-        seconds = (
-            seconds
-            + _link_s([fleet.server], fleet.nodes, down)
-            + _link_s(fleet.nodes, [fleet.server], up)
-        )
-    joules = flops * _column(fleet, "joules_per_flop") + (down + up) * _column(
-        fleet, "joules_per_byte"
-    )
-    server_cost = (down + up) * fleet.server.joules_per_byte * fleet.server.energy_price
+        to_node_s = _link_s([fleet.server], fleet.nodes, down)
+        to_server_s = _link_s(fleet.nodes, [fleet.server], up)
+        seconds = seconds + to_node_s + to_server_s
+
+    # Both ends of a transfer spend energy, each at its own price.
+    server = fleet.server
+    server_cost = (down + up) * server.joules_per_byte * server.energy_price
+    joules = flops * _column(fleet, "joules_per_flop")
+    joules = joules + (down + up) * _column(fleet, "joules_per_byte")
     cost = joules * _column(fleet, "energy_price") + server_cost
-    needed = np.broadcast_to(np.array(state_bytes, np.float64)[:, None], seconds.shape)
+
+    state = np.array(state_bytes, np.float64)
+    needed = np.broadcast_to(state[:, None], seconds.shape)
     groups = tuple("+".join(layers) for layers in assignments)
     return Problem(groups, seconds, cost, needed, _column(fleet, "memory_bytes"))
 
 
 def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(seconds, cost of joules)`, both `[N + 1, N]`, of sending this from each node, last the
-    server, to each node.
+    """Seconds, and the cost of joules, of sending this from each node to each node.
 
-    A node sends nothing to itself.
+    Both are `[N + 1, N]`; the last row is the server's. A node sends nothing to itself.
     """
     senders = (*fleet.nodes, fleet.server)
-    seconds = np.array([_link_s([sender], fleet.nodes, np.array(hop_bytes)) for sender in senders])
-    sent = np.array([hop_bytes * node.joules_per_byte * node.energy_price for node in senders])
-    cost = sent[:, None] + sent[:-1]
+    sent_bytes = np.array(hop_bytes)
+    rows = [_link_s([sender], fleet.nodes, sent_bytes) for sender in senders]
+    seconds = np.array(rows)
+
+    # The sender pays for sending, the receiver, a node, for receiving.
+    prices = [hop_bytes * place.joules_per_byte * place.energy_price for place in senders]
+    of_place = np.array(prices)
+    of_nodes = of_place[:-1]
+    cost = of_place[:, None] + of_nodes
     diagonal = np.arange(len(fleet.nodes))
-    seconds[diagonal, diagonal] = cost[diagonal, diagonal] = 0.0
+    seconds[diagonal, diagonal] = 0.0
+    cost[diagonal, diagonal] = 0.0
     return seconds, cost
 
 
 def _column(fleet: Fleet, name: str) -> np.ndarray:
+    """`[N]` a figure of each node."""
     return np.array([getattr(node, name) for node in fleet.nodes], np.float64)
 
 
@@ -102,15 +122,16 @@ def _link_s(
     """Seconds of a message from each to each; one of the two sides is a single place."""
     up = np.array([node.up_bytes_per_s for node in senders])
     down = np.array([node.down_bytes_per_s for node in receivers])
-    latency_s = np.array([node.latency_s for node in senders]) + np.array(
-        [node.latency_s for node in receivers]
-    )
-    return sent_bytes / np.minimum(up, down) + latency_s
+    sender_s = np.array([node.latency_s for node in senders])
+    receiver_s = np.array([node.latency_s for node in receivers])
+    return sent_bytes / np.minimum(up, down) + (sender_s + receiver_s)
 
 
 def makespan(problem: Problem, nodes: Nodes) -> float:
     """Seconds of the busiest node in a cycle."""
-    return float(np.bincount(nodes, weights=_chosen(problem.seconds, nodes)).max())
+    seconds = _chosen(problem.seconds, nodes)
+    busy_s = np.bincount(nodes, weights=seconds)
+    return float(busy_s.max())
 
 
 def duration(problem: Problem, nodes: Nodes) -> float:
@@ -127,7 +148,9 @@ OBJECTIVES = {"makespan": makespan, "duration": duration, "energy": energy}
 
 
 def _chosen(values: np.ndarray, nodes: Nodes) -> np.ndarray:
-    return values[np.arange(len(nodes)), list(nodes)]
+    """`[G]` each group's value at its node, of values `[G, N]`."""
+    groups = np.arange(len(nodes))
+    return values[groups, list(nodes)]
 
 
 def check(problem: Problem, nodes: Nodes) -> None:
@@ -140,9 +163,9 @@ def check(problem: Problem, nodes: Nodes) -> None:
         if problem.bytes[group, node] > problem.memory_bytes[node]:
             raise UserError(
                 f"{problem.groups[group]} with its optimizer needs "
-                f"{_human(problem.bytes[group, node])}; node{node} "
-                f"has {_human(problem.memory_bytes[node])}: --assign=proportional, milp and "
-                f"greedy heed memory"
+                f"{_human(problem.bytes[group, node])}; node{node} has "
+                f"{_human(problem.memory_bytes[node])}: --assign=proportional, milp and greedy "
+                f"heed memory"
             )
 
 
@@ -154,25 +177,23 @@ def _fits(problem: Problem) -> np.ndarray:
         largest = int(memory.argmax())
         raise UserError(
             f"{problem.groups[group]} with its optimizer needs "
-            f"{_human(problem.bytes[group, largest])}; none of the "
-            f"{len(memory)} nodes can hold it, the largest (node{largest}) has "
-            f"{_human(memory[largest])}: raise "
-            "memory_bytes in --node_file, or lower --layers_per_visit or --width, or set "
-            "--frozen_dtype=int8"
+            f"{_human(problem.bytes[group, largest])}; none of the {len(memory)} nodes can hold "
+            f"it, the largest (node{largest}) has {_human(memory[largest])}: {_LESS_MEMORY}"
         )
     return fits
 
 
 def _human(count: float) -> str:
-    unit, name = next(
-        ((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u), (1.0, "B")
-    )
-    return f"{count / unit:.3g} {name}"
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.3g} B"
 
 
 def serpentine(groups: int, nodes: int, first: int = 0) -> Nodes:
-    """The papers' order: the group of turn v at node `v mod nodes`, from turn `first`. Knows no
-    memory: see `check`.
+    """The papers' order: the group of turn v at node `v mod nodes`, from turn `first`.
+
+    It knows no memory: see `check`.
     """
     return tuple((first + group) % nodes for group in range(groups))
 
@@ -189,7 +210,8 @@ def proportional(problem: Problem) -> Nodes:
       UserError: a group fits no node.
     """
     seconds = np.where(_fits(problem), problem.seconds, np.inf)
-    busy_s, chosen = np.zeros(seconds.shape[1]), [0] * len(seconds)
+    busy_s = np.zeros(seconds.shape[1])
+    chosen = [0] * len(seconds)
     for group in np.argsort(-seconds.min(axis=1), kind="stable"):
         node = int((busy_s + seconds[group]).argmin())
         chosen[group] = node
@@ -198,8 +220,7 @@ def proportional(problem: Problem) -> Nodes:
 
 
 def milp(problem: Problem, objective: str) -> Nodes:
-    """The assignment of least `makespan`, `duration` or `energy`, as a mixed-integer linear
-    program.
+    """The assignment of least `makespan`, `duration` or `energy`, by a mixed-integer program.
 
     x[g, n] is 1 where node n trains group g: each group once, none where it does not fit, and for
     the makespan t no node's seconds above t. On equal values the proportional assignment is kept.
@@ -212,41 +233,53 @@ def milp(problem: Problem, objective: str) -> Nodes:
     value = OBJECTIVES[objective]
     fits = _fits(problem)
     costs = problem.joules_cost if objective == "energy" else problem.seconds
-    cheapest = tuple(np.where(fits, costs, np.inf).argmin(axis=1).tolist())
-    known = [proportional(problem), cheapest]
+
+    # What is known without a search: its best bounds every cost of a better assignment.
+    possible = np.where(fits, costs, np.inf)
+    cheapest = possible.argmin(axis=1)
+    known = [proportional(problem), tuple(cheapest.tolist())]
     bound = min(value(problem, nodes) for nodes in known)
     if bound > 0:
         # In units of a value that can be had, the solver's absolute tolerances are relative ones;
         # and no single visit of a better assignment costs more than all of this one.
-        known += _solve(
-            costs / bound, fits & (costs <= bound * (1 + 1e-9)), objective == "makespan"
-        )
+        allowed = fits & (costs <= bound * (1 + 1e-9))
+        known += _solve(costs / bound, allowed, objective == "makespan")
     return min(known, key=lambda nodes: value(problem, nodes))
 
 
 def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[Nodes]:
-    """The solver's assignment for scaled costs `[G, N]`; none where it found none within its
-    branches.
+    """The solver's assignment for scaled costs `[G, N]`; none where its branches found none.
+
+    The unknowns are x[g, n], group after group, and last the makespan t, which only the makespan
+    makes use of.
     """
     from scipy import optimize, sparse  # slow to load, for the one assignment that asks for it
 
     num_groups, num_nodes = costs.shape
-    once = sparse.hstack(
-        [sparse.kron(sparse.eye(num_groups), np.ones((1, num_nodes))), np.zeros((num_groups, 1))]
-    )
     # A pair that is not allowed is 0 by its bound; its cost, which may be huge, would only spoil
     # the matrix.
-    costs = np.where(allowed, costs, 0.0)
+    scaled = np.where(allowed, costs, 0.0)
+
+    # Each group once: sum_n x[g, n] = 1.
+    of_group = sparse.kron(sparse.eye(num_groups), np.ones((1, num_nodes)))
+    once = sparse.hstack([of_group, np.zeros((num_groups, 1))])
     constraints = [optimize.LinearConstraint(once, 1, 1)]
-    least_s = 0.0
+
     if is_makespan:
-        loads = [*map(sparse.diags, costs), -np.ones((num_nodes, 1))]
+        # No node works longer than t: sum_g costs[g, n] x[g, n] - t <= 0. Minimise t, which is at
+        # least the seconds of the hardest group at the node where it is the easiest.
+        loads = [*map(sparse.diags, scaled), -np.ones((num_nodes, 1))]
         constraints.append(optimize.LinearConstraint(sparse.hstack(loads), -np.inf, 0))
-        least_s = min(
-            1.0, float(np.where(allowed, costs, np.inf).min(axis=1).max())
-        )  # the hardest group somewhere
+        possible = np.where(allowed, costs, np.inf)
+        easiest_s = possible.min(axis=1)
+        least_s = min(1.0, float(easiest_s.max()))
+        weights = np.append(np.zeros(costs.size), 1.0)
+    else:
+        least_s = 0.0
+        weights = np.append(scaled.ravel(), 0.0)
+
     result = optimize.milp(
-        c=np.append(np.zeros(costs.size) if is_makespan else costs.ravel(), float(is_makespan)),
+        c=weights,
         integrality=np.append(np.ones(costs.size), 0),
         bounds=optimize.Bounds(
             np.append(np.zeros(costs.size), least_s), np.append(allowed.ravel(), np.inf)
@@ -254,15 +287,17 @@ def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[No
         constraints=constraints,
         options={"mip_rel_gap": 0.0, "node_limit": _BRANCHES},
     )
-    # 0 is optimal. Out of branches has no status of its own in scipy: it is among the others (4),
-    # by its count.
-    if result.status != 0 and (result.get("mip_node_count") or 0) < _BRANCHES:
+    # Out of branches has no status of its own in scipy: it is among the others (4), by its count.
+    branches = result.get("mip_node_count") or 0
+    if result.status != _OPTIMAL and branches < _BRANCHES:
         raise UserError(
             f"--assign=milp: the solver failed ({result.message}): use --assign=proportional"
         )
     if result.x is None:
         return []
-    return [tuple(result.x[:-1].reshape(costs.shape).argmax(axis=1).tolist())]
+    x = result.x[:-1].reshape(costs.shape)
+    chosen = x.argmax(axis=1)  # 1 up to the solver's tolerance
+    return [tuple(chosen.tolist())]
 
 
 def greedy(
@@ -290,12 +325,17 @@ def greedy(
     Raises:
       UserError: a group fits no node.
     """
-    fits, visits, chosen = _fits(problem), np.zeros(len(problem.memory_bytes)), []
+    fits = _fits(problem)
+    visits = np.zeros(len(problem.memory_bytes))
+    chosen = []
     score = problem.seconds + energy_weight * problem.joules_cost
     hop = hop_seconds + energy_weight * hop_cost
     for group in range(len(problem.groups)):
-        eligible = fits[group] & (visits == visits[fits[group]].min())
-        holder = int(np.where(eligible, hop[holder] + score[group], np.inf).argmin())
+        fewest = visits[fits[group]].min()
+        eligible = fits[group] & (visits == fewest)
+        price = hop[holder] + score[group]
+        price = np.where(eligible, price, np.inf)
+        holder = int(price.argmin())
         visits[holder] += 1
         chosen.append(holder)
     return tuple(chosen)

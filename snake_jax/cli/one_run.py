@@ -245,7 +245,7 @@ def describe(setup: loop.Setup) -> str:
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
         data.quality,
-        partition.describe(data.shards, dataset.train.labels, dataset.num_classes),
+        partition.counts_table(data.shards, dataset.train.labels, dataset.num_classes),
         f"label divergence ({config.distill_measure}) {data.divergence:.3f}; distillation "
         f"{verdict}",
     )

@@ -1,9 +1,8 @@
-"""Simulated seconds and joules of a round, from FLOPs, bytes and what nodes can do. Analytic:
-nothing is measured.
+"""Simulated seconds and joules of a round, from FLOPs, bytes and what nodes can do.
 
-Within a visit one thing happens at a time: transfers in turn, then computing, node and server in
-alternation. The visits of a round start together and do not slow each other down, neither on a link
-nor at the server. The server is always there.
+Analytic: nothing is measured. Within a visit one thing happens at a time: transfers in turn, then
+computing, node and server in alternation. The visits of a round start together and do not slow each
+other down, neither on a link nor at the server. The server is always there.
 """
 
 import functools
@@ -15,8 +14,10 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
-from snake_jax.nodes.fleet import Fleet, Node
-from snake_jax.nodes.ledger import SERVER, Transfer, place
+from snake_jax.nodes import places
+from snake_jax.nodes.fleet import Fleet, Node, figures_of
+from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER, Place
 
 _HOUR_S = 3600.0
 _ABSENCES = 64  # drawn at first; doubled until they reach far enough
@@ -26,14 +27,14 @@ class Work(NamedTuple):
     """What a visit does.
 
     Attributes:
-      flops: `{place: FLOPs}`, places named as in the ledger. The nodes in it and the visiting one
-        take part.
+      flops: `{place: FLOPs}`, places by their words as in the ledger. The nodes in it and the
+        visiting one take part.
       transfers: the visit's rows of the ledger.
       exchanges: messages to and fro in the visit, beyond one a row of the ledger: a batch's
         activations are one, its gradient another. Their bytes are in `transfers`.
       node: the visiting node, whose presence the visit depends on. All others are taken to be
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
-          on nobody (the server works alone).
+        on nobody (the server works alone).
     """
 
     flops: Mapping[str, int]
@@ -51,7 +52,7 @@ class Elapsed(NamedTuple):
       server_joules: of the server.
       wait_s: seconds that nodes stood waiting, present and idle, summed over the nodes that take
         part: within a visit while others compute or a message is under way, and where visits are
-          synchronised until the last is done.
+        synchronised until the last is done.
       away_s: seconds that visits stood still because their node's window was closed or it had
         dropped, summed.
       drops: of nodes, in the middle of visits.
@@ -66,8 +67,9 @@ class Elapsed(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What goes wrong: a pure function of the seed, the node, and the turn (stragglers) or the time
-    (drops).
+    """What goes wrong.
+
+    A pure function of the seed, the node, and the turn (stragglers) or the time (drops).
 
     Attributes:
       straggler_rate: the chance that a node computes slower in a turn.
@@ -84,9 +86,41 @@ class Trace(NamedTuple):
     seed: int = 0
 
 
+class _Message(NamedTuple):
+    """A transfer between places."""
+
+    source: Place
+    destination: Place
+    bytes: int
+
+
+class _Visit(NamedTuple):
+    """`Work` with its places read: what everything below works on.
+
+    Attributes:
+      flops: `{place: FLOPs}`.
+      messages: its transfers.
+      exchanges: as in `Work`.
+      node: whose presence it depends on, if any.
+      members: the nodes that take part, each once.
+    """
+
+    flops: Mapping[Place, int]
+    messages: Sequence[_Message]
+    exchanges: int
+    node: Place | None
+    members: tuple[Place, ...]
+
+
 class _Spent(NamedTuple):
-    """A visit's seconds of activity and of standing still, its drops, and its members' idle seconds
-    while active.
+    """What a visit took.
+
+    Attributes:
+      active_s: seconds in which something was computed or sent.
+      away_s: seconds of standing still.
+      drops: of its node.
+      members: nodes that take part.
+      idle_s: their idle seconds while something was active, summed.
     """
 
     active_s: float
@@ -127,88 +161,118 @@ def elapse(
       works: its visits.
       synchronised: whether nodes that are done wait for the last.
     """
-    spent = [_spend(fleet, trace, now_s, turn, work) for work in works]
-    totals = [visit.active_s + visit.away_s for visit in spent]
-    longest_s = max(totals, default=0.0)
-    late_s = (
-        sum(v.members * (longest_s - s) for v, s in zip(spent, totals, strict=True))
-        if synchronised
-        else 0.0
-    )
-    joules = [_joules(fleet, work) for work in works]
+    visits = [_read(work) for work in works]
+    spent = [_spend(fleet, trace, now_s, turn, visit) for visit in visits]
+    totals_s = [each.active_s + each.away_s for each in spent]
+    longest_s = max(totals_s, default=0.0)
+
+    # Who is done waits for the last one only where the server merges what all hand in.
+    late_s = 0.0
+    if synchronised:
+        for each, total_s in zip(spent, totals_s, strict=True):
+            late_s += each.members * (longest_s - total_s)
+    wait_s = late_s + sum(each.idle_s for each in spent)
+
+    node_joules = 0.0
+    server_joules = 0.0
+    for visit in visits:
+        of_nodes, of_server = _joules(fleet, visit)
+        node_joules += of_nodes
+        server_joules += of_server
     return Elapsed(
-        longest_s,
-        sum(node for node, _ in joules),
-        sum(server for _, server in joules),
-        late_s + sum(visit.idle_s for visit in spent),
-        sum(visit.away_s for visit in spent),
-        sum(visit.drops for visit in spent),
+        seconds=longest_s,
+        node_joules=node_joules,
+        server_joules=server_joules,
+        wait_s=wait_s,
+        away_s=sum(each.away_s for each in spent),
+        drops=sum(each.drops for each in spent),
     )
 
 
-def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, work: Work) -> _Spent:
-    compute_s = {
-        name: _compute_s(fleet, trace, turn, name, flops) for name, flops in work.flops.items()
-    }
-    transfer_s = [(t, _transfer_s(fleet, t)) for t in work.transfers]
-    active_s = (
-        sum(compute_s.values())
-        + sum(s for _, s in transfer_s)
-        + work.exchanges * _exchange_s(fleet, work)
-    )
-    members = _members(work)
-    busy_s = sum(compute_s.get(name, 0.0) for name in members)
-    busy_s += sum(s for t, s in transfer_s for name in (t.source, t.destination) if name in members)
-    away_s, drops = (
-        (0.0, 0) if work.node is None else _away(fleet, trace, work.node, now_s, active_s)
-    )
+def _read(work: Work) -> _Visit:
+    """The words of places are read here and nowhere else."""
+    flops = {places.parse(word): flops for word, flops in work.flops.items()}
+    messages = []
+    for sent in work.transfers:
+        source = places.parse(sent.source)
+        destination = places.parse(sent.destination)
+        messages.append(_Message(source, destination, sent.bytes))
+    node = None
+    if work.node is not None:
+        node = places.node(work.node)
+
+    # In a fixed order, so that sums over them are the same bit for bit in every process.
+    members = [place for place in flops if place.kind == "node"]
+    if node is not None and node not in members:
+        members.append(node)
+    return _Visit(flops, messages, work.exchanges, node, tuple(members))
+
+
+def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, visit: _Visit) -> _Spent:
+    """The seconds of one visit from `now_s`."""
+    # One thing at a time: seconds of activity add up, whoever is active.
+    compute_s = {}
+    for place, flops in visit.flops.items():
+        compute_s[place] = _compute_s(fleet, trace, turn, place, flops)
+    message_s = [_message_s(fleet, message) for message in visit.messages]
+    exchanges_s = visit.exchanges * _exchange_s(fleet, visit)
+    active_s = sum(compute_s.values()) + sum(message_s) + exchanges_s
+
+    # Members are busy while they compute and while they send or receive; both ends of a message
+    # are. In the rest of the activity they wait.
+    computing_s = sum(compute_s.get(place, 0.0) for place in visit.members)
+    sending_s = 0.0
+    for message, seconds in zip(visit.messages, message_s, strict=True):
+        for place in (message.source, message.destination):
+            if place in visit.members:
+                sending_s += seconds
+    members = len(visit.members)
+    idle_s = members * active_s - (computing_s + sending_s)
+
+    away_s, drops = 0.0, 0
+    if visit.node is not None:
+        away_s, drops = _away(fleet, trace, visit.node.index, now_s, active_s)
     # Sums in another order differ in the last bit; nobody waits less than nothing.
-    return _Spent(active_s, away_s, drops, len(members), max(0.0, len(members) * active_s - busy_s))
+    return _Spent(active_s, away_s, drops, members, max(0.0, idle_s))
 
 
-def _members(work: Work) -> set[str]:
-    """The nodes that take part."""
-    return {*work.flops, *([] if work.node is None else [place(work.node)])} - {SERVER}
+def _compute_s(fleet: Fleet, trace: Trace, turn: int, place: Place, flops: int) -> float:
+    seconds = flops / figures_of(fleet, place).flops_per_s
+    if place.kind == "node":
+        seconds *= _slowdown(trace, turn, place.index)
+    return seconds
 
 
-def _index(name: str) -> int:
-    return int(name.removeprefix(place(0)[:-1]))
-
-
-def _figures(fleet: Fleet, name: str) -> Node:
-    return fleet.server if name == SERVER else fleet.nodes[_index(name)]
-
-
-def _compute_s(fleet: Fleet, trace: Trace, turn: int, name: str, flops: int) -> float:
-    slowdown = 1.0 if name == SERVER else _slowdown(trace, turn, _index(name))
-    return flops / _figures(fleet, name).flops_per_s * slowdown
-
-
-def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
-    sender, receiver = _figures(fleet, transfer.source), _figures(fleet, transfer.destination)
+def _message_s(fleet: Fleet, message: _Message) -> float:
+    sender = figures_of(fleet, message.source)
+    receiver = figures_of(fleet, message.destination)
     rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return transfer.bytes / rate + sender.latency_s + receiver.latency_s
+    return message.bytes / rate + sender.latency_s + receiver.latency_s
 
 
-def _exchange_s(fleet: Fleet, work: Work) -> float:
-    """Latency of a message between the two slowest of the places that take part; a lone node talks
-    to the server.
+def _exchange_s(fleet: Fleet, visit: _Visit) -> float:
+    """Latency of a message between the two slowest of the places that take part.
+
+    A lone node talks to the server.
     """
-    names = _members(work) | (
-        {SERVER} if SERVER in work.flops or len(_members(work)) < 2 else set()
-    )
-    return sum(sorted(_figures(fleet, name).latency_s for name in names)[-2:])
+    ends = list(visit.members)
+    if SERVER in visit.flops or len(ends) < 2:
+        ends.append(SERVER)
+    latencies_s = sorted(figures_of(fleet, place).latency_s for place in ends)
+    return sum(latencies_s[-2:])
 
 
-def _joules(fleet: Fleet, work: Work) -> tuple[float, float]:
-    """Of the nodes and of the server."""
-    spent = {True: 0.0, False: 0.0}
-    for name, flops in work.flops.items():
-        spent[name == SERVER] += flops * _figures(fleet, name).joules_per_flop
-    for transfer in work.transfers:
-        for name in (transfer.source, transfer.destination):
-            spent[name == SERVER] += transfer.bytes * _figures(fleet, name).joules_per_byte
-    return spent[False], spent[True]
+def _joules(fleet: Fleet, visit: _Visit) -> tuple[float, float]:
+    """Of the nodes and of the server: computing, and at both ends of every message."""
+    joules = {"node": 0.0, "server": 0.0}
+    for place, flops in visit.flops.items():
+        figures = figures_of(fleet, place)
+        joules[place.kind] += flops * figures.joules_per_flop
+    for message in visit.messages:
+        for place in (message.source, message.destination):
+            figures = figures_of(fleet, place)
+            joules[place.kind] += message.bytes * figures.joules_per_byte
+    return joules["node"], joules["server"]
 
 
 def _slowdown(trace: Trace, turn: int, node: int) -> float:
@@ -221,36 +285,47 @@ def _slowdown(trace: Trace, turn: int, node: int) -> float:
 def _away(
     fleet: Fleet, trace: Trace, node: int, start_s: float, active_s: float
 ) -> tuple[float, int]:
-    """Seconds that a visit of `active_s` from `start_s` stands still until it is done, and drops in
-    its middle.
+    """Seconds that a visit of `active_s` from `start_s` stands still until it is done.
+
+    Also how often its node drops in its middle.
     """
-    now_s, left_s, away_s, drops = start_s, active_s, 0.0, 0
+    now_s, left_s = start_s, active_s
+    away_s, drops = 0.0, 0
     while True:
+        # The stretch of being free and the absence that are on, or come next.
         opens_s, closes_s = _window(fleet.nodes[node], fleet.period_s, now_s)
         drop_s, rejoin_s = _absence(trace, node, now_s)
-        back_s = max(opens_s, rejoin_s if drop_s <= now_s else now_s)
+        is_gone = drop_s <= now_s
+        back_s = max(opens_s, rejoin_s if is_gone else now_s)
         if back_s > now_s:
-            away_s, now_s = away_s + (back_s - now_s), back_s
+            away_s += back_s - now_s
+            now_s = back_s
             continue
+
+        # Present: works until it is done, its window closes or it drops.
         stop_s = min(closes_s, drop_s)
         if now_s + left_s <= stop_s:
             return away_s, drops
-        drops += stop_s == drop_s
-        left_s, now_s = left_s - (stop_s - now_s), stop_s
+        if stop_s == drop_s:
+            drops += 1
+        left_s -= stop_s - now_s
+        now_s = stop_s
 
 
 def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     """The first stretch of being free that ends after `now_s`."""
     if not node.windows:
         return -math.inf, math.inf
-    cycle = math.floor(now_s / period_s)
+    current = math.floor(now_s / period_s)
     # Compared as the absolute times that callers go on from, so that rounding cannot make one
-    # stretch come twice.
-    starts_s = (number * period_s for number in (cycle - 1, cycle, cycle + 1))
-    stretches = (
-        (base_s + opens, base_s + closes) for base_s in starts_s for opens, closes in node.windows
-    )
-    return next((opens_s, closes_s) for opens_s, closes_s in stretches if closes_s > now_s)
+    # stretch come twice; a period before and after, because `now_s` may lie at a border.
+    for number in (current - 1, current, current + 1):
+        for opens, closes in node.windows:
+            opens_s = number * period_s + opens
+            closes_s = number * period_s + closes
+            if closes_s > now_s:
+                return opens_s, closes_s
+    raise AssertionError("a window of the next period ends after now")
 
 
 def _absence(trace: Trace, node: int, now_s: float) -> tuple[float, float]:
@@ -258,16 +333,22 @@ def _absence(trace: Trace, node: int, now_s: float) -> tuple[float, float]:
     if not trace.drop_rate_per_hour:
         return math.inf, math.inf
     count = _ABSENCES
-    while (absences := _absences(trace, node, count))[-1, 1] <= now_s:
+    absences = _absences(trace, node, count)
+    while absences[-1, 1] <= now_s:
         count *= 2
-    drop_s, back_s = absences[np.searchsorted(absences[:, 1], now_s, side="right")]
+        absences = _absences(trace, node, count)
+    first = np.searchsorted(absences[:, 1], now_s, side="right")
+    drop_s, back_s = absences[first]
     return float(drop_s), float(back_s)
 
 
 @functools.lru_cache(maxsize=1024)
 def _absences(trace: Trace, node: int, count: int) -> np.ndarray:
-    """`[count, 2]` the node's first absences since the start of the run; more of them begin with
-    the same.
+    """`[count, 2]`: when the node drops and is back, since the start of the run.
+
+    More of them begin with the same.
     """
     draws = streams.generator(trace.seed, "clock/drops", node).exponential(size=(count, 2))
-    return np.cumsum(draws * (_HOUR_S / trace.drop_rate_per_hour, trace.rejoin_s)).reshape(count, 2)
+    present_s = _HOUR_S / trace.drop_rate_per_hour
+    spans_s = draws * (present_s, trace.rejoin_s)  # present, gone, present, gone, ...
+    return np.cumsum(spans_s).reshape(count, 2)

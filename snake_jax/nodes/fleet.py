@@ -1,13 +1,14 @@
-"""What nodes can do: rate, memory, links, energy and the hours in which they are free. From a file
-or a generator.
+"""What nodes can do: rate, memory, links, energy and the hours in which they are free.
 
-Windows are the tidal effect: devices are free off-peak, in the same hours of every period
-(snake_learning_magazine, "Resource Availability"). All figures are stated, none is measured.
+From a file or a generator. Windows are the tidal effect: devices are free off-peak, in the same
+hours of every period (snake_learning_magazine, "Resource Availability"). All figures are stated,
+none is measured.
 """
 
 import itertools
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from snake_jax import streams
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+from snake_jax.nodes.places import Place
 
 DAY_S = 86400.0
 _GIB = 2**30
@@ -59,12 +61,35 @@ class Fleet(NamedTuple):
 
 
 # A small edge device at 10 W on a home's link, and a machine in a data centre at 100 W.
-EDGE = Node(1e11, 4 * _GIB, 10 * _MBIT_PER_S, 50 * _MBIT_PER_S, 0.02, 1e-10, 1e-6)
-SERVER = Node(1e13, 256 * _GIB, 1000 * _MBIT_PER_S, 1000 * _MBIT_PER_S, 0.001, 1e-11, 1e-8)
+EDGE_FIGURES = Node(
+    flops_per_s=1e11,
+    memory_bytes=4 * _GIB,
+    up_bytes_per_s=10 * _MBIT_PER_S,
+    down_bytes_per_s=50 * _MBIT_PER_S,
+    latency_s=0.02,
+    joules_per_flop=1e-10,
+    joules_per_byte=1e-6,
+)
+SERVER_FIGURES = Node(
+    flops_per_s=1e13,
+    memory_bytes=256 * _GIB,
+    up_bytes_per_s=1000 * _MBIT_PER_S,
+    down_bytes_per_s=1000 * _MBIT_PER_S,
+    latency_s=0.001,
+    joules_per_flop=1e-11,
+    joules_per_byte=1e-8,
+)
 
 _FIGURES = tuple(name for name in Node._fields if name != "windows")
 # What is divided by must not be nearly 0, and no fleet needs less than these.
 _LEAST = dict.fromkeys(("flops_per_s", "memory_bytes", "up_bytes_per_s", "down_bytes_per_s"), 1.0)
+
+
+def figures_of(fleet: Fleet, place: Place) -> Node:
+    """What a place can do."""
+    if place.kind == "server":
+        return fleet.server
+    return fleet.nodes[place.index]
 
 
 def of_config(config: RunConfig) -> Fleet:
@@ -85,7 +110,7 @@ def of_config(config: RunConfig) -> Fleet:
 
 
 def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Fleet:
-    """Nodes around `EDGE`, and `SERVER`.
+    """Nodes around `EDGE_FIGURES`, and a server of `SERVER_FIGURES`.
 
     Args:
       count: of nodes. A node's figures do not depend on it.
@@ -94,18 +119,23 @@ def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Flee
       tidal: the share of a day each node is free, in one stretch whose start is drawn; in whole
         seconds, at least one.
     """
-    return Fleet(tuple(_drawn(seed, node, spread, tidal) for node in range(count)), SERVER, DAY_S)
+    nodes = tuple(_drawn(seed, node, spread, tidal) for node in range(count))
+    return Fleet(nodes, SERVER_FIGURES, DAY_S)
 
 
 def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
-    factors = streams.generator(seed, "fleet/figures", node).lognormal(0.0, spread, len(_FIGURES))
-    pairs = zip(_FIGURES, factors, strict=True)
-    figures = {
-        name: max(_LEAST.get(name, 0.0), getattr(EDGE, name) * float(f)) for name, f in pairs
-    }
+    """One node of `make_fleet`."""
+    rng = streams.generator(seed, "fleet/figures", node)
+    factors = rng.lognormal(0.0, spread, len(_FIGURES))
+    figures: dict[str, Any] = {}
+    for name, factor in zip(_FIGURES, factors, strict=True):
+        figure = getattr(EDGE_FIGURES, name) * float(factor)
+        figures[name] = max(_LEAST.get(name, 0.0), figure)
     figures["memory_bytes"] = int(figures["memory_bytes"])
-    start = int(streams.generator(seed, "fleet/windows", node).integers(int(DAY_S)))
-    return Node(**figures, windows=_stretch(start, max(1, round(tidal * DAY_S))))
+    rng = streams.generator(seed, "fleet/windows", node)
+    start_s = int(rng.integers(int(DAY_S)))
+    length_s = max(1, round(tidal * DAY_S))
+    return Node(**figures, windows=_stretch(start_s, length_s))
 
 
 def _stretch(start_s: int, length_s: int) -> tuple[tuple[float, float], ...]:
@@ -118,23 +148,13 @@ def _stretch(start_s: int, length_s: int) -> tuple[tuple[float, float], ...]:
     return ((0.0, end_s - DAY_S), (float(start_s), DAY_S))
 
 
-def write_fleet(fleet: Fleet, path: str) -> None:
-    """Writes a fleet as JSON that `read_fleet` reads back equal."""
-    content = {"period_s": fleet.period_s, "server": _written(fleet.server)}
-    text = json.dumps(content | {"nodes": [_written(node) for node in fleet.nodes]}, indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def _written(node: Node) -> dict[str, Any]:
-    return {name: value for name, value in node._asdict().items() if name != "windows" or value}
-
-
 def read_fleet(path: str, count: int) -> Fleet:
     """Reads the first `count` nodes of a YAML file, or of a JSON file if its name ends in `.json`.
 
     The file is a mapping with `nodes`, a list of entries. An entry has keys of `Node` and, to stand
-    for several nodes alike, `count`. What it leaves out comes from `defaults`, then from `EDGE`;
-    `server` likewise, from `SERVER`. `period_s` is the period of the windows, a day if left out:
+    for several nodes alike, `count`. What it leaves out comes from `defaults`, then from
+    `EDGE_FIGURES`; `server` likewise, from `SERVER_FIGURES`. `period_s` is the period of the
+    windows, a day if left out:
 
         defaults: {memory_bytes: 2e9}
         nodes:
@@ -147,19 +167,25 @@ def read_fleet(path: str, count: int) -> Fleet:
     where = f"--node_file={path}"
     content = _mapping(where, _load(path), ("nodes", "defaults", "server", "period_s"))
     period_s = _number(f"{where}: period_s", content.get("period_s", DAY_S), 60.0)
-    server = _node(f"{where}: server", content.get("server", {}), SERVER, _FIGURES, period_s)
-    base = _node(f"{where}: defaults", content.get("defaults", {}), EDGE, Node._fields, period_s)
+    given = content.get("server", {})
+    server = _node(f"{where}: server", given, SERVER_FIGURES, _FIGURES, period_s)
+    given = content.get("defaults", {})
+    base = _node(f"{where}: defaults", given, EDGE_FIGURES, Node._fields, period_s)
     entries = content.get("nodes")
     if not isinstance(entries, list):
         raise UserError(
             f"{where}: nodes must be a list of entries, one a node or, with count, for several"
         )
+
+    # A count may be huge: no more nodes are made than are asked for.
     nodes: list[Node] = []
     listed = 0
     for index, entry in enumerate(entries):
-        node = _node(f"{where}: nodes[{index}]", entry, base, (*Node._fields, "count"), period_s)
-        repeats = _repeats(f"{where}: nodes[{index}]: count", entry.get("count", 1))
-        nodes += [node] * min(repeats, count - len(nodes))
+        at = f"{where}: nodes[{index}]"
+        node = _node(at, entry, base, (*Node._fields, "count"), period_s)
+        repeats = _repeats(f"{at}: count", entry.get("count", 1))
+        wanted = min(repeats, count - len(nodes))
+        nodes.extend([node] * wanted)
         listed += repeats
     if listed < count:
         raise UserError(
@@ -170,8 +196,9 @@ def read_fleet(path: str, count: int) -> Fleet:
 
 
 def _load(path: str) -> Any:
+    """What a file says, as YAML or JSON; `~` is the home folder."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -181,7 +208,9 @@ def _load(path: str) -> Any:
         raise UserError(f"--node_file={path}: not a text file in UTF-8") from None
     kind = "JSON" if path.endswith(".json") else "YAML"
     try:
-        return json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+        if kind == "JSON":
+            return json.loads(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--node_file={path}: not {kind}: {reason}") from None
@@ -196,12 +225,13 @@ def _mapping(where: str, value: Any, known: tuple[str, ...]) -> Mapping[str, Any
 
 
 def _node(where: str, value: Any, base: Node, known: tuple[str, ...], period_s: float) -> Node:
+    """`base` with what an entry of the file says; `known` are the keys that it may have."""
     given = _mapping(where, value, known)
-    figures: dict[str, Any] = {
-        name: _number(f"{where}: {name}", given[name], _LEAST.get(name, 0.0))
-        for name in _FIGURES
-        if name in given
-    }
+    figures: dict[str, Any] = {}
+    for name in _FIGURES:
+        if name in given:
+            least = _LEAST.get(name, 0.0)
+            figures[name] = _number(f"{where}: {name}", given[name], least)
     if "memory_bytes" in given:
         figures["memory_bytes"] = int(figures["memory_bytes"])
     if "windows" in given:
@@ -227,13 +257,20 @@ def _repeats(where: str, value: Any) -> int:
 
 
 def _windows(where: str, value: Any, period_s: float) -> tuple[tuple[float, float], ...]:
+    """A node's windows in order, none outside the period, none over another."""
     if not isinstance(value, list) or not value:
         raise UserError(
             f"{where}: must be a list of [start_s, end_s]; leave it out where a node is always free"
         )
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise UserError(f"{where}: every window must be a pair [start_s, end_s]")
-    windows = sorted((_number(where, start, 0.0), _number(where, end, 0.0)) for start, end in value)
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f"{where}: every window must be a pair [start_s, end_s]")
+    windows = []
+    for start, end in value:
+        start_s = _number(where, start, 0.0)
+        end_s = _number(where, end, 0.0)
+        windows.append((start_s, end_s))
+    windows.sort()
     for start_s, end_s in windows:
         if end_s > period_s:
             raise UserError(

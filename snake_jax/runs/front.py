@@ -19,7 +19,7 @@ import numpy as np
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, pick
-from snake_jax.data.images.dataset import checked_split, make_dataset
+from snake_jax.data.images.dataset import Split, checked_split, make_dataset
 from snake_jax.engines.contract import Compilations, Engine
 from snake_jax.models.layered import LayeredModel
 from snake_jax.runs import image_task, loop
@@ -66,12 +66,15 @@ def image_data(job: ImageJob, train: Arrays, test: Arrays) -> Images:
     Raises:
       UserError: the arrays are unsound, or too few for the nodes.
     """
-    splits = []
-    for part, (images, labels) in (("train", train), ("test", test)):
-        splits.append(checked_split(f"{part} arrays", np.asarray(images), np.asarray(labels)))
-    return image_task.prepare_data(
-        job.config, job.algorithm, make_dataset(image_task.ARRAYS, *splits)
-    )
+    train_split = _split("train arrays", train)
+    test_split = _split("test arrays", test)
+    dataset = make_dataset(image_task.ARRAYS, train_split, test_split)
+    return image_task.prepare_data(job.config, job.algorithm, dataset)
+
+
+def _split(where: str, arrays: Arrays) -> Split:
+    images, labels = arrays
+    return checked_split(where, np.asarray(images), np.asarray(labels))
 
 
 def train(

@@ -85,7 +85,8 @@ def prepare(config: ImageConfig) -> ImageSetup:
     algorithm = chosen_algorithm(config)
     pick("augment", config.augment, augmentation.AUGMENTATIONS)
     registry.check(config.model)
-    data = prepare_data(config, algorithm, sources.load(config.dataset))
+    loaded = sources.load_dataset(config.dataset, test_share=config.test_share, seed=config.seed)
+    data = prepare_data(config, algorithm, loaded)
     options = {name: getattr(config, name) for name in ("width", "norm", "dropout", "conv", "init")}
     shape = data.dataset.train.images.shape[1:]
     model = registry.build(config.model, data.dataset.num_classes, shape, **options)
@@ -98,8 +99,9 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     Raises:
       UserError: it cannot be.
     """
+    note = loaded.note
     dataset, quality = clean(loaded, outliers=config.outliers, seed=config.seed)
-    dataset = subsets.subset(
+    dataset = subsets.subsample(
         dataset,
         train_examples=config.train_examples,
         validation=config.validation,
@@ -107,10 +109,13 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     )
     dataset = _scaled(dataset, config.pixel_std)
     labels = dataset.train.labels
-    shards = partition.partition(config.partition, labels, config.nodes, config.alpha, config.seed)
+    shards = partition.split_over_nodes(
+        config.partition, labels, config.nodes, config.alpha, config.seed
+    )
     counts = partition.label_counts(shards, labels, dataset.num_classes)
     divergence = label_divergence(counts, config.distill_measure)
-    return Images(dataset, algorithm.shards(shards), divergence, str(quality))
+    done = f"{note}\n{quality}" if note else str(quality)
+    return Images(dataset, algorithm.shards(shards), divergence, done)
 
 
 def make_job(config: ImageConfig, algorithm: Algorithm, model: LayeredModel) -> ImageJob:

@@ -14,12 +14,12 @@ from snake_jax.data.divergence import label_divergence
 from snake_jax.data.partition import (
     PARTITIONS,
     class_priors,
-    describe,
+    counts_table,
     dirichlet_prior,
     dirichlet_split,
     iid,
     label_counts,
-    partition,
+    split_over_nodes,
 )
 from snake_jax.errors import UserError
 from tests import launches
@@ -41,7 +41,7 @@ def cases(draw):
 @given(case=cases())
 def test_equal_partitions_hold_every_index_once_in_sizes_that_differ_by_at_most_one(kind, case):
     labels, nodes, alpha, seed = case
-    shards = partition(kind, labels, nodes, alpha, seed)
+    shards = split_over_nodes(kind, labels, nodes, alpha, seed)
     assert len(shards) == nodes
     assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(labels)))
     sizes = [len(shard) for shard in shards]
@@ -55,7 +55,7 @@ def test_equal_partitions_hold_every_index_once_in_sizes_that_differ_by_at_most_
 @PROPERTY
 @given(seed=st.integers(0, 2**32), nodes=st.integers(1, 16), alpha=st.floats(0.05, 100))
 def test_capped_class_split_gives_a_node_nothing_once_it_holds_its_even_share(seed, nodes, alpha):
-    shards = partition("dirichlet_capped", BALANCED, nodes, alpha, seed)
+    shards = split_over_nodes("dirichlet_capped", BALANCED, nodes, alpha, seed)
     assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(BALANCED)))
     counts = label_counts(shards, BALANCED, 10)
     assert counts.sum(1).min() >= 10
@@ -79,7 +79,7 @@ def test_class_split_holds_every_index_once_and_leaves_no_node_short(seed, nodes
 
 @pytest.mark.parametrize("kind", PARTITIONS)
 def test_the_seed_decides_the_partition(kind):
-    first, again, other = (partition(kind, BALANCED, 9, 2.0, seed) for seed in (3, 3, 4))
+    first, again, other = (split_over_nodes(kind, BALANCED, 9, 2.0, seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -87,7 +87,7 @@ def test_the_seed_decides_the_partition(kind):
 @pytest.mark.parametrize("kind", PARTITIONS)
 def test_the_global_random_state_is_left_alone(kind):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    partition(kind, BALANCED, 9, 2.0, 0)
+    split_over_nodes(kind, BALANCED, 9, 2.0, 0)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
@@ -102,7 +102,7 @@ def test_iid_marginals_pass_a_chi_square_test_as_often_as_chance_says():
 def test_dirichlet_with_large_alpha_is_near_uniform_and_with_small_alpha_is_not():
     for kind in ("dirichlet", "dirichlet_split"):
         counts = {
-            a: label_counts(partition(kind, BALANCED, 9, a, 0), BALANCED, 10)
+            a: label_counts(split_over_nodes(kind, BALANCED, 9, a, 0), BALANCED, 10)
             for a in (0.1, 2.0, 1e6)
         }
         assert np.abs(counts[1e6] / counts[1e6].sum(1, keepdims=True) - 0.1).max() < 0.05
@@ -119,18 +119,21 @@ def test_class_priors_have_dirichlet_moments():
 
 
 def test_prior_partition_follows_its_priors_where_the_stock_allows_it():
-    """Classes run out late (alpha 2, 9 nodes, equal classes), so counts stay near the priors."""
+    """Classes run out late (alpha 2, 9 nodes, equal classes), so counts stay near the priors.
+
+    How near depends on the seed (0.07 to 0.15 in the mean over nodes), so five are averaged.
+    """
     labels = np.repeat(np.arange(10), 5000)
-    counts = label_counts(dirichlet_prior(labels, 9, 2.0, 0), labels, 10)
-    distance = (
-        np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 0)).sum(1) / 2
-    )
+    own, others = [], []
+    for seed in range(5):
+        counts = label_counts(dirichlet_prior(labels, 9, 2.0, seed), labels, 10)
+        shares = counts / counts.sum(1, keepdims=True)
+        own.append(np.abs(shares - class_priors(9, 10, 2.0, seed)).sum(1) / 2)
+        others.append(np.abs(shares - class_priors(9, 10, 2.0, seed + 1)).sum(1) / 2)
+        assert np.mean(others[-1]) > 2 * np.mean(own[-1])
+    distance = np.mean(own, axis=0)
     assert distance.mean() < 0.1
     assert distance.max() < 0.15
-    shuffled = (
-        np.abs(counts / counts.sum(1, keepdims=True) - class_priors(9, 10, 2.0, 1)).sum(1) / 2
-    )
-    assert shuffled.mean() > 2 * distance.mean()
 
 
 def test_prior_partition_leaves_no_node_with_the_leftovers():
@@ -175,14 +178,14 @@ def test_extreme_alphas_give_sound_partitions(alpha):
 def test_a_class_without_examples_and_one_node_are_allowed():
     labels = np.array([0, 0, 2, 2, 2], np.int32)
     for kind in PARTITIONS:
-        (only,) = partition(kind, labels, 1, 1.0, 0)
+        (only,) = split_over_nodes(kind, labels, 1, 1.0, 0)
         assert only.tolist() == [0, 1, 2, 3, 4]
     assert label_counts([np.array([0, 2])], labels, 4).tolist() == [[1, 0, 1, 0]]
 
 
-def test_describe_prints_size_and_class_counts_of_every_node():
+def test_the_table_prints_size_and_class_counts_of_every_node():
     labels = np.array([0, 1, 1, 2])
-    table = describe([np.array([0, 1]), np.array([2, 3])], labels, 3).splitlines()
+    table = counts_table([np.array([0, 1]), np.array([2, 3])], labels, 3).splitlines()
     assert [line.split() for line in table] == [
         ["node", "examples", "0", "1", "2"],
         ["0", "2", "1", "1", "0"],
@@ -207,7 +210,7 @@ def test_describe_prints_size_and_class_counts_of_every_node():
 )
 def test_wrong_flags_are_one_line_that_names_them(kind, nodes, alpha, seed, words):
     with pytest.raises(UserError) as caught:
-        partition(kind, np.array([0, 1, 0, 1, 1]), nodes, alpha, seed)
+        split_over_nodes(kind, np.array([0, 1, 0, 1, 1]), nodes, alpha, seed)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -219,7 +222,7 @@ def written(path, content):
 
 def test_a_partition_from_a_file_is_taken_as_it_is_also_where_it_leaves_examples_out(tmp_path):
     kind = written(tmp_path / "p.json", [[3, 1], [0], [7, 5, 6]])
-    shards = partition(kind, np.zeros(9, np.int32), 3, 1.0, 0)
+    shards = split_over_nodes(kind, np.zeros(9, np.int32), 3, 1.0, 0)
     assert [shard.tolist() for shard in shards] == [[1, 3], [0], [5, 6, 7]]
     assert all(shard.dtype == np.int32 for shard in shards)
 
@@ -238,13 +241,22 @@ def test_a_partition_from_a_file_is_taken_as_it_is_also_where_it_leaves_examples
 )
 def test_a_wrong_partition_file_is_one_line_that_names_it(content, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
-        partition(written(tmp_path / "p.json", content), np.zeros(4, np.int32), 2, 1.0, 0)
+        split_over_nodes(written(tmp_path / "p.json", content), np.zeros(4, np.int32), 2, 1.0, 0)
     assert str(tmp_path / "p.json") in str(error.value)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    written(tmp_path / "p.json", [[0], [1, 2]])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shards = split_over_nodes("file:~/p.json", np.zeros(4, np.int32), 2, 1.0, 0)
+    assert [shard.tolist() for shard in shards] == [[0], [1, 2]]
+    with pytest.raises(UserError, match=r"file:~/q.json: No such file"):
+        split_over_nodes("file:~/q.json", np.zeros(4, np.int32), 2, 1.0, 0)
 
 
 def test_a_missing_partition_file_is_said(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        partition(f"file:{tmp_path / 'none.json'}", np.zeros(4, np.int32), 2, 1.0, 0)
+        split_over_nodes(f"file:{tmp_path / 'none.json'}", np.zeros(4, np.int32), 2, 1.0, 0)
 
 
 def test_the_published_split_of_fednova_is_drawn_again():

@@ -12,14 +12,15 @@ from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.nodes.fleet import (
     DAY_S,
-    EDGE,
-    SERVER,
+    EDGE_FIGURES,
+    SERVER_FIGURES,
     Fleet,
+    figures_of,
     make_fleet,
     of_config,
     read_fleet,
-    write_fleet,
 )
+from snake_jax.nodes.places import SERVER, Place
 
 HOUR_S = 3600.0
 
@@ -31,12 +32,12 @@ def _file(tmp_path, text, name="nodes.yaml"):
 
 
 def test_without_spread_all_nodes_are_alike_and_always_free():
-    assert make_fleet(3, 0.0, seed=5) == Fleet((EDGE,) * 3, SERVER, DAY_S)
+    assert make_fleet(3, 0.0, seed=5) == Fleet((EDGE_FIGURES,) * 3, SERVER_FIGURES, DAY_S)
 
 
 def test_the_spread_is_lognormal_about_the_stated_figures():
     nodes = make_fleet(2000, 0.5, seed=1).nodes
-    logs = [math.log(node.flops_per_s / EDGE.flops_per_s) for node in nodes]
+    logs = [math.log(node.flops_per_s / EDGE_FIGURES.flops_per_s) for node in nodes]
     assert abs(statistics.mean(logs)) < 4 * 0.5 / math.sqrt(2000)
     assert statistics.stdev(logs) == pytest.approx(0.5, rel=0.1)
     assert (
@@ -70,12 +71,31 @@ def test_tidal_phases_differ():
     seed=st.integers(0, 100),
     count=st.integers(1, 4),
 )
-def test_a_written_fleet_is_read_back_equal(tmp_path_factory, spread, tidal, seed, count):
+def test_every_figure_of_a_file_is_read(tmp_path_factory, spread, tidal, seed, count):
     fleet = make_fleet(count, spread, seed, tidal)
+    content = {"period_s": fleet.period_s, "server": fleet.server._asdict()}
+    del content["server"]["windows"]  # the server is always there
+    content["nodes"] = [node._asdict() for node in fleet.nodes]
+    for entry in content["nodes"]:
+        if not entry["windows"]:
+            del entry["windows"]
     for name in ("nodes.json", "nodes.yaml"):  # JSON is YAML too
-        path = str(tmp_path_factory.getbasetemp() / name)
-        write_fleet(fleet, path)
+        path = _file(tmp_path_factory.getbasetemp(), json.dumps(content), name)
         assert read_fleet(path, count) == fleet
+
+
+def test_each_place_has_its_figures():
+    fleet = make_fleet(3, 0.5, seed=1)
+    assert figures_of(fleet, SERVER) is fleet.server
+    assert [figures_of(fleet, Place("node", index)) for index in range(3)] == list(fleet.nodes)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    _file(tmp_path, "nodes: [{flops_per_s: 7e9}]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_fleet("~/nodes.yaml", 1).nodes[0].flops_per_s == 7e9
+    with pytest.raises(UserError, match=r"--node_file=~/none.yaml: No such file"):
+        read_fleet("~/none.yaml", 1)
 
 
 def test_a_file_with_defaults_repeats_server_and_windows(tmp_path):
@@ -92,18 +112,18 @@ def test_a_file_with_defaults_repeats_server_and_windows(tmp_path):
         """,
     )
     fleet = read_fleet(path, 3)
-    common = EDGE._replace(memory_bytes=2_000_000_000, energy_price=0.5)
+    common = EDGE_FIGURES._replace(memory_bytes=2_000_000_000, energy_price=0.5)
     assert fleet.nodes[:2] == (common._replace(flops_per_s=5e10),) * 2
     assert fleet.nodes[2] == common._replace(
         memory_bytes=1000, windows=((0.0, 10.0), (3600.0, 7200.0))
     )
-    assert fleet.server == SERVER._replace(flops_per_s=1e12)
+    assert fleet.server == SERVER_FIGURES._replace(flops_per_s=1e12)
     assert fleet.period_s == 7200
 
 
 def test_the_first_nodes_of_a_longer_file_are_taken(tmp_path):
     path = _file(tmp_path, "nodes: [{count: 1000000000000}, {flops_per_s: 1e9}]")
-    assert read_fleet(path, 2).nodes == (EDGE, EDGE)
+    assert read_fleet(path, 2).nodes == (EDGE_FIGURES, EDGE_FIGURES)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""The quality step a data set passes once, before it is split over nodes: broken values,
-duplicates, outliers.
+"""The quality step a data set passes once, before it is split over nodes.
+
+It drops broken values, duplicates and, on demand, outliers.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.data.images.dataset import Dataset, Split, channel_stats, finite_examples
+from snake_jax.data.images.dataset import Dataset, channel_stats, finite_examples, take
 from snake_jax.errors import UserError
 
 _PCA_SIZE = 32
@@ -30,43 +31,49 @@ class QualityReport(NamedTuple):
     def __str__(self) -> str:
         return (
             f"quality: kept {self.train_kept} train and {self.test_kept} test examples; dropped "
-            f"{self.train_nonfinite} "
-            f"train and {self.test_nonfinite} test with NaN or infinity, {self.duplicates} "
-            f"duplicates "
-            f"({self.conflicting_labels} with another label), {self.outliers} outliers; "
-            f"{self.test_overlap} train images are also in test"
+            f"{self.train_nonfinite} train and {self.test_nonfinite} test with NaN or infinity, "
+            f"{self.duplicates} duplicates ({self.conflicting_labels} with another label), "
+            f"{self.outliers} outliers; {self.test_overlap} train images are also in test"
         )
 
 
 def clean(
     dataset: Dataset, *, outliers: float = 0.0, seed: int = 0
 ) -> tuple[Dataset, QualityReport]:
-    """The data set without non-finite examples, exact duplicates in train and, if `outliers` > 0,
-    that fraction of train.
+    """The data set without non-finite examples, exact duplicates in train and outliers in train.
 
-    Outliers are what scikit-learn's IsolationForest finds most isolated on 32 principal components,
-    seeded by `seed`. The channel statistics are computed again where train has changed. What is
-    left keeps its order. Raises UserError where `outliers` is not in [0, 0.5] or where a split is
-    left empty or train with one class.
+    Outliers are what scikit-learn's IsolationForest finds most isolated on 32 principal components.
+    The channel statistics are computed again where train has changed. What is left keeps its order.
+
+    Args:
+      dataset: as it was loaded.
+      outliers: share of the training examples to drop as such; 0: none.
+      seed: of the search for them.
+
+    Raises:
+      UserError: `outliers` is not in [0, 0.5], or a split is left empty or train with one class.
     """
     if not 0 <= outliers <= 0.5:
         raise UserError(f"--outliers={outliers:g} must be a fraction from 0 (off) to 0.5")
-    train, test = (
-        _take(split, finite_examples(split.images)) for split in (dataset.train, dataset.test)
-    )
+
+    # Broken images go first: NaN equals nothing, so they would pass as different ones.
+    train = take(dataset.train, finite_examples(dataset.train.images))
+    test = take(dataset.test, finite_examples(dataset.test.images))
+
+    # Then duplicates, so that no image counts twice in what is usual.
     first, conflicting = _first_occurrences(_digests(train.images), train.labels)
-    unique = _take(train, first)
-    kept = (
-        _take(unique, _inliers(unique.images, outliers, seed))
-        if outliers and len(first)
-        else unique
-    )
+    unique = take(train, first)
+    kept = unique
+    if outliers and len(first):
+        kept = take(unique, _inliers(unique.images, outliers, seed))
+
     if not len(test.labels) or len(np.unique(kept.labels)) < 2:
         raise UserError(
             f"{dataset.name}: {len(kept.labels)} train and {len(test.labels)} test examples are "
-            f"left by the quality "
-            f"step; at least one test example and two classes in train are needed"
+            f"left by the quality step; at least one test example and two classes in train are "
+            f"needed"
         )
+    overlap = set(_digests(kept.images)) & set(_digests(test.images))
     report = QualityReport(
         train_kept=len(kept.labels),
         test_kept=len(test.labels),
@@ -75,17 +82,14 @@ def clean(
         duplicates=len(train.labels) - len(unique.labels),
         conflicting_labels=conflicting,
         outliers=len(unique.labels) - len(kept.labels),
-        test_overlap=len(set(_digests(kept.images)) & set(_digests(test.images))),
+        test_overlap=len(overlap),
     )
+
+    # Statistics of unchanged images stay bit for bit what they were, and cost nothing.
     if len(kept.labels) == len(dataset.train.labels):
         return dataset._replace(test=test), report
     mean, std = channel_stats(kept.images)
     return dataset._replace(train=kept, test=test, mean=mean, std=std), report
-
-
-def _take(split: Split, which: np.ndarray) -> Split:
-    """The examples that a mask or a list of indices chooses."""
-    return Split(split.images[which], split.labels[which])
 
 
 def _digests(images: np.ndarray) -> list[bytes]:
@@ -93,12 +97,16 @@ def _digests(images: np.ndarray) -> list[bytes]:
 
 
 def _first_occurrences(digests: list[bytes], labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Indices of the first example of every digest, and how many later ones carry another label
-    than it.
+    """Indices of the first example of every digest.
+
+    Also how many later ones carry another label than it.
     """
     first: dict[bytes, int] = {}
-    kept = np.array([first.setdefault(digest, index) for index, digest in enumerate(digests)], int)
-    return np.flatnonzero(kept == np.arange(len(kept))), int((labels[kept] != labels).sum())
+    originals = [first.setdefault(digest, index) for index, digest in enumerate(digests)]
+    original = np.array(originals, int)
+    is_first = original == np.arange(len(original))
+    conflicting = (labels[original] != labels).sum()
+    return np.flatnonzero(is_first), int(conflicting)
 
 
 def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -107,10 +115,19 @@ def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     from sklearn.ensemble import IsolationForest
 
     flat = images.reshape(len(images), -1)
-    sample = streams.generator(seed, "images/outliers").permutation(len(flat))[:_PCA_SAMPLE]
+    order = streams.generator(seed, "images/outliers").permutation(len(flat))
+    sample = flat[np.sort(order[:_PCA_SAMPLE])]
     state = streams.integer(seed, "images/outliers")
-    pca = PCA(min(_PCA_SIZE, *flat[sample].shape), svd_solver="randomized", random_state=state)
-    pca.fit(flat[np.sort(sample)].astype(np.float32))
-    chunks = np.array_split(flat, -(-len(flat) // _PCA_SAMPLE))
-    features = np.concatenate([pca.transform(chunk.astype(np.float32)) for chunk in chunks])
-    return IsolationForest(contamination=fraction, random_state=state).fit_predict(features) == 1
+
+    # There are no more components than examples or pixels.
+    components = min(_PCA_SIZE, *sample.shape)
+    pca = PCA(components, svd_solver="randomized", random_state=state)
+    pca.fit(sample.astype(np.float32))
+
+    # In parts: a float copy of all images may be larger than the memory.
+    parts = []
+    for part in np.array_split(flat, -(-len(flat) // _PCA_SAMPLE)):
+        parts.append(pca.transform(part.astype(np.float32)))
+    features = np.concatenate(parts)
+    forest = IsolationForest(contamination=fraction, random_state=state)
+    return forest.fit_predict(features) == 1

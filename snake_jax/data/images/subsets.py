@@ -1,19 +1,16 @@
-"""A seeded part of a data set: fewer training examples, and a validation part in the place of the
-test set.
-"""
+"""A seeded part of a data set: fewer examples, and a validation part in the test set's place."""
 
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.data.images.dataset import Dataset, Split, channel_stats
+from snake_jax.data.images.dataset import Dataset, channel_stats, take
 from snake_jax.errors import UserError
 
 
-def subset(
+def subsample(
     dataset: Dataset, *, train_examples: int = 0, validation: float = 0.0, seed: int = 0
 ) -> Dataset:
-    """The data set with `train_examples` of its training examples, a share of which takes the test
-    set's place.
+    """The data set with `train_examples` of its training examples, a share of which is tested on.
 
     Both parts are drawn uniformly, so classes come as they come; what is left keeps its order, and
     the channel statistics are those of the examples left to train on. With neither option the data
@@ -31,15 +28,17 @@ def subset(
     """
     if not train_examples and not validation:
         return dataset
-    train, test, count = dataset.train, dataset.test, len(dataset.train.labels)
+    train, test = dataset.train, dataset.test
+    count = len(train.labels)
     if train_examples > count:
         raise UserError(
             f"--train_examples={train_examples}: {dataset.name} has {count} training examples"
         )
+
+    # The validation part is a share of what the smaller training set has, so this comes first.
     if train_examples:
-        train = _take(
-            train, streams.generator(seed, "images/part").permutation(count)[:train_examples]
-        )
+        order = streams.generator(seed, "images/part").permutation(count)
+        train = take(train, np.sort(order[:train_examples]))
     if validation:
         order = streams.generator(seed, "images/validation").permutation(len(train.labels))
         held = round(validation * len(order))
@@ -47,7 +46,9 @@ def subset(
             raise UserError(
                 f"--validation={validation:g} of {len(order)} training examples is less than one"
             )
-        train, test = _take(train, order[held:]), _take(train, order[:held])
+        test = take(train, np.sort(order[:held]))
+        train = take(train, np.sort(order[held:]))
+
     if len(np.unique(train.labels)) < 2:
         raise UserError(
             f"--train_examples={train_examples} --validation={validation:g} leave {dataset.name} "
@@ -55,9 +56,3 @@ def subset(
         )
     mean, std = channel_stats(train.images)
     return dataset._replace(train=train, test=test, mean=mean, std=std)
-
-
-def _take(split: Split, which: np.ndarray) -> Split:
-    """The chosen examples, in the order they had."""
-    which = np.sort(which)
-    return Split(split.images[which], split.labels[which])

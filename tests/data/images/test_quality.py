@@ -5,7 +5,7 @@ import pytest
 
 from snake_jax.data.images.dataset import Split, make_dataset
 from snake_jax.data.images.quality import QualityReport, clean
-from snake_jax.data.images.sources import load
+from snake_jax.data.images.sources import load_dataset
 from snake_jax.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_equal_images_with_nan_count_as_broken_not_as_duplicates():
 
 
 def test_outliers_are_the_images_unlike_the_others():
-    digits = load("digits")
+    digits = load_dataset("digits")
     images, labels = digits.train.images[:500].copy(), digits.train.labels[:500]
     strange = np.random.default_rng(0).choice(len(images), 10, replace=False)
     images[strange] = np.random.default_rng(1).integers(0, 256, (10, 32, 32, 3), np.uint8)
@@ -80,7 +80,7 @@ def test_outliers_are_the_images_unlike_the_others():
 
 
 def test_digits_need_no_cleaning_and_the_report_is_one_line():
-    _, report = clean(load("digits"))
+    _, report = clean(load_dataset("digits"))
     assert report == QualityReport(1437, 360, 0, 0, 0, 0, 0, 0)
     assert "1437 train" in str(report)
     assert "\n" not in str(report)

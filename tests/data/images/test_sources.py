@@ -2,6 +2,7 @@
 is at hand.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from snake_jax.config import ImageConfig
 from snake_jax.data.images.dataset import channel_stats, normalise
-from snake_jax.data.images.sources import load
+from snake_jax.data.images.npz import NAMES
+from snake_jax.data.images.sources import load_dataset
 from snake_jax.errors import UserError
 
 CIFAR10 = os.environ.get("SNAKE_JAX_CIFAR10", "")
@@ -35,7 +38,7 @@ def arrays(**changes):
 
 def message(spec):
     with pytest.raises(UserError) as caught:
-        load(spec)
+        load_dataset(spec)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -43,13 +46,13 @@ def message(spec):
 def outcome(spec):
     """The data set, or the message of the UserError."""
     try:
-        return load(spec)
+        return load_dataset(spec)
     except UserError as error:
         return str(error)
 
 
 def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
-    dataset, again = load("digits"), load("digits")
+    dataset, again = load_dataset("digits"), load_dataset("digits")
     assert all(np.array_equal(a, b) for a, b in zip(dataset.test, again.test, strict=True))
     train, test = dataset.train, dataset.test
     assert train.images.shape == (1437, 32, 32, 3)
@@ -66,7 +69,7 @@ def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
 
 def test_digits_keep_the_grey_levels_of_the_small_images():
     """The mean over each 4x4 block follows the pixel it came from, and the full range is used."""
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     blocks = (
         np.concatenate([dataset.train.images, dataset.test.images])[..., 0]
         .reshape(-1, 8, 4, 8, 4)
@@ -88,7 +91,7 @@ def test_digits_keep_the_grey_levels_of_the_small_images():
 def test_a_file_is_read_with_its_statistics_and_extra_keys_are_ignored(tmp_path):
     content = arrays()
     np.savez_compressed(tmp_path / "own.npz", **content, lossless=np.ones(3), notes="x")
-    dataset = load(f"npz:{tmp_path / 'own.npz'}")
+    dataset = load_dataset(f"npz:{tmp_path / 'own.npz'}")
     assert np.array_equal(dataset.train.images, content["train_x"])
     assert np.array_equal(dataset.test.labels, content["test_y"])
     assert dataset.train.labels.dtype == np.int32
@@ -109,7 +112,7 @@ def test_a_folder_is_concatenated_in_numeric_order(tmp_path):
         )
     np.savez(tmp_path / "test_0.npz", x=content["test_x"], y=content["test_y"])
     (tmp_path / "README.txt").write_text("ignored")
-    dataset = load(f"npz:{tmp_path}")
+    dataset = load_dataset(f"npz:{tmp_path}")
     assert np.array_equal(dataset.train.images, content["train_x"])
     assert np.array_equal(dataset.train.labels, content["train_y"])
     assert np.array_equal(dataset.test.images, content["test_x"])
@@ -120,7 +123,7 @@ def test_float_images_may_hold_nan_and_do_not_spoil_the_statistics(tmp_path):
     broken = images.copy()
     broken[3, 0, 0, 0], broken[5, 1, 1, 1] = np.nan, np.inf
     np.savez(tmp_path / "f.npz", **arrays(train_x=broken, test_x=images[:4]))
-    dataset = load(f"npz:{tmp_path / 'f.npz'}")
+    dataset = load_dataset(f"npz:{tmp_path / 'f.npz'}")
     kept = np.delete(images, [3, 5], axis=0)
     assert dataset.train.images.dtype == np.float32
     assert np.allclose(dataset.mean, kept.mean((0, 1, 2)))
@@ -130,12 +133,27 @@ def test_float_images_may_hold_nan_and_do_not_spoil_the_statistics(tmp_path):
 GOOD = arrays()["train_x"]
 WRONG = {
     "NCHW": ({"train_x": GOOD.transpose(0, 3, 1, 2)}, "look like NCHW"),
-    "no channels": (
-        {"train_x": GOOD[..., 0]},
-        "images have shape [12, 5, 6], expected [N, H, W, C]",
+    "rows of pixels": (
+        {"train_x": GOOD.reshape(12, -1)},
+        "images have shape [12, 90], expected [N, H, W, C] or [N, H, W]; reshape them",
     ),
-    "float64": ({"train_x": GOOD / 255}, "images are float64, expected uint8"),
-    "int32 images": ({"train_x": GOOD.astype(np.int32)}, "images are int32, expected uint8"),
+    "grey in one part only": (
+        {"train_x": GOOD[..., 0]},
+        "training images are uint8 [5, 6, 1] and test images uint8 [5, 6, 3]",
+    ),
+    "float64 not in unit range": (
+        {"train_x": GOOD.astype(np.float64)},
+        "float64 images go from 0 to 255, expected [0, 1]; divide by 255",
+    ),
+    "16 bits": (
+        {"train_x": GOOD.astype(np.uint16) * 257},
+        "images are uint16 from 0 to 65535, expected 0 to 255 (or float32 in [0, 1]); scale them",
+    ),
+    "negative pixels": (
+        {"train_x": GOOD.astype(np.int16) - 128},
+        "images are int16 from -128 to 127, expected 0 to 255",
+    ),
+    "masks": ({"train_x": GOOD > 127}, "images are bool, expected uint8"),
     "float not in unit range": (
         {"train_x": GOOD.astype(np.float32)},
         "expected [0, 1]; divide by 255",
@@ -150,11 +168,17 @@ WRONG = {
     "no images": ({"train_x": GOOD[:0], "train_y": np.zeros(0, int)}, "no images"),
     "empty test": ({"test_x": GOOD[:0], "test_y": np.zeros(0, int)}, "(test_x, test_y): no images"),
     "lengths": ({"train_y": np.arange(11) % 3}, "12 images but 11 labels"),
-    "one-hot": ({"train_y": np.eye(12)}, "labels have shape [12, 12]"),
+    "one-hot": (
+        {"train_y": np.eye(12)},
+        "labels have shape [12, 12], expected [N] class numbers; of one-hot rows y.argmax(1)",
+    ),
     "negative": ({"train_y": np.arange(12) - 1}, "labels go from -1 to 10, out of range"),
     "NaN label": ({"train_y": np.full(12, np.nan)}, "labels hold NaN"),
     "fractions": ({"train_y": np.arange(12) / 2}, "labels are float64, expected integers"),
-    "words": ({"train_y": np.array(["cat"] * 12)}, "expected integers"),
+    "words": (
+        {"train_y": np.array(["cat"] * 12)},
+        "labels are words (cat, ...), expected integers from 0; np.unique",
+    ),
     "huge label": ({"train_y": np.r_[np.arange(11) % 3, 2**40]}, "out of range"),
     "far label": (
         {"train_y": np.r_[np.arange(11) % 3, 99]},
@@ -171,6 +195,18 @@ WRONG = {
         {"test_y": None},
         "no array named test_y in it (it has: train_x, train_y, test_x)",
     ),
+    "mixed names": (
+        {"train_y": None, "train_labels": np.arange(12) % 3},
+        "no array named train_y in it (it has: train_x, test_x, test_y, train_labels)",
+    ),
+    "two pairs": (
+        {"x_train": GOOD, "y_train": np.arange(12) % 3},
+        "train_x, train_y and x_train, y_train are both images and labels of one part; leave",
+    ),
+    "other names": (
+        {"train_x": None, "train_y": None, "pixels": GOOD},
+        "no array named train_x in it (it has: test_x, test_y, pixels); name them train_x,",
+    ),
     "pickle": ({"train_y": np.array([object()] * 12)}, "not a readable .npz file"),
 }
 
@@ -182,6 +218,96 @@ def test_a_wrong_file_is_one_line_that_names_the_file_and_the_fault(name, tmp_pa
     np.savez(path, **arrays(**changes))
     assert words in message(f"npz:{path}")
     assert "own.npz" in message(f"npz:{path}")
+
+
+def renamed(names):
+    """The little data set with the arrays of one file under other names."""
+    return dict(zip(names, arrays().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("X_train", "Y_train", "X_test", "Y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("images_train", "labels_train", "images_test", "labels_test"),
+        ("train_data", "train_targets", "test_data", "test_targets"),
+    ],
+)
+def test_the_arrays_may_have_any_of_the_usual_names(names, tmp_path):
+    np.savez(tmp_path / "own.npz", **renamed(names), x=np.zeros(3))
+    dataset = load_dataset(f"npz:{tmp_path / 'own.npz'}")
+    content = arrays()
+    assert np.array_equal(dataset.train.images, content["train_x"])
+    assert np.array_equal(dataset.train.labels, content["train_y"])
+    assert np.array_equal(dataset.test.images, content["test_x"])
+    assert np.array_equal(dataset.test.labels, content["test_y"])
+    assert dataset.note == ""
+
+
+def test_the_help_of_the_flag_says_which_names_are_understood():
+    (field,) = [f for f in dataclasses.fields(ImageConfig) if f.name == "dataset"]
+    text = field.metadata["help"]
+    for images, labels in NAMES:
+        assert f"{images}, {labels}" in text
+    assert "x_train for train_x" in text
+
+
+def test_mnist_as_keras_ships_it_is_read(tmp_path):
+    """Grey images [N, 28, 28] uint8 and labels uint8 under Keras' names."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 28, 28), np.uint8)
+    labels = np.arange(30, dtype=np.uint8) % 10
+    test_y = labels[:, None]
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=labels, x_test=images, y_test=test_y)
+    dataset = load_dataset(f"npz:{tmp_path / 'mnist.npz'}")
+    assert dataset.train.images.shape == (30, 28, 28, 1)
+    assert np.array_equal(dataset.train.images[..., 0], images)
+    assert dataset.train.labels.tolist() == dataset.test.labels.tolist() == labels.tolist()
+    assert dataset.train.labels.dtype == np.int32
+    assert len(dataset.mean) == len(dataset.std) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (np.int64, np.uint8),
+        (np.int16, np.uint8),
+        (np.float64, np.float32),
+        (np.float16, np.float32),
+    ],
+)
+def test_images_of_other_widths_are_kept_as_bytes_or_float32(given, kept, tmp_path):
+    scale = 1 if kept == np.uint8 else 255
+    train, test = ((arrays()[name] / scale).astype(given) for name in ("train_x", "test_x"))
+    np.savez(tmp_path / "own.npz", **arrays(train_x=train, test_x=test))
+    images = load_dataset(f"npz:{tmp_path / 'own.npz'}").train.images
+    assert images.dtype == kept
+    assert np.array_equal(images, train.astype(kept))
+
+
+def test_a_folders_files_may_name_their_arrays_otherwise_too(tmp_path):
+    content = arrays()
+    np.savez(tmp_path / "train_0.npz", images=content["train_x"], labels=content["train_y"])
+    np.savez(tmp_path / "test_0.npz", x=content["test_x"], y=content["test_y"][:, None])
+    dataset = load_dataset(f"npz:{tmp_path}")
+    assert np.array_equal(dataset.train.images, content["train_x"])
+    assert np.array_equal(dataset.test.labels, content["test_y"])
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    np.savez(tmp_path / "own.npz", **arrays())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dataset = load_dataset("npz:~/own.npz")
+    assert np.array_equal(dataset.train.images, arrays()["train_x"])
+    assert "npz:~/gone.npz: no such file" in message("npz:~/gone.npz")
+    assert "no such file" in message("npz:~nobody_of_this_name/own.npz")
+
+
+def test_a_folder_of_other_files_says_how_one_of_them_is_read(tmp_path):
+    np.savez(tmp_path / "own.npz", **arrays())
+    assert f"to read a file of it give npz:{tmp_path / 'own.npz'}" in message(f"npz:{tmp_path}")
 
 
 def test_wrong_folders_name_the_file(tmp_path):
@@ -253,7 +379,7 @@ def test_a_constant_channel_normalises_to_zero():
     reason="SNAKE_JAX_CIFAR10 names no folder of CIFAR-10 .npz files",
 )
 def test_real_cifar10_has_its_published_sizes_and_statistics():
-    dataset = load(f"npz:{CIFAR10}")
+    dataset = load_dataset(f"npz:{CIFAR10}")
     assert dataset.train.images.shape == (50_000, 32, 32, 3)
     assert dataset.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.train.labels).tolist() == [5000] * 10

@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from snake_jax.data.images.sources import load
+from snake_jax.data.images.hold_out import HoldOut
+from snake_jax.data.images.sources import load_dataset
 from snake_jax.data.images.tfds import _cifar10_class, load_tfds
 from snake_jax.errors import UserError
 
@@ -120,6 +121,17 @@ def test_a_data_set_of_another_kind_is_a_user_error(builder, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_data_set_without_a_test_split_has_a_share_held_out(tmp_path):
+    prepare(NoTest, tmp_path)
+    dataset = load_tfds("no_test", str(tmp_path), HoldOut(0.25, seed=1))
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (15, 5)
+    read = [image.tobytes() for part in (dataset.train, dataset.test) for image in part.images]
+    assert sorted(read) == sorted(image.tobytes() for image in IMAGES[:20])
+    assert "5 of 20 training examples held out" in dataset.note
+    with pytest.raises(UserError, match=r"has no test; --test_share=0.1 holds"):
+        load_tfds("no_test", str(tmp_path))
+
+
 def test_a_lost_or_truncated_file_is_a_user_error(tmp_path):
     made = prepare(TinyDigits, tmp_path)
     (file,) = made.data_path.glob("*test*array_record*")
@@ -134,7 +146,7 @@ def test_a_lost_or_truncated_file_is_a_user_error(tmp_path):
 def test_an_unknown_name_says_where_names_come_from(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        load("tfds:no_such_data_set")
+        load_dataset("tfds:no_such_data_set")
     assert "tfds:no_such_data_set cannot be opened" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -215,7 +227,7 @@ def test_a_data_set_that_needs_tensorflow_to_be_prepared_says_so(tmp_path, monke
     builder = NeedsTensorFlow(data_dir=tmp_path, file_format="array_record")
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     with pytest.raises(UserError) as caught:
-        load("tfds:mnist")
+        load_dataset("tfds:mnist")
     for words in (
         "--dataset=tfds:mnist",
         "No module named 'tensorflow'",

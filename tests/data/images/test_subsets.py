@@ -7,7 +7,7 @@ import pytest
 
 from snake_jax.config import ImageConfig
 from snake_jax.data.images.dataset import Split, channel_stats, make_dataset
-from snake_jax.data.images.subsets import subset
+from snake_jax.data.images.subsets import subsample
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 
@@ -30,12 +30,12 @@ def numbers(split):
 
 def test_without_options_it_is_the_same_data_set():
     data = numbered()
-    assert subset(data) is data
+    assert subsample(data) is data
 
 
 def test_so_many_training_examples_in_order_and_the_test_set_untouched():
     data = numbered()
-    part = subset(data, train_examples=30, seed=3)
+    part = subsample(data, train_examples=30, seed=3)
     assert len(set(numbers(part.train))) == 30
     assert numbers(part.train) == sorted(numbers(part.train))
     assert part.test is data.test
@@ -43,27 +43,27 @@ def test_so_many_training_examples_in_order_and_the_test_set_untouched():
 
 
 def test_all_examples_are_a_part_too():
-    assert numbers(subset(numbered(), train_examples=100).train) == list(range(100))
+    assert numbers(subsample(numbered(), train_examples=100).train) == list(range(100))
 
 
 def test_the_validation_part_takes_the_test_sets_place_and_does_not_train():
-    part = subset(numbered(), train_examples=50, validation=0.2, seed=1)
+    part = subsample(numbered(), train_examples=50, validation=0.2, seed=1)
     assert (len(part.train.labels), len(part.test.labels)) == (40, 10)
     assert not set(numbers(part.train)) & set(numbers(part.test))
     assert sorted(numbers(part.train) + numbers(part.test)) == numbers(
-        subset(numbered(), train_examples=50, seed=1).train
+        subsample(numbered(), train_examples=50, seed=1).train
     )
     assert (part.mean, part.std) == channel_stats(part.train.images)
 
 
 def test_images_keep_their_labels():
-    for split in subset(numbered(), train_examples=50, validation=0.5)[1:3]:
+    for split in subsample(numbered(), train_examples=50, validation=0.5)[1:3]:
         assert split.labels.tolist() == [number % 4 for number in numbers(split)]
 
 
 def test_the_seed_decides():
     draws = [
-        numbers(subset(numbered(), train_examples=30, validation=0.2, seed=seed).train)
+        numbers(subsample(numbered(), train_examples=30, validation=0.2, seed=seed).train)
         for seed in (0, 0, 1)
     ]
     assert draws[0] == draws[1] != draws[2]
@@ -82,7 +82,7 @@ def test_the_seed_decides():
 )
 def test_too_much_is_refused(options, said):
     with pytest.raises(UserError, match=said):
-        subset(numbered(), **options)
+        subsample(numbered(), **options)
 
 
 def test_a_run_is_prepared_on_the_part():
