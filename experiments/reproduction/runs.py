@@ -20,7 +20,8 @@ from snake_jax.cli import one_run
 from snake_jax.cli.one_run import Job
 from snake_jax.config import RunConfig, differences
 from snake_jax.errors import UserError
-from snake_jax.report.runs import Record, Run, final, merit_of_lines, read_run
+from snake_jax.report.merits import Record, merit_of_lines
+from snake_jax.report.runs import Run, final, read_run
 from snake_jax.report.units import clock
 from snake_jax.runs import loop
 from snake_jax.runs.workdir import Workdir
@@ -192,7 +193,7 @@ def _reached(last: Record) -> str:
     merit = merit_of_lines([last])
     value, loss = last[merit.field], last["test_loss"]
     found = "no number" if value is None else merit.show(value)
-    return f"{merit.said.format(found)}, loss {'not finite' if loss is None else f'{loss:.3f}'}"
+    return f"{merit.phrase(found)}, loss {'not finite' if loss is None else f'{loss:.3f}'}"
 
 
 def _keep_programs(folder: Path) -> None:

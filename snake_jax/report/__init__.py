@@ -1,3 +1,4 @@
-"""What a user sees of a run: progress, pictures, tables, events. Reads run folders; knows no
-algorithm.
+"""What a user sees of a run: progress, pictures, tables, the page, events.
+
+Reads run folders; knows no algorithm.
 """

@@ -1,5 +1,6 @@
-"""What all pictures have in common: size, colours, axes, how they are written. No global pyplot
-state.
+"""What all pictures have in common: size, colours, axes, how they are written.
+
+Nothing goes through pyplot, so no picture changes another.
 """
 
 from pathlib import Path
@@ -11,14 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from snake_jax.errors import UserError
-from snake_jax.report.runs import Merit
+from snake_jax.report.merits import Merit
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles and markers tell the
-# rest.
+# Okabe and Ito's colours, which colour-blind readers tell apart. Where they do not suffice, line
+# styles and markers do.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINEAR = 3  # up to this factor between the least and the greatest perplexity its axis is linear
+LINEAR = 3  # up to this factor between least and greatest, an axis of plain numbers is linear
 FEW = 60  # points up to which each gets a marker
 DPI = 150
 
@@ -31,13 +32,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes the PNG and the folders above it; returns its path."""
+    """Writes the PNG and the folders above it; returns its path.
+
+    Raises:
+      UserError: it cannot be written there.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(
-            path, dpi=DPI, metadata={"Software": None}
-        )  # no version inside: same run, same file
+        # No version inside: the same run gives the same file.
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
     except OSError as error:
         raise UserError(f"{path}: cannot write the picture ({error.strerror or error})") from error
     return path
@@ -51,31 +55,30 @@ def look(panel: Axes) -> None:
     panel.margins(x=0.02)
 
 
-def percent_axis(panel: Axes) -> None:
-    """Shares in [0, 1] as percentages, upwards."""
-    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-
-
 def merit_axis(panel: Axes, merit: Merit) -> None:
-    """Shares as percentages; perplexity in factors where what is drawn spans more than a factor of
-    LINEAR.
+    """The vertical axis of a figure of merit.
+
+    Shares are percentages. Plain numbers, as perplexity, are compared by their ratio: where what is
+    drawn spans more than a factor of LINEAR, the axis is logarithmic.
     """
-    if merit.unit == "%":
-        percent_axis(panel)
+    if merit.is_share:
+        panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         return
-    values = np.concatenate(
-        [np.asarray(line.get_ydata(), float) for line in panel.lines] or [np.ones(1)]
-    )
+    lines = [np.asarray(line.get_ydata(), float) for line in panel.lines]
+    values = np.concatenate(lines) if lines else np.ones(1)
     span = np.max(values, initial=1.0) / np.min(values, initial=np.inf)
     if span > LINEAR:
-        _factors(panel, span)
+        _logarithmic(panel, span)
 
 
-def _factors(panel: Axes, span: float) -> None:
-    """A logarithmic axis that is labelled with plain numbers."""
+def _logarithmic(panel: Axes, span: float) -> None:
+    """A logarithmic axis with plain numbers as labels, fewer to a decade where it is long."""
+    if span < 10:
+        between: tuple[float, ...] = (1, 1.5, 2, 3, 4, 6, 8)
+    else:
+        between = (1, 2, 5) if span < 1e3 else (1,)
     panel.set_yscale("log")
-    between = (1, 1.5, 2, 3, 4, 6, 8) if span < 10 else (1, 2, 5) if span < 1e3 else (1,)
     panel.yaxis.set_major_locator(LogLocator(subs=between))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     panel.yaxis.set_minor_locator(NullLocator())

@@ -1,105 +1,120 @@
-"""The columns of the page's runs table: those that some run has something to say in."""
+"""The columns of the page's runs table.
 
-from collections.abc import Callable, Iterable, Sequence
+Nothing here knows an algorithm or a model: a column shows what a run recorded, and columns that no
+run has anything for are left out.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from snake_jax.report.rows import token_accuracy
+from snake_jax.report.merits import MERITS, Merit
 from snake_jax.report.runs import (
-    ACCURACY,
-    PERPLEXITY,
-    Merit,
-    Record,
     Run,
     along,
     before,
     best,
-    cumulative,
     final,
     from_summary,
-    merit,
+    has_measured,
+    last,
+    merit_of,
+    settings_of,
     throughput,
+    total,
 )
 from snake_jax.report.units import human, percent, short
 
 UNKNOWN = "–"
 
 
-class Column(NamedTuple):
-    """Of the runs table: what a run has in it, how a number is printed (None: words), for which
-    runs (None: all).
+class PageColumn(NamedTuple):
+    """A column of the runs table.
+
+    Attributes:
+      key: its name on the page.
+      label: its heading.
+      value: of a run; None where it is not known.
+      show: prints a number; None of a column of words.
+      always: whether it stands there though no run has a value in it.
     """
 
     key: str
     label: str
     value: Callable[[Run], Any]
     show: Callable[[float], str] | None = None
-    merit: Merit | None = None
+    always: bool = True
 
 
-def columns_of(runs: Sequence[Run]) -> list[Column]:
-    """Columns of one kind of run only where there is one; simulated time only where some run has
-    it.
-    """
-    merits = [merit(run) for run in runs]
-    clocked = any(measured(run, ("clock_s",)) for run in runs)
+def columns_of(runs: Sequence[Run]) -> list[PageColumn]:
+    """The columns that these runs need, in their order on the page."""
+    merits = [merit_of(run) for run in runs]
+    columns = [*SETTINGS]
+    for merit in MERITS:
+        if merit in merits:
+            columns += _merit_columns(merit)
+    columns += COSTS
     return [
         column
-        for column in COLUMNS
-        if (column.merit is None or column.merit in merits) and (clocked or column.key != "clock")
+        for column in columns
+        if column.always or any(column.value(run) is not None for run in runs)
     ]
 
 
-def cell(column: Column, run: Run) -> dict[str, Any]:
-    """`{value to sort by, text}`; a dash in a column that is not for runs of this kind."""
-    value = column.value(run) if column.merit in (None, merit(run)) else None
-    text = UNKNOWN if value is None else str(value) if column.show is None else column.show(value)
+def cell(column: PageColumn, run: Run) -> dict[str, Any]:
+    """`{value, text}`: what the page sorts by, and what it shows."""
+    value = column.value(run)
+    if value is None:
+        text = UNKNOWN
+    else:
+        text = str(value) if column.show is None else column.show(value)
     return {"value": value, "text": text}
 
 
-def config_of(run: Run) -> Record:
-    """Of config.json, or else the copy in summary.json."""
-    return run.config or (run.summary or {}).get("config") or {}
+def _merit_columns(merit: Merit) -> list[PageColumn]:
+    """A figure of merit's own; runs of another one have dashes in them."""
+
+    def where_it_leads(value: Callable[[Run], Any]) -> Callable[[Run], Any]:
+        return lambda run: value(run) if merit_of(run) == merit else None
+
+    columns = []
+    if merit.before is not None:
+        label = f"{merit.name} before"
+        columns.append(PageColumn(merit.before, label, where_it_leads(before), merit.show))
+    columns += [
+        PageColumn(merit.final, f"final {merit.name}", where_it_leads(final), merit.show),
+        PageColumn(merit.best, f"best {merit.name}", where_it_leads(best), merit.show),
+    ]
+    for one in merit.in_tables:
+        value = where_it_leads(partial(last, field=one.field))
+        show = percent if one.unit == "%" else partial(human, unit=one.unit)
+        columns.append(PageColumn(one.key, one.label, value, show))
+    return columns
 
 
-def settings_of(run: Run) -> Record:
-    """The configuration over the summary."""
-    return {**(run.summary or {}), **config_of(run)}
+def _word(run: Run, key: str) -> Any:
+    return settings_of(run).get(key)
 
 
-def measured(run: Run, fields: Iterable[str]) -> bool:
-    """Whether a line of the run has a number in one of the fields."""
-    return any(record.get(field) is not None for field in fields for record in run.metrics)
+def _model(run: Run) -> str | None:
+    """Its name without the folder or the hub's owner; the configuration shows it in full."""
+    name = settings_of(run).get("model")
+    return None if name is None else short(name)
 
 
-def _word(key: str) -> Callable[[Run], Any]:
-    return lambda run: settings_of(run).get(key)
-
-
-def _model(run: Run) -> Any:
-    return _short(run, settings_of(run).get("model"))
-
-
-def _dataset(run: Run) -> Any:
-    """What classification runs call `dataset` and language runs `data`."""
-    return _short(run, settings_of(run).get("data" if merit(run) == PERPLEXITY else "dataset"))
-
-
-def _short(run: Run, name: str | None) -> str | None:
-    """Models and data of language runs are paths and names on a hub; the configuration shows them
-    in full.
-    """
-    return name if name is None or merit(run) != PERPLEXITY else short(name)
+def _data(run: Run) -> str | None:
+    """What runs on images record as `dataset`, and runs on text as `data`: paths and hub names."""
+    settings = settings_of(run)
+    text = settings.get("data")
+    return settings.get("dataset") if text is None else short(text)
 
 
 def _partition(run: Run) -> str | None:
     settings = settings_of(run)
     partition = settings.get("partition")
-    return (
-        f"{partition}({settings['alpha']})"
-        if partition != "iid" and "alpha" in settings
-        else partition
-    )
+    if partition != "iid" and "alpha" in settings:
+        return f"{partition}({settings['alpha']})"
+    return partition
 
 
 def _status(run: Run) -> str:
@@ -108,63 +123,51 @@ def _status(run: Run) -> str:
         return "finished"
     settings = settings_of(run)
     begun = len({record.get("cycle") for record in run.metrics})
-    return (
-        f"{begun} of {settings['cycles']} cycles"
-        if "cycles" in settings
-        else f"unfinished, {begun} cycles"
-    )
+    if "cycles" in settings:
+        return f"{begun} of {settings['cycles']} cycles"
+    return f"unfinished, {begun} cycles"
 
 
 def _end(axis: str) -> Callable[[Run], float]:
     return lambda run: float(along(run, axis)[-1])
 
 
-def _total(field: str) -> Callable[[Run], float]:
-    return lambda run: float(cumulative(run, field)[-1])
+def _sum_where_measured(run: Run, field: str) -> float | None:
+    return total(run, field) if has_measured(run, field) else None
 
 
-def _clock(run: Run) -> float | None:
-    return _total("clock_s")(run) if measured(run, ("clock_s",)) else None
+def _summary_column(
+    key: str, label: str, show: Callable[[float], str], always: bool = True
+) -> PageColumn:
+    return PageColumn(key, label, partial(from_summary, key=key), show, always)
 
 
-def _unit(unit: str) -> Callable[[float], str]:
-    return lambda value: human(value, unit)
+def _in(unit: str) -> Callable[[float], str]:
+    return partial(human, unit=unit)
 
 
-COLUMNS = (
-    Column("name", "run", lambda run: run.name),
-    Column("algorithm", "algorithm", _word("algorithm")),
-    Column("model", "model", _model),
-    Column("dataset", "dataset", _dataset),
-    Column("partition", "partition", _partition),
-    Column("lora_rank", "LoRA rank", _word("lora_rank"), None, PERPLEXITY),
-    Column("frozen_dtype", "frozen as", _word("frozen_dtype"), None, PERPLEXITY),
-    Column("final_accuracy", "final accuracy", final, percent, ACCURACY),
-    Column("best_accuracy", "best accuracy", best, percent, ACCURACY),
-    Column("perplexity_before", "perplexity before", before, PERPLEXITY.show, PERPLEXITY),
-    Column("perplexity_after", "final perplexity", final, PERPLEXITY.show, PERPLEXITY),
-    Column("best_perplexity", "best perplexity", best, PERPLEXITY.show, PERPLEXITY),
-    Column("token_accuracy", "next-token accuracy", token_accuracy, percent, PERPLEXITY),
-    Column("iterations", "iterations", _end("iterations"), human),
-    Column("tokens", "tokens", _total("tokens"), human, PERPLEXITY),
-    Column("tokens_per_s", "tokens a second", throughput, "{:,.0f}".format, PERPLEXITY),
-    Column("bytes_up", "bytes up", _total("bytes_up"), _unit("B")),
-    Column("bytes_down", "bytes down", _total("bytes_down"), _unit("B")),
-    Column("flops", "FLOPs", _end("flops"), _unit("FLOP")),
-    Column("seconds", "seconds", _end("seconds"), _unit("s")),
-    Column("clock", "simulated time", _clock, _unit("s")),
-    Column(
-        "trainable_params",
-        "trainable parameters",
-        partial(from_summary, key="trainable_params"),
-        human,
-        PERPLEXITY,
+SETTINGS = (
+    PageColumn("name", "run", lambda run: run.name),
+    PageColumn("algorithm", "algorithm", partial(_word, key="algorithm")),
+    PageColumn("model", "model", _model),
+    PageColumn("dataset", "dataset", _data),
+    PageColumn("partition", "partition", _partition),
+    PageColumn("lora_rank", "LoRA rank", partial(_word, key="lora_rank"), always=False),
+    PageColumn("frozen_dtype", "frozen as", partial(_word, key="frozen_dtype"), always=False),
+)
+COSTS = (
+    PageColumn("iterations", "iterations", _end("iterations"), human),
+    PageColumn("tokens", "tokens", partial(_sum_where_measured, field="tokens"), human, False),
+    PageColumn("tokens_per_s", "tokens a second", throughput, "{:,.0f}".format, False),
+    PageColumn("bytes_up", "bytes up", partial(total, field="bytes_up"), _in("B")),
+    PageColumn("bytes_down", "bytes down", partial(total, field="bytes_down"), _in("B")),
+    PageColumn("flops", "FLOPs", _end("flops"), _in("FLOP")),
+    PageColumn("seconds", "seconds", _end("seconds"), _in("s")),
+    PageColumn(
+        "clock", "simulated time", partial(_sum_where_measured, field="clock_s"), _in("s"), False
     ),
-    Column(
-        "state_bytes", "state", partial(from_summary, key="state_bytes"), _unit("B"), PERPLEXITY
-    ),
-    Column(
-        "peak_train_bytes", "peak memory", partial(from_summary, key="peak_train_bytes"), _unit("B")
-    ),
-    Column("status", "status", _status),
+    _summary_column("trainable_params", "trainable parameters", human, always=False),
+    _summary_column("state_bytes", "state", _in("B"), always=False),
+    _summary_column("peak_train_bytes", "peak memory", _in("B")),
+    PageColumn("status", "status", _status),
 )

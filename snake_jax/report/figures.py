@@ -1,10 +1,12 @@
-"""Figures like the papers': what several methods reached against what it took, IID and Non-IID
-apart, seeds a band.
+"""Figures like the papers': what several methods reached against what that took.
+
+A row of panels for each way to spread the data (IID, Non-IID), a curve for each method, and around
+it a band over its seeds.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,15 +22,21 @@ from snake_jax.report.canvas import (
     new_figure,
     save,
 )
-from snake_jax.report.runs import Merit, Run, before, common_merit, curve
-from snake_jax.report.units import scale_for
+from snake_jax.report.runs import Run, axes_of, before, common_merit, counts_tokens, curve
+from snake_jax.report.units import axis_label, scale_for
 
 PER_NODE = "iterations_per_node"
-_WORDS = {"k": "thousands", "M": "millions", "G": "billions"}
 
 
 class Line(NamedTuple):
-    """Runs that differ in their seed alone, under one label; `colour` and `style` count from 0."""
+    """A curve of a figure: runs that differ in their seed alone, under one label.
+
+    Attributes:
+      label: in the legend.
+      runs: one a seed; none where they are not there yet.
+      colour: index into the colours.
+      style: index into the line styles and markers.
+    """
 
     label: str
     runs: Sequence[Run]
@@ -37,9 +45,7 @@ class Line(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Mean, least and greatest over the seeds at each evaluation that all of them have, and where
-    that is.
-    """
+    """`[evaluations]` mean, least and greatest value over the seeds, and where (`x`) each is."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -47,15 +53,17 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def panels_of(merit: Merit) -> dict[str, tuple[str, str]]:
-    """`{axis: (label, unit)}` of the panels in a row. Rows of text are alike, so tokens would
-    repeat iterations.
+def panels_of(run: Run) -> dict[str, tuple[str, str]]:
+    """`{axis: (label, unit)}` of the panels in a row, for runs like this one.
+
+    Rows of text are all about as long, so tokens would repeat iterations: seconds stand there.
     """
-    chosen = (
-        ("bytes", "flops", "seconds") if "tokens" in merit.axes else ("examples", "bytes", "flops")
-    )
-    own = {axis: (merit.axes[axis].label, merit.axes[axis].unit) for axis in chosen}
-    return {PER_NODE: ("iterations per node", ""), **own}
+    axes = axes_of(run)
+    panels = {PER_NODE: ("iterations per node", "")}
+    names = ("bytes", "flops", "seconds") if counts_tokens(run) else ("examples", "bytes", "flops")
+    for name in names:
+        panels[name] = (axes[name].label, axes[name].unit)
+    return panels
 
 
 def curve_on(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -73,11 +81,13 @@ def band(runs: Sequence[Run], axis: str) -> Band:
     """
     curves = [curve_on(run, axis) for run in runs]
     shared = min(len(x) for x, _ in curves)
-    x, y = (np.stack([pair[i][:shared] for pair in curves]) for i in range(2))
+    xs = np.stack([x[:shared] for x, _ in curves])  # [seeds, evaluations]
+    ys = np.stack([y[:shared] for _, y in curves])
     starts = [before(run) for run in runs]
     if None not in starts:
-        x, y = np.pad(x, ((0, 0), (1, 0))), np.column_stack([np.array(starts, float), y])
-    return Band(x.mean(0), y.mean(0), y.min(0), y.max(0))
+        xs = np.pad(xs, ((0, 0), (1, 0)))
+        ys = np.column_stack([np.array(starts, float), ys])
+    return Band(xs.mean(0), ys.mean(0), ys.min(0), ys.max(0))
 
 
 def plot_figure(
@@ -93,7 +103,7 @@ def plot_figure(
       rows: title of the row to its lines; at least one line has a run.
       output_path: of the PNG.
       title: of the whole.
-      target: accuracy or perplexity to mark.
+      target: value of the figure of merit to mark.
 
     Returns:
       The path of the PNG.
@@ -101,11 +111,16 @@ def plot_figure(
     Raises:
       UserError: runs without a common figure of merit, or a picture that cannot be written.
     """
-    merit = common_merit([run for lines in rows.values() for line in lines for run in line.runs])
-    axes = panels_of(merit)
+    runs = _all_runs(rows)
+    merit = common_merit(runs)
+    axes = panels_of(runs[0])
     picture = new_figure(3.9 * len(axes), 3.3 * len(rows) + 0.9)
     panels = picture.subplots(len(rows), len(axes), sharey=True, sharex="col", squeeze=False)
-    scales = {axis: scale_for(_largest(rows, axis), unit) for axis, (_, unit) in axes.items()}
+
+    # All rows share an axis, so it reaches as far as the longest run of any row.
+    ends = {axis: max(curve_on(run, axis)[0][-1] for run in runs) for axis in axes}
+    scales = {axis: scale_for(ends[axis], unit) for axis, (_, unit) in axes.items()}
+
     for row, (name, lines) in zip(panels, rows.items(), strict=True):
         row[0].set_ylabel(f"{name}\n{merit.label}")
         for panel, axis in zip(row, axes, strict=True):
@@ -113,22 +128,19 @@ def plot_figure(
                 _draw(panel, line, axis, scales[axis].factor)
             if target is not None:
                 panel.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
-            panel.set_xlim(
-                0, 1.03 * _largest(rows, axis) / scales[axis].factor
-            )  # of all rows: they share the axis
+            panel.set_xlim(0, 1.03 * ends[axis] / scales[axis].factor)
             merit_axis(panel, merit)
             look(panel)
     for panel, (axis, (label, _)) in zip(panels[-1], axes.items(), strict=True):
-        unit = _WORDS.get(scales[axis].unit, scales[axis].unit)
-        panel.set_xlabel(f"{label} ({unit})" if unit else label)
-    handles = {
-        line.label: Line2D([], [], label=line.label, **_style(line))
-        for ls in rows.values()
-        for line in ls
-    }
-    picture.legend(
-        handles=list(handles.values()), loc="outside lower center", ncols=5, frameon=False
-    )
+        panel.set_xlabel(axis_label(label, scales[axis]))
+
+    # A method has one entry in the legend, though it stands in every row.
+    handles = {}
+    for lines in rows.values():
+        for line in lines:
+            handles[line.label] = Line2D([], [], label=line.label, **_style(line))
+    shown = list(handles.values())
+    picture.legend(handles=shown, loc="outside lower center", ncols=5, frameon=False)
     picture.suptitle(title, fontsize=11)
     return save(picture, output_path)
 
@@ -158,26 +170,28 @@ def plot_layers(
     return save(picture, output_path)
 
 
-def _largest(rows: Mapping[str, Sequence[Line]], axis: str) -> float:
-    return max(
-        curve_on(run, axis)[0][-1] for lines in rows.values() for line in lines for run in line.runs
-    )
+def _all_runs(rows: Mapping[str, Sequence[Line]]) -> list[Run]:
+    runs: list[Run] = []
+    for lines in rows.values():
+        for line in lines:
+            runs += line.runs
+    return runs
 
 
 def _draw(panel: Axes, line: Line, axis: str, factor: float) -> None:
     if not line.runs:
         return
     found = band(line.runs, axis)
-    style = _style(line) | ({} if len(found.x) <= FEW else {"marker": None})
-    panel.plot(found.x / factor, found.mean, **style)
+    x, style = found.x / factor, _style(line)
+    if len(x) > FEW:
+        style["marker"] = None
+    panel.plot(x, found.mean, **style)
     if len(line.runs) > 1:
-        colour = style["color"]
-        panel.fill_between(
-            found.x / factor, found.low, found.high, color=colour, alpha=0.2, linewidth=0
-        )
+        shade = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+        panel.fill_between(x, found.low, found.high, **shade)
 
 
-def _style(line: Line) -> dict:
+def _style(line: Line) -> dict[str, Any]:
     return {
         "color": COLOURS[line.colour % len(COLOURS)],
         "linestyle": STYLES[line.style % len(STYLES)],

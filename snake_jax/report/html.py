@@ -1,61 +1,43 @@
-"""One HTML page about many runs: table, curves, schedule, ledger, configuration. It needs no
-network and no server.
+"""One HTML page about many runs: table, curves, schedule, ledger, configuration.
 
-Python gathers one dict of plain values (`page_data`); the page's own scripts draw it. The same runs
-give the same page.
+Python gathers one dict of plain values (`page_data`); the page's own scripts draw it. It needs no
+network and no server, and the same runs give the same page, byte for byte.
+
+The page knows no algorithm, model or figure of merit by name. It shows what run folders record, so
+a run of a user's own method and model has the same page.
 """
 
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from snake_jax.errors import UserError
-from snake_jax.report.columns import Column, cell, columns_of, config_of, measured, settings_of
+from snake_jax.report.columns import PageColumn, cell, columns_of
 from snake_jax.report.ledger import ledger
+from snake_jax.report.merits import MERITS, Curve, Record
 from snake_jax.report.plots import layer_order
 from snake_jax.report.runs import (
-    ACCURACY,
-    PERPLEXITY,
+    TOKEN_AXES,
     Axis,
-    Merit,
-    Record,
     Run,
     before,
+    config_of,
     cumulative,
-    merit,
+    has_measured,
+    merit_of,
     read_run,
+    settings_of,
 )
 
-
-class Value(NamedTuple):
-    """What a curve can show: a field of the lines of runs that have this figure of merit."""
-
-    merit: Merit
-    field: str
-    label: str
-    unit: str
-
-
-PAGE_AXES = {**ACCURACY.axes, **PERPLEXITY.axes, "clock": Axis("simulated time", "s", ("clock_s",))}
+PAGE_AXES = {**TOKEN_AXES, "clock": Axis("simulated time", "s", ("clock_s",))}
 PER_NODE, NUMBER = "iterations_per_node", "number"
-# By figure of merit, so that no curve of one kind of run stands beside one of another that means
-# something else.
-VALUES = {
-    "accuracy": Value(ACCURACY, "accuracy", "test accuracy", "%"),
-    "test_loss": Value(ACCURACY, "test_loss", "test loss", ""),
-    "loss": Value(ACCURACY, "loss", "training loss", ""),
-    "perplexity": Value(PERPLEXITY, "perplexity", PERPLEXITY.label, ""),
-    "token_accuracy": Value(PERPLEXITY, "accuracy", "next-token accuracy", "%"),
-    "token_test_loss": Value(PERPLEXITY, "test_loss", "held-out loss a token", ""),
-    "token_loss": Value(PERPLEXITY, "loss", "training loss a token", ""),
-}
 SCRIPTS = ("page_tables.js", "page_curves.js", "page_schedule.js", "page.js")  # the last one starts
 _HERE = Path(__file__).parent
 
@@ -72,11 +54,10 @@ def write_page(folder: str | Path, output_path: str | Path) -> tuple[Path, int]:
     """
     runs = find_runs(folder)
     path = Path(output_path)
+    text = page(page_data(runs, f"Runs in {Path(folder).resolve().name}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            page(page_data(runs, f"Runs in {Path(folder).resolve().name}")), encoding="utf-8"
-        )
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"--output={path}: cannot write the page ({error.strerror or error})"
@@ -85,25 +66,26 @@ def write_page(folder: str | Path, output_path: str | Path) -> tuple[Path, int]:
 
 
 def find_runs(folder: str | Path) -> list[Run]:
-    """The runs at any depth under `folder` with at least one finished visit, named by their path in
-    it.
+    """The runs at any depth under `folder` with at least one finished visit, named by their path
+    in it.
+
+    Raises:
+      UserError: no such folder, no runs in it, or a damaged file in a run.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(
             f"{root}: no such folder; give the one that holds the --workdir of your runs"
         )
-    paths = sorted(
-        Path(at) for at in _folders_with_metrics(root) if _has_a_line(Path(at) / "metrics.jsonl")
-    )
-    if not paths:
+    runs = []
+    for path in sorted(_folders_with_metrics(root)):
+        name = root.resolve().name if path == root else path.relative_to(root).as_posix()
+        runs.append(read_run(path)._replace(name=name))
+    if not runs:
         raise UserError(
             f"{root}: no runs in it (no folder with a finished visit in a metrics.jsonl)"
         )
-    names = [
-        path.relative_to(root).as_posix() if path != root else root.resolve().name for path in paths
-    ]
-    return [read_run(path)._replace(name=name) for path, name in zip(paths, names, strict=True)]
+    return runs
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -119,55 +101,62 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand in a script element: no character of it can end the element or open
-    another.
-    """
+    """JSON that may stand in a script element: nothing in it can end it or open another."""
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
     """Everything that the page shows."""
-    merits = [one for one in (ACCURACY, PERPLEXITY) if any(merit(run) == one for run in runs)]
     columns = columns_of(runs)
-    every = [_run_data(run, columns) for run in runs]
+    curves = _curves(runs)
+    shown = [_run_data(run, columns) for run in runs]
     return {
         "title": title,
-        "axes": [axis for axis in _axes() if any(axis["key"] in run["x"] for run in every)],
-        "values": [_value(key, value) for key, value in VALUES.items() if value.merit in merits],
+        "axes": [axis for axis in _axes() if any(axis["key"] in run["x"] for run in shown)],
+        "values": [
+            {"key": one.key, "label": one.label, "unit": one.unit, "factors": one.factors}
+            for one in curves
+        ],
         "columns": [
             {"key": one.key, "label": one.label, "number": one.show is not None} for one in columns
         ],
-        "runs": every,
+        "runs": shown,
     }
 
 
+def _curves(runs: Sequence[Run]) -> list[Curve]:
+    """What can be drawn of at least one run, in the order of the page's list."""
+    merits = [merit_of(run) for run in runs]
+    found: dict[str, Curve] = {}
+    for merit in MERITS:
+        if merit in merits:
+            for one in merit.curves:
+                found.setdefault(one.key, one)
+    return list(found.values())
+
+
 def _axes() -> list[dict[str, str]]:
-    known = [
-        {"key": key, "label": axis.label, "unit": axis.unit} for key, axis in PAGE_AXES.items()
-    ]
-    own = ((PER_NODE, "iterations per node"), (NUMBER, "visits or rounds"))
-    return known + [{"key": key, "label": label, "unit": ""} for key, label in own]
+    axes = []
+    for key, axis in PAGE_AXES.items():
+        axes.append({"key": key, "label": axis.label, "unit": axis.unit})
+    axes.append({"key": PER_NODE, "label": "iterations per node", "unit": ""})
+    axes.append({"key": NUMBER, "label": "visits or rounds", "unit": ""})
+    return axes
 
 
-def _value(key: str, value: Value) -> dict[str, Any]:
-    factors = key == PERPLEXITY.field  # drawn on a logarithmic axis where it spans much
-    return {"key": key, "label": value.label, "unit": value.unit, "factors": factors}
-
-
-def _run_data(run: Run, columns: Sequence[Column]) -> dict[str, Any]:
-    own = {key: value.field for key, value in VALUES.items() if value.merit == merit(run)}
-    start = before(run)
+def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
+    merit, start = merit_of(run), before(run)
+    y = {}
+    for one in merit.curves:
+        y[one.key] = [_rounded(record.get(one.field)) for record in run.metrics]
     return {
         "name": run.name,
         "cells": {column.key: cell(column, run) for column in columns},
         "config": {key: _shown(value) for key, value in config_of(run).items()},
         "x": _positions(run),
-        "y": {
-            key: [_rounded(record.get(field)) for record in run.metrics]
-            for key, field in own.items()
-        },
-        "start": {} if start is None else {merit(run).field: _rounded(start)},
+        "y": y,
+        "start": {} if start is None else {merit.field: _rounded(start)},
         "layers": layer_order(run.metrics),
         "visits": _visits(run.metrics),
         "ledger": ledger(run),
@@ -176,11 +165,10 @@ def _run_data(run: Run, columns: Sequence[Column]) -> dict[str, Any]:
 
 def _positions(run: Run) -> dict[str, list[float | None]]:
     """`{axis: [visits]}` after each visit; an axis that nothing was measured for is left out."""
-    found = {key: axis.fields for key, axis in PAGE_AXES.items() if measured(run, axis.fields)}
-    totals = {
-        key: np.sum([cumulative(run, field) for field in fields], axis=0)
-        for key, fields in found.items()
-    }
+    totals = {}
+    for key, axis in PAGE_AXES.items():
+        if any(has_measured(run, field) for field in axis.fields):
+            totals[key] = np.sum([cumulative(run, field) for field in axis.fields], axis=0)
     if "iterations" in totals:
         totals[PER_NODE] = totals["iterations"] / _num_nodes(run)
     totals[NUMBER] = np.arange(1.0, len(run.metrics) + 1)
@@ -188,47 +176,47 @@ def _positions(run: Run) -> dict[str, list[float | None]]:
 
 
 def _num_nodes(run: Run) -> int:
-    settings = settings_of(run)
-    return (
-        settings.get("nodes")
-        or len({node for record in run.metrics for node in _nodes(record)})
-        or 1
-    )
+    """As configured, or else as many as the lines name."""
+    named: set[Any] = set()
+    for record in run.metrics:
+        named.update(_nodes(record))
+    return settings_of(run).get("nodes") or len(named) or 1
 
 
 def _nodes(record: Record) -> list[Any]:
+    """The nodes of a visit or round; a line may name one, several or none."""
     node = record.get("node")
-    return node if isinstance(node, list) else [] if node is None else [node]
+    if node is None:
+        return []
+    return node if isinstance(node, list) else [node]
 
 
-def _visits(metrics: Sequence[Record]) -> list[dict[str, Any]]:
-    """What the schedule shows of each line; `layers` are places in the order of `layer_order`."""
-    place = {name: i for i, name in enumerate(layer_order(metrics))}
-    return [
-        {
-            "visit": record.get("visit", number),
-            "cycle": record.get("cycle"),
-            "nodes": _nodes(record),
-            "layers": sorted(place[name] for name in record.get("layers") or []),
-            "event": record.get("event") or "",
-        }
-        for number, record in enumerate(metrics)
-    ]
+def _visits(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the schedule shows of each line; `layers` are indices into `layer_order`."""
+    index = {name: i for i, name in enumerate(layer_order(records))}
+    visits = []
+    for number, record in enumerate(records):
+        visits.append(
+            {
+                "visit": record.get("visit", number),
+                "cycle": record.get("cycle"),
+                "nodes": _nodes(record),
+                "layers": sorted(index[name] for name in record.get("layers") or []),
+                "event": record.get("event") or "",
+            }
+        )
+    return visits
 
 
-def _folders_with_metrics(root: Path) -> Iterable[str]:
+def _folders_with_metrics(root: Path) -> Iterator[Path]:
+    """Folders with at least one whole line of metrics."""
     for at, folders, files in os.walk(root):
-        folders[:] = [
-            name for name in folders if name != "checkpoints" and not name.startswith(".")
-        ]
+        # In place, which is how os.walk is told what not to enter.
+        folders[:] = [name for name in folders if name != "checkpoints" and name[0] != "."]
         if "metrics.jsonl" in files:
-            yield at
-
-
-def _has_a_line(path: Path) -> bool:
-    return any(
-        line.strip() and line.endswith("\n") for line in path.read_text().splitlines(keepends=True)
-    )
+            lines = (Path(at) / "metrics.jsonl").read_text().splitlines(keepends=True)
+            if any(line.strip() and line.endswith("\n") for line in lines):
+                yield Path(at)
 
 
 def _part(name: str) -> str:
@@ -236,12 +224,10 @@ def _part(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A config value as text that is equal where the value is."""
-    return (
-        value
-        if isinstance(value, str) and value
-        else json.dumps(value, ensure_ascii=False, sort_keys=True)
-    )
+    """A value of the configuration as text; equal values give equal text."""
+    if isinstance(value, str) and value:
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _rounded(value: Any) -> float | None:

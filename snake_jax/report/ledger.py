@@ -1,4 +1,4 @@
-"""What each place sent and received, and why: the rows of ledger.jsonl added up."""
+"""What each place sent and received, and why: the transfers of ledger.jsonl added up."""
 
 import json
 from pathlib import Path
@@ -6,65 +6,68 @@ from typing import Any
 
 from snake_jax.errors import UserError
 from snake_jax.nodes.ledger import SERVER
-from snake_jax.report.runs import Record, Run
+from snake_jax.report.merits import Record
+from snake_jax.report.runs import Run
 
-REASONS = (
-    "initial",
-    "catch-up",
-    "update",
-    "activations",
-    "gradients",
-    "labels",
-)  # in this order, others after them
+# Why something was sent, in this order; others after them.
+REASONS = ("initial", "catch-up", "update", "activations", "gradients", "labels")
 
 
 def ledger(run: Run) -> dict[str, Any] | None:
-    """Bytes sent and received by each place, by reason, beside the metrics' totals; None where no
-    ledger was kept.
+    """Bytes sent and received by each place, by reason, beside the totals of the metrics.
+
+    Up is what nodes sent, down what the server sent. None where no ledger was kept.
+
+    Raises:
+      UserError: a line of ledger.jsonl that is no transfer.
     """
-    rows = _ledger_rows(run.path / "ledger.jsonl")
-    if rows is None:
+    transfers = _read_transfers(run.path / "ledger.jsonl")
+    if transfers is None:
         return None
-    reasons = sorted({row["why"] for row in rows}, key=_in_order_of_reasons)
-    names = sorted(
-        {row[end] for row in rows for end in ("source", "destination")}, key=_server_first
-    )
-    places: dict[str, dict[str, Any]] = {
-        name: {"name": name, "sent": [0] * len(reasons), "received": [0] * len(reasons)}
-        for name in names
-    }
-    for row in rows:
-        column = reasons.index(row["why"])
-        places[row["source"]]["sent"][column] += row["bytes"]
-        places[row["destination"]]["received"][column] += row["bytes"]
-    down = sum(row["bytes"] for row in rows if row["source"] == SERVER)
+    reasons = sorted({one["why"] for one in transfers}, key=_in_order_of_reasons)
+    names = {one["source"] for one in transfers} | {one["destination"] for one in transfers}
+    places: dict[str, dict[str, Any]] = {}
+    for name in sorted(names, key=_server_first):
+        places[name] = {"name": name, "sent": [0] * len(reasons), "received": [0] * len(reasons)}
+
+    # Every transfer counts twice: where it left, and where it arrived.
+    up, down = 0, 0
+    for one in transfers:
+        reason = reasons.index(one["why"])
+        places[one["source"]]["sent"][reason] += one["bytes"]
+        places[one["destination"]]["received"][reason] += one["bytes"]
+        if one["source"] == SERVER:
+            down += one["bytes"]
+        else:
+            up += one["bytes"]
     return {
         "reasons": reasons,
         "places": list(places.values()),
-        "transfers": len(rows),
-        "bytes_up": sum(row["bytes"] for row in rows) - down,
+        "transfers": len(transfers),
+        "bytes_up": up,
         "bytes_down": down,
         "metrics_up": sum(record.get("bytes_up") or 0 for record in run.metrics),
         "metrics_down": sum(record.get("bytes_down") or 0 for record in run.metrics),
     }
 
 
-def _ledger_rows(path: Path) -> list[Record] | None:
-    """The rows of a ledger; a last line that is still being written is left out."""
+def _read_transfers(path: Path) -> list[Record] | None:
+    """The transfers of a ledger; a last line that is still being written is left out."""
     if not path.exists():
         return None
-    rows = []
+    transfers = []
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if not line.strip() or not line.endswith("\n"):
             continue
         try:
-            row = json.loads(line)
-            rows.append({key: row[key] for key in ("source", "destination", "why", "bytes")})
+            record = json.loads(line)
+            keys = ("source", "destination", "why", "bytes")
+            transfers.append({key: record[key] for key in keys})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}, line {number}: no row of a ledger; remove the file or run again"
             ) from error
-    return rows
+    return transfers
 
 
 def _in_order_of_reasons(why: str) -> tuple[int, str]:
@@ -72,5 +75,7 @@ def _in_order_of_reasons(why: str) -> tuple[int, str]:
 
 
 def _server_first(place: str) -> tuple[bool, str, int, str]:
+    """The server, then by name, and numbers at the end of a name by value: node9 before node10."""
     stem = place.rstrip("0123456789")
-    return (place != SERVER, stem, int(place[len(stem) :] or -1), place)
+    number = place[len(stem) :]
+    return (place != SERVER, stem, int(number) if number else -1, place)

@@ -88,7 +88,7 @@ function start() {
   const first = Math.max(
     0,
     data.runs.findIndex((run) => middleLayers(run).length > 0),
-  ); // a snake, where there is one
+  ); // a run whose visits train different layers, where there is one
   byId("schedule-run").value = first;
   byId("ledger-run").value = first;
   startCurves();

@@ -1,4 +1,4 @@
-// Accuracy, perplexity and loss curves of the shown runs, with values under the pointer or the arrow keys.
+// Curves of the shown runs, with values under the pointer or the arrow keys. What can be drawn is in data.values.
 
 const FEW_POINTS = 60; // up to which each gets a dot
 const FACTORS = 3; // up to this factor between least and greatest an axis of factors is linear

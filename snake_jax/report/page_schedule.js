@@ -1,4 +1,5 @@
-// Which node trained which layers in which visit: a column a visit, a row a layer, the snake through the middle layers.
+// Which node trained which layers in which visit: a column a visit, a row a layer. Where visits train different layers,
+// a line (the snake) joins those of one visit with those of the next. Only what the run recorded decides what is drawn.
 
 const ROW = 26;
 const [CYCLES_ROOM, BADGES_ROOM, BOTTOM] = [20, 22, 20]; // above the rows and below them
@@ -151,7 +152,7 @@ function cycles(plan) {
   return drawn;
 }
 
-// The snake: through the middle layers of visit after visit, solid within a cycle, dashed on to the next one.
+// The snake: a line through the layers that train in some visits only, solid within a cycle, dashed between cycles.
 function snake(plan) {
   const stops = plan.run.visits.flatMap((visit, number) => snakeStop(plan, visit, number));
   const bends = stops.slice(1).map((stop, i) => ({ path: bend(stops[i], stop), jump: stop.cycle !== stops[i].cycle }));
@@ -243,9 +244,9 @@ function scheduleLegend(plan) {
   const said = [
     "Numbered from 0, as in metrics.jsonl.",
     plan.middle.length
-      ? "The line goes through the layers that do not train in every visit; dashed, on to the next cycle."
+      ? "The line joins the layers that train in some visits only, from visit to visit; it is dashed between two cycles."
       : "",
-    plan.middle.length ? "" : "All layers train in every visit, so there is no snake.",
+    plan.middle.length ? "" : "All layers train in every visit, so there is no line.",
   ];
   const keys = plan.nodes.length
     ? [html("p", {}, ...nodeKeys(plan))]

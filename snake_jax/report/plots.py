@@ -1,8 +1,9 @@
-"""Pictures of runs: accuracy or perplexity against what it cost, and what one run did."""
+"""Pictures of runs: the figure of merit against what it cost, and what one run did."""
 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,35 +20,51 @@ from snake_jax.report.canvas import (
     new_figure,
     save,
 )
+from snake_jax.report.merits import Record
 from snake_jax.report.runs import (
-    PERPLEXITY,
-    Record,
     Run,
     along,
+    axes_of,
     common_merit,
+    counts_tokens,
     cumulative,
     curve,
     curve_from_start,
     final,
+    merit_of,
+    settings_of,
 )
-from snake_jax.report.runs import merit as merit_of
-from snake_jax.report.units import human, scale_for, short
+from snake_jax.report.units import axis_label, human, scale_for, short
 
 MANY_LAYERS = 20
-MANY_NODES = ("0.75", "black")  # fill and ink of a round that several nodes share
-_LANGUAGE_CAPTION = ("algorithm", "model", "data", "partition")
+# Rows of a text are cut and packed and say little, so tokens stand in the place of examples.
+_PICTURED = ("iterations", "examples", "bytes", "flops", "seconds")
+_TEXT_PICTURED = ("iterations", "tokens", "bytes", "flops", "seconds")
+_CAPTION = ("algorithm", "dataset", "partition")
+_TEXT_CAPTION = ("algorithm", "model", "data", "partition")
+
+
+class Paint(NamedTuple):
+    """Colours of a block in the strip of layers: its area, and the number on it."""
+
+    fill: Any  # as Matplotlib takes colours
+    ink: str
+
+
+MANY_NODES = Paint("0.75", "black")  # of a round that several nodes share
 
 
 def plot_curves(
     runs: Sequence[Run], output_path: str | Path, axes: Sequence[str] | None = None
 ) -> Path:
-    """The runs' figure of merit against each of `axes`, with a legend of what each run reached and
-    cost.
+    """The runs' figure of merit against each of `axes`, a panel each.
+
+    A legend says what each run reached and what that cost.
 
     Args:
       runs: of one figure of merit.
       output_path: of the PNG.
-      axes: of the merit's; by default those it is pictured on.
+      axes: of `runs.axes_of`; by default iterations, examples or tokens, bytes, FLOPs, seconds.
 
     Returns:
       The path of the PNG.
@@ -56,7 +73,10 @@ def plot_curves(
       UserError: runs without a common figure of merit, or a picture that cannot be written.
     """
     merit = common_merit(runs)
-    axes = merit.pictured if axes is None else axes
+    if axes is None:
+        axes = _TEXT_PICTURED if counts_tokens(runs[0]) else _PICTURED
+
+    # A panel an axis and one for the legend, at most three beside each other.
     columns = min(3, len(axes) + 1)
     rows = -(-(len(axes) + 1) // columns)
     figure = new_figure(4.6 * columns, 3.5 * rows)
@@ -65,28 +85,28 @@ def plot_curves(
         _merit_panel(panel, runs, axis)
     for panel in panels[len(axes) :]:
         panel.axis("off")
+
     handles = panels[0].get_legend_handles_labels()
-    panels[len(axes)].legend(
-        *handles,
-        loc="center",
-        frameon=False,
-        labelspacing=1.2,
-        fontsize=11 if len(runs) <= 4 else 8,
-    )
+    size = 11 if len(runs) <= 4 else 8
+    panels[len(axes)].legend(*handles, loc="center", frameon=False, labelspacing=1.2, fontsize=size)
     for row in range(rows):
         panels[row * columns].set_ylabel(merit.label)
     return save(figure, output_path)
 
 
 def plot_run(run: Run, output_path: str | Path) -> Path:
-    """One run against its iterations: accuracy or perplexity, loss, bytes, and which node trained
-    which layer when.
+    """One run against its iterations.
+
+    Four panels: the figure of merit, the loss, the bytes sent, and which node trained which layer
+    when.
 
     Returns:
       The path of the PNG.
     """
     layers = layer_order(run.metrics)
-    strip = max(1.2, _row_height(layers) * len(layers))
+    # Inches; many rows are narrower, down to what the names need.
+    row_height = 0.26 if len(layers) <= MANY_LAYERS else 0.16
+    strip = max(1.2, row_height * len(layers))
     figure = new_figure(9, 6 + strip)
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip])
     for panel, draw in zip(panels, (_merit, _loss, _bytes), strict=False):
@@ -102,72 +122,81 @@ def plot_run(run: Run, output_path: str | Path) -> Path:
 
 
 def layer_order(records: Iterable[Record]) -> list[str]:
-    """All layers in an order that agrees with each record's; ties go by name, numbers inside names
-    by value.
+    """All layers that train, in the model's order.
+
+    The lines alone say what that is: each lists its layers in order. Where they leave it open,
+    names decide, numbers inside names by value.
     """
+    # Of every layer, those that stand before it in some line.
     before: dict[str, set[str]] = {}
     for record in records:
         names = record.get("layers") or []
         for i, name in enumerate(names):
             before.setdefault(name, set()).update(names[:i])
+
+    # Again and again the first by name of those whose predecessors are all placed; any, where lines
+    # contradict each other.
     order: list[str] = []
     while left := [name for name in before if name not in order]:
-        free = [name for name in left if before[name] <= set(order)] or left
-        order.append(min(free, key=_natural))
+        free = [name for name in left if before[name] <= set(order)]
+        order.append(min(free or left, key=_natural))
     return order
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     # Language models' layers say by their names alone which comes first and last.
     end = {"embed": -1, "head": 1}.get(name.split(".")[0], 0)
-    return [(end, "")] + [
-        (int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|\D+", name)
-    ]
+    key = [(end, "")]
+    for part in re.findall(r"\d+|\D+", name):
+        key.append((int(part), "") if part.isdigit() else (0, part))
+    return key
 
 
 def _merit_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
-    merit = merit_of(runs[0])
-    scale = scale_for(max(along(run, axis)[-1] for run in runs), merit.axes[axis].unit)
+    what = axes_of(runs[0])[axis]
+    scale = scale_for(max(along(run, axis)[-1] for run in runs), what.unit)
     for i, run in enumerate(runs):
         x, y = curve_from_start(run, axis)
-        panel.plot(x / scale.factor, y, label=_legend(run, airy=len(runs) <= 4), **_line(i, len(x)))
-    unit = {"k": "thousands", "M": "millions", "G": "billions"}.get(scale.unit, scale.unit)
-    label = merit.axes[axis].label
-    panel.set_xlabel(f"{label} ({unit})" if unit else label)
+        label = _legend(run, airy=len(runs) <= 4)
+        panel.plot(x / scale.factor, y, label=label, **_line(i, len(x)))
+    panel.set_xlabel(axis_label(what.label, scale))
     panel.set_xlim(left=0)
-    merit_axis(panel, merit)
+    merit_axis(panel, merit_of(runs[0]))
     look(panel)
 
 
-def _line(i: int, points: int) -> dict:
-    marker = MARKERS[i % len(MARKERS)] if points <= FEW else None
-    style = STYLES[i // len(COLOURS) % len(STYLES)]
+def _line(i: int, points: int) -> dict[str, Any]:
+    """How the curve of the i-th run is drawn."""
     return {
         "color": COLOURS[i % len(COLOURS)],
-        "linestyle": style,
+        "linestyle": STYLES[i // len(COLOURS) % len(STYLES)],
         "linewidth": 1.6,
-        "marker": marker,
+        "marker": MARKERS[i % len(MARKERS)] if points <= FEW else None,
         "markersize": 3.5,
     }
 
 
 def _legend(run: Run, airy: bool) -> str:
-    merit, value = merit_of(run), final(run)
-    reached = merit.said.format(merit.show(value)) if value is not None else f"no {merit.field} yet"
-    sent, flops = (
-        human(along(run, axis)[-1], merit.axes[axis].unit) for axis in ("bytes", "flops")
-    )
+    merit, value, axes = merit_of(run), final(run), axes_of(run)
+    sent = human(along(run, "bytes")[-1], axes["bytes"].unit)
+    work = human(along(run, "flops")[-1], axes["flops"].unit)
+    reached = f"no {merit.name} yet" if value is None else merit.said(value)
     separator = "\n" if airy else ", "
-    return f"{run.name}\n" + separator.join((reached, f"{sent} sent", f"{flops} of training"))
+    return f"{run.name}\n" + separator.join((reached, f"{sent} sent", f"{work} of training"))
 
 
 def _caption(run: Run) -> str:
-    settings = {**run.config, **(run.summary or {})}
-    names = [str(settings[key]) for key in ("algorithm", "dataset", "partition") if key in settings]
-    if merit_of(run) == PERPLEXITY:
-        names = [short(str(settings[key])) for key in _LANGUAGE_CAPTION if key in settings]
-    nodes = [f"{settings['nodes']} nodes"] if "nodes" in settings else []
-    return f"{run.name}: {', '.join(names + nodes)}" if names else run.name
+    settings = settings_of(run)
+    if counts_tokens(run):
+        # Models and data of fine-tuning runs are paths and names on a hub.
+        words = [short(str(settings[key])) for key in _TEXT_CAPTION if key in settings]
+    else:
+        words = [str(settings[key]) for key in _CAPTION if key in settings]
+    if not words:
+        return run.name
+    if "nodes" in settings:
+        words.append(f"{settings['nodes']} nodes")
+    return f"{run.name}: {', '.join(words)}"
 
 
 def _merit(panel: Axes, run: Run) -> None:
@@ -192,20 +221,16 @@ def _loss(panel: Axes, run: Run) -> None:
 
 def _bytes(panel: Axes, run: Run) -> None:
     x = np.concatenate([[0.0], along(run, "iterations")])
-    totals = [
-        np.concatenate([[0.0], cumulative(run, field)]) for field in ("bytes_up", "bytes_down")
-    ]
-    scale = scale_for(max(total[-1] for total in totals), "B")
+    up = np.concatenate([[0.0], cumulative(run, "bytes_up")])
+    down = np.concatenate([[0.0], cumulative(run, "bytes_down")])
+    scale = scale_for(max(up[-1], down[-1]), "B")
     # Dashed: up and down are often equal, and one would hide the other.
-    for total, label, style in zip(totals, ("up", "down"), ("-", "--"), strict=True):
-        panel.step(
-            x,
-            total / scale.factor,
-            color=COLOURS[label == "down"],
-            linestyle=style,
-            where="post",
-            label=label,
-        )
+    for amount, label, colour, style in (
+        (up, "up", COLOURS[0], "-"),
+        (down, "down", COLOURS[1], "--"),
+    ):
+        amount = amount / scale.factor
+        panel.step(x, amount, color=colour, linestyle=style, where="post", label=label)
     panel.set_ylabel(f"{scale.unit} sent")
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False, fontsize=8, loc="upper left")
@@ -213,48 +238,35 @@ def _bytes(panel: Axes, run: Run) -> None:
 
 
 def _cycle_lines(panel: Axes, run: Run) -> None:
-    x, cycles = along(run, "iterations"), [record.get("cycle") for record in run.metrics]
+    x = along(run, "iterations")
+    cycles = [record.get("cycle") for record in run.metrics]
     ends = [x[i] for i in range(len(cycles) - 1) if cycles[i] != cycles[i + 1]]
     if len(ends) <= FEW:
         for end in ends:
             panel.axvline(end, color="0.75", linewidth=0.8, zorder=0)
 
 
-def _row_height(layers: Sequence[str]) -> float:
-    """Inches; many rows are narrower, down to what the names need."""
-    return 0.26 if len(layers) <= MANY_LAYERS else 0.16
-
-
 def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
     """A row a layer, a block a visit, coloured and, where there is room, numbered by the node."""
     stops = along(run, "iterations")
     starts = np.concatenate([[0.0], stops[:-1]])
-    colours = _node_colours(run)
+    paints = _node_paints(run)
     for row, layer in enumerate(layers):
-        visits = [
-            i for i, record in enumerate(run.metrics) if layer in (record.get("layers") or [])
-        ]
-        spans = [(starts[i], stops[i] - starts[i]) for i in visits]
-        looks = [colours.get(_one_node(run.metrics[i]), MANY_NODES) for i in visits]
-        panel.broken_barh(
-            spans,
-            (row - 0.45, 0.9),
-            facecolors=[fill for fill, _ in looks],
-            edgecolor="white",
-            lw=0.4,
-        )
+        # The visits that trained the layer.
+        numbers = []
+        for number, record in enumerate(run.metrics):
+            if layer in (record.get("layers") or []):
+                numbers.append(number)
+        found = [paints.get(_one_node(run.metrics[i]), MANY_NODES) for i in numbers]
+
+        spans = [(starts[i], stops[i] - starts[i]) for i in numbers]
+        fills = [paint.fill for paint in found]
+        panel.broken_barh(spans, (row - 0.45, 0.9), facecolors=fills, edgecolor="white", lw=0.4)
         if len(run.metrics) <= FEW:
-            for i, (_, ink) in zip(visits, looks, strict=True):
-                style = {
-                    "ha": "center",
-                    "va": "center",
-                    "fontsize": 6,
-                    "color": ink,
-                    "clip_on": True,
-                }
-                panel.text(
-                    (starts[i] + stops[i]) / 2, row, _node_label(run.metrics[i], layer), **style
-                )
+            for i, paint in zip(numbers, found, strict=True):
+                middle, text = (starts[i] + stops[i]) / 2, _node_label(run.metrics[i], layer)
+                where: dict[str, Any] = {"ha": "center", "va": "center", "clip_on": True}
+                panel.text(middle, row, text, fontsize=6, color=paint.ink, **where)
     panel.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= MANY_LAYERS else 7)
     panel.set_ylim(len(layers) - 0.5, -0.5)
     panel.set_ylabel("layers trained,\nby node")
@@ -262,6 +274,7 @@ def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
 
 
 def _one_node(record: Record) -> int | None:
+    """The node of a visit; None of a round that several share."""
     node = record.get("node")
     if isinstance(node, list):
         return node[0] if len(node) == 1 else None
@@ -276,14 +289,13 @@ def _node_label(record: Record, layer: str) -> str:
     return f"{len(record.get('node') or [])} nodes" if layer == record["layers"][0] else ""
 
 
-def _node_colours(run: Run) -> dict[int | None, tuple]:
-    """Fill and ink of each node, along viridis, which stays in order for every kind of sight and in
-    grey.
-    """
+def _node_paints(run: Run) -> dict[int | None, Paint]:
+    """Each node's colours, along viridis: in order for every kind of sight, and in grey."""
     nodes = sorted({node for record in run.metrics if (node := _one_node(record)) is not None})
-    shades = [
-        tuple(shade)
-        for shade in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(nodes)))
-    ]
-    inks = ["white" if 2 * i < len(nodes) else "black" for i in range(len(nodes))]
-    return dict(zip(nodes, zip(shades, inks, strict=True), strict=True))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(nodes)))
+    paints: dict[int | None, Paint] = {}
+    for i, (node, shade) in enumerate(zip(nodes, shades, strict=True)):
+        # The first half of viridis is dark.
+        ink = "white" if 2 * i < len(nodes) else "black"
+        paints[node] = Paint(tuple(shade), ink)
+    return paints

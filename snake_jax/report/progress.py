@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from snake_jax.report.runs import Record, merit_of_lines
+from snake_jax.report.merits import Record, merit_of_lines
 from snake_jax.report.units import clock
 
 Update = Callable[[Record], None]
+FEW_LAYERS = 4  # up to which a line names them all
 
 
 @contextmanager
@@ -36,35 +37,38 @@ def progress(
         yield _lines(total_visits, done, unit)
 
 
-def describe(record: Record) -> str:
-    """`loss 1.234  accuracy 56.7 %  node 3  conv1,conv4,fc11`, with what was not measured left out.
+def progress_text(record: Record) -> str:
+    """A line of metrics in a few words; what was not measured is left out.
 
-    Of a language model `loss 1.234  perplexity 12.3  node 3  block_05.lora  1,234 tokens/s`. Where
-    several seeds are trained, a record says which `seed` it is of.
+    `loss 1.234  accuracy 56.7 %  node 3  conv1,conv4,fc11`, or of a language model `loss 1.234
+    perplexity 12.3  node 3  block_05.lora  1,234 tokens/s`. Where several seeds are trained, a
+    record says which `seed` it is of.
     """
     merit = merit_of_lines([record])
-    loss, reached, rate = record.get("loss"), record.get(merit.field), record.get("tokens_per_s")
-    parts = [
-        f"seed {record['seed']}" if "seed" in record else "",
-        f"loss {loss:.3f}" if loss is not None else "",
-        f"{merit.field} {merit.show(reached)}" if reached is not None else "",
-        _nodes(record.get("node")),
-        _layers(record.get("layers") or []),
-        f"{rate:,.0f} tokens/s" if rate is not None else "",
-        "distilled" if record.get("distilled") else "",
-        record.get("event") or "",
-    ]
+    parts = []
+    if "seed" in record:
+        parts.append(f"seed {record['seed']}")
+    if record.get("loss") is not None:
+        parts.append(f"loss {record['loss']:.3f}")
+    if record.get(merit.field) is not None:
+        parts.append(f"{merit.name} {merit.show(record[merit.field])}")
+    parts.append(_nodes(record.get("node")))
+    layers = record.get("layers") or []
+    parts.append(",".join(layers) if len(layers) <= FEW_LAYERS else f"{len(layers)} layers")
+    if record.get("tokens_per_s") is not None:
+        parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
+    if record.get("distilled"):
+        parts.append("distilled")
+    parts.append(record.get("event") or "")
     return "  ".join(part for part in parts if part)
 
 
 def _nodes(node: int | list[int] | None) -> str:
     if node is None:
         return ""
-    return f"node {node}" if isinstance(node, int) else f"{len(node)} node{'s' * (len(node) != 1)}"
-
-
-def _layers(layers: list[str], limit: int = 4) -> str:
-    return ",".join(layers) if len(layers) <= limit else f"{len(layers)} layers"
+    if isinstance(node, int):
+        return f"node {node}"
+    return "1 node" if len(node) == 1 else f"{len(node)} nodes"
 
 
 def _lines(total: int, done: int, unit: str) -> Update:
@@ -73,11 +77,10 @@ def _lines(total: int, done: int, unit: str) -> Update:
     def update(record: Record) -> None:
         nonlocal done
         done += 1
+        # As fast as on average since this process began.
         left = (time.monotonic() - start) / (done - first) * (total - done)
-        print(
-            f"{unit} {done:>{len(str(total))}}/{total}  {describe(record)}  left {clock(left)}",
-            flush=True,
-        )
+        count = f"{done:>{len(str(total))}}/{total}"
+        print(f"{unit} {count}  {progress_text(record)}  left {clock(left)}", flush=True)
 
     return update
 
@@ -99,4 +102,4 @@ def _bar(total: int, done: int, unit: str) -> Iterator[Update]:
     )
     with Progress(*columns, console=Console(file=sys.stdout), expand=True) as bar:
         task = bar.add_task("", total=total, completed=done)
-        yield lambda record: bar.update(task, advance=1, description=describe(record))
+        yield lambda record: bar.update(task, advance=1, description=progress_text(record))

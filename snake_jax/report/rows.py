@@ -1,33 +1,35 @@
-"""The rows of the comparison table: what a run reached, what that cost, the work done, the
-setting.
+"""The rows of the comparison table: what a run reached, what that cost, the work done, the setting.
+
+Which rows there are follows from what the runs recorded: their figure of merit, tokens where they
+trained on text, a target where they have one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from snake_jax.report.merits import Merit
 from snake_jax.report.runs import (
-    ACCURACY,
-    PERPLEXITY,
-    Merit,
     Run,
     along,
+    axes_of,
     before,
     best,
     common_merit,
     cost_to_reach,
-    cumulative,
-    curve,
+    counts_tokens,
     final,
     from_summary,
-    setting,
+    last,
+    settings_of,
     throughput,
+    total,
 )
 from snake_jax.report.units import human, percent
 
 _REACHED_ON = ("iterations", "tokens", "bytes", "flops", "seconds")
 _SETTINGS = ("algorithm", "dataset", "nodes", "partition", "alpha", "learning_rate", "seed")
-_LANGUAGE_SETTINGS = (
+_TEXT_SETTINGS = (
     "algorithm",
     "model",
     "data",
@@ -41,9 +43,16 @@ _LANGUAGE_SETTINGS = (
 )
 
 
-class Row(NamedTuple):
-    """A line of the table: its value for a run, how it is printed, how two runs are set against
-    each other.
+class TableRow(NamedTuple):
+    """A row of the comparison table.
+
+    Attributes:
+      key: in the JSON form of the table.
+      label: in the other forms.
+      value: of a run; None where it is not known.
+      show: prints a value.
+      against: how a run is set against the first one: by the `ratio` or the `difference` of their
+        values, or not at all (empty).
     """
 
     key: str
@@ -53,7 +62,7 @@ class Row(NamedTuple):
     against: str = "ratio"
 
 
-Groups = list[tuple[str, list[Row]]]
+Groups = list[tuple[str, list[TableRow]]]
 
 
 def groups(runs: Sequence[Run]) -> Groups:
@@ -63,139 +72,118 @@ def groups(runs: Sequence[Run]) -> Groups:
       UserError: the runs share none.
     """
     merit = common_merit(runs)
-    return [
-        *(_accuracy() if merit == ACCURACY else _perplexity()),
-        ("Cost", savings() if merit == ACCURACY else [*savings(), *_state()]),
-        *_to_target(runs, merit),
-        ("Work", list(_work(merit))),
-        ("Setting", list(_setting(merit))),
+    found = [(merit.title, _merit_rows(merit)), ("Cost", [*cost_rows(), *_state_rows(runs)])]
+    targets = [merit.wanted(settings_of(run)) for run in runs]
+    known = [target for target in targets if target is not None]
+    if known:
+        rows = _target_rows(runs, known[0])
+        found.append((f"Cost to reach {merit.said(known[0])}", rows))
+    found += [("Work", _work_rows(runs)), ("Setting", _setting_rows(runs))]
+    return found
+
+
+def _merit_rows(merit: Merit) -> list[TableRow]:
+    against = "difference" if merit.is_share else "ratio"
+    rows = []
+    if merit.before is not None:
+        rows.append(TableRow(merit.before, "before training", before, merit.show, against))
+    rows += [
+        TableRow(merit.final, "final", final, merit.show, against),
+        TableRow(merit.best, "best", best, merit.show, against),
     ]
+    for one in merit.in_tables:
+        value = partial(last, field=one.field)
+        if one.unit == "%":
+            rows.append(TableRow(one.key, one.label, value, percent, "difference"))
+        else:
+            rows.append(TableRow(one.key, one.label, value, _in(one.unit)))
+    return rows
 
 
-def _accuracy() -> Groups:
-    rows = [
-        Row("final_accuracy", "final", final, percent, "difference"),
-        Row("best_accuracy", "best", best, percent, "difference"),
-    ]
-    return [("Accuracy on the test set", rows)]
-
-
-def _perplexity() -> Groups:
-    rows = [
-        Row("perplexity_before", "before training", before, PERPLEXITY.show),
-        Row("perplexity_after", "final", final, PERPLEXITY.show),
-        Row("best_perplexity", "best", best, PERPLEXITY.show),
-        Row("token_accuracy", "next-token accuracy", token_accuracy, percent, "difference"),
-    ]
-    return [("Perplexity on held-out text", rows)]
-
-
-def token_accuracy(run: Run) -> float | None:
-    """Share of held-out tokens that are the model's first choice, at the last evaluation."""
-    known = curve(run, "iterations", "accuracy")[1]
-    return float(known[-1]) if known.size else None
-
-
-def savings() -> list[Row]:
+def cost_rows() -> list[TableRow]:
     """What a run costs its nodes and the network."""
-    bytes_, flops = _total("bytes"), _total("flops")
+    flops, sent = _end("flops"), _end("bytes")
     return [
-        Row("train_flops", "training FLOPs", flops, _unit("FLOP")),
-        Row(
-            "flops_per_iteration",
-            "  an iteration",
-            _per(flops, _total("iterations")),
-            _unit("FLOP"),
+        TableRow("train_flops", "training FLOPs", flops, _in("FLOP")),
+        TableRow(
+            "flops_per_iteration", "  an iteration", _per(flops, _end("iterations")), _in("FLOP")
         ),
-        Row(
-            "peak_train_bytes",
-            "peak memory at a node",
-            partial(from_summary, key="peak_train_bytes"),
-            _unit("B"),
-        ),
-        Row("bytes", "bytes sent, up and down", bytes_, _unit("B")),
-        Row("bytes_up", "  up", lambda run: float(cumulative(run, "bytes_up")[-1]), _unit("B")),
-        Row(
-            "bytes_down", "  down", lambda run: float(cumulative(run, "bytes_down")[-1]), _unit("B")
-        ),
-        Row("bytes_per_cycle", "  a cycle or round", _per(bytes_, _cycles), _unit("B")),
-        Row("bytes_per_node_visit", "  a visit of a node", _per(bytes_, _node_visits), _unit("B")),
+        _summary_row("peak_train_bytes", "peak memory at a node", "B"),
+        TableRow("bytes", "bytes sent, up and down", sent, _in("B")),
+        TableRow("bytes_up", "  up", _sum("bytes_up"), _in("B")),
+        TableRow("bytes_down", "  down", _sum("bytes_down"), _in("B")),
+        TableRow("bytes_per_cycle", "  a cycle or round", _per(sent, _cycles), _in("B")),
+        TableRow("bytes_per_node_visit", "  a visit of a node", _per(sent, _node_visits), _in("B")),
     ]
 
 
-def _state() -> list[Row]:
-    return [
-        Row("state_bytes", "state at a node", partial(from_summary, key="state_bytes"), _unit("B")),
-        Row(
-            "trainable_params",
-            "trainable parameters",
-            partial(from_summary, key="trainable_params"),
-            _unit(),
-        ),
-    ]
-
-
-def _to_target(runs: Sequence[Run], merit: Merit) -> Groups:
-    targets = [setting(run, merit.target) for run in runs]
-    # A perplexity of 0 says that there is no target; an accuracy of 0 is one.
-    target = next((t for t in targets if t or (t is not None and not merit.lower_is_better)), None)
-    if target is None:
-        return []
+def _state_rows(runs: Sequence[Run]) -> list[TableRow]:
+    """What a node holds by formula, where a run records it: fine-tuning runs do."""
     rows = [
-        Row(
-            f"{axis}_to_target",
-            axis,
-            partial(cost_to_reach, target=target, axis=axis),
-            _unit(merit.axes[axis].unit),
-        )
-        for axis in _REACHED_ON
-        if axis in merit.axes
+        _summary_row("state_bytes", "state at a node", "B"),
+        _summary_row("trainable_params", "trainable parameters"),
     ]
-    name = "" if merit == ACCURACY else f"{merit.field} "
-    return [(f"Cost to reach {name}{merit.show(target)}", rows)]
+    return [row for row in rows if any(row.value(run) is not None for run in runs)]
 
 
-def _work(merit: Merit) -> Iterable[Row]:
-    yield Row("iterations", "iterations", _total("iterations"), _unit())
-    yield Row("examples", "examples", _total("examples"), _unit())
-    if "tokens" in merit.axes:
-        yield Row("tokens", "tokens", _total("tokens"), _unit())
-        yield Row(
-            "target_tokens",
-            "  with a loss",
-            lambda run: float(cumulative(run, "target_tokens")[-1]),
-            _unit(),
-        )
-        yield Row("tokens_per_s", "  a second of training", throughput, "{:,.0f}".format)
-    yield Row("node_visits", "visits of a node", _node_visits, _unit())
-    yield Row("cycles", "cycles or rounds", _cycles, _unit())
-    yield Row("train_s", "training time", _total("seconds"), _unit("s"))
-    yield Row("compile_s", "compile time", partial(from_summary, key="compile_s"), _unit("s"))
-    yield Row(
-        "num_compilations",
-        "programs compiled",
-        partial(from_summary, key="num_compilations"),
-        _unit(),
-    )
+def _target_rows(runs: Sequence[Run], target: float) -> list[TableRow]:
+    axes = axes_of(runs[0])
+    rows = []
+    for axis in _REACHED_ON:
+        if axis in axes:
+            cost = partial(cost_to_reach, target=target, axis=axis)
+            rows.append(TableRow(f"{axis}_to_target", axis, cost, _in(axes[axis].unit)))
+    return rows
 
 
-def _setting(merit: Merit) -> Iterable[Row]:
-    yield Row("num_params", "parameters", partial(from_summary, key="num_params"), _unit(), "")
-    for key in _SETTINGS if merit == ACCURACY else _LANGUAGE_SETTINGS:
-        yield Row(key, key, partial(setting, key=key), str, "")
+def _work_rows(runs: Sequence[Run]) -> list[TableRow]:
+    rows = [
+        TableRow("iterations", "iterations", _end("iterations"), human),
+        TableRow("examples", "examples", _end("examples"), human),
+    ]
+    if any(counts_tokens(run) for run in runs):
+        rows += [
+            TableRow("tokens", "tokens", _sum("tokens"), human),
+            TableRow("target_tokens", "  with a loss", _sum("target_tokens"), human),
+            TableRow("tokens_per_s", "  a second of training", throughput, "{:,.0f}".format),
+        ]
+    rows += [
+        TableRow("node_visits", "visits of a node", _node_visits, human),
+        TableRow("cycles", "cycles or rounds", _cycles, human),
+        TableRow("train_s", "training time", _end("seconds"), _in("s")),
+        _summary_row("compile_s", "compile time", "s"),
+        _summary_row("num_compilations", "programs compiled"),
+    ]
+    return rows
 
 
-def _total(axis: str) -> Callable[[Run], float]:
+def _setting_rows(runs: Sequence[Run]) -> list[TableRow]:
+    rows = [_summary_row("num_params", "parameters")._replace(against="")]
+    keys = _TEXT_SETTINGS if any(counts_tokens(run) for run in runs) else _SETTINGS
+    for key in keys:
+        rows.append(TableRow(key, key, partial(_setting, key=key), str, against=""))
+    return rows
+
+
+def _setting(run: Run, key: str) -> Any:
+    return settings_of(run).get(key)
+
+
+def _summary_row(key: str, label: str, unit: str = "") -> TableRow:
+    return TableRow(key, label, partial(from_summary, key=key), _in(unit))
+
+
+def _in(unit: str) -> Callable[[float], str]:
+    return partial(human, unit=unit)
+
+
+def _sum(field: str) -> Callable[[Run], float]:
+    return partial(total, field=field)
+
+
+def _end(axis: str) -> Callable[[Run], float]:
+    """Where a run stands on an axis at its end."""
     return lambda run: float(along(run, axis)[-1])
-
-
-def _node_visits(run: Run) -> int:
-    nodes = [record.get("node") for record in run.metrics]
-    return sum(len(node) if isinstance(node, list) else 1 for node in nodes)
-
-
-def _cycles(run: Run) -> int:
-    return len({record.get("cycle") for record in run.metrics})
 
 
 def _per(
@@ -204,5 +192,14 @@ def _per(
     return lambda run: amount(run) / count(run) if count(run) else None
 
 
-def _unit(unit: str = "") -> Callable[[Any], str]:
-    return lambda value: human(value, unit)
+def _node_visits(run: Run) -> int:
+    """How often a node trained: a round of nine nodes counts nine times."""
+    count = 0
+    for record in run.metrics:
+        node = record.get("node")
+        count += len(node) if isinstance(node, list) else 1
+    return count
+
+
+def _cycles(run: Run) -> int:
+    return len({record.get("cycle") for record in run.metrics})

@@ -1,22 +1,26 @@
-"""Reading run folders: what a run did, visit by visit, and the curves that follow from it."""
+"""Reads run folders: what a run did, visit by visit, and the curves that follow from it."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from snake_jax.errors import UserError
-from snake_jax.report.units import percent, significant
-
-Record = dict[str, Any]
+from snake_jax.report.merits import Merit, Record, merit_of_lines
 
 
 class Run(NamedTuple):
-    """One run folder. `metrics` has a record per visit or round, each of that visit alone;
-    `summary` ends a run.
+    """What one run folder holds.
+
+    Attributes:
+      path: of the folder.
+      config: of config.json, empty where there is none.
+      metrics: the lines of metrics.jsonl. Each is about one visit or round alone.
+      summary: of summary.json, which is written when the run ends; None before.
+      name: that tells it from the other runs of a report.
     """
 
     path: Path
@@ -27,8 +31,12 @@ class Run(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What a curve can be drawn against: a label, a unit and the metrics fields that add up to
-    it.
+    """What a curve can be drawn against.
+
+    Attributes:
+      label: as people read it.
+      unit: as `units.human` takes it.
+      fields: of a line of metrics.jsonl; the position is their running total.
     """
 
     label: str
@@ -43,100 +51,43 @@ AXES = {
     "flops": Axis("training work", "FLOP", ("train_flops",)),
     "seconds": Axis("training time", "s", ("train_s",)),
 }
-_TOKENS = {"tokens": Axis("tokens seen", "", ("tokens",))}
+# Runs on text count tokens as well.
+TOKEN_AXES = {**AXES, "tokens": Axis("tokens seen", "", ("tokens",))}
 
 
-class Merit(NamedTuple):
-    """The figure of merit of a run: one number that says how good its model is, and how that number
-    is read.
-
-    Attributes:
-      field: of a line of metrics.jsonl.
-      final: of summary.json, of the finished model.
-      best: of summary.json, of the best evaluation.
-      target: of summary.json and config.json, what `cost_to_reach` is asked for.
-      split: what it is measured on.
-      unit: `%` is a share, two of which differ by points; values without a unit differ by a factor.
-      lower_is_better: and otherwise higher.
-      show: as people read it.
-      said: as a phrase around what `show` gives.
-      axes: what its curves can be drawn against.
-      pictured: those of `axes` that a picture shows by itself.
-    """
-
-    field: str
-    final: str
-    best: str
-    target: str
-    split: str
-    unit: str
-    lower_is_better: bool
-    show: Callable[[float], str]
-    said: str
-    axes: Mapping[str, Axis]
-    pictured: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """Of an axis or a column: `test accuracy`."""
-        return f"{self.split} {self.field}"
+def counts_tokens(run: Run) -> bool:
+    """Whether the run trained on text, which its lines tell."""
+    return has_measured(run, "tokens")
 
 
-ACCURACY = Merit(
-    field="accuracy",
-    final="final_accuracy",
-    best="best_accuracy",
-    target="target_accuracy",
-    split="test",
-    unit="%",
-    lower_is_better=False,
-    show=percent,
-    said="{} accuracy",
-    axes=AXES,
-    pictured=tuple(AXES),
-)
-# Of a language model: exp of the mean negative log-likelihood of a token.
-PERPLEXITY = Merit(
-    field="perplexity",
-    final="perplexity_after",
-    best="best_perplexity",
-    target="target_perplexity",
-    split="held-out",
-    unit="",
-    lower_is_better=True,
-    show=significant,
-    said="perplexity {}",
-    axes={**AXES, **_TOKENS},
-    # Tokens in place of examples: rows of a text are cut and packed, and say little.
-    pictured=("iterations", "tokens", "bytes", "flops", "seconds"),
-)
+def axes_of(run: Run) -> dict[str, Axis]:
+    """What the run's curves can be drawn against."""
+    return TOKEN_AXES if counts_tokens(run) else AXES
 
 
-def merit(run: Run) -> Merit:
-    """Perplexity where the run's lines have such a field, evaluated yet or not; accuracy
-    elsewhere.
-    """
+def has_measured(run: Run, field: str) -> bool:
+    """Whether some line of the run has a value in the field."""
+    return any(record.get(field) is not None for record in run.metrics)
+
+
+def merit_of(run: Run) -> Merit:
+    """The run's figure of merit."""
     return merit_of_lines(run.metrics)
 
 
-def merit_of_lines(lines: Sequence[Record]) -> Merit:
-    """As `merit`, of lines alone."""
-    return PERPLEXITY if any(PERPLEXITY.field in line for line in lines) else ACCURACY
-
-
 def common_merit(runs: Sequence[Run]) -> Merit:
-    """The one of all runs.
+    """The figure of merit that all runs share.
 
     Raises:
-      UserError: some have perplexity and some accuracy.
+      UserError: they have different ones.
     """
-    first = merit(runs[0])
+    first = merit_of(runs[0])
     for run in runs:
-        if (other := merit(run)) != first:
+        other = merit_of(run)
+        if other != first:
             raise UserError(
-                f"{runs[0].name} is measured by its {first.field} and {run.name} by its "
-                f"{other.field}: "
-                "they have no common measure; give runs of one kind"
+                f"{runs[0].name} is measured by its {first.name} and {run.name} by its "
+                f"{other.name}: they have no common measure; give runs of one kind"
             )
     return first
 
@@ -156,84 +107,36 @@ def read_run(path: str | Path) -> Run:
         raise UserError(
             f"{path / 'metrics.jsonl'}: nothing measured; the run has not finished its first visit"
         )
+    config = _read_object(path / "config.json") or {}
     summary = _read_object(path / "summary.json")
-    return Run(
-        path, _read_object(path / "config.json") or {}, metrics, summary, path.resolve().name
-    )
+    return Run(path, config, metrics, summary, path.resolve().name)
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Several runs, under names that tell them apart: as much of the end of each path as that
-    takes.
+    """Several runs, each named by as much of the end of its path as tells it from the others.
+
+    Raises:
+      UserError: one folder is given twice, or what `read_run` raises.
     """
     runs = [read_run(path) for path in paths]
-    tails = [run.path.resolve().parts for run in runs]
-    if len(set(tails)) < len(tails):
+    parts = [run.path.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
         raise UserError(f"{', '.join(map(str, paths))}: the same run twice")
-    depth = next(
-        n
-        for n in range(1, max(map(len, tails)) + 1)
-        if len({tail[-n:] for tail in tails}) == len(tails)
-    )
-    return [
-        run._replace(name="/".join(tail[-depth:])) for run, tail in zip(runs, tails, strict=True)
-    ]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    names = ["/".join(part[-depth:]) for part in parts]
+    return [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
 
 
-def cumulative(run: Run, field: str) -> np.ndarray:
-    """`[visits]` running total of a field after each visit; null counts as nothing."""
-    return np.cumsum([record.get(field) or 0 for record in run.metrics], dtype=np.float64)
+def config_of(run: Run) -> Record:
+    """The configuration, which summary.json has a copy of."""
+    return run.config or (run.summary or {}).get("config") or {}
 
 
-def along(run: Run, axis: str) -> np.ndarray:
-    """`[visits]` position on one of the axes of the run's merit after each visit."""
-    axes = merit(run).axes
-    if axis not in axes:
-        raise UserError(f"axis {axis}: not one of {', '.join(axes)}")
-    return np.sum([cumulative(run, field) for field in axes[axis].fields], axis=0)
-
-
-def curve(run: Run, axis: str, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(position on `axis`, value of `field`) at the visits where the field was measured; by default
-    the merit's.
-    """
-    values = np.array([_number(record.get(field or merit(run).field)) for record in run.metrics])
-    known = np.isfinite(values)
-    return along(run, axis)[known], values[known]
-
-
-def curve_from_start(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """The curve of the merit, led by what the model was before training where that is known."""
-    x, y = curve(run, axis)
-    start = before(run)
-    return (x, y) if start is None else (np.concatenate([[0.0], x]), np.concatenate([[start], y]))
-
-
-def cost_to_reach(run: Run, target: float, axis: str) -> float | None:
-    """Position on `axis` of the first evaluation at least as good as `target`; None where there was
-    none.
-    """
-    x, y = curve(run, axis)
-    reached = np.flatnonzero(y <= target if merit(run).lower_is_better else y >= target)
-    return float(x[reached[0]]) if reached.size else None
-
-
-def before(run: Run) -> float | None:
-    """The merit of the model that training began with; known of finished fine-tuning runs."""
-    return (run.summary or {}).get(f"{merit(run).field}_before")
-
-
-def final(run: Run) -> float | None:
-    """The merit of the finished model, or at the last evaluation of a run that still goes."""
-    known = curve(run, "iterations")[1]
-    return from_summary(run, merit(run).final, float(known[-1]) if known.size else None)
-
-
-def best(run: Run) -> float | None:
-    """The merit at the best evaluation."""
-    known, one = curve(run, "iterations")[1], merit(run)
-    extreme = (known.min if one.lower_is_better else known.max) if known.size else None
-    return from_summary(run, one.best, float(extreme()) if extreme else None)
+def settings_of(run: Run) -> Record:
+    """All that the run says of itself as a whole: its summary, and its configuration over that."""
+    return {**(run.summary or {}), **config_of(run)}
 
 
 def from_summary(run: Run, key: str, otherwise: Any = None) -> Any:
@@ -242,15 +145,95 @@ def from_summary(run: Run, key: str, otherwise: Any = None) -> Any:
     return otherwise if value is None else value
 
 
-def setting(run: Run, key: str) -> Any:
-    """Of the summary or else the configuration."""
-    return from_summary(run, key, run.config.get(key))
+def cumulative(run: Run, field: str) -> np.ndarray:
+    """`[visits]` running total of a field after each visit; null counts as nothing."""
+    return np.cumsum([record.get(field) or 0 for record in run.metrics], dtype=np.float64)
+
+
+def total(run: Run, field: str) -> float:
+    """Sum of a field over the run so far."""
+    return float(cumulative(run, field)[-1])
+
+
+def along(run: Run, axis: str) -> np.ndarray:
+    """`[visits]` position on an axis after each visit.
+
+    Raises:
+      UserError: `axis` is none of `axes_of(run)`.
+    """
+    axes = axes_of(run)
+    if axis not in axes:
+        raise UserError(f"axis {axis}: not one of {', '.join(axes)}")
+    return np.sum([cumulative(run, field) for field in axes[axis].fields], axis=0)
+
+
+def curve(run: Run, axis: str, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The visits at which a field was measured.
+
+    Args:
+      run: to read.
+      axis: one of `axes_of(run)`.
+      field: of the lines; by default the figure of merit's.
+
+    Returns:
+      `[evaluations]` positions on the axis, and `[evaluations]` values of the field.
+    """
+    if field is None:
+        field = merit_of(run).field
+    values = np.array([_number(record.get(field)) for record in run.metrics])
+    known = np.isfinite(values)
+    return along(run, axis)[known], values[known]
+
+
+def curve_from_start(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `curve`, led by what the model was before training where that is known."""
+    x, y = curve(run, axis)
+    start = before(run)
+    if start is None:
+        return x, y
+    return np.concatenate([[0.0], x]), np.concatenate([[start], y])
+
+
+def cost_to_reach(run: Run, target: float, axis: str) -> float | None:
+    """Position on `axis` of the first evaluation at least as good as `target`; None without one."""
+    x, y = curve(run, axis)
+    good = y <= target if merit_of(run).lower_is_better else y >= target
+    reached = np.flatnonzero(good)
+    return float(x[reached[0]]) if reached.size else None
+
+
+def before(run: Run) -> float | None:
+    """The figure of merit of the model that training began with, where the summary records it."""
+    key = merit_of(run).before
+    return None if key is None else from_summary(run, key)
+
+
+def final(run: Run) -> float | None:
+    """The figure of merit of the finished model, or at the last evaluation of an unfinished run."""
+    merit = merit_of(run)
+    return from_summary(run, merit.final, last(run, merit.field))
+
+
+def best(run: Run) -> float | None:
+    """The figure of merit at the best evaluation."""
+    merit = merit_of(run)
+    values = curve(run, "iterations")[1]
+    if not values.size:
+        return from_summary(run, merit.best)
+    extreme = values.min() if merit.lower_is_better else values.max()
+    return from_summary(run, merit.best, float(extreme))
+
+
+def last(run: Run, field: str) -> float | None:
+    """A field at the last visit that measured it; None where none did."""
+    values = curve(run, "iterations", field)[1]
+    return float(values[-1]) if values.size else None
 
 
 def throughput(run: Run) -> float | None:
-    """Tokens a second of training, over the whole run; None where no time was measured."""
-    seconds = cumulative(run, "train_s")[-1]
-    return float(cumulative(run, "tokens")[-1] / seconds) if seconds else None
+    """Tokens a second of training, over the whole run; None where either was not measured."""
+    seconds = total(run, "train_s")
+    return total(run, "tokens") / seconds if seconds and counts_tokens(run) else None
 
 
 def _number(value: Any) -> float:
@@ -258,15 +241,17 @@ def _number(value: Any) -> float:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
     # A running job may be in the middle of writing its last line.
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    return [
-        _parse(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    records = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            records.append(_parse(line, f"{path}, line {number}"))
+    return records
 
 
 def _read_object(path: Path) -> Record | None:

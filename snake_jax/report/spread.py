@@ -1,37 +1,24 @@
-"""Runs that differ in their seed alone: mean and standard deviation of what they reached and
-took.
-"""
+"""Runs that differ in their seed alone: mean and standard deviation of what they reached."""
 
-import functools
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from snake_jax.report.runs import ACCURACY, Merit, Record, Run, common_merit
-from snake_jax.report.units import human, percent, significant
+from snake_jax.report.merits import MERITS, Merit, Record
+from snake_jax.report.runs import Run, common_merit
+from snake_jax.report.units import UNKNOWN, human
 
-UNKNOWN = "-"
-_BYTES, _FLOPS, _SECONDS = (functools.partial(human, unit=unit) for unit in ("B", "FLOP", "s"))
-_DIVERGENCE = "{:.3f}".format
-_Shown = dict[str, Callable[[float], str]]
-# Fields of a summary, and how they are printed.
-_ACCURACY: _Shown = {
-    "final_accuracy": percent,
-    "best_accuracy": percent,
-    "divergence": _DIVERGENCE,
-}
-_LANGUAGE: _Shown = {
-    "perplexity_before": significant,
-    "perplexity_after": significant,
-    "best_perplexity": significant,
-    "divergence": _DIVERGENCE,
-    "tokens": human,
-    "trainable_params": human,
-    "state_bytes": _BYTES,
-}
-_COST: _Shown = {
+Shown = dict[str, Callable[[float], str]]  # fields of a summary, and how each is printed
+_BYTES = partial(human, unit="B")
+_FLOPS = partial(human, unit="FLOP")
+_SECONDS = partial(human, unit="s")
+_DATA: Shown = {"divergence": "{:.3f}".format}
+# Only where the runs record them: fine-tuning runs do.
+_WHERE_RECORDED: Shown = {"tokens": human, "trainable_params": human, "state_bytes": _BYTES}
+_COST: Shown = {
     "iterations": human,
     "examples": human,
     "train_flops": _FLOPS,
@@ -46,12 +33,6 @@ _COST: _Shown = {
     "bytes_up_to_target": _BYTES,
     "bytes_down_to_target": _BYTES,
 }
-_FIELDS = {**_ACCURACY, **_LANGUAGE, **_COST}
-
-
-def _fields(merit: Merit) -> _Shown:
-    """Those that a run of this figure of merit has, in the order of the table."""
-    return {**(_ACCURACY if merit == ACCURACY else _LANGUAGE), **_COST}
 
 
 def spread(runs: Sequence[Run]) -> Record:
@@ -64,10 +45,13 @@ def spread(runs: Sequence[Run]) -> Record:
       UserError: runs without a common figure of merit.
     """
     summaries = [run.summary or {} for run in runs]
-    fields = {
-        name: _moments([summary.get(name) for summary in summaries])
-        for name in _fields(common_merit(runs))
-    }
+    recorded = {name for summary in summaries for name in summary}
+    names = [*_of_merit(common_merit(runs)), *_DATA]
+    names += [name for name in _WHERE_RECORDED if name in recorded]
+    names += _COST
+    fields = {}
+    for name in names:
+        fields[name] = _moments([summary.get(name) for summary in summaries])
     config = {name: value for name, value in runs[0].config.items() if name != "seed"}
     return {
         "seeds": [summary.get("seed") for summary in summaries],
@@ -76,32 +60,46 @@ def spread(runs: Sequence[Run]) -> Record:
     }
 
 
+def spread_table(found: Record) -> str:
+    """What `spread` found as text, a line a field: mean, standard deviation, each seed's value."""
+    show = {**_DATA, **_WHERE_RECORDED, **_COST}
+    for merit in MERITS:
+        show |= _of_merit(merit)
+
+    # Each cell as text: a head, then a line for every field.
+    lines = [["", "mean", "std", *(f"seed {seed}" for seed in found["seeds"])]]
+    for name, moments in found["fields"].items():
+        line = [name]
+        for value in (moments["mean"], moments["std"], *moments["values"]):
+            line.append(UNKNOWN if value is None else show[name](value))
+        lines.append(line)
+
+    # Names to the left, numbers to the right of columns as wide as their widest cell.
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    text = []
+    for name, *cells in lines:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        text.append("  ".join([name.ljust(first), *padded]))
+    return "\n".join(text)
+
+
+def write_spread(found: Record, file: Path) -> None:
+    """Writes what `spread` found as JSON, in one step: a reader finds all of it or nothing."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    part.replace(file)
+
+
+def _of_merit(merit: Merit) -> Shown:
+    """The summary's fields of a figure of merit."""
+    names = [merit.final, merit.best]
+    if merit.before is not None:
+        names.insert(0, merit.before)
+    return dict.fromkeys(names, merit.show)
+
+
 def _moments(values: list[Any]) -> Record:
     if None in values:
         return {"mean": None, "std": None, "values": values}
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std, "values": values}
-
-
-def spread_table(found: Record) -> str:
-    """The fields as text, a line each: mean, standard deviation, every seed's value."""
-    head = ["", "mean", "std", *(f"seed {seed}" for seed in found["seeds"])]
-    lines = [head, *(_line(name, found["fields"][name]) for name in found["fields"])]
-    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        name.ljust(first)
-        + "".join("  " + cell.rjust(width) for cell, width in zip(cells, rest, strict=True))
-        for name, *cells in lines
-    )
-
-
-def _line(name: str, moments: Record) -> list[str]:
-    cells = (moments["mean"], moments["std"], *moments["values"])
-    return [name, *(UNKNOWN if cell is None else _FIELDS[name](cell) for cell in cells)]
-
-
-def write_spread(found: Record, file: Path) -> None:
-    """Writes it as JSON, in one step."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    part.replace(file)

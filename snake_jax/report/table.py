@@ -1,32 +1,40 @@
-"""The comparison of runs: what was saved, beside the accuracy or perplexity, as text, markdown or
-JSON.
-"""
+"""The comparison of runs as text, markdown or JSON: what was reached, and what was saved."""
 
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from snake_jax.errors import UserError
-from snake_jax.report.rows import Row, groups, savings
-from snake_jax.report.runs import Merit, Run, common_merit, final
-from snake_jax.report.units import percent
+from snake_jax.report.merits import Merit
+from snake_jax.report.rows import TableRow, cost_rows, groups
+from snake_jax.report.runs import Run, common_merit, final
+from snake_jax.report.units import UNKNOWN, percent
 
 FORMATS = ("text", "markdown", "json")
-UNKNOWN = "-"
+# Rows of the table that the headline repeats: (key, word where it is more, where it is less, what).
+_HEADLINE = (
+    ("train_flops", "more", "fewer", "training FLOPs"),
+    ("peak_train_bytes", "more", "less", "memory at a node"),
+    ("bytes", "more", "fewer", "bytes sent"),
+)
 
 
 class Table(NamedTuple):
-    """Cells as printed; `lines` are (label, cells), a line without cells is the heading of a
-    group.
+    """Cells as printed.
+
+    Attributes:
+      head: the headings of the columns, without that of the labels.
+      body: (label, cells); a heading of a group has no cells.
     """
 
     head: list[str]
-    lines: list[tuple[str, list[str]]]
+    body: list[tuple[str, list[str]]]
 
 
 def comparison_table(runs: Sequence[Run], format: str = "text") -> str:
-    """Runs side by side, with ratios to the first, led by what the first saves against each other
-    one.
+    """Runs side by side; each after the first has its ratio to the first.
+
+    With several runs a sentence leads for each other one: what the first saves against it.
 
     Raises:
       UserError: an unknown format, or runs without a common figure of merit.
@@ -42,33 +50,30 @@ def headline(run: Run, other: Run) -> str:
     Raises:
       UserError: they have different figures of merit.
     """
-    reached = _merit_difference(common_merit([run, other]), final(run), final(other))
-    parts = [reached] if reached else []
-    for key, more, less, what in (
-        ("train_flops", "more", "fewer", "training FLOPs"),
-        ("peak_train_bytes", "more", "less", "memory at a node"),
-        ("bytes", "more", "fewer", "bytes sent"),
-    ):
-        row = next(row for row in savings() if row.key == key)
-        ours, theirs = row.value(run), row.value(other)
+    merit = common_merit([run, other])
+    ours, theirs = final(run), final(other)
+    parts = []
+    if ours is not None and theirs is not None:
+        parts.append(_merit_difference(merit, ours, theirs))
+    rows = {row.key: row for row in cost_rows()}
+    for key, more, less, what in _HEADLINE:
+        ours, theirs = rows[key].value(run), rows[key].value(other)
         if ours is not None and theirs:
             parts.append(f"{_change(ours / theirs - 1, more, less)} {what}")
     return f"{run.name} against {other.name}: {', '.join(parts) or 'nothing to compare yet'}"
 
 
-def _merit_difference(merit: Merit, ours: float | None, theirs: float | None) -> str:
-    if ours is None or theirs is None:
-        return ""
-    if merit.unit == "%":
-        return f"final {merit.field} {_points(ours, theirs)}"
+def _merit_difference(merit: Merit, ours: float, theirs: float) -> str:
+    if merit.is_share:
+        return f"final {merit.name} {_points(ours, theirs)}"
     both = f"{merit.show(ours)} against {merit.show(theirs)}"
-    return f"final {merit.field} {both} ({_factor(ours, theirs)})"
+    return f"final {merit.name} {both} ({_factor(ours, theirs)})"
 
 
 def _change(share: float, more: str, less: str) -> str:
-    return (
-        "the same" if abs(share) < 5e-4 else f"{percent(abs(share))} {less if share < 0 else more}"
-    )
+    if abs(share) < 5e-4:
+        return "the same"
+    return f"{percent(abs(share))} {less if share < 0 else more}"
 
 
 def _points(ours: float, theirs: float) -> str:
@@ -79,30 +84,32 @@ def _factor(ours: float, theirs: float) -> str:
     return f"{ours / theirs:.2f}x" if theirs else ""
 
 
-def _set_against(row: Row, value: Any, first: Any) -> str:
+def _set_against(row: TableRow, value: Any, first: Any) -> str:
     if not row.against or value is None or first is None:
         return ""
     return _points(value, first) if row.against == "difference" else _factor(value, first)
 
 
-def _cells(row: Row, runs: Sequence[Run]) -> list[str]:
+def _cells(row: TableRow, runs: Sequence[Run]) -> list[str]:
+    """The first run's value, then each other run's and how it stands to the first."""
     values = [row.value(run) for run in runs]
     shown = [UNKNOWN if value is None else row.show(value) for value in values]
-    ratios = [_set_against(row, value, values[0]) for value in values]
-    return _interleave(shown, ratios)
-
-
-def _interleave(shown: Sequence[str], ratios: Sequence[str]) -> list[str]:
-    """The first run's cell, then each other run's with its ratio to the first."""
-    return [shown[0], *(cell for pair in zip(shown[1:], ratios[1:], strict=True) for cell in pair)]
+    cells = shown[:1]
+    for value, text in zip(values[1:], shown[1:], strict=True):
+        cells += [text, _set_against(row, value, values[0])]
+    return cells
 
 
 def _table(runs: Sequence[Run]) -> Table:
-    head = _interleave([run.name for run in runs], [f"vs {runs[0].name}"] * len(runs))
-    lines: list[tuple[str, list[str]]] = []
+    head = [runs[0].name]
+    for run in runs[1:]:
+        head += [run.name, f"vs {runs[0].name}"]
+    body: list[tuple[str, list[str]]] = []
     for title, rows in groups(runs):
-        lines += [(title, []), *((f"  {row.label}", _cells(row, runs)) for row in rows)]
-    return Table(head, lines)
+        body.append((title, []))
+        for row in rows:
+            body.append((f"  {row.label}", _cells(row, runs)))
+    return Table(head, body)
 
 
 def _headlines(runs: Sequence[Run]) -> list[str]:
@@ -111,33 +118,38 @@ def _headlines(runs: Sequence[Run]) -> list[str]:
 
 def _text(runs: Sequence[Run]) -> str:
     table = _table(runs)
-    first = max(len(label) for label, _ in table.lines)
-    widths = [
-        max(len(line[i]) for line in [table.head, *(c for _, c in table.lines if c)])
-        for i in range(len(table.head))
-    ]
-    rows = [("", table.head), *table.lines]
-    body = [
-        (
-            label.ljust(first)
-            + "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
-        ).rstrip()
-        for label, cells in rows
-    ]
-    return "\n".join([*_headlines(runs), *([""] if len(runs) > 1 else []), *body])
+    # Columns are as wide as their widest cell.
+    labels = max(len(label) for label, _ in table.body)
+    widths = [len(cell) for cell in table.head]
+    for _, cells in table.body:
+        for i, cell in enumerate(cells):
+            widths[i] = max(widths[i], len(cell))
+
+    # Headlines, an empty line, the table.
+    text = _headlines(runs)
+    if text:
+        text.append("")
+    for label, cells in [("", table.head), *table.body]:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
+        text.append("  ".join([label.ljust(labels), *padded]).rstrip())
+    return "\n".join(text)
 
 
 def _markdown(runs: Sequence[Run]) -> str:
     table = _table(runs)
     columns = len(table.head)
-    body = ["| | " + " | ".join(table.head) + " |", "| --- |" + " ---: |" * columns]
-    for label, cells in table.lines:
+    text = [f"{line}\n" for line in _headlines(runs)]
+    text += ["| | " + " | ".join(table.head) + " |", "| --- |" + " ---: |" * columns]
+    for label, cells in table.body:
         shown = label.strip() if cells else f"**{label}**"
-        body.append(f"| {shown} | " + " | ".join(cells or [""] * columns) + " |")
-    return "\n".join([*(f"{line}\n" for line in _headlines(runs)), *body])
+        text.append(f"| {shown} | " + " | ".join(cells or [""] * columns) + " |")
+    return "\n".join(text)
 
 
 def _json(runs: Sequence[Run]) -> str:
-    rows = [row for _, group in groups(runs) for row in group]
-    columns = [{"name": run.name} | {row.key: row.value(run) for row in rows} for run in runs]
-    return json.dumps({"headlines": _headlines(runs), "runs": columns}, indent=2)
+    values: list[dict[str, Any]] = [{"name": run.name} for run in runs]
+    for _, rows in groups(runs):
+        for row in rows:
+            for run, of_run in zip(runs, values, strict=True):
+                of_run[row.key] = row.value(run)
+    return json.dumps({"headlines": _headlines(runs), "runs": values}, indent=2)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snake_jax.report.runs import Record
+from snake_jax.report.merits import Record
 
 
 @contextmanager
@@ -15,9 +15,8 @@ def tensorboard(folder: str | Path, iterations: int = 0) -> Iterator[Callable[[R
       folder: where the event file goes.
       iterations: done before, where a run goes on from a checkpoint.
     """
-    from tensorboardX import (
-        SummaryWriter,  # it loads PyTorch where there is one: no --help should wait
-    )
+    # It loads PyTorch where there is one, and no --help should wait for that.
+    from tensorboardX import SummaryWriter
 
     done = iterations
     with SummaryWriter(str(folder)) as writer:
@@ -25,17 +24,9 @@ def tensorboard(folder: str | Path, iterations: int = 0) -> Iterator[Callable[[R
         def write(record: Record) -> None:
             nonlocal done
             done += record.get("iterations") or 0
-            for name, value in _scalars(record).items():
-                writer.add_scalar(name, value, done)
+            for name, value in record.items():
+                # Null, names and lists have no place on a chart.
+                if isinstance(value, int | float) and name != "iterations":
+                    writer.add_scalar(name, float(value), done)
 
         yield write
-
-
-def _scalars(record: Record) -> dict[str, float]:
-    """The numbers of a record but its step; null, names and lists have no place on a chart."""
-    numbers = {
-        name: value
-        for name, value in record.items()
-        if isinstance(value, int | float) and name != "iterations"
-    }
-    return {name: float(value) for name, value in numbers.items()}

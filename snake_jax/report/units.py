@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+PREFIX_WORDS = {"k": "thousands", "M": "millions", "G": "billions"}
+UNKNOWN = "-"  # in the place of a number in tables of text
 
 
 class Scale(NamedTuple):
@@ -15,38 +17,38 @@ class Scale(NamedTuple):
 def scale_for(largest: float, unit: str) -> Scale:
     """The prefix under which `largest` lies between 1 and 1000; seconds become minutes or hours."""
     if unit == "s":
-        return (
-            Scale(3600, "h")
-            if largest >= 7200
-            else Scale(60, "min")
-            if largest >= 300
-            else Scale(1, "s")
-        )
-    factor, prefix = next(((f, p) for f, p in PREFIXES if abs(largest) >= f), (1.0, ""))
-    return Scale(factor, prefix + unit)
+        if largest >= 7200:
+            return Scale(3600, "h")
+        return Scale(60, "min") if largest >= 300 else Scale(1, "s")
+    for factor, prefix in PREFIXES:
+        if abs(largest) >= factor:
+            return Scale(factor, prefix + unit)
+    return Scale(1.0, unit)
+
+
+def axis_label(label: str, scale: Scale) -> str:
+    """The label of an axis with what its numbers are in: `bytes sent (MB)`, `tokens (millions)`."""
+    words = PREFIX_WORDS.get(scale.unit, scale.unit)
+    return f"{label} ({words})" if words else label
 
 
 def human(value: float, unit: str = "") -> str:
-    """Three significant digits with a prefix: `human(123456789, "B")` is `123 MB`. Counts (no unit)
-    are in full.
+    """Three significant digits with a prefix: `human(123456789, "B")` is `123 MB`.
+
+    Counts (no unit) are printed in full.
     """
     if not unit:
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
     # Rounded first, so that 999,999 is 1 MB and not 1000 kB.
     rounded = float(f"{value:.3g}")
     scale = scale_for(rounded, unit)
-    return f"{_three_digits(rounded / scale.factor)} {scale.unit}"
-
-
-def _three_digits(value: float) -> str:
-    size = abs(value)
-    return (
-        f"{value:.0f}"
-        if size >= 100 or value == 0
-        else f"{value:.1f}"
-        if size >= 10
-        else f"{value:.2f}"
-    )
+    scaled = rounded / scale.factor
+    size = abs(scaled)
+    if size >= 100 or scaled == 0:
+        decimals = 0
+    else:
+        decimals = 1 if size >= 10 else 2
+    return f"{scaled:.{decimals}f} {scale.unit}"
 
 
 def percent(share: float) -> str:
@@ -68,7 +70,9 @@ def clock(seconds: float) -> str:
 
 
 def short(name: str) -> str:
-    """The end of each path or name on a hub, `,` between them: `opt-1.3b` of
-    `facebook/opt-1.3b`.
+    """The end of a path or of a name on a hub: `opt-1.3b` of `facebook/opt-1.3b`.
+
+    Where several stand with `,` between them, the end of each.
     """
-    return ",".join(part.rstrip("/").rsplit("/", 1)[-1] for part in name.split(","))
+    ends = [part.rstrip("/").rsplit("/", 1)[-1] for part in name.split(",")]
+    return ",".join(ends)

@@ -1,5 +1,4 @@
-"""Checkpoints of a run, written by orbax after every round: arrays, and what else is needed to go
-on.
+"""Checkpoints of a run, written by orbax after every round: all that is needed to go on.
 
 Each carries a checksum of every array, so that a damaged one is recognised and the one before it
 used.
@@ -23,7 +22,13 @@ from snake_jax.runs import storage
 
 
 class Saved(NamedTuple):
-    """A checkpoint: rounds finished, a tree of arrays, and a JSON-able dict."""
+    """What a checkpoint holds.
+
+    Attributes:
+      rounds: how many rounds of the run were finished.
+      tree: of arrays.
+      meta: a JSON object with all else.
+    """
 
     rounds: int
     tree: PyTree
@@ -31,19 +36,24 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the last two are kept. One process of a run opens them, see
-    `processes`.
+    """The checkpoints in a folder; the last two are kept.
+
+    Of a run of several processes the first alone opens them (`snake_jax.processes`).
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        """Opens the folder, here or in a bucket, making it where needed."""
+        """Opens the folder, here or in a bucket, and makes it where it is not there.
+
+        Raises:
+          UserError: it cannot be made, or is no folder.
+        """
         logging.getLogger("absl").addFilter(_not_from_orbax)
         here, folder = jax.process_index(), epath.Path(path)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
-            # It would wait for the other processes otherwise.
+            # Otherwise it would wait for the other processes, which never come here.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=here, active_processes={here}
             ),
@@ -59,26 +69,27 @@ class Checkpoints:
         self._folder = folder
 
     def save(self, saved: Saved) -> None:
-        """Writes a checkpoint unless there is one of so many rounds; when it returns, a kill loses
-        nothing of it.
+        """Writes a checkpoint, unless there is one of as many rounds.
+
+        When this returns, a kill at any moment loses nothing of it.
         """
         if saved.rounds in self._manager.all_steps():
             return
-        arrays = _flatten(
-            jax.device_get(saved.tree)
-        )  # on the host, where no device is written down as their place
-        meta = {
-            **saved.meta,
-            "checksums": {name: _checksum(value) for name, value in arrays.items()},
-        }
+        # On the host: orbax writes down where arrays lie, and the next process may have other
+        # devices.
+        arrays = _flatten(jax.device_get(saved.tree))
+        checksums = {name: _checksum(value) for name, value in arrays.items()}
+        meta = {**saved.meta, "checksums": checksums}
         items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
         self._manager.save(saved.rounds, args=items)
 
     def restore(
         self, tree_for: Callable[[dict[str, Any]], PyTree], warn: Callable[[str], None]
     ) -> Saved | None:
-        """The newest sound checkpoint, None where there is none yet; damaged newer ones are then
-        deleted.
+        """The newest sound checkpoint; None where there is none yet.
+
+        Damaged ones that are newer are deleted then, so that they are out of the way of the rounds
+        that are done again.
 
         Args:
           tree_for: the expected tree (shapes suffice), given the checkpoint's meta dict.
@@ -91,7 +102,8 @@ class Checkpoints:
         for age, step in enumerate(steps):
             try:
                 saved = self._restore(step, tree_for)
-            except Exception as error:  # damage shows as whatever the storage library makes of it
+            # Whatever the storage library makes of damage.
+            except Exception as error:
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
                 warn(f"checkpoint {self._folder / str(step)} is damaged and left out ({reason})")
                 continue
@@ -105,22 +117,25 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
-        target, checksums = tree_for(meta), meta.pop("checksums")
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=items)["meta"]
+        checksums = meta.pop("checksums")
+        target = tree_for(meta)
         arrays = {}
         for name, expected in _flatten(target).items():
-            arrays[name] = self._read(step, name)
-            if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
-                raise ValueError(f"array {name} is {arrays[name].dtype} {arrays[name].shape}")
-            if _checksum(arrays[name]) != checksums[name]:
+            array = self._read(step, name)
+            if array.shape != expected.shape or array.dtype != expected.dtype:
+                raise ValueError(f"array {name} is {array.dtype} {array.shape}")
+            if _checksum(array) != checksums[name]:
                 raise ValueError(f"checksum of array {name} differs")
+            arrays[name] = array
         return Saved(step, jax.tree.unflatten(jax.tree.structure(target), arrays.values()), meta)
 
     def _read(self, step: int, name: str) -> np.ndarray:
-        """One array. One at a time, because where one of several fails, the others complain on
-        stderr later.
+        """One array of a checkpoint.
+
+        They are read one at a time: where one of several fails, orbax's threads complain about the
+        others on stderr later.
         """
         args = ocp.args.PyTreeRestore(
             {name: 0},

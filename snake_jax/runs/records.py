@@ -1,5 +1,6 @@
-"""The numbers of a run: a line of metrics.jsonl a round, summary.json at the end. See
-docs/accounting.md.
+"""The numbers of a run: a line of metrics.jsonl a round, summary.json at the end.
+
+docs/accounting.md says what each of them counts.
 """
 
 import math
@@ -14,6 +15,7 @@ from snake_jax.nodes.ledger import Transfer, bytes_up_down
 
 Record = dict[str, Any]
 
+# Fields of a line that a summary adds up.
 _SUMMED = (
     "iterations",
     "examples",
@@ -51,48 +53,63 @@ def of_round(
       learning_rate: of its steps.
       flops: of its visits' steps by role (`chain.ON_SERVER`, ...), as the formula counts.
       synchronisations: how often a party waited for another.
+
+    Returns:
+      A line of metrics.jsonl, without what the clock and the task add.
     """
     first = visits[0]
-    losses = [(r.loss, r.examples) for r in results if math.isfinite(r.loss)]
-    examples = sum(n for _, n in losses)
+    accuracy, test_loss = scores
     up, down = bytes_up_down(transfers)
+
+    # The mean over examples. A visit that was lost, or diverged, has no finite loss.
+    loss_sum, examples = 0.0, 0
+    for result in results:
+        if math.isfinite(result.loss):
+            loss_sum += result.loss * result.examples
+            examples += result.examples
+
+    # JSON has no NaN and no infinity: null stands for them.
+    if test_loss is not None and not math.isfinite(test_loss):
+        test_loss = None
     return {
         "visit": first.turn,
         "cycle": first.cycle,
         "node": first.node if len(visits) == 1 else [visit.node for visit in visits],
         "layers": list(first.layers),
-        "iterations": sum(r.iterations for r in results),
-        "examples": sum(r.examples for r in results),
+        "iterations": sum(result.iterations for result in results),
+        "examples": sum(result.examples for result in results),
         "bytes_up": up,
         "bytes_down": down,
         "train_flops": sum(sum(by_role.values()) for by_role in flops),
         "server_flops": sum(by_role.get(ON_SERVER, 0) for by_role in flops),
         "synchronisations": synchronisations,
-        "train_s": sum(r.train_s for r in results),
-        "loss": sum(loss * n for loss, n in losses) / examples if examples else None,
-        "accuracy": scores[0],
-        "test_loss": scores[1] if scores[1] is None or math.isfinite(scores[1]) else None,
+        "train_s": sum(result.train_s for result in results),
+        "loss": loss_sum / examples if examples else None,
+        "accuracy": accuracy,
+        "test_loss": test_loss,
         "learning_rate": learning_rate,
     }
 
 
 def of_clock(elapsed: Elapsed) -> Record:
     """What the round took by the simulated clock; nothing of it is measured."""
-    return {
-        ("clock_s" if name == "seconds" else name): value
-        for name, value in elapsed._asdict().items()
-    }
+    record = elapsed._asdict()
+    seconds = record.pop("seconds")
+    return {"clock_s": seconds, **record}
 
 
 def summary(lines: Sequence[Record], compiled: Compilations) -> Record:
     """Totals over all lines of a run.
 
     Args:
-      lines: from `of_round`.
+      lines: from `of_round` and `of_clock`.
       compiled: in all processes of the run.
     """
+    totals = {}
+    for name in _SUMMED:
+        totals[name] = sum(line[name] for line in lines)
     return {
-        **{name: sum(line[name] for line in lines) for name in _SUMMED},
+        **totals,
         "peak_train_bytes": compiled.peak_bytes,
         "compile_s": compiled.seconds,
         "num_compilations": compiled.programs,
@@ -100,31 +117,62 @@ def summary(lines: Sequence[Record], compiled: Compilations) -> Record:
 
 
 def of_accuracy(lines: Sequence[Record], target: float) -> Record:
-    """Final and best accuracy, and what it took until it was first at least `target`; None where it
-    never was.
+    """Final and best accuracy, and what it took until it was first at least `target`.
 
     Args:
-      lines: from `of_round`, at least one of them evaluated.
+      lines: of a run, at least one of them evaluated.
       target: in [0, 1].
+
+    Returns:
+      For summary.json; the costs are None where the target was never reached.
     """
-    accuracies = [line["accuracy"] for line in lines if line["accuracy"] is not None]
-    reached = next((i for i, line in enumerate(lines) if (line["accuracy"] or 0.0) >= target), None)
-    best = {"final_accuracy": accuracies[-1], "best_accuracy": max(accuracies)}
-    return best | {"target_accuracy": target, **_to_target(lines, reached)}
+    known = [line["accuracy"] for line in lines if line["accuracy"] is not None]
+    reached = first_reached(lines, "accuracy", target)
+    return {
+        "final_accuracy": known[-1],
+        "best_accuracy": max(known),
+        "target_accuracy": target,
+        **_to_target(lines, reached),
+    }
 
 
 def of_perplexity(lines: Sequence[Record], target: float) -> Record:
-    """The same of perplexity, which falls; a target of 0 is none."""
-    values = [line["perplexity"] for line in lines if line["perplexity"] is not None]
-    reached = next(
-        (i for i, line in enumerate(lines) if (line["perplexity"] or math.inf) <= target), None
-    )
-    best = {"perplexity_after": values[-1], "best_perplexity": min(values)}
-    return best | ({"target_perplexity": target, **_to_target(lines, reached)} if target else {})
+    """Final and best perplexity, and what it took until it was first at most `target`.
+
+    Args:
+      lines: of a run, at least one of them evaluated.
+      target: 0 where there is none; then nothing is said about one.
+
+    Returns:
+      For summary.json; the costs are None where the target was never reached.
+    """
+    known = [line["perplexity"] for line in lines if line["perplexity"] is not None]
+    found = {"perplexity_after": known[-1], "best_perplexity": min(known)}
+    if not target:
+        return found
+    reached = first_reached(lines, "perplexity", target, lower_is_better=True)
+    return {**found, "target_perplexity": target, **_to_target(lines, reached)}
+
+
+def first_reached(
+    lines: Sequence[Record], field: str, target: float, lower_is_better: bool = False
+) -> int | None:
+    """Index of the first line whose field is at least as good as `target`; None without one."""
+    for i, line in enumerate(lines):
+        value = line[field]
+        if value is None:
+            continue
+        if value <= target if lower_is_better else value >= target:
+            return i
+    return None
 
 
 def _to_target(lines: Sequence[Record], reached: int | None) -> Record:
-    upto = () if reached is None else lines[: reached + 1]
-    return {
-        f"{name}_to_target": sum(line[name] for line in upto) if upto else None for name in _SUMMED
-    }
+    """What all visits up to that line took together."""
+    costs: Record = {}
+    for name in _SUMMED:
+        if reached is None:
+            costs[f"{name}_to_target"] = None
+        else:
+            costs[f"{name}_to_target"] = sum(line[name] for line in lines[: reached + 1])
+    return costs

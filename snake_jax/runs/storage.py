@@ -1,9 +1,12 @@
-"""Where runs lie: folders of this machine, and folders of Google Cloud Storage buckets
-(`gs://BUCKET/FOLDER`).
+"""Where runs lie: folders of this machine, or of Google Cloud Storage buckets.
 
-Both are `etils.epath` paths. What a bucket lacks is said here: an object is written whole or not at
-all and cannot be appended to, so a line more is the whole object again; and what only knows local
-files gets a local folder, which is fetched before or stored after.
+Both are `etils.epath` paths; one in a bucket is written `gs://BUCKET/FOLDER`. Two things that
+folders have and buckets lack are made up for here:
+
+- An object of a bucket is written whole or not at all and cannot be appended to, so to add a line
+  is to write the whole object again.
+- Some libraries (Matplotlib, the profiler, TensorBoard) know local files only. They get a local
+  folder, which is fetched from the bucket before or stored there after.
 """
 
 import contextlib
@@ -18,13 +21,13 @@ from etils import epath
 
 from snake_jax.errors import UserError
 
-_BUCKET = "gs://"
+_BUCKET = "gs://"  # what paths in buckets begin with
 # What reports read of a run.
 _RESULTS = ("config.json", "metrics.jsonl", "ledger.jsonl", "summary.json")
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
-    """Whether it is in a bucket."""
+    """Whether the path is in a bucket."""
     return os.fspath(path).startswith(_BUCKET)
 
 
@@ -36,7 +39,7 @@ def place(text: str | os.PathLike, flag: str) -> epath.Path:
       flag: its name, for errors.
 
     Raises:
-      UserError: it is no place of a kind that there is, or its bucket cannot be reached.
+      UserError: it is neither a folder nor in a bucket, or the bucket cannot be reached.
     """
     kind, separator, rest = os.fspath(text).partition("://")
     if not separator:
@@ -48,14 +51,15 @@ def place(text: str | os.PathLike, flag: str) -> epath.Path:
         path.exists()
     except ImportError as error:
         raise UserError(f"--{flag}={text}: buckets need gcsfs; pip install -e '.[gcs]'") from error
-    except Exception as error:  # no access shows as whatever the storage library makes of it
+    # Whatever the storage library makes of no access, no network or no such bucket.
+    except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"--{flag}={text}: the bucket cannot be reached ({reason})") from error
     return path
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """A path that a change of the working folder does not change."""
+    """A path that still leads there when the working folder changes."""
     return path if is_bucket(path) else path.resolve()
 
 
@@ -63,12 +67,17 @@ def common(paths: Sequence[str], flag: str) -> str:
     """The folder that holds them all.
 
     Args:
-      paths: of one bucket, or all here.
-      flag: with which a folder is given where there is no such one.
+      paths: to hold.
+      flag: that names a folder where there is no common one, for errors.
+
+    Raises:
+      UserError: they lie in several buckets, or some in one and some here.
     """
-    buckets = {
-        path.removeprefix(_BUCKET).partition("/")[0] if is_bucket(path) else "" for path in paths
-    }
+    # Names of buckets; empty for paths of this machine.
+    buckets = set()
+    for path in paths:
+        name = path.removeprefix(_BUCKET).partition("/")[0]
+        buckets.add(name if is_bucket(path) else "")
     if len(buckets) > 1:
         raise UserError(f"the runs lie in {len(buckets)} places; say with --{flag} where to write")
     if buckets == {""}:
@@ -77,12 +86,12 @@ def common(paths: Sequence[str], flag: str) -> str:
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
-    """What lies in a folder; nothing where there is none, as an empty one of a bucket is."""
+    """What lies in a folder; nothing where there is none. A bucket knows no empty folders."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def replace(file: epath.Path, text: str) -> None:
-    """Writes the whole file or, if killed meanwhile, leaves the old one."""
+    """Writes the whole file; a kill meanwhile leaves the old one as it was."""
     if is_bucket(file):
         file.write_text(text)
         return
@@ -100,12 +109,14 @@ def part_of(file: epath.Path) -> epath.Path:
 
 
 def append(file: epath.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Adds JSON lines at the end; on a bucket by writing the object anew, of which a run's are
-    small.
+    """Adds JSON lines at the end of a file.
+
+    In a bucket that writes the whole object again; those of a run are small.
     """
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     if is_bucket(file):
-        replace(file, (file.read_text() if file.exists() else "") + lines)
+        before = file.read_text() if file.exists() else ""
+        replace(file, before + lines)
         return
     with file.open("a") as stream:
         stream.write(lines)
@@ -115,39 +126,44 @@ def append(file: epath.Path, rows: Sequence[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def stored(path: epath.Path) -> Iterator[Path]:
-    """Gives a local path to write a file or a folder to, which is at `path` afterwards."""
+    """Gives a local path to write a file or a folder to; what is written there ends at `path`."""
     if not is_bucket(path):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / path.name
         yield local
-        files = (
-            [local]
-            if local.is_file()
-            else [file for file in sorted(local.rglob("*")) if file.is_file()]
-        )
-        for file in files:
-            target = path / file.relative_to(local).as_posix() if local.is_dir() else path
-            epath.Path(file).copy(target, overwrite=True)
+        if local.is_file():
+            epath.Path(local).copy(path, overwrite=True)
+            return
+        for file in sorted(local.rglob("*")):
+            if file.is_file():
+                target = path / file.relative_to(local).as_posix()
+                epath.Path(file).copy(target, overwrite=True)
 
 
 @contextlib.contextmanager
 def fetched(folders: Sequence[str | os.PathLike]) -> Iterator[list[Path]]:
-    """Gives local folders with the results of the runs in or under these, of which some may be in
-    buckets.
+    """Gives local folders with the results of the runs that lie at or under `folders`.
+
+    Those of this machine are given as they are; of those in buckets the results are copied, for as
+    long as the context lasts.
+
+    Raises:
+      UserError: a folder in a bucket that is not there, or has no run in it.
     """
     with tempfile.TemporaryDirectory() as copies:
-        yield [
-            _fetch(folder, Path(copies)) if is_bucket(folder) else Path(folder)
-            for folder in folders
-        ]
+        local = []
+        for folder in folders:
+            if is_bucket(folder):
+                local.append(_fetch(folder, Path(copies)))
+            else:
+                local.append(Path(folder))
+        yield local
 
 
 def _fetch(folder: str | os.PathLike, copies: Path) -> Path:
-    """Copies the results, into folders of the same names: reports call runs by the ends of their
-    paths.
-    """
+    """Copies results, under the same names: reports name runs by the ends of their paths."""
     source = place(folder, "workdir")
     local = copies / os.fspath(source).removeprefix(_BUCKET)
     todo = [(source, local)]
@@ -158,8 +174,11 @@ def _fetch(folder: str | os.PathLike, copies: Path) -> Path:
             if name in found:
                 to.mkdir(parents=True, exist_ok=True)
                 found[name].copy(to / name)
-        if "config.json" not in found:  # a run holds no other run
-            todo += [(entry, to / name) for name, entry in found.items() if entry.is_dir()]
+        # A run holds no other run.
+        if "config.json" not in found:
+            for name, entry in found.items():
+                if entry.is_dir():
+                    todo.append((entry, to / name))
     if not local.exists():
         raise UserError(f"{folder}: no such folder, or no run in it")
     return local

@@ -9,7 +9,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from snake_jax.report import progress as progress_module
-from snake_jax.report.progress import describe, progress
+from snake_jax.report.progress import progress, progress_text
 from snake_jax.report.tensorboard import tensorboard
 from tests.run_folders import image_line
 
@@ -46,9 +46,9 @@ def test_progress_bar_on_a_terminal(monkeypatch):
     assert "loss 2.000  accuracy 20.0 %  node 0  5 layers" in drawn
 
 
-def test_describe_leaves_out_what_is_not_there():
-    assert describe({}) == ""
-    assert describe({"node": [4], "loss": math.nan}) == "loss nan  1 node"
+def test_progress_text_leaves_out_what_is_not_there():
+    assert progress_text({}) == ""
+    assert progress_text({"node": [4], "loss": math.nan}) == "loss nan  1 node"
 
 
 def events(folder):

@@ -9,17 +9,16 @@ from tensorboardX.proto.event_pb2 import Event
 
 from snake_jax.errors import UserError
 from snake_jax.report.figures import band, panels_of
-from snake_jax.report.progress import describe
+from snake_jax.report.merits import ACCURACY, PERPLEXITY
+from snake_jax.report.progress import progress_text
 from snake_jax.report.runs import (
-    ACCURACY,
-    PERPLEXITY,
     best,
     common_merit,
     cost_to_reach,
     curve,
     curve_from_start,
     final,
-    merit,
+    merit_of,
     read_run,
     read_runs,
 )
@@ -56,9 +55,9 @@ def images(path):
 
 
 def test_the_lines_say_what_a_run_is_measured_by(tmp_path, pair):
-    assert merit(pair[0]) == PERPLEXITY
-    assert merit(run_of(tmp_path / "not evaluated yet", [None])) == PERPLEXITY
-    assert merit(images(tmp_path / "images")) == ACCURACY
+    assert merit_of(pair[0]) == PERPLEXITY
+    assert merit_of(run_of(tmp_path / "not evaluated yet", [None])) == PERPLEXITY
+    assert merit_of(images(tmp_path / "images")) == ACCURACY
 
 
 def test_runs_of_both_kinds_have_no_common_measure(tmp_path, pair):
@@ -112,7 +111,8 @@ def test_a_band_begins_with_the_model_before_training_where_all_seeds_have_it(tm
     np.testing.assert_array_equal(found.mean, [18.0, 10.0, 8.0])
     (other / "summary.json").unlink()
     np.testing.assert_array_equal(band([pair[1], read_run(other)], "tokens").low, [9.0, 7.5])
-    assert [list(panels_of(one))[1:] for one in (ACCURACY, PERPLEXITY)] == [
+    kinds = (images(tmp_path / "images"), pair[1])
+    assert [list(panels_of(run))[1:] for run in kinds] == [
         ["examples", "bytes", "flops"],
         ["bytes", "flops", "seconds"],
     ]
@@ -206,9 +206,11 @@ def test_spread_over_seeds(pair, tmp_path):
 
 def test_progress():
     line = language_line(3, 12.345)
-    assert describe(line) == "loss 2.661  perplexity 12.3  node 3  block_03.lora  4,000 tokens/s"
+    assert (
+        progress_text(line) == "loss 2.661  perplexity 12.3  node 3  block_03.lora  4,000 tokens/s"
+    )
     unmeasured = line | {"perplexity": None, "tokens_per_s": None}
-    assert describe(unmeasured) == "loss 2.661  node 3  block_03.lora", (
+    assert progress_text(unmeasured) == "loss 2.661  node 3  block_03.lora", (
         "no accuracy in the place of perplexity"
     )
 
