@@ -14,7 +14,8 @@ method, 4 the layers of VGG-11, 5 other frameworks by local epochs, 7 an interru
 of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 9 Non-IID. Several
 as 5,8 or all. Runs are shared between figures and go on after a kill; finished ones are not run
 again. Results are in RESULTS/SCALE: figureN.png, .md and .json; configuration, metrics and summary
-of every run; and for each study learning_rates.json and study.json (fine-tuning: *_language.json).
+of every run in runs.jsonl.gz; and for each study learning_rates.json and study.json (fine-tuning:
+*_language.json). With --redraw the figures are made of that file and nothing is run.
 """
 
 import json
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.reproduction import cases, figures, language, runs, tuning, vision
+from experiments.reproduction import cases, figures, kept, language, runs, tuning, vision
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
 from experiments.reproduction.figures import FIGURES, TOPICS
 from experiments.reproduction.runs import Clock, Study
@@ -74,25 +75,33 @@ MINUTES = flags.DEFINE_float(
 JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, in threads: a small network does not fill two cores", lower_bound=1
 )
+REDRAW = flags.DEFINE_bool(
+    "redraw", False, "run nothing: draw and tabulate anew from the runs kept in --results"
+)
 LIST = flags.DEFINE_bool("list", False, "print the runs and about what they take, and run nothing")
 
 
 def main(_: list[str]) -> None:
     """Checks everything, then each study: tunes, runs, draws."""
     chosen = _figures()
-    studies = [
-        (_study(topic), own)
-        for topic in TOPICS
-        if (own := [f for f in chosen if f in topic.figures])
-    ]
+    studies = []
+    for topic in TOPICS:
+        mine = [figure for figure in chosen if figure in topic.figures]
+        if mine:
+            studies.append((_study(topic), mine))
     if LIST.value:
         print("\n".join(_listing(study, mine) for study, mine in studies))
         return
+    if REDRAW.value:
+        for study, mine in studies:
+            _draw(study, mine)
+        return
+
+    # Whether model and data are there, before anything is compiled.
     for study, mine in studies:
-        if wanted := cases.of_figures(study.topic, mine, study.scale):
-            loop.prepare(
-                study.config(wanted[0])
-            )  # whether model and data are there, before anything is compiled
+        wanted = cases.of_figures(study.topic, mine, study.scale)
+        if wanted:
+            loop.prepare(study.config(wanted[0]))
     timer = Clock(MINUTES.value)
     try:
         for study, mine in studies:
@@ -107,17 +116,20 @@ def _reproduce(study: Study, chosen: Sequence[str], timer: Clock) -> None:
         study = tuning.tune(study, chosen, timer, _say, JOBS.value)
     wanted = cases.of_figures(study.topic, chosen, study.scale)
     runs.carry_out(study, wanted, timer, _say, JOBS.value)
-    for figure in chosen:
-        files = figures.write(study, figure)
-        print(
-            "\n".join(map(str, files))
-            if files
-            else f"figure {figure}: no run has anything to draw yet",
-            flush=True,
-        )
+    _draw(study, chosen)
     tried = _tried(study, chosen)
     runs.keep(study, [*wanted, *tried])
     _write_study(study, chosen, [*tried, *wanted], time.monotonic() - started)
+
+
+def _draw(study: Study, chosen: Sequence[str]) -> None:
+    """Every figure from the runs that there are."""
+    for figure in chosen:
+        files = figures.write(study, figure)
+        if files:
+            _say("\n".join(map(str, files)))
+        else:
+            _say(f"figure {figure}: no run has anything to draw yet")
 
 
 def _tried(study: Study, chosen: Sequence[str]) -> list[Case]:
@@ -125,32 +137,53 @@ def _tried(study: Study, chosen: Sequence[str]) -> list[Case]:
 
 
 def _figures() -> list[str]:
+    """Those of --figure, each once."""
     if not FIGURE.value:
         raise UserError(f"--figure is needed: {', '.join(FIGURES)}, several as 5,8, or all")
     if FIGURE.value == "all":
         return list(FIGURES)
-    return list(
-        dict.fromkeys(pick("figure", word.strip(), FIGURES) for word in FIGURE.value.split(","))
-    )
+    words = [word.strip() for word in FIGURE.value.split(",")]
+    return list(dict.fromkeys(pick("figure", word, FIGURES) for word in words))
 
 
 def _study(topic: Topic) -> Study:
+    """A topic's study as the flags say."""
     name = pick("scale", SCALE.value, topic.scales)
-    scale, workdir, results = (
-        topic.scales[name],
-        Path(WORKDIR.value) / name,
-        Path(RESULTS.value) / name,
-    )
+    scale = topic.scales[name]
+    workdir, results = Path(WORKDIR.value) / name, Path(RESULTS.value) / name
     if SEEDS.value:
-        words = [word.strip() for word in SEEDS.value.split(",")]
-        if wrong := [word for word in words if not word.isdecimal()]:
+        scale = scale._replace(seeds=_seeds(SEEDS.value))
+    runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
+    if topic is vision.TOPIC:
+        sources = _images(scale)
+    elif REDRAW.value:
+        sources = _recorded(results / f"study{topic.suffix}.json")
+    else:
+        sources = _text(name, workdir)
+    rates = tuning.read_rates(results, topic)
+    return Study(topic, name, scale, sources, workdir, results, rates, runs_kept)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Of --seeds, each once."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal():
             raise UserError(
-                f"--seeds={SEEDS.value}: {wrong[0] or 'a gap'} is no seed; want whole numbers as "
-                f"0,1,2"
+                f"--seeds={text}: {word or 'a gap'} is no seed; want whole numbers as 0,1,2"
             )
-        scale = scale._replace(seeds=tuple(dict.fromkeys(map(int, words))))
-    sources = _images(scale) if topic is vision.TOPIC else _text(name, workdir)
-    return Study(topic, name, scale, sources, workdir, results, tuning.read_rates(results, topic))
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _recorded(file: Path) -> Sources:
+    """The model and text of the launch that a study.json is of."""
+    try:
+        scale = json.loads(file.read_text())["scale"]
+        return {"model": scale["model"], "data": scale["data"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{file}: does not say what was run ({error}); leave --redraw out"
+        ) from error
 
 
 def _images(scale: Scale) -> Sources:
@@ -167,25 +200,26 @@ def _text(scale: str, workdir: Path) -> Sources:
 
 
 def _listing(study: Study, chosen: Sequence[str]) -> str:
-    wanted, tried = cases.of_figures(study.topic, chosen, study.scale), _tried(study, chosen)
-    timer, lines = Clock(0), []
-    todo = [case for case in [*tried, *wanted] if not study.finished(case)]
-    for case in [*tried, *wanted]:
+    """A line a run: for which figures, and what it takes or that it is there."""
+    wanted = cases.of_figures(study.topic, chosen, study.scale)
+    every = [*_tried(study, chosen), *wanted]
+    if not every:
+        return "figure 4 is counted from shapes: nothing to run"
+    timer = Clock(0)
+    todo = [case for case in every if not study.finished(case)]
+    lines = []
+    for case in every:
         used = [f for f in chosen if case in study.topic.of_figure(f, study.scale)]
         what = f"figure {', '.join(used)}" if used else "tuning"
-        steps, took = cases.steps_of(case, study.scale), timer.estimate(study, [case])
-        cost = f"{steps:,} steps, about {clock(took)}"
-        lines.append(f"{study.name(case)}: {what}; {'finished' if case not in todo else cost}")
-    if not lines:
-        return "figure 4 is counted from shapes: nothing to run"
+        cost = "finished"
+        if case in todo:
+            steps, took_s = cases.steps_of(case, study.scale), timer.estimate(study, [case])
+            cost = f"{steps:,} steps, about {clock(took_s)}"
+        lines.append(f"{study.name(case)}: {what}; {cost}")
     rates = "; after tuning with the rates it finds" if TUNE.value else ""
-    return "\n".join(
-        [
-            *lines,
-            f"{len(todo)} runs, about {clock(timer.estimate(study, todo))} on the machine of the "
-            f"scale{rates}",
-        ]
-    )
+    all_s = timer.estimate(study, todo)
+    lines.append(f"{len(todo)} runs, about {clock(all_s)} on the machine of the scale{rates}")
+    return "\n".join(lines)
 
 
 def _say(message: str) -> None:
@@ -198,33 +232,33 @@ def _write_study(
     """study.json: with what, on what and for how long; of the latest launch, the runs' seconds of
     all.
     """
-    found = machine()
+    # The command as others can type it: without this machine's folders.
     words = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--results"))]
     for source in study.sources.values():
         words = [word.replace(source, study.topic.public(source)) for word in words]
+
+    train_s, unfinished = {}, []
+    for case in every:
+        if study.finished(case):
+            metrics = read_run(study.folder(case)).metrics
+            train_s[study.name(case)] = sum(record["train_s"] for record in metrics)
+        else:
+            unfinished.append(study.name(case))
+    here = machine()
+    named = ("processor", "cores", "python", "backend", "jax", "jaxlib")
     content = {
         "command": shlex.join(["python", "-m", "experiments.reproduce", *words]),
         "figures": list(chosen),
-        "machine": {
-            name: found[name]
-            for name in ("processor", "cores", "python", "backend", "jax", "jaxlib")
-        },
+        "machine": {name: here[name] for name in named},
         "scale": runs.settings(study),
         "seeds": list(study.scale.seeds),
         "learning_rates": study.rates or "the scale's own, not tuned",
         "launch_s": seconds,
-        "train_s": {
-            study.name(case): sum(
-                record["train_s"] for record in read_run(study.folder(case)).metrics
-            )
-            for case in every
-            if study.finished(case)
-        },
-        "unfinished": [study.name(case) for case in every if not study.finished(case)],
+        "train_s": train_s,
+        "unfinished": unfinished,
     }
-    (study.results / f"study{study.topic.suffix}.json").write_text(
-        json.dumps(content, indent=2) + "\n"
-    )
+    file = study.results / f"study{study.topic.suffix}.json"
+    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

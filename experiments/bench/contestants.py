@@ -120,6 +120,11 @@ class Contestant:
         """Of the rounds that count."""
         return [done["round_s"] for done in self.rounds]
 
+    def versions(self) -> str:
+        """Of its packages, as it told them."""
+        told = self.told.get("versions", {})
+        return ", ".join(f"{name} {version}" for name, version in told.items())
+
     def close(self) -> None:
         """Ends the process."""
         if not self._stdin.closed:

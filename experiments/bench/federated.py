@@ -12,6 +12,7 @@ ours: then the times would compare unlike things.
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import numpy as np
 from experiments.bench import contestants, ours, work
 from experiments.bench.contestants import Contestant
 from experiments.bench.rows import HIGHER, LOWER, Measured, Request, Row, measured
+from snake_jax import streams
 from snake_jax.config import ImageConfig
 from snake_jax.data.images import sources
 from snake_jax.data.images.dataset import Split
@@ -86,15 +88,17 @@ def run(
         work.save(task, file)
         everyone, trials = _contest(sizes, config, file, repeats, request)
         rows, detail = _results(table, goals, task, everyone)
-    peers = {contestants.KINDS[one.kind].label: _peer(one) for one in everyone if one.kind in PEERS}
-    notes = [
+    peers = {}
+    for contestant in everyone:
+        if contestant.kind in PEERS:
+            peers[contestants.KINDS[contestant.kind].label] = _peer(contestant)
+    note = (
         f"A round: {sizes.nodes} nodes with {sizes.examples} examples of "
-        f"{sizes.dataset or 'noise'}, one epoch each, "
-        f"batch {sizes.batch}, the {MODEL} of {_num_params(task):,} parameters. Over ours: the "
-        f"median of ratios within "
-        "one turn, over the fastest of ours. Start: seconds until the first round was over.",
-    ]
-    return Measured(rows, peers, notes, {"contestants": detail, "trials_s": trials})
+        f"{sizes.dataset or 'noise'}, one epoch each, batch {sizes.batch}, the {MODEL} of "
+        f"{_num_params(task):,} parameters. Over ours: the median of ratios within one turn, over "
+        f"the fastest of ours. Start: seconds until the first round was over."
+    )
+    return Measured(rows, peers, [note], {"contestants": detail, "trials_s": trials})
 
 
 def _contest(
@@ -120,11 +124,11 @@ def _contest(
     return everyone, trials
 
 
-def _peer(one: Contestant) -> str:
-    versions = ", ".join(
-        f"{name} {version}" for name, version in one.told.get("versions", {}).items()
-    )
-    return one.missing or f"{versions} ({one.told['variant']})"
+def _peer(contestant: Contestant) -> str:
+    """With which versions and in which variant it ran, or why it did not."""
+    if contestant.missing:
+        return contestant.missing
+    return f"{contestant.versions()} ({contestant.told['variant']})"
 
 
 def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], work.Work]:
@@ -134,12 +138,13 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
     Raises:
       UserError: the data set is missing or too small.
     """
-    dataset, wanted = folder / "data.npz", sizes.nodes * sizes.examples
-    train, test = _splits(sizes.dataset, wanted)
+    # Both read the same file of examples.
+    dataset = folder / "data.npz"
+    train, test = _splits(sizes.dataset, sizes.nodes * sizes.examples)
     np.savez(
         dataset, train_x=train.images, train_y=train.labels, test_x=test.images, test_y=test.labels
     )
-    # Ours evaluates in its last round: nobody asks for it.
+    # Ours evaluates in its last round, so there is one more, which nobody asks for.
     rounds = work.CHECKED_ROUNDS + max(repeats, TRIAL_ROUNDS) + 1
     config: dict[str, Any] = {
         "algorithm": "fedavg",
@@ -159,7 +164,7 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
     task = work.Work(
         images=setup.data.dataset.train.images,
         labels=setup.data.dataset.train.labels,
-        shards=setup.data.shards,
+        orders=orders(setup.data.shards, rounds, SEED),
         mean=np.asarray(setup.data.dataset.mean, np.float32),
         std=np.asarray(setup.data.dataset.std, np.float32),
         params=ours.named(loop.initial_state(setup).params),
@@ -167,10 +172,22 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
         learning_rate=LEARNING_RATE,
         momentum=setup.config.momentum,
         clip_norm=0.0,
-        seed=SEED,
-        rounds=rounds,
     )
     return config, task
+
+
+def orders(shards: Sequence[np.ndarray], rounds: int, seed: int) -> list[list[np.ndarray]]:
+    """For each round and node the node's examples in the order in which a visit of one epoch takes
+    them: every round is a turn.
+    """
+    found = []
+    for number in range(rounds):
+        nodes = []
+        for node, shard in enumerate(shards):
+            generator = streams.generator(seed, "shuffle", number, node, 0)
+            nodes.append(generator.permutation(shard))
+        found.append(nodes)
+    return found
 
 
 def _splits(dataset: str, wanted: int) -> tuple[Split, Split]:
@@ -200,22 +217,29 @@ def _results(
     if not mine:
         raise UnlikeWork(f"none of ours ran: {everyone[0].missing}")
     base = min(mine, key=lambda contestant: median(contestant.seconds))
-    off = {one.name: difference(task, one, base) for one in ran if one.kind != "snake"}
-    if unlike := [name for name, value in off.items() if value >= GREATEST_DIFFERENCE]:
+
+    # Whoever trained on something else is no contestant. A Snake cycle is other work on purpose.
+    off = {}
+    for contestant in ran:
+        if contestant.kind != "snake":
+            off[contestant.name] = difference(task, contestant, base)
+    unlike = [name for name, value in off.items() if value >= GREATEST_DIFFERENCE]
+    if unlike:
         raise UnlikeWork(
             f"{', '.join(unlike)}: not the same work as ours, so the times mean nothing"
         )
-    rows = [row for contestant in ran for row in _rows(table, goals, contestant, base)]
-    told = [
-        {
-            "name": one.name,
-            "start_s": one.start_s,
-            "difference": off.get(one.name),
-            "first": one.first,
-            **one.told,
+
+    rows: list[Row] = []
+    told: list[dict[str, Any]] = []
+    for contestant in ran:
+        rows += _rows(table, goals, contestant, base)
+        about = {
+            "name": contestant.name,
+            "start_s": contestant.start_s,
+            "difference": off.get(contestant.name),
+            "first": contestant.first,
         }
-        for one in ran
-    ]
+        told.append(about | contestant.told)
     return rows, told
 
 
@@ -223,62 +247,72 @@ def difference(task: work.Work, contestant: Contestant, base: Contestant) -> flo
     """How far a contestant's checked parameters are from ours, over what those changed; 1 where it
     did other steps.
     """
-    counts = [
-        (one.first["steps"], one.first["examples"], one.told["parameters"])
-        for one in (contestant, base)
-    ]
-    if counts[0] != counts[1]:
+    if _counts(contestant) != _counts(base):
         return 1.0
-    theirs, reference = (work.load_params(one.checked) for one in (contestant, base))
+    theirs = work.load_params(contestant.checked)
+    reference = work.load_params(base.checked)
     return work.difference(theirs, reference, task.params)
+
+
+def _counts(contestant: Contestant) -> tuple[int, int, int]:
+    """Steps and examples of its first round, and its parameters."""
+    first = contestant.first
+    return first["steps"], first["examples"], contestant.told["parameters"]
 
 
 def _rows(
     table: str, goals: dict[str, float], contestant: Contestant, base: Contestant
 ) -> list[Row]:
     seconds = contestant.seconds
-    each = [1e6 * s / contestant.first["examples"] for s in seconds]
-    over = [s / b for s, b in zip(seconds, base.seconds, strict=True)]
-    peer = contestant.kind in PEERS
-    rule: dict[str, Any] = {
-        "better": HIGHER if peer else LOWER,
-        "limit": goals.get(contestant.kind),
-    }
+    an_example_us = [1e6 * s / contestant.first["examples"] for s in seconds]
+    over_ours = [s / b for s, b in zip(seconds, base.seconds, strict=True)]
+    better = HIGHER if contestant.kind in PEERS else LOWER
+    goal = goals.get(contestant.kind)
+    name = contestant.name
     return [
-        measured(table, contestant.name, "round", seconds, "s"),
-        measured(table, contestant.name, "an example", each, "µs"),
-        measured(table, contestant.name, "over ours", over, **rule),
-        Row(table, contestant.name, "start", contestant.start_s, "s"),
+        measured(table, name, "round", seconds, "s"),
+        measured(table, name, "an example", an_example_us, "µs"),
+        measured(table, name, "over ours", over_ours, better=better, limit=goal),
+        Row(table, name, "start", contestant.start_s, "s"),
     ]
 
 
 def _num_params(task: work.Work) -> int:
-    return sum(array.size for pair in task.params.values() for array in pair)
+    return sum(kernel.size + bias.size for kernel, bias in task.params.values())
 
 
 def _field(sizes: Sizes, config: dict[str, Any], request: Request) -> list[list[Contestant]]:
     """Everyone's variants, of which the fastest is to take part."""
-    cores, python = request.cores, request.peer_python
-    devices = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cores}".strip()
-    )
-
-    def mine(kind: str, variant: str, reports: int, **changes: Any) -> list[Contestant]:
-        environment = {} if variant in ("", "loop", "vmap") else {"XLA_FLAGS": devices}
-        options = {"config": {**config, **changes}, "reports": reports}
-        return [Contestant(kind, variant, sys.executable, options, environment)]
-
-    def flower(cpus: int) -> Contestant:
-        options = {"cpus": cpus, "cores": cores, "channels_last": True}
-        return Contestant("flower", f"{cpus} CPU a client", python, options, {})
-
-    cycle: dict[str, Any] = {**config, "algorithm": "snake", "cycles": 1}
-    visits = len(loop.planned(loop.prepare(ImageConfig(**cycle))))
-    snake = [mine("snake", "", visits, algorithm="snake")] if sizes.snake else []
-    return [
-        *(mine("ours", executor, 1, executor=executor) for executor in sizes.executors),
-        *snake,
-        [Contestant("torch", "", python, {"cores": cores}, {})],
-        [flower(cpus) for cpus in sorted({1, cores})],
-        [Contestant("fedjax", "", request.fedjax_python, {}, {})],
+    field = [
+        [_mine("ours", executor, {**config, "executor": executor}, 1, request)]
+        for executor in sizes.executors
     ]
+    if sizes.snake:
+        # A cycle makes a report a visit, where a round of FedAvg makes one.
+        snake: dict[str, Any] = {**config, "algorithm": "snake"}
+        one_cycle: dict[str, Any] = {**snake, "cycles": 1}
+        visits = len(loop.planned(loop.prepare(ImageConfig(**one_cycle))))
+        field.append([_mine("snake", "", snake, visits, request)])
+    python = request.peer_python
+    field.append([Contestant("torch", "", python, {"cores": request.cores}, {})])
+    field.append([_flower(cpus, request) for cpus in sorted({1, request.cores})])
+    field.append([Contestant("fedjax", "", request.fedjax_python, {}, {})])
+    return field
+
+
+def _mine(
+    kind: str, variant: str, config: dict[str, Any], reports: int, request: Request
+) -> Contestant:
+    """One of this library; those that emulate nodes on devices are given as many as cores."""
+    environment = {}
+    if variant not in ("", "loop", "vmap"):
+        devices = f"--xla_force_host_platform_device_count={request.cores}"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+    options = {"config": config, "reports": reports}
+    return Contestant(kind, variant, sys.executable, options, environment)
+
+
+def _flower(cpus: int, request: Request) -> Contestant:
+    """Flower with so many CPUs for a client."""
+    options = {"cpus": cpus, "cores": request.cores, "channels_last": True}
+    return Contestant("flower", f"{cpus} CPU a client", request.peer_python, options, {})

@@ -7,6 +7,7 @@ which jax 0.10 has not.
   python -m experiments.bench.fedjax_side WORK.npz CHECKED.npz '{}'
 """
 
+import functools
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -18,65 +19,72 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.bench.work import Done, Line, load
+from experiments.bench.work import Done, Line, Work, load
 
 
 def apply(params: dict[str, tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
-    """Images [B,H,W,3] to logits."""
-    layers = list(params.values())
-    for kernel, bias in layers:
+    """Images [B,H,W,3] to logits [B,classes]: convolutions with ReLU and 2x2 max pooling, then
+    dense layers with ReLU between them.
+    """
+    last = list(params)[-1]
+    for name, (kernel, bias) in params.items():
         if kernel.ndim == 4:
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = jax.lax.reduce_window(
-                jax.nn.relu(x + bias), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-            )
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+            window = (1, 2, 2, 1)
+            x = jax.nn.relu(x + bias)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
         else:
             x = x.reshape(x.shape[0], -1) @ kernel + bias
-            x = x if kernel is layers[-1][0] else jax.nn.relu(x)
+            if name != last:
+                x = jax.nn.relu(x)
     return x
 
 
-def main(work_file: str, checked_file: str, _: str) -> None:
-    """Does the rounds that are asked for."""
-    line, work = Line(Path(checked_file)), load(Path(work_file))
-    x, y, nodes = work.normalised(), work.labels, range(len(work.shards))
+def averaging(work: Work) -> fedjax.FederatedAlgorithm:
+    """fedjax's own federated averaging, with the work's optimizer at the clients."""
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            apply(params, batch["x"]), batch["y"]
-        ).mean()
+        logits = apply(params, batch["x"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     def gradient(params: Any, batch: Any, key: jax.Array) -> Any:
         grads = jax.grad(loss)(params, batch)
         if not work.clip_norm:
             return grads
-        return optax.clip_by_global_norm(work.clip_norm).update(grads, optax.EmptyState())[0]
+        clip = optax.clip_by_global_norm(work.clip_norm)
+        return clip.update(grads, optax.EmptyState())[0]
 
+    # Examples come in the order of the work; the server takes the mean as it is.
     client = fedjax.optimizers.sgd(work.learning_rate, work.momentum)
+    server = fedjax.optimizers.sgd(learning_rate=1.0)
     hparams = fedjax.ShuffleRepeatBatchHParams(work.batch_size, num_epochs=1, skip_shuffle=True)
-    algorithm = fedjax.algorithms.fed_avg.federated_averaging(
-        gradient, client, fedjax.optimizers.sgd(learning_rate=1.0), hparams
-    )
-    state, key, number = (
-        algorithm.init(jax.tree.map(jnp.asarray, work.params)),
-        jax.random.key(0),
-        0,
-    )
+    return fedjax.algorithms.fed_avg.federated_averaging(gradient, client, server, hparams)
+
+
+def main(work_file: str, checked_file: str, _: str) -> None:
+    """Does the rounds that are asked for."""
+    line = Line(Path(checked_file))
+    work = load(Path(work_file))
+    x, y = work.normalised(), work.labels
+    algorithm = averaging(work)
+    state = algorithm.init(jax.tree.map(jnp.asarray, work.params))
+    key = jax.random.key(0)
     versions = {"fedjax": importlib.metadata.version("fedjax"), "jax": jax.__version__}
     line.ready(work.params, variant="jit backend", versions=versions)
+
+    number = 0
     while line.asked():
-        orders = [work.order(number, node) for node in nodes]
-        clients = [
-            (node, fedjax.ClientDataset({"x": x[order], "y": y[order]}), key)
-            for node, order in enumerate(orders)
-        ]
+        clients = []
+        steps = 0
+        for node, order in enumerate(work.orders[number]):
+            data = fedjax.ClientDataset({"x": x[order], "y": y[order]})
+            clients.append((node, data, key))
+            steps += -(-len(order) // work.batch_size)
         state, _told = algorithm.apply(state, clients)
         params = jax.block_until_ready(state.params)
-        steps = sum(-(-len(order) // work.batch_size) for order in orders)
-        done = Done(None, steps, sum(map(len, orders)))
-        line.answer(done, lambda: jax.tree.map(np.asarray, params))  # noqa: B023
+        done = Done(None, steps, work.examples)
+        line.answer(done, functools.partial(jax.tree.map, np.asarray, params))
         number += 1
 
 

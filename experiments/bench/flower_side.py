@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from experiments.bench.torch_side import Trainer, from_torch, network, together
-from experiments.bench.work import Done, Line, load
+from experiments.bench.work import Done, Line, Params, Work, load
 
 client_app = ClientApp()
 
@@ -39,10 +39,11 @@ def _trainer(work_file: str, threads: int, channels_last: bool) -> Trainer:
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """A node's part of a round: from the received weights, one epoch, weights and loss back."""
-    settings, node = message.content["config"], int(context.node_config["partition-id"])
+    settings = message.content["config"]
+    node = int(context.node_config["partition-id"])
     trainer = _trainer(settings["work"], settings["cpus"], settings["channels_last"])
     trainer.receive(list(message.content["arrays"].to_torch_state_dict().values()))
-    done = trainer.epoch(settings["server-round"] - 1, node)
+    done = trainer.epoch(settings["server-round"] - 1, node)  # Flower counts rounds from 1
     metrics = MetricRecord({"loss": done.loss, "steps": done.steps, "num-examples": done.examples})
     arrays = ArrayRecord(trainer.model.state_dict())
     return Message(content=RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
@@ -50,41 +51,44 @@ def train(message: Message, context: Context) -> Message:
 
 def serve(line: Line, work_file: str, options: dict[str, Any]) -> None:
     """Does the rounds that are asked for."""
-    work, seen = load(Path(work_file)), []
+    work = load(Path(work_file))
+    seen: list[Done] = []  # of every round so far
 
     def summed(replies: list[RecordDict], _: str) -> MetricRecord:
-        each = [reply["metrics"] for reply in replies]
-        seen.append(together([Done(m["loss"], m["steps"], m["num-examples"]) for m in each]))
+        every = []
+        for reply in replies:
+            told = reply["metrics"]
+            every.append(Done(told["loss"], told["steps"], told["num-examples"]))
+        seen.append(together(every))
         return MetricRecord({})
 
     def between(number: int, arrays: ArrayRecord) -> None:
-        if number:
-            if seen[-1].examples != sum(map(len, work.shards)):
-                raise RuntimeError(
-                    f"Flower trained on {seen[-1].examples} examples: a client failed, see above"
-                )
-            line.answer(
-                seen[-1],
-                lambda: from_torch(list(arrays.to_torch_state_dict().values()), work.params),
-            )
-        else:
+        """Called with the mean after every round, and with what training starts from as round 0."""
+        params = functools.partial(_params, arrays, work)
+        if number == 0:
             variant = "channels last" if options["channels_last"] else "channels first"
-            made = from_torch(list(arrays.to_torch_state_dict().values()), work.params)
-            line.ready(
-                made, variant=variant, versions={"flwr": flwr.__version__, "ray": ray.__version__}
-            )
+            versions = {"flwr": flwr.__version__, "ray": ray.__version__}
+            line.ready(params(), variant=variant, versions=versions)
+        else:
+            done = seen[-1]
+            if done.examples != work.examples:
+                raise RuntimeError(
+                    f"Flower trained on {done.examples} examples: a client failed, see above"
+                )
+            line.answer(done, params)
+        # The next round begins when this returns: not before it is asked for.
         if number < work.rounds and not line.asked():
             raise KeyboardInterrupt
 
-    server_app, count = ServerApp(), len(work.shards)
+    server_app = ServerApp()
 
     @server_app.main()
     def _main(grid: Grid, context: Context) -> None:
         strategy = FedAvg(
             fraction_train=1.0,
             fraction_evaluate=0.0,
-            min_train_nodes=count,
-            min_available_nodes=count,
+            min_train_nodes=work.nodes,
+            min_available_nodes=work.nodes,
             train_metrics_aggr_fn=summed,
         )
         strategy.start(
@@ -95,9 +99,17 @@ def serve(line: Line, work_file: str, options: dict[str, Any]) -> None:
             evaluate_fn=between,
         )
 
-    backend = {"client_resources": {"num_cpus": options["cpus"], "num_gpus": 0.0}}
-    backend["init_args"] = {"num_cpus": options["cores"], "include_dashboard": False}
-    run_simulation(server_app, client_app, num_supernodes=count, backend_config=backend)
+    # A client is given so many CPUs; as many clients as that allows run side by side.
+    backend = {
+        "client_resources": {"num_cpus": options["cpus"], "num_gpus": 0.0},
+        "init_args": {"num_cpus": options["cores"], "include_dashboard": False},
+    }
+    run_simulation(server_app, client_app, num_supernodes=work.nodes, backend_config=backend)
+
+
+def _params(arrays: ArrayRecord, work: Work) -> Params:
+    """Flower's state dict as the work has its parameters."""
+    return from_torch(list(arrays.to_torch_state_dict().values()), work.params)
 
 
 def main(work_file: str, checked_file: str, options: str) -> None:

@@ -6,6 +6,7 @@ without evaluation.
 A round is as many of the runner's reports: one of FedAvg, one a visit of Snake.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from snake_jax.runs import loop
 
 
 def named(params: tree.Params) -> Params:
-    """Kernel and bias of every layer."""
+    """Kernel and bias of every layer: of its two arrays the bias is the one of one dimension."""
     found = {}
     for name, subtree in params.items():
         bias, kernel = sorted(jax.tree.leaves(subtree), key=lambda leaf: leaf.ndim)
@@ -30,24 +31,32 @@ def named(params: tree.Params) -> Params:
 
 def main(work_file: str, checked_file: str, options: str) -> None:
     """Does the rounds that are asked for."""
-    line, work = Line(Path(checked_file)), load(Path(work_file))
+    line = Line(Path(checked_file))
+    work = load(Path(work_file))
     given = json.loads(options)
     config = ImageConfig(**given["config"])
     setup = loop.prepare(config)
-    for shard, other in zip(setup.data.shards, work.shards, strict=True):
-        np.testing.assert_array_equal(shard, other)
-    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+
+    # The setup divides the data by itself: nodes must hold what the work says they hold.
+    for shard, order in zip(setup.data.shards, work.orders[0], strict=True):
+        np.testing.assert_array_equal(np.sort(shard), np.sort(order))
+    executor = loop.make_executor(setup)
+    state = loop.initial_state(setup)
     reports = loop.train(setup, executor, state, keep=lambda _: None)
     versions = {name: sys.modules[name].__version__ for name in ("jax", "jaxlib")}
     line.ready(named(state.params), variant=f"{len(jax.devices())} devices", versions=versions)
+
     while line.asked():
-        every = [next(reports) for _ in range(given["reports"])]
-        params = jax.block_until_ready(every[-1].state.params)
-        steps, examples = (
-            sum(report.record[name] for report in every) for name in ("iterations", "examples")
-        )
-        done = Done(every[-1].record["loss"], steps, examples)
-        line.answer(done, lambda: named(params), compile_s=executor.compilations.seconds)  # noqa: B023
+        steps, examples = 0, 0
+        for _ in range(given["reports"]):
+            report = next(reports)
+            steps += report.record["iterations"]
+            examples += report.record["examples"]
+        # The clock stops when all is computed, not when it is under way.
+        params = jax.block_until_ready(report.state.params)
+        done = Done(report.record["loss"], steps, examples)
+        compile_s = executor.compilations.seconds
+        line.answer(done, functools.partial(named, params), compile_s=compile_s)
 
 
 if __name__ == "__main__":

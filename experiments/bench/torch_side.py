@@ -6,6 +6,7 @@ FedAvg is the mean of state dicts by examples.
   python -m experiments.bench.torch_side WORK.npz CHECKED.npz '{"cores": 2}'
 """
 
+import functools
 import json
 import sys
 import time
@@ -33,16 +34,19 @@ class Trainer:
           channels_last: whether images and activations lie as [B,H,W,C] rather than [B,C,H,W].
         """
         torch.set_num_threads(threads)
-        self.work, self._last = work, channels_last
+        self.work = work
+        self._channels_last = channels_last
         images = work.normalised()
-        self._images = torch.from_numpy(
-            images if channels_last else np.ascontiguousarray(_first(images))
-        )
+        if not channels_last:
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        self._images = torch.from_numpy(images)
         self._labels = torch.from_numpy(work.labels.astype(np.int64))
         self.model = network(work.params)
         self.params: list[torch.Tensor] = list(self.model.parameters())
-        for p in self.params if channels_last else ():
-            p.data = p.data.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p.data
+        if channels_last:
+            for param in self.params:
+                if param.ndim == 4:
+                    param.data = param.data.contiguous(memory_format=torch.channels_last)
         self._optimizer = torch.optim.SGD(
             self.params, work.learning_rate, work.momentum, fused=True
         )
@@ -55,19 +59,21 @@ class Trainer:
 
     def epoch(self, number: int, node: int) -> Done:
         """The node's batches of round `number`."""
-        order = torch.from_numpy(self.work.order(number, node))
-        total, batches = torch.zeros(()), order.split(self.work.batch_size)
+        order = torch.from_numpy(self.work.orders[number][node])
+        batches = order.split(self.work.batch_size)
+        loss_sum = torch.zeros(())
         for index in batches:
             x = self._images[index]
-            x = x.permute(0, 3, 1, 2) if self._last else x
+            if self._channels_last:
+                x = x.permute(0, 3, 1, 2)  # a view: PyTorch names the axes so, whatever they lie in
             loss = nn.functional.cross_entropy(self.model(x), self._labels[index])
             self._optimizer.zero_grad()
             loss.backward()
             if self.work.clip_norm:
                 nn.utils.clip_grad_norm_(self.params, self.work.clip_norm)
             self._optimizer.step()
-            total += loss.detach() * len(index)
-        return Done(total.item() / len(order), len(batches), len(order))
+            loss_sum += loss.detach() * len(index)
+        return Done(loss_sum.item() / len(order), len(batches), len(order))
 
     @torch.no_grad()
     def round(self, number: int, weights: list[torch.Tensor]) -> tuple[list[torch.Tensor], Done]:
@@ -84,27 +90,30 @@ class Trainer:
 
 def together(every: Sequence[Done]) -> Done:
     """All nodes' work of a round as one."""
-    examples = sum(done.examples for done in every)
-    loss = sum((done.loss or 0.0) * done.examples for done in every) / examples
-    return Done(loss, sum(done.steps for done in every), examples)
+    loss_sum, steps, examples = 0.0, 0, 0
+    for done in every:
+        loss_sum += (done.loss or 0.0) * done.examples
+        steps += done.steps
+        examples += done.examples
+    return Done(loss_sum / examples, steps, examples)
 
 
 def network(params: Params) -> nn.Sequential:
     """Convolutions 3x3 with ReLU and 2x2 max pooling, then dense layers with ReLU between them."""
     parts: list[nn.Module] = []
+    flat = False
     for kernel, _ in params.values():
         *window, inputs, outputs = kernel.shape
         if window:
-            parts += [
-                nn.Conv2d(inputs, outputs, tuple(window), padding=1),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
+            convolution = nn.Conv2d(inputs, outputs, tuple(window), padding=1)
+            parts += [convolution, nn.ReLU(), nn.MaxPool2d(2)]
         else:
+            if not flat:
+                parts.append(nn.Flatten())
+                flat = True
             parts += [nn.Linear(inputs, outputs), nn.ReLU()]
-            if not any(isinstance(part, nn.Flatten) for part in parts):
-                parts.insert(-2, nn.Flatten())
-    model = nn.Sequential(*parts[:-1])
+    parts.pop()  # no ReLU after the last
+    model = nn.Sequential(*parts)
     model.load_state_dict(dict(zip(model.state_dict(), to_torch(params), strict=True)))
     return model
 
@@ -114,66 +123,78 @@ def to_torch(params: Params) -> list[torch.Tensor]:
     inputs C,H,W.
     """
     tensors = []
-    for kernel, bias, channels in _with_channels(params):
-        if channels:
-            kernel = np.moveaxis(kernel.reshape(-1, channels, kernel.shape[1]), 1, 0).reshape(
-                kernel.shape
-            )
+    channels = _flattened_channels(params)
+    for name, (kernel, bias) in params.items():
+        if channels[name]:
+            # Inputs (H,W,C) become (C,H,W), as PyTorch flattens them.
+            inputs, outputs = kernel.shape
+            by_pixel = kernel.reshape(-1, channels[name], outputs)
+            kernel = np.moveaxis(by_pixel, 1, 0).reshape(inputs, outputs)
         turned = np.moveaxis(kernel, (-1, -2), (0, 1))
-        tensors += [torch.from_numpy(np.array(a, np.float32, order="C")) for a in (turned, bias)]
+        for array in (turned, bias):
+            tensors.append(torch.from_numpy(np.array(array, np.float32, order="C")))
     return tensors
 
 
 def from_torch(tensors: Sequence[torch.Tensor], like: Params) -> Params:
     """What `to_torch` was given."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
+    channels = _flattened_channels(like)
     found: Params = {}
-    for name, (kernel, bias, channels) in zip(like, _with_channels(like), strict=True):
+    for name, (kernel, bias) in like.items():
         turned = np.moveaxis(arrays.pop(0), (0, 1), (-1, -2))
-        if channels:
-            turned = np.moveaxis(turned.reshape(channels, -1, kernel.shape[1]), 0, 1).reshape(
-                kernel.shape
-            )
+        if channels[name]:
+            inputs, outputs = kernel.shape
+            by_channel = turned.reshape(channels[name], -1, outputs)
+            turned = np.moveaxis(by_channel, 0, 1).reshape(inputs, outputs)
         found[name] = np.array(turned, order="C"), np.array(arrays.pop(0).reshape(bias.shape))
     return found
 
 
-def _with_channels(params: Params) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """With each layer the channels of the image that it flattens, 0 where it does not."""
-    every = list(params.values())
-    before = [0] + [kernel.shape[-1] if kernel.ndim == 4 else 0 for kernel, _ in every]
-    return [(k, b, at if k.ndim == 2 else 0) for (k, b), at in zip(every, before, strict=False)]
-
-
-def _first(images: np.ndarray) -> np.ndarray:
-    return images.transpose(0, 3, 1, 2)
+def _flattened_channels(params: Params) -> dict[str, int]:
+    """For every layer the channels of the image that it flattens, 0 where it does not."""
+    found = {}
+    image_channels = 0  # of what the layer before gave; 0: that was a vector
+    for name, (kernel, _) in params.items():
+        if kernel.ndim == 4:
+            found[name] = 0
+            image_channels = kernel.shape[-1]
+        else:
+            found[name] = image_channels
+            image_channels = 0
+    return found
 
 
 def fastest(work: Work, cores: int) -> tuple[Trainer, str, dict[str, float]]:
     """The trainer of the fastest of one or all threads and either layout, its name, and each one's
     fastest epoch.
     """
-    variants = {
-        f"{threads} threads, channels {'last' if last else 'first'}": (threads, last)
-        for threads in sorted({1, cores})
-        for last in (False, True)
-    }
-    weights, seconds = to_torch(work.params), dict.fromkeys(variants, float("inf"))
-    for name, variant in variants.items():
-        trainer = Trainer(work, *variant)
-        for trial in range(TRIALS + 1):  # the first is not counted
-            trainer.receive(weights)
-            started = time.perf_counter()
-            trainer.epoch(0, 0)
-            if trial:
-                seconds[name] = min(seconds[name], time.perf_counter() - started)
+    variants = {}
+    for threads in sorted({1, cores}):
+        variants[f"{threads} threads, channels first"] = (threads, False)
+        variants[f"{threads} threads, channels last"] = (threads, True)
+    weights = to_torch(work.params)
+    seconds = {}
+    for name, (threads, channels_last) in variants.items():
+        trainer = Trainer(work, threads, channels_last)
+        _epoch_s(trainer, weights)  # the first is not counted
+        seconds[name] = min(_epoch_s(trainer, weights) for _ in range(TRIALS))
     name = min(seconds, key=seconds.__getitem__)
     return Trainer(work, *variants[name]), name, seconds
 
 
+def _epoch_s(trainer: Trainer, weights: list[torch.Tensor]) -> float:
+    """Seconds of an epoch of node 0 from these weights."""
+    trainer.receive(weights)
+    started = time.perf_counter()
+    trainer.epoch(0, 0)
+    return time.perf_counter() - started
+
+
 def main(work_file: str, checked_file: str, options: str) -> None:
     """Does the rounds that are asked for."""
-    line, work = Line(Path(checked_file)), load(Path(work_file))
+    line = Line(Path(checked_file))
+    work = load(Path(work_file))
     trainer, variant, trials = fastest(work, json.loads(options)["cores"])
     weights = to_torch(work.params)
     made = from_torch(trainer.params, work.params)
@@ -181,7 +202,7 @@ def main(work_file: str, checked_file: str, options: str) -> None:
     number = 0
     while line.asked():
         weights, done = trainer.round(number, weights)
-        line.answer(done, lambda: from_torch(weights, work.params))  # noqa: B023
+        line.answer(done, functools.partial(from_torch, weights, work.params))
         number += 1
 
 

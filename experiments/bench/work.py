@@ -2,6 +2,7 @@
 round.
 
 Imports numpy alone, so that a peer's interpreter needs nothing of this project's but this folder.
+What this library draws at random, the order of a node's examples, is therefore in the file too.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,16 +22,22 @@ Params = dict[str, tuple[np.ndarray, np.ndarray]]
 """`{layer: (kernel, bias)}` in the network's order; kernels are [Kh,Kw,Cin,Cout] or [Cin,Cout], H
 before W before C.
 """
+Message = dict[str, object]
+"""What a contestant says, as JSON has it."""
+
+_NUMBERS = ("batch_size", "learning_rate", "momentum", "clip_norm")
+_ARRAYS = ("images", "labels", "mean", "std")
 
 
 class Work(NamedTuple):
-    """A round of FedAvg: every node trains one epoch from the mean, plain SGD with momentum that
-    begins at zero.
+    """Rounds of FedAvg: in each every node trains one epoch from the mean, plain SGD with momentum
+    that begins at zero.
 
     Attributes:
       images: `[N, H, W, 3]` uint8, all nodes'.
       labels: `[N]` int32.
-      shards: for each node, its indices.
+      orders: for each round and node, the node's examples (indices below N) in the order in which
+        that round takes them; `snake_jax` shuffled them.
       mean: per channel, subtracted from `images / 255`.
       std: per channel, divided by.
       params: what the first round starts from.
@@ -38,13 +45,11 @@ class Work(NamedTuple):
       learning_rate: of every step.
       momentum: heavy ball.
       clip_norm: greatest norm of a step's gradients; 0: no clipping.
-      seed: of the order of examples.
-      rounds: that will be asked for.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    shards: Sequence[np.ndarray]
+    orders: Sequence[Sequence[np.ndarray]]
     mean: np.ndarray
     std: np.ndarray
     params: Params
@@ -52,22 +57,29 @@ class Work(NamedTuple):
     learning_rate: float
     momentum: float
     clip_norm: float
-    seed: int
-    rounds: int
 
-    def order(self, number: int, node: int) -> np.ndarray:
-        """The node's examples in the order in which round `number` takes them, as
-        `snake_jax.executor` shuffles.
-        """
-        return np.random.default_rng([self.seed, number, node, 0]).permutation(self.shards[node])
+    @property
+    def rounds(self) -> int:
+        """How many can be asked for."""
+        return len(self.orders)
+
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return len(self.orders[0])
+
+    @property
+    def examples(self) -> int:
+        """That all nodes hold together."""
+        return sum(len(order) for order in self.orders[0])
 
     def normalised(self) -> np.ndarray:
         """All images as float32, `[N, H, W, 3]`."""
         return (self.images.astype(np.float32) / np.float32(255) - self.mean) / self.std
 
     def shares(self) -> list[float]:
-        """Each node's weight in the mean."""
-        return [len(shard) / sum(map(len, self.shards)) for shard in self.shards]
+        """Each node's weight in the mean: its part of all examples."""
+        return [len(order) / self.examples for order in self.orders[0]]
 
 
 class Done(NamedTuple):
@@ -82,29 +94,43 @@ class Done(NamedTuple):
 
 def save(work: Work, path: Path) -> None:
     """Writes one .npz file."""
-    arrays: dict[str, Any] = {f"shard/{node}": shard for node, shard in enumerate(work.shards)}
-    arrays |= _flat(work.params)
-    arrays |= {
-        name: getattr(work, name) for name in Work._fields if name not in ("shards", "params")
-    }
-    np.savez(path, **arrays)
+    arrays = _flat(work.params)
+    for number, nodes in enumerate(work.orders):
+        for node, order in enumerate(nodes):
+            arrays[f"order/{number}/{node}"] = order
+    for name in (*_ARRAYS, *_NUMBERS):
+        arrays[name] = np.asarray(getattr(work, name))
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def load(path: Path) -> Work:
     """Reads what `save` wrote."""
     with np.load(path) as file:
         arrays = dict(file)
-    shards = [arrays[name] for name in arrays if name.startswith("shard/")]
-    plain: dict[str, Any] = {
-        name: arrays[name] for name in Work._fields if name not in ("shards", "params")
-    }
-    scalars = {name: value.item() for name, value in plain.items() if value.ndim == 0}
-    return Work(**{**plain, **scalars}, shards=shards, params=_layers(arrays))
+    orders: list[list[np.ndarray]] = []
+    for name, array in arrays.items():  # in the order in which they were written
+        if name.startswith("order/"):
+            node = int(name.split("/")[2])
+            if node == 0:
+                orders.append([])
+            orders[-1].append(array)
+    return Work(
+        images=arrays["images"],
+        labels=arrays["labels"],
+        orders=orders,
+        mean=arrays["mean"],
+        std=arrays["std"],
+        params=_layers(arrays),
+        batch_size=int(arrays["batch_size"]),
+        learning_rate=float(arrays["learning_rate"]),
+        momentum=float(arrays["momentum"]),
+        clip_norm=float(arrays["clip_norm"]),
+    )
 
 
 def save_params(params: Params, path: Path) -> None:
     """Writes one .npz file."""
-    np.savez(path, **_flat(params))
+    np.savez(path, allow_pickle=False, **_flat(params))
 
 
 def load_params(path: Path) -> Params:
@@ -113,36 +139,39 @@ def load_params(path: Path) -> Params:
         return _layers(dict(file))
 
 
-def _flat(params: Params) -> dict[str, Any]:
-    parts = ("kernel", "bias")
-    return {
-        f"{p}/{layer}": a
-        for layer, pair in params.items()
-        for p, a in zip(parts, pair, strict=True)
-    }
+def _flat(params: Params) -> dict[str, np.ndarray]:
+    """`{"kernel/conv1": ..., "bias/conv1": ...}`, the layers in order."""
+    arrays = {}
+    for layer, (kernel, bias) in params.items():
+        arrays[f"kernel/{layer}"] = kernel
+        arrays[f"bias/{layer}"] = bias
+    return arrays
 
 
 def _layers(arrays: dict[str, np.ndarray]) -> Params:
-    names = [name.removeprefix("kernel/") for name in arrays if name.startswith("kernel/")]
-    return {name: (arrays[f"kernel/{name}"], arrays[f"bias/{name}"]) for name in names}
+    """What `_flat` was given, out of a file's arrays."""
+    params: Params = {}
+    for name, array in arrays.items():
+        if name.startswith("kernel/"):
+            layer = name.removeprefix("kernel/")
+            params[layer] = (array, arrays[f"bias/{layer}"])
+    return params
 
 
 def difference(params: Params, reference: Params, start: Params) -> float:
     """Norm of `params - reference` over that of `reference - start`: 1 is as wrong as not having
     trained.
     """
+    return _distance(params, reference) / _distance(reference, start)
 
-    def distance(a: Params, b: Params) -> float:
-        return (
-            sum(
-                float(np.square(x - y).sum())
-                for name in a
-                for x, y in zip(a[name], b[name], strict=True)
-            )
-            ** 0.5
-        )
 
-    return distance(params, reference) / distance(reference, start)
+def _distance(params: Params, others: Params) -> float:
+    """Norm of the difference of all kernels and biases as one vector."""
+    squares = 0.0
+    for name, arrays in params.items():
+        for array, other in zip(arrays, others[name], strict=True):
+            squares += float(np.square(array - other).sum())
+    return squares**0.5
 
 
 class Line:
@@ -156,13 +185,15 @@ class Line:
         Args:
           checked: where the parameters after `CHECKED_ROUNDS` go.
         """
-        self._checked, self._rounds, self._started = checked, 0, 0.0
+        self._checked = checked
+        self._rounds = 0
+        self._started = 0.0
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
-    def ready(self, params: Params, **told: Any) -> None:
+    def ready(self, params: Params, **told: object) -> None:
         """Says that rounds can be asked for."""
-        count = sum(a.size for pair in params.values() for a in pair)
+        count = sum(kernel.size + bias.size for kernel, bias in params.values())
         self._say({"parameters": count, "python": sys.version.split()[0], **told})
 
     def asked(self) -> bool:
@@ -173,7 +204,7 @@ class Line:
         self._started = time.perf_counter()
         return wanted
 
-    def answer(self, done: Done, params: Callable[[], Params], **told: Any) -> None:
+    def answer(self, done: Done, params: Callable[[], Params], **told: object) -> None:
         """Stops the clock and tells of the round; `params` gives what it ended with."""
         seconds = time.perf_counter() - self._started
         self._rounds += 1
@@ -181,5 +212,5 @@ class Line:
             save_params(params(), self._checked)
         self._say({"round_s": seconds, **done._asdict(), **told})
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _say(self, message: Message) -> None:
         print(json.dumps(message), file=self._out, flush=True)

@@ -23,22 +23,36 @@ def write(study: Study, figure: str) -> list[Path]:
     study.results.mkdir(parents=True, exist_ok=True)
     if figure == "4":
         return _layers(study)
-    cases, show = study.topic.of_figure(figure, study.scale), _SHOW[study.topic.name]
-    found = {case: run for case in cases if (run := study.read(case))}
+    cases = study.topic.of_figure(figure, study.scale)
+    show = _SHOW[study.topic.name]
+    found = {}
+    for case in cases:
+        run = study.read(case)
+        if run is not None:
+            found[case] = run
     if not found:
         return []
-    title, picture = show.title(study, figure), study.results / f"figure{figure}.png"
-    caption = f"{title} (scale {study.scale_name}: {show.setting(study)})"
+
+    # The picture: a panel for each axis, its caption says what was run.
+    title = show.title(study, figure)
+    picture = study.results / f"figure{figure}.png"
+    caption = f"{title} (scale {study.scale_name}: {show.setting(study, found)})"
     plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
+
+    # The numbers, and what is not there yet.
     rows = show.rows(study, figure, found)
-    missing = [study.name(case) for case in cases if case not in found or not study.finished(case)]
-    parts = [f"# Figure {figure}: {title}", *show.sections(study, figure, rows)]
+    missing = []
+    for case in cases:
+        if case not in found or not study.finished(case):
+            missing.append(study.name(case))
+    parts = [f"# Figure {figure}: {title}", *show.sections(study, figure, rows, found)]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
     return [picture, *_files(study, figure, parts, {"rows": rows, "missing": missing})]
 
 
 def _layers(study: Study) -> list[Path]:
+    """Figure 4, which is counted from shapes."""
     rows = tables.layers_table()
     forward = sum(row["forward_flops"] for row in rows)
     params = sum(row["parameters"] for row in rows)
@@ -51,29 +65,25 @@ def _layers(study: Study) -> list[Path]:
     }
     picture = plot_layers([row["layer"] for row in rows], shares, study.results / "figure4.png")
     middle = rows[1:-1]
-    means = [
-        sum(row[f"visit_{kind}_share"] for row in middle) / len(middle)
-        for kind in ("bytes", "flops", "memory")
-    ]
+    means = {}
+    for kind in ("bytes", "flops", "memory"):
+        means[kind] = 100 * sum(row[f"visit_{kind}_share"] for row in middle) / len(middle)
     text = (
         "Full-width VGG-11 for 32x32x3 images and 10 classes, counted from shapes, a batch of 32; "
-        "nothing is trained. "
-        "A visit trains the first layer, this one and the last, and sends these three up; its "
-        "memory is weights, "
-        "gradients and momentum, without activations. Full training is FL's: all layers. Mean "
-        "over the middle layers: "
-        f"{100 * means[0]:.1f} % of the bytes, {100 * means[1]:.1f} % of the FLOPs, "
-        f"{100 * means[2]:.1f} % of the "
-        "memory."
+        "nothing is trained. A visit trains the first layer, this one and the last, and sends "
+        "these three up; its memory is weights, gradients and momentum, without activations. Full "
+        "training is FL's: all layers. Mean over the middle layers: "
+        f"{means['bytes']:.1f} % of the bytes, {means['flops']:.1f} % of the FLOPs, "
+        f"{means['memory']:.1f} % of the memory."
     )
     parts = [f"# Figure 4: {vision_figures.TITLES['4']}", text, tables.layers_markdown(rows)]
     return [picture, *_files(study, "4", parts, {"rows": rows})]
 
 
 def _files(study: Study, figure: str, parts: Sequence[str], numbers: dict[str, Any]) -> list[Path]:
-    files = [study.results / f"figure{figure}.md", study.results / f"figure{figure}.json"]
-    files[0].write_text("\n\n".join(parts) + "\n")
-    files[1].write_text(
-        json.dumps({"figure": figure, "scale": study.scale_name, **numbers}, indent=1) + "\n"
-    )
-    return files
+    markdown = study.results / f"figure{figure}.md"
+    markdown.write_text("\n\n".join(parts) + "\n")
+    content = {"figure": figure, "scale": study.scale_name, **numbers}
+    plain = study.results / f"figure{figure}.json"
+    plain.write_text(json.dumps(content, indent=1) + "\n")
+    return [markdown, plain]

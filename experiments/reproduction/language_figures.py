@@ -17,17 +17,20 @@ _LOOKS = {"snake_lora": (1, 1), "snake_full": (1, 0), "fedavg_lora": (0, 1), "fe
 
 def title(study: Study, figure: str) -> str:
     """Of a figure."""
-    held = (
-        ": the nodes hold different data sets" if language.FIGURES[figure] == "by_category" else ""
-    )
-    partition = PARTITIONS[language.FIGURES[figure]]
-    return f"Fine-tuning a language model by local epochs E, {partition}{held}"
+    partition = language.FIGURES[figure]
+    held = ": the nodes hold different data sets" if partition == "by_category" else ""
+    return f"Fine-tuning a language model by local epochs E, {PARTITIONS[partition]}{held}"
 
 
-def setting(study: Study) -> str:
+def setting(study: Study, found: Mapping[Case, Run]) -> str:
     """The model, in a few words."""
-    model = study.sources["model"]
-    return f"{study.topic.public(model)}, {language.blocks(model)} nodes"
+    return f"{study.topic.public(study.sources['model'])}, {_nodes(found)} nodes"
+
+
+def _nodes(found: Mapping[Case, Run]) -> int:
+    """Of all runs: as many as the model has blocks."""
+    run = next(iter(found.values()))
+    return run.config["nodes"]
 
 
 def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
@@ -47,36 +50,35 @@ def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
     return language_tables.of_runs(study, found)
 
 
-def sections(study: Study, figure: str, numbers: Sequence[Row]) -> list[str]:
+def sections(
+    study: Study, figure: str, numbers: Sequence[Row], found: Mapping[Case, Run]
+) -> list[str]:
     """The text below the title: setting, table, comparisons."""
+    parts = [_about(study, _nodes(found)), language_tables.markdown_of(numbers)]
     said = language_tables.against(numbers)
-    return [
-        _about(study),
-        language_tables.markdown_of(numbers),
-        *["\n".join(f"- {line}" for line in said)] * bool(said),
-    ]
+    if said:
+        parts.append("\n".join(f"- {line}" for line in said))
+    return parts
 
 
-def _about(study: Study) -> str:
-    scale, settings = study.scale, study.scale.settings
-    model, data = (study.topic.public(study.sources[name]) for name in ("model", "data"))
-    blocks = language.blocks(study.sources["model"])
-    pairs = (
-        f"{settings['limit']:,} training pairs of each source" if settings["limit"] else "all pairs"
-    )
+def _about(study: Study, blocks: int) -> str:
+    """What was run, for the reader of the table."""
+    scale = study.scale
+    settings = scale.settings
+    model = study.topic.public(study.sources["model"])
+    data = study.topic.public(study.sources["data"])
+    pairs = "all pairs"
+    if settings["limit"]:
+        pairs = f"{settings['limit']:,} training pairs of each source"
     cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
     rates = "tuned, see learning_rates_language.json" if study.rates else "the scale's, not tuned"
     return (
         f"Scale {study.scale_name}: {model}, {blocks} blocks and as many nodes; {data}, {pairs}; "
-        f"rows of "
-        f"{human(settings['max_length'])} tokens, several texts to a row, batch "
-        f"{settings['batch_size']}; AdamW, LoRA "
-        f"of rank {settings['lora_rank']}, what does not train stored as "
-        f"{settings['frozen_dtype']}; cycles (rounds): "
-        f"{cycles}; seeds {', '.join(map(str, scale.seeds))}; learning rates {rates}. FL's whole "
-        f"model has embedding "
-        "and head too, which Snake Learning leaves as they are. Perplexity is of held-out "
-        "responses, all sources "
-        "together. Iterations of all nodes count; per node is their number over the number of "
-        "nodes."
+        f"rows of {human(settings['max_length'])} tokens, several texts to a row, batch "
+        f"{settings['batch_size']}; AdamW, LoRA of rank {settings['lora_rank']}, what does not "
+        f"train stored as {settings['frozen_dtype']}; cycles (rounds): {cycles}; seeds "
+        f"{', '.join(map(str, scale.seeds))}; learning rates {rates}. FL's whole model has "
+        f"embedding and head too, which Snake Learning leaves as they are. Perplexity is of "
+        f"held-out responses, all sources together. Iterations of all nodes count; per node is "
+        f"their number over the number of nodes."
     )

@@ -7,14 +7,14 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments.reproduction import cases
+from experiments.reproduction import cases, kept
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
 from snake_jax.cli import one_run
 from snake_jax.cli.one_run import Job
@@ -26,11 +26,9 @@ from snake_jax.report.units import clock
 from snake_jax.runs import loop
 from snake_jax.runs.workdir import Workdir
 
-KEPT = ("config.json", "metrics.jsonl", "summary.json")
 _PROGRAMS = "programs"
-Rates = dict[
-    str, dict[str, Any]
-]  # {"method/partition": {"chosen": rate, "validation_loss": {rate: loss or null}}}
+Rates = dict[str, dict[str, Any]]
+"""`{"method/partition": {"chosen": rate, "validation_loss": {rate: loss or null}}}`"""
 
 
 class Study(NamedTuple):
@@ -44,6 +42,7 @@ class Study(NamedTuple):
       workdir: folder of the runs, one for each scale.
       results: folder of what is kept, one for each scale.
       rates: recorded by tuning.
+      kept: runs by name, to draw from in place of those in `workdir`; None: of `workdir`.
     """
 
     topic: Topic
@@ -53,6 +52,7 @@ class Study(NamedTuple):
     workdir: Path
     results: Path
     rates: Rates
+    kept: Mapping[str, Run] | None = None
 
     def rate(self, case: Case) -> float:
         """The learning rate of a case: what it tries, what tuning recorded, or the scale's."""
@@ -79,18 +79,24 @@ class Study(NamedTuple):
         Raises:
           UserError: the folder has a run with other flags.
         """
-        config = self.folder(case) / "config.json"
-        if config.exists() and (
-            other := differences(self.config(case), json.loads(config.read_text()))
-        ):
-            raise UserError(
-                f"{self.folder(case)} holds a run with other flags: {', '.join(other)}; give "
-                f"another --workdir"
-            )
-        return (self.folder(case) / "summary.json").exists()
+        if self.kept is not None:
+            run = self.kept.get(self.name(case))
+            return run is not None and run.summary is not None
+        folder = self.folder(case)
+        config = folder / "config.json"
+        if config.exists():
+            other = differences(self.config(case), json.loads(config.read_text()))
+            if other:
+                raise UserError(
+                    f"{folder} holds a run with other flags: {', '.join(other)}; give another "
+                    f"--workdir"
+                )
+        return (folder / "summary.json").exists()
 
     def read(self, case: Case) -> Run | None:
         """The run as far as it is; None before its first evaluation."""
+        if self.kept is not None:
+            return self.kept.get(self.name(case))
         if not (self.folder(case) / "metrics.jsonl").exists():
             return None
         try:
@@ -155,6 +161,7 @@ def carry_out(
         left = clock(timer.estimate(study, todo[number:]) / jobs)
         say(f"run {number + 1} of {len(todo)}: {study.name(case)}; about {left} left for all")
         started = time.monotonic()
+        # One that fails ends the others at their next round, which the same command goes on from.
         try:
             result = _run(study, case, going_on, say)
         except BaseException:
@@ -166,7 +173,8 @@ def carry_out(
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, number) for number in range(len(todo))]
         one_run.wait(futures, stop)
-    if left := [case for case in todo if not study.finished(case)]:
+    left = [case for case in todo if not study.finished(case)]
+    if left:
         say(f"not finished: {len(left)} of {len(wanted)} runs; the same command goes on")
 
 
@@ -191,9 +199,11 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
 def _reached(last: Record) -> str:
     """What the last evaluation found."""
     merit = merit_of_lines([last])
-    value, loss = last[merit.field], last["test_loss"]
+    value = last[merit.field]
     found = "no number" if value is None else merit.show(value)
-    return f"{merit.phrase(found)}, loss {'not finite' if loss is None else f'{loss:.3f}'}"
+    loss = last["test_loss"]
+    said = "not finite" if loss is None else f"{loss:.3f}"
+    return f"{merit.phrase(found)}, loss {said}"
 
 
 def _keep_programs(folder: Path) -> None:
@@ -206,23 +216,25 @@ def _keep_programs(folder: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def keep(study: Study, kept: Sequence[Case]) -> None:
-    """Copies configuration, metrics and summary of finished runs to the results; this machine's
-    paths stay out.
+def keep(study: Study, wanted: Sequence[Case]) -> None:
+    """Adds configuration, metrics and summary of finished runs to those that are kept; this
+    machine's paths stay out.
     """
-    for case in kept:
+    file = study.results / kept.FILE
+    lines = kept.read_lines(file)
+    for case in wanted:
         if study.finished(case):
-            folder = study.results / "runs" / study.name(case)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in KEPT:
-                text = (study.folder(case) / file).read_text()
-                for source in study.sources.values():
-                    text = text.replace(json.dumps(source), json.dumps(study.topic.public(source)))
-                (folder / file).write_text(text)
+            line = kept.line_of(read_run(study.folder(case)))
+            for source in study.sources.values():
+                line = line.replace(json.dumps(source), json.dumps(study.topic.public(source)))
+            lines.append(line)
+    if lines:
+        kept.write_lines(file, lines)
 
 
 def settings(study: Study) -> dict[str, Any]:
     """The scale as JSON."""
-    plain = study.scale._asdict()
-    public = {name: study.topic.public(source) for name, source in study.sources.items()}
-    return json.loads(json.dumps(plain | public, default=dict))
+    plain: dict[str, Any] = study.scale._asdict()
+    for name, source in study.sources.items():
+        plain[name] = study.topic.public(source)
+    return json.loads(json.dumps(plain, default=dict))

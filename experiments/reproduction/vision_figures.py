@@ -26,19 +26,28 @@ def title(study: Study, figure: str) -> str:
     return TITLES[figure].format(layer=vision.interrupted_layer(study.scale))
 
 
-def setting(study: Study) -> str:
+def setting(study: Study, found: Mapping[Case, Run]) -> str:
     """The network, in a few words."""
     settings = study.scale.settings
     return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
 
 
 def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
-    """A row of panels for each partition."""
-    return {
-        PARTITIONS[p]: _lines(figure, p, found)
-        for p in PARTITIONS
-        if any(c.partition == p for c in found)
-    }
+    """A row of panels for each partition, in it a line for each case that differs in more than its
+    seed.
+    """
+    drawn = {}
+    for partition, called in PARTITIONS.items():
+        groups: dict[Case, list[Run]] = {}
+        for case, run in found.items():
+            if case.partition == partition:
+                groups.setdefault(case._replace(seed=0), []).append(run)
+        if groups:
+            drawn[called] = [
+                Line(_label(figure, case), runs, *_look(figure, case))
+                for case, runs in groups.items()
+            ]
+    return drawn
 
 
 def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
@@ -47,25 +56,22 @@ def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
     return [of(study, case, run) for case, run in found.items()]
 
 
-def sections(study: Study, figure: str, numbers: Sequence[Row]) -> list[str]:
+def sections(
+    study: Study, figure: str, numbers: Sequence[Row], found: Mapping[Case, Run]
+) -> list[str]:
     """The text below the title: setting, table, comparisons."""
-    body = (tables.methods_markdown if figure == "2" else tables.runs_markdown)(
-        numbers, study.scale.target
-    )
+    if figure == "2":
+        body = tables.methods_markdown(numbers, study.scale.target)
+    else:
+        body = tables.runs_markdown(numbers, study.scale.target)
     base: dict[str, Any] = {"method": "snake", "order": "sequential", "interrupted": False}
     if figure in ("2", "5"):
         base["method"] = "fedavg"
+    parts = [_about(study), body]
     said = tables.against(numbers, base)
-    return [_about(study), body, *["\n".join(f"- {line}" for line in said)] * bool(said)]
-
-
-def _lines(figure: str, partition: str, found: Mapping[Case, Run]) -> list[Line]:
-    """A line for each case that differs in more than its seed."""
-    groups: dict[Case, list[Run]] = {}
-    for case, run in found.items():
-        if case.partition == partition:
-            groups.setdefault(case._replace(seed=0), []).append(run)
-    return [Line(_label(figure, case), runs, *_look(figure, case)) for case, runs in groups.items()]
+    if said:
+        parts.append("\n".join(f"- {line}" for line in said))
+    return parts
 
 
 def _label(figure: str, case: Case) -> str:
@@ -82,12 +88,16 @@ def _look(figure: str, case: Case) -> tuple[int, int]:
         return COMPARED.index(case.method), _STYLES.get(case.epochs, 3)
     if figure == "2":
         return list(METHODS).index(case.method), 0
-    number = int(case.interrupted) if figure == "7" else ORDERS.index(case.order)
+    if figure == "7":
+        number = 1 if case.interrupted else 0
+    else:
+        number = ORDERS.index(case.order)
     return number, number
 
 
 def _about(study: Study) -> str:
-    scale, settings = study.scale, study.scale.settings
+    scale = study.scale
+    settings = scale.settings
     examples = f"{scale.train_examples:,}" if scale.train_examples else "all"
     cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
     goal = (
@@ -95,9 +105,8 @@ def _about(study: Study) -> str:
     )
     return (
         f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g}, "
-        f"{examples} training examples "
-        f"over {settings['nodes']} nodes, batch {settings['batch_size']}; cycles (rounds): "
-        f"{cycles}; "
-        f"seeds {', '.join(map(str, scale.seeds))}. {100 * scale.target:.0f} % is {goal}. "
-        "Iterations of all nodes count; per node is their number over the number of nodes."
+        f"{examples} training examples over {settings['nodes']} nodes, batch "
+        f"{settings['batch_size']}; cycles (rounds): {cycles}; seeds "
+        f"{', '.join(map(str, scale.seeds))}. {100 * scale.target:.0f} % is {goal}. Iterations of "
+        f"all nodes count; per node is their number over the number of nodes."
     )

@@ -16,6 +16,7 @@ from experiments.bench import (
     llama,
     memory,
     results,
+    rounds_memory,
     rows,
     step,
     table,
@@ -367,6 +368,46 @@ def test_a_process_grows_by_what_a_call_takes():
     size = 64 * 2**20
     grown = memory.grown_bytes(lambda: np.ones(size, np.uint8))
     assert grown is None or size - 2**20 < grown < 1.5 * size  # the kernel counts in lots of pages
+
+
+def test_rounds_are_measured_in_processes_of_their_own_for_each_number_of_nodes():
+    found = rounds_memory.run(QUIET)
+    grown = {(r.subject, r.name): r for r in found.rows}
+    for nodes in rounds_memory.QUICK.nodes:
+        for kind in rounds_memory.MOMENTUM:
+            value = grown[f"{nodes} nodes", kind]
+            assert (value.unit, value.repeats) == ("MB", QUIET.repeats)
+            assert value.value >= 0
+            in_models = grown[f"{nodes} nodes", f"{kind}, in models"]
+            # 64 inputs, three times 64 units, ten classes; weights and biases in float32.
+            model_bytes = 4 * (3 * (64 * 64 + 64) + 64 * 10 + 10)
+            assert in_models.value == pytest.approx(1e6 * value.value / model_bytes)
+    assert f"mlp of {model_bytes / 1e6:.1f} MB" in found.notes[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_round_of_a_large_model_is_seen_to_take_at_least_its_result(tmp_path):
+    file = tmp_path / "noise.npz"
+    rounds_memory.write_noise(file, 8)
+    asked = rounds_memory.Asked(str(file), 2, 16.0, 4, 0.9, rounds=1)
+    told = rounds_memory.in_own_process(asked)
+    assert told.model_bytes == 4 * (64 * 1024 + 2 * 1024**2 + 3 * 1024 + 1024 * 10 + 10)
+    assert told.grown_bytes[0] > told.model_bytes  # the mean is new, beside what began the round
+
+
+def test_the_ratio_to_the_fewest_nodes_has_a_goal():
+    fewest: dict[str, float] = {}
+    rows = rounds_memory._rows("momentum", 16, rounds_memory.Told(10, [40, 20]), fewest)
+    assert [r.name for r in rows] == ["momentum", "momentum, in models"]
+    *_, ratio = rounds_memory._rows("momentum", 48, rounds_memory.Told(10, [60]), fewest)
+    assert ratio.name == "momentum, over the fewest nodes"
+    assert (ratio.value, ratio.limit, ratio.met) == (2.0, rounds_memory.FLAT, False)
+
+
+def test_a_round_that_fails_says_why(tmp_path):
+    asked = rounds_memory.Asked(str(tmp_path / "missing.npz"), 2, 1.0, 4, 0.0, 1)
+    with pytest.raises(RuntimeError, match=r"2 nodes: .*missing\.npz"):
+        rounds_memory.in_own_process(asked)
 
 
 def test_losses_are_apart_by_what_training_lowered_them_by():

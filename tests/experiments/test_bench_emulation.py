@@ -2,9 +2,12 @@
 named with a reason.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,13 +19,18 @@ SIZES = federated.Sizes(nodes=2, examples=12, batch=8, dataset="", executors=("l
 QUIET = Request(1, True, sys.executable, sys.executable, 1, lambda _: None)
 
 
+def some_orders(seed: int) -> list[list[np.ndarray]]:
+    """Four rounds of two nodes that hold 12 and 8 examples."""
+    return federated.orders([np.arange(12), np.arange(12, 20)], 4, seed)
+
+
 def some_work(**changes) -> work.Work:
     rng = np.random.default_rng(0)
     sizes = {"conv1": (3, 3, 3, 4), "conv2": (3, 3, 4, 6), "fc3": (2 * 2 * 6, 5), "fc4": (5, 10)}
     fields = {
         "images": rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
         "labels": np.arange(20, dtype=np.int32) % 10,
-        "shards": [np.arange(12), np.arange(12, 20)],
+        "orders": some_orders(3),
         "mean": np.full(3, 0.5, np.float32),
         "std": np.full(3, 0.25, np.float32),
         "params": {
@@ -33,8 +41,6 @@ def some_work(**changes) -> work.Work:
         "learning_rate": 0.01,
         "momentum": 0.9,
         "clip_norm": 0.0,
-        "seed": 3,
-        "rounds": 4,
     }
     return work.Work(**(fields | changes))
 
@@ -53,16 +59,97 @@ def test_work_comes_back_from_its_file(tmp_path):
     assert_same(read.params, made.params)
     for name in ("images", "labels", "mean", "std"):
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
-    assert [list(shard) for shard in read.shards] == [list(shard) for shard in made.shards]
+    for nodes, others in zip(read.orders, made.orders, strict=True):
+        assert [list(order) for order in nodes] == [list(order) for order in others]
     assert read[6:] == made[6:]
+    assert (read.rounds, read.nodes, read.examples) == (4, 2, 20)
+
+
+def test_work_imports_numpy_alone():
+    script = """
+import sys
+import numpy
+before = set(sys.modules)  # with what numpy brings
+import experiments.bench.work
+ours = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(ours - set(sys.stdlib_module_names)))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=contestants.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['experiments']\n"
 
 
 def test_a_round_takes_every_example_of_a_node_once_and_each_round_in_its_own_order():
     task = some_work()
-    orders = [task.order(number, 0) for number in range(3)]
-    assert [sorted(order) for order in orders] == [list(range(12))] * 3
-    assert len({tuple(order) for order in orders}) == 3
+    orders = [nodes[0] for nodes in task.orders]
+    assert [sorted(order) for order in orders] == [list(range(12))] * 4
+    assert len({tuple(order) for order in orders}) == 4
     assert task.shares() == [0.6, 0.4]
+
+
+def network(params: work.Params, x: jax.Array) -> jax.Array:
+    """Convolutions with ReLU and pooling, then dense layers, from jax.lax alone."""
+    last = list(params)[-1]
+    for name, (kernel, bias) in params.items():
+        if kernel.ndim == 4:
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+            window = (1, 2, 2, 1)
+            x = jax.lax.reduce_window(
+                jax.nn.relu(x + bias), -jnp.inf, jax.lax.max, window, window, "VALID"
+            )
+        else:
+            x = x.reshape(len(x), -1) @ kernel + bias
+            x = x if name == last else jax.nn.relu(x)
+    return x
+
+
+def plain_round(task: work.Work, number: int, start: work.Params) -> work.Params:
+    """A round from the words of `Work`: heavy ball from zero at every node, the mean by shares."""
+
+    @jax.jit
+    def gradient(params, x, y):
+        def loss(params):
+            log_p = jax.nn.log_softmax(network(params, x))
+            return -jnp.take_along_axis(log_p, y[:, None], 1).mean()
+
+        return jax.grad(loss)(params)
+
+    x, y = task.normalised(), task.labels
+    mean = jax.tree.map(np.zeros_like, start)
+    for order, share in zip(task.orders[number], task.shares(), strict=True):
+        params, velocity = start, jax.tree.map(np.zeros_like, start)
+        for begin in range(0, len(order), task.batch_size):
+            index = order[begin : begin + task.batch_size]
+            grads = gradient(params, x[index], y[index])
+            velocity = jax.tree.map(lambda v, g: task.momentum * v + g, velocity, grads)
+            params = jax.tree.map(lambda p, v: p - task.learning_rate * v, params, velocity)
+        mean = jax.tree.map(lambda m, p, part=share: m + part * p, mean, params)
+    return mean
+
+
+def test_this_library_does_the_work_that_is_in_the_file(tmp_path):
+    config, task = federated.prepare(SIZES, 1, tmp_path)
+    work.save(task, tmp_path / "work.npz")
+    options = {"config": {**config, "executor": "loop"}, "reports": 1}
+    ours = contestants.Contestant("ours", "loop", sys.executable, options, {})
+    ours.start(tmp_path / "work.npz")
+    ours.round()
+    ours.close()
+    assert ours.missing == ""
+    assert (ours.first["steps"], ours.first["examples"]) == (4, 24)
+
+    read = work.load(tmp_path / "work.npz")
+    expected = read.params
+    for number in range(work.CHECKED_ROUNDS):
+        expected = plain_round(read, number, expected)
+    checked = work.load_params(ours.checked)
+    assert work.difference(checked, expected, read.params) < federated.GREATEST_DIFFERENCE / 10
+    # Another order of the same examples ends elsewhere: that the draws are ours is seen.
+    orders = [[order[::-1] for order in nodes] for nodes in read.orders]
+    other = read._replace(orders=orders)
+    turned = plain_round(other, 1, plain_round(other, 0, read.params))
+    assert work.difference(turned, expected, read.params) > federated.GREATEST_DIFFERENCE
 
 
 def test_difference_is_nothing_for_equals_and_one_for_the_untrained():
@@ -103,7 +190,8 @@ class TestTorch:
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize(
-        "change", [{"seed": 4}, {"momentum": 0.8}, {"batch_size": 7}, {"clip_norm": 0.1}]
+        "change",
+        [{"orders": some_orders(4)}, {"momentum": 0.8}, {"batch_size": 7}, {"clip_norm": 0.1}],
     )
     def test_other_work_is_told_apart(self, change):
         from experiments.bench import torch_side

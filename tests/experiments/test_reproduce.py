@@ -2,18 +2,21 @@
 test example.
 """
 
+import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.reproduction import cases, figures, language, runs, tables, tuning, vision
+from experiments.reproduction import cases, figures, kept, language, runs, tables, tuning, vision
 from experiments.reproduction.cases import Case
 from experiments.reproduction.runs import Clock, Study
 from experiments.reproduction.vision import METHODS, ORDERS
 from snake_jax.errors import UserError
+from snake_jax.report.runs import read_run
 from snake_jax.runs import loop
 
 ROOT = Path(__file__).parents[2]
@@ -76,13 +79,10 @@ def numbers(made, figure):
     return json.loads((made / "results/smoke" / f"figure{figure}.json").read_text())
 
 
-def kept(made, row):
+def kept_of(made, row):
     """(metrics, summary, configuration) of the run of a row, as kept."""
-    folder = made / "results/smoke/runs" / row["run"]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return lines, *(
-        json.loads((folder / name).read_text()) for name in ("summary.json", "config.json")
-    )
+    run = kept.read_runs(made / "results/smoke" / kept.FILE)[row["run"]]
+    return run.metrics, run.summary, run.config
 
 
 @pytest.mark.parametrize("figure", figures.FIGURES)
@@ -98,7 +98,7 @@ def test_a_figure_has_its_picture_and_its_tables(made, figure):
 
 def test_rows_are_the_sums_of_the_kept_metrics(made):
     for row in numbers(made, "5")["rows"]:
-        lines, summary, _ = kept(made, row)
+        lines, summary, _ = kept_of(made, row)
         for key in ("iterations", "examples", "train_flops", "server_flops", "synchronisations"):
             assert row[key] == sum(line[key] for line in lines)
         assert row["bytes"] == sum(line["bytes_up"] + line["bytes_down"] for line in lines)
@@ -112,10 +112,83 @@ def test_rows_are_the_sums_of_the_kept_metrics(made):
 
 
 def test_a_run_is_kept_without_ledger_and_checkpoints(made):
-    names = sorted(
-        path.name for path in (made / "results/smoke/runs/snake_iid_e1_lr0.03_s0").iterdir()
-    )
-    assert names == ["config.json", "metrics.jsonl", "summary.json"]
+    folder = made / "results/smoke"
+    assert [path for path in folder.iterdir() if path.is_dir()] == []
+    lines = [json.loads(line) for line in kept.read_lines(folder / kept.FILE)]
+    assert {tuple(line) for line in lines} == {("run", "config", "summary", "metrics")}
+    names = [line["run"] for line in lines]
+    assert names == sorted(path.parent.name for path in made.glob("runs/smoke/*/summary.json"))
+    assert "snake_iid_e1_lr0.03_s0" in names
+
+
+def test_kept_runs_are_the_runs_and_are_folders_again(made, tmp_path):
+    file = made / "results/smoke" / kept.FILE
+    assert kept.main([str(file), str(tmp_path)]) == 0
+    for name, run in kept.read_runs(file).items():
+        before, after = read_run(made / "runs/smoke" / name), read_run(tmp_path / name)
+        assert after[1:] == run[1:] == before[1:]
+    assert kept.main([str(file), str(tmp_path)]) == 2  # they are there already
+
+
+def test_runs_are_added_to_those_that_are_kept_and_the_same_ones_change_nothing(made, tmp_path):
+    study = study_of(made)._replace(results=tmp_path)
+    first, second = Case("fedavg", "iid"), Case("snake", "iid")
+    runs.keep(study, [second])
+    runs.keep(study, [first, second])
+    assert list(kept.read_runs(tmp_path / kept.FILE)) == [study.name(first), study.name(second)]
+    before = (tmp_path / kept.FILE).read_bytes()
+    runs.keep(study, [second])
+    assert (tmp_path / kept.FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"[]\n"), gzip.compress(b"{\n")])
+def test_a_damaged_file_of_kept_runs_is_one_line(tmp_path, content):
+    (tmp_path / kept.FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"runs\.jsonl\.gz.* take it from git again"):
+        kept.read_runs(tmp_path / kept.FILE)
+
+
+def redrawn(results, tmp_path, scale, figures):
+    """The folder of what `--redraw` makes of a copy of the kept runs, and the names it wrote."""
+    folder = tmp_path / scale
+    folder.mkdir()
+    for path in [results / kept.FILE, *results.glob("learning_rates*"), *results.glob("study*")]:
+        shutil.copy(path, folder)
+    given = [f"--figure={figures}", f"--scale={scale}", f"--results={tmp_path}"]
+    ((code, out, errors),) = launch([*given, "--redraw", f"--workdir={tmp_path / 'nothing'}"])
+    assert (code, errors) == (0, "")
+    assert "run 1 of" not in out
+    assert not (tmp_path / "nothing").exists()
+    return folder
+
+
+def same_tables(folder, other, figure):
+    texts = [(place / f"figure{figure}.md").read_text() for place in (folder, other)]
+    numbers = [
+        json.loads((place / f"figure{figure}.json").read_text()) for place in (folder, other)
+    ]
+    return texts[0] == texts[1] and numbers[0] == numbers[1]
+
+
+def test_figures_are_redrawn_from_the_kept_runs(made, tmp_path):
+    folder = redrawn(made / "results/smoke", tmp_path, "smoke", "all")
+    for figure in figures.FIGURES:
+        assert same_tables(folder, made / "results/smoke", figure)
+        assert (folder / f"figure{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_committed_figures_are_those_of_the_committed_runs(tmp_path):
+    committed = ROOT / "experiments/results/reproduce/cpu"
+    folder = redrawn(committed, tmp_path, "cpu", "5,6,7,8,9")  # 2 needs the data, 4 has no runs
+    for figure in ("5", "6", "7", "8", "9"):
+        assert same_tables(folder, committed, figure)
+
+
+@pytest.mark.parametrize("study", ["cifar10", "demo", "reproduce/cpu"])
+def test_every_committed_file_of_runs_is_read(study):
+    runs_kept = kept.read_runs(ROOT / "experiments/results" / study / kept.FILE)
+    assert len(runs_kept) > 10
+    assert all(run.summary["algorithm"] == run.config["algorithm"] for run in runs_kept.values())
 
 
 def test_figures_share_runs_and_differ_in_what_they_say(made):
@@ -144,7 +217,7 @@ def test_the_papers_interrupted_layer_is_the_fifth():
 
 def test_a_nodes_state_is_what_it_holds(made):
     rows = {row["method"]: row for row in numbers(made, "2")["rows"]}
-    whole = 4 * kept(made, rows["fedavg"])[1]["num_params"]
+    whole = 4 * kept_of(made, rows["fedavg"])[1]["num_params"]
     fedavg = rows["fedavg"]["node_memory"]
     assert (fedavg["weights"], fedavg["gradients"], fedavg["optimizer"]) == (whole, whole, whole)
     for method in ("split", "splitfed", "accelerated_fl", "random_walking_snakes"):
@@ -231,7 +304,7 @@ def test_every_case_of_every_scale_is_a_configuration(scale, topic):
 
 def test_fine_tuning_rows_are_the_sums_of_the_kept_metrics(made):
     for row in numbers(made, "6")["rows"] + numbers(made, "9")["rows"]:
-        lines, summary, config = kept(made, row)
+        lines, summary, config = kept_of(made, row)
         for key in ("iterations", "tokens", "target_tokens", "train_flops"):
             assert row[key] == sum(line[key] for line in lines)
         assert row["bytes"] == sum(line["bytes_up"] + line["bytes_down"] for line in lines)
@@ -251,7 +324,7 @@ def test_fine_tuning_runs_are_what_the_figure_says(made, figure, partition):
         (e, m) for e in (1, 3) for m in language.METHODS
     ]
     for row in rows:
-        lines, _, config = kept(made, row)
+        lines, _, config = kept_of(made, row)
         assert (config["partition"], config["local_epochs"], config["nodes"]) == (
             partition,
             row["epochs"],
@@ -270,7 +343,7 @@ def test_a_row_says_what_it_took_to_be_as_good_as_fl(made):
     for (method, epochs), row in rows.items():
         goal, lines = (
             rows[method.replace("snake", "fedavg"), epochs]["perplexity_after"],
-            kept(made, row)[0],
+            kept_of(made, row)[0],
         )
         first = next(
             (i for i, line in enumerate(lines) if (line["perplexity"] or goal + 1) <= goal), None

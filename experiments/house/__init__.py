@@ -1,0 +1,1 @@
+"""The house counted: `python -m experiments.house`."""
