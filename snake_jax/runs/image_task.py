@@ -44,7 +44,7 @@ def prepare(config: ImageConfig) -> Setup:
       UserError: flags, data or layers are wrong.
     """
     algorithm = ALGORITHMS[pick("algorithm", config.algorithm, ALGORITHMS)]
-    pick("model", config.model, registry.MODELS)
+    registry.find(config.model)
     pick("augment", config.augment, augmentation.AUGMENTATIONS)
     check_fit(config, algorithm)
     dataset, quality = clean(
