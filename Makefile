@@ -14,15 +14,15 @@ help:  ## show this list
 
 demo: $(VENV)/run.stamp  ## train Snake Learning and FedAvg on real images, print and plot the comparison
 	rm -rf $(RUNS)
-	$(BIN)/python -m experiments.classify --flagfile=experiments/presets/demo_snake.flags --workdir=$(RUNS)/snake
-	$(BIN)/python -m experiments.classify --flagfile=experiments/presets/demo_fedavg.flags --workdir=$(RUNS)/fedavg
-	$(BIN)/python -m experiments.compare $(RUNS)/snake $(RUNS)/fedavg --output=$(RUNS)
+	$(BIN)/snake-jax classify --preset=demo_snake --workdir=$(RUNS)/snake
+	$(BIN)/snake-jax classify --preset=demo_fedavg --workdir=$(RUNS)/fedavg
+	$(BIN)/snake-jax compare $(RUNS)/snake $(RUNS)/fedavg --output=$(RUNS)
 
 demo-llm: $(VENV)/run.stamp  ## the same with a tiny Llama on the text of Python's own help, with samples
 	rm -rf $(RUNS)-llm
-	$(BIN)/python -m experiments.finetune --flagfile=experiments/presets/demo_llm_snake.flags --workdir=$(RUNS)-llm/snake
-	$(BIN)/python -m experiments.finetune --flagfile=experiments/presets/demo_llm_fedavg.flags --workdir=$(RUNS)-llm/fedavg
-	$(BIN)/python -m experiments.compare $(RUNS)-llm/snake $(RUNS)-llm/fedavg --output=$(RUNS)-llm
+	$(BIN)/snake-jax finetune --preset=demo_llm_snake --workdir=$(RUNS)-llm/snake
+	$(BIN)/snake-jax finetune --preset=demo_llm_fedavg --workdir=$(RUNS)-llm/fedavg
+	$(BIN)/snake-jax compare $(RUNS)-llm/snake $(RUNS)-llm/fedavg --output=$(RUNS)-llm
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest

@@ -1,8 +1,6 @@
-"""The door to `snake_jax.cli.finetune`: fine-tunes a language model over nodes that each hold their
-own text, and reports what it cost.
-"""
+"""`python -m experiments.finetune` is `snake-jax finetune`."""
 
-import runpy
+from snake_jax.cli.main import door
 
 if __name__ == "__main__":
-    runpy.run_module("snake_jax.cli.finetune", run_name="__main__", alter_sys=True)
+    door("finetune")

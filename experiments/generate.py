@@ -1,8 +1,6 @@
-"""The door to `snake_jax.cli.generate`: says what a language model answers: after fine-tuning, or
-before.
-"""
+"""`python -m experiments.generate` is `snake-jax generate`."""
 
-import runpy
+from snake_jax.cli.main import door
 
 if __name__ == "__main__":
-    runpy.run_module("snake_jax.cli.generate", run_name="__main__", alter_sys=True)
+    door("generate")

@@ -1,8 +1,6 @@
-"""The door to `snake_jax.cli.profile`: what training takes of a node: by formula, by the compiler
-of a chip that need not be here, and measured.
-"""
+"""`python -m experiments.profile` is `snake-jax profile`."""
 
-import runpy
+from snake_jax.cli.main import door
 
 if __name__ == "__main__":
-    runpy.run_module("snake_jax.cli.profile", run_name="__main__", alter_sys=True)
+    door("profile")

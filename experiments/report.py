@@ -1,8 +1,6 @@
-"""The door to `snake_jax.cli.report`: report on many runs: one HTML page with table, curves,
-schedule, ledger and configuration.
-"""
+"""`python -m experiments.report` is `snake-jax report`."""
 
-import runpy
+from snake_jax.cli.main import door
 
 if __name__ == "__main__":
-    runpy.run_module("snake_jax.cli.report", run_name="__main__", alter_sys=True)
+    door("report")

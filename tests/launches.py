@@ -2,34 +2,27 @@
 own.
 """
 
-import contextlib
-import importlib
 import json
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from orbax.checkpoint import CheckpointManager, args
 
-from snake_jax.cli import classify, launch
+from snake_jax.cli import main
 from snake_jax.models.presets import from_preset
 from snake_jax.models.save import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-m"]
 MEASURED = {"train_s", "compile_s", "num_compilations", "train_s_to_target", "tokens_per_s"}
-_APART: dict[
-    str, dict[str, list[flags.Flag]]
-] = {}  # flags of launches loaded here, by the module that defines them
 
 
 class Ended(NamedTuple):
@@ -50,64 +43,10 @@ class Launcher(NamedTuple):
     def __call__(self, *flag_list: object) -> Ended:
         """Runs to the exit; whatever else is raised comes through."""
         self.capfd.readouterr()
-        self.monkeypatch.setattr(sys, "argv", [f"experiments/{self.name}.py", *map(str, flag_list)])
+        self.monkeypatch.setattr(sys, "argv", ["snake-jax", self.name, *map(str, flag_list)])
         with pytest.raises(SystemExit) as ended:
-            run(self.name)
+            main.main()
         return Ended(ended.value.code, *self.capfd.readouterr())
-
-
-def run(name: str) -> None:
-    """Runs `experiments.NAME` on `sys.argv`; never returns."""
-    module = classify if name == "classify" else load(name)
-    with _flags_of(_APART[name]) if name in _APART else contextlib.nullcontext():
-        flags.FLAGS.unparse_flags()
-        launch.run(module.main)
-
-
-def load(name: str) -> ModuleType:
-    """Imports `experiments.NAME` with its flags kept apart: launches define some of the same
-    names.
-    """
-    if name not in _APART:
-        with _flags_of({}):
-            importlib.import_module(_module_of(name))
-            _APART[name] = _registered()
-    return sys.modules[_module_of(name)]
-
-
-def _module_of(name: str) -> str:
-    """Where a launch is: commands are in the package, studies beside it."""
-    command = ROOT / "snake_jax" / "cli" / f"{name}.py"
-    return f"snake_jax.cli.{name}" if command.exists() else f"experiments.{name}"
-
-
-@contextlib.contextmanager
-def _flags_of(wanted: dict[str, list[flags.Flag]]) -> Iterator[None]:
-    """These flags of launches are defined, and no others."""
-    before = _registered()
-    _exchange(before, wanted)
-    try:
-        yield
-    finally:
-        _exchange(_registered(), before)
-
-
-def _registered() -> dict[str, list[flags.Flag]]:
-    every = flags.FLAGS.flags_by_module_dict().items()
-    return {
-        module: list(found)
-        for module, found in every
-        if module.startswith(("experiments.", "snake_jax."))
-    }
-
-
-def _exchange(old: dict[str, list[flags.Flag]], new: dict[str, list[flags.Flag]]) -> None:
-    for flag in (flag for found in old.values() for flag in found):
-        delattr(flags.FLAGS, flag.name)
-    for module, found in new.items():
-        for flag in found:
-            flags.FLAGS[flag.name] = flag
-            flags.FLAGS.register_flag_by_module(module, flag)
 
 
 def is_silent(stdout):
@@ -180,7 +119,7 @@ def in_new_process(
 ) -> subprocess.Popen:
     """Starts a launch with its output in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*COMMAND, f"experiments.{name}", *flag_list], cwd=ROOT, **pipes)
+    return subprocess.Popen([*COMMAND, "snake_jax", name, *flag_list], cwd=ROOT, **pipes)
 
 
 def strict_json(text: str) -> Any:

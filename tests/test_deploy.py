@@ -1,17 +1,15 @@
 """The files of docs/deploy, and BUILD.md's commands: sound by what can be asked offline."""
 
-import contextlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
-from absl import flags
 
-from snake_jax.cli import config_flags, preemption
+from snake_jax.cli import config_flags, main, preemption
+from snake_jax.cli.commands import COMMANDS
 from snake_jax.config import ImageConfig, TextConfig
-from tests import launches
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -35,28 +33,24 @@ def test_manifests_are_what_kubernetes_takes(manifest):
 
 
 def parsed(name, flag_list):
-    """The configuration that the launch reads from these flags, and all its flags."""
-    if name != "classify":
-        launches.load(name)
-    with (
-        contextlib.nullcontext()
-        if name == "classify"
-        else launches._flags_of(launches._APART[name])
-    ):
-        flags.FLAGS.unparse_flags()
-        assert flags.FLAGS([name, *flag_list]) == [name], "nothing but flags"
-        config = config_flags.from_flags(ImageConfig if name == "classify" else TextConfig)
-        return config, {
-            flag: flags.FLAGS[flag].value for flag in ("workdir", "distributed", "grace_s")
-        }
+    """The flags that the command reads from these words."""
+    values = main.define(COMMANDS[name])
+    assert main.parse(COMMANDS[name], values, [name, *flag_list]) == [name], "nothing but flags"
+    return values
+
+
+def configuration(flag_list):
+    """That of a fine-tuning run with these flags, and all its flags."""
+    values = parsed("finetune", flag_list)
+    return config_flags.from_flags(values, TextConfig), values
 
 
 def test_the_job_starts_a_launch_with_flags_that_it_has():
-    module, *flag_list = CONTAINER["args"]
-    assert module == "experiments.finetune"
-    config, others = parsed("finetune", flag_list)
-    assert others["distributed"]
-    assert others["workdir"].startswith("gs://")
+    command, *flag_list = CONTAINER["args"]
+    assert command == "finetune"
+    config, others = configuration(flag_list)
+    assert others.distributed
+    assert others.workdir.startswith("gs://")
     assert config.algorithm == "snake"
 
 
@@ -65,7 +59,7 @@ def test_the_job_is_one_pod_for_each_host_of_its_slice():
     rows, columns = map(int, POD["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     assert spec["completions"] == spec["parallelism"] == rows * columns // chips
     assert CONTAINER["resources"]["requests"] == CONTAINER["resources"]["limits"]
-    config, _ = parsed("finetune", CONTAINER["args"][1:])
+    config, _ = configuration(CONTAINER["args"][1:])
     assert config.mesh == f"fsdp:{rows * columns}"
 
 
@@ -76,8 +70,8 @@ def test_the_pods_find_each_other():
 
 
 def test_the_pod_is_left_as_long_as_a_terminated_launch_may_take():
-    _, others = parsed("finetune", CONTAINER["args"][1:])
-    assert others["grace_s"] < POD["terminationGracePeriodSeconds"]
+    _, others = configuration(CONTAINER["args"][1:])
+    assert others.grace_s < POD["terminationGracePeriodSeconds"]
     ignored = [
         rule["onExitCodes"]["values"]
         for rule in JOB["spec"]["podFailurePolicy"]["rules"]
@@ -92,21 +86,16 @@ def test_the_image_has_all_that_the_library_is_made_of():
         name for line in lines if line.startswith("COPY ") for name in shlex.split(line)[1:-1]
     }
     assert all((ROOT / name).exists() for name in copied)
-    assert {
-        "snake_jax",
-        "kernels",
-        "experiments",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    } <= copied
-    assert 'ENTRYPOINT ["python", "-m"]' in lines
+    assert {"snake_jax", "kernels", "pyproject.toml", "README.md", "LICENSE"} <= copied
+    assert 'ENTRYPOINT ["snake-jax"]' in lines
 
 
-def test_launches_in_the_instructions_have_flags_that_there_are(monkeypatch):
-    monkeypatch.chdir(ROOT)  # where flagfiles are looked for
+def test_commands_in_the_instructions_have_flags_that_there_are():
     text = (ROOT / "BUILD.md").read_text().replace("\\\n", " ")
-    found = re.findall(r"""python -m experiments\.(\w+) ([^'"\n]*)""", text)
+    found = re.findall(r"""snake-jax (\w+) (--[^'"\n]*)""", text)
     assert len(found) >= 5
     for name, flag_list in found:
-        parsed(name, shlex.split(flag_list))
+        values = parsed(name, shlex.split(flag_list))
+        kind = {"classify": ImageConfig, "finetune": TextConfig}.get(name)
+        if kind is not None:
+            config_flags.from_flags(values, kind)

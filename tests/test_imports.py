@@ -47,6 +47,8 @@ def folder_of(module: str) -> str:
         return parts[0]
     if len(parts) == 1:
         return "door"
+    if parts[1] == "__main__":
+        return "cli"  # `python -m snake_jax` is the program
     if (ROOT / "snake_jax" / f"{parts[1]}.py").exists():
         return "ground"
     return parts[1] if parts[1] in ORDER else "door" if parts[1][:1].isupper() else parts[1]

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.accounting_tables import table
 from experiments.reproduction.cases import Case
+from snake_jax.cli.accounting_tables import table
 from snake_jax.report.runs import Run
 from snake_jax.report.units import human
 

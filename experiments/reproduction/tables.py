@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from experiments.accounting_tables import table
 from experiments.reproduction.cases import Case
 from experiments.reproduction.rows import (
     BYTES,
@@ -25,6 +24,7 @@ from experiments.reproduction.rows import (
 from experiments.reproduction.runs import Study
 from experiments.reproduction.vision import CLASSES, IMAGE, METHODS, PARTITIONS
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, held, roles
+from snake_jax.cli.accounting_tables import table
 from snake_jax.costs import accounting
 from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers

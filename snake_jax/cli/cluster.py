@@ -1,9 +1,8 @@
 """One run of several processes: the hosts of a TPU slice or of a GPU cluster, or processes started
 by hand.
 
-  python -m experiments.finetune ... --distributed
-  python -m experiments.finetune ... --coordinator_address=HOST:PORT --num_processes=2
-  --process_id=0
+  snake-jax finetune ... --distributed
+  snake-jax finetune ... --coordinator_address=HOST:PORT --num_processes=2 --process_id=0
 
 The first form goes to every host: Cloud TPU, GKE, Slurm and Open MPI tell the processes where the
 others are. The second is for processes started by hand, here with --process_id=1 for the other. All
@@ -24,14 +23,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import flags
-from jax._src import distributed  # the processes' common store of words has no public name
+from absl.flags import FlagValues
+
+# The processes' common store of words has no public name.
+from jax._src import distributed
 
 from snake_jax import processes
 from snake_jax.cli import launch
 from snake_jax.errors import UserError
-
-flags.disclaim_key_flags()  # they belong to the launch that calls `define`
 
 _BY_HAND = ("coordinator_address", "num_processes", "process_id")
 _ENDED, _LOOK_S, _ANSWERED_S = "snake_jax/ended", 0.2, 0.5
@@ -40,35 +39,23 @@ _LAST_WORDS_MS, _LONGEST_WAIT_MS = 5_000, 7 * 24 * 3_600_000
 _ONE_THREAD_ENDS = threading.Lock()
 
 
-def define() -> None:
-    """Defines the flags, with the names that `jax.distributed.initialize` has for them."""
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "one of several processes that a cloud or scheduler known to jax started",
-    )
-    flags.DEFINE_string(
-        "coordinator_address", "", "HOST:PORT of process 0, where processes are started by hand"
-    )
-    flags.DEFINE_integer("num_processes", None, "how many were started by hand", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
+def initialize(flags: FlagValues) -> None:
+    """Joins the other processes, where flags say that there are some.
 
-
-def initialize() -> None:
-    """Joins the other processes where flags say that there are some; comes before the first use of
-    jax.
+    Comes before the first use of jax.
 
     Raises:
       UserError: the flags do not say how, or the others are not found.
     """
-    values = {name: flags.FLAGS[name].value for name in _BY_HAND}
-    given = {name: value for name, value in values.items() if value not in (None, "")}
-    if not given and not flags.FLAGS["distributed"].value:
+    given: dict[str, Any] = {}
+    for name in _BY_HAND:
+        if flags[name].value not in (None, ""):
+            given[name] = flags[name].value
+    if not given and not flags.distributed:
         return
     _check(given)
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # it takes SIGTERM, which is for `preemption`
+    # jax's own service takes SIGTERM, which is for `preemption`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **given, cluster_detection_method="deactivate" if given else None
@@ -85,7 +72,8 @@ def initialize() -> None:
 def _check(given: dict[str, Any]) -> None:
     if not given:
         return
-    if missing := [f"--{name}" for name in _BY_HAND if name not in given]:
+    missing = [f"--{name}" for name in _BY_HAND if name not in given]
+    if missing:
         raise UserError(
             f"--{next(iter(given))} is given and {', '.join(missing)} not; all of them are needed"
         )
@@ -97,14 +85,13 @@ def _check(given: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Around all that a launch does: joins the other processes, if there are any, and shares their
-    end.
+def together(flags: FlagValues) -> Iterator[None]:
+    """Around all that a launch does: joins the other processes, if any, and shares their end.
 
     Raises:
       UserError: as `initialize`.
     """
-    initialize()
+    initialize(flags)
     if not jax.distributed.is_initialized():
         yield
         return
@@ -114,9 +101,8 @@ def together() -> Iterator[None]:
     try:
         with contextlib.nullcontext() if processes.is_first() else _silent():
             yield
-        _client().wait_at_barrier(
-            "snake_jax/done", _LONGEST_WAIT_MS
-        )  # the first may write for long after the others
+        # The first may write for long after the others.
+        _client().wait_at_barrier("snake_jax/done", _LONGEST_WAIT_MS)
     except BaseException as error:
         end_all(error)
     over.set()
@@ -131,8 +117,9 @@ def _silent() -> Iterator[None]:
 
 
 def end_all(error: BaseException) -> None:
-    """Ends this process at once, from any of its threads, and has the others end, which may be
-    waiting for it.
+    """Ends this process at once, from any of its threads, and has the others end.
+
+    They may be waiting for it.
 
     Args:
       error: why; it is told of once, by the first process that ends.
@@ -152,12 +139,12 @@ def end_all(error: BaseException) -> None:
 
 
 def _end_with_others(over: threading.Event) -> None:
-    """Looks whether another process has ended, until `over`; if so, ends this one wherever it
-    is.
-    """
+    """Looks whether another process has ended, until `over`; if so, ends this one at once."""
     while not over.wait(_LOOK_S):
-        if (code := _code_of_all()) is not None:
-            with _ONE_THREAD_ENDS:  # it may be this process's own, whose line is being printed
+        code = _code_of_all()
+        if code is not None:
+            # It may be this process's own, whose line is being printed.
+            with _ONE_THREAD_ENDS:
                 _end(code)
 
 
@@ -172,15 +159,14 @@ def _end(code: int) -> None:
     """At once: an orderly exit would wait for programs, and those for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if (
-        jax.distributed.is_initialized()
-    ):  # the first process holds what they tell each other, so it leaves last
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # one that was killed never comes
+    if jax.distributed.is_initialized():
+        # The first process holds what they tell each other, so it leaves last. One that was killed
+        # never comes to the barrier.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().wait_at_barrier("snake_jax/last words", _LAST_WORDS_MS)
         if processes.is_first():
-            time.sleep(
-                _ANSWERED_S
-            )  # a process that has not had the barrier's answer when this ends is aborted by jax
+            # A process that has not had the barrier's answer when this ends is aborted by jax.
+            time.sleep(_ANSWERED_S)
     os._exit(code)
 
 

@@ -7,27 +7,20 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from absl import flags
+from absl.flags import FlagValues
 
-from snake_jax.algorithms.registry import ALGORITHMS
-from snake_jax.config import ImageConfig, RunConfig
-from snake_jax.data.images.augmentation import AUGMENTATIONS
-from snake_jax.data.partition import PARTITIONS
-from snake_jax.data.text.templates import TEMPLATES
-from snake_jax.models.presets import PRESETS
-from snake_jax.models.registry import MODELS
-
-# they belong to the launch that calls `define`, so that its --help lists them
-flags.disclaim_key_flags()
+from snake_jax import names
+from snake_jax.config import RunConfig
 
 Kind = TypeVar("Kind", bound=RunConfig)
 
 _REGISTERED = {
-    "algorithms": ", ".join(ALGORITHMS),
-    "models": ", ".join(MODELS),
-    "partitions": ", ".join(PARTITIONS),
-    "augmentations": ", ".join(AUGMENTATIONS),
-    "presets": ", ".join(PRESETS),
-    "templates": ", ".join(TEMPLATES),
+    "algorithms": ", ".join(names.ALGORITHMS),
+    "models": ", ".join((*names.IMAGE_MODELS, "or a function of yours as MODULE:FUNCTION")),
+    "partitions": ", ".join(names.PARTITIONS),
+    "augmentations": ", ".join(names.AUGMENTATIONS),
+    "presets": ", ".join(names.LANGUAGE_MODELS),
+    "templates": ", ".join(names.TEMPLATES),
 }
 _DEFINE: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -38,22 +31,22 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
 
 
-def define(kind: type[RunConfig] = ImageConfig) -> None:
-    """Defines the flags of a configuration, as flags of the launch that calls this."""
+def define(values: FlagValues, kind: type[RunConfig]) -> None:
+    """Defines the flags of a configuration."""
     for field in dataclasses.fields(kind):
-        _DEFINE[field.type](field.name, field.default, _help(field))
+        _DEFINE[field.type](field.name, field.default, _help(field), flag_values=values)
 
 
-def from_flags(kind: type[Kind]) -> Kind:
+def from_flags(values: FlagValues, kind: type[Kind]) -> Kind:
     """The configuration that the command line says.
 
     Raises:
       UserError: a value is not allowed.
     """
-    values: dict[str, Any] = {
-        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)
-    }
-    return kind(**values)
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        given[field.name] = values[field.name].value
+    return kind(**given)
 
 
 def _help(field: dataclasses.Field) -> str:

@@ -11,34 +11,48 @@ from absl import app, flags
 from snake_jax.errors import UserError
 
 Main = Callable[[list[str]], None]
+Parser = Callable[[Sequence[str]], list[str]]
 
 
-def run(main: Main, arguments: bool = False) -> None:
+def run(
+    main: Main,
+    arguments: bool = False,
+    parser: Parser = flags.FLAGS,
+    argv: list[str] | None = None,
+) -> None:
     """Parses the command line and calls `main(arguments)`; never returns.
 
     Args:
       main: takes the arguments that are no flags.
       arguments: whether there may be any.
+      parser: takes the command line, gives the program's name and the arguments that are no flags.
+      argv: the command line; None: that of the process.
     """
     try:
         app.run(
-            lambda argv: _call(main, argv[1:]), flags_parser=lambda argv: _parse(argv, arguments)
+            lambda rest: _call(main, rest[1:]),
+            argv=argv,
+            flags_parser=lambda words: _parse(words, arguments, parser),
         )
     except BrokenPipeError:  # the reader of our output has left, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        # What is still to be written goes nowhere, also in the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
-def _parse(argv: Sequence[str], arguments: bool) -> list[str]:
+def _parse(argv: Sequence[str], arguments: bool, parser: Parser) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
-    except (
-        flags.Error,
-        ValueError,
-    ) as error:  # ValueError: a value after --noFLAG, a flagfile that is no text
+        rest = parser(argv)
+    except UserError as error:
+        sys.exit(fail(error))
+    except (flags.Error, ValueError) as error:
+        # ValueError: a value after --noFLAG, a flagfile that is no text
         sys.exit(fail(f"{str(error).removeprefix('ERROR:: ')}; --help lists the flags"))
     except SystemExit:  # absl ends --help with 1, but whoever asked for help was served
         sys.exit(0)
+    if not flags.FLAGS.is_parsed():
+        # A command has flags of its own; what libraries define for the process keeps its defaults.
+        flags.FLAGS.mark_as_parsed()
     if flags.FLAGS["verbosity"].using_default_value:
         # Warnings; absl's own 0 has libraries tell of every device they look for.
         flags.FLAGS.verbosity = -1  # type: ignore[assignment]
@@ -70,8 +84,9 @@ class Ended(Exception):
 
 
 def ending(error: BaseException) -> tuple[str | None, int]:
-    """The line that a launch ends with and its exit code; no line where the error is a bug, or was
-    told of.
+    """The line that a launch ends with and its exit code.
+
+    There is no line where the error is a bug, or was told of.
     """
     if isinstance(error, UserError):
         return _error_line(error), 2

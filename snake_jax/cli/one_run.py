@@ -1,5 +1,6 @@
-"""One run in its folder: what a launch says of it, trains and keeps. Launches of one seed and of
-several share it.
+"""One run in its folder: what a launch says of it, trains and keeps.
+
+Launches of one seed and of several share it.
 """
 
 import contextlib
@@ -45,8 +46,11 @@ class Job(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A profile of some rounds: the folder it goes to (empty: none is made), and how many
-    rounds.
+    """A profile of some rounds.
+
+    Attributes:
+      folder: where it goes; empty: none is made.
+      rounds: how many.
     """
 
     folder: str = ""
@@ -90,15 +94,20 @@ def train(
     executor, earlier = loop.make_executor(setup), workdir.earlier
 
     def compiled() -> Compilations:
+        # Of all processes that have worked on the run.
         now = executor.compilations
         peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
         return Compilations(
             earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes
         )
 
-    with _events(workdir) if events and processes.is_first() else contextlib.nullcontext() as tell:
+    told = _events(workdir) if events and processes.is_first() else contextlib.nullcontext()
+    with told as tell:
         reports = loop.train(setup, executor, state, lambda last: workdir.keep(last, compiled()))
-        for report in _traced(reports, trace) if trace.folder else reports:
+        if trace.folder:
+            reports = _traced(reports, trace)
+        for report in reports:
+            # The state is on disk when a report comes; then its line, then whoever watches.
             state = report.state
             workdir.add(report, compiled())
             update(report.record)
@@ -130,15 +139,17 @@ def carry_out(
     """
     workdir = Workdir(folder, setup.config)
     try:
+        # What can still be refused, before anything is printed.
         job = Job(setup, workdir, workdir.resume(setup, launch.warn))
         check_trace(how.trace, job.total - job.state.rounds)
         print(about)
-        if line := where(job):
-            print(line)
+        place = where(job)
+        if place:
+            print(place)
         begin(job)
-        with progress(
-            job.total, job.state.rounds, job.unit, enabled=processes.is_first()
-        ) as update:
+        shown = processes.is_first()
+        with progress(job.total, job.state.rounds, job.unit, enabled=shown) as update:
+            # One that is terminated ends all, after the same round.
             state = train(
                 job, update, how.events, lambda: not processes.any_of(how.terminated()), how.trace
             )
@@ -164,17 +175,17 @@ def _show(workdir: Workdir) -> None:
 
 def draw(run: Run, picture: Path) -> None:
     """A run's curves."""
-    from snake_jax.report.plots import (
-        plot_run,  # with Matplotlib, which only a run that has come to its end needs
-    )
+    # Here, since Matplotlib takes a second, and only a run that has come to its end needs it.
+    from snake_jax.report.plots import plot_run
 
     plot_run(run, picture)
 
 
 @contextlib.contextmanager
 def ends_told() -> Iterator[None]:
-    """Around training: one that diverges ends in one line and exit code 1, one that is stopped says
-    how to go on.
+    """Around training: a run that diverges ends in one line and exit code 1.
+
+    One that is stopped says how to go on.
     """
     try:
         yield
@@ -200,9 +211,11 @@ def check_trace(trace: Trace, left: int) -> None:
 
 def _traced(reports: Iterator[loop.Report], trace: Trace) -> Iterator[loop.Report]:
     """The same reports; some are made, and dealt with, under the profiler."""
-    yield next(reports)  # the programs are compiled in it
+    # The programs are compiled in the first round, which would hide all else.
+    yield next(reports)
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # every call of every function: files of hundreds of megabytes
+    # Python's own calls would make files of hundreds of megabytes.
+    options.python_tracer_level = 0
     place = storage.place(trace.folder, "trace_dir")
     with storage.stored(place) as folder, jax.profiler.trace(folder, profiler_options=options):
         yield from itertools.islice(reports, trace.rounds)
@@ -210,8 +223,9 @@ def _traced(reports: Iterator[loop.Report], trace: Trace) -> Iterator[loop.Repor
 
 
 def wait(futures: Sequence[Future], stop: threading.Event) -> None:
-    """Waits for runs in threads; where one fails or Ctrl-C comes, `stop` tells the others to end
-    after their round.
+    """Waits for runs in threads.
+
+    Where one fails or Ctrl-C comes, `stop` tells the others to end after their round.
     """
     try:
         for future in futures:
@@ -223,8 +237,9 @@ def wait(futures: Sequence[Future], stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _events(workdir: Workdir) -> Iterator[Update]:
-    """TensorBoard's events of the whole run: those of earlier processes, which a kill may have cut
-    short, anew.
+    """TensorBoard's events of the whole run.
+
+    Those of earlier processes, which a kill may have cut short, are written anew.
     """
     folder = workdir.path / "tensorboard"
     for file in storage.entries(folder):

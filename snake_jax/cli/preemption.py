@@ -17,20 +17,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from absl import flags
-
 from snake_jax.cli import cluster, launch
 
-flags.disclaim_key_flags()  # they belong to the launch that calls `define`
-
 CODE = 128 + signal.SIGTERM
-
-
-def define() -> None:
-    """Defines the flag."""
-    flags.DEFINE_float(
-        "grace_s", 20.0, "seconds that a visit has left to end after SIGTERM", lower_bound=0.0
-    )
 
 
 def ended(where: str, goes_on_from: str = "there") -> launch.Ended:
@@ -40,8 +29,9 @@ def ended(where: str, goes_on_from: str = "there") -> launch.Ended:
 
 @contextlib.contextmanager
 def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether a SIGTERM has come; `grace_s` seconds after one it ends
-    the process.
+    """Gives a function that says whether a SIGTERM has come.
+
+    `grace_s` seconds after one, the process is ended.
 
     Args:
       grace_s: how long what is done inside may go on after it.
@@ -51,8 +41,10 @@ def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
     writer.setblocking(False)
 
     def wait() -> None:
-        while (number := reader.recv(1)) and number[0] != signal.SIGTERM:
-            pass  # another signal
+        # Every signal writes its number; nothing is read once the writer is closed.
+        number = reader.recv(1)
+        while number and number[0] != signal.SIGTERM:
+            number = reader.recv(1)
         if not number:
             return
         come.set()
@@ -61,6 +53,7 @@ def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
+    # Python's handler does nothing: what wakes the thread is the byte that the C handler writes.
     handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:

@@ -1,39 +1,22 @@
-"""Report on many runs: one HTML page with table, curves, schedule, ledger and configuration.
+"""Carries out `snake-jax report`: one HTML page of many runs."""
 
-  python -m experiments.report RUNS_DIR [--output=report.html]
-
-RUNS_DIR is the folder, here or in a bucket, under which runs of experiments.classify and
-experiments.finetune lie at any depth, finished or still going; accuracy and perplexity have curves
-of their own. The page opens in any browser; nothing in it comes from a network, so it can be sent
-and kept as the one file it is.
-"""
-
-from absl import flags
-
-from snake_jax.cli import launch
+from snake_jax.cli.command import Given
 from snake_jax.errors import UserError
 from snake_jax.report.html import write_page
 from snake_jax.runs import storage
 
-OUTPUT = flags.DEFINE_string("output", "", "the page's file; by default report.html in RUNS_DIR")
 
-
-def main(paths: list[str]) -> None:
+def main(given: Given) -> None:
     """Reads the runs, writes the page, says where it is."""
+    paths, output = given.paths, given.flags.output
     if len(paths) != 1:
-        raise UserError(
-            f"one folder of runs is wanted, not {len(paths)}: python -m experiments.report runs"
-        )
-    page = (
-        storage.place(OUTPUT.value, "output")
-        if OUTPUT.value
-        else storage.place(paths[0], "output") / "report.html"
-    )
+        raise UserError(f"one folder of runs is wanted, not {len(paths)}: snake-jax report runs")
+    if output:
+        page = storage.place(output, "output")
+    else:
+        page = storage.place(paths[0], "output") / "report.html"
     with storage.fetched(paths) as (folder,), storage.stored(page) as file:
         _, runs = write_page(folder, file)
         size_bytes = file.stat().st_size
-    print(f"{page}: {runs} run{'s' * (runs != 1)}, {size_bytes / 1e3:,.0f} kB")
-
-
-if __name__ == "__main__":
-    launch.run(main, arguments=True)
+    count = "1 run" if runs == 1 else f"{runs} runs"
+    print(f"{page}: {count}, {size_bytes / 1e3:,.0f} kB")

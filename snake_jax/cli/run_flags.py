@@ -1,59 +1,85 @@
-"""Flags of all launches that train into a workdir, beside those of the configuration, and what they
-ask for.
-"""
-
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+"""Flags of the commands that train into a workdir, beside those of the configuration."""
 
 from absl import flags
+from absl.flags import FlagValues
 
-from snake_jax.cli import cluster, one_run, preemption
-from snake_jax.cli.one_run import How, Trace
+from snake_jax.cli import presets
 from snake_jax.errors import UserError
 
-flags.disclaim_key_flags()  # they belong to the launch that calls `define`
 
-
-def define() -> None:
+def define(values: FlagValues) -> None:
     """Defines the flags."""
+    presets.define_flag(values)
     flags.DEFINE_string(
-        "workdir", "", "folder of the run, here or as gs://BUCKET/FOLDER; a run there goes on"
+        "workdir",
+        "",
+        "folder of the run, here or as gs://BUCKET/FOLDER; a run there goes on",
+        flag_values=values,
     )
-    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events into the workdir")
-    flags.DEFINE_string(
-        "compilation_cache_dir", "", "keep compiled programs here, or in a bucket, for later runs"
+    flags.DEFINE_bool(
+        "tensorboard", False, "write TensorBoard events into the workdir", flag_values=values
     )
     flags.DEFINE_string(
-        "trace_dir", "", "write a profile of some rounds here, for TensorBoard or xprof"
+        "compilation_cache_dir",
+        "",
+        "keep compiled programs here, or in a bucket, for later runs",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "trace_dir",
+        "",
+        "write a profile of some rounds here, for TensorBoard or xprof",
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "trace_rounds", 3, "so many, from the second on: the first compiles", lower_bound=1
+        "trace_rounds",
+        3,
+        "so many, from the second on: the first compiles",
+        lower_bound=1,
+        flag_values=values,
     )
-    preemption.define()
-    cluster.define()
+    flags.DEFINE_float(
+        "grace_s",
+        20.0,
+        "seconds that a visit has left to end after SIGTERM",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    _define_processes(values)
 
 
-def workdir() -> str:
-    """The flag's value.
+def _define_processes(values: FlagValues) -> None:
+    """Flags of a run of several processes, by the names that `jax.distributed.initialize` has."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "one of several processes that a cloud or scheduler known to jax started",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        "",
+        "HOST:PORT of process 0, where processes are started by hand",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "how many were started by hand",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "which of them this is, from 0", lower_bound=0, flag_values=values
+    )
+
+
+def workdir(values: FlagValues) -> str:
+    """The folder of the run.
 
     Raises:
       UserError: it was not given.
     """
-    if not _value("workdir"):
+    if not values.workdir:
         raise UserError("--workdir is needed: the folder that the run's results go to")
-    return _value("workdir")
-
-
-@contextlib.contextmanager
-def training() -> Iterator[How]:
-    """Around training: programs are kept, SIGTERM is heeded, and ends are told of."""
-    if folder := _value("compilation_cache_dir"):
-        one_run.keep_programs(folder)
-    trace = Trace(_value("trace_dir"), _value("trace_rounds"))
-    with one_run.ends_told(), preemption.heeded(_value("grace_s")) as terminated:
-        yield How(_value("tensorboard"), trace, terminated)
-
-
-def _value(name: str) -> Any:
-    return flags.FLAGS[name].value
+    return values.workdir

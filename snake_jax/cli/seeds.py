@@ -1,5 +1,4 @@
-"""Several seeds of one configuration in one launch: each a run of its own in WORKDIR/seed_K, then
-mean and spread.
+"""Several seeds in one launch: each a run of its own in WORKDIR/seed_K, then mean and spread.
 
 Seed i trains on device i mod n, in a thread; those of one device go one after another. They share
 compiled programs through jax's compilation cache: the second seed on a device only traces and
@@ -37,7 +36,8 @@ def parse(text: str, config: ImageConfig) -> list[ImageConfig]:
       UserError: not distinct whole numbers, or an executor that needs all devices itself.
     """
     words = [word.strip() for word in text.split(",")]
-    if wrong := [word for word in words if not word.isdecimal()]:
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
         raise UserError(
             f"--seeds={text}: {wrong[0] or 'a gap'} is no seed; want whole numbers as 0,1,2"
         )
@@ -52,15 +52,47 @@ def parse(text: str, config: ImageConfig) -> list[ImageConfig]:
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
 
 
-def run(setups: Sequence[loop.Setup], workdir: str, how: How, warn: Callable[[str], None]) -> None:
+def check_alike(setups: Sequence[loop.Setup]) -> None:
+    """Refuses seeds whose data has some of them distil and others not: their mean is of no method.
+
+    Raises:
+      UserError: they differ; it happens where `--distill=auto` and the seeds draw other partitions.
+    """
+    distilled = [str(setup.config.seed) for setup in setups if setup.distilled]
+    plain = [str(setup.config.seed) for setup in setups if not setup.distilled]
+    every = [str(setup.config.seed) for setup in setups]
+    if distilled and plain:
+        raise UserError(
+            f"--seeds={','.join(every)} --distill=auto: distillation would be on for "
+            f"{_named(distilled)} and off for {_named(plain)}, and their mean of two methods; say "
+            f"--distill=on or --distill=off"
+        )
+
+
+def _named(seeds: Sequence[str]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
+
+
+def run(
+    setups: Sequence[loop.Setup],
+    workdir: str,
+    about: str,
+    how: How,
+    warn: Callable[[str], None],
+) -> None:
     """Trains what is left of every seed; prints and writes what they have in common.
 
     Args:
       setups: one for each configuration from `parse`.
       workdir: folder of the seeds' folders.
+      about: what is printed first.
       how: each is trained; none is profiled.
       warn: is told of damaged checkpoints.
+
+    Raises:
+      UserError: the seeds are not runs of one method, or the folder is another run's.
     """
+    check_alike(setups)
     folder = storage.place(workdir, "workdir")
     if how.trace.folder:
         raise UserError(
@@ -72,7 +104,7 @@ def run(setups: Sequence[loop.Setup], workdir: str, how: How, warn: Callable[[st
         stack.enter_context(_shared_programs())
         devices = itertools.cycle(jax.devices())
         jobs = [_open(setup, folder, next(devices), stack, warn) for setup in setups]
-        print(one_run.describe(setups[0]))
+        print(about)
         for job in jobs:
             print(f"seed {job.setup.config.seed}: {one_run.where(job) or 'begins'}")
         diverged = _train(jobs, how)
@@ -93,11 +125,13 @@ def _open(
 
 
 def _train(jobs: Sequence[Job], how: How) -> Diverged:
-    """All jobs, those of a device in a thread. A seed that diverges ends alone; anything else ends
-    all.
+    """All jobs, those of a device in a thread.
+
+    A seed that diverges ends alone; anything else ends all.
     """
     lanes = len(jax.devices())
-    diverged, stop, lock = Diverged(), threading.Event(), threading.Lock()
+    diverged = Diverged()
+    stop, lock = threading.Event(), threading.Lock()
 
     def going_on() -> bool:
         return not stop.is_set() and not how.terminated()
@@ -116,12 +150,15 @@ def _train(jobs: Sequence[Job], how: How) -> Diverged:
                 if not going_on():
                     return
 
-    total, done = sum(job.total for job in jobs), sum(job.state.rounds for job in jobs)
+    total = sum(job.total for job in jobs)
+    done = sum(job.state.rounds for job in jobs)
     with progress(total, done, jobs[0].unit) as update, ThreadPoolExecutor(lanes) as pool:
-        futures = [
-            pool.submit(lane, jobs[i::lanes], jax.devices()[i], update)
-            for i in range(min(lanes, len(jobs)))
-        ]
+        futures = []
+        for i, device in enumerate(jax.devices()):
+            # Every `lanes`-th job, which is how `run` dealt out the devices.
+            own = jobs[i::lanes]
+            if own:
+                futures.append(pool.submit(lane, own, device, update))
         one_run.wait(futures, stop)
     if how.terminated():
         raise preemption.ended("with every seed's last round kept")
@@ -137,6 +174,7 @@ def _of_seed(seed: int, update: Update, lock: threading.Lock) -> Update:
 
 
 def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> None:
+    """Every seed's curves, then the spread over all of them; none where one diverged."""
     paths = [folder / f"seed_{seed}" for seed in seeds if seed not in diverged]
     with storage.fetched(paths) as local:
         runs = [read_run(path) for path in local]
@@ -144,7 +182,8 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
             with storage.stored(path / "curves.png") as picture:
                 one_run.draw(run, picture)
     if diverged:
-        raise launch.failed("; ".join(f"seed {seed}: {error}" for seed, error in diverged.items()))
+        lines = [f"seed {seed}: {error}" for seed, error in diverged.items()]
+        raise launch.failed("; ".join(lines))
     both = spread(runs)
     with storage.stored(folder / "summary.json") as file:
         write_spread(both, file)
@@ -154,13 +193,12 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
 
 @contextlib.contextmanager
 def _shared_programs() -> Iterator[None]:
-    """Has jax keep compiled programs in a folder for as long as this launch lasts, unless it keeps
-    them anyway.
+    """Has jax keep compiled programs in a folder for as long as this launch lasts.
+
+    Where it keeps them anyway nothing changes.
     """
-    folder_flag, least_flag = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-    )
+    folder_flag = "jax_compilation_cache_dir"
+    least_flag = "jax_persistent_cache_min_compile_time_secs"
     before = {name: getattr(jax.config, name) for name in (folder_flag, least_flag)}
     if before[folder_flag]:
         yield

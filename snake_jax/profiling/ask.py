@@ -91,7 +91,7 @@ def load(name: str) -> Model:
     Raises:
       UserError: there is none.
     """
-    if name in registry.MODELS:
+    if name in registry.MODELS or registry.is_own(name):
         return registry.build(name, CLASSES, (SIDE, SIDE, 3))
     if name in PRESETS:
         return from_preset(name)

@@ -161,9 +161,7 @@ def command(config: RunConfig) -> str:
         if hasattr(config, "model")
         else ""
     )
-    return shlex.join(
-        ["python", "-m", f"experiments.{launch}", *sorted(given, key=_place(always)), folder]
-    )
+    return shlex.join(["snake-jax", launch, *sorted(given, key=_place(always)), folder])
 
 
 def _place(always: Sequence[str]) -> Callable[[str], int]:

@@ -84,7 +84,7 @@ def prepare(config: ImageConfig) -> ImageSetup:
     # What flags alone can get wrong is said before a data set is fetched.
     algorithm = chosen_algorithm(config)
     pick("augment", config.augment, augmentation.AUGMENTATIONS)
-    registry.check(config.model)
+    registry.find(config.model)
     loaded = sources.load_dataset(config.dataset, test_share=config.test_share, seed=config.seed)
     data = prepare_data(config, algorithm, loaded)
     options = {name: getattr(config, name) for name in ("width", "norm", "dropout", "conv", "init")}

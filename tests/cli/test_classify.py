@@ -436,11 +436,11 @@ def test_another_configuration_names_the_flags_that_differ(run, small, unbroken)
     assert results(unbroken(run)) == before
 
 
-def test_help_says_all_and_ends_well():
-    stdout, stderr = (process := in_new_process(["--help"])).communicate()
+def test_the_full_help_says_all_and_ends_well():
+    stdout, stderr = (process := in_new_process(["--helpfull"])).communicate()
     text = " ".join(stdout.split())
     assert (process.returncode, stderr) == (0, "")
-    assert "python -m experiments.classify --algorithm=snake" in text
+    assert "snake-jax classify --algorithm=snake" in text
     for field in dataclasses.fields(ImageConfig):
         assert f"--{field.name}: " in text or f"--[no]{field.name}: " in text
         assert ", ".join(field.metadata.get("choices", ())) in text

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def compare(*arguments):
-    command = [sys.executable, "-W", "error", "-m", "experiments.compare", *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-m", "snake_jax", "compare", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -66,7 +66,7 @@ def test_json_alone_on_stdout(runs, tmp_path):
 def test_help_teaches():
     done = compare("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "python -m experiments.compare DIR DIR" in done.stdout
+    assert "snake-jax compare DIR DIR" in done.stdout
     assert "--format: <text|markdown|json>" in done.stdout
 
 

@@ -19,14 +19,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from snake_jax.cli import one_run
+from snake_jax.cli import main, one_run
 from snake_jax.config import TextConfig
 from snake_jax.models.hub import load_pretrained
 from snake_jax.runs import loop
-from tests import launches
 from tests.launches import Launcher, json_lines, results, strict_json, write_model, write_pairs
 
-launches.load("finetune")
 SMALL = ("--nodes=2", "--max_length=64", "--batch_size=4", "--learning_rate=0.01", "--lora_scale=2")
 peft_warns = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated and will be removed in v6. "
@@ -155,12 +153,12 @@ def on_pydoc(cache, tmp_path_factory):
         f"--workdir={folder}",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments/finetune.py", *every])
+        patch.setattr(sys, "argv", ["snake-jax", "finetune", *every])
         with (
             contextlib.redirect_stdout(screen := io.StringIO()),
             pytest.raises(SystemExit) as ended,
         ):
-            launches.run("finetune")
+            main.main()
     assert ended.value.code == 0
     return folder, screen.getvalue()
 
@@ -303,9 +301,9 @@ def launch_and_die(flag_list, metrics, lines):
 
     jax.config.update("jax_disable_most_optimizations", True)
     threading.Thread(target=watch, daemon=True).start()
-    sys.argv = ["experiments/finetune.py", *flag_list]
+    sys.argv = ["snake-jax", "finetune", *flag_list]
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        launches.run("finetune")
+        main.main()
 
 
 @pytest.mark.parametrize("method", RESUME)

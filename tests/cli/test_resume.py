@@ -18,7 +18,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from snake_jax.cli import classify, launch, one_run
+from snake_jax.cli import main, one_run
 from tests.launches import Launcher, results, write_images
 
 SMALL = (
@@ -87,9 +87,9 @@ def launch_and_die(flag_list, metrics, lines):
             time.sleep(0.001)
 
     threading.Thread(target=watch, daemon=True).start()
-    sys.argv = ["experiments/classify.py", *flag_list]
+    sys.argv = ["snake-jax", "classify", *flag_list]
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        launch.run(classify.main)
+        main.main()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 way.
 """
 
+import dataclasses
 import os
 import signal
 import statistics
@@ -10,6 +11,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from snake_jax.cli import config_flags, main
+from snake_jax.cli.commands import COMMANDS
+from snake_jax.config import ImageConfig
+from snake_jax.runs import loop
 from snake_jax.runs.checkpoint import Checkpoints
 from tests.launches import Launcher, in_new_process, json_lines, results, strict_json, write_images
 
@@ -185,6 +190,30 @@ def test_wrong_seeds_are_one_line(wrong, message, run, small, tmp_path):
     assert (ended.code, ended.stdout) == (2, "")
     assert line.startswith(f"error: {message}")
     assert not (tmp_path / "run").exists()
+
+
+def divergences(flag_list, seeds):
+    """`{seed: divergence of the nodes' labels}` of the data that each seed deals out."""
+    values = main.define(COMMANDS["classify"])
+    main.parse(COMMANDS["classify"], values, ["snake-jax", *flag_list])
+    config = config_flags.from_flags(values, ImageConfig)
+    return {seed: loop.prepare(dataclasses.replace(config, seed=seed)).divergence for seed in seeds}
+
+
+def test_seeds_of_which_some_would_distil_are_refused_and_not_averaged(run, small, tmp_path):
+    """The threshold lies between the divergences of two seeds' data."""
+    low, high = sorted(divergences(small, range(2)).items(), key=lambda item: item[1])
+    assert low[1] < high[1]
+    threshold = f"--distill_threshold={(low[1] + high[1]) / 2}"
+    own = (*small, "--seeds=0,1", f"--workdir={tmp_path / 'run'}")
+    ended = run(*own, threshold)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        f"error: --seeds=0,1 --distill=auto: distillation would be on for seed {high[0]} and off "
+        f"for seed {low[0]}, and their mean of two methods; say --distill=on or --distill=off\n"
+    )
+    assert not (tmp_path / "run").exists()
+    assert run(*own, threshold, "--distill=off").code == 0
 
 
 def test_a_folder_of_one_seed_is_left_alone(run, small, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments import fednova_partition
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.partition import (
     PARTITIONS,
@@ -22,9 +23,7 @@ from snake_jax.data.partition import (
     split_over_nodes,
 )
 from snake_jax.errors import UserError
-from tests import launches
 
-fednova_partition = launches.load("fednova_partition")
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True)
 BALANCED = np.repeat(np.arange(10, dtype=np.int32), 500)
 

@@ -101,7 +101,7 @@ def test_the_launch_says_what_is_not_as_it_would_be_anyway():
     config = TextConfig(model="opt-1.3b", lora_rank=0, compute_dtype="bfloat16")
     found = launches.configured(config, Candidate(40, 256, "nf4", 0))
     assert launches.command(found) == (
-        "python -m experiments.finetune --model=opt-1.3b --algorithm=snake --frozen_dtype=nf4 "
+        "snake-jax finetune --model=opt-1.3b --algorithm=snake --frozen_dtype=nf4 "
         "--batch_size=40 "
         "--max_length=256 --lora_rank=0 --compute_dtype=bfloat16 --workdir=runs/opt-1.3b"
     )

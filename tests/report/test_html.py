@@ -287,7 +287,7 @@ def test_wrong_input_is_named(tmp_path, change, message):
 
 
 def report(*arguments):
-    command = [sys.executable, "-W", "error", "-m", "experiments.report", *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-m", "snake_jax", "report", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -302,7 +302,7 @@ def test_the_launch_says_what_it_wrote(tmp_path):
 def test_the_launch_teaches_and_refuses(tmp_path):
     taught = report("--help")
     assert (taught.returncode, taught.stderr) == (0, "")
-    assert "python -m experiments.report RUNS_DIR [--output=report.html]" in taught.stdout
+    assert "snake-jax report RUNS_DIR [--output=report.html]" in taught.stdout
     for arguments, message in (((), "one folder of runs"), ((tmp_path,), "no runs in it")):
         done = report(*arguments)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""The tables of docs/accounting.md from the numbers of `experiments.accounting`."""
+"""The tables of docs/accounting.md from the numbers of `snake-jax accounting`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

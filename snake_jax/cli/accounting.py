@@ -1,0 +1,183 @@
+"""Carries out `snake-jax accounting`: VGG-11 layer by layer, counted from shapes and by the
+compiler.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from snake_jax.cli import accounting_tables
+from snake_jax.cli.command import Given
+from snake_jax.config import ImageConfig
+from snake_jax.costs import accounting
+from snake_jax.costs.timing import machine
+from snake_jax.models import registry
+from snake_jax.models.layered import LayeredModel
+from snake_jax.params import num_bytes
+from snake_jax.profiling import traffic, vision
+from snake_jax.runs import image_task
+from snake_jax.runs.job import chosen_algorithm
+from snake_jax.train.image_step import LocalStep
+
+MIDDLE = "conv8"  # of the memory table: no layer has more parameters
+NODES, CYCLES = 9, 3
+SPARING = (
+    {"frozen_dtype": "float32"},
+    {"frozen_dtype": "bfloat16"},
+    {"frozen_dtype": "int8"},
+    {"frozen_dtype": "float32", "distilled": True},
+    {"frozen_dtype": "int8", "distilled": True},
+)
+Row = dict[str, Any]
+
+
+def main(given: Given) -> None:
+    """Counts, compiles, prints or writes."""
+    batch_size, output, results = given.flags.batch, given.flags.output, given.flags.results
+    numbers: Row = {
+        "command": given.line,
+        "machine": _machine(),
+        "batch_size": batch_size,
+        **analytic(batch_size),
+    }
+    # The file is looked at before minutes of compiling, so that one without marks costs none.
+    if output:
+        accounting_tables.insert(Path(output), "")
+    for row in numbers["steps"]:
+        for lowering in ("matmul", "xla"):
+            row[lowering] = _compiled(row, batch_size, lowering)
+        print(f"compiled: {row['kind']} {row['layer']}", file=sys.stderr)
+    for row in numbers["memory"]:
+        row["matmul"] = _compiled(row, batch_size, "matmul")
+        print(f"compiled: {row['frozen_dtype']}, distilled {row['distilled']}", file=sys.stderr)
+    tables = accounting_tables.markdown(numbers)
+    if results:
+        Path(results).write_text(json.dumps(numbers, indent=1) + "\n")
+        print(results)
+    if output:
+        Path(output).write_text(accounting_tables.insert(Path(output), tables))
+        print(output)
+    else:
+        print(tables)
+
+
+def analytic(batch_size: int) -> Row:
+    """All that follows from shapes alone: the same numbers on every machine."""
+    model = vgg11()
+    costs = accounting.layer_costs(model, batch_size)
+    steps = [
+        {**row, "flops": accounting.step_flops(costs, row["trained"])}
+        for row in _assignments(model)
+    ]
+    return {
+        "layers": [
+            {"layer": c.name, "params": c.params, "forward_flops": c.forward_flops} for c in costs
+        ],
+        "steps": steps,
+        "memory": [_memory(model, costs, **variant) for variant in _memory_variants(model)],
+        "traffic": [_traffic(model, **variant) for variant in _traffic_variants()],
+    }
+
+
+def vgg11(lowering: str = "matmul") -> LayeredModel:
+    """The papers' network: 32x32x3 images, 10 classes."""
+    return registry.build("vgg11", 10, (32, 32, 3), conv=lowering)
+
+
+def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
+    """The step of the defaults of `ImageConfig`, distillation apart."""
+    return vision.local_step(ImageConfig(), model, distilled)
+
+
+def _assignments(model: LayeredModel) -> Iterator[Row]:
+    """Every layer as the middle one between first and last, then every layer alone, before them all
+    together.
+    """
+    names = model.layer_names
+    yield {"kind": "full", "layer": "all", "trained": list(names)}
+    for middle in names:
+        yield {
+            "kind": "ends",
+            "layer": middle,
+            "trained": [n for n in names if n in (names[0], middle, names[-1])],
+        }
+    for middle in names:
+        yield {"kind": "alone", "layer": middle, "trained": [middle]}
+
+
+def _memory_variants(model: LayeredModel) -> Iterator[Row]:
+    names = model.layer_names
+    yield {"trained": list(names), "frozen_dtype": "float32"}
+    for variant in SPARING:
+        yield {"trained": [names[0], MIDDLE, names[-1]], **variant}
+
+
+def _memory(
+    model: LayeredModel,
+    costs: Sequence[accounting.LayerCost],
+    *,
+    trained: list[str],
+    frozen_dtype: str,
+    distilled: bool = False,
+) -> Row:
+    """Bytes that a node keeps through a visit, by what they are."""
+    held = accounting.node_state(step_of(model, distilled), tuple(trained), frozen_dtype)
+    names = ("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes")
+    parts = dict(zip(names, map(num_bytes, held), strict=True))
+    flops = accounting.step_flops(costs, trained, teacher=distilled)
+    return {
+        "trained": trained,
+        "frozen_dtype": frozen_dtype,
+        "distilled": distilled,
+        **parts,
+        "flops": flops,
+    }
+
+
+def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
+    step = step_of(vgg11(lowering), row.get("distilled", False))
+    cost = accounting.compiled_cost(
+        step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
+    )
+    return cost._asdict()
+
+
+def _traffic_variants() -> Iterator[Row]:
+    yield {"algorithm": "fedavg"}
+    for frozen_dtype in ("float32", "int8"):
+        for cached in (False, True):
+            yield {"algorithm": "snake", "frozen_dtype": frozen_dtype, "cached": cached}
+    for cached in (False, True):
+        yield {"algorithm": "snake", "mode": "peer_to_peer", "cached": cached}
+    yield {"algorithm": "snake", "mode": "peer_to_peer", "cached": True, "nodes": 2}
+
+
+def _traffic(model: LayeredModel, **variant: Any) -> Row:
+    """What the ledger has for each visit of some cycles: `[[middle layer, bytes up, bytes down],
+    ...]` a cycle.
+    """
+    config = ImageConfig(**{"nodes": NODES, "cycles": CYCLES, **variant})
+    sizes = accounting.transfer_sizes(
+        jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype
+    )
+    cycles = [
+        [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
+        for visits in traffic.cycles(
+            image_task.make_job(config, chosen_algorithm(config), model), sizes
+        )
+    ]
+    kept = {
+        key: getattr(config, key)
+        for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype")
+    }
+    return {**kept, "cycles": cycles}
+
+
+def _machine() -> Row:
+    return {
+        key: machine()[key] for key in ("processor", "cores", "python", "backend", "jax", "jaxlib")
+    }

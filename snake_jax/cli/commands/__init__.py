@@ -1,0 +1,16 @@
+"""The commands by name: what each is for, its help text and its flags. The work is elsewhere, in
+the module that a command names, which is imported once the flags are right.
+"""
+
+from snake_jax.cli.command import Command
+from snake_jax.cli.commands.accounting import ACCOUNTING
+from snake_jax.cli.commands.classify import CLASSIFY
+from snake_jax.cli.commands.compare import COMPARE
+from snake_jax.cli.commands.finetune import FINETUNE
+from snake_jax.cli.commands.generate import GENERATE
+from snake_jax.cli.commands.list_presets import PRESETS
+from snake_jax.cli.commands.profile import PROFILE
+from snake_jax.cli.commands.report import REPORT
+
+_ALL = (CLASSIFY, FINETUNE, COMPARE, REPORT, GENERATE, PROFILE, ACCOUNTING, PRESETS)
+COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}

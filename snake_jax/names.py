@@ -1,0 +1,41 @@
+"""What there is to choose from, by name, for help texts: a command's `--help` must not wait for
+jax, which the registries themselves import.
+
+A test compares each of these with its registry.
+"""
+
+# snake_jax.algorithms.registry.ALGORITHMS
+ALGORITHMS = (
+    "snake",
+    "fedavg",
+    "sequential",
+    "centralised",
+    "split",
+    "splitfed",
+    "accelerated_fl",
+    "random_walking_snakes",
+)
+# snake_jax.models.registry.MODELS
+IMAGE_MODELS = ("vgg11", "cnn", "mlp")
+# snake_jax.models.presets.PRESETS
+LANGUAGE_MODELS = (
+    "opt-125m",
+    "opt-350m",
+    "opt-1.3b",
+    "opt-2.7b",
+    "opt-6.7b",
+    "llama-3-8b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "tiny-llama",
+    "tiny-opt",
+)
+# snake_jax.data.partition.PARTITIONS
+PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
+# snake_jax.data.images.augmentation.AUGMENTATIONS
+AUGMENTATIONS = ("none", "crop_flip", "flip")
+# snake_jax.data.text.templates.TEMPLATES
+TEMPLATES = ("auto", "plain", "alpaca", "chat")
+# snake_jax.report.table.FORMATS and snake_jax.profiling.output.FORMATS
+TABLE_FORMATS = ("text", "markdown", "json")
+PROFILE_FORMATS = ("table", "json", "csv", "markdown")

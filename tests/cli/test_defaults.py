@@ -1,0 +1,54 @@
+"""Defaults that apply are printed before a run trains: what is not typed is easily overlooked."""
+
+import pytest
+
+from snake_jax.cli import config_flags, defaults, main
+from snake_jax.cli.commands import COMMANDS
+from snake_jax.config import ImageConfig, TextConfig
+from snake_jax.runs import loop
+from tests.launches import write_images, write_model, write_pairs
+
+
+def said(name, *words):
+    """The line on defaults of a command with these flags."""
+    values = main.define(COMMANDS[name])
+    main.parse(COMMANDS[name], values, ["snake-jax", *words])
+    kind = ImageConfig if name == "classify" else TextConfig
+    return defaults.said(loop.prepare(config_flags.from_flags(values, kind)), values)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return f"--dataset=npz:{write_images(tmp_path / 'images.npz')}", "--model=mlp", "--nodes=3"
+
+
+@pytest.fixture
+def text(tmp_path):
+    model, pairs = write_model(tmp_path / "model"), write_pairs(tmp_path / "pairs.jsonl")
+    return f"--model={model}", f"--data={pairs}", "--nodes=2", "--max_length=64"
+
+
+def test_what_is_typed_is_no_default(images):
+    line = said("classify", *images, "--learning_rate=0.02", "--compute_dtype=float32")
+    assert line.startswith("by default: --optimizer=sgd, ")
+    assert "--local_epochs=1" in line
+    assert "learning_rate" not in line
+    assert "compute_dtype" not in line
+
+
+def test_the_storage_of_frozen_layers_is_told_where_there_are_any(images):
+    stored = "--frozen_dtype=float32 (how layers that do not train are stored at a node)"
+    assert stored in said("classify", *images)
+    assert "frozen_dtype" not in said("classify", *images, "--algorithm=fedavg")
+
+
+@pytest.mark.parametrize("algorithm", ["snake", "fedavg", "centralised", "sequential"])
+def test_the_storage_of_the_base_of_adapters_is_told_in_every_method(algorithm, text):
+    line = said("finetune", *text, f"--algorithm={algorithm}", "--lora_rank=4")
+    assert "--frozen_dtype=int8 (how the base under the adapters is stored at a node)" in line
+    assert "--learning_rate=0.0001" in line
+    assert "lora_rank" not in line
+
+
+def test_where_all_trains_nothing_is_stored(text):
+    assert "frozen_dtype" not in said("finetune", *text, "--algorithm=fedavg", "--lora_rank=0")
