@@ -10,15 +10,33 @@ __version__ = "0.1.0"
 
 # Where each name is.
 _MODULES = {
-    "Algorithm": "snake_jax.algorithms.base",
+    # A run: what is to be trained, on what, and what comes of it.
+    "Job": "snake_jax.runs.front",
+    "image_data": "snake_jax.runs.front",
+    "train": "snake_jax.runs.front",
+    "prepare": "snake_jax.runs.loop",
+    "Report": "snake_jax.runs.loop",
+    "State": "snake_jax.runs.loop",
     "ImageConfig": "snake_jax.config",
-    "Layer": "snake_jax.models.layered",
-    "LayeredModel": "snake_jax.models.layered",
     "TextConfig": "snake_jax.config",
     "UserError": "snake_jax.errors",
+    # Models.
+    "LayeredModel": "snake_jax.models.layered",
     "from_linen": "snake_jax.models.adapter",
     "from_nnx": "snake_jax.models.adapter",
+    "from_preset": "snake_jax.models.presets",
     "load_pretrained": "snake_jax.models.hub",
+    "generate": "snake_jax.models.generation",
+    # A method of one's own.
+    "Algorithm": "snake_jax.algorithms.base",
+    "Merge": "snake_jax.algorithms.base",
+    "REPLACE": "snake_jax.algorithms.base",
+    "every_cycle": "snake_jax.algorithms.base",
+    "relay": "snake_jax.algorithms.schedule",
+    "side_by_side": "snake_jax.algorithms.schedule",
+    "RELAY": "snake_jax.algorithms.traffic",
+    "STAR": "snake_jax.algorithms.traffic",
+    "Client": "snake_jax.train.update",
 }
 
 
