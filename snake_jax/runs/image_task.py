@@ -33,8 +33,9 @@ from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_bytes, num_params, select
 from snake_jax.runs import records
 from snake_jax.runs.setup import Setup, Task, check_fit, check_interruptions, make_rule, state_like
-from snake_jax.train.image_step import Distillation, Examples, Gradients, LocalStep, local_gradients
+from snake_jax.train.image_step import Distillation, Examples, LocalStep, local_gradients
 from snake_jax.train.split import AUXILIARY, local_loss_gradients, split_gradients
+from snake_jax.train.update import Gradients, proximal
 
 
 def prepare(config: ImageConfig) -> Setup:
@@ -194,14 +195,14 @@ def make_step(setup: Setup) -> LocalStep:
         if setup.distilled
         else None,
         compute_dtype=jnp.dtype(config.compute_dtype),
-        proximal=config.proximal,
+        client=proximal(config.proximal),
         gradients=_gradients(setup),
         parties=_parties(setup),
         auxiliary=setup.auxiliary,
     )
 
 
-def _gradients(setup: Setup) -> Gradients:
+def _gradients(setup: Setup) -> Callable[[LocalStep], Gradients]:
     """How the chain's parties come to their gradients."""
     if setup.auxiliary:
         return local_loss_gradients(setup.chain[0].stop, setup.auxiliary[0])

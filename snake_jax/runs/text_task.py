@@ -48,6 +48,7 @@ from snake_jax.runs.setup import (
 from snake_jax.train import sharding
 from snake_jax.train.image_step import Distillation
 from snake_jax.train.text_step import ADAPTERS, ENDS, LanguageStep, own_items
+from snake_jax.train.update import proximal
 
 # What the folder of a tokenizer may hold.
 TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "tok*.bin", "vocab.json", "merges.txt")
@@ -270,7 +271,7 @@ def make_step(setup: Setup) -> LanguageStep:
         if setup.distilled
         else None,
         compute_dtype=compute_dtype(config),
-        proximal=config.proximal,
+        client=proximal(config.proximal),
         recompute=config.recompute,
         fused=config.frozen_matmul == "fused",
     )

@@ -12,6 +12,7 @@ from snake_jax.algorithms.visits import Visit
 from snake_jax.params import without
 from snake_jax.runs import loop
 from snake_jax.train.image_step import local_epoch
+from snake_jax.train.update import proximal
 from tests.helpers import (
     batches,
     close,
@@ -232,7 +233,7 @@ def test_without_a_proximal_term_fedavg_keeps_nothing_it_received():
 def test_a_proximal_step_descends_fedprox_s_objective():
     model, params = small_model("mlp")
     examples, rate, mu = random_examples(12), 0.1, 0.7
-    step = small_step(model, rule=optax.identity(), proximal=mu)
+    step = small_step(model, rule=optax.identity(), client=proximal(mu))
     rows = batches([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]])
     epoch = jax.jit(local_epoch(step, model.layer_names))
     found, *_ = epoch(
