@@ -16,7 +16,7 @@ from etils import epath
 from snake_jax import processes
 from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
-from snake_jax.engines.local import Compilations
+from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run

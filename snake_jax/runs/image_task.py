@@ -24,7 +24,7 @@ from snake_jax.data.images import augmentation, dataset, sources, subsets
 from snake_jax.data.images.dataset import Dataset, normalise
 from snake_jax.data.images.quality import clean
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import Executor
+from snake_jax.engines.local import LocalEngine, image_engine
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers
@@ -250,12 +250,19 @@ def step_work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
     return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
 
 
-def make_executor(setup: Setup) -> Executor:
+def make_executor(setup: Setup) -> LocalEngine:
     """The node emulation of this setup; puts the data on the device."""
     config, dataset = setup.config, setup.dataset
-    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    settings = VisitSettings(
+        config.local_epochs,
+        config.batch_size,
+        config.frozen_dtype,
+        config.early_stop,
+        config.seed,
+        config.carry_optimizer_state,
+    )
     train, test = _examples(dataset.train), _examples(dataset.test)
-    return Executor(make_step(setup), train, test, setup.shards, settings, config.executor)
+    return image_engine(make_step(setup), train, test, setup.shards, settings, config.executor)
 
 
 def _examples(split: dataset.Split) -> Examples:
@@ -273,7 +280,7 @@ def _like(setup: Setup) -> Params:
 
 
 def _summary(
-    setup: Setup, executor: Executor | None, lines: Sequence[records.Record]
+    setup: Setup, executor: LocalEngine | None, lines: Sequence[records.Record]
 ) -> records.Record:
     del executor
     config = setup.config

@@ -15,7 +15,7 @@ from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
-from snake_jax.engines.local import Compilations
+from snake_jax.engines.contract import Compilations, run_visits
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Network, Sizes, Transfer
 from snake_jax.params import Params
@@ -112,12 +112,12 @@ def train(
     """
     config, every = setup.config, rounds(setup)
     work, sizes = setup.task.work(setup), setup.task.sizes(setup)
-    executor.compile(every, state.params, done=state.rounds)
+    executor.expect(every, state.params, done=state.rounds)
     for number in range(state.rounds, len(every)):
         visits = every[number]
         rate = schedule.learning_rate(config, visits[0].cycle, number / len(every))
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
-            results = executor.run(visits, state.params, state.states, rate)
+            results = run_visits(executor, visits, state.params, state.states, rate)
         good = [result for result in results if _is_good(result, config, state, keep)]
         flops = [work(result) for result in results]
         state, transfers = _advance(setup, sizes, state, visits, results, good)

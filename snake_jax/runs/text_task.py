@@ -24,7 +24,8 @@ from snake_jax.costs import language_costs
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import prepare as preparation
 from snake_jax.data.text import sources, tokenizers
-from snake_jax.engines.stacked import StackedExecutor, StackedSettings
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.local import LocalEngine, text_engine
 from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
 from snake_jax.models import lora
@@ -277,16 +278,16 @@ def make_step(setup: Setup) -> LanguageStep:
     )
 
 
-def make_executor(setup: Setup) -> StackedExecutor:
+def make_executor(setup: Setup) -> LocalEngine:
     """Nodes emulated one after the other; puts what never trains on the device."""
     task: TextTask = setup.dataset
     step = make_step(setup)._replace(mesh=sharding.make_mesh(setup.config.mesh))
-    settings = StackedSettings(
-        **{name: getattr(setup.config, name) for name in StackedSettings._fields}
+    settings = VisitSettings(
+        **{name: getattr(setup.config, name) for name in VisitSettings._fields}
     )
     base = without(task.weights(), setup.plan.layer_names)
     train, test = task.data.train.rows, task.data.test
-    return StackedExecutor(step, base, train, test, setup.shards, settings, task.ranks)
+    return text_engine(step, base, train, test, setup.shards, settings, task.ranks)
 
 
 def _params(setup: Setup) -> Params:
@@ -376,7 +377,7 @@ def _perplexity(nll: float) -> float | None:
 
 
 def _summary(
-    setup: Setup, executor: StackedExecutor | None, lines: Sequence[records.Record]
+    setup: Setup, executor: LocalEngine | None, lines: Sequence[records.Record]
 ) -> records.Record:
     config: TextConfig = setup.config
     named = (

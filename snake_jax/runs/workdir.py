@@ -28,7 +28,7 @@ from etils import epath
 
 from snake_jax import processes
 from snake_jax.config import RunConfig, differences
-from snake_jax.engines.local import Compilations
+from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.runs import storage

@@ -235,7 +235,8 @@ def text_objective(step: LanguageStep) -> Objective:
         weight = rows.weight.ravel()
         nll = (weight * losses.nll).sum()
         distance = (weight * losses.distance).sum()
-        return (nll + factor * temperature**2 * distance) / rows.total, nll
+        total = jnp.maximum(weight.sum(), 1.0) if rows.total is None else rows.total
+        return (nll + factor * temperature**2 * distance) / total, nll
 
     return loss
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from snake_jax.algorithms.visits import Visit
+from snake_jax.engines.contract import run_visits
 from snake_jax.params import without
 from snake_jax.runs import loop
 from snake_jax.train.image_step import local_epoch
@@ -87,8 +88,8 @@ def test_splitfed_v2_hands_the_servers_part_from_node_to_node_and_averages_the_n
     assert sorted(order) == [0, 1, 2]
     params, parts = state.params, []
     for turn, node in enumerate(order):
-        (result,) = executor.run(
-            [Visit(turn, 0, node, NAMES)], params, {}, setup.config.learning_rate
+        (result,) = run_visits(
+            executor, [Visit(turn, 0, node, NAMES)], params, {}, setup.config.learning_rate
         )
         params = {**params, **without(result.layers, ("fc1", "fc2"))}
         parts.append((len(setup.shards[node]), without(result.layers, ("fc3", "fc4"))))
@@ -164,7 +165,7 @@ def test_a_parallel_visit_is_the_mean_of_its_nodes_visits_by_examples():
     for turn, report in enumerate(reports):
         rate, layers = report.record["learning_rate"], tuple(report.record["layers"])
         visits = [Visit(turn, turn // 2, node, layers) for node in nodes[turn]]
-        alone = [executor.run([visit], params, {}, rate)[0].layers for visit in visits]
+        alone = [run_visits(executor, [visit], params, {}, rate)[0].layers for visit in visits]
         sizes = [len(setup.shards[node]) for node in nodes[turn]]
         mean = jax.tree.map(
             lambda *w, n=sizes: sum(k * np.float64(x) for k, x in zip(n, w, strict=True)) / sum(n),
@@ -185,7 +186,7 @@ def test_accelerated_fl_averages_the_nodes_parts_the_heads_and_the_servers_copie
     setup, executor, state, (report,) = kept(tuple(sorted(flags.items())))
     visits = [Visit(0, 0, node, (*NAMES, "auxiliary")) for node in range(3)]
     alone = [
-        executor.run([visit], state.params, {}, setup.config.learning_rate)[0].layers
+        run_visits(executor, [visit], state.params, {}, setup.config.learning_rate)[0].layers
         for visit in visits
     ]
     shares = np.array([len(shard) for shard in setup.shards]) / 90

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from snake_jax.config import ImageConfig
-from snake_jax.engines.local import Compilations
+from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Transfer
