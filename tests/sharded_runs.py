@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax.config import TextConfig
-from snake_jax.engines import placing
 from snake_jax.models.presets import from_preset
 from snake_jax.params import PyTree
 from snake_jax.runs import loop
-from snake_jax.train import sharding
+from snake_jax.train import layout, sharding
 from snake_jax.train.image_step import Distillation
 from snake_jax.train.optimizers import init_states, update_rule
 from snake_jax.train.text_step import ENDS, LanguageStep, train_step
@@ -154,8 +153,10 @@ def run_results(flags: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
         *_, last = loop.train(setup, executor, loop.initial_state(setup), lambda state: None)
         ends.append((executor, last))
     (executor, found), (alone, wanted) = ends
-    frozen = [sharding.fetch((some._base, some._ends)) for some in (executor, alone)]
-    own = [some for some in jax.tree.leaves(executor._own) if some.size]
+    frozen = [
+        sharding.fetch((some._layout._base, some._layout._ends)) for some in (executor, alone)
+    ]
+    own = [some for some in jax.tree.leaves(executor._layout._own) if some.size]
     names = ("bytes_up", "bytes_down", "train_flops", "tokens")
     return {
         "params": _apart(found.state.params, wanted.state.params),
@@ -177,7 +178,7 @@ def frozen_alike() -> dict[str, bool]:
     """Whether copies made on a mesh have the bits of those made on one device."""
     block, mesh = steps.weights("wide")["block_01"], sharding.make_mesh("fsdp:4,tensor:2")
     copies = {
-        dtype: [sharding.fetch(placing.freezing(m, dtype)(block)) for m in (mesh, None)]
+        dtype: [sharding.fetch(layout.freezing(m, dtype)(block)) for m in (mesh, None)]
         for dtype in ("bfloat16", "int8", "nf4")
     }
     return {dtype: same_bits(*pair) for dtype, pair in copies.items()}

@@ -1,4 +1,4 @@
-"""Fine-tuning block after block by this library: a visit of the executor a turn.
+"""Fine-tuning block after block by this library: a visit of the engine a turn.
 
 python -m experiments.bench.blocks_side WORK.npz CHECKED.npz '{"sizes": [...], "steps": 8}'
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 
 from experiments.bench import llama
-from experiments.bench.visit import language_executor
+from experiments.bench.visit import language_engine
 from experiments.bench.work import Done, Line
 from snake_jax.algorithms.visits import Visit
+from snake_jax.engines.contract import run_visits
 from snake_jax.train.text_step import own_items
 
 
@@ -20,8 +21,8 @@ def main(_: str, checked_file: str, options: str) -> None:
     """Does the turns that are asked for."""
     line, given = Line(Path(checked_file)), json.loads(options)
     sizes = llama.Sizes(*given["sizes"])
-    executor, params = (
-        language_executor(sizes, given["steps"]),
+    engine, params = (
+        language_engine(sizes, given["steps"]),
         jax.device_get(llama.params_of(sizes)),
     )
     items = own_items(llama.model_of(sizes), False)
@@ -29,7 +30,7 @@ def main(_: str, checked_file: str, options: str) -> None:
     turn = 0
     while line.asked():
         visit = Visit(turn, 0, 0, (items[turn % len(items)],))
-        (done,) = executor.run([visit], params, {}, given["learning_rate"])
+        (done,) = run_visits(engine, [visit], params, {}, given["learning_rate"])
         params = {**params, **done.layers}
         line.answer(Done(done.loss, done.iterations, done.examples), dict)
         turn += 1

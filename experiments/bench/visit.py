@@ -17,9 +17,9 @@ from snake_jax.algorithms.visits import Visit
 from snake_jax.config import TextConfig
 from snake_jax.costs.timing import interleaved
 from snake_jax.data.text import packing
+from snake_jax.engines.contract import run_visits
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import Executor
-from snake_jax.engines.stacked import StackedExecutor, StackedSettings
+from snake_jax.engines.local import LocalEngine, image_engine, text_engine
 from snake_jax.train.image_step import Examples
 from snake_jax.train.text_step import own_items
 
@@ -82,30 +82,30 @@ def vision_visit(network: Network, trained: tuple[str, ...]) -> Callable[[], obj
     settings = VisitSettings(
         local_epochs=1, batch_size=network.batch, frozen_dtype="float32", early_stop=0.0, seed=0
     )
-    executor = Executor(vgg.local_step(network), examples, examples, [np.arange(count)], settings)
+    step, shards = vgg.local_step(network), [np.arange(count)]
+    engine = image_engine(step, examples, examples, shards, settings)
     params, visit = vgg.params_of(network), Visit(0, 0, 0, tuple(trained))
-    return lambda: executor.run([visit], params, {}, vgg.LEARNING_RATE)[0].layers
+    return lambda: run_visits(engine, [visit], params, {}, vgg.LEARNING_RATE)[0].layers
 
 
 def language_visit(sizes: llama.Sizes) -> Callable[[], object]:
     """A call is one visit of one node that trains the middle block, of one epoch."""
-    executor = language_executor(sizes, BATCHES)
+    engine = language_engine(sizes, BATCHES)
     params, item = (
         jax.device_get(llama.params_of(sizes)),
         own_items(llama.model_of(sizes), False)[sizes.blocks // 2],
     )
-    return lambda: (
-        executor.run([Visit(0, 0, 0, (item,))], params, {}, llama.LEARNING_RATE)[0].layers
-    )
+    visit = Visit(0, 0, 0, (item,))
+    return lambda: run_visits(engine, [visit], params, {}, llama.LEARNING_RATE)[0].layers
 
 
-def language_executor(sizes: llama.Sizes, batches: int) -> StackedExecutor:
+def language_engine(sizes: llama.Sizes, batches: int) -> LocalEngine:
     """The emulation of one node that holds so many batches."""
     tokens = llama.ids(sizes, batches * sizes.batch)
     positions = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), tokens.shape)
     rows = packing.Rows(tokens, *llama.shifted(tokens), positions, np.ones_like(tokens))
     shard = {sizes.length: np.arange(len(tokens), dtype=np.int32)}
     config = TextConfig(batch_size=sizes.batch, frozen_dtype="float32")
-    settings = StackedSettings(**{name: getattr(config, name) for name in StackedSettings._fields})
+    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
     train = {sizes.length: rows}
-    return StackedExecutor(llama.language_step(sizes), {}, train, train, [shard], settings)
+    return text_engine(llama.language_step(sizes), {}, train, train, [shard], settings)

@@ -7,8 +7,9 @@ this process, a place on a device, a process or a machine.
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
-from snake_jax.params import Params
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
+from snake_jax.params import Params, PyTree
+from snake_jax.train.optimizers import OptimizerStates
 
 
 class Compilations(NamedTuple):
@@ -46,13 +47,17 @@ class Engine(Protocol):
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number."""
 
-    def expect(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
+    def expect(
+        self, rounds: Sequence[Round], params: Params, done: int = 0, shared: PyTree = None
+    ) -> None:
         """Is told what a run is going to ask for, so that programs can be compiled ahead.
 
         Args:
           rounds: all of a run as planned.
           params: all that may train; shapes suffice.
           done: how many of the rounds are finished.
+          shared: what the server is going to tell all nodes for the method's client; shapes
+            suffice. None: not known yet, or there is no client.
         """
 
     def submit(self, order: Order) -> None:
@@ -70,3 +75,40 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Lets go of devices, processes and connections."""
+
+
+def run_round(engine: Engine, orders: Sequence[Order]) -> list[Outcome]:
+    """The outcomes of a round, in the order of its visits; all of them are held.
+
+    Raises:
+      RuntimeError: a node was lost, or the engine forgot an order.
+    """
+    for order in orders:
+        engine.submit(order)
+    found: dict[Visit, Outcome] = {}
+    for _ in orders:
+        done = engine.next()
+        if not isinstance(done, Outcome):
+            raise RuntimeError(f"an outcome is missing: {done.why if done else 'nothing is left'}")
+        found[done.visit] = done
+    return [found[order.visit] for order in orders]
+
+
+def run_visits(
+    engine: Engine,
+    visits: Sequence[Visit],
+    params: Params,
+    states: OptimizerStates,
+    learning_rate: float,
+) -> list[Outcome]:
+    """The visits of a round whose nodes remember nothing, all starting from `params`.
+
+    Args:
+      engine: carries them out.
+      visits: who trains what.
+      params: all that is read or trains, in full precision; left as it is.
+      states: optimizer states to go on from, by layer; layers not in it start afresh.
+      learning_rate: of all their steps.
+    """
+    orders = [Order(visit, learning_rate, params, states, {}, {}) for visit in visits]
+    return run_round(engine, orders)

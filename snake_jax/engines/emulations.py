@@ -1,15 +1,14 @@
 """How nodes are emulated: what makes one program of several visits that train the same layers.
 
-An emulation is a way to compile an epoch for many nodes, and the places of its arrays. Nodes lie
+An emulation is a way to compile a node's program for many, and the places of its arrays. Nodes lie
 along leading axes of what each has of its own: trained layers, optimizer states, batches, key.
 Frozen layers, layers as received, examples and learning rate are there once (on every device). A
 place without a visit gets no batches.
 
 - `vmap`: all nodes in one batch on one device; to fill an accelerator that a small network leaves
-idle.
+  idle.
 - `pmap`, `shard_map`: nodes spread evenly over all devices, on each one after the other
-(`lax.map`). They run alike:
-  in jax 0.10 pmap is built on shard_map.
+  (`lax.map`). They run alike: in jax 0.10 pmap is built on shard_map.
 
 Measured (`python -m experiments.bench emulation`, its output under experiments/results): FedAvg
 over 16 nodes of the little `cnn` on two CPU cores takes 0.56 s a round in the loop, 0.67 with vmap,
@@ -18,7 +17,8 @@ batches that a node lacks too, and then chooses between two results, where `lax.
 vmap is for nodes with about equal data.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from snake_jax import processes
 from snake_jax.params import PyTree
 
-Epoch = Callable[..., Any]  # see `steps.local_epoch`
+Program = Callable[..., Any]  # see `image_step.local_epoch`, `text_step.train_step`
+Axes = tuple[int | None, ...]  # of a program's arguments: 0 where each node has its own
 
-_AXES = (0, 0, None, None, None, 0, 0, None)  # of its arguments: which have a node axis
 _DONATED = (0, 1)
 
 
@@ -39,7 +39,7 @@ class Emulation(NamedTuple):
     """How many nodes are one program.
 
     Attributes:
-      jit: compiles an epoch for many nodes.
+      jit: `(program, axes)`: compiles the program of a node for many of them.
       lead: leading axes of what each node has, for at least so many nodes; none where the program
         is of one.
       nodes: where such arrays lie; None: wherever jax puts them.
@@ -47,7 +47,7 @@ class Emulation(NamedTuple):
       home: where results are brought.
     """
 
-    jit: Callable[[Epoch], Any]
+    jit: Callable[[Program, Axes], Any]
     lead: Callable[[int], tuple[int, ...]]
     nodes: Sharding | None = None
     shared: Sharding | None = None
@@ -55,46 +55,54 @@ class Emulation(NamedTuple):
 
     def spread(self, tree: PyTree, lead: tuple[int, ...]) -> PyTree:
         """A copy of the tree for each node, which a program may consume."""
-        if not lead:
-            return _copied(tree)
         return _spread(processes.put(tree, self.shared), lead, self.nodes)
 
     def gather(self, tree: PyTree, lead: tuple[int, ...], count: int) -> list[PyTree]:
         """The trees of the first `count` nodes."""
-        if not lead:
-            return [tree]
         return _split(processes.whole(tree, self.home), lead, count)
 
+    def stack(self, trees: Sequence[PyTree], lead: tuple[int, ...]) -> PyTree:
+        """One tree a node; places without a visit get that of the first."""
+        count = math.prod(lead)
+        filled = [*trees, *[trees[0]] * (count - len(trees))]
 
-ALONE = Emulation(jit=lambda epoch: jax.jit(epoch, donate_argnums=_DONATED), lead=lambda count: ())
+        def one(*leaves: jax.Array) -> jax.Array:
+            return jax.numpy.stack(leaves).reshape(*lead, *leaves[0].shape)
+
+        return processes.put(jax.tree.map(one, *filled), self.nodes)
+
+
+ALONE = Emulation(
+    jit=lambda program, axes: jax.jit(program, donate_argnums=_DONATED), lead=lambda count: ()
+)
 
 
 def _vmap() -> Emulation:
-    return Emulation(
-        jit=lambda epoch: jax.jit(jax.vmap(epoch, in_axes=_AXES), donate_argnums=_DONATED),
-        lead=lambda count: (count,),
-    )
+    def compiled(program: Program, axes: Axes) -> Any:
+        return jax.jit(jax.vmap(program, in_axes=axes), donate_argnums=_DONATED)
+
+    return Emulation(compiled, lambda count: (count,))
 
 
 def _pmap() -> Emulation:
     devices = len(jax.devices())
-    return Emulation(
-        lambda epoch: jax.pmap(_one_by_one(epoch), in_axes=_AXES, donate_argnums=_DONATED),
-        lambda count: (devices, -(-count // devices)),
-        *_places(),
-    )
+
+    def compiled(program: Program, axes: Axes) -> Any:
+        return jax.pmap(_one_by_one(program, axes), in_axes=axes, donate_argnums=_DONATED)
+
+    return Emulation(compiled, lambda count: (devices, -(-count // devices)), *_places())
 
 
 def _shard_map() -> Emulation:
-    devices, (nodes, shared, home) = len(jax.devices()), _places()
-    places = tuple(shared if axis is None else nodes for axis in _AXES)
-    specs = tuple(place.spec for place in places)
+    devices = len(jax.devices())
+    nodes, shared, home = _places()
 
-    def compiled(epoch: Epoch) -> Any:
+    def compiled(program: Program, axes: Axes) -> Any:
+        places = tuple(shared if axis is None else nodes for axis in axes)
         spread = jax.shard_map(
-            _one_by_one(epoch),
+            _one_by_one(program, axes),
             mesh=nodes.mesh,
-            in_specs=specs,
+            in_specs=tuple(place.spec for place in places),
             out_specs=nodes.spec,
             check_vma=False,
         )
@@ -113,27 +121,21 @@ def _places() -> tuple[NamedSharding, NamedSharding, jax.Device]:
     )
 
 
-def _one_by_one(epoch: Epoch) -> Epoch:
+def _one_by_one(program: Program, axes: Axes) -> Program:
+    """A device's nodes, one after the other."""
+
     def nodes(*args: PyTree) -> PyTree:
         def node(own: list[PyTree]) -> PyTree:
             rest = iter(own)
-            return epoch(
-                *(
-                    arg if axis is None else next(rest)
-                    for arg, axis in zip(args, _AXES, strict=True)
-                )
-            )
+            full = []
+            for arg, axis in zip(args, axes, strict=True):
+                full.append(arg if axis is None else next(rest))
+            return program(*full)
 
-        return jax.lax.map(
-            node, [arg for arg, axis in zip(args, _AXES, strict=True) if axis is not None]
-        )
+        own = [arg for arg, axis in zip(args, axes, strict=True) if axis is not None]
+        return jax.lax.map(node, own)
 
     return nodes
-
-
-@jax.jit
-def _copied(tree: PyTree) -> PyTree:
-    return jax.tree.map(jax.numpy.copy, tree)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -145,7 +147,7 @@ def _spread(tree: PyTree, lead: tuple[int, ...], place: Sharding | None) -> PyTr
 @partial(jax.jit, static_argnums=(1, 2))
 def _split(tree: PyTree, lead: tuple[int, ...], count: int) -> list[PyTree]:
     flat = jax.tree.map(lambda w: w.reshape(-1, *w.shape[len(lead) :]), tree)
-    return [jax.tree.map(lambda w, i=i: w[i], flat) for i in range(count)]
+    return [jax.tree.map(lambda w, node=node: w[node], flat) for node in range(count)]
 
 
 # By the value of --executor.

@@ -1,37 +1,37 @@
-"""What a visit is given, epoch after epoch, and what it gives back; nothing here is compiled."""
+"""What decides a visit, and what is counted in it, epoch after epoch; nothing here is compiled."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from snake_jax import streams
-from snake_jax.algorithms.visits import Outcome, Visit
-from snake_jax.params import Params
-from snake_jax.train.image_step import Batches, EpochStats
-from snake_jax.train.optimizers import OptimizerStates
+from snake_jax.algorithms.visits import Visit
+from snake_jax.train.update import EpochStats
 
 
 class VisitSettings(NamedTuple):
-    """What decides a visit besides the step: see the flags of the same names in `config.Config`."""
+    """What decides a visit besides the step: see the flags of the same names in `config`.
+
+    Attributes:
+      local_epochs: passes over the node's data.
+      batch_size: examples, or rows of text, that are passed at a time.
+      frozen_dtype: how a node stores what does not train.
+      early_stop: a visit ends with the epoch that lowers the loss by a smaller share; 0: never.
+      seed: of the run.
+      carry_optimizer_state: whether an outcome has optimizer states.
+      accumulate: how many parts of `batch_size` make a step.
+      cache_prefix: off, host or device: where what lies below the trained blocks is kept from
+        epoch to epoch.
+    """
 
     local_epochs: int
     batch_size: int
     frozen_dtype: str
     early_stop: float
     seed: int
-
-
-class Rows(NamedTuple):
-    """A node's part of `steps.Batches`, before it goes to a device; of `[S, B]` the first `steps`
-    rows count.
-    """
-
-    indices: np.ndarray
-    weight: np.ndarray
-    steps: int
+    carry_optimizer_state: bool = False
+    accumulate: int = 1
+    cache_prefix: str = "off"
 
 
 class Tally(NamedTuple):
@@ -48,47 +48,57 @@ class Tally(NamedTuple):
 
 def count(
     tallies: Sequence[Tally],
-    stats: EpochStats,
-    todo: Sequence[Rows],
+    stats: Sequence[EpochStats],
+    steps: Sequence[int],
     train_s: float,
     early_stop: float,
 ) -> list[Tally]:
-    """The tallies after an epoch that one program trained for several visits.
+    """The tallies after an epoch that was trained for several visits side by side.
 
     Args:
       tallies: of the visits.
-      stats: their sums, with any leading axes, perhaps of more nodes.
-      todo: their batches; a visit without any keeps its tally.
-      train_s: seconds the program ran.
+      stats: what each call of a program gave, in order, with any leading axes, perhaps of more
+        nodes.
+      steps: of each visit; one without any keeps its tally.
+      train_s: seconds that training took.
       early_stop: see `VisitSettings`.
     """
-    working = sum(rows.steps > 0 for rows in todo)
-    columns = (np.ravel(column).tolist() for column in stats)
-    return [
-        after_epoch(tally, numbers, rows.steps, train_s / working, early_stop)
-        if rows.steps
-        else tally
-        for tally, rows, numbers in zip(tallies, todo, zip(*columns, strict=True), strict=False)
-    ]
+    numbers = np.array([[np.ravel(column) for column in stat] for stat in stats], np.float64)
+    share_s = train_s / sum(done > 0 for done in steps)
+    counted = []
+    for node, (tally, done) in enumerate(zip(tallies, steps, strict=True)):
+        if done:
+            loss_sum, examples, finite = (numbers[:, column, node] for column in range(3))
+            sums = EpochSums(float(loss_sum.sum()), float(examples.sum()), bool(finite.all()))
+            tally = after_epoch(tally, sums, done, share_s, early_stop)
+        counted.append(tally)
+    return counted
+
+
+class EpochSums(NamedTuple):
+    """`EpochStats` of one visit, on the host."""
+
+    loss_sum: float
+    examples: float
+    finite: bool
 
 
 def after_epoch(
-    tally: Tally, numbers: tuple, iterations: int, train_s: float, early_stop: float
+    tally: Tally, sums: EpochSums, iterations: int, train_s: float, early_stop: float
 ) -> Tally:
-    """The tally after an epoch of these statistics; one that diverged or lowered the loss too
-    little is the last.
+    """The tally after an epoch of these sums; one that diverged or lowered the loss too little is
+    the last.
     """
-    loss_sum, examples, finite = numbers
-    loss = loss_sum / max(examples, 1.0)
+    loss = sums.loss_sum / max(sums.examples, 1.0)
     stalled = bool(early_stop) and tally.previous - loss < early_stop * abs(tally.previous)
     return Tally(
-        tally.loss_sum + loss_sum,
-        tally.examples + examples,
+        tally.loss_sum + sums.loss_sum,
+        tally.examples + sums.examples,
         tally.iterations + iterations,
         tally.train_s + train_s,
         loss,
-        finite,
-        stalled or not finite,
+        sums.finite,
+        stalled or not sums.finite,
     )
 
 
@@ -100,69 +110,3 @@ def annotation(visits: Sequence[Visit]) -> str:
     which = f"visits {first.turn} to {visits[-1].turn}" if several else f"visit {first.turn}"
     who = f"{len(visits)} nodes" if several else f"node {first.node}"
     return f"{which}, {who}: {', '.join(first.layers)}"
-
-
-def result(
-    visit: Visit, layers: Params, states: OptimizerStates, tally: Tally, examples_held: int
-) -> Outcome:
-    """What the visit gives back."""
-    loss = tally.loss_sum / tally.examples if tally.examples else float("nan")
-    examples = int(tally.examples)
-    return Outcome(
-        visit,
-        layers,
-        states,
-        loss,
-        tally.finite,
-        tally.iterations,
-        examples,
-        examples_held,
-        tally.train_s,
-    )
-
-
-def epoch_rows(
-    visit: Visit, epoch: int, shard: np.ndarray, rows: int, settings: VisitSettings
-) -> Rows:
-    """An epoch of a visit, a fresh shuffle of the shard; `visit.share` cuts the steps, here perhaps
-    to none.
-
-    Args:
-      visit: who trains when.
-      epoch: from 0 to `settings.local_epochs`.
-      shard: the node's indices.
-      rows: padded to so many.
-      settings: see `VisitSettings`.
-    """
-    padded, size = no_rows(rows, settings.batch_size), settings.batch_size
-    steps = -(-len(shard) // size)
-    begin, end = (int(part * steps * settings.local_epochs) for part in visit.share)
-    low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
-    if low >= high:
-        return padded
-    order = streams.generator(settings.seed, "shuffle", visit.turn, visit.node, epoch).permutation(
-        shard
-    )
-    chosen = order[low * size : high * size]
-    padded.indices.flat[: len(chosen)], padded.weight.flat[: len(chosen)] = chosen, 1.0
-    return padded._replace(steps=high - low)
-
-
-def no_rows(rows: int, batch_size: int) -> Rows:
-    """What a node without anything to do is given."""
-    shape = (rows, batch_size)
-    return Rows(np.zeros(shape, np.int32), np.zeros(shape, np.float32), 0)
-
-
-def stacked(nodes: Sequence[Rows], lead: tuple[int, ...]) -> Batches:
-    """Several nodes' rows along leading axes `lead`, filled up by nodes without any; `lead` is
-    empty for one node.
-    """
-    empty = no_rows(*nodes[0].indices.shape)
-    nodes = [*nodes, *[empty] * (math.prod(lead) - len(nodes))]
-    shape = (*lead, *empty.indices.shape)
-    return Batches(
-        jnp.asarray(np.stack([rows.indices for rows in nodes]).reshape(shape)),
-        jnp.asarray(np.stack([rows.weight for rows in nodes]).reshape(shape)),
-        jnp.asarray(np.reshape([rows.steps for rows in nodes], lead), jnp.int32),
-    )

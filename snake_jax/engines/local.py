@@ -1,321 +1,478 @@
-"""The executor: one compiled program for each distinct assignment, kept for the whole run."""
+"""The engine of this machine: compiled programs, each kept for the whole run.
+
+One loop carries out the visits of every kind of model. A *layout* says how what a visit names lies
+in a program's arguments, a *feed* which batches its epochs are, an *emulation* how many nodes are
+one program.
+"""
 
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.visits import Order, Outcome, Round, Visit
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
+from snake_jax.data.text import packing
 from snake_jax.engines.contract import Compilations, NodeInfo, Scores
 from snake_jax.engines.emulations import ALONE, EMULATIONS, Emulation
-from snake_jax.engines.epochs import (
-    Tally,
-    VisitSettings,
-    annotation,
-    count,
-    epoch_rows,
-    no_rows,
-    result,
-    stacked,
-)
-from snake_jax.params import Params, num_bytes, select, without
-from snake_jax.train import quantization
-from snake_jax.train.image_step import Examples, LocalStep, evaluate, local_epoch
-from snake_jax.train.optimizers import OptimizerStates, init_states
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
+from snake_jax.engines.feeds import Feed, RunPrefix
+from snake_jax.engines.image_feed import ImageFeed
+from snake_jax.engines.text_batches import Shard
+from snake_jax.engines.text_feed import TextFeed
+from snake_jax.errors import UserError
+from snake_jax.params import Params, PyTree, select
+from snake_jax.train import sharding
+from snake_jax.train.image_step import Examples, LocalStep
+from snake_jax.train.layout import ByName, Layout, Stacked, Start
+from snake_jax.train.text_step import LanguageStep
+
+__all__ = ["Compilations", "LocalEngine", "Program", "check", "image_engine", "text_engine"]
 
 
-class _Program(NamedTuple):
-    """Which program: the trained layers and the leading axes of its nodes, none for one node."""
+class Program(NamedTuple):
+    """Which program.
 
-    layers: tuple[str, ...]
+    Attributes:
+      kind: train, evaluate or prefix.
+      names: of what trains, as the layout calls them.
+      lead: leading axes of its nodes; none for one node.
+      shape: see `feeds.Chunk`.
+    """
+
+    kind: str
+    names: tuple[str, ...] = ()
     lead: tuple[int, ...] = ()
+    shape: Any = ()
 
 
-_EVALUATION = _Program(("evaluation",))
+class LocalEngine:
+    """Emulates nodes, see `contract.Engine`.
 
-
-class Executor:
-    """Emulates nodes.
-
-    Its only state are the compiled programs, and for how many nodes side by side the next are to
-    be: two runs of the same visits give the same bits.
+    Its only state are the compiled programs, for how many nodes side by side the next are to be,
+    what its layout keeps on the device, and what was submitted: two runs of the same visits give
+    the same bits.
     """
 
     def __init__(
         self,
-        step: LocalStep,
-        train: Examples,
-        test: Examples,
-        shards: Sequence[np.ndarray],
+        step: LocalStep | LanguageStep,
+        layout: Layout,
+        feed: Feed,
         settings: VisitSettings,
-        emulation: str = "loop",
+        how: Emulation,
+        mesh: Mesh | None = None,
     ) -> None:
-        """Puts the data on the device, or on all of them.
+        """See `image_engine` and `text_engine`, which make the parts fit.
 
         Args:
           step: the local step.
-          train: all nodes' examples.
-          test: examples for `evaluate`.
-          shards: for each node, its indices into `train`.
+          layout: how layers lie in arguments.
+          feed: all nodes' data.
           settings: see `VisitSettings`.
-          emulation: of visits that run side by side, one of `EMULATIONS`.
+          how: visits that run side by side are emulated.
+          mesh: that the programs lie over; None: one device, or those of the emulation.
         """
-        largest = max(map(len, shards))
-        self._step, self._shards = step, shards
-        self._settings = settings._replace(
-            batch_size=min(settings.batch_size, largest)
-        )  # no batch is all padding
-        self._emulation = EMULATIONS[emulation]()
-        self._shared = processes.put(train, self._emulation.shared)
-        self._train, self._test = _first_copy(self._shared), jax.device_put(test)
-        self._rows = -(-largest // self._settings.batch_size)
+        self._step, self._layout, self._feed = step, layout, feed
+        self._settings, self._emulation, self._mesh = settings, how, mesh
+        self._nodes = feed.nodes()
         self._key = streams.key(settings.seed, "key/visits")
-        self._programs: dict[_Program, Any] = {}
+        self._programs: dict[Program, Any] = {}
         self._group_sizes: dict[tuple[str, ...], int] = {}
-        self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, settings.frozen_dtype))
-        # One call: array by array from Python the host's time shows beside a small network's.
-        self._fresh = jax.jit(lambda layers: init_states(step.rule, layers, step.layer_names))
+        self._waiting: list[Order] = []
+        self._ready: deque[Outcome] = deque()
         self._compile_s, self._peak_bytes = 0.0, 0
-        self._orders: list[Order] = []
-        self._done: list[Outcome] = []
 
-    def nodes(self) -> list[NodeInfo]:
-        """See `Engine`."""
-        return [NodeInfo(0) for _ in self._shards]
+    # What a run asks
 
-    def expect(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
-        """See `Engine`."""
-        self.compile(rounds, params, done)
+    def nodes(self) -> Sequence[NodeInfo]:
+        """The nodes, by number."""
+        return self._nodes
 
-    def submit(self, order: Order) -> None:
-        """See `Engine`."""
-        self._orders.append(order)
-
-    def next(self, timeout_s: float | None = None) -> Outcome | None:
-        """See `Engine`."""
-        if not self._done and self._orders:
-            first = self._orders[0]
-            count = (
-                len(self._orders) if getattr(self, "_emulation", None) not in (None, ALONE) else 1
-            )
-            visits = [order.visit for order in self._orders[:count]]
-            self._done = self.run(visits, first.params, first.states, first.learning_rate)
-            del self._orders[:count]
-        return self._done.pop(0) if self._done else None
-
-    def close(self) -> None:
-        """See `Engine`."""
-
-    def run(
-        self, visits: Sequence[Visit], params: Params, states: OptimizerStates, learning_rate: float
-    ) -> list[Outcome]:
-        """The visits of a round, all starting from `params`; results are in their order.
-
-        Args:
-          visits: who trains what.
-          params: the whole model in full precision; left as it is.
-          states: optimizer states to go on from, by layer; layers not in it start afresh.
-          learning_rate: of all their steps.
-        """
-        results: dict[int, Outcome] = {}
-        for program, numbers in self._groups(visits):
-            group = [visits[number] for number in numbers]
-            with jax.profiler.TraceAnnotation(annotation(group)):
-                results |= zip(
-                    numbers,
-                    self._train_group(program, group, params, states, learning_rate),
-                    strict=True,
-                )
-        return [results[number] for number in range(len(visits))]
-
-    def compile(self, rounds: Sequence[Round], params: Params, done: int = 0) -> None:
+    def expect(
+        self, rounds: Sequence[Round], params: Params, done: int = 0, shared: PyTree = None
+    ) -> None:
         """Compiles the programs of these rounds and of the evaluation, side by side on the
-        machine's cores.
+        machine's cores, where they are known before there is a batch.
 
         Args:
           rounds: all of a run, so that those of a run that goes on are emulated as in an unbroken
             one.
-          params: the whole model (shapes suffice).
+          params: all that may train (shapes suffice).
           done: how many of the rounds are finished.
+          shared: what the server will tell nodes for the method's client (shapes suffice); None
+            with a client: training programs are compiled on first use.
         """
-        started = time.perf_counter()
         for visits in rounds:
-            for layers, numbers in _by_layers(visits).items():
-                self._group_sizes[layers] = max(self._group_sizes.get(layers, 0), len(numbers))
-        wanted = [program for visits in rounds[done:] for program, _ in self._groups(visits)]
-        missing = [
-            program
-            for program in dict.fromkeys([*wanted, _EVALUATION])
-            if program not in self._programs
-        ]
-        lowered = [self._lower(program, params) for program in missing]
+            for layers, number in _group_sizes(visits).items():
+                self._group_sizes[layers] = max(self._group_sizes.get(layers, 0), number)
+        if not self._feed.ahead:
+            return
+        started = time.perf_counter()
+
+        # One program for all visits that train the same layers, however many rounds they are in.
+        wanted: dict[Program, tuple[str, ...]] = {}
+        if self._step.client is None or shared is not None:
+            for visits in rounds[done:]:
+                for layers, number in _group_sizes(visits).items():
+                    wanted[self._program(layers, number)] = layers
+        lowered = {}
+        for program, layers in wanted.items():
+            if program not in self._programs:
+                lowered[program] = self._lowered(program, layers, params, shared)
+        evaluation = Program("evaluate")
+        if evaluation not in self._programs:
+            (chunk,) = self._feed.held_out()
+            arguments = (*self._layout.whole(params), *chunk.arrays)
+            lowered[evaluation] = self._jitted(evaluation).lower(*arguments)
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for program, compiled in zip(
-                missing, pool.map(lambda low: low.compile(), lowered), strict=True
-            ):
-                self._keep(program, compiled)
+            compiled = pool.map(lambda low: low.compile(), lowered.values())
+            for program, one in zip(lowered, compiled, strict=True):
+                self._keep(program, one, one)
         self._compile_s += time.perf_counter() - started
 
+    def submit(self, order: Order) -> None:
+        """Takes an order; it is carried out when an outcome is asked for."""
+        self._waiting.append(order)
+
+    def next(self, timeout_s: float | None = None) -> Outcome | Lost | None:
+        """The next outcome, trained in this call unless a program trained it beside another; None
+        where nothing is submitted.
+        """
+        del timeout_s  # nothing is under way but in this call
+        if not self._ready:
+            if not self._waiting:
+                return None
+            program, orders = self._group()
+            with jax.profiler.TraceAnnotation(annotation([order.visit for order in orders])):
+                self._ready.extend(self._train(program, orders))
+        return self._ready.popleft()
+
     def evaluate(self, params: Params) -> Scores:
-        """Accuracy and mean loss on the test examples."""
-        accuracy, loss = jax.device_get(self._compiled(_EVALUATION, params)(params, self._test))
-        return Scores(float(accuracy), float(loss))
+        """Scores of a model on the held-out data."""
+        model = self._layout.whole(params)
+        results = []
+        for chunk in self._feed.held_out():
+            program = Program("evaluate", shape=chunk.shape)
+            results.append(self._call(program, *model, *chunk.arrays))
+        return self._feed.scores(jax.device_get(results))
 
     @property
     def compilations(self) -> Compilations:
         """What was compiled so far; a node's memory is unknown once a program trains several."""
         several = any(program.lead for program in self._programs)
-        return Compilations(
-            len(self._programs), self._compile_s, None if several else self._peak_bytes or None
-        )
+        peak_bytes = None if several else self._peak_bytes or None
+        return Compilations(len(self._programs), self._compile_s, peak_bytes)
 
-    def _groups(self, visits: Sequence[Visit]) -> list[tuple[_Program, list[int]]]:
-        """Which program carries out which of the visits; one that trains its layers alone takes
-        that of one node.
+    def close(self) -> None:
+        """Forgets what was submitted."""
+        self._waiting.clear()
+        self._ready.clear()
+
+    # Groups
+
+    def _program(self, layers: tuple[str, ...], number: int) -> Program:
+        """The program for so many visits that train these layers; one alone takes that of one
+        node.
         """
-        groups = []
-        for layers, numbers in _by_layers(visits).items():
-            most = max(len(numbers), self._group_sizes.get(layers, 0))
-            program = _Program(layers, self._emulation.lead(most) if len(numbers) > 1 else ())
-            groups += [
-                (program, part) for part in ([numbers] if program.lead else [[n] for n in numbers])
-            ]
-        return groups
+        most = max(number, self._group_sizes.get(layers, 0))
+        lead = self._emulation.lead(most) if number > 1 else ()
+        return Program("train", self._layout.names(layers), lead)
 
-    def _how(self, program: _Program) -> Emulation:
-        return self._emulation if program.lead else ALONE
+    def _group(self) -> tuple[Program, list[Order]]:
+        """The first order, and those that one program carries out with it; they wait no longer."""
+        first = self._waiting[0]
+        alike = [order for order in self._waiting if _is_alike(order, first)]
+        program = self._program(first.visit.layers, len(alike))
+        group = alike if program.lead else [first]
+        taken = {id(order) for order in group}
+        self._waiting = [order for order in self._waiting if id(order) not in taken]
+        return program, group
 
-    def _train_group(
-        self,
-        program: _Program,
-        visits: list[Visit],
-        params: Params,
-        states: OptimizerStates,
-        learning_rate: float,
-    ) -> list[Outcome]:
+    # Visits
+
+    def _train(self, program: Program, orders: list[Order]) -> list[Outcome]:
         """Visits in one program, epoch by epoch; a visit that is over gets no more batches."""
-        how, settings, shards = (
-            self._how(program),
-            self._settings,
-            [self._shards[visit.node] for visit in visits],
-        )
-        compiled = self._compiled(program, params)
-        trainable, carried, *shared = self._start(program, params, states)
-        examples, rate = self._examples(program), np.float32(learning_rate)
-        tallies = [Tally()] * len(visits)
-        for epoch in range(settings.local_epochs):
-            todo = [
-                no_rows(self._rows, settings.batch_size)
-                if tally.over
-                else epoch_rows(visit, epoch, shard, self._rows, settings)
-                for visit, shard, tally in zip(visits, shards, tallies, strict=True)
-            ]
-            if not any(rows.steps for rows in todo):
+        settings, lead = self._settings, program.lead
+        how = self._emulation if lead else ALONE
+        visits, first = [order.visit for order in orders], orders[0]
+
+        # All start from the same: each has a copy of what trains, and reads the rest.
+        start = self._start(first.params, first.states, first.visit.layers, first.visit.node, lead)
+        given = self._given(orders, lead)
+        reading = self._feed.read(visits, lead, how, self._run_prefix(first, start, lead))
+        trainable, states = start.trainable, start.states
+        rate = np.float32(first.learning_rate)
+
+        tallies, calls = [Tally()] * len(visits), 0
+        for number in range(settings.local_epochs):
+            epoch = reading.epoch(number, [tally.over for tally in tallies])
+            if not any(epoch.steps):
                 continue
-            given = (stacked(todo, program.lead), self._keys(program, visits, epoch))
-            args = (trainable, carried, *shared, examples, *processes.put(given, how.nodes), rate)
-            started = time.perf_counter()
-            with jax.profiler.StepTraceAnnotation("train", step_num=epoch):
-                trainable, carried, stats = jax.block_until_ready(compiled(*args))
-            train_s = time.perf_counter() - started
-            stats = processes.whole(stats, how.home)
-            tallies = count(tallies, stats, todo, train_s, settings.early_stop)
-        trained = how.gather((trainable, carried), program.lead, len(visits))
-        ends = zip(visits, trained, tallies, shards, strict=True)
-        return [
-            result(visit, layers, own, tally, len(shard))
-            for visit, (layers, own), tally, shard in ends
-        ]
+            keys = self._keys(orders, number, lead)
+            started, compile_s = time.perf_counter(), self._compile_s
+
+            # The next chunk is made while the device trains; nothing waits before the epoch's end.
+            stats = []
+            for chunk in epoch.chunks:
+                key = keys if chunk.number is None else _folded(keys, chunk.number)
+                one = program._replace(shape=chunk.shape)
+                read = start.frozen, start.received, *chunk.arrays
+                own_key = processes.put(key, how.nodes) if lead else key
+                with jax.profiler.StepTraceAnnotation("train", step_num=calls):
+                    trainable, states, stat = self._call(
+                        one, trainable, states, *read, own_key, rate, given
+                    )
+                stats.append(stat)
+                calls += 1
+            fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
+
+            train_s = time.perf_counter() - started - (self._compile_s - compile_s)
+            tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+
+        # What nothing keeps is not brought back.
+        ends = [(trainable, states if settings.carry_optimizer_state else {})]
+        if lead:
+            ends = how.gather(ends[0], lead, len(visits))
+        outcomes = []
+        for node, (order, end, tally) in enumerate(zip(orders, ends, tallies, strict=True)):
+            outcomes.append(reading.told(node, self._outcome(order, end, tally)))
+        return outcomes
+
+    def _outcome(self, order: Order, end: tuple[Params, Any], tally: Tally) -> Outcome:
+        """What a visit gives back, given what its steps ended with."""
+        visit = order.visit
+        layers, states = self._layout.leave(*end, visit.layers)
+        outcome = Outcome(
+            visit,
+            layers,
+            states,
+            loss=tally.loss_sum / tally.examples if tally.examples else float("nan"),
+            finite=tally.finite,
+            iterations=tally.iterations,
+            examples=int(tally.examples),
+            examples_held=self._nodes[visit.node].examples,
+            train_s=tally.train_s,
+        )
+        client = self._step.client
+        if client is None:
+            return outcome
+        memory, report = client.finish(
+            order.memory,
+            order.shared,
+            select(order.params, visit.layers),
+            layers,
+            tally.iterations,
+            order.learning_rate,
+        )
+        return outcome._replace(memory=memory, report=report)
 
     def _start(
-        self, program: _Program, params: Params, states: OptimizerStates
-    ) -> tuple[Params, ...]:
-        """What visits start from: each node's trained layers and their states, which the program
-        consumes; the frozen layers as stored and, where needed, the trained ones as received, which
-        all nodes read.
-        """
-        received = select(params, program.layers)
-        kept = {name: states[name] for name in program.layers if name in states}
-        fresh = self._fresh(without(received, kept))
-        shared = (
-            self._frozen(without(params, program.layers)),
-            received if self._step.needs_received else {},
-        )
-        how = self._how(program)
-        return (
-            *how.spread((received, kept | fresh), program.lead),
-            *processes.put(shared, how.shared),
-        )
+        self,
+        params: Params,
+        states: PyTree,
+        layers: tuple[str, ...],
+        node: int,
+        lead: tuple[int, ...],
+    ) -> Start:
+        """What steps start from, a copy a node of what trains."""
+        start = self._layout.enter(params, states, layers, node, alone=not lead)
+        if not lead:
+            return start
+        how = self._emulation
+        trainable, own_states = how.spread((start.trainable, start.states), lead)
+        frozen, received = processes.put((start.frozen, start.received), how.shared)
+        return Start(trainable, own_states, frozen, received)
 
-    def _frozen(self, layers: Params) -> Params:
-        """As a node stores them, made from the full-precision values."""
-        if self._settings.frozen_dtype == "float32":
-            return layers
-        return {name: self._freeze(subtree) for name, subtree in layers.items()}
+    def _given(self, orders: Sequence[Order], lead: tuple[int, ...]) -> PyTree:
+        """What the steps of these visits read for the method's client."""
+        client = self._step.client
+        if client is None:
+            return {}
+        trees = []
+        for order in orders:
+            layers = order.visit.layers
+            tree = client.given(order.shared, order.memory, layers)
+            trees.append(self._layout.given(tree, layers))
+        return self._emulation.stack(trees, lead) if lead else trees[0]
 
-    def _examples(self, program: _Program) -> Examples:
-        return self._shared if program.lead else self._train
+    def _run_prefix(self, order: Order, start: Start, lead: tuple[int, ...]) -> RunPrefix | None:
+        """How a feed computes what lies below the trained blocks; None: it does not pay."""
+        off = self._settings.cache_prefix == "off" or self._settings.local_epochs == 1
+        if off or lead or not self._layout.has_prefix(order.visit.layers):
+            return None
+        return lambda shape, rows: self._call(Program("prefix", shape=shape), start.frozen, rows)
 
-    def _keys(self, program: _Program, visits: list[Visit], epoch: int) -> jax.Array:
+    def _keys(self, orders: Sequence[Order], epoch: int, lead: tuple[int, ...]) -> jax.Array:
         """A visit's key comes from (seed, turn, node), its epoch's from that and the epoch's
         number.
         """
-        turns, nodes = (np.zeros(math.prod(program.lead), np.uint32) for _ in range(2))
-        turns[: len(visits)], nodes[: len(visits)] = (
-            [v.turn for v in visits],
-            [v.node for v in visits],
-        )
-        return _epoch_keys(self._key, turns, nodes, epoch).reshape(program.lead)
+        turns, nodes = (np.zeros(math.prod(lead), np.uint32) for _ in range(2))
+        for place, order in enumerate(orders):
+            turns[place], nodes[place] = order.visit.turn, order.visit.node
+        return _epoch_keys(self._key, turns, nodes, epoch).reshape(lead)
 
-    def _compiled(self, program: _Program, params: Params) -> Any:
-        """Compiled on first use; all uses have one shape."""
+    # Programs
+
+    def _call(self, program: Program, *args: Any) -> Any:
+        """Runs a program, compiled on first use; all uses have one shape."""
+        args = sharding.put_everywhere(self._mesh, args)
         if program not in self._programs:
             started = time.perf_counter()
-            self._keep(program, self._lower(program, params).compile())
+            jitted = self._jitted(program)
+            compiled = jitted.lower(*args).compile()
+            # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays
+            # that have their place, because their layout is not described as the one that it was
+            # compiled for.
+            self._keep(program, compiled, compiled if self._mesh is None else jitted)
             self._compile_s += time.perf_counter() - started
-        return self._programs[program]
+        return self._programs[program](*args)
 
-    def _lower(self, program: _Program, params: Params) -> Any:
-        if program == _EVALUATION:
-            return jax.jit(evaluate(self._step)).lower(params, self._test)
-        epoch = local_epoch(self._step, program.layers)
-        start = jax.eval_shape(lambda params: self._start(program, params, {}), params)
-        nobody = stacked([no_rows(self._rows, self._settings.batch_size)], program.lead)
-        args = (*start, self._examples(program), nobody, self._keys(program, [], 0), np.float32(0))
-        return self._how(program).jit(epoch).lower(*args)
+    def _jitted(self, program: Program) -> Any:
+        if program.kind == "evaluate":
+            return jax.jit(self._feed.evaluation())
+        if program.kind == "prefix":
+            return jax.jit(self._feed.prefix())
+        how = self._emulation if program.lead else ALONE
+        axes = (0, 0, None, None, *self._feed.axes, 0, None, 0)
+        return how.jit(self._feed.program(program.names, program.lead), axes)
 
-    def _keep(self, program: _Program, compiled: Any) -> None:
-        self._programs[program] = compiled
-        if program != _EVALUATION:
-            self._peak_bytes = max(self._peak_bytes, self._node_bytes(compiled))
+    def _lowered(
+        self, program: Program, layers: tuple[str, ...], params: Params, shared: PyTree
+    ) -> Any:
+        """The program for visits that train these layers, before there is one."""
+        client, lead = self._step.client, program.lead
 
-    def _node_bytes(self, compiled: Any) -> int:
-        """The compiler's peak for a node: arguments, results, temporaries; its own data in the
-        place of all nodes'.
-        """
-        memory = compiled.memory_analysis()
+        def given(params: Params, shared: PyTree) -> PyTree:
+            if client is None:
+                return {}
+            tree = client.given(shared, client.memory(params), layers)
+            tree = self._layout.given(tree, layers)
+            return self._emulation.stack([tree], lead) if lead else tree
+
+        start = jax.eval_shape(lambda params: self._start(params, {}, layers, 0, lead), params)
+        read = jax.eval_shape(given, params, shared)
+        chunk, keys = self._feed.nobody(lead), self._keys([], 0, lead)
+        return self._jitted(program).lower(*start, *chunk.arrays, keys, np.float32(0), read)
+
+    def _keep(self, program: Program, compiled: Any, callable_: Any) -> None:
+        self._programs[program] = callable_
+        memory = compiled.memory_analysis() if program.kind == "train" else None
         if memory is None:
-            return 0
-        total = (
-            memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        )
-        every = num_bytes(self._train)
-        largest = every * max(map(len, self._shards)) // len(self._train.labels)
-        return total - memory.alias_size_in_bytes - every + largest
+            return
+        # The compiler's peak for a node: arguments, results and temporaries, its own data in the
+        # place of all nodes'.
+        arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+        total = arguments + results + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        self._peak_bytes = max(self._peak_bytes, total - self._feed.other_bytes())
 
 
-def _by_layers(visits: Sequence[Visit]) -> dict[tuple[str, ...], list[int]]:
-    """The numbers of the visits that train the same layers."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number, visit in enumerate(visits):
-        groups.setdefault(visit.layers, []).append(number)
-    return groups
+def image_engine(
+    step: LocalStep,
+    train: Examples,
+    test: Examples,
+    shards: Sequence[np.ndarray],
+    settings: VisitSettings,
+    emulation: str = "loop",
+) -> LocalEngine:
+    """An engine for networks on images; puts the data on the device, or on all of them.
+
+    Args:
+      step: the local step.
+      train: all nodes' examples.
+      test: examples to score.
+      shards: for each node, its indices into `train`.
+      settings: see `VisitSettings`.
+      emulation: of visits that run side by side, one of `EMULATIONS`.
+    """
+    how = EMULATIONS[emulation]()
+    feed = ImageFeed(step, train, test, shards, settings, how)
+    layout = ByName(step, settings.frozen_dtype)
+    return LocalEngine(step, layout, feed, settings, how)
+
+
+def text_engine(
+    step: LanguageStep,
+    base: Params,
+    train: Mapping[int, packing.Rows],
+    test: Mapping[int, packing.Rows],
+    shards: Sequence[Shard],
+    settings: VisitSettings,
+    ranks: Sequence[int] = (),
+    emulation: str = "loop",
+) -> LocalEngine:
+    """An engine for language models; puts what never trains on the device, as nodes store it.
+
+    Of several processes each carries out all visits with its own devices of the mesh: it reads its
+    own rows of a batch, and has all outcomes on its host.
+
+    Args:
+      step: the local step.
+      base: the layers that no visit trains, in full precision: with adapters all blocks, and ends.
+      train: all nodes' rows, by tokens in a row.
+      test: rows to score.
+      shards: for each node, which rows are its own.
+      settings: see `VisitSettings`.
+      ranks: of each node's adapters, where some are smaller than the adapters'.
+      emulation: of visits that run side by side, one of `EMULATIONS`.
+
+    Raises:
+      UserError: see `check`.
+    """
+    check(emulation, step.mesh is not None, len(set(ranks)) > 1, settings.cache_prefix)
+    layout = Stacked(step, base, settings.frozen_dtype, ranks)
+    feed = TextFeed(step, train, test, shards, settings)
+    return LocalEngine(step, layout, feed, settings, EMULATIONS[emulation](), step.mesh)
+
+
+def check(
+    emulation: str, mesh: bool = False, unlike_ranks: bool = False, cache_prefix: str = "off"
+) -> None:
+    """Refuses what nodes side by side in one program cannot have; nothing is compiled before.
+
+    Args:
+      emulation: one of `EMULATIONS`.
+      mesh: whether a node lies over several devices.
+      unlike_ranks: whether nodes' adapters have unlike ranks.
+      cache_prefix: see `VisitSettings`.
+
+    Raises:
+      UserError: one of these, with an emulation other than loop.
+    """
+    if emulation == "loop":
+        return
+    reason = ""
+    if mesh:
+        reason = "a mesh has all devices work for one node; leave --mesh out"
+    elif unlike_ranks:
+        reason = "nodes of one program have one rank; leave --rank out"
+    elif cache_prefix != "off":
+        reason = "no node's prefix is kept beside others'; say --cache_prefix=off"
+    if reason:
+        raise UserError(f"--executor={emulation}: {reason}, or say --executor=loop")
+
+
+def _is_alike(order: Order, first: Order) -> bool:
+    """Whether one program can carry out both: same layers, from the same weights and states."""
+    same_states = order.states is first.states or not (order.states or first.states)
+    same = order.params is first.params and order.learning_rate == first.learning_rate
+    return same and same_states and order.visit.layers == first.visit.layers
+
+
+def _group_sizes(visits: Round) -> dict[tuple[str, ...], int]:
+    """How many visits of a round train which layers."""
+    sizes: dict[tuple[str, ...], int] = {}
+    for visit in visits:
+        sizes[visit.layers] = sizes.get(visit.layers, 0) + 1
+    return sizes
 
 
 @jax.jit
@@ -326,6 +483,8 @@ def _epoch_keys(key: jax.Array, turns: jax.Array, nodes: jax.Array, epoch: jax.A
     return jax.vmap(of_visit)(turns, nodes)
 
 
-def _first_copy(tree: Any) -> Any:
-    """Arrays that lie whole on every device, as they lie on the first."""
-    return jax.tree.map(lambda w: w.addressable_shards[0].data if len(w.devices()) > 1 else w, tree)
+@jax.jit
+def _folded(keys: jax.Array, number: jax.Array) -> jax.Array:
+    """The keys of an epoch's chunk."""
+    fold = lambda key: jax.random.fold_in(key, number)  # noqa: E731
+    return jax.vmap(fold)(keys.reshape(-1)).reshape(keys.shape)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from snake_jax import streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.data.text import packing
+from snake_jax.train import sharding
 from snake_jax.train.text_step import Rows
 
 Shard = Mapping[int, np.ndarray]  # tokens in a row -> a node's rows of that length
@@ -41,13 +42,14 @@ def epoch_batches(
       seed: of the run.
     """
     rng = streams.generator(seed, "shuffle", visit.turn, visit.node, epoch)
-    batches = [
-        b
-        for length in sorted(shard)
-        for b in row_batches(length, rng.permutation(shard[length]), shape)
-    ]
+    batches: list[Batch] = []
+    for length in sorted(shard):
+        batches += row_batches(length, rng.permutation(shard[length]), shape)
     batches = [batches[i] for i in rng.permutation(len(batches))]
-    begin, end = (int(part * len(batches) * epochs) - epoch * len(batches) for part in visit.share)
+
+    # The share is one of all the visit's batches; here it is that of this epoch's.
+    count = len(batches)
+    begin, end = (int(part * count * epochs) - epoch * count for part in visit.share)
     return batches[max(begin, 0) : max(end, 0)]
 
 
@@ -73,18 +75,35 @@ def gathered(rows: packing.Rows, batch: Batch, place: NamedSharding | None = Non
 
     def read(part: np.ndarray, at: Any = ...) -> np.ndarray:
         chosen = part[batch.indices[at]]
-        return (
-            chosen * batch.real[at][..., None].astype(np.float32) if part is rows.weight else chosen
-        )
+        if part is rows.weight:
+            return chosen * batch.real[at][..., None].astype(np.float32)
+        return chosen
 
     def taken(part: np.ndarray) -> Any:
-        shape, axes = (*batch.indices.shape, part.shape[1]), batch.indices.ndim
         if place is None:
             return read(part)
+        shape, axes = (*batch.indices.shape, part.shape[1]), batch.indices.ndim
         return jax.make_array_from_callback(shape, place, lambda at: read(part, (at or ())[:axes]))
 
     ids, targets, weight, positions = (taken(part) for part in rows[:4])
     return Rows(ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None)
+
+
+def rows_of(mesh: Mesh | None, rows: packing.Rows, batch: Batch, hidden: Any = None) -> Rows:
+    """The batch's rows, and their kept input of the first block that trains.
+
+    Args:
+      mesh: that they lie over, of which every process reads its own; None: one device.
+      rows: all of that length.
+      batch: which of them.
+      hidden: `[A, B, T, D]` or None.
+    """
+    if mesh is None:
+        return gathered(rows, batch)._replace(hidden=hidden)
+    place = sharding.rows(mesh, batch.indices.ndim - 1)
+    if hidden is not None:
+        hidden = sharding.put(hidden, place)
+    return gathered(rows, batch, place)._replace(hidden=hidden)
 
 
 def is_packed(rows: packing.Rows) -> bool:

@@ -29,7 +29,7 @@ from snake_jax.data.images.dataset import Dataset, Split, normalise
 from snake_jax.data.images.quality import clean
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import Executor
+from snake_jax.engines.local import LocalEngine, image_engine
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel, resolve_layers
@@ -47,8 +47,9 @@ from snake_jax.runs.job import (
     state_like,
 )
 from snake_jax.runs.setup import Setup, assembled
-from snake_jax.train.image_step import Examples, Gradients, LocalStep, local_gradients
+from snake_jax.train.image_step import Examples, LocalStep, local_gradients
 from snake_jax.train.split import AUXILIARY, local_loss_gradients, split_gradients
+from snake_jax.train.update import Gradients
 
 ANY_MEAN, ANY_STD = (0.5,) * 3, (0.25,) * 3
 ARRAYS = "arrays"
@@ -284,7 +285,7 @@ def make_step(
         augment=_augmentation(config),
         distillation=distillation_of(job),
         compute_dtype=jnp.dtype(config.compute_dtype),
-        proximal=config.proximal,
+        client=job.algorithm.client(config),
         gradients=_gradients(job),
         parties=_parties(job),
         auxiliary=job.auxiliary,
@@ -297,7 +298,7 @@ def _augmentation(config: ImageConfig) -> Augmentation | None:
     return functools.partial(augmentation.augment, config.augment)
 
 
-def _gradients(job: ImageJob) -> Gradients:
+def _gradients(job: ImageJob) -> Callable[[LocalStep], Gradients]:
     """How the chain's parties come to their gradients."""
     if job.auxiliary:
         return local_loss_gradients(job.chain[0].stop, job.auxiliary[0])
@@ -345,13 +346,20 @@ def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
     return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
 
 
-def make_executor(setup: ImageSetup) -> Executor:
+def make_engine(setup: ImageSetup) -> LocalEngine:
     """The node emulation of this setup; puts the data on the device."""
     config, dataset = setup.config, setup.data.dataset
-    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    settings = VisitSettings(
+        config.local_epochs,
+        config.batch_size,
+        config.frozen_dtype,
+        config.early_stop,
+        config.seed,
+        config.carry_optimizer_state,
+    )
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
-    return Executor(step, train, test, setup.data.shards, settings, config.executor)
+    return image_engine(step, train, test, setup.data.shards, settings, config.executor)
 
 
 def _examples(split: Split) -> Examples:
@@ -392,7 +400,7 @@ TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     visitors=_visitors,
     setup=make_setup,
     params=_fresh,
-    engine=make_executor,
+    engine=make_engine,
     record=_record,
     summary=_summary,
 )

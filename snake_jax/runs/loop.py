@@ -142,7 +142,8 @@ def train(
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
     turns = every[-1][-1].turn + 1
-    engine.expect(every, state.params, done=state.rounds)
+    shared = algorithm.shared(state.memory)
+    engine.expect(every, state.params, done=state.rounds, shared=shared)
 
     course, visits = _from(setup, state)
     while visits is not None:
@@ -255,7 +256,7 @@ def _carry_out(
             total = algorithm.merge.add(total, outcome)
             if config.carry_optimizer_state:
                 states = {**states, **outcome.states}
-            if outcome.memory is not None:
+            if client is not None:
                 nodes[outcome.visit.node] = outcome.memory
         # What is left is numbers: no round holds the layers of all its visits.
         found.append(outcome._replace(layers={}, states={}, memory=None, report=None))

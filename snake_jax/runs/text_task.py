@@ -26,7 +26,8 @@ from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import prepare as preparation
 from snake_jax.data.text import sources, tokenizers
 from snake_jax.engines.contract import Engine, Scores
-from snake_jax.engines.stacked import StackedExecutor, StackedSettings
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.local import LocalEngine, text_engine
 from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
 from snake_jax.models import lora
@@ -342,20 +343,20 @@ def make_step(job: TextJob) -> LanguageStep:
         adapter_scale=config.lora_scale,
         distillation=distillation_of(job),
         compute_dtype=compute_dtype(config),
-        proximal=config.proximal,
+        client=job.algorithm.client(config),
         recompute=config.recompute,
         fused=config.frozen_matmul == "fused",
     )
 
 
-def make_executor(setup: TextSetup) -> StackedExecutor:
+def make_engine(setup: TextSetup) -> LocalEngine:
     """Nodes emulated one after the other; puts what never trains on the device."""
     config, data = setup.config, setup.data
     step = make_step(setup.job)._replace(mesh=sharding.make_mesh(config.mesh))
-    settings = StackedSettings(**{name: getattr(config, name) for name in StackedSettings._fields})
+    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    return StackedExecutor(step, base, train, test, data.shards, settings, data.ranks)
+    return text_engine(step, base, train, test, data.shards, settings, data.ranks)
 
 
 def _params(setup: TextSetup) -> Params:
@@ -494,7 +495,7 @@ TASK: Task[TextConfig, Texts, LanguageModel] = Task(
     visitors=_visitors,
     setup=make_setup,
     params=_params,
-    engine=make_executor,
+    engine=make_engine,
     record=_record,
     summary=_summary,
 )

@@ -4,20 +4,46 @@ Only the trainable subtrees are differentiated; frozen subtrees are passed besid
 layer has no weight gradient, the backward pass ends at the lowest trained layer, and nothing of a
 frozen layer is written. (snake_learning_magazine, "Local Training" and "Computation Savings".) How
 the gradients of a batch come about is a function of the step: on one node (`local_gradients`), or
-over a cut model (`snake_jax.split`).
+over a cut model (`snake_jax.train.split`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import Params, PyTree
-from snake_jax.train.optimizers import OptimizerStates, apply_updates
+from snake_jax.train.optimizers import OptimizerStates
 from snake_jax.train.quantization import thaw
+from snake_jax.train.update import (
+    Client,
+    EpochStats,
+    Gradients,
+    Objective,
+    Rule,
+    all_finite,
+    differentiated,
+    summed,
+    updated,
+)
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Distillation",
+    "EpochStats",
+    "Examples",
+    "LocalStep",
+    "evaluate",
+    "local_epoch",
+    "local_gradients",
+    "local_objective",
+    "task_loss",
+]
 
 EVALUATION_BATCH = 256
 
@@ -29,44 +55,22 @@ class Batch(NamedTuple):
       x: `[B, H, W, C]`, normalised and augmented.
       labels: `[B]`.
       weight: `[B]`, 0 for padding.
-      key: for dropout.
+      total: examples of the whole batch, where this is a part of it; None: this is all.
     """
 
     x: jax.Array
     labels: jax.Array
     weight: jax.Array
-    key: jax.Array
+    total: jax.Array | None = None
+
+    @property
+    def divisor(self) -> jax.Array:
+        """Examples of the whole batch that are no padding, at least 1."""
+        return jnp.maximum(self.weight.sum(), 1.0) if self.total is None else self.total
 
     def mean(self, values: jax.Array) -> jax.Array:
         """The mean of `[B]` values over the examples that are no padding."""
-        return (self.weight * values).sum() / jnp.maximum(self.weight.sum(), 1.0)
-
-
-class Gradients(Protocol):
-    """How a batch becomes a task loss and `{layer: gradient}` of the trained layers."""
-
-    def __call__(
-        self, step: "LocalStep", trainable: Params, frozen: Params, received: Params, batch: Batch
-    ) -> tuple[jax.Array, Params]:
-        """See `local_gradients`."""
-
-
-def local_gradients(
-    step: "LocalStep", trainable: Params, frozen: Params, received: Params, batch: Batch
-) -> tuple[jax.Array, Params]:
-    """Task loss and gradients on one node that holds all layers.
-
-    Args:
-      step: the model and its losses.
-      trainable: `{layer: subtree}` to differentiate.
-      frozen: the other layers as stored.
-      received: the trained layers as the node got them, where a teacher or a proximal term needs
-        them.
-      batch: the examples.
-    """
-    loss = _loss(step, tuple(trainable), frozen, received, batch)
-    (_, task), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-    return task, gradients
+        return (self.weight * values).sum() / self.divisor
 
 
 class Distillation(NamedTuple):
@@ -76,6 +80,11 @@ class Distillation(NamedTuple):
 
     temperature: float
     weight: float
+
+
+def local_gradients(step: "LocalStep") -> Gradients:
+    """The gradients of a batch `Batch` on one node that holds all layers."""
+    return differentiated(local_objective(step))
 
 
 class LocalStep(NamedTuple):
@@ -89,9 +98,8 @@ class LocalStep(NamedTuple):
       augment: `(key, images) -> images` on normalised images, or None.
       distillation: None: off.
       compute_dtype: of activations and of the parameters while they are computed with.
-      proximal: mu of FedProx's `mu / 2 * |w - received|^2` (Li et al., MLSys 2020, equation 2); 0:
-        off.
-      gradients: of a batch.
+      client: what the method has a node do beside the plain step, or None.
+      gradients: of a `Batch`, given the step.
       parties: groups of layers whose gradients are clipped apart, as each party knows its own only;
         empty: one group.
       auxiliary: layers that train beside the model's (the head of a local loss).
@@ -104,8 +112,8 @@ class LocalStep(NamedTuple):
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     distillation: Distillation | None = None
     compute_dtype: Any = jnp.float32
-    proximal: float = 0.0
-    gradients: Gradients = local_gradients
+    client: Client | None = None
+    gradients: Callable[["LocalStep"], Gradients] = local_gradients
     parties: tuple[tuple[str, ...], ...] = ()
     auxiliary: tuple[Layer, ...] = ()
 
@@ -117,16 +125,25 @@ class LocalStep(NamedTuple):
     @property
     def needs_received(self) -> bool:
         """Whether the trained layers are also needed as the node received them."""
-        return self.distillation is not None or self.proximal > 0
+        by_client = self.client is not None and self.client.needs_received
+        return self.distillation is not None or by_client
 
     def run(
-        self, params: Params, batch: Batch, x: jax.Array, start: int, stop: int | None
+        self, params: Params, x: jax.Array, key: jax.Array, start: int, stop: int | None
     ) -> jax.Array:
-        """Layers `start` to `stop` in training, on their stored parameters; `x` is the input of
-        layer `start`.
+        """Layers `start` to `stop` in training, on their stored parameters.
+
+        Args:
+          params: at least of these layers.
+          x: `[B, ...]`, the input of layer `start`.
+          key: of the step; what is random in a layer draws from it by the layer's place.
+          start: the first layer's index.
+          stop: the index after the last layer's; None: to the end.
         """
-        key = batch.key if self.model.stochastic else None
-        return self.model.apply(params, x, start, stop, train=True, key=key, prepare=self.prepare)
+        own_key = key if self.model.stochastic else None
+        return self.model.apply(
+            params, x, start, stop, train=True, key=own_key, prepare=self.prepare
+        )
 
     def prepare(self, subtree: PyTree) -> PyTree:
         """A layer's stored parameters as the arrays that are computed with."""
@@ -145,7 +162,7 @@ class Batches(NamedTuple):
     padding of a last batch).
 
     Only the first `steps` of the S rows are trained on, so nodes with unlike amounts of data share
-    one program.
+    one program. Where a batch is passed in A parts whose gradients add up, both are `[S, A, B]`.
     """
 
     indices: jax.Array
@@ -153,14 +170,12 @@ class Batches(NamedTuple):
     steps: jax.Array
 
 
-class EpochStats(NamedTuple):
-    """Sum of the examples' task losses (without distillation), their number, and whether all
-    results are finite.
-    """
+class _Picked(NamedTuple):
+    """Which examples make a batch, or a part of one, before their images are read."""
 
-    loss_sum: jax.Array
-    examples: jax.Array
-    finite: jax.Array
+    indices: jax.Array
+    weight: jax.Array
+    total: jax.Array | None = None
 
 
 def local_epoch(
@@ -168,60 +183,80 @@ def local_epoch(
 ) -> Callable[..., tuple[Params, OptimizerStates, EpochStats]]:
     """The function that trains the layers `trained` for one epoch (or a part of it); jit it.
 
-    It takes `(trainable, states, frozen, received, examples, batches, key, learning_rate)`:
+    It takes `(trainable, states, frozen, received, examples, batches, key, learning_rate, given)`:
     `{layer: subtree}` of the trained layers in float32, their optimizer states, the other layers as
     stored (`quantization.freeze`), the trained layers as received (`{}` unless
-    `step.needs_received`), `Examples`, `Batches`, a PRNG key and a scalar. It returns the new
-    trained layers, their states and `EpochStats`.
+    `step.needs_received`), `Examples`, `Batches`, a PRNG key, a scalar, and what a client's steps
+    read (`update.Client.given`; may be left out). It returns the new trained layers, their states
+    and `EpochStats`.
     """
+    how = Rule(step.rule, step.clip_norm, step.parties, step.client)
+    gradients_of = step.gradients(step)
 
-    def train_batch(carry, batch, frozen, received, examples, learning_rate):
-        (trainable, states), (index, weight, key) = carry, batch
-        augment_key, dropout_key = jax.random.split(key)
-        x = step.normalise(examples.images[index])
-        x = (x if step.augment is None else step.augment(augment_key, x)).astype(step.compute_dtype)
-        batch = Batch(x, examples.labels[index], weight, dropout_key)
-        task, gradients = step.gradients(
-            step, {n: trainable[n] for n in trained}, frozen, received, batch
-        )
-        if step.proximal:
-            pull = lambda g, w, old: g + step.proximal * (w - old)  # noqa: E731
-            gradients = jax.tree.map(pull, gradients, trainable, received)
-        new = apply_updates(
-            step.rule,
-            step.clip_norm,
-            learning_rate,
-            gradients,
-            states,
-            trainable,
-            step.layer_names,
-            step.parties,
-        )
-        return new, task * weight.sum()
+    def epoch(
+        trainable, states, frozen, received, examples, batches, key, learning_rate, given=None
+    ):
+        def gradients_of_part(trainable, frozen, received, picked, key):
+            # Images are read part by part, so that no more of them lie in memory than one passes.
+            augment_key, dropout_key = jax.random.split(key)
+            x = step.normalise(examples.images[picked.indices])
+            if step.augment is not None:
+                x = step.augment(augment_key, x)
+            x = x.astype(step.compute_dtype)
+            part = Batch(x, examples.labels[picked.indices], picked.weight, picked.total)
+            return gradients_of(trainable, frozen, received, part, dropout_key)
 
-    def epoch(trainable, states, frozen, received, examples, batches, key, learning_rate):
-        rows = batches.indices.shape[0]
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
+        def train_batch(carry, picked, key):
+            trainable, states = carry
+            ordered = {name: trainable[name] for name in trained}
+            whole = picked.weight.ndim == 1
+            some = gradients_of_part if whole else _in_parts(gradients_of_part)
+            gradients, loss_sum = some(ordered, frozen, received, picked, key)
+            new = updated(
+                how,
+                gradients,
+                trainable,
+                states,
+                received,
+                given,
+                learning_rate,
+                step.layer_names,
+            )
+            return new, loss_sum
 
         def scan_body(carry, row):
-            batch, active = row
-            return jax.lax.cond(
+            picked, key, active = row
+            return lax.cond(
                 active,
-                lambda carry: train_batch(carry, batch, frozen, received, examples, learning_rate),
+                lambda carry: train_batch(carry, picked, key),
                 lambda carry: (carry, jnp.zeros(())),
                 carry,
             )
 
+        # All rows are scanned, and those past the node's own steps skipped.
+        rows = batches.indices.shape[0]
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
         active = jnp.arange(rows) < batches.steps
-        xs = ((batches.indices, batches.weight, keys), active)
-        (trainable, states), losses = jax.lax.scan(scan_body, (trainable, states), xs)
-        finite = jnp.stack(
-            [jnp.isfinite(w).all() for w in jax.tree.leaves((losses, trainable))]
-        ).all()
-        examples_seen = (batches.weight * active[:, None]).sum()
+        xs = (_Picked(batches.indices, batches.weight), keys, active)
+        (trainable, states), losses = lax.scan(scan_body, (trainable, states), xs)
+
+        finite = all_finite((losses, trainable))
+        counted = active.reshape(rows, *[1] * (batches.weight.ndim - 1))
+        examples_seen = (batches.weight * counted).sum()
         return trainable, states, EpochStats(losses.sum(), examples_seen, finite)
 
     return epoch
+
+
+def _in_parts(gradients: Gradients) -> Gradients:
+    """The gradients of a batch that is passed part by part."""
+
+    def of_batch(
+        trainable: Params, frozen: Params, received: Params, picked: _Picked, key: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        return summed(gradients, trainable, frozen, received, picked, key)
+
+    return of_batch
 
 
 def task_loss(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -231,34 +266,34 @@ def task_loss(logits: jax.Array, batch: Batch) -> jax.Array:
     )
 
 
-def _loss(
-    step: LocalStep, trained: tuple[str, ...], frozen: Params, received: Params, batch: Batch
-) -> Callable[[Params], tuple[jax.Array, jax.Array]]:
-    """`trained layers -> (loss, task loss)` of a batch; what lies below the lowest of them is
-    computed outside.
-    """
+def local_objective(step: LocalStep) -> Objective:
+    """The loss of a `Batch`, on one node that holds all layers."""
     model = step.model
-    lowest = min((model.layer_names.index(name) for name in trained), default=len(model.layers))
-    below = jax.lax.stop_gradient(step.run(frozen, batch, batch.x, 0, lowest))
-    if step.distillation is not None:
+
+    def objective(
+        trainable: Params, frozen: Params, received: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        # What lies below the lowest trained layer depends on nothing that trains.
+        places = [model.layer_names.index(name) for name in trainable]
+        lowest = min(places, default=len(model.layers))
+        below = lax.stop_gradient(step.run(frozen, batch.x, key, 0, lowest))
+        logits = step.run({**frozen, **trainable}, below, key, lowest, None).astype(jnp.float32)
+        task = task_loss(logits, batch)
+        loss_sum = task * batch.divisor
+        if step.distillation is None:
+            return task, loss_sum
+
         # Without randomness teacher and student agree below the lowest trained layer, so that part
         # runs once.
         x, start = (batch.x, 0) if model.stochastic else (below, lowest)
-        targets = model.apply({**frozen, **received}, x, start, prepare=step.prepare).astype(
-            jnp.float32
-        )
-        targets = jax.nn.softmax(jax.lax.stop_gradient(targets) / step.distillation.temperature)
-
-    def loss(trainable):
-        logits = step.run({**frozen, **trainable}, batch, below, lowest, None).astype(jnp.float32)
-        task = task_loss(logits, batch)
-        if step.distillation is None:
-            return task, task
+        teacher = model.apply({**frozen, **received}, x, start, prepare=step.prepare)
         temperature, factor = step.distillation
+        taught = lax.stop_gradient(teacher.astype(jnp.float32)) / temperature
+        targets = jax.nn.softmax(taught)
         distance = batch.mean(optax.softmax_cross_entropy(logits / temperature, targets))
-        return task + factor * temperature**2 * distance, task
+        return task + factor * temperature**2 * distance, loss_sum
 
-    return loss
+    return objective
 
 
 def evaluate(step: LocalStep) -> Callable[[Params, Examples], tuple[jax.Array, jax.Array]]:

@@ -19,10 +19,22 @@ from jax.sharding import Mesh
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.params import Params, PyTree
 from snake_jax.train import sharding, stack
-from snake_jax.train.image_step import Distillation, EpochStats
-from snake_jax.train.optimizers import OptimizerStates, apply_updates
+from snake_jax.train.image_step import Distillation
+from snake_jax.train.optimizers import OptimizerStates
 from snake_jax.train.quantization import of_stack
 from snake_jax.train.sharding import attend, token_losses
+from snake_jax.train.update import (
+    Client,
+    EpochStats,
+    Gradients,
+    Mask,
+    Objective,
+    Rule,
+    all_finite,
+    differentiated,
+    summed,
+    updated,
+)
 
 ENDS = ("embed", "head")
 ADAPTERS = ".lora"  # of the name of a block: its adapters
@@ -39,7 +51,7 @@ class LanguageStep(NamedTuple):
       adapter_scale: of the adapters' product.
       distillation: None: off.
       compute_dtype: of activations, and of weights while they are computed with.
-      proximal: mu of FedProx; 0: off.
+      client: what the method has a node do beside the plain step, or None.
       recompute: see `stack.run`.
       mesh: of `sharding.make_mesh`, which the arguments lie on; None: one device.
       fused: whether frozen quantized matrices are multiplied with where they lie
@@ -53,7 +65,7 @@ class LanguageStep(NamedTuple):
     adapter_scale: float = 1.0
     distillation: Distillation | None = None
     compute_dtype: Any = jnp.float32
-    proximal: float = 0.0
+    client: Client | None = None
     recompute: str = "block"
     mesh: Mesh | None = None
     fused: bool = False
@@ -61,7 +73,8 @@ class LanguageStep(NamedTuple):
     @property
     def needs_received(self) -> bool:
         """Whether what trains is also needed as the node received it."""
-        return self.distillation is not None or self.proximal > 0
+        by_client = self.client is not None and self.client.needs_received
+        return self.distillation is not None or by_client
 
     @property
     def block(self) -> stack.Block:
@@ -71,9 +84,9 @@ class LanguageStep(NamedTuple):
             base: PyTree, own: PyTree, values: jax.Array, context: PyTree, key: jax.Array | None
         ) -> jax.Array:
             hidden = Hidden(sharding.spread(self.mesh, values), *context)
-            weights, adapters = (
-                (base, _scaled(own, self.adapter_scale)) if self.adapted else (own, {})
-            )
+            weights, adapters = own, {}
+            if self.adapted:
+                weights, adapters = base, _scaled(own, self.adapter_scale)
             new, _ = self.model.attend_block(
                 weights, adapters, hidden, attend(self.mesh, hidden.segments), key
             )
@@ -103,7 +116,8 @@ class Frozen(NamedTuple):
 class Rows(NamedTuple):
     """Rows of text `[..., B, T]`: ids, the token that follows each, the weight of its loss,
     positions, and segments or None where each row is one text. `hidden` `[..., B, T, D]`: the input
-    of the first block that trains, computed before, or None.
+    of the first block that trains, computed before, or None. `total`: the weight of the whole batch
+    that these rows are a part of; None outside of a step.
     """
 
     ids: jax.Array
@@ -112,6 +126,7 @@ class Rows(NamedTuple):
     positions: jax.Array
     segments: jax.Array | None = None
     hidden: jax.Array | None = None
+    total: jax.Array | None = None
 
 
 class Score(NamedTuple):
@@ -124,7 +139,8 @@ class Score(NamedTuple):
 
 def own_items(model: LanguageModel, adapted: bool) -> tuple[str, ...]:
     """The names of what trains in the blocks, in order: the blocks, or their adapters."""
-    return tuple(name + ADAPTERS * adapted for name in model.layer_names if name not in ENDS)
+    suffix = ADAPTERS if adapted else ""
+    return tuple(name + suffix for name in model.layer_names if name not in ENDS)
 
 
 def own_dtype(frozen_dtype: str, adapted: bool) -> str:
@@ -144,93 +160,85 @@ def train_step(
 ) -> Callable[..., tuple[Params, OptimizerStates, EpochStats]]:
     """The function that trains these roles on one batch; jit it and donate its first two arguments.
 
-    It takes `(trainable, states, frozen, received, rows, key, learning_rate)`: `{role: subtree}` in
-    float32, their optimizer states, `Frozen`, what trains as it was received (`{}` unless
-    `step.needs_received`), `Rows` of `[A, B, T]` whose A parts are passed one after the other and
-    whose gradients add up, a key, and a scalar. It returns the new subtrees, their states, and
+    It takes `(trainable, states, frozen, received, rows, key, learning_rate, given)`: `{role:
+    subtree}` in float32, their optimizer states, `Frozen`, what trains as it was received (`{}`
+    unless `step.needs_received`), `Rows` of `[A, B, T]` whose A parts are passed one after the
+    other and whose gradients add up, a key, a scalar, and what a client's steps read
+    (`update.Client.given`; may be left out). It returns the new subtrees, their states, and
     `EpochStats`, whose examples are tokens.
     """
+    how = Rule(step.rule, step.clip_norm, client=step.client)
+    gradients_of = _kept_on(step.mesh, differentiated(text_objective(step)))
 
-    def function(trainable, states, frozen, received, rows, key, learning_rate):
-        total = jnp.maximum(rows.weight.sum(), 1.0)
-
-        def of_part(rows, key):
-            loss = lambda trained: _loss(step, trained, frozen, received, rows, key, total)  # noqa: E731
-            (_, nll), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-            return sharding.kept(step.mesh, gradients), nll
-
-        def add_part(carry, inputs):
-            gradients, nll = carry
-            new, more = of_part(*inputs)
-            return (jax.tree.map(jnp.add, gradients, new), nll + more), None
-
-        keys = jax.random.split(key, rows.ids.shape[0])
-        first, others = (
-            jax.tree.map(lambda w, at=at: w[at], (rows, keys)) for at in (0, slice(1, None))
+    def function(trainable, states, frozen, received, rows, key, learning_rate, given=None):
+        gradients, nll = summed(gradients_of, trainable, frozen, received, rows, key)
+        mask = None if frozen.columns is None else _columns_mask(frozen.columns)
+        new, states = updated(
+            how, gradients, trainable, states, received, given, learning_rate, roles, mask
         )
-        gradients, nll = of_part(*first)
-        if rows.ids.shape[0] > 1:
-            (gradients, nll), _ = lax.scan(add_part, (gradients, nll), others)
-        if step.proximal:
-            pull = lambda g, w, old: g + step.proximal * (w - old)  # noqa: E731
-            gradients = jax.tree.map(pull, gradients, trainable, received)
-        if frozen.columns is not None:
-            gradients = _in_columns(
-                frozen.columns, gradients, jax.tree.map(jnp.zeros_like, gradients)
-            )
-        new, states = apply_updates(
-            step.rule, step.clip_norm, learning_rate, gradients, states, trainable, roles
-        )
-        if frozen.columns is not None:  # weight decay must not touch them either
-            new = _in_columns(frozen.columns, new, trainable)
-        finite = jnp.stack([jnp.isfinite(w).all() for w in jax.tree.leaves((nll, new))]).all()
+        finite = all_finite((nll, new))
         new, states = sharding.kept(step.mesh, (new, states))
         return new, states, EpochStats(nll, rows.weight.sum(), finite)
 
     return function
 
 
-def _loss(
-    step: LanguageStep,
-    trainable: Params,
-    frozen: Frozen,
-    received: Params,
-    rows: Rows,
-    key: jax.Array,
-    total: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Loss of a part of a batch of `total` weight, and the sum of its tokens' negative
-    log-likelihoods.
-    """
-    ends, own = _parted(trainable, frozen)
-    dropout_key = key if step.model.stochastic else None
-    enter = _shared_entrance(step, trainable, frozen, rows)
-    values, start = (_embed(step, ends, rows), 0) if enter is None else enter
-    hidden = _hidden(
-        step, own, frozen, rows, values, start, dropout_key, "embed" in trainable, ends
-    )
-    teacher = teacher_table = None
-    if step.distillation is not None:
-        taught_ends, taught = _parted(received, frozen)
-        values, start = (_embed(step, taught_ends, rows), 0) if enter is None else enter
-        teacher = lax.stop_gradient(
-            _hidden(step, taught, frozen, rows, values, start, None, False, taught_ends)
+def _kept_on(mesh: Mesh | None, gradients: Gradients) -> Gradients:
+    """The same gradients, summed over the mesh into where the weights lie."""
+
+    def kept(
+        trainable: Params, frozen: Frozen, received: Params, rows: Rows, key: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        found, nll = gradients(trainable, frozen, received, rows, key)
+        return sharding.kept(mesh, found), nll
+
+    return kept
+
+
+def text_objective(step: LanguageStep) -> Objective:
+    """The loss of a part `Rows` of a batch; its sum is that of tokens' negative log-likelihoods."""
+
+    def loss(
+        trainable: Params, frozen: Frozen, received: Params, rows: Rows, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        ends, own = _parted(trainable, frozen)
+        dropout_key = key if step.model.stochastic else None
+        enter = _shared_entrance(step, trainable, frozen, rows)
+        values, start = (_embed(step, ends, rows), 0) if enter is None else enter
+        hidden = _hidden(
+            step, own, frozen, rows, values, start, dropout_key, "embed" in trainable, ends
         )
-        teacher_table = step.model.table(taught_ends)
-    temperature, factor = step.distillation or (1.0, 0.0)
-    losses = token_losses(
-        step.mesh,
-        hidden,
-        step.model.table(ends),
-        rows.targets,
-        teacher,
-        teacher_table if _table_trains(step, trainable) else None,
-        temperature=temperature,
-        table_gradient=_table_trains(step, trainable),
-    )
-    weight = rows.weight.ravel()
-    nll = (weight * losses.nll).sum()
-    return (nll + factor * temperature**2 * (weight * losses.distance).sum()) / total, nll
+
+        # The teacher is the model as received, without dropout.
+        teacher = teacher_table = None
+        if step.distillation is not None:
+            taught_ends, taught = _parted(received, frozen)
+            values, start = (_embed(step, taught_ends, rows), 0) if enter is None else enter
+            teacher = lax.stop_gradient(
+                _hidden(step, taught, frozen, rows, values, start, None, False, taught_ends)
+            )
+            teacher_table = step.model.table(taught_ends)
+
+        # Both share the output matrix, unless the student's trains.
+        temperature, factor = step.distillation or (1.0, 0.0)
+        table_trains = ("embed" if step.model.tied else "head") in trainable
+        losses = token_losses(
+            step.mesh,
+            hidden,
+            step.model.table(ends),
+            rows.targets,
+            teacher,
+            teacher_table if table_trains else None,
+            temperature=temperature,
+            table_gradient=table_trains,
+        )
+        weight = rows.weight.ravel()
+        nll = (weight * losses.nll).sum()
+        distance = (weight * losses.distance).sum()
+        total = jnp.maximum(weight.sum(), 1.0) if rows.total is None else rows.total
+        return (nll + factor * temperature**2 * distance) / total, nll
+
+    return loss
 
 
 def _shared_entrance(
@@ -284,9 +292,8 @@ def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, Rows], Sco
 def _parted(trainable: Params, frozen: Frozen) -> tuple[Params, PyTree]:
     """Both ends, and the stack of the blocks' own parts."""
     ends = frozen.ends | {name: trainable[name] for name in ENDS if name in trainable}
-    return ends, stack.stacked(
-        [trainable[role] for role in block_roles(len(trainable)) if role in trainable]
-    )
+    blocks = [trainable[role] for role in block_roles(len(trainable)) if role in trainable]
+    return ends, stack.stacked(blocks)
 
 
 def _embed(step: LanguageStep, ends: Params, rows: Rows) -> jax.Array:
@@ -325,11 +332,7 @@ def _finished(step: LanguageStep, ends: Params, rows: Rows, values: jax.Array) -
     )
 
 
-def _table_trains(step: LanguageStep, trainable: Params) -> bool:
-    return ("embed" if step.model.tied else "head") in trainable
-
-
-def _in_columns(columns: jax.Array, new: Params, old: Params) -> Params:
+def _columns_mask(columns: jax.Array) -> Mask:
     """`new` in the columns of adapters (`a` `[in, R]`, `b` `[R, out]`) that the node trains, `old`
     in the others.
     """
@@ -337,18 +340,22 @@ def _in_columns(columns: jax.Array, new: Params, old: Params) -> Params:
     def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(columns if path[-1].key == "a" else columns[:, None], new, old)
 
-    adapters = {
-        role: jax.tree_util.tree_map_with_path(chosen, new[role], old[role])
-        for role in new
-        if role not in ENDS
-    }
-    return new | adapters
+    def mask(new: Params, old: Params) -> Params:
+        masked = dict(new)
+        for role in new:
+            if role not in ENDS:
+                masked[role] = jax.tree_util.tree_map_with_path(chosen, new[role], old[role])
+        return masked
+
+    return mask
 
 
 def _scaled(adapters: PyTree, scale: float) -> PyTree:
     """Adapters with their scale in `b`."""
     if scale == 1.0:
         return adapters
-    return jax.tree.map(
-        lambda ab: {"a": ab["a"], "b": scale * ab["b"]}, adapters, is_leaf=lambda t: "b" in t
-    )
+
+    def one(pair: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"a": pair["a"], "b": scale * pair["b"]}
+
+    return jax.tree.map(one, adapters, is_leaf=lambda tree: "b" in tree)

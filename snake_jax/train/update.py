@@ -1,4 +1,8 @@
-"""The update of what trains: the method's correction, clipping, rule. One for all models.
+"""One step of training, for every kind of model: gradients, correction, clipping, rule.
+
+What a model and a loss are is an *objective*; how its gradients come about is a function of their
+own, since over a cut model they are made part by part (`snake_jax.train.split`). From there on a
+network for images and a language model are alike, and this is written once.
 
 A *client* is what a method has its nodes do beside the plain step: FedProx pulls to the weights
 as received, SCAFFOLD corrects every gradient by two control variates. It is four pure functions, so
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from snake_jax.params import Params, PyTree
 from snake_jax.train.optimizers import OptimizerStates, apply_updates
@@ -18,6 +23,10 @@ from snake_jax.train.optimizers import OptimizerStates, apply_updates
 
 class Client(NamedTuple):
     """What a method has a node do beside the plain step.
+
+    What trains is named by layer, but inside a step of language models: there by role, so that one
+    program serves all blocks. A dict in `given` whose keys are just the names of what trains is
+    renamed with it.
 
     Attributes:
       memory: `params -> memory`, what a node remembers between its visits, at the start of a run;
@@ -55,6 +64,82 @@ class Rule(NamedTuple):
     client: Client | None = None
 
 
+class EpochStats(NamedTuple):
+    """Sum of the examples' task losses (without distillation), their number, and whether all
+    results are finite. Examples of language models are tokens.
+    """
+
+    loss_sum: jax.Array
+    examples: jax.Array
+    finite: jax.Array
+
+
+Objective = Callable[[Params, Any, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
+"""`(trainable, frozen, received, part, key) -> (loss, loss_sum)` of a part of a batch: what is
+differentiated, the mean over all of the batch, and the sum of the part's task losses.
+
+A part (`image_step.Batch`, `text_step.Rows`) has a `weight` of each example or token, 0 for
+padding, and a `total`: the weight of the whole batch, at least 1, which the mean divides by.
+"""
+
+Gradients = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, jax.Array]]
+"""`(trainable, frozen, received, part, key) -> (gradients, loss_sum)`: see `Objective`."""
+
+Mask = Callable[[Params, Params], Params]
+"""`(new, old) -> new` where the node trains and old elsewhere."""
+
+
+def differentiated(objective: Objective) -> Gradients:
+    """The gradients of an objective on one node that holds all of the model."""
+    both = jax.value_and_grad(objective, has_aux=True)
+
+    def gradients(
+        trainable: Params, frozen: Any, received: Params, part: Any, key: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        (_, loss_sum), found = both(trainable, frozen, received, part, key)
+        return found, loss_sum
+
+    return gradients
+
+
+def summed(
+    gradients: Gradients,
+    trainable: Params,
+    frozen: Any,
+    received: Params,
+    batch: Any,
+    key: jax.Array,
+) -> tuple[Params, jax.Array]:
+    """Gradients and loss of a batch `[A, ...]` whose parts are passed one after the other.
+
+    Args:
+      gradients: of a part.
+      trainable: `{layer: subtree}` to differentiate.
+      frozen: what else the objective reads.
+      received: what trains as it was received, or `{}`.
+      batch: the parts of one batch, of which `total` is set here.
+      key: each part draws from one of its own.
+    """
+    total = jnp.maximum(batch.weight.sum(), 1.0)
+    count = batch.weight.shape[0]
+
+    def of_part(part: Any, key: jax.Array) -> tuple[Params, jax.Array]:
+        return gradients(trainable, frozen, received, part._replace(total=total), key)
+
+    def add_part(carry: Any, inputs: Any) -> tuple[Any, None]:
+        found, loss_sum = carry
+        more, loss_more = of_part(*inputs)
+        return (jax.tree.map(jnp.add, found, more), loss_sum + loss_more), None
+
+    # The first part gives the sum its place, so that one part alone is no loop.
+    parts = (batch, jax.random.split(key, count))
+    carry = of_part(*jax.tree.map(lambda leaf: leaf[0], parts))
+    if count > 1:
+        others = jax.tree.map(lambda leaf: leaf[1:], parts)
+        carry, _ = lax.scan(add_part, carry, others)
+    return carry
+
+
 def updated(
     how: Rule,
     gradients: Params,
@@ -64,6 +149,7 @@ def updated(
     given: PyTree,
     learning_rate: jax.Array,
     layer_names: Sequence[str],
+    mask: Mask | None = None,
 ) -> tuple[Params, OptimizerStates]:
     """One update of what trains.
 
@@ -76,10 +162,14 @@ def updated(
       given: see `Client.given`; `{}` without a client.
       learning_rate: scalar.
       layer_names: the order that optimizer states are written in.
+      mask: where a node trains a part of these arrays only; None: all of them.
     """
     if how.client is not None:
         gradients = how.client.correct(gradients, trainable, received, given)
-    return apply_updates(
+    if mask is not None:
+        # Before the norm is clipped: what the node does not train has no part in it.
+        gradients = mask(gradients, jax.tree.map(jnp.zeros_like, gradients))
+    new, new_states = apply_updates(
         how.rule,
         how.clip_norm,
         learning_rate,
@@ -89,6 +179,10 @@ def updated(
         layer_names,
         how.parties,
     )
+    if mask is not None:
+        # Once more: a rule that decays weights moves them without a gradient too.
+        new = mask(new, trainable)
+    return new, new_states
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -11,6 +11,7 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.config import ImageConfig
+from snake_jax.engines.contract import run_visits
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from tests.helpers import close, same_bits
@@ -184,7 +185,9 @@ def test_fedavg_is_the_mean_of_its_nodes_runs():
     reports, executor, state = run(algorithm="fedavg", cycles=1)
     setup = loop.prepare(ImageConfig(**{**SMALL, "algorithm": "fedavg"}))
     visits = [Visit(0, 0, node, setup.model.layer_names) for node in range(3)]
-    alone = [executor.run([v], state.params, {}, setup.config.learning_rate)[0] for v in visits]
+    alone = [
+        run_visits(executor, [v], state.params, {}, setup.config.learning_rate)[0] for v in visits
+    ]
     mean = jax.tree.map(
         lambda *w: sum(x.astype(np.float64) for x in w) / 3,
         *(jax.device_get(r.layers) for r in alone),

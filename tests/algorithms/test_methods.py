@@ -8,7 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.visits import Visit
+from snake_jax.config import ImageConfig
+from snake_jax.engines.contract import run_visits
 from snake_jax.params import without
 from snake_jax.runs import loop
 from snake_jax.train.image_step import local_epoch
@@ -86,8 +89,8 @@ def test_splitfed_v2_hands_the_servers_part_from_node_to_node_and_averages_the_n
     assert sorted(order) == [0, 1, 2]
     params, parts = state.params, []
     for turn, node in enumerate(order):
-        (result,) = executor.run(
-            [Visit(turn, 0, node, NAMES)], params, {}, setup.config.learning_rate
+        (result,) = run_visits(
+            executor, [Visit(turn, 0, node, NAMES)], params, {}, setup.config.learning_rate
         )
         params = {**params, **without(result.layers, ("fc1", "fc2"))}
         parts.append((len(setup.data.shards[node]), without(result.layers, ("fc3", "fc4"))))
@@ -164,7 +167,7 @@ def test_a_parallel_visit_is_the_mean_of_its_nodes_visits_by_examples():
     for turn, report in enumerate(reports):
         rate, layers = report.record["learning_rate"], tuple(report.record["layers"])
         visits = [Visit(turn, turn // 2, node, layers) for node in nodes[turn]]
-        alone = [executor.run([visit], params, {}, rate)[0].layers for visit in visits]
+        alone = [run_visits(executor, [visit], params, {}, rate)[0].layers for visit in visits]
         sizes = [len(setup.data.shards[node]) for node in nodes[turn]]
         mean = jax.tree.map(
             lambda *w, n=sizes: sum(k * np.float64(x) for k, x in zip(n, w, strict=True)) / sum(n),
@@ -185,7 +188,7 @@ def test_accelerated_fl_averages_the_nodes_parts_the_heads_and_the_servers_copie
     setup, executor, state, (report,) = kept(tuple(sorted(flags.items())))
     visits = [Visit(0, 0, node, (*NAMES, "auxiliary")) for node in range(3)]
     alone = [
-        executor.run([visit], state.params, {}, setup.config.learning_rate)[0].layers
+        run_visits(executor, [visit], state.params, {}, setup.config.learning_rate)[0].layers
         for visit in visits
     ]
     shares = np.array([len(shard) for shard in setup.data.shards]) / 90
@@ -233,7 +236,9 @@ def test_without_a_proximal_term_fedavg_keeps_nothing_it_received():
 def test_a_proximal_step_descends_fedprox_s_objective():
     model, params = small_model("mlp")
     examples, rate, mu = random_examples(12), 0.1, 0.7
-    step = small_step(model, rule=optax.identity(), proximal=mu)
+    step = small_step(
+        model, rule=optax.identity(), client=proximal_client(ImageConfig(proximal=mu))
+    )
     rows = batches([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]])
     epoch = jax.jit(local_epoch(step, model.layer_names))
     found, *_ = epoch(

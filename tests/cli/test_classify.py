@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from snake_jax.config import ImageConfig
-from snake_jax.engines.local import Executor
+from snake_jax.engines.local import LocalEngine
 from snake_jax.runs.checkpoint import Checkpoints
 from tests.launches import (
     Launcher,
@@ -179,7 +179,7 @@ def test_a_finished_run_is_not_trained_again(run, small, unbroken, monkeypatch):
     workdir = unbroken(run)
     before, curves = results(workdir), workdir / "curves.png"
     curves.unlink()
-    monkeypatch.setattr(Executor, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(LocalEngine, "submit", lambda *_: pytest.fail("trained again"))
     ended = run(*small, f"--workdir={workdir}")
     assert (ended.code, ended.stderr) == (0, "")
     assert "finished before, visit 4 of 4: nothing is left to train" in ended.stdout

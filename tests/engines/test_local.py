@@ -1,4 +1,4 @@
-"""Executors: the same visits give the same results however nodes are emulated, in one program an
+"""The engine: the same visits give the same results however nodes are emulated, in one program an
 assignment.
 """
 
@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from snake_jax.algorithms.visits import Visit
+from snake_jax.algorithms.visits import Order, Visit
 from snake_jax.config import ImageConfig
 from snake_jax.data.images import augmentation
+from snake_jax.engines.contract import run_visits
 from snake_jax.engines.emulations import EMULATIONS
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import Executor
+from snake_jax.engines.local import image_engine
 from snake_jax.params import num_bytes
 from snake_jax.runs import loop
 from snake_jax.train.image_step import Distillation, LocalStep
@@ -68,29 +69,33 @@ CASES = {
         dropout=0.3,
     ),
     "carried optimizer states": Case(
-        visits(*[MIDDLE] * 3), {"optimizer": "adam", "clip_norm": 0.1}, carried=True
+        visits(*[MIDDLE] * 3),
+        {"optimizer": "adam", "clip_norm": 0.1},
+        {"carry_optimizer_state": True},
+        carried=True,
     ),
 }
 
 
 def make(case, emulation, train=None, shards=SHARDS):
-    """An executor and the parameters to start from."""
+    """An engine and the parameters to start from."""
     model, params = small_model("mlp", dropout=case.dropout)
     step = small_step(model, **case.step)
     train = train or random_examples(48)
     settings = SETTINGS._replace(**case.settings)
-    return Executor(step, train, random_examples(9, seed=1), shards, settings, emulation), params
+    test = random_examples(9, seed=1)
+    return image_engine(step, train, test, shards, settings, emulation), params
 
 
 def results(case, emulation):
     """What the visits give back."""
-    executor, params = make(case, emulation)
-    states = (
-        init_states(executor._step.rule, params, executor._step.layer_names) if case.carried else {}
-    )
+    engine, params = make(case, emulation)
+    states = {}
+    if case.carried:
+        states = init_states(engine._step.rule, params, engine._step.layer_names)
     states = jax.tree.map(lambda x: x + 1, {name: states[name] for name in states if name != "fc2"})
     before = jax.tree.map(np.array, (params, states))
-    done = executor.run(case.visits, params, states, 0.05)
+    done = run_visits(engine, case.visits, params, states, 0.05)
     assert same_bits(before, (params, states)), "what was given is left as it was"
     return done
 
@@ -142,18 +147,18 @@ def test_the_cases_are_what_they_say(loop_results):
 
 @pytest.mark.parametrize("emulation", SEVERAL)
 def test_one_program_serves_rounds_of_unlike_numbers_of_nodes(emulation):
-    executor, params = make(Case(()), emulation)
+    engine, params = make(Case(()), emulation)
     rounds = [visits(*[ENDS] * count) for count in (4, 2, 3)]
-    executor.compile(rounds, params, done=1)
-    ((program, _),) = executor._groups(rounds[1])
+    engine.expect(rounds, params, done=1)
+    program = engine._program(ENDS, 2)
     assert math.prod(program.lead) == 4, "as in a run that was not cut off after the first round"
-    programs = list(executor._programs.values())
-    three = executor.run(rounds[2], params, {}, 0.05)
-    executor.evaluate(params)
-    assert list(executor._programs.values()) == programs
+    programs = list(engine._programs.values())
+    three = run_visits(engine, rounds[2], params, {}, 0.05)
+    engine.evaluate(params)
+    assert list(engine._programs.values()) == programs
     assert len(programs) == 2, "of the round and of the evaluation"
     unknown, _ = make(Case(()), emulation)
-    again = unknown.run(rounds[2], params, {}, 0.05)
+    again = run_visits(unknown, rounds[2], params, {}, 0.05)
     assert all(
         close(a.layers, b.layers, rtol=1e-4, atol=1e-5) for a, b in zip(three, again, strict=True)
     )
@@ -161,12 +166,12 @@ def test_one_program_serves_rounds_of_unlike_numbers_of_nodes(emulation):
 
 @pytest.mark.parametrize("emulation", SEVERAL)
 def test_a_program_s_seconds_are_shared_by_those_it_trained(emulation):
-    executor, params = make(Case(()), emulation)
-    *working, idle = executor.run(
-        visits(*[ENDS] * 3, shares=[(0, 1), (0, 1), (0, 0)]), params, {}, 0.05
+    engine, params = make(Case(()), emulation)
+    *working, idle = run_visits(
+        engine, visits(*[ENDS] * 3, shares=[(0, 1), (0, 1), (0, 0)]), params, {}, 0.05
     )
     assert working[0].train_s == working[1].train_s > 0 == idle.train_s
-    assert executor.compilations.peak_bytes is None, (
+    assert engine.compilations.peak_bytes is None, (
         "a node's memory is not seen in a program of three"
     )
 
@@ -204,7 +209,7 @@ def test_memory_does_not_grow_with_virtual_nodes(emulation):
         live = num_bytes(jax.live_arrays()) - before
         program = next(iter(executor._programs.values())).memory_analysis()
         batches = (
-            (10 if emulation == "vmap" else 1) * executor._rows * 8
+            (10 if emulation == "vmap" else 1) * executor._feed.rows * 8
         )  # an index, a weight; one example in each
         held = len(states[-1].network.held)
         return program.argument_size_in_bytes - batches, program.temp_size_in_bytes, live, held
@@ -276,6 +281,10 @@ def test_methods_end_alike_on_eight_devices(on_eight_devices):
 
 
 def test_only_whole_numbers_of_devices_share_a_program():
-    executor, _ = make(Case(()), "pmap")
-    (program, numbers), (alone, _) = executor._groups(visits(ENDS, MIDDLE, ENDS))
-    assert (program.lead, numbers, alone.lead) == ((1, 2), [0, 2], ())
+    engine, _ = make(Case(()), "pmap")
+    params = {}
+    for visit in visits(ENDS, MIDDLE, ENDS):
+        engine.submit(Order(visit, 0.05, params, {}, {}, {}))
+    (program, together), (alone, last) = engine._group(), engine._group()
+    assert (program.lead, alone.lead) == ((1, 2), ())
+    assert [[order.visit.node for order in group] for group in (together, last)] == [[0, 2], [1]]

@@ -8,11 +8,17 @@ import jax
 import numpy as np
 import pytest
 
+from snake_jax.algorithms.visits import Order
 from snake_jax.config import TextConfig
-from snake_jax.engines import stacked
+from snake_jax.engines.contract import run_round, run_visits
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.local import text_engine
 from snake_jax.nodes.ledger import start
-from snake_jax.runs import loop, round_costs, text_results
+from snake_jax.params import select, without
+from snake_jax.runs import loop, round_costs, text_results, text_task
+from snake_jax.train import text_step
 from snake_jax.train.text_step import ADAPTERS, ENDS
+from tests.clients import drift
 from tests.costs.test_language_costs import ADAPTER_PARAMS, BLOCK_BYTES, HEAD_BYTES, TABLE_BYTES
 from tests.helpers import close, same_bits
 from tests.launches import write_model, write_pairs
@@ -143,7 +149,7 @@ def test_federated_averaging_of_one_node_is_centralised_training():
 def test_federated_averaging_is_the_mean_by_tokens_with_a_loss():
     setup, executor, state, (report,) = run(algorithm="fedavg", **LORA)
     ((*visits,),) = loop.planned(setup)
-    done = executor.run(visits, state.params, {}, setup.config.learning_rate)
+    done = run_visits(executor, visits, state.params, {}, setup.config.learning_rate)
     held = setup.data.rows.train.target_tokens
     assert [result.examples_held for result in done] == held.tolist()
     assert held[0] != held[1]
@@ -299,13 +305,13 @@ def deep(tmp_path_factory):
 
 
 def test_one_training_program_serves_all_24_blocks(deep, monkeypatch):
-    traces, make = [], stacked.train_step
+    traces, make = [], text_step.train_step
 
     def counted(*args):
         function = make(*args)
         return lambda *inner: traces.append(1) or function(*inner)
 
-    monkeypatch.setattr(stacked, "train_step", counted)
+    monkeypatch.setattr(text_step, "train_step", counted)
     for order in ("sequential", "random"):
         _, executor, _, reports = run(model=deep, order=order, **FULL)
         assert len({report.record["layers"][0] for report in reports}) == 24
@@ -319,8 +325,9 @@ def test_a_block_is_quantized_once_on_leaving(monkeypatch):
     """
     setup = loop.prepare(TextConfig(**SMALL | FULL | {"cycles": 2}))
     executor, frozen = loop.make_executor(setup), []
-    freeze = executor._freeze_own
-    executor._freeze_own = lambda subtree: frozen.append(1) or freeze(subtree)
+    layout = executor._layout
+    freeze = layout._freeze_own
+    layout._freeze_own = lambda subtree: frozen.append(1) or freeze(subtree)
     made = []
     for _ in loop.train(setup, executor, loop.initial_state(setup), lambda state: None):
         made.append(len(frozen))
@@ -425,3 +432,73 @@ def test_interrupted_visits_are_taken_over_or_done_again():
     assert not moved(lost[0].state.params, lost[1].state.params), "a lost visit leaves nothing"
     assert moved(upload[0].state.params, upload[1].state.params) == {"block_01.lora"}
     assert "node1" not in {t.source for t in lost[1].transfers}
+
+
+# Side by side, and a method's client
+
+
+def engine_of(setup, emulation="loop", **changes):
+    """The engine of a setup with another step, or another emulation."""
+    task, config = setup.dataset, setup.config
+    step = text_task.make_step(setup)._replace(**changes)
+    base = without(task.weights(), setup.plan.layer_names)
+    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    data = task.data.train.rows, task.data.test, setup.shards
+    return text_engine(step, base, *data, settings, task.ranks, emulation)
+
+
+def round_of(engine, setup, state, share=(0.0, 1.0)):
+    """The outcomes of a part of the first round, and what server and nodes had in mind."""
+    rng = np.random.default_rng(3)
+    noise = lambda w: rng.normal(size=w.shape).astype(np.float32)  # noqa: E731
+    shared, *memory = [jax.tree.map(noise, state.params) for _ in range(3)]
+    orders = []
+    for planned in loop.rounds(setup)[0]:
+        visit, rate = planned._replace(share=share), setup.config.learning_rate
+        orders.append(Order(visit, rate, state.params, {}, memory[visit.node], shared))
+    return run_round(engine, orders), shared, memory
+
+
+def test_nodes_side_by_side_train_as_one_after_the_other():
+    setup, _, state, _ = run(algorithm="fedavg", local_epochs=2, packing=False, **LORA)
+    assert len(setup.dataset.data.train.rows) > 1, "rows of several lengths"
+    one, many = (round_of(engine_of(setup, how), setup, state)[0] for how in ("loop", "vmap"))
+    for a, b in zip(one, many, strict=True):
+        assert close(a.layers, b.layers, rtol=1e-4, atol=1e-5)
+        same = ("finite", "iterations", "examples", "examples_held")
+        assert [getattr(a, name) for name in same] == [getattr(b, name) for name in same]
+        assert (a.text.tokens, a.text.target_tokens) == (b.text.tokens, b.text.target_tokens)
+        assert sorted(a.text.passed) == sorted(b.text.passed)
+        np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("emulation", ["loop", "vmap"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "snake"])
+def test_a_client_corrects_blocks_by_their_roles(emulation, algorithm):
+    flags = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 1e-3, "algorithm": algorithm}
+    setup, _, state, _ = run(**flags, **LORA)
+    rate = setup.config.learning_rate
+    steps = setup_steps(setup)
+    share = (0.0, 1.01 / max(steps))
+    free, *_ = round_of(engine_of(setup, emulation), setup, state, share)
+    with_client = engine_of(setup, emulation, client=drift())
+    bound, shared, memory = round_of(with_client, setup, state, share)
+    trained = {done.visit.node: done for done in bound if done.iterations}
+    assert trained
+    push = lambda new, c, own: new - rate * (c - own)  # noqa: E731
+    for before in free:
+        if not before.iterations:
+            continue
+        after = trained[before.visit.node]
+        assert before.iterations == after.iterations == 1
+        own = select(memory[after.visit.node], before.layers)
+        wanted = jax.tree.map(push, before.layers, select(shared, before.layers), own)
+        assert close(after.layers, wanted, rtol=1e-4, atol=1e-6)
+        assert after.memory.keys() == state.params.keys()
+        assert after.report.keys() == after.layers.keys()
+
+
+def setup_steps(setup):
+    """Steps of each node's visit."""
+    size = setup.config.batch_size
+    return [sum(-(-len(rows) // size) for rows in shard.values()) for shard in setup.shards]

@@ -28,6 +28,13 @@ from tests.helpers import (
 
 LAYERS = {"mlp": 4, "cnn": 5}
 DROPOUT = {"plain": 0.0, "dropout": 0.4}
+KEY = jax.random.key(5)
+
+
+def found_by(gradients, step, params, batch):
+    """Mean loss and gradients of a batch."""
+    found, loss_sum = gradients(step)(params, {}, {}, batch, KEY)
+    return loss_sum / batch.weight.sum(), found
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,16 +55,14 @@ def some_batch(dtype=jnp.float32):
     """Six noise images, the last two of them padding."""
     images, labels = random_examples(6)
     x = (images.astype(dtype) / 255 - 0.5) * 4
-    return Batch(x, labels, jnp.array([1.0, 1, 1, 1, 0, 0]), jax.random.key(5))
+    return Batch(x, labels, jnp.array([1.0, 1, 1, 1, 0, 0]))
 
 
 def by_hand(model, params, batch):
     """Loss and gradients of the uncut model, written without the library's steps."""
 
     def loss(params):
-        logits = model.apply(
-            params, batch.x, train=True, key=batch.key if model.stochastic else None
-        )
+        logits = model.apply(params, batch.x, train=True, key=KEY if model.stochastic else None)
         picked = jax.nn.log_softmax(logits)[jnp.arange(6), batch.labels]
         return -(picked * batch.weight).sum() / batch.weight.sum()
 
@@ -78,7 +83,7 @@ def reference(name, dropout):
 def test_a_cut_model_has_the_gradients_of_the_whole(name, cuts, dropout):
     model, params, batch, loss, gradients = reference(name, dropout)
     step = small_step(model)
-    found = jax.jit(lambda params: split_gradients(cuts)(step, params, {}, {}, batch))(params)
+    found = jax.jit(lambda params: found_by(split_gradients(cuts), step, params, batch))(params)
     assert found[1].keys() == params.keys()
     assert close(found, (loss, {n: gradients[n] for n in found[1]}))
 
@@ -92,7 +97,7 @@ def test_dropout_makes_a_difference_that_the_cuts_keep():
 def test_padding_has_no_part_in_the_gradients(cuts):
     model, params, batch, *_ = reference("cnn", "plain")
     step = small_step(model)
-    gradients = jax.jit(lambda batch: split_gradients(cuts)(step, params, {}, {}, batch))
+    gradients = jax.jit(lambda batch: found_by(split_gradients(cuts), step, params, batch))
     other = batch._replace(x=batch.x.at[4:].set(9.0), labels=batch.labels.at[4:].set(0))
     assert close(gradients(batch), gradients(other))
 
@@ -101,7 +106,7 @@ def test_in_bfloat16_a_cut_step_computes_what_a_whole_one_does():
     model, params, *_ = reference("mlp", "plain")
     step, batch = small_step(model, compute_dtype=jnp.bfloat16), some_batch(jnp.bfloat16)
     cut, whole = (
-        jax.jit(lambda p, g=g: g(step, p, {}, {}, batch))(params)
+        jax.jit(lambda p, g=g: found_by(g, step, p, batch))(params)
         for g in (split_gradients((1, 3)), local_gradients)
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(cut[1])} == {jnp.dtype(jnp.float32)}
@@ -157,7 +162,8 @@ def with_head(name, cut):
 
 def local_losses(model, batch, cut, head):
     step = small_step(model, auxiliary=(head,))
-    return jax.jit(lambda params: local_loss_gradients(cut, head)(step, params, {}, {}, batch))
+    gradients = local_loss_gradients(cut, head)
+    return jax.jit(lambda params: found_by(gradients, step, params, batch))
 
 
 CUTS = [(name, cut) for name, n in LAYERS.items() for cut in range(1, n)]
@@ -260,5 +266,5 @@ def test_each_layer_runs_forward_once():
         for layer in model.layers
     )
     step = small_step(model._replace(layers=counted))
-    jax.eval_shape(lambda p: split_gradients((1, 2, 3))(step, p, {}, {}, batch), params)
+    jax.eval_shape(lambda p: found_by(split_gradients((1, 2, 3)), step, p, batch), params)
     assert calls == list(model.layer_names)

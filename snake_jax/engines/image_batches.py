@@ -1,0 +1,84 @@
+"""Which images make a step; nothing here is compiled."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from snake_jax import streams
+from snake_jax.algorithms.visits import Visit
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.train.image_step import Batches
+
+
+class Picked(NamedTuple):
+    """A node's part of `image_step.Batches`, before it goes to a device: of `[S, B]` or `[S, A, B]`
+    the first `steps` rows count.
+    """
+
+    indices: np.ndarray
+    weight: np.ndarray
+    steps: int
+
+
+def step_shape(settings: VisitSettings) -> tuple[int, ...]:
+    """`(B,)`, or `(A, B)` where several parts make a step."""
+    if settings.accumulate > 1:
+        return (settings.accumulate, settings.batch_size)
+    return (settings.batch_size,)
+
+
+def epoch_batches(
+    visit: Visit, epoch: int, shard: np.ndarray, rows: int, settings: VisitSettings
+) -> Picked:
+    """An epoch of a visit, a fresh shuffle of the shard; `visit.share` cuts the steps, here perhaps
+    to none.
+
+    Args:
+      visit: who trains when.
+      epoch: from 0 to `settings.local_epochs`.
+      shard: the node's indices.
+      rows: padded to so many steps.
+      settings: see `VisitSettings`.
+    """
+    padded = no_batches(rows, settings)
+    size = math.prod(step_shape(settings))
+    steps = -(-len(shard) // size)
+
+    # The share is one of all the visit's steps; here it is that of this epoch's.
+    begin, end = (int(part * steps * settings.local_epochs) for part in visit.share)
+    low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
+    if low >= high:
+        return padded
+
+    shuffle = streams.generator(settings.seed, "shuffle", visit.turn, visit.node, epoch)
+    chosen = shuffle.permutation(shard)[low * size : high * size]
+    padded.indices.flat[: len(chosen)] = chosen
+    padded.weight.flat[: len(chosen)] = 1.0
+    return padded._replace(steps=high - low)
+
+
+def no_batches(rows: int, settings: VisitSettings) -> Picked:
+    """What a node without anything to do is given."""
+    shape = (rows, *step_shape(settings))
+    return Picked(np.zeros(shape, np.int32), np.zeros(shape, np.float32), 0)
+
+
+def stacked(nodes: Sequence[Picked], lead: tuple[int, ...]) -> Batches:
+    """Several nodes' batches along leading axes `lead`, filled up by nodes without any.
+
+    Args:
+      nodes: at least one.
+      lead: empty for one node.
+    """
+    first = nodes[0]
+    empty = Picked(np.zeros_like(first.indices), np.zeros_like(first.weight), 0)
+    filled = [*nodes, *[empty] * (math.prod(lead) - len(nodes))]
+    shape = (*lead, *first.indices.shape)
+    return Batches(
+        jnp.asarray(np.stack([picked.indices for picked in filled]).reshape(shape)),
+        jnp.asarray(np.stack([picked.weight for picked in filled]).reshape(shape)),
+        jnp.asarray(np.reshape([picked.steps for picked in filled], lead), jnp.int32),
+    )

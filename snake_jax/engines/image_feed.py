@@ -1,0 +1,140 @@
+"""The feed of images: indices into examples that lie on the device, an epoch a call."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from snake_jax import processes
+from snake_jax.algorithms.visits import Outcome, Visit
+from snake_jax.engines import image_batches
+from snake_jax.engines.contract import NodeInfo, Scores
+from snake_jax.engines.emulations import Axes, Emulation
+from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
+from snake_jax.params import num_bytes
+from snake_jax.train import image_step
+from snake_jax.train.image_step import Examples, LocalStep
+
+
+class ImageFeed:
+    """Indices into examples that lie on the device, or on all of them."""
+
+    ahead = True
+    axes: Axes = (None, 0)
+
+    def __init__(
+        self,
+        step: LocalStep,
+        train: Examples,
+        test: Examples,
+        shards: Sequence[np.ndarray],
+        settings: VisitSettings,
+        how: Emulation,
+    ) -> None:
+        """Puts the data on the device.
+
+        Args:
+          step: the local step.
+          train: all nodes' examples.
+          test: examples to score.
+          shards: for each node, its indices into `train`.
+          settings: see `VisitSettings`.
+          how: the emulation.
+        """
+        largest = max(map(len, shards))
+        # No batch is all padding.
+        self.settings = settings._replace(batch_size=min(settings.batch_size, largest))
+        self.rows = -(-largest // math.prod(image_batches.step_shape(self.settings)))
+        self.step, self.shards, self.largest = step, shards, largest
+        self._shared = processes.put(train, how.shared)
+        self._train, self._test = _first_copy(self._shared), jax.device_put(test)
+
+    def nodes(self) -> list[NodeInfo]:
+        """See `Feed`."""
+        return [NodeInfo(len(shard)) for shard in self.shards]
+
+    def program(self, names: tuple[str, ...], lead: tuple[int, ...]) -> Callable[..., Any]:
+        """See `Feed`: a whole epoch."""
+        del lead
+        return image_step.local_epoch(self.step, names)
+
+    def read(
+        self,
+        visits: Sequence[Visit],
+        lead: tuple[int, ...],
+        how: Emulation,
+        run_prefix: RunPrefix | None,
+    ) -> "_ImageReading":
+        """See `Feed`."""
+        del run_prefix
+        return _ImageReading(self, visits, lead, how)
+
+    def chunk(self, picked: Sequence[image_batches.Picked], lead: tuple[int, ...]) -> Chunk:
+        """The epoch of these nodes."""
+        examples = self._shared if lead else self._train
+        return Chunk((), (examples, image_batches.stacked(picked, lead)))
+
+    def nobody(self, lead: tuple[int, ...]) -> Chunk:
+        """See `Feed`."""
+        return self.chunk([image_batches.no_batches(self.rows, self.settings)], lead)
+
+    def evaluation(self) -> Callable[..., Any]:
+        """See `Feed`."""
+        return image_step.evaluate(self.step)
+
+    def prefix(self) -> Callable[..., Any]:
+        """Not for images."""
+        raise NotImplementedError
+
+    def held_out(self) -> Iterator[Chunk]:
+        """See `Feed`: all in one call."""
+        yield Chunk((), (self._test,))
+
+    def scores(self, results: Sequence[Any]) -> Scores:
+        """See `Feed`."""
+        ((accuracy, loss),) = results
+        return Scores(float(accuracy), float(loss))
+
+    def other_bytes(self) -> int:
+        """See `Feed`; the largest node's data stays counted."""
+        every = num_bytes(self._train)
+        return every - every * self.largest // len(self._train.labels)
+
+
+class _ImageReading:
+    """See `Reading`."""
+
+    def __init__(
+        self, feed: ImageFeed, visits: Sequence[Visit], lead: tuple[int, ...], how: Emulation
+    ) -> None:
+        self._feed, self._visits, self._lead, self._how = feed, visits, lead, how
+
+    def epoch(self, number: int, over: Sequence[bool]) -> Epoch:
+        """See `Reading`."""
+        feed, picked = self._feed, []
+        for visit, ended in zip(self._visits, over, strict=True):
+            if ended:
+                picked.append(image_batches.no_batches(feed.rows, feed.settings))
+                continue
+            shard = feed.shards[visit.node]
+            batches = image_batches.epoch_batches(visit, number, shard, feed.rows, feed.settings)
+            picked.append(batches)
+        return Epoch([batches.steps for batches in picked], self._chunks(picked))
+
+    def _chunks(self, picked: list[image_batches.Picked]) -> Iterator[Chunk]:
+        chunk = self._feed.chunk(picked, self._lead)
+        examples, batches = chunk.arrays
+        yield chunk._replace(arrays=(examples, processes.put(batches, self._how.nodes)))
+
+    def told(self, node: int, outcome: Outcome) -> Outcome:
+        """See `Reading`: nothing more."""
+        del node
+        return outcome
+
+
+def _first_copy(tree: Any) -> Any:
+    """Arrays that lie whole on every device, as they lie on the first."""
+    return jax.tree.map(lambda w: w.addressable_shards[0].data if len(w.devices()) > 1 else w, tree)

@@ -1,0 +1,378 @@
+"""How named layers lie in the arguments of a program.
+
+A visit names what it trains. A network of unlike layers has a program for each set of them, and its
+arguments name the layers (`ByName`). The blocks of a language model are alike: one program serves
+them all, which knows a block by its role and takes the others as one stack (`Stacked`). Whoever
+runs visits asks a layout and knows no more of it.
+
+Functions that take `Mesh | None` do what one device needs without a mesh.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from snake_jax.params import Params, PyTree, select, without
+from snake_jax.train import quantization, sharding, stack
+from snake_jax.train.image_step import LocalStep
+from snake_jax.train.optimizers import OptimizerStates, init_states, renamed
+from snake_jax.train.text_step import ENDS, Frozen, LanguageStep, block_roles, own_dtype, own_items
+
+Copy = Callable[[PyTree], PyTree]
+
+
+class Start(NamedTuple):
+    """What the steps of a visit start from; the first arguments of a program.
+
+    Attributes:
+      trainable: what trains, in full precision.
+      states: its optimizer states.
+      frozen: what is read besides, as a node stores it.
+      received: what trains as it was received, `{}` where no step reads it.
+    """
+
+    trainable: Params
+    states: OptimizerStates
+    frozen: Any
+    received: Params
+
+
+class Layout(Protocol):
+    """How named layers lie in the arguments of a program."""
+
+    def names(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """What the program calls these layers; equal for those that one program serves."""
+
+    def enter(
+        self,
+        params: Params,
+        states: OptimizerStates,
+        layers: tuple[str, ...],
+        node: int,
+        alone: bool = True,
+    ) -> Start:
+        """What a visit starts from.
+
+        Args:
+          params: all that it reads or trains, in full precision; left as it is.
+          states: optimizer states to go on from, by layer; layers not in it start afresh.
+          layers: what it trains.
+          node: who.
+          alone: whether what trains and its states are arrays of their own, which a program may
+            overwrite; else whoever calls makes a copy for each node.
+        """
+
+    def leave(
+        self, trainable: Params, states: OptimizerStates, layers: tuple[str, ...]
+    ) -> tuple[Params, OptimizerStates]:
+        """New parameters and states by layer; those states that are given."""
+
+    def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
+        """What a client's steps read (`update.Client.given`), on the device."""
+
+    def has_prefix(self, layers: tuple[str, ...]) -> bool:
+        """Whether layers below those that train give every epoch the same."""
+
+    def whole(self, params: Params) -> tuple[Any, ...]:
+        """The whole model, as the first arguments of an evaluation."""
+
+
+class ByName:
+    """Layers by their names; it keeps nothing."""
+
+    def __init__(self, step: LocalStep, frozen_dtype: str) -> None:
+        """Args:
+        step: the local step.
+        frozen_dtype: see `quantization.freeze`.
+        """
+        self._needs_received, self._frozen_dtype = step.needs_received, frozen_dtype
+        self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, frozen_dtype))
+        # One call: array by array from Python the host's time shows beside a small network's.
+        self._fresh = jax.jit(lambda layers: init_states(step.rule, layers, step.layer_names))
+
+    def names(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """See `Layout`."""
+        return layers
+
+    def enter(
+        self,
+        params: Params,
+        states: OptimizerStates,
+        layers: tuple[str, ...],
+        node: int,
+        alone: bool = True,
+    ) -> Start:
+        """See `Layout`."""
+        del node
+        received = select(params, layers)
+        kept = {name: states[name] for name in layers if name in states}
+        own = received, kept | self._fresh(without(received, kept))
+        frozen = without(params, layers)
+        if self._frozen_dtype != "float32":
+            # From the full-precision values, never from another frozen copy.
+            frozen = {name: self._freeze(subtree) for name, subtree in frozen.items()}
+        if not self._needs_received:
+            received = {}
+        if alone:
+            own = _copied(own)
+            frozen, received = jax.device_put((frozen, received))
+        return Start(*own, frozen, received)
+
+    def leave(
+        self, trainable: Params, states: OptimizerStates, layers: tuple[str, ...]
+    ) -> tuple[Params, OptimizerStates]:
+        """See `Layout`."""
+        del layers
+        return trainable, states
+
+    def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
+        """See `Layout`."""
+        del layers
+        return jax.device_put(tree)
+
+    def has_prefix(self, layers: tuple[str, ...]) -> bool:
+        """Never: an epoch is one program, which runs what lies below with every batch."""
+        del layers
+        return False
+
+    def whole(self, params: Params) -> tuple[Any, ...]:
+        """See `Layout`."""
+        return (params,)
+
+
+class _Place(NamedTuple):
+    """What lies in a place of the stack: which item, and the values that it was made from."""
+
+    item: str
+    source: PyTree
+
+
+class Stacked:
+    """Blocks by their roles, the others as a stack that stays on the device from visit to visit.
+
+    A visit overwrites the places whose block is another one, or has been trained since: after a
+    serpentine visit that is one, the block just left, quantized then and only then. What is in full
+    precision stays on the host. On a mesh (`sharding`) the stack, and through a visit what trains,
+    lie over all devices.
+    """
+
+    def __init__(
+        self, step: LanguageStep, base: Params, frozen_dtype: str, ranks: Sequence[int] = ()
+    ) -> None:
+        """Puts what never trains on the device, as nodes store it.
+
+        Args:
+          step: the local step.
+          base: the layers that no visit trains, in full precision: with adapters all blocks, and
+            ends.
+          frozen_dtype: see `quantization.freeze`.
+          ranks: of each node's adapters, where some are smaller than the adapters'.
+        """
+        self._step, self._ranks, self._mesh = step, ranks, step.mesh
+        self._items = own_items(step.model, step.adapted)
+        # The order that states travel in. It names adapters after all layers.
+        self._every = step.model.layer_names + (self._items if step.adapted else ())
+        self._freeze = freezing(step.mesh, frozen_dtype)
+        self._freeze_own = freezing(step.mesh, own_dtype(frozen_dtype, step.adapted))
+        self._set = setting(step.mesh)
+
+        def fresh(trainable: Params) -> OptimizerStates:
+            return sharding.kept(step.mesh, init_states(step.rule, trainable, tuple(trainable)))
+
+        self._fresh = jax.jit(fresh)
+        self._ends = {name: self._freeze(base[name]) for name in ENDS if name in base}
+        self._base: PyTree = {}
+        if step.adapted:
+            blocks = [base[name] for name in own_items(step.model, False)]
+            self._base = stack_of(step.mesh, blocks, self._freeze, self._set)
+        self._own: PyTree = None
+        self._places: list[_Place] = []
+
+    def names(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """See `Layout`."""
+        return tuple(self._roles(layers))
+
+    def enter(
+        self,
+        params: Params,
+        states: OptimizerStates,
+        layers: tuple[str, ...],
+        node: int,
+        alone: bool = True,
+    ) -> Start:
+        """See `Layout`."""
+        roles = self._roles(layers)
+        order = tuple(roles)
+        trainable = {role: params[item] for role, item in roles.items()}
+        kept = {}
+        for role, item in roles.items():
+            if item in states:
+                kept[role] = renamed(states[item], self._every, item, order, role)
+        if alone:
+            trainable, kept = own_copy(self._mesh, trainable), own_copy(self._mesh, kept)
+        received: Params = {}
+        if self._step.needs_received:
+            # A copy of the device's own, as the program overwrites what trains.
+            received = jax.tree.map(jnp.array, trainable) if alone else trainable
+        frozen = self._frozen(layers, node, params)
+        return Start(trainable, self._fresh(trainable) | kept, frozen, received)
+
+    def leave(
+        self, trainable: Params, states: OptimizerStates, layers: tuple[str, ...]
+    ) -> tuple[Params, OptimizerStates]:
+        """See `Layout`; parameters come to the host."""
+        roles = self._roles(layers)
+        order = tuple(roles)
+        own = sharding.fetch({item: trainable[role] for role, item in roles.items()})
+        by_item = {}
+        for role, item in roles.items():
+            if role in states:
+                by_item[item] = renamed(states[role], order, role, self._every, item)
+        return own, by_item if self._mesh is None else sharding.fetch(by_item)
+
+    def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
+        """See `Layout`; a dict whose keys are just the layers has roles instead."""
+        roles = self._roles(layers)
+
+        def names_layers(node: Any) -> bool:
+            return isinstance(node, dict) and bool(node) and node.keys() == set(layers)
+
+        def by_role(node: Any) -> Any:
+            if not names_layers(node):
+                return node
+            return {role: node[item] for role, item in roles.items()}
+
+        tree = jax.tree.map(by_role, tree, is_leaf=names_layers)
+        return jax.device_put(tree) if self._mesh is None else sharding.put_stored(self._mesh, tree)
+
+    def has_prefix(self, layers: tuple[str, ...]) -> bool:
+        """See `Layout`: there are blocks below, and neither chance nor the embedding changes."""
+        changes = "embed" in layers or self._step.model.stochastic
+        return self._first(layers) > 0 and not changes
+
+    def whole(self, params: Params) -> tuple[Any, ...]:
+        """See `Layout`: what may train in full precision, what never does as nodes store it."""
+        cast = casting(self._mesh, self._step.compute_dtype)
+        own = stack_of(self._mesh, [params[name] for name in self._items], cast, self._set)
+        ends = {name: params[name] for name in ENDS if name in params}
+        return self._base, own, self._ends | sharding.put_stored(self._mesh, ends)
+
+    def _roles(self, layers: tuple[str, ...]) -> dict[str, str]:
+        """`{role: item}` of what a visit trains."""
+        blocks = [item for item in self._items if item in layers]
+        roles = dict(zip(block_roles(len(blocks)), blocks, strict=True))
+        return roles | {name: name for name in ENDS if name in layers}
+
+    def _first(self, layers: tuple[str, ...]) -> int:
+        """Which block is the first that trains."""
+        return next(i for i, item in enumerate(self._items) if item in layers)
+
+    def _frozen(self, layers: tuple[str, ...], node: int, params: Params) -> Frozen:
+        """What the visit reads and does not train, as the node stores it."""
+        wanted = [_Place(item, params[item]) for item in self._items if item not in layers]
+        if not wanted:
+            # No layer waits; the program still wants to know what one is like.
+            self._own = no_blocks(self._mesh, self._freeze_own(params[self._items[0]]))
+        elif len(wanted) != len(self._places):
+            # Another number of places: a new stack.
+            sources = [place.source for place in wanted]
+            self._own = stack_of(self._mesh, sources, self._freeze_own, self._set)
+        else:
+            for slot, (old, new) in enumerate(zip(self._places, wanted, strict=True)):
+                if old.item != new.item or old.source is not new.source:
+                    self._own = self._set(self._own, self._freeze_own(new.source), slot)
+        self._places = wanted
+
+        ends = dict(self._ends)
+        for name in ENDS:
+            if name in params and name not in layers:
+                ends[name] = self._freeze(params[name])
+        blocks = stack.Frozen(self._base, self._own, jnp.int32(self._first(layers)))
+        return Frozen(blocks, ends, self._columns(node, params))
+
+    def _columns(self, node: int, params: Params) -> jax.Array | None:
+        """Which columns of the adapters the node trains; None: all."""
+        if not self._ranks:
+            return None
+        adapters = params[self._items[0]]
+        widths = [
+            leaf.shape[-1]
+            for path, leaf in jax.tree.leaves_with_path(adapters)
+            if path[-1].key == "a"
+        ]
+        return jnp.arange(max(widths)) < self._ranks[node]
+
+
+# How arrays come to lie on a device, or over a mesh of them
+
+
+def freezing(mesh: Mesh | None, dtype: str) -> Copy:
+    """What makes the copy of a layer in full precision that a node stores.
+
+    See `quantization.freeze`.
+    """
+    freeze = jax.jit(lambda subtree: sharding.kept(mesh, quantization.freeze(subtree, dtype)))
+    return lambda subtree: freeze(sharding.put_stored(mesh, subtree))
+
+
+def casting(mesh: Mesh | None, dtype: Any) -> Copy:
+    """What makes a copy of a layer in a floating dtype."""
+    cast = lambda w: jnp.asarray(w).astype(dtype)  # noqa: E731
+    return lambda subtree: jax.tree.map(cast, sharding.put_stored(mesh, subtree))
+
+
+def setting(mesh: Mesh | None) -> Callable[[PyTree, PyTree, int], PyTree]:
+    """What puts a layer's copy into a place of a stack, which it overwrites."""
+
+    def function(rows: PyTree, one: PyTree, slot: jax.Array) -> PyTree:
+        put = lambda all, x: jax.lax.dynamic_update_index_in_dim(all, x, slot, 0)  # noqa: E731
+        return sharding.kept(mesh, jax.tree.map(put, rows, one))
+
+    return jax.jit(function, donate_argnums=0)
+
+
+def stack_of(
+    mesh: Mesh | None, subtrees: Sequence[PyTree], copy: Copy, put: Callable[..., PyTree]
+) -> PyTree:
+    """Copies of layers as one stack; only one of them lies beside it at a time.
+
+    Args:
+      mesh: that they lie over.
+      subtrees: the layers in full precision, in order.
+      copy: see `freezing`, `casting`.
+      put: see `setting`.
+    """
+    rows: PyTree = None
+    for slot, subtree in enumerate(subtrees):
+        one = copy(subtree)
+        if rows is None:
+            rows = _empty(mesh, one, len(subtrees))
+        rows = put(rows, one, slot)
+    return rows
+
+
+def no_blocks(mesh: Mesh | None, one: PyTree) -> PyTree:
+    """A stack of no layers like this copy of one."""
+    return _empty(mesh, one, 0)
+
+
+def own_copy(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """Layers or optimizer states in arrays of their own, for a program to overwrite."""
+    return jax.tree.map(jnp.array, tree) if mesh is None else sharding.put_stored(mesh, tree)
+
+
+def _empty(mesh: Mesh | None, one: PyTree, count: int) -> PyTree:
+    like: PyTree = jax.eval_shape(lambda: one)
+
+    def zeros() -> PyTree:
+        return jax.tree.map(lambda w: jnp.zeros((count, *w.shape), w.dtype), like)
+
+    return zeros() if mesh is None else jax.jit(lambda: sharding.kept(mesh, zeros()))()
+
+
+@jax.jit
+def _copied(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
