@@ -88,9 +88,11 @@ def test_scaffold_is_algorithm_1_of_its_paper(plain):
         x = added(*((1 / 3, y) for y in ends))
         c = added((1, c), *((1 / 3, change) for change in changes))
         assert close(report.state.params, x)
-        assert close(report.state.memory, c)
+        # Control variates are weights over K eta, and so are their rounding errors.
+        rounding = 1e-6 * per_step
+        assert close(report.state.memory, c, atol=rounding)
         for node in nodes:
-            assert close(report.state.nodes[node], own[node])
+            assert close(report.state.nodes[node], own[node], atol=rounding)
     assert max(float(jnp.abs(w).max()) for w in jax.tree.leaves(c)) > 1e-3
 
 
@@ -123,8 +125,8 @@ def test_scaffold_is_the_same_however_nodes_are_emulated(plain, executor):
     one = run(plain, algorithm="scaffold")[1][-1].state
     other = run(plain, algorithm="scaffold", executor=executor)[1][-1].state
     assert close(one.params, other.params)
-    assert close(one.memory, other.memory)
-    assert close(one.nodes, other.nodes)
+    assert close(one.memory, other.memory, atol=1e-5)
+    assert close(one.nodes, other.nodes, atol=1e-5)
 
 
 def test_control_variates_travel_beside_the_weights(plain):
