@@ -183,8 +183,12 @@ def _present(file: Path) -> list[str]:
 def _opened(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """A .npz file; what goes wrong inside, too, becomes a UserError that names it."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            yield archive
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds one array, without a name")
+            with archive:
+                yield archive
     # NumPy, zip and zlib raise a dozen kinds on a broken file; the user needs one line.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -329,7 +329,9 @@ def test_paths_that_are_no_data_file_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     assert "text.npz: not a readable .npz file" in message(f"npz:{tmp_path / 'text.npz'}")
     np.save(tmp_path / "array.npy", np.zeros(3))
-    assert "array.npy: not a readable .npz file" in message(f"npz:{tmp_path / 'array.npy'}")
+    assert "array.npy: not a readable .npz file (it holds one array, without a name)" in message(
+        f"npz:{tmp_path / 'array.npy'}"
+    )
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)
