@@ -107,10 +107,9 @@ def _read_files(files: list[Path]) -> Split | None:
             raise UserError(
                 f"{file}: images are {kind}, but in {files[0].name} {wanted}: all files must agree"
             )
-    return Split(
-        np.concatenate([split.images for split in splits]),
-        np.concatenate([split.labels for split in splits]),
-    )
+    images = np.concatenate([split.images for split in splits])
+    labels = np.concatenate([split.labels for split in splits])
+    return Split(images, labels)
 
 
 def _pair(file: Path, present: list[str], part: str) -> tuple[str, str] | None:

@@ -63,7 +63,9 @@ def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
     everything = np.concatenate([train.labels, test.labels])
     assert np.array_equal(np.bincount(everything), np.bincount(load_digits().target))
     assert np.abs(np.bincount(test.labels) - np.bincount(everything) / 1797 * 360).max() < 1
-    assert not {i.tobytes() for i in train.images} & {i.tobytes() for i in test.images}
+    trained = {image.tobytes() for image in train.images}
+    tested = {image.tobytes() for image in test.images}
+    assert not trained & tested
     assert np.array_equal(train.images[..., 0], train.images[..., 2])
 
 
