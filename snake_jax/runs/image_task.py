@@ -78,7 +78,7 @@ def prepare(config: ImageConfig) -> Setup:
         config,
         algorithm,
         dataset,
-        f"{note}; {quality}" if note else str(quality),
+        f"{note}\n{quality}" if note else str(quality),
         shards_used,
         divergence,
         distilled,
