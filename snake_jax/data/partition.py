@@ -185,6 +185,8 @@ def dirichlet_split(
     rng = streams.generator(seed, f"partition/{kind}")
     classes = _shuffled_classes(rng, labels)
     sizes = np.array([len(indices) for indices in classes])
+
+    # With a small alpha a draw easily leaves a node with nothing; such draws are thrown away.
     for _ in range(_ATTEMPTS):
         proportions = _dirichlet(rng, alpha, len(classes), nodes)
         if capped:

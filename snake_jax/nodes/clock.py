@@ -171,7 +171,8 @@ def elapse(
     if synchronised:
         for each, total_s in zip(spent, totals_s, strict=True):
             late_s += each.members * (longest_s - total_s)
-    wait_s = late_s + sum(each.idle_s for each in spent)
+    idle_s = sum(each.idle_s for each in spent)
+    away_s = sum(each.away_s for each in spent)
 
     node_joules = 0.0
     server_joules = 0.0
@@ -183,8 +184,8 @@ def elapse(
         seconds=longest_s,
         node_joules=node_joules,
         server_joules=server_joules,
-        wait_s=wait_s,
-        away_s=sum(each.away_s for each in spent),
+        wait_s=late_s + idle_s,
+        away_s=away_s,
         drops=sum(each.drops for each in spent),
     )
 

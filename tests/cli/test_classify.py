@@ -368,8 +368,15 @@ CHOICES = [
 ]
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 4, 4, 3), dtype=np.uint8)
 WRONG_DATA = [
-    ({"train_x": NOISE[..., 0]}, "images have shape [90, 4, 4], expected [N, H, W, C]"),
-    ({"train_x": NOISE / 255}, "images are float64, expected uint8"),
+    (
+        {"train_x": NOISE[..., 0, 0]},
+        "images have shape [90, 4], expected [N, H, W, C] or [N,",
+    ),
+    (
+        {"train_x": NOISE[..., 0]},
+        "training images are uint8 [4, 4, 1] and test images uint8 [4",
+    ),
+    ({"train_x": NOISE.astype(float)}, "float64 images go from 0 to 255, expected [0, 1]"),
     ({"train_x": NOISE[:80]}, "80 images but 90 labels"),
     ({"test_y": np.full(30, 4)}, "test label 4 is out of range"),
     ({"train_y": np.full(90, -1)}, "out of range"),

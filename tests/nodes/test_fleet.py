@@ -40,11 +40,8 @@ def test_the_spread_is_lognormal_about_the_stated_figures():
     logs = [math.log(node.flops_per_s / EDGE_FIGURES.flops_per_s) for node in nodes]
     assert abs(statistics.mean(logs)) < 4 * 0.5 / math.sqrt(2000)
     assert statistics.stdev(logs) == pytest.approx(0.5, rel=0.1)
-    assert (
-        len({node.latency_s for node in nodes})
-        == len({node.memory_bytes for node in nodes})
-        == 2000
-    )
+    assert len({node.latency_s for node in nodes}) == 2000
+    assert len({node.memory_bytes for node in nodes}) == 2000
 
 
 def test_a_node_is_drawn_from_the_seed_and_its_number_alone():

@@ -217,6 +217,7 @@ def _unit_images(where: str, images: np.ndarray) -> np.ndarray:
 
 def _checked_labels(where: str, labels: np.ndarray, examples: int) -> np.ndarray:
     """`[N]` integers that fit int32."""
+    # A column is what Keras and many exports give.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -228,6 +229,8 @@ def _checked_labels(where: str, labels: np.ndarray, examples: int) -> np.ndarray
         raise UserError(
             f"{where}: {examples} images but {len(labels)} labels; every image needs one"
         )
+
+    # No rounding or numbering here: what a class number means is the user's to say.
     if labels.dtype.kind == "f" and np.isnan(labels).any():
         raise UserError(f"{where}: labels hold NaN, expected integers from 0")
     if labels.dtype.kind in "US":

@@ -107,10 +107,9 @@ def _read_files(files: list[Path]) -> Split | None:
             raise UserError(
                 f"{file}: images are {kind}, but in {files[0].name} {wanted}: all files must agree"
             )
-    return Split(
-        np.concatenate([split.images for split in splits]),
-        np.concatenate([split.labels for split in splits]),
-    )
+    images = np.concatenate([split.images for split in splits])
+    labels = np.concatenate([split.labels for split in splits])
+    return Split(images, labels)
 
 
 def _pair(file: Path, present: list[str], part: str) -> tuple[str, str] | None:
@@ -183,8 +182,12 @@ def _present(file: Path) -> list[str]:
 def _opened(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """A .npz file; what goes wrong inside, too, becomes a UserError that names it."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            yield archive
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds one array, without a name")
+            with archive:
+                yield archive
     # NumPy, zip and zlib raise a dozen kinds on a broken file; the user needs one line.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

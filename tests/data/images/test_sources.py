@@ -63,7 +63,9 @@ def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
     everything = np.concatenate([train.labels, test.labels])
     assert np.array_equal(np.bincount(everything), np.bincount(load_digits().target))
     assert np.abs(np.bincount(test.labels) - np.bincount(everything) / 1797 * 360).max() < 1
-    assert not {i.tobytes() for i in train.images} & {i.tobytes() for i in test.images}
+    trained = {image.tobytes() for image in train.images}
+    tested = {image.tobytes() for image in test.images}
+    assert not trained & tested
     assert np.array_equal(train.images[..., 0], train.images[..., 2])
 
 
@@ -329,7 +331,9 @@ def test_paths_that_are_no_data_file_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     assert "text.npz: not a readable .npz file" in message(f"npz:{tmp_path / 'text.npz'}")
     np.save(tmp_path / "array.npy", np.zeros(3))
-    assert "array.npy: not a readable .npz file" in message(f"npz:{tmp_path / 'array.npy'}")
+    assert "array.npy: not a readable .npz file (it holds one array, without a name)" in message(
+        f"npz:{tmp_path / 'array.npy'}"
+    )
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)

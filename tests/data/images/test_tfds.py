@@ -181,12 +181,11 @@ def test_cifar10_is_prepared_and_read_without_tensorflow(tmp_path, monkeypatch):
     dataset = load_tfds("cifar10", str(tmp_path))
     for split, batches in ((dataset.train, slice(0, 5)), (dataset.test, slice(5, 6))):
         expected = zip(images[batches].reshape(-1, 32, 32, 3), labels[batches].ravel(), strict=True)
-        assert sorted((i.tobytes(), n) for i, n in zip(*split, strict=True)) == sorted(
-            (i.tobytes(), n) for i, n in expected
-        )
-    monkeypatch.setattr(
-        requests, "head", lambda *_, **__: 1 / 0
-    )  # the second time nothing is asked of the network
+        expected = sorted((image.tobytes(), label) for image, label in expected)
+        read = sorted((image.tobytes(), label) for image, label in zip(*split, strict=True))
+        assert read == expected
+    # The second time nothing is asked of the network.
+    monkeypatch.setattr(requests, "head", lambda *_, **__: 1 / 0)
     assert np.array_equal(load_tfds("cifar10", str(tmp_path)).train.images, dataset.train.images)
     info = tfds.builder("cifar10", data_dir=tmp_path, try_gcs=False).info
     assert info.features["label"].names == [f"class{i}" for i in range(10)]
