@@ -9,7 +9,7 @@ from typing import Any
 
 from snake_jax.algorithms.chain import ON_SERVER
 from snake_jax.algorithms.visits import Outcome, Round
-from snake_jax.engines.contract import Compilations
+from snake_jax.engines.local import Compilations
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Transfer, bytes_up_down
 
