@@ -49,16 +49,20 @@ class PageColumn(NamedTuple):
 def columns_of(runs: Sequence[Run]) -> list[PageColumn]:
     """The columns that these runs need, in their order on the page."""
     merits = [merit_of(run) for run in runs]
+
+    # What the runs are, what they reached, what that cost.
     columns = [*SETTINGS]
     for merit in MERITS:
         if merit in merits:
             columns += _merit_columns(merit)
     columns += COSTS
-    return [
-        column
-        for column in columns
-        if column.always or any(column.value(run) is not None for run in runs)
-    ]
+
+    # The others only where they have something to say.
+    found = []
+    for column in columns:
+        if column.always or any(column.value(run) is not None for run in runs):
+            found.append(column)
+    return found
 
 
 def cell(column: PageColumn, run: Run) -> dict[str, Any]:

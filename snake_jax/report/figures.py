@@ -118,9 +118,12 @@ def plot_figure(
     panels = picture.subplots(len(rows), len(axes), sharey=True, sharex="col", squeeze=False)
 
     # All rows share an axis, so it reaches as far as the longest run of any row.
-    ends = {axis: max(curve_on(run, axis)[0][-1] for run in runs) for axis in axes}
-    scales = {axis: scale_for(ends[axis], unit) for axis, (_, unit) in axes.items()}
+    ends, scales = {}, {}
+    for axis, (_, unit) in axes.items():
+        ends[axis] = max(curve_on(run, axis)[0][-1] for run in runs)
+        scales[axis] = scale_for(ends[axis], unit)
 
+    # A row of panels for each way to spread the data, a panel for each axis.
     for row, (name, lines) in zip(panels, rows.items(), strict=True):
         row[0].set_ylabel(f"{name}\n{merit.label}")
         for panel, axis in zip(row, axes, strict=True):

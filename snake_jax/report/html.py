@@ -111,18 +111,22 @@ def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
     columns = columns_of(runs)
     curves = _curves(runs)
     shown = [_run_data(run, columns) for run in runs]
-    return {
-        "title": title,
-        "axes": [axis for axis in _axes() if any(axis["key"] in run["x"] for run in shown)],
-        "values": [
-            {"key": one.key, "label": one.label, "unit": one.unit, "factors": one.factors}
-            for one in curves
-        ],
-        "columns": [
-            {"key": one.key, "label": one.label, "number": one.show is not None} for one in columns
-        ],
-        "runs": shown,
-    }
+    # Axes that no run has a position on are left out.
+    axes = []
+    for axis in _axes():
+        if any(axis["key"] in run["x"] for run in shown):
+            axes.append(axis)
+
+    # What the page's scripts read of curves and columns.
+    values = []
+    for one in curves:
+        value = {"key": one.key, "label": one.label, "unit": one.unit, "factors": one.factors}
+        values.append(value)
+    heads = []
+    for column in columns:
+        number = column.show is not None
+        heads.append({"key": column.key, "label": column.label, "number": number})
+    return {"title": title, "axes": axes, "values": values, "columns": heads, "runs": shown}
 
 
 def _curves(runs: Sequence[Run]) -> list[Curve]:
@@ -150,10 +154,12 @@ def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
     y = {}
     for one in merit.curves:
         y[one.key] = [_rounded(record.get(one.field)) for record in run.metrics]
+    cells = {column.key: cell(column, run) for column in columns}
+    config = {key: _shown(value) for key, value in config_of(run).items()}
     return {
         "name": run.name,
-        "cells": {column.key: cell(column, run) for column in columns},
-        "config": {key: _shown(value) for key, value in config_of(run).items()},
+        "cells": cells,
+        "config": config,
         "x": _positions(run),
         "y": y,
         "start": {} if start is None else {merit.field: _rounded(start)},
@@ -172,7 +178,10 @@ def _positions(run: Run) -> dict[str, list[float | None]]:
     if "iterations" in totals:
         totals[PER_NODE] = totals["iterations"] / _num_nodes(run)
     totals[NUMBER] = np.arange(1.0, len(run.metrics) + 1)
-    return {key: [_rounded(value) for value in values] for key, values in totals.items()}
+    positions = {}
+    for key, values in totals.items():
+        positions[key] = [_rounded(value) for value in values]
+    return positions
 
 
 def _num_nodes(run: Run) -> int:

@@ -24,8 +24,12 @@ def ledger(run: Run) -> dict[str, Any] | None:
     transfers = _read_transfers(run.path / "ledger.jsonl")
     if transfers is None:
         return None
+
+    # Columns and rows of the table: every reason and every place that some transfer names.
     reasons = sorted({one["why"] for one in transfers}, key=_in_order_of_reasons)
-    names = {one["source"] for one in transfers} | {one["destination"] for one in transfers}
+    names: set[str] = set()
+    for one in transfers:
+        names.update((one["source"], one["destination"]))
     places: dict[str, dict[str, Any]] = {}
     for name in sorted(names, key=_server_first):
         places[name] = {"name": name, "sent": [0] * len(reasons), "received": [0] * len(reasons)}
@@ -40,14 +44,18 @@ def ledger(run: Run) -> dict[str, Any] | None:
             down += one["bytes"]
         else:
             up += one["bytes"]
+
+    # The metrics count the same bytes on their own; the page says whether both agree.
+    metrics_up = sum(record.get("bytes_up") or 0 for record in run.metrics)
+    metrics_down = sum(record.get("bytes_down") or 0 for record in run.metrics)
     return {
         "reasons": reasons,
         "places": list(places.values()),
         "transfers": len(transfers),
         "bytes_up": up,
         "bytes_down": down,
-        "metrics_up": sum(record.get("bytes_up") or 0 for record in run.metrics),
-        "metrics_down": sum(record.get("bytes_down") or 0 for record in run.metrics),
+        "metrics_up": metrics_up,
+        "metrics_down": metrics_down,
     }
 
 

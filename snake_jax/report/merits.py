@@ -147,7 +147,9 @@ MERITS = (ACCURACY, PERPLEXITY)
 
 def merit_of_lines(records: Sequence[Record]) -> Merit:
     """The figure of merit whose field stands in the lines, evaluated yet or not."""
-    fields = {field for record in records for field in record}
+    fields: set[str] = set()
+    for record in records:
+        fields.update(record)
     for merit in reversed(MERITS):
         if merit.field in fields:
             return merit

@@ -73,6 +73,8 @@ def groups(runs: Sequence[Run]) -> Groups:
     """
     merit = common_merit(runs)
     found = [(merit.title, _merit_rows(merit)), ("Cost", [*cost_rows(), *_state_rows(runs)])]
+
+    # The first run that wants a target gives it to all, so that their costs are of the same.
     targets = [merit.wanted(settings_of(run)) for run in runs]
     known = [target for target in targets if target is not None]
     if known:
@@ -119,11 +121,14 @@ def cost_rows() -> list[TableRow]:
 
 def _state_rows(runs: Sequence[Run]) -> list[TableRow]:
     """What a node holds by formula, where a run records it: fine-tuning runs do."""
-    rows = [
+    rows = []
+    for row in (
         _summary_row("state_bytes", "state at a node", "B"),
         _summary_row("trainable_params", "trainable parameters"),
-    ]
-    return [row for row in rows if any(row.value(run) is not None for run in runs)]
+    ):
+        if any(row.value(run) is not None for run in runs):
+            rows.append(row)
+    return rows
 
 
 def _target_rows(runs: Sequence[Run], target: float) -> list[TableRow]:

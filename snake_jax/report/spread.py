@@ -45,7 +45,9 @@ def spread(runs: Sequence[Run]) -> Record:
       UserError: runs without a common figure of merit.
     """
     summaries = [run.summary or {} for run in runs]
-    recorded = {name for summary in summaries for name in summary}
+    recorded: set[str] = set()
+    for summary in summaries:
+        recorded.update(summary)
     names = [*_of_merit(common_merit(runs)), *_DATA]
     names += [name for name in _WHERE_RECORDED if name in recorded]
     names += _COST

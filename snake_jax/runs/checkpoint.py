@@ -98,6 +98,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read; they are left as they are.
         """
+        # From the newest on, until one can be read whole.
         steps = sorted(self._manager.all_steps(), reverse=True)
         for age, step in enumerate(steps):
             try:
