@@ -1,7 +1,8 @@
 """Convolution and max pooling that are fast on CPUs and XLA's own everywhere else."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,11 @@ def conv2d(
     strides = _pair("conv2d: strides", strides, least=1)
     _check_conv(x, w)
     pads = _padding(x, w, strides, padding)
-    return _choose(
-        lowering, "conv2d", lambda module: lambda x, w: module.conv2d(x, w, strides, pads), x, w
-    )
+
+    def convolution_of(module: ModuleType) -> Callable[..., jax.Array]:
+        return lambda x, w: module.conv2d(x, w, strides, pads)
+
+    return _choose(lowering, "conv2d", convolution_of, x, w)
 
 
 def max_pool(
@@ -42,34 +45,44 @@ def max_pool(
     strides: Sequence[int] | None = None,
     lowering: str = "auto",
 ) -> jax.Array:
-    """Largest value of each whole window of x [B,H,W,C] -> [B,Ho,Wo,C]; `strides` default to the
-    window.
+    """Largest value of each whole window of x [B,H,W,C] -> [B,Ho,Wo,C].
 
-    A tie's gradient goes to the window's first largest element in every lowering. Raises ValueError
-    as `conv2d` does.
+    `strides` default to the window. A tie's gradient goes to the window's first largest element in
+    every lowering. Raises ValueError as `conv2d` does.
     """
     window = _pair("max_pool: window", window, least=1)
-    strides = window if strides is None else _pair("max_pool: strides", strides, least=1)
+    if strides is None:
+        strides = window
+    strides = _pair("max_pool: strides", strides, least=1)
     if x.ndim != 4:
         raise ValueError(f"max_pool: x must be [B,H,W,C], got shape {x.shape}")
     if x.shape[1] < window[0] or x.shape[2] < window[1]:
         raise ValueError(f"max_pool: window {window} is larger than x of shape {x.shape}")
-    return _choose(
-        lowering, "max_pool", lambda module: lambda x: module.max_pool(x, window, strides), x
-    )
+
+    def pooling_of(module: ModuleType) -> Callable[..., jax.Array]:
+        return lambda x: module.max_pool(x, window, strides)
+
+    return _choose(lowering, "max_pool", pooling_of, x)
 
 
-def _choose(lowering, name, function_of, *args):
+def _choose(
+    lowering: str,
+    name: str,
+    function_of: Callable[[ModuleType], Callable[..., jax.Array]],
+    *args: jax.Array,
+) -> jax.Array:
+    """The function of the lowering's module; of both under `auto`, chosen when compiled."""
     if lowering not in LOWERINGS:
         raise ValueError(f"{name}: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
     if lowering == "auto":
-        return lax.platform_dependent(
-            *args, cpu=function_of(matmul), default=function_of(reference)
-        )
-    return function_of(matmul if lowering == "matmul" else reference)(*args)
+        on_cpu, elsewhere = function_of(matmul), function_of(reference)
+        return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+    module = matmul if lowering == "matmul" else reference
+    return function_of(module)(*args)
 
 
 def _pair(name: str, values: Sequence[int], least: int) -> Pair:
+    """Two integers of at least `least`, checked."""
     try:
         pair = tuple(operator.index(v) for v in values)
     except TypeError:
@@ -106,9 +119,12 @@ def _padding(
         raise ValueError(
             f"conv2d: padding {padding!r} is not SAME, VALID or ((top, bottom), (left, right))"
         )
-    pads = _pair("conv2d: padding", edges[0], least=0), _pair("conv2d: padding", edges[1], least=0)
-    if any(n + sum(p) < k for n, p, k in zip(x.shape[1:3], pads, w.shape[:2], strict=True)):
-        raise ValueError(
-            f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}"
-        )
+    rows = _pair("conv2d: padding", edges[0], least=0)
+    columns = _pair("conv2d: padding", edges[1], least=0)
+    pads = (rows, columns)
+    for size, edge, taps in zip(x.shape[1:3], pads, w.shape[:2], strict=True):
+        if size + sum(edge) < taps:
+            raise ValueError(
+                f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}"
+            )
     return pads

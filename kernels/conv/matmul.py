@@ -1,5 +1,4 @@
-"""Convolution as patches times a matrix, for CPUs: near the speed of a matrix product whatever the
-shape.
+"""Convolution as patches times a matrix, for CPUs: near a matrix product's speed at any shape.
 
 Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened to Kh*Kw*Cin
 columns:
@@ -15,33 +14,28 @@ experiments.bench` measures passes (`conv`) and steps (`step`) again; docs/perfo
 on an idle machine:
 
 - XLA's own convolution runs at 60 to 360 GFLOP/s until the kernel has more taps than the image has
-pixels: conv7 and
-  conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop or a condition,
-  as training runs, it leaves the gradients' convolutions in a slow form: 8.7 s of CPU time a step
-  against 1.7 in straight-line code.
+  pixels: conv7 and conv8, 3x3 on 2x2, run at 3, and are 0.78 s of its step of 0.88 s. Inside a loop
+  or a condition, as training runs, it leaves the gradients' convolutions in a slow form: 8.7 s of
+  CPU time a step against 1.7 in straight-line code.
 - A whole step inside a `lax.scan` over batches, as training runs, takes PyTorch's time within 3 %.
-A lone call takes
-  longer: it pays for page faults on fresh temporary memory, a scan once for all its steps.
+  A lone call takes longer: it pays for page faults on fresh temporary memory, a scan once for all
+  its steps.
 - The input gradient as a convolution of g with the flipped kernel needs 9*Cout columns and a copy
-of the weights: 34 ms
-  for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a product and one loop of
-  additions, which XLA fuses with the gradients of ReLU and pooling around it.
+  of the weights: 34 ms for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a
+  product and one loop of additions, which XLA fuses with the gradients of ReLU and pooling around
+  it.
 - Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place
-or in two stages
-  (rows, then columns) are within 5 % of each other in a whole step, a split over the batch too. The
-  plain one stays.
+  or in two stages (rows, then columns) are within 5 % of each other in a whole step, a split over
+  the batch too. The plain one stays.
 - XLA's own convolution forward where an image has 8x8 pixels or more, and these products backward:
-5 % less CPU time
-  for a full step, 10 % with conv1, conv4 and fc11, 15 % with conv8 alone. It is not taken: the rule
-  fits one version of XLA, whose count of FLOPs would leave out the taps on padding, and no count
-  could be checked by it.
+  5 % less CPU time for a full step, 10 % with conv1, conv4 and fc11, 15 % with conv8 alone. It is
+  not taken: the rule fits one version of XLA, whose count of FLOPs would leave out the taps on
+  padding, and no count could be checked by it.
 - Under vmap, where every node has weights of its own, the nodes' products are a loop: the patches
-of 16 nodes at once
-  leave the cache, and a round of FedAvg with the little `cnn` takes 1.9 instead of 1.35 times that
-  of node after node.
+  of 16 nodes at once leave the cache, and a round of FedAvg with the little `cnn` takes 1.9 instead
+  of 1.35 times that of node after node.
 - Saved for the backward pass are x and w, not the patches, nine times x. In straight-line code XLA
-still finds the two
-  patches(x) equal and keeps one; across a scan or a cond only x is kept.
+  still finds the two patches(x) equal and keeps one; across a scan or a cond only x is kept.
 """
 
 from functools import partial
@@ -57,30 +51,42 @@ from snake_jax.kernels.conv.reference import Padding, Pair
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Same as `reference.conv2d`: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout], products
-    summed in float32.
+    """Same as `reference.conv2d`: x [B,H,W,Cin], w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout].
+
+    Products are summed in float32.
     """
 
     @sequential_vmap
-    def forward(x, w):
-        out = _product(_patches(x, w.shape[:2], strides, padding), w.reshape(-1, w.shape[-1]), 3, 0)
-        return out.astype(x.dtype)
+    def forward(x: jax.Array, w: jax.Array) -> jax.Array:
+        # [B,Ho,Wo,Kh*Kw*Cin] times [Kh*Kw*Cin,Cout].
+        patches = _patches(x, w.shape[:2], strides, padding)
+        matrix = w.reshape(-1, w.shape[-1])
+        return _product(patches, matrix, 3, 0).astype(x.dtype)
 
     return forward(x, w)
 
 
-def _save(x, w, strides, padding):
+def _save(
+    x: jax.Array, w: jax.Array, strides: Pair, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The forward pass of a gradient: the result, and (x, w) for `_backward`."""
     return conv2d(x, w, strides, padding), (x, w)
 
 
-def _backward(strides, padding, saved, g):
-    # Both gradients are written; jit removes the one that nobody asks for.
+def _backward(
+    strides: Pair, padding: Padding, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """From g, the result's gradient [B,Ho,Wo,Cout], to those of x and w.
+
+    Both are written; jit removes the one that nobody asks for.
+    """
+
     @sequential_vmap
-    def input_gradient(x, w, g):
+    def input_gradient(x: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
         return _input_gradient(x, w, strides, padding, g)
 
     @sequential_vmap
-    def weight_gradient(x, w, g):
+    def weight_gradient(x: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
         return _weight_gradient(x, w, strides, padding, g)
 
     return input_gradient(*saved, g), weight_gradient(*saved, g)
@@ -89,18 +95,30 @@ def _backward(strides, padding, saved, g):
 conv2d.defvjp(_save, _backward)
 
 
-def _input_gradient(x, w, strides, padding, g):
+def _input_gradient(
+    x: jax.Array, w: jax.Array, strides: Pair, padding: Padding, g: jax.Array
+) -> jax.Array:
+    """patches^T(g @ w^T): [B,H,W,Cin]."""
+
+    def patches(x: jax.Array) -> jax.Array:
+        return _patches(x, w.shape[:2], strides, padding)
+
+    # The gradient of the patches, [B,Ho,Wo,Kh*Kw*Cin], each column then added to its pixel.
     columns = _product(g, w.reshape(-1, w.shape[-1]), 3, 1)
-    window = jax.ShapeDtypeStruct(x.shape, columns.dtype)
-    (dx,) = jax.linear_transpose(lambda x: _patches(x, w.shape[:2], strides, padding), window)(
-        columns
-    )
+    pixels = jax.ShapeDtypeStruct(x.shape, columns.dtype)
+    (dx,) = jax.linear_transpose(patches, pixels)(columns)
     return dx.astype(x.dtype)
 
 
-def _weight_gradient(x, w, strides, padding, g):
+def _weight_gradient(
+    x: jax.Array, w: jax.Array, strides: Pair, padding: Padding, g: jax.Array
+) -> jax.Array:
+    """patches(x)^T @ g: [Kh,Kw,Cin,Cout]."""
+    # All windows of all images are rows of one product.
     patches = _patches(x, w.shape[:2], strides, padding)
-    dw = _product(patches.reshape(-1, patches.shape[-1]), g.reshape(-1, g.shape[-1]), 0, 0)
+    windows = patches.reshape(-1, patches.shape[-1])
+    gradients = g.reshape(-1, g.shape[-1])
+    dw = _product(windows, gradients, 0, 0)
     return dw.reshape(w.shape).astype(w.dtype)
 
 
@@ -113,23 +131,28 @@ def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
 def _patches(x: jax.Array, kernel: tuple[int, ...], strides: Pair, padding: Padding) -> jax.Array:
     """Every window of x [B,H,W,C], flattened in the order of the kernel: [B,Ho,Wo,Kh*Kw*C]."""
     (kh, kw), (sh, sw) = kernel, strides
-    x = lax.pad(
-        x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)]
-    )
+    rows, columns = padding
+    edges = [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+    # Where the last window begins.
     b, h, w, c = x.shape
-    last_row, last_column = (h - kh) // sh * sh, (w - kw) // sw * sw
+    last_row = (h - kh) // sh * sh
+    last_column = (w - kw) // sw * sw
 
-    def tap(i: int, j: int) -> jax.Array:
-        return lax.slice(
-            x, (0, i, j, 0), (b, i + last_row + 1, j + last_column + 1, c), (1, sh, sw, 1)
-        )
-
-    return jnp.concatenate([tap(i, j) for i in range(kh) for j in range(kw)], axis=-1)
+    # A tap (i, j) of all windows, [B,Ho,Wo,C], is a slice of the image with the windows' strides.
+    taps = []
+    for i in range(kh):
+        for j in range(kw):
+            end = (b, i + last_row + 1, j + last_column + 1, c)
+            taps.append(lax.slice(x, (0, i, j, 0), end, (1, sh, sw, 1)))
+    return jnp.concatenate(taps, axis=-1)
 
 
 def max_pool(x: jax.Array, window: Pair, strides: Pair) -> jax.Array:
-    """Same as `reference.max_pool`, x [B,H,W,C] -> [B,Ho,Wo,C]; fast where windows lie side by
-    side.
+    """Same as `reference.max_pool`, x [B,H,W,C] -> [B,Ho,Wo,C].
+
+    Fast where windows lie side by side.
     """
     if window != strides:
         return reference.max_pool(x, window, strides)
@@ -138,34 +161,49 @@ def max_pool(x: jax.Array, window: Pair, strides: Pair) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _pool_tiles(x: jax.Array, window: Pair) -> jax.Array:
+    """Max pooling with strides as wide as the window: [B,H,W,C] to [B,Ho,Wo,C]."""
     return jnp.max(_tiles(x, window), axis=(2, 4))
 
 
-def _pool_save(x, window):
+def _pool_save(x: jax.Array, window: Pair) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The forward pass of a gradient: the result y, and (x, y) for `_pool_backward`."""
     y = _pool_tiles(x, window)
     return y, (x, y)
 
 
-def _pool_backward(window, saved, g):
+def _pool_backward(
+    window: Pair, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array]:
     """Each window's gradient to its first largest element, as XLA's select-and-scatter does."""
     x, y = saved
-    tiles = _tiles(x, window)
-    (kh, kw), free, taps = window, jnp.ones(y.shape, bool), []
+    kh, kw = window
+    tiles = _tiles(x, window)  # [B,Ho,Kh,Wo,Kw,C]
+
+    # Tap after tap of all windows [B,Ho,Wo,C]: the first that equals the largest value takes the
+    # gradient, and its window is no longer free.
+    free = jnp.ones(y.shape, bool)
+    taps = []
     for i in range(kh):
         for j in range(kw):
             hit = free & (tiles[:, :, i, :, j] == y)
             free = free & ~hit
             taps.append(jnp.where(hit, g, jnp.zeros((), g.dtype)))
+
+    # Back to the order of `tiles`, and from there to pixels.
     rows = [jnp.stack(taps[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
+    to_tiles = jnp.stack(rows, axis=2)
     pixels = jax.ShapeDtypeStruct(x.shape, g.dtype)
-    return tuple(jax.linear_transpose(lambda x: _tiles(x, window), pixels)(jnp.stack(rows, axis=2)))
+    (to_pixels,) = jax.linear_transpose(lambda x: _tiles(x, window), pixels)(to_tiles)
+    return (to_pixels,)
 
 
 def _tiles(x: jax.Array, window: Pair) -> jax.Array:
     """[B,H,W,C] -> [B,Ho,Kh,Wo,Kw,C], leaving out what does not fill a whole window."""
     b, h, w, c = x.shape
-    ho, wo = h // window[0], w // window[1]
-    return x[:, : ho * window[0], : wo * window[1]].reshape(b, ho, window[0], wo, window[1], c)
+    kh, kw = window
+    ho, wo = h // kh, w // kw
+    whole_windows = x[:, : ho * kh, : wo * kw]
+    return whole_windows.reshape(b, ho, kh, wo, kw, c)
 
 
 _pool_tiles.defvjp(_pool_save, _pool_backward)

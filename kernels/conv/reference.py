@@ -1,5 +1,6 @@
-"""The definition: XLA's own convolution and max pooling, which every faster version is tested
-against.
+"""The definition: XLA's own convolution and max pooling.
+
+Every faster version is tested against it.
 """
 
 import jax
@@ -14,15 +15,17 @@ Padding = tuple[Pair, Pair]
 
 
 def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Cross-correlation of x [B,H,W,Cin] with w [Kh,Kw,Cin,Cout]: [B,Ho,Wo,Cout]. `padding` in
-    pixels per edge.
+    """Cross-correlation of x [B,H,W,Cin] with w [Kh,Kw,Cin,Cout]: [B,Ho,Wo,Cout].
+
+    `padding` in pixels per edge.
     """
     return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=DIMENSION_NUMBERS)
 
 
 def max_pool(x: jax.Array, window: Pair, strides: Pair) -> jax.Array:
-    """Largest value of each whole window of x [B,H,W,C]: [B,Ho,Wo,C]. Of equals the first gets the
-    gradient.
+    """Largest value of each whole window of x [B,H,W,C]: [B,Ho,Wo,C].
+
+    Of equals the first gets the gradient.
     """
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return lax.reduce_window(

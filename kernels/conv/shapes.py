@@ -23,20 +23,21 @@ class ConvShape(NamedTuple):
     @property
     def y(self) -> tuple[int, int, int, int]:
         """Shape of the result [B,Ho,Wo,Cout]."""
-        kernel, padding = self.w[:2], self.padding
-        pads = (
-            lax.padtype_to_pads(self.x[1:3], kernel, self.strides, padding)
-            if isinstance(padding, str)
-            else padding
-        )
-        sides = zip(self.x[1:3], kernel, self.strides, pads, strict=True)
-        rows, columns = ((n + sum(edges) - k) // stride + 1 for n, k, stride, edges in sides)
-        return self.x[0], rows, columns, self.w[3]
+        kernel = self.w[:2]
+        pads = self.padding
+        if isinstance(pads, str):
+            pads = lax.padtype_to_pads(self.x[1:3], kernel, self.strides, pads)
+        windows = []
+        for i in range(2):
+            beyond_first = self.x[1 + i] + sum(pads[i]) - kernel[i]
+            windows.append(beyond_first // self.strides[i] + 1)
+        return self.x[0], windows[0], windows[1], self.w[3]
 
     @property
     def flops(self) -> int:
-        """FLOPs of the forward product, 2 a multiply and add, taps on padding with them; of either
-        gradient's too.
+        """FLOPs of the forward product, and of either gradient's: 2 a multiply and add.
+
+        Taps on padding count too.
         """
         return 2 * math.prod(self.y[:3]) * math.prod(self.w)
 

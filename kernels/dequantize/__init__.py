@@ -23,42 +23,56 @@ NF4 = np.array(
 
 
 def dense(array: jax.Array | qwix.QArray, dtype: DTypeLike) -> jax.Array:
-    """A stored array in `dtype`; quantized ones (int8, nf4) are computed in float32 whatever their
-    scales' dtype.
+    """A stored array in `dtype`.
+
+    Quantized ones (int8, nf4) are computed in float32 whatever their scales' dtype.
     """
     if not isinstance(array, qwix.QArray):
         return array.astype(dtype)
     if array.qtype != "nf4":
         return qwix.dequantize(array.astype(jnp.float32)).astype(dtype)
-    return _scaled(look_up(array.qvalue), array.scale.astype(jnp.float32)).astype(dtype)
+    values = look_up(array.qvalue)
+    return _scaled(values, array.scale.astype(jnp.float32)).astype(dtype)
 
 
 def look_up(codes: jax.Array) -> jax.Array:
-    """The float32 values of 4-bit codes: each bit, from the lowest, halves the candidates."""
+    """The float32 values of 4-bit codes: each bit, from the lowest, halves the candidates.
+
+    Of 16 values, bit 0 chooses between neighbours 0 and 1, 2 and 3, ...: 8 are left; bit 1 chooses
+    between neighbours of these, and so on. 15 selections, no gather.
+    """
     codes = codes.astype(jnp.int32)
     candidates: list[jax.Array | np.float32] = list(NF4)
     for bit in range(4):
         odd = (codes >> bit) & 1 == 1
-        candidates = [
-            jnp.where(odd, high, low)
-            for low, high in zip(candidates[::2], candidates[1::2], strict=True)
-        ]
+        pairs = zip(candidates[::2], candidates[1::2], strict=True)
+        candidates = [jnp.where(odd, high, low) for low, high in pairs]
     return jnp.asarray(candidates[0])
 
 
 def _scaled(values: jax.Array, scale: jax.Array) -> jax.Array:
-    """Values times the scale of their tile: an axis of the scale divides that of the values."""
-    pairs = list(zip(values.shape, scale.shape, strict=True))
-    tiled = [(s, v // s) if 1 < s < v else (v,) for v, s in pairs]
-    aligned = [(s, 1) if 1 < s < v else (s,) for v, s in pairs]
-    return (values.reshape(sum(tiled, ())) * scale.reshape(sum(aligned, ()))).reshape(values.shape)
+    """Values times the scale of their tile: an axis of the scale divides that of the values.
+
+    With a scale for each of s tiles of an axis of v values, the axis is seen as `[s, v / s]` and
+    the scale's as `[s, 1]`; otherwise (one scale, or one a value) they broadcast as they are.
+    """
+    tiled: list[int] = []
+    aligned: list[int] = []
+    for v, s in zip(values.shape, scale.shape, strict=True):
+        if 1 < s < v:
+            tiled += [s, v // s]
+            aligned += [s, 1]
+        else:
+            tiled.append(v)
+            aligned.append(s)
+    return (values.reshape(tiled) * scale.reshape(aligned)).reshape(values.shape)
 
 
 def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows [..., E] of a stored table [V, E]; only the rows taken are dequantized."""
-    return dense(
-        jax.tree.map(lambda x: jnp.asarray(x)[ids], table), dtype
-    )  # a traced id cannot index a numpy array
+    # As JAX arrays first: a traced id cannot index a numpy array.
+    taken = jax.tree.map(lambda x: jnp.asarray(x)[ids], table)
+    return dense(taken, dtype)
 
 
 def is_quantized(leaf: object) -> bool:

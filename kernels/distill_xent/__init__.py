@@ -1,6 +1,4 @@
-"""Cross-entropy and distillation cross-entropy straight from hidden states and the vocabulary
-matrix.
-"""
+"""Cross-entropy and distillation, straight from hidden states and the vocabulary matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -73,23 +71,29 @@ def linear_xent(
             hidden, table, targets, teacher, teacher_table, temperature, table_gradient
         )
     count, width = hidden.shape
-    default = tile(count, table.shape[0], width, hidden.dtype.itemsize)
-    chunk, rows = min(chunk or default[0], table.shape[0]), min(rows or default[1], count)
-    plan = chunked.Plan(float(temperature), chunk, rows, table_gradient)
-    return chunked.linear_xent(plan, hidden, table, targets, teacher, teacher_table)
+    vocabulary = table.shape[0]
+    default_chunk, default_rows = tile(count, vocabulary, width, hidden.dtype.itemsize)
+    chunk = min(chunk or default_chunk, vocabulary)
+    rows = min(rows or default_rows, count)
+    tiling = chunked.Tiling(float(temperature), chunk, rows, table_gradient)
+    return chunked.linear_xent(tiling, hidden, table, targets, teacher, teacher_table)
 
 
 def tile(tokens: int, vocabulary: int, width: int, itemsize: int) -> tuple[int, int]:
-    """(chunk, rows) by default: neither a float32 tile of logits nor a dense piece of the table is
-    above 32 MiB.
+    """(chunk, rows) by default: no float32 tile of logits or dense piece of table above 32 MiB.
 
     All tokens at a time while that leaves 1024 rows of the table; beyond, the tokens are parted
     too. Both are evened out over their parts. Two or three such tiles are alive at once, about five
     with a teacher.
     """
-    most = max(128, min(max(TILE_BYTES // (4 * tokens), 1024), TILE_BYTES // (width * itemsize)))
-    chunk = min(vocabulary, _even(vocabulary, most, 128))
-    return chunk, min(tokens, _even(tokens, max(8, TILE_BYTES // (4 * chunk)), 8))
+    by_logits = max(TILE_BYTES // (4 * tokens), 1024)
+    by_table = TILE_BYTES // (width * itemsize)
+    most_chunk = max(128, min(by_logits, by_table))
+    chunk = min(vocabulary, _even(vocabulary, most_chunk, 128))
+
+    most_rows = max(8, TILE_BYTES // (4 * chunk))
+    rows = min(tokens, _even(tokens, most_rows, 8))
+    return chunk, rows
 
 
 def _even(size: int, most: int, multiple: int) -> int:
@@ -106,6 +110,7 @@ def _check(
     teacher: jax.Array | None,
     teacher_table: Table | None,
 ) -> None:
+    """Raises ValueError where shapes or dtypes do not fit."""
     if hidden.ndim != 2 or not jnp.issubdtype(hidden.dtype, jnp.floating) or 0 in hidden.shape:
         raise ValueError(
             f"linear_xent: hidden must be floating [N, E], got {hidden.dtype} {hidden.shape}"

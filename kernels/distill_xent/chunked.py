@@ -1,9 +1,24 @@
-"""Chunk after chunk of the vocabulary, and of the tokens: logits are never whole, forward or
-backward.
+"""Chunk after chunk of the vocabulary, and of the tokens: logits are never whole.
 
-The forward pass keeps a running logsumexp (Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm
-3); the backward pass computes each chunk's logits anew and needs no other sums. Only a chunk of a
-quantized table is ever dense.
+For a token with logits l [V], target t and, at temperature T, the teacher's softmax q [V]:
+
+    nll       = logsumexp(l) - l[t]
+    distance  = logsumexp(l / T) - sum(q * l / T)     cross-entropy of softmax(l / T) against q
+    d nll / d l       = softmax(l) - onehot(t)
+    d distance / d l  = (softmax(l / T) - q) / T
+
+**Forward.** All of these are sums over the vocabulary, so that they can be added up window after
+window of it, [R, C] logits at a time. A sum of exponentials is kept relative to the largest logit
+so far and scaled down when a larger one comes: a running logsumexp (Milakov and Gimelshein 2018,
+arXiv 1805.02867, algorithm 3).
+
+**Backward.** With the logsumexps of the forward pass, [N] numbers, each window's logits, computed
+anew, give its part of the gradients at once; no other sum is needed:
+
+    to hidden  [R, E]  +=  g [R, C] @ rows [C, E]
+    to rows    [C, E]  +=  g^T [C, R] @ hidden [R, E]      only where the table is trained
+
+Only a chunk of a quantized table is ever dense.
 """
 
 import functools
@@ -19,9 +34,14 @@ from snake_jax.kernels.distill_xent.reference import Table
 from snake_jax.kernels.distill_xent.xent import Xent, accumulator
 
 
-class Plan(NamedTuple):
-    """What is known when compiled: `chunk` rows of the table against `rows` tokens make one tile of
-    logits.
+class Tiling(NamedTuple):
+    """What is known when compiled.
+
+    Attributes:
+      temperature: T.
+      chunk: C, rows of the table in a window.
+      rows: R, tokens in a block; a window against a block is one tile of logits [R, C].
+      table_gradient: whether the table is trained.
     """
 
     temperature: float
@@ -39,8 +59,13 @@ class Tokens(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Rows [C, E] of the table (and of the teacher's), their numbers [C], and which no earlier
-    window had [C].
+    """C neighbouring rows of the table.
+
+    Attributes:
+      rows: [C, E], dense.
+      taught_rows: [C, E], the teacher's; the same where it has no table of its own.
+      numbers: [C], which rows they are.
+      fresh: [C] bool, which of them no earlier window had.
     """
 
     rows: jax.Array
@@ -50,11 +75,17 @@ class Window(NamedTuple):
 
 
 class Running(NamedTuple):
-    """Over the vocabulary so far, for each token: largest logit and its index, sum of exp(logit -
-    top), target's logit.
+    """Of each token, over the vocabulary so far; l are its logits, m the teacher's over T.
 
-    With a teacher also: the sum at its temperature; the teacher's largest logit over temperature,
-    sum, and sum weighted by the student's logits over temperature.
+    Attributes:
+      top: max(l).
+      best: the index of the largest, the first of equals.
+      total: sum(exp(l - top)).
+      target: the target's logit, 0 until its window.
+      soft_total: sum(exp((l - top) / T)); this and the rest with a teacher only.
+      taught_top: max(m).
+      taught_total: sum(exp(m - taught_top)).
+      cross: sum(exp(m - taught_top) * l / T).
     """
 
     top: jax.Array
@@ -68,8 +99,12 @@ class Running(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Logsumexp of each token's logits; of logits over temperature, the student's and the
-    teacher's.
+    """Logsumexps of each token [N].
+
+    Attributes:
+      plain: of the logits.
+      soft: of the logits over temperature.
+      taught: of the teacher's logits over temperature.
     """
 
     plain: jax.Array
@@ -79,7 +114,7 @@ class Sums(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear_xent(
-    plan: Plan,
+    tiling: Tiling,
     hidden: jax.Array,
     table: Table,
     targets: jax.Array,
@@ -87,68 +122,82 @@ def linear_xent(
     teacher_table: Table | None,
 ) -> Xent:
     """See the package's `linear_xent`."""
-    return _forward(plan, hidden, table, targets, teacher, teacher_table)[0]
+    return _forward(tiling, hidden, table, targets, teacher, teacher_table)[0]
 
 
 def _forward(
-    plan: Plan, hidden: jax.Array, table: Table, targets: jax.Array, *taught: Any
+    tiling: Tiling,
+    hidden: jax.Array,
+    table: Table,
+    targets: jax.Array,
+    teacher: jax.Array | None,
+    teacher_table: Table | None,
 ) -> tuple[Xent, Sums]:
-    teacher, teacher_table = taught
-    tokens = _blocks(Tokens(hidden, targets, teacher), plan.rows)
+    """The losses, and the sums that the backward pass needs."""
+    tokens = _blocks(Tokens(hidden, targets, teacher), tiling.rows)
 
     def chunk(index: jax.Array, running: Running) -> Running:
-        window = _window(plan, table, teacher_table, index, hidden.dtype)
-        return lax.map(lambda both: _advance(plan, window, *both), (tokens, running))
+        window = _window(tiling, table, teacher_table, index, hidden.dtype)
+        # One block of tokens after the other, [R] each: a tile of logits at a time.
+        return lax.map(lambda both: _advance(tiling, window, *both), (tokens, running))
 
+    # A window is made dense once, for all blocks of tokens: the loop over windows is the outer one.
     start = _start(tokens.targets.shape, accumulator(hidden.dtype))
-    running = lax.fori_loop(0, _count(table.shape[0], plan.chunk), chunk, start)
+    running = lax.fori_loop(0, _count(table.shape[0], tiling.chunk), chunk, start)
+
+    # [M, R] blocks as [N] tokens, without what filled up the last block.
     running = jax.tree.map(lambda x: x.reshape(-1)[: len(targets)], running)
-    sums = _sums(plan, running)
-    distance = (
-        jnp.zeros_like(sums.plain)
-        if teacher is None
-        else sums.soft - running.cross / running.taught_total
-    )
-    return Xent(sums.plain - running.target, distance, running.best == targets), sums
+    sums = _sums(tiling, running)
+    nll = sums.plain - running.target
+    if teacher is None:
+        distance = jnp.zeros_like(sums.plain)
+    else:
+        distance = sums.soft - running.cross / running.taught_total
+    return Xent(nll, distance, running.best == targets), sums
 
 
-def _remember(plan: Plan, *inputs: Any) -> tuple[Xent, Any]:
-    result, sums = _forward(plan, *inputs)
+def _remember(tiling: Tiling, *inputs: Any) -> tuple[Xent, Any]:
+    """The forward pass of a gradient: the losses, and (inputs, sums) for `_backward`."""
+    result, sums = _forward(tiling, *inputs)
     return result, (inputs, sums)
 
 
-def _backward(plan: Plan, residuals: Any, cotangent: Xent) -> tuple[Any, ...]:
+def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...]:
+    """Gradients of hidden [N, E], and of the table [V, E] where it is trained; None elsewhere."""
     (hidden, table, targets, teacher, teacher_table), sums = residuals
-    tokens = _blocks(Tokens(hidden, targets, teacher), plan.rows)
-    sums, pull = _blocks((sums, (cotangent.nll, cotangent.distance)), plan.rows)
+    tokens = _blocks(Tokens(hidden, targets, teacher), tiling.rows)
+    to_losses = (cotangent.nll, cotangent.distance)
+    sums, to_losses = _blocks((sums, to_losses), tiling.rows)
     total_dtype = accumulator(hidden.dtype)
 
     def chunk(index: jax.Array, gradients: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        window = _window(plan, table, teacher_table, index, hidden.dtype)
+        window = _window(tiling, table, teacher_table, index, hidden.dtype)
 
-        def block(b: jax.Array, sums_so_far: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-            to_hidden, to_rows = sums_so_far
-            here, its_sums, its_pull = jax.tree.map(lambda x: x[b], (tokens, sums, pull))
-            g = _logit_gradient(plan, window, here, its_sums, *its_pull).astype(hidden.dtype)
-            to_hidden = to_hidden.at[b].add(
-                jnp.dot(g, window.rows, preferred_element_type=total_dtype)
-            )
+        def block(b: jax.Array, so_far: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            """One tile of logits: its gradient [R, C], into the sums [M, R, E] and [C, E]."""
+            to_hidden, to_rows = so_far
+            here, its_sums, its_to_losses = jax.tree.map(lambda x: x[b], (tokens, sums, to_losses))
+            g = _logit_gradient(tiling, window, here, its_sums, *its_to_losses)
+            g = g.astype(hidden.dtype)
+            of_tile = jnp.dot(g, window.rows, preferred_element_type=total_dtype)
+            to_hidden = to_hidden.at[b].add(of_tile)
             if to_rows is not None:
                 to_rows += jnp.dot(g.T, here.hidden, preferred_element_type=total_dtype)
             return to_hidden, to_rows
 
+        # A window's rows are complete after all blocks of tokens, and then written to the table's
+        # gradient once.
         to_hidden, to_table = gradients
-        to_rows = jnp.zeros(window.rows.shape, total_dtype) if plan.table_gradient else None
+        to_rows = jnp.zeros(window.rows.shape, total_dtype) if tiling.table_gradient else None
         to_hidden, to_rows = lax.fori_loop(0, len(tokens.hidden), block, (to_hidden, to_rows))
-        return to_hidden, None if to_rows is None else _add_rows(
-            to_table, to_rows, window.numbers[0]
-        )
+        if to_rows is not None:
+            to_table = _add_rows(to_table, to_rows, window.numbers[0])
+        return to_hidden, to_table
 
-    start = (
-        jnp.zeros(tokens.hidden.shape, total_dtype),
-        jnp.zeros_like(table) if plan.table_gradient else None,
-    )
-    to_hidden, to_table = lax.fori_loop(0, _count(table.shape[0], plan.chunk), chunk, start)
+    to_hidden = jnp.zeros(tokens.hidden.shape, total_dtype)
+    to_table = jnp.zeros_like(table) if tiling.table_gradient else None
+    windows = _count(table.shape[0], tiling.chunk)
+    to_hidden, to_table = lax.fori_loop(0, windows, chunk, (to_hidden, to_table))
     to_hidden = to_hidden.reshape(-1, hidden.shape[1])[: len(hidden)].astype(hidden.dtype)
     return to_hidden, to_table, None, None, None
 
@@ -156,64 +205,93 @@ def _backward(plan: Plan, residuals: Any, cotangent: Xent) -> tuple[Any, ...]:
 linear_xent.defvjp(_remember, _backward)
 
 
-def _advance(plan: Plan, window: Window, tokens: Tokens, old: Running) -> Running:
+def _advance(tiling: Tiling, window: Window, tokens: Tokens, old: Running) -> Running:
     """The running sums [R] with one more window."""
     logits = _logits(tokens.hidden, window.rows, window.fresh)
+
+    # The largest logit, and its index: the first of equals, here and among windows.
     highest = logits.max(1)
     top = jnp.maximum(old.top, highest)
     index = jnp.where(logits == highest[:, None], window.numbers, jnp.iinfo(jnp.int32).max).min(1)
-    new = old._replace(
-        top=top,
-        best=jnp.where(highest > old.top, index, old.best),
-        total=old.total * jnp.exp(old.top - top) + jnp.exp(logits - top[:, None]).sum(1),
-        target=old.target + jnp.where(_is_target(window, tokens), logits, 0).sum(1),
-    )
-    return (
-        new
-        if tokens.teacher is None
-        else _advance_teacher(plan, window, tokens.teacher, logits, old, new)
-    )
+    best = jnp.where(highest > old.top, index, old.best)
+
+    # The sum so far is relative to the largest so far, and brought down to the new one.
+    total = old.total * jnp.exp(old.top - top) + jnp.exp(logits - top[:, None]).sum(1)
+    target = old.target + jnp.where(_is_target(window, tokens), logits, 0).sum(1)
+    new = old._replace(top=top, best=best, total=total, target=target)
+    if tokens.teacher is None:
+        return new
+    return _advance_teacher(tiling, window, tokens.teacher, logits, old, new)
 
 
 def _advance_teacher(
-    plan: Plan, window: Window, teacher: jax.Array, logits: jax.Array, old: Running, new: Running
+    tiling: Tiling,
+    window: Window,
+    teacher: jax.Array,
+    logits: jax.Array,
+    old: Running,
+    new: Running,
 ) -> Running:
-    t = plan.temperature
+    """`new`, the running sums [R] of the student, with those of the teacher.
+
+    Args:
+      tiling: the temperature.
+      window: rows of the tables.
+      teacher: [R, E], its hidden states.
+      logits: [R, C], the student's in this window.
+      old: before this window.
+      new: with this window, the student's.
+    """
+    t = tiling.temperature
     taught = _logits(teacher, window.taught_rows, window.fresh) / t
     taught_top = jnp.maximum(old.taught_top, taught.max(1))
-    decay, share = jnp.exp(old.taught_top - taught_top), jnp.exp(taught - taught_top[:, None])
-    soft_total = old.soft_total * jnp.exp((old.top - new.top) / t) + jnp.exp(
-        (logits - new.top[:, None]) / t
-    ).sum(1)
+
+    # What the teacher's sums so far shrink by, and what this window adds to them [R, C].
+    decay = jnp.exp(old.taught_top - taught_top)
+    share = jnp.exp(taught - taught_top[:, None])
+
+    # The student's sum at the temperature, relative to its own largest logit.
+    soft_decay = jnp.exp((old.top - new.top) / t)
+    soft_share = jnp.exp((logits - new.top[:, None]) / t)
+
+    # Rows of an earlier window have the logit -inf and the share 0, and 0 * -inf is no number.
+    finite = jnp.where(window.fresh, logits / t, 0)
     return new._replace(
-        soft_total=soft_total,
+        soft_total=old.soft_total * soft_decay + soft_share.sum(1),
         taught_top=taught_top,
         taught_total=old.taught_total * decay + share.sum(1),
-        cross=old.cross * decay + (share * jnp.where(window.fresh, logits / t, 0)).sum(1),
+        cross=old.cross * decay + (share * finite).sum(1),
     )
 
 
 def _logit_gradient(
-    plan: Plan,
+    tiling: Tiling,
     window: Window,
     tokens: Tokens,
     sums: Sums,
     to_nll: jax.Array,
     to_distance: jax.Array,
 ) -> jax.Array:
-    """[R, C]: softmax minus target, and with a teacher (softmax minus its softmax) / temperature at
-    temperature.
+    """The loss's gradient by a tile of logits, [R, C].
+
+    Args:
+      tiling: the temperature.
+      window: rows of the tables.
+      tokens: a block of them.
+      sums: their logsumexps [R].
+      to_nll: [R], the loss's gradient by each token's nll.
+      to_distance: [R], and by its distance.
     """
     logits = _logits(tokens.hidden, window.rows, window.fresh)
-    gradient = to_nll[:, None] * (
-        jnp.exp(logits - sums.plain[:, None]) - _is_target(window, tokens)
-    )
+    softmax = jnp.exp(logits - sums.plain[:, None])
+    gradient = to_nll[:, None] * (softmax - _is_target(window, tokens))
     if tokens.teacher is None:
         return gradient
-    t = plan.temperature
+    t = tiling.temperature
     taught = _logits(tokens.teacher, window.taught_rows, window.fresh) / t
-    apart = jnp.exp(logits / t - sums.soft[:, None]) - jnp.exp(taught - sums.taught[:, None])
-    return gradient + to_distance[:, None] / t * apart
+    soft = jnp.exp(logits / t - sums.soft[:, None])
+    taught_soft = jnp.exp(taught - sums.taught[:, None])
+    return gradient + to_distance[:, None] / t * (soft - taught_soft)
 
 
 def _logits(hidden: jax.Array, rows: jax.Array, fresh: jax.Array) -> jax.Array:
@@ -223,27 +301,35 @@ def _logits(hidden: jax.Array, rows: jax.Array, fresh: jax.Array) -> jax.Array:
 
 
 def _is_target(window: Window, tokens: Tokens) -> jax.Array:
+    """[R, C] bool: which row of the window is the token's target."""
     return (window.numbers == tokens.targets[:, None]) & window.fresh
 
 
 def _window(
-    plan: Plan, table: Table, teacher_table: Table | None, index: jax.Array, dtype: jnp.dtype
+    tiling: Tiling, table: Table, teacher_table: Table | None, index: jax.Array, dtype: jnp.dtype
 ) -> Window:
-    """The last window starts early, so that it is a whole one: no padded copy of the table."""
-    start = jnp.minimum(index * plan.chunk, table.shape[0] - plan.chunk)
-    columns = (start + jnp.arange(plan.chunk)).astype(jnp.int32)
-    fresh = columns >= index * plan.chunk
+    """Window `index` of the table.
+
+    The last one starts early, so that it is a whole one: no padded copy of the table. Rows that it
+    shares with the one before are not `fresh`.
+    """
+    start = jnp.minimum(index * tiling.chunk, table.shape[0] - tiling.chunk)
+    columns = (start + jnp.arange(tiling.chunk)).astype(jnp.int32)
+    fresh = columns >= index * tiling.chunk
     rows = _rows(table, start, fresh, dtype)
     taught_rows = rows if teacher_table is None else _rows(teacher_table, start, fresh, dtype)
     return Window(rows, taught_rows, columns, fresh)
 
 
 def _rows(table: Table, start: jax.Array, fresh: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Dense rows [C, E] of the table, cut out before they are dequantized; a scale of one row
-    serves all.
-    """
+    """Dense rows [C, E] of the table from `start`, cut out before they are dequantized."""
     size, count = table.shape[0], len(fresh)
-    cut = jax.tree.map(lambda x: _cut(x, start, count) if x.shape[0] == size else x, table)
+
+    def of_part(x: jax.Array) -> jax.Array:
+        # Scales of one row serve all rows.
+        return _cut(x, start, count) if x.shape[0] == size else x
+
+    cut = jax.tree.map(of_part, table)
     if isinstance(cut, jax.Array) and cut.dtype != dtype:
         # A cast alone would be moved out of the loop: a second table. Rows that are not fresh serve
         # nobody.
@@ -252,8 +338,7 @@ def _rows(table: Table, start: jax.Array, fresh: jax.Array, dtype: jnp.dtype) ->
 
 
 def _cut(x: jax.Array, start: jax.Array, count: int) -> jax.Array:
-    """`count` rows from `start`, where `start` is a multiple of what divides both `count` and the
-    number of rows.
+    """`count` rows from `start`: a multiple of what divides both `count` and the number of rows.
 
     The TPU lays arrays out in tiles of rows, 32 for int8. Said in groups of rows, the cut falls
     between tiles; otherwise the whole array would first be copied into a finer layout.
@@ -262,14 +347,14 @@ def _cut(x: jax.Array, start: jax.Array, count: int) -> jax.Array:
     if group % 32:
         return lax.dynamic_slice_in_dim(x, start, count)
     groups = x.reshape(-1, group, *x.shape[1:])
-    return lax.dynamic_slice_in_dim(groups, start // group, count // group).reshape(
-        count, *x.shape[1:]
-    )
+    cut = lax.dynamic_slice_in_dim(groups, start // group, count // group)
+    return cut.reshape(count, *x.shape[1:])
 
 
 def _add_rows(table: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-    """The table [V, E] with the rows added; those that an earlier window had are zeros, so each row
-    is one window's.
+    """The table [V, E] with the rows [C, E] added from `start`.
+
+    Rows that an earlier window had are zeros, so that each row is one window's.
     """
     old = lax.dynamic_slice_in_dim(table, start, len(rows))
     return lax.dynamic_update_slice_in_dim(table, old + rows.astype(table.dtype), start, 0)
@@ -280,24 +365,37 @@ def _blocks(tree: Any, rows: int) -> Any:
 
     def cut(x: jax.Array) -> jax.Array:
         count = _count(len(x), rows)
-        padding = [(0, count * rows - len(x)), *[(0, 0)] * (x.ndim - 1)]
+        padding = [(0, 0)] * x.ndim
+        padding[0] = (0, count * rows - len(x))
         return jnp.pad(x, padding).reshape(count, rows, *x.shape[1:])
 
     return jax.tree.map(cut, tree)
 
 
 def _start(shape: tuple[int, ...], dtype: jnp.dtype) -> Running:
+    """Before the first window: sums over nothing."""
     zero, lowest = jnp.zeros(shape, dtype), jnp.full(shape, -jnp.inf, dtype)
-    return Running(lowest, jnp.full(shape, -1, jnp.int32), zero, zero, zero, lowest, zero, zero)
-
-
-def _sums(plan: Plan, end: Running) -> Sums:
-    soft, taught = (
-        end.top / plan.temperature + jnp.log(end.soft_total),
-        end.taught_top + jnp.log(end.taught_total),
+    nothing = jnp.full(shape, -1, jnp.int32)
+    return Running(
+        top=lowest,
+        best=nothing,
+        total=zero,
+        target=zero,
+        soft_total=zero,
+        taught_top=lowest,
+        taught_total=zero,
+        cross=zero,
     )
-    return Sums(end.top + jnp.log(end.total), soft, taught)
+
+
+def _sums(tiling: Tiling, end: Running) -> Sums:
+    """Logsumexps from the sums over the whole vocabulary."""
+    soft = end.top / tiling.temperature + jnp.log(end.soft_total)
+    taught = end.taught_top + jnp.log(end.taught_total)
+    plain = end.top + jnp.log(end.total)
+    return Sums(plain, soft, taught)
 
 
 def _count(size: int, part: int) -> int:
+    """How many parts of this size there are; the last may be smaller."""
     return -(-size // part)

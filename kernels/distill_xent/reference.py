@@ -24,21 +24,26 @@ def linear_xent(
 ) -> Xent:
     """See the package's `linear_xent`."""
     logits = _logits(hidden, table if table_gradient else lax.stop_gradient(table))
+
+    # The target's logit as a masked sum: 0 for a target outside the vocabulary.
     columns = jnp.arange(logits.shape[1])
     target = jnp.where(columns == targets[:, None], logits, 0).sum(1)
     nll = jax.nn.logsumexp(logits, 1) - target
     hit = logits.argmax(1) == targets
     if teacher is None:
         return Xent(nll, jnp.zeros_like(nll), hit)
+
+    # The cross-entropy of the two distributions at the temperature.
     taught = lax.stop_gradient(_logits(teacher, table if teacher_table is None else teacher_table))
     share = jax.nn.softmax(taught / temperature, 1)
-    return Xent(nll, -(share * jax.nn.log_softmax(logits / temperature, 1)).sum(1), hit)
+    distance = -(share * jax.nn.log_softmax(logits / temperature, 1)).sum(1)
+    return Xent(nll, distance, hit)
 
 
 def _logits(hidden: jax.Array, table: Table) -> jax.Array:
-    """[N, V]: hidden [N, E] against the rows of the table [V, E], in hidden's dtype, summed in
-    float32.
+    """[N, V]: hidden [N, E] against the rows of the table [V, E].
+
+    Products are in hidden's dtype, summed in float32.
     """
-    return jnp.dot(
-        hidden, dense(table, hidden.dtype).T, preferred_element_type=accumulator(hidden.dtype)
-    )
+    columns = dense(table, hidden.dtype).T
+    return jnp.dot(hidden, columns, preferred_element_type=accumulator(hidden.dtype))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 
 class Xent(NamedTuple):
-    """For each token: `nll` [N] and `distance` [N] in float32 (float64 for float64 input), `hit`
-    [N] bool.
+    """For each token: `nll` [N] and `distance` [N] in float32, `hit` [N] bool.
+
+    For float64 input the first two are float64.
     """
 
     nll: jax.Array

@@ -1,7 +1,7 @@
 """Activations times a frozen quantized matrix, with the low-rank product of LoRA beside it."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from snake_jax.kernels.quant_matmul.reference import LowRank, OfStack, product
 __all__ = ("LOWERINGS", "LowRank", "OfStack", "quant_matmul")
 
 LOWERINGS = ("auto", "xla", "mosaic_tpu", "triton")
-MODULES = (reference, mosaic_tpu, triton)
 
 
 def quant_matmul(
@@ -24,24 +23,22 @@ def quant_matmul(
     *,
     lowering: str = "auto",
 ) -> jax.Array:
-    """x [..., K] @ weight [K, N], plus (x @ a) @ b with an adapter a [K, r], b [r, N]: [..., N] in
-    x's dtype.
+    """x [..., K] @ weight [K, N], plus (x @ a) @ b with an adapter: [..., N] in x's dtype.
 
-    The weight is a constant: gradients go to `x` and to the adapter, theirs in their own dtype.
-    Products are of x's dtype, summed in float32. ("LoRA", arXiv 2106.09685, section 4.1; "QLoRA",
-    arXiv 2305.14314, section 3.)
+    The adapter is a [K, r], b [r, N]. The weight is a constant: gradients go to `x` and to the
+    adapter, theirs in their own dtype. Products are of x's dtype, summed in float32. ("LoRA", arXiv
+    2106.09685, section 4.1; "QLoRA", arXiv 2305.14314, section 3.)
 
     Args:
       x: floating.
       weight: int8 with a scale for each output channel, or nf4 with a scale for each block along K,
-        as `snake_jax.quantization.freeze` stores a kernel; or one of a stack of such, [L, K, N],
-        which a kernel for TPUs reads in its place.
+        as `snake_jax.train.quantization.freeze` stores a kernel; or one of a stack of such,
+        [L, K, N], which a kernel for TPUs reads in its place.
       adapter: (a, b), floating.
       lowering: "xla" (the matrix dequantized in a form that the compiler fuses where it can),
         "mosaic_tpu" or "triton" (dequantized tile by tile on the chip), or "auto": on TPUs
         mosaic_tpu where sizes have tiles, for nf4 and for int8 with an adapter, else xla, chosen
-        when compiled. Away from its platform a kernel is
-        interpreted: slow, for tests.
+        when compiled. Away from its platform a kernel is interpreted: slow, for tests.
 
     Raises:
       ValueError: shapes, dtypes or a lowering that do not fit.
@@ -67,23 +64,50 @@ def _quant_matmul(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> jax
     return _remember(lowering, x, weight, adapter)[0]
 
 
-def _remember(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> tuple[jax.Array, Any]:
+class _Saved(NamedTuple):
+    """What the forward pass hands to the backward pass.
+
+    Attributes:
+      x: [M, K].
+      weight: [K, N] as stored, or one of a stack.
+      adapter: a [K, r] and b [r, N], or None.
+      narrow: x @ a, [M, r]; None without an adapter.
+    """
+
+    x: jax.Array
+    weight: Any
+    adapter: tuple[jax.Array, jax.Array] | None
+    narrow: jax.Array | None
+
+
+def _remember(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> tuple[jax.Array, _Saved]:
+    """The forward pass: x [M, K] @ W + (x @ a) @ b, with the narrow product kept."""
     if adapter is None:
-        return _matmul(lowering, x, weight, None, False), (x, weight, None, None)
+        y = _matmul(lowering, x, weight, None, False)
+        return y, _Saved(x, weight, None, None)
     a, b = (w.astype(x.dtype) for w in adapter)
     narrow = product(x, a, 1, 0).astype(x.dtype)
-    return _matmul(lowering, x, weight, LowRank(narrow, b), False), (x, weight, adapter, narrow)
+    y = _matmul(lowering, x, weight, LowRank(narrow, b), False)
+    return y, _Saved(x, weight, adapter, narrow)
 
 
-def _backward(lowering: str, saved: Any, g: jax.Array) -> tuple[jax.Array, None, Any]:
+def _backward(lowering: str, saved: _Saved, g: jax.Array) -> tuple[jax.Array, None, Any]:
+    """From g, the result's gradient [M, N], with n = x @ a [M, r] and its gradient n' = g @ b^T:
+
+    x'  = g @ W^T + n' @ a^T     [M, K]      again a product with a low-rank one beside it
+    a'  = x^T @ n'               [K, r]
+    b'  = n^T @ g                [r, N]
+    """
     x, weight, adapter, narrow = saved
-    if adapter is None:
+    if adapter is None or narrow is None:
         return _matmul(lowering, g, weight, None, True), None, None
     a, b = adapter
     to_narrow = product(g, b.astype(x.dtype), 1, 1).astype(x.dtype)
-    to_x = _matmul(lowering, g, weight, LowRank(to_narrow, a.astype(x.dtype).T), True)
-    to_a, to_b = product(x, to_narrow, 0, 0), product(narrow, g, 0, 0)
-    return to_x, None, (to_a.astype(a.dtype), to_b.astype(b.dtype))
+    low_rank = LowRank(to_narrow, a.astype(x.dtype).T)
+    to_x = _matmul(lowering, g, weight, low_rank, True)
+    to_a = product(x, to_narrow, 0, 0).astype(a.dtype)
+    to_b = product(narrow, g, 0, 0).astype(b.dtype)
+    return to_x, None, (to_a, to_b)
 
 
 _quant_matmul.defvjp(_remember, _backward)
@@ -96,25 +120,33 @@ def _matmul(
     low_rank: LowRank | None,
     transposed: bool,
 ) -> jax.Array:
-    plain, tpu, gpu = (
-        functools.partial(module.matmul, transposed=transposed) for module in MODULES
-    )
+    """x [M, C] times the weight [K, N] or its transpose, plus the low-rank product: [M, F].
+
+    What each lowering computes is `reference.matmul`.
+    """
+    plain = functools.partial(reference.matmul, transposed=transposed)
+    tpu = functools.partial(mosaic_tpu.matmul, transposed=transposed)
+    gpu = functools.partial(triton.matmul, transposed=transposed)
+    given = (x, weight, low_rank)
+
+    # Asked for by name: the kernel on its platform, interpreted elsewhere.
     if lowering == "mosaic_tpu":
-        return lax.platform_dependent(
-            x, weight, low_rank, tpu=tpu, default=functools.partial(tpu, interpret=True)
-        )
+        interpreted = functools.partial(tpu, interpret=True)
+        return lax.platform_dependent(*given, tpu=tpu, default=interpreted)
     if lowering == "triton":
-        return lax.platform_dependent(
-            x, weight, low_rank, cuda=gpu, default=functools.partial(gpu, interpret=True)
-        )
+        interpreted = functools.partial(gpu, interpret=True)
+        return lax.platform_dependent(*given, cuda=gpu, default=interpreted)
+
+    # Chosen: the TPU's kernel where it has tiles and is the faster one.
     matrix = weight.matrix if isinstance(weight, OfStack) else weight
     pays = matrix.qtype == "nf4" or low_rank is not None
     if lowering == "auto" and pays and mosaic_tpu.fits(x, matrix):
-        return lax.platform_dependent(x, weight, low_rank, tpu=tpu, default=plain)
-    return plain(x, weight, low_rank)
+        return lax.platform_dependent(*given, tpu=tpu, default=plain)
+    return plain(*given)
 
 
 def _check(x: jax.Array, weight: qwix.QArray, adapter: tuple[jax.Array, jax.Array] | None) -> None:
+    """Raises ValueError where shapes or dtypes do not fit."""
     if not isinstance(weight, qwix.QArray) or weight.ndim != 2 or weight.zero_point is not None:
         raise ValueError(
             f"quant_matmul: weight must be a symmetric quantized [K, N], got "
@@ -125,8 +157,7 @@ def _check(x: jax.Array, weight: qwix.QArray, adapter: tuple[jax.Array, jax.Arra
     if columns != outputs or inputs % groups:
         raise ValueError(
             f"quant_matmul: scales must be [groups, {outputs}] with groups of {inputs} equal "
-            f"parts, "
-            f"got {weight.scale.shape}"
+            f"parts, got {weight.scale.shape}"
         )
     if x.ndim < 1 or x.shape[-1] != inputs or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(

@@ -1,6 +1,4 @@
-"""The definition: the whole matrix dequantized, then a product; and what every form of it
-computes.
-"""
+"""The definition: the whole matrix dequantized, then a product; what every form computes."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +18,11 @@ class LowRank(NamedTuple):
 
 
 class OfStack(NamedTuple):
-    """One matrix of a stack of them that is left where it lies: `[L, ...]` arrays, and which one, a
-    scalar.
+    """One matrix of a stack of them that is left where it lies.
+
+    Attributes:
+      stack: `[L, ...]` arrays.
+      at: a scalar, which one.
     """
 
     stack: qwix.QArray
@@ -42,12 +43,13 @@ class OfStack(NamedTuple):
 def matmul(
     x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool
 ) -> jax.Array:
-    """x [M, C] times the weight [K, N], or its transpose, plus the low-rank product: [M, F] in x's
-    dtype.
+    """x [M, C] times the weight [K, N] or its transpose, plus the low-rank product: [M, F].
 
-    C and F are K and N, transposed N and K. Sums are in float32, in float64 for float64 input.
+    In x's dtype. C and F are K and N, transposed N and K. Sums are in float32, in float64 for
+    float64 input.
     """
-    weight = weight.cut_out() if isinstance(weight, OfStack) else weight
+    if isinstance(weight, OfStack):
+        weight = weight.cut_out()
     y = product(x, dense(weight, x.dtype), 1, 1 if transposed else 0)
     if low_rank is not None:
         # Rounded, since XLA writes it: in float32 that would be twice the bytes.
@@ -58,6 +60,5 @@ def matmul(
 def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
     """Contracts one axis of each of two matrices; the sums are not rounded back."""
     wide = jnp.promote_types(left.dtype, jnp.float32)
-    return lax.dot_general(
-        left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=wide
-    )
+    contracted = (((left_axis,), (right_axis,)), ((), ()))
+    return lax.dot_general(left, right, contracted, preferred_element_type=wide)

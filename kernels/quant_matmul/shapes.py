@@ -45,6 +45,4 @@ LARGE = (
     *_model("opt-1.3b", 1, (2048, 8192)),
     *_model("llama-3-8b", 8, (14336, 4096)),
 )
-"""Of the models that are fine-tuned, their MLPs: training, and generating one token for each
-row.
-"""
+"""MLPs of models that are fine-tuned: in training, and generating one token for each row."""

@@ -4,8 +4,12 @@ Linen stages are modules; NNX stages are factories that take `nnx.Rngs`. A stage
 parameter `train` (or `deterministic`) in its call is told which it is. Stages keep parameters only:
 state such as batch statistics has no meaning when layers train apart on unlike data, and is
 refused.
+
+A layer made here can be pickled where its module (its factory) can: what it holds besides are
+functions of this file.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,6 +21,9 @@ from flax import nnx
 from snake_jax.errors import UserError
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import PyTree
+
+# Makes an NNX module from its random streams.
+Factory = Callable[[nnx.Rngs], nnx.Module]
 
 
 def from_linen(
@@ -45,7 +52,7 @@ def from_linen(
 
 def from_nnx(
     name: str,
-    stages: Sequence[tuple[str, Callable[[nnx.Rngs], nnx.Module]]],
+    stages: Sequence[tuple[str, Factory]],
     input_shape: tuple[int, ...],
 ) -> LayeredModel:
     """A layered model of NNX modules.
@@ -60,13 +67,14 @@ def from_nnx(
       UserError: a stage keeps variables other than parameters and random streams, or two stages
         share a name.
     """
-    templates = [
-        (stage, factory, nnx.eval_shape(lambda f=factory: f(nnx.Rngs(0))))
-        for stage, factory in stages
-    ]
-    layers = tuple(_nnx_layer(*template) for template in templates)
-    stochastic = any(jax.tree.leaves(nnx.state(module, nnx.RngState)) for _, _, module in templates)
-    return _layered(name, layers, input_shape, stochastic)
+    layers: list[Layer] = []
+    stochastic = False
+    for stage, factory in stages:
+        # The module's shapes alone: nothing is initialised here.
+        template = nnx.eval_shape(lambda factory=factory: factory(nnx.Rngs(0)))
+        layers.append(_nnx_layer(stage, factory, template))
+        stochastic = stochastic or bool(jax.tree.leaves(nnx.state(template, nnx.RngState)))
+    return _layered(name, tuple(layers), input_shape, stochastic)
 
 
 def _layered(
@@ -83,51 +91,81 @@ def _mode_argument(call: Callable, train: bool) -> dict[str, Any]:
     parameters = inspect.signature(call).parameters
     if "train" in parameters:
         return {"train": train}
-    return {"deterministic": not train} if "deterministic" in parameters else {}
+    if "deterministic" in parameters:
+        return {"deterministic": not train}
+    return {}
 
 
 def linen_layer(name: str, module: nn.Module) -> Layer:
     """A Linen module as one named layer."""
-
-    def init(key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
-        variables = module.lazy_init(key, x, **_mode_argument(module.__call__, False))
-        _refuse_state(name, set(variables) - {"params"})
-        return variables.get("params", {})
-
-    def apply(params: PyTree, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
-        rngs = {"dropout": key} if train and key is not None else None
-        return cast(
-            jax.Array,
-            module.apply(
-                {"params": params}, x, rngs=rngs, **_mode_argument(module.__call__, train)
-            ),
-        )
-
-    return Layer(name, init, apply)
+    init = functools.partial(_init_linen, name, module)
+    return Layer(name, init, functools.partial(_apply_linen, module))
 
 
-def _nnx_layer(name: str, factory: Callable[[nnx.Rngs], nnx.Module], template: nnx.Module) -> Layer:
-    graph, *states = nnx.split(template, nnx.Param, nnx.RngState, ...)
-    params_template, _, rest = states
+def _init_linen(name: str, module: nn.Module, key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
+    """`Layer.init` of a Linen module."""
+    variables = module.lazy_init(key, x, **_mode_argument(module.__call__, False))
+    _refuse_state(name, set(variables) - {"params"})
+    return variables.get("params", {})
+
+
+def _apply_linen(
+    module: nn.Module, params: PyTree, x: jax.Array, train: bool, key: jax.Array | None
+) -> jax.Array:
+    """`Layer.apply` of a Linen module."""
+    rngs = {"dropout": key} if train and key is not None else None
+    mode = _mode_argument(module.__call__, train)
+    return cast(jax.Array, module.apply({"params": params}, x, rngs=rngs, **mode))
+
+
+def _nnx_layer(name: str, factory: Factory, template: nnx.Module) -> Layer:
+    graph, params, _, rest = nnx.split(template, nnx.Param, nnx.RngState, ...)
     _refuse_state(name, {variable.type.__name__ for _, variable in nnx.to_flat_state(rest)})
+    init = functools.partial(_init_nnx, factory)
+    return Layer(name, init, functools.partial(_apply_nnx, factory, graph, params))
 
-    def init(key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
-        return nnx.to_pure_dict(nnx.state(factory(nnx.Rngs(key)), nnx.Param))
 
-    def apply(params: PyTree, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
-        state = nnx.clone(params_template)
-        nnx.replace_by_pure_dict(state, params)
-        streams = nnx.state(
-            factory(nnx.Rngs(jax.random.key(0) if key is None else key)), nnx.RngState
-        )
-        module = nnx.merge(graph, state, streams)
-        module.train() if train and key is not None else module.eval()
-        return module(x, **_mode_argument(module.__call__, train))
+def _init_nnx(factory: Factory, key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
+    """`Layer.init` of an NNX module."""
+    return nnx.to_pure_dict(nnx.state(factory(nnx.Rngs(key)), nnx.Param))
 
-    return Layer(name, init, apply)
+
+def _apply_nnx(
+    factory: Factory,
+    graph: nnx.GraphDef,
+    template: nnx.State,
+    params: PyTree,
+    x: jax.Array,
+    train: bool,
+    key: jax.Array | None,
+) -> jax.Array:
+    """`Layer.apply` of an NNX module.
+
+    Args:
+      factory: makes the module.
+      graph: the module without its variables.
+      template: its parameters as shapes.
+      params: their values, a dict.
+      x: `[B, ...]`.
+      train: whether dropout is active.
+      key: what the module's random streams begin with; None where nothing is random.
+    """
+    state = nnx.clone(template)
+    nnx.replace_by_pure_dict(state, params)
+
+    # Streams have to be there to merge the module, even where nothing draws from them.
+    streams_key = jax.random.key(0) if key is None else key
+    streams = nnx.state(factory(nnx.Rngs(streams_key)), nnx.RngState)
+    module = nnx.merge(graph, state, streams)
+    if train and key is not None:
+        module.train()
+    else:
+        module.eval()
+    return module(x, **_mode_argument(module.__call__, train))
 
 
 def _refuse_state(name: str, kinds: set[str]) -> None:
+    """Raises UserError where a stage keeps variables of these kinds beside its parameters."""
     if kinds:
         raise UserError(
             f"layer {name} keeps state besides its parameters ({', '.join(sorted(kinds))}); "

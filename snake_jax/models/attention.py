@@ -28,41 +28,48 @@ class Cache(NamedTuple):
 
 
 def attend_causally(segments: jax.Array | None) -> Attend:
-    """Each token sees itself and those before it in its row, of its segment where `segments` `[B,
-    T]` is given.
+    """Each token sees itself and those before it in its row; no state is kept.
+
+    Args:
+      segments: `[B, T]`, a token sees those of its own segment alone; None: all of the row.
     """
-    return lambda query, key, value: (_causal(query, key, value, segments), None)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+        return _causal(query, key, value, segments), None
+
+    return attend
 
 
 def attend_and_keep(cache: Cache) -> Attend:
-    """As `attend_causally` on rows of one text each; the state is the cache with them at its
-    beginning.
+    """As `attend_causally` on rows of one text each.
+
+    The state is the cache `[B, S, K, H]` with the T tokens' keys and values at its beginning.
     """
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Cache]:
-        new = Cache(
-            *(old.at[:, : x.shape[1]].set(x) for old, x in zip(cache, (key, value), strict=True))
-        )
-        return _causal(query, key, value, None), new
+        length = key.shape[1]
+        keys = cache.keys.at[:, :length].set(key)
+        values = cache.values.at[:, :length].set(value)
+        return _causal(query, key, value, None), Cache(keys, values)
 
     return attend
 
 
 def attend_to_cache(cache: Cache, positions: jax.Array) -> Attend:
-    """One new token a row, at `positions` `[B]`, sees what the cache holds up to it; the state is
-    the cache with it.
+    """One new token a row, at `positions` `[B]`, sees what the cache holds up to it and itself.
+
+    The state is the cache `[B, S, K, H]` with the token's keys and values.
     """
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Cache]:
         rows = jnp.arange(positions.shape[0])
-        new = Cache(
-            *(
-                old.at[rows, positions].set(x[:, 0])
-                for old, x in zip(cache, (key, value), strict=True)
-            )
-        )
-        seen = jnp.arange(new.keys.shape[1]) <= positions[:, None]
-        return jax.nn.dot_product_attention(query, *new, mask=seen[:, None, None, :]), new
+        keys = cache.keys.at[rows, positions].set(key[:, 0])
+        values = cache.values.at[rows, positions].set(value[:, 0])
+        seen = jnp.arange(keys.shape[1]) <= positions[:, None]
+        # The mask is `[B, N or 1, queries, S]`.
+        mask = seen[:, None, None, :]
+        attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        return attended, Cache(keys, values)
 
     return attend
 
@@ -74,13 +81,12 @@ def _causal(
     mask = None if segments is None else _alike(segments)
     attend = functools.partial(jax.nn.dot_product_attention, is_causal=True)
 
+    # XLA's own, which writes the scores down: in parts where they are large.
     def plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         parts = _parts(query.shape, key.shape[2])
-        return (
-            attend(query, key, value, mask=mask)
-            if parts == (1, 1)
-            else _in_parts(query, key, value, segments, parts)
-        )
+        if parts == (1, 1):
+            return attend(query, key, value, mask=mask)
+        return _in_parts(query, key, value, segments, parts)
 
     def flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return attend(query, key, value, mask=mask, implementation="cudnn")
@@ -98,19 +104,24 @@ def _alike(segments: jax.Array) -> jax.Array:
 
 
 def _parts(shape: tuple[int, ...], key_heads: int) -> tuple[int, int]:
-    """Into how many parts batch and key heads are divided, so that a part's scores are within
-    `SCORE_BYTES`.
+    """Into how many parts batch and key heads are divided: a part's scores fit in `SCORE_BYTES`.
+
+    Args:
+      shape: of the queries, `[B, T, N, H]`.
+      key_heads: K.
+
+    Returns:
+      `(1, 1)` where all scores fit at once; else (B, the fewest groups of key heads that do, at
+      most K).
     """
     batch, length, heads, _ = shape
-    row = 4 * heads * length * length
-    if batch * row <= SCORE_BYTES:
+    row_bytes = 4 * heads * length * length
+    if batch * row_bytes <= SCORE_BYTES:
         return 1, 1
-    groups = next(
-        g
-        for g in range(1, key_heads + 1)
-        if key_heads % g == 0 and (row <= g * SCORE_BYTES or g == key_heads)
-    )
-    return batch, groups
+    for groups in range(1, key_heads):
+        if key_heads % groups == 0 and row_bytes <= groups * SCORE_BYTES:
+            return batch, groups
+    return batch, key_heads
 
 
 def _in_parts(
@@ -120,14 +131,25 @@ def _in_parts(
     segments: jax.Array | None,
     parts: tuple[int, int],
 ) -> jax.Array:
-    """Part after part; the backward pass computes a part's scores again, so that they are never all
+    """Attention part after part, `[B, T, N, H]`.
+
+    The backward pass computes a part's scores again (`jax.checkpoint`), so that they are never all
     there.
+
+    Args:
+      query: `[B, T, N, H]`.
+      key: `[B, T, K, H]`.
+      value: likewise.
+      segments: `[B, T]` or None.
+      parts: (B, G), one row and one of G groups of heads make a part.
     """
     batch, groups = parts
 
     def divided(x: jax.Array) -> jax.Array:
-        x = x.reshape(batch, x.shape[1], groups, x.shape[2] // groups, x.shape[3])
-        return x.swapaxes(1, 2).reshape(batch * groups, 1, x.shape[1], x.shape[3], x.shape[4])
+        """`[B, T, heads, H]` as `[B * G, 1, T, heads / G, H]`: parts, each of one row."""
+        _, length, heads, width = x.shape
+        x = x.reshape(batch, length, groups, heads // groups, width).swapaxes(1, 2)
+        return x.reshape(batch * groups, 1, length, heads // groups, width)
 
     @jax.checkpoint
     def part(given: tuple[jax.Array, ...]) -> jax.Array:
@@ -136,31 +158,33 @@ def _in_parts(
         return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
 
     given = [divided(x) for x in (query, key, value)]
-    given += [] if segments is None else [jnp.repeat(segments, groups, axis=0)[:, None]]
+    if segments is not None:
+        # `[B * G, 1, T]`: all groups of a row have its segments.
+        given.append(jnp.repeat(segments, groups, axis=0)[:, None])
     attended = jax.lax.map(part, tuple(given))
+
+    # Back from parts to rows, as `divided` the other way round.
     length, heads, width = query.shape[1:]
     attended = attended.reshape(batch, groups, length, heads // groups, width).swapaxes(1, 2)
     return attended.reshape(query.shape)
 
 
 def _flash_fits(query: jax.Array) -> bool:
-    """Whether cuDNN's flash attention can be traced here (that needs cuDNN) and takes this dtype
-    and these shapes.
-    """
+    """Whether cuDNN's flash attention can be traced here and takes this dtype and these shapes."""
+    if jax.default_backend() != "gpu":
+        return False  # to trace it needs cuDNN
     _, length, _, width = query.shape
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return (
-        jax.default_backend() == "gpu"
-        and half
-        and length % 2 == 0
-        and width % 8 == 0
-        and width <= 128
-    )
+    return half and length % 2 == 0 and width % 8 == 0 and width <= 128
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
-    """Rotary position embedding of `[B, T, N, H]` at `positions` `[B, T]` with `frequencies` `[H /
-    2]`.
+    """Rotary position embedding of `[B, T, N, H]`: each pair of dimensions is turned by an angle.
+
+    Args:
+      x: `[B, T, N, H]`.
+      positions: `[B, T]`.
+      frequencies: `[H / 2]`, radians a position.
 
     "RoFormer: Enhanced Transformer with Rotary Position Embedding" (arXiv 2104.09864, section
     3.2.2), with dimension i paired with i + H / 2, as the published weights are laid out. Angles
@@ -169,6 +193,6 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
+    turned_first = first * cos - second * sin
+    turned_second = second * cos + first * sin
+    return jnp.concatenate([turned_first, turned_second], axis=-1).astype(x.dtype)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from snake_jax.config import pick
 from snake_jax.errors import UserError
 from snake_jax.models.language import ARCHITECTURES, Architecture, LanguageModel, build
-from snake_jax.models.names import Place, canonical, places, put, token_table
+from snake_jax.models.names import TensorPlace, canonical, places, put, token_table
 from snake_jax.params import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -177,7 +177,7 @@ def _none(folder: Path, complaint: str, items: Iterable[str]) -> None:
 
 
 def _check(
-    folder: Path, model: LanguageModel, wanted: dict[str, Place], stored: dict[str, Stored]
+    folder: Path, model: LanguageModel, wanted: dict[str, TensorPlace], stored: dict[str, Stored]
 ) -> None:
     """Names, shapes and dtypes of the stored tensors against the model's."""
     # Tied checkpoints may hold the matrix under both names.
@@ -217,7 +217,7 @@ def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
 
 
 def _read(
-    file: Path, here: dict[str, Stored], wanted: dict[str, Place], dtype: str, params: Params
+    file: Path, here: dict[str, Stored], wanted: dict[str, TensorPlace], dtype: str, params: Params
 ) -> None:
     with _open(file) as tensors:
         for name, tensor in here.items():
@@ -225,6 +225,6 @@ def _read(
             put(params, wanted[name], _converted(value, wanted[name], dtype))
 
 
-def _converted(value: np.ndarray, place: Place, dtype: str) -> np.ndarray:
+def _converted(value: np.ndarray, place: TensorPlace, dtype: str) -> np.ndarray:
     value = value.T if place.transposed else value
     return np.ascontiguousarray(value, None if dtype == KEEP else DTYPES[dtype])

@@ -1,7 +1,7 @@
 """Language models as an ordered sequence of layers: embedding, blocks, head.
 
-What `snake_jax.layers.LayeredModel` is to images, with two differences: positions and segments pass
-between layers beside the values, and the output matrix may be the embedding's.
+What `snake_jax.models.layered.LayeredModel` is to images, with two differences: positions and
+segments pass between layers beside the values, and the output matrix may be the embedding's.
 """
 
 import functools
@@ -55,32 +55,19 @@ class Hidden(NamedTuple):
 
 
 class LanguageModel(NamedTuple):
-    """An ordered sequence of layers, as pure functions; hashable, and equal where architecture and
-    dropout are.
+    """An ordered sequence of layers, as pure functions of parameters.
+
+    Hashable and picklable, and equal where name, architecture and dropout are.
 
     Attributes:
       name: for people.
       architecture: what `config.json` says.
       dropout: rate on the residual branches wherever a block is given a key.
-      init: `key -> {"embed": ..., "block_00": ..., ..., "head": ...}` in float32; a layer's values
-        depend on the key and its place in the order alone.
-      embed: `(embed subtree as stored, tokens, dtype) -> hidden`; its tables may be quantized or in
-        another dtype.
-      attend_block: `(weights, adapters, hidden, attend, key or None) -> (hidden, state)`: a block
-        with any attention.
-      finish: `(head subtree, hidden) -> [B, T, E]`: final norm and projection, what the output
-        matrix multiplies.
     """
 
     name: str
     architecture: Architecture
     dropout: float
-    init: Callable[[jax.Array], Params]
-    embed: Callable[[PyTree, Tokens, jnp.dtype], Hidden]
-    attend_block: Callable[
-        [PyTree, PyTree, Hidden, Attend, jax.Array | None], tuple[Hidden, PyTree]
-    ]
-    finish: Callable[[PyTree, Hidden], jax.Array]
 
     @property
     def num_blocks(self) -> int:
@@ -112,28 +99,81 @@ class LanguageModel(NamedTuple):
         """Whether training draws random numbers (dropout)."""
         return self.dropout > 0
 
-    def block(
-        self, weights: PyTree, adapters: PyTree, hidden: Hidden, key: jax.Array | None = None
-    ) -> Hidden:
-        """One block.
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters `{"embed": ..., "block_00": ..., ..., "head": ...}` in float32.
+
+        A layer's values depend on the key and its place in the order alone.
+        """
+        family = module_of(self.architecture)
+        keys = [jax.random.fold_in(key, index) for index in range(len(self.layer_names))]
+        first, *names, last = self.layer_names
+        params: Params = {}
+        for name, block_key in zip(names, keys[1:-1], strict=True):
+            params[name] = _init_block(self.architecture, block_key)
+        embed = family.init_embed(self.architecture, keys[0])
+        head = family.init_head(self.architecture, keys[-1])
+        return {first: embed, **params, last: head}
+
+    def embed(self, params: PyTree, tokens: Tokens, dtype: jnp.dtype) -> Hidden:
+        """The embedding.
+
+        Args:
+          params: its subtree as stored: tables may be quantized or in another dtype.
+          tokens: ids `[B, T]` with their positions and segments.
+          dtype: of the activations.
+
+        Returns:
+          Values `[B, T, D]`, with the same positions and segments.
+        """
+        family = module_of(self.architecture)
+        values = family.embed(self.architecture, params, tokens.ids, tokens.positions, dtype)
+        return Hidden(values, tokens.positions, tokens.segments)
+
+    def attend_block(
+        self,
+        weights: PyTree,
+        adapters: PyTree,
+        hidden: Hidden,
+        attend: Attend,
+        key: jax.Array | None,
+    ) -> tuple[Hidden, PyTree]:
+        """One block with any attention: its output, and what `attend` keeps.
 
         Args:
           weights: its dense subtree.
           adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers.
           hidden: its input.
+          attend: see `snake_jax.models.attention.Attend`.
           key: for dropout; None: none.
         """
-        return self.attend_block(weights, adapters, hidden, attend_causally(hidden.segments), key)[
-            0
-        ]
+        family = module_of(self.architecture)
+        block = family.Block(self.architecture, self.dropout)
+        variables = {"params": weights, "lora": adapters}
+        values, state = block.apply(variables, hidden.values, hidden.positions, attend, key)
+        return hidden._replace(values=values), state
+
+    def block(
+        self, weights: PyTree, adapters: PyTree, hidden: Hidden, key: jax.Array | None = None
+    ) -> Hidden:
+        """One block with causal attention; arguments as of `attend_block`."""
+        attend = attend_causally(hidden.segments)
+        output, _ = self.attend_block(weights, adapters, hidden, attend, key)
+        return output
+
+    def finish(self, params: PyTree, hidden: Hidden) -> jax.Array:
+        """Final norm and projection, `[B, T, E]`: what the output matrix multiplies.
+
+        Args:
+          params: the head's dense subtree.
+          hidden: the output of the last block.
+        """
+        return module_of(self.architecture).finish(self.architecture, params, hidden.values)
 
     def table(self, params: Params) -> PyTree:
         """The output matrix `[V, E]` as stored."""
-        return (
-            params["embed"]["tokens"]["embedding"]
-            if self.tied
-            else params["head"]["lm_head"]["embedding"]
-        )
+        if self.tied:
+            return params["embed"]["tokens"]["embedding"]
+        return params["head"]["lm_head"]["embedding"]
 
     def apply(
         self,
@@ -168,6 +208,7 @@ class LanguageModel(NamedTuple):
         """
         x: Any = tokens
         names = self.layer_names
+        adapters = adapters or {}
         for index in range(len(names))[start:stop]:
             name = names[index]
             if name == "embed":
@@ -176,7 +217,7 @@ class LanguageModel(NamedTuple):
                 x = self.logits(params, x, prepare)
             else:
                 layer_key = None if key is None else jax.random.fold_in(key, index)
-                x = self.block(prepare(params[name]), (adapters or {}).get(name, {}), x, layer_key)
+                x = self.block(prepare(params[name]), adapters.get(name, {}), x, layer_key)
         return x
 
     def tokens(self, tokens: jax.Array | Tokens) -> Tokens:
@@ -193,7 +234,8 @@ class LanguageModel(NamedTuple):
                 f"{ids.shape[1]} tokens in a row, {self.name} has {self.max_positions} positions: "
                 f"cut them"
             )
-        return Tokens(ids, jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape))
+        positions = jnp.arange(ids.shape[1], dtype=jnp.int32)
+        return Tokens(ids, jnp.broadcast_to(positions, ids.shape))
 
     def logits(
         self,
@@ -202,8 +244,8 @@ class LanguageModel(NamedTuple):
         prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree,
     ) -> jax.Array:
         """The head, with the whole output matrix at once: `[B, T, V]` float32."""
-        # Where tied, params of the head alone have no table; where not, it need not be prepared
-        # twice.
+        # The output matrix is prepared apart: where tied it lies in the embedding's subtree, where
+        # not it would be prepared twice.
         head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
         values = self.finish(prepare(head), hidden)
         table = dense(prepare(self.table(params)), values.dtype)
@@ -221,50 +263,26 @@ def module_of(architecture: Architecture) -> ModuleType:
     return llama if isinstance(architecture, Llama) else opt
 
 
-@functools.lru_cache(maxsize=64)
 def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -> LanguageModel:
-    """The model of this architecture; the same arguments give the same one, so that nothing
-    compiles twice.
+    """The model of this architecture; the same arguments give an equal one, and compile once.
 
     Args:
       architecture: see `snake_jax.models.llama` and `snake_jax.models.opt`.
       dropout: rate on the residual branches.
       name: for people; by default the kind of architecture.
+
+    Raises:
+      UserError: the rate is not in [0, 1).
     """
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be in [0, 1), got {dropout}")
-    family = module_of(architecture)
-    block = family.Block(architecture, dropout)
+    return LanguageModel(name or module_of(architecture).MODEL_TYPE, architecture, dropout)
 
-    @jax.jit  # blocks are alike: one compilation makes all
-    def init_block(key: jax.Array) -> PyTree:
-        x, positions = jnp.zeros((1, 1, architecture.hidden_size)), jnp.zeros((1, 1), jnp.int32)
-        return block.lazy_init(key, x, positions, attend_causally(None))["params"]
 
-    def init(key: jax.Array) -> Params:
-        names = layer_names(architecture.num_hidden_layers)
-        keys = [jax.random.fold_in(key, index) for index in range(len(names))]
-        blocks = {name: init_block(key) for name, key in zip(names[1:-1], keys[1:-1], strict=True)}
-        embed, head = (
-            family.init_embed(architecture, keys[0]),
-            family.init_head(architecture, keys[-1]),
-        )
-        return {"embed": embed, **blocks, "head": head}
-
-    def embed(params: PyTree, tokens: Tokens, dtype: jnp.dtype) -> Hidden:
-        values = family.embed(architecture, params, tokens.ids, tokens.positions, dtype)
-        return Hidden(values, tokens.positions, tokens.segments)
-
-    def attend_block(
-        weights: PyTree, adapters: PyTree, hidden: Hidden, attend: Attend, key: jax.Array | None
-    ) -> tuple[Hidden, PyTree]:
-        variables = {"params": weights, "lora": adapters}
-        values, state = block.apply(variables, hidden.values, hidden.positions, attend, key)
-        return hidden._replace(values=values), state
-
-    def finish(params: PyTree, hidden: Hidden) -> jax.Array:
-        return family.finish(architecture, params, hidden.values)
-
-    return LanguageModel(
-        name or family.MODEL_TYPE, architecture, dropout, init, embed, attend_block, finish
-    )
+@functools.partial(jax.jit, static_argnums=0)
+def _init_block(architecture: Architecture, key: jax.Array) -> PyTree:
+    """Fresh weights of a block; blocks are alike, so that one compilation makes all."""
+    block = module_of(architecture).Block(architecture)
+    x = jnp.zeros((1, 1, architecture.hidden_size))
+    positions = jnp.zeros((1, 1), jnp.int32)
+    return block.lazy_init(key, x, positions, attend_causally(None))["params"]

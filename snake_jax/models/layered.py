@@ -1,5 +1,6 @@
-"""A model as an ordered sequence of named layers, its parameters as a dict from layer name to
-subtree.
+"""A model as an ordered sequence of named layers.
+
+Its parameters are a dict from layer name to subtree.
 
 Everything else in the project is said over that order: an assignment is a tuple of layer names, a
 split point an index, a message between nodes a sub-dict of the parameters.
@@ -50,16 +51,21 @@ class LayeredModel(NamedTuple):
         return tuple(layer.name for layer in self.layers)
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters `{layer: subtree}`; a layer's values depend on the key and its place in
-        the order alone.
+        """Fresh parameters `{layer: subtree}`.
+
+        A layer's values depend on the key and its place in the order alone.
         """
         x = jax.ShapeDtypeStruct((1, *self.input_shape), np.float32)
         params = {}
         for index, layer in enumerate(self.layers):
-            params[layer.name] = layer.init(jax.random.fold_in(key, index), x)
-            x = jax.eval_shape(
-                lambda p, x, layer=layer: layer.apply(p, x, False, None), params[layer.name], x
-            )
+            subtree = layer.init(jax.random.fold_in(key, index), x)
+            params[layer.name] = subtree
+
+            # The next layer's input as a shape: nothing is computed.
+            def output(subtree: PyTree, x: jax.Array, layer: Layer = layer) -> jax.Array:
+                return layer.apply(subtree, x, False, None)
+
+            x = jax.eval_shape(output, subtree, x)
         return params
 
     def apply(
@@ -94,8 +100,12 @@ class LayeredModel(NamedTuple):
 
 
 def resolve_layers(flag: str, text: str, layer_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Layer names from a flag's text: names, `first`, `last`, `all` or `none`, comma-separated; in
-    model order.
+    """Layer names from a flag's text, in model order.
+
+    Args:
+      flag: the flag's name, for messages.
+      text: names, `first`, `last`, `all` or `none`, comma-separated.
+      layer_names: those of the model, in order.
 
     Raises:
       UserError: a name is not a layer of the model.

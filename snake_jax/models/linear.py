@@ -1,5 +1,6 @@
-"""What the blocks of all language models are made of besides attention: linear layers, tables,
-activations, dropout.
+"""What blocks of all language models are made of besides attention.
+
+Linear layers with adapters beside them, tables, activations, dropout.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has `{"a": [in, r], "b":
-    [r, out]}` for it.
+    """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has a pair for it.
+
+    The pair is `{"a": [in, r], "b": [r, out]}`.
 
     The low-rank update of "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685,
     section 4.1); any scale is part of `b`. Weights are cast to the dtype of the activations; a
@@ -43,25 +45,29 @@ class Linear(nn.Module):
         """`[..., in]` to `[..., out]`."""
         y = self._product(x)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(x.dtype)
         return y
 
     def _product(self, x: jax.Array) -> jax.Array:
-        adapter = (
-            (self._low_rank("a"), self._low_rank("b")) if self.has_variable("lora", "a") else None
-        )
-        kernel: Any = self.get_variable("params", "kernel")
-        if isinstance(kernel, OfStack):
-            return quant_matmul(x, kernel, adapter)
+        adapter = None
+        if self.has_variable("lora", "a"):
+            a = jnp.asarray(self.get_variable("lora", "a"))
+            b = jnp.asarray(self.get_variable("lora", "b"))
+            adapter = (a, b)
+
+        # One of a stack of quantized kernels stays where it lies: the product reads it there.
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, OfStack):
+            return quant_matmul(x, stored, adapter)
+
         shape = (x.shape[-1], self.features)
-        y = x @ self.param("kernel", nn.initializers.normal(self.init_std), shape).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape)
+        y = x @ kernel.astype(x.dtype)
         if adapter is not None:
             a, b = (w.astype(x.dtype) for w in adapter)
             y = y + (x @ a) @ b
         return y
-
-    def _low_rank(self, name: str) -> jax.Array:
-        return jnp.asarray(self.get_variable("lora", name))
 
 
 def table_init(key: jax.Array, rows: int, features: int, std: float) -> dict[str, jax.Array]:

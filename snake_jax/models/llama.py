@@ -5,7 +5,7 @@ grouped-query attention as of Llama 2 (arXiv 2307.09288, section 2.2), rope scal
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import flax.linen as nn
@@ -87,34 +87,38 @@ def from_config(config: settings.Config) -> Llama:
       UserError: a setting is missing or not supported.
     """
     settings.only(config, "attention_dropout", 0)
-    need = {
-        name: settings.required(config, name)
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size")
-    }
-    heads = need["num_attention_heads"]
-    kv_heads = settings.setting(config, "num_key_value_heads", heads)
+    hidden_size = settings.required(config, "hidden_size")
+    heads = settings.required(config, "num_attention_heads")
+    intermediate_size = settings.required(config, "intermediate_size")
+
+    # Attention heads: K key heads divide N query heads, and rotary positions turn pairs of a head's
+    # dimensions.
+    kv_heads = settings.optional(config, "num_key_value_heads", heads)
     settings.divisible(config, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
     if config.get("head_dim") is None:
-        settings.divisible(config, "hidden_size", need["hidden_size"], "num_attention_heads", heads)
-    head_dim = settings.setting(config, "head_dim", need["hidden_size"] // heads)
+        settings.divisible(config, "hidden_size", hidden_size, "num_attention_heads", heads)
+    head_dim = settings.optional(config, "head_dim", hidden_size // heads)
     settings.divisible(config, "head_dim", head_dim, "a pair", 2)
-    max_positions = settings.setting(config, "max_position_embeddings", 2048)
+
+    max_positions = settings.optional(config, "max_position_embeddings", 2048)
     theta, scaling = _rope(config, max_positions)
     return Llama(
-        **need,
         vocab_size=settings.required(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=settings.required(config, "num_hidden_layers"),
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=max_positions,
-        rms_norm_eps=settings.setting(config, "rms_norm_eps", 1e-6),
+        rms_norm_eps=settings.optional(config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         hidden_act=settings.activation(config, "hidden_act", "silu"),
-        attention_bias=settings.setting(config, "attention_bias", False),
-        mlp_bias=settings.setting(config, "mlp_bias", False),
-        tie_word_embeddings=settings.setting(config, "tie_word_embeddings", False),
-        initializer_range=settings.setting(config, "initializer_range", 0.02),
+        attention_bias=settings.optional(config, "attention_bias", False),
+        mlp_bias=settings.optional(config, "mlp_bias", False),
+        tie_word_embeddings=settings.optional(config, "tie_word_embeddings", False),
+        initializer_range=settings.optional(config, "initializer_range", 0.02),
         bos_token_id=config.get("bos_token_id", 1),
         eos_token_id=settings.token_ids(config, "eos_token_id", 2),
         pad_token_id=config.get("pad_token_id"),
@@ -122,47 +126,47 @@ def from_config(config: settings.Config) -> Llama:
 
 
 def _rope(config: settings.Config, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
-    (before).
+    """Base and scaling of the rotary frequencies.
+
+    Transformers 5 keeps both in `rope_parameters`; before they were `rope_theta` and
+    `rope_scaling`.
     """
-    rope = settings.setting(config, "rope_parameters", None) or settings.setting(
-        config, "rope_scaling", {}
-    )
-    theta = float(
-        settings.setting(rope, "rope_theta", settings.setting(config, "rope_theta", 10000.0))
-    )
-    partial = settings.setting(rope, "partial_rotary_factor", config.get("partial_rotary_factor"))
+    before = settings.optional(config, "rope_scaling", {})
+    rope = settings.optional(config, "rope_parameters", None) or before
+    theta_before = settings.optional(config, "rope_theta", 10000.0)
+    theta = float(settings.optional(rope, "rope_theta", theta_before))
+
+    # Rotating part of a head's dimensions only is another model.
+    partial = settings.optional(rope, "partial_rotary_factor", config.get("partial_rotary_factor"))
     settings.only({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
-    kind = settings.setting(rope, "rope_type", settings.setting(rope, "type", "default"))
+    kind = settings.optional(rope, "rope_type", settings.optional(rope, "type", "default"))
     settings.only({"rope_scaling type": kind}, "rope_scaling type", "default", "linear", "llama3")
     if kind == "default":
         return theta, None
-    names = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")
+
+    names = ["factor"]
+    if kind == "llama3":
+        names += ["low_freq_factor", "high_freq_factor"]
     lacking = [name for name in names if rope.get(name) is None]
     if lacking:
         raise UserError(f"config.json: rope scaling {kind} lacks {', '.join(lacking)}: complete it")
-    original = settings.setting(rope, "original_max_position_embeddings", max_positions)
-    scaling = RopeScaling(
-        kind,
-        **{name: float(rope[name]) for name in names},
-        original_max_position_embeddings=original,
-    )
-    return theta, scaling
+    factors = {name: float(rope[name]) for name in names}
+    original = settings.optional(rope, "original_max_position_embeddings", max_positions)
+    return theta, RopeScaling(kind, **factors, original_max_position_embeddings=original)
 
 
 def to_config(llama: Llama) -> dict[str, Any]:
     """What `config.json` says of it, in the form that transformers 4 and 5 both read."""
-    names = [
-        name for name in Llama.__dataclass_fields__ if name not in ("rope_scaling", "eos_token_id")
-    ]
-    config = {name: getattr(llama, name) for name in names}
-    eos, scaling = llama.eos_token_id, llama.rope_scaling
+    config = {field.name: getattr(llama, field.name) for field in fields(Llama)}
+    eos = config.pop("eos_token_id")
+    scaling = config.pop("rope_scaling")
     config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
     config["rope_scaling"] = None if scaling is None else _scaling_config(scaling)
     return config
 
 
 def _scaling_config(scaling: RopeScaling) -> dict[str, Any]:
+    """`rope_scaling` of `config.json`: what its kind has."""
     config: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "llama3":
         names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -173,9 +177,10 @@ def _scaling_config(scaling: RopeScaling) -> dict[str, Any]:
 def rope_frequencies(llama: Llama) -> np.ndarray:
     """Radians a position turns each pair of dimensions by: `[H / 2]` float32.
 
-    Llama 3.1's scaling leaves frequencies that turn more than `high_freq_factor` times within the
-    original length, divides those that turn less than `low_freq_factor` times, and blends between
-    (the reference implementation of meta-llama/llama-models, `apply_scaling`).
+    Pair i turns by theta^(-2 i / H). Llama 3.1's scaling leaves frequencies that turn more than
+    `high_freq_factor` times within the original length, divides those that turn less than
+    `low_freq_factor` times, and blends between (the reference implementation of
+    meta-llama/llama-models, `apply_scaling`).
     """
     exponents = np.arange(0, llama.head_dim, 2, dtype=np.float32) / np.float32(llama.head_dim)
     frequencies = (1 / np.float32(llama.rope_theta) ** exponents).astype(np.float32)
@@ -184,10 +189,14 @@ def rope_frequencies(llama: Llama) -> np.ndarray:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / np.float32(scaling.factor)
+
+    # How many whole turns a pair makes within the original length, and from that how much of its
+    # frequency is left as it is: 0 at low_freq_factor turns and below, 1 at high_freq_factor.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(blend, 0, 1)
-    return ((1 - kept) * frequencies / scaling.factor + kept * frequencies).astype(np.float32)
+    scaled = (1 - kept) * frequencies / scaling.factor + kept * frequencies
+    return scaled.astype(np.float32)
 
 
 class Attention(nn.Module):
@@ -200,20 +209,24 @@ class Attention(nn.Module):
         self, x: jax.Array, positions: jax.Array, attend: Attend
     ) -> tuple[jax.Array, PyTree]:
         """`[B, T, D]`, and what `attend` keeps."""
-        llama, frequencies = self.llama, rope_frequencies(self.llama)
+        llama = self.llama
+        frequencies = rope_frequencies(llama)
+        batch, length, _ = x.shape
 
         def linear(name: str, features: int) -> Linear:
             return Linear(features, llama.attention_bias, llama.initializer_range, name=name)
 
         def heads(name: str, count: int) -> jax.Array:
-            return linear(name, count * llama.head_dim)(x).reshape(
-                *x.shape[:2], count, llama.head_dim
-            )
+            features = linear(name, count * llama.head_dim)(x)
+            return features.reshape(batch, length, count, llama.head_dim)
 
+        # `[B, T, N, H]` and, of keys and values, `[B, T, K, H]`.
         query = rotate(heads("q_proj", llama.num_attention_heads), positions, frequencies)
         key = rotate(heads("k_proj", llama.num_key_value_heads), positions, frequencies)
-        attended, state = attend(query, key, heads("v_proj", llama.num_key_value_heads))
-        return linear("o_proj", llama.hidden_size)(attended.reshape(*x.shape[:2], -1)), state
+        value = heads("v_proj", llama.num_key_value_heads)
+        attended, state = attend(query, key, value)
+        merged = attended.reshape(batch, length, -1)
+        return linear("o_proj", llama.hidden_size)(merged), state
 
 
 class Mlp(nn.Module):
@@ -229,10 +242,10 @@ class Mlp(nn.Module):
         def linear(name: str, features: int) -> Linear:
             return Linear(features, llama.mlp_bias, llama.initializer_range, name=name)
 
-        gate = ACTIVATIONS[llama.hidden_act](linear("gate_proj", llama.intermediate_size)(x))
-        return linear("down_proj", llama.hidden_size)(
-            gate * linear("up_proj", llama.intermediate_size)(x)
-        )
+        activation = ACTIVATIONS[llama.hidden_act]
+        gate = activation(linear("gate_proj", llama.intermediate_size)(x))
+        up = linear("up_proj", llama.intermediate_size)(x)
+        return linear("down_proj", llama.hidden_size)(gate * up)
 
 
 class Block(nn.Module):
@@ -248,14 +261,14 @@ class Block(nn.Module):
         """`[B, T, D]`, and what `attend` keeps; dropout on both residual branches with a key."""
         llama = self.architecture
         keys = (None, None) if key is None else jax.random.split(key)
-        attended, state = Attention(llama, name="self_attn")(
-            self._norm("input_layernorm", x), positions, attend
-        )
+
+        normed = self._norm("input_layernorm", x)
+        attended, state = Attention(llama, name="self_attn")(normed, positions, attend)
         x = x + dropout(attended, self.dropout, keys[0])
-        x = x + dropout(
-            Mlp(llama, name="mlp")(self._norm("post_attention_layernorm", x)), self.dropout, keys[1]
-        )
-        return x, state
+
+        normed = self._norm("post_attention_layernorm", x)
+        hidden = Mlp(llama, name="mlp")(normed)
+        return x + dropout(hidden, self.dropout, keys[1]), state
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return _norm(self.architecture, name)(x).astype(x.dtype)
@@ -290,6 +303,5 @@ def embed(
 
 def finish(llama: Llama, params: PyTree, values: jax.Array) -> jax.Array:
     """`[B, T, D]` to what the output matrix multiplies, `[B, T, E]`."""
-    return cast(jax.Array, _norm(llama).apply({"params": params["norm"]}, values)).astype(
-        values.dtype
-    )
+    normed = cast(jax.Array, _norm(llama).apply({"params": params["norm"]}, values))
+    return normed.astype(values.dtype)

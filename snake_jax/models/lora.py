@@ -3,14 +3,13 @@
 "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1: a linear layer
 with kernel `[in, out]` computes `x @ kernel + scale * (x @ a) @ b`, a `[in, r]` and b `[r, out]`.
 Adapters of a block are a tree nested as the block is, with `{"a", "b"}` at each adapted layer.
-Those of unlike ranks live together as in arXiv 2401.06432 (HetLoRA): zeros up to the largest rank
-change nothing and get no gradient.
+Blocks may have adapters of unlike ranks.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,15 +72,18 @@ def targets(block: PyTree, pattern: str) -> list[Names]:
     linears = [path for path, _ in _kernels(block)]
     if pattern == "all":
         return linears
-    words = [word.strip() for word in pattern.split(",")]
-    for word in words:
-        if not any(_names(word, path) for path in linears):
+    named: set[Names] = set()
+    for word in pattern.split(","):
+        word = word.strip()
+        found = {path for path in linears if _names(word, path)}
+        if not found:
             known = ", ".join(path[-1] for path in linears)
             raise UserError(
                 f"--lora_pattern={pattern}: no linear layer {word or 'without a name'}; say all, "
                 f"or of {known}"
             )
-    return [path for path in linears if any(_names(word, path) for word in words)]
+        named |= found
+    return [path for path in linears if path in named]
 
 
 def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
@@ -97,29 +99,33 @@ def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
     Raises:
       UserError: a layer is narrower than the rank.
     """
-    chosen = set(targets(block, lora.pattern))
+    chosen = targets(block, lora.pattern)
     adapters: dict[str, PyTree] = {}
     for index, (path, (fan_in, fan_out)) in enumerate(_kernels(block)):
-        if path in chosen:
-            _check_rank(lora.rank, path, fan_in, fan_out)
-            bound = 1 / math.sqrt(fan_in)
-            a = jax.random.uniform(
-                jax.random.fold_in(key, index), (fan_in, lora.rank), minval=-bound, maxval=bound
-            )
-            _put(adapters, path, {"a": a, "b": jnp.zeros((lora.rank, fan_out))})
+        if path not in chosen:
+            continue
+        _check_rank(lora.rank, path, fan_in, fan_out)
+        layer_key = jax.random.fold_in(key, index)
+        bound = 1 / math.sqrt(fan_in)
+        a = jax.random.uniform(layer_key, (fan_in, lora.rank), minval=-bound, maxval=bound)
+        b = jnp.zeros((lora.rank, fan_out))
+        _set_at(adapters, path, {"a": a, "b": b})
     return adapters
 
 
 def scaled(adapters: PyTree, scale: float) -> PyTree:
     """Adapters whose b has the scale in it, as blocks take them."""
-    return _map(lambda name, x: x * scale if name == "b" else x, adapters)
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return x * scale if path[-1].key == "b" else x
+
+    return jax.tree.map_with_path(one, adapters)
 
 
 def merge(block: PyTree, adapters: PyTree, scale: float) -> PyTree:
-    """The block with its adapters in its kernels: kernel + scale * a @ b in float32; the rest as it
-    is.
+    """The block with its adapters in its kernels, `kernel + scale * a @ b` in float32; the rest as
+    it is.
     """
-
     pairs = dict(_pairs(adapters))
 
     def merged(keys: tuple, leaf: Any) -> Any:
@@ -127,39 +133,14 @@ def merge(block: PyTree, adapters: PyTree, scale: float) -> PyTree:
         pair = pairs.get(tuple(path)) if name == "kernel" else None
         if pair is None:
             return leaf
+        # Once and for all, so as exactly as float32 can.
         product = jnp.matmul(
             pair["a"], pair["b"], precision="highest", preferred_element_type=jnp.float32
         )
-        return dense(jax.tree.map(jnp.asarray, leaf), jnp.float32) + scale * product
+        kernel = dense(jax.tree.map(jnp.asarray, leaf), jnp.float32)
+        return kernel + scale * product
 
     return jax.tree.map_with_path(merged, block, is_leaf=is_quantized)
-
-
-def to_rank(adapters: PyTree, rank: int) -> PyTree:
-    """Adapters of this rank: filled up with zeros, which compute the same, or cut down to their
-    first columns.
-    """
-
-    def resized(name: str, x: Any) -> Any:
-        axis = 1 if name == "a" else 0
-        missing = [(0, max(0, rank - x.shape[axis]) if i == axis else 0) for i in range(2)]
-        return jnp.pad(x, missing)[(slice(None),) * axis + (slice(rank),)]
-
-    return _map(resized, adapters)
-
-
-def column_mask(adapters: PyTree, rank: int) -> PyTree:
-    """1 for what a node of this rank trains, the first columns, and 0 beyond: `[1, r]` for a and
-    `[r, 1]` for b.
-
-    `adapters` may be of any rank, or shapes; `rank` is the node's.
-    """
-
-    def mask(name: str, x: Any) -> jax.Array:
-        first = (jnp.arange(x.shape[1 if name == "a" else 0]) < rank).astype(jnp.float32)
-        return first[None] if name == "a" else first[:, None]
-
-    return _map(mask, adapters)
 
 
 def save_peft(
@@ -180,18 +161,22 @@ def save_peft(
       base_model_name: folder or hub name of the model they belong to.
     """
     prefix = module_of(architecture).HF_BLOCK
-    modules = {
-        ".".join([prefix.format(block), *path]): (path, pair)
-        for block, tree in sorted(adapters.items())
-        for path, pair in _pairs(tree)
-    }
-    ranks = {name: pair["a"].shape[1] for name, (_, pair) in modules.items()}
+    modules: dict[str, PyTree] = {}
+    paths: set[Names] = set()
+    for block, tree in sorted(adapters.items()):
+        for path, pair in _pairs(tree):
+            modules[".".join([prefix.format(block), *path])] = pair
+            paths.add(path)
+
+    # Short names stand for a layer of every block; they serve where each block has the same layers.
+    if len(paths) * architecture.num_hidden_layers == len(modules):
+        names = sorted({path[-1] for path in paths})
+    else:
+        names = sorted(modules)
+
+    # PEFT keeps alpha, which is scale * rank: a rank of its own needs an alpha of its own.
+    ranks = {name: pair["a"].shape[1] for name, pair in modules.items()}
     unlike = {name: rank for name, rank in ranks.items() if rank != lora.rank}
-    # Short names stand for a layer of every block.
-    everywhere = len(
-        {path for path, _ in modules.values()}
-    ) * architecture.num_hidden_layers == len(modules)
-    names = sorted({path[-1] for path, _ in modules.values()}) if everywhere else sorted(modules)
     config = {
         **_PLAIN,
         "base_model_name_or_path": base_model_name,
@@ -201,13 +186,14 @@ def save_peft(
         "rank_pattern": unlike,
         "alpha_pattern": {name: _alpha(lora, rank) for name, rank in unlike.items()},
     }
-    tensors = {
-        f"base_model.model.{name}.lora_{letter}.weight": np.ascontiguousarray(
-            np.asarray(pair[part], np.float32).T
-        )
-        for name, (_, pair) in modules.items()
-        for letter, part in (("A", "a"), ("B", "b"))
-    }
+
+    # PyTorch's linear layers are `[out, in]`.
+    tensors: dict[str, np.ndarray] = {}
+    for name, pair in modules.items():
+        for letter, part in (("A", "a"), ("B", "b")):
+            transposed = np.asarray(pair[part], np.float32).T
+            tensors[_tensor_name(name, letter)] = np.ascontiguousarray(transposed)
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
@@ -217,41 +203,61 @@ def load_peft(folder: Path) -> tuple[dict[int, PyTree], Lora]:
     """Adapters that `peft` saved, float32 on the host, by block number, and their common rank and
     scale.
 
-    A layer whose alpha / r differs has the difference in its b; one of a smaller rank keeps it (see
-    `to_rank`).
+    A layer whose alpha / r differs has the difference in its b; one of another rank keeps it.
 
     Raises:
       UserError: a file is missing or damaged, or the adapter is of a kind that is not supported.
     """
-    config, tensors = _read_config(folder), _read_tensors(folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
     lora = Lora(config["r"], _scale(config, config["r"], config["lora_alpha"]))
     adapters: dict[int, PyTree] = {}
     for name in sorted({_module(folder, key) for key in tensors}):
-        a, b = (tensors.get(f"base_model.model.{name}.lora_{letter}.weight") for letter in "AB")
-        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            raise UserError(
-                f"{folder / WEIGHTS}: {name} has no matching lora_A and lora_B: save the adapter "
-                f"anew"
-            )
-        block, path = _place(folder, name)
+        a, b = _matrices(folder, tensors, name)
+        block, path = _block_and_path(folder, name)
+
+        # What the config says of this layer, which may differ from what it says of most.
         rank = _of_pattern(config.get("rank_pattern"), name, lora.rank)
         if rank != len(a):
             raise UserError(
                 f"{folder}: {name} has rank {len(a)}, {CONFIG} says {rank}: save the adapter anew"
             )
-        own = _scale(
-            config, rank, _of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+        alpha = _of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+        beside_common = np.float32(_scale(config, rank, alpha) / lora.scale)
+
+        of_block = adapters.setdefault(block, {})
+        _set_at(of_block, path, {"a": a.T, "b": b.T * beside_common})
+
+    layers: dict[str, None] = {}  # names of adapted layers, each once, in order
+    for tree in adapters.values():
+        layers |= {path[-1]: None for path, _ in _pairs(tree)}
+    return adapters, lora._replace(pattern=",".join(layers))
+
+
+def _tensor_name(module: str, letter: str) -> str:
+    """As PEFT names the matrix A or B of a module's adapter."""
+    return f"base_model.model.{module}.lora_{letter}.weight"
+
+
+def _matrices(
+    folder: Path, tensors: Mapping[str, np.ndarray], module: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A module's A `[r, in]` and B `[out, r]` as PEFT lays them out.
+
+    Raises:
+      UserError: one is missing, or they do not fit together.
+    """
+    a = tensors.get(_tensor_name(module, "A"))
+    b = tensors.get(_tensor_name(module, "B"))
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+        raise UserError(
+            f"{folder / WEIGHTS}: {module} has no matching lora_A and lora_B: save the adapter anew"
         )
-        _put(
-            adapters.setdefault(block, {}),
-            path,
-            {"a": a.T, "b": b.T * np.float32(own / lora.scale)},
-        )
-    found = {path[-1]: None for tree in adapters.values() for path, _ in _pairs(tree)}
-    return adapters, lora._replace(pattern=",".join(found))
+    return a, b
 
 
 def _kernels(block: PyTree) -> Iterator[tuple[Names, tuple[int, int]]]:
+    """Path and shape `[in, out]` of every linear layer of a block."""
     for keys, leaf in jax.tree.leaves_with_path(block, is_leaf=is_quantized):
         path = tuple(key.key for key in keys)
         if path[-1] == "kernel" and len(leaf.shape) == 2:
@@ -267,20 +273,18 @@ def _pairs(adapters: PyTree, path: Names = ()) -> Iterator[tuple[Names, PyTree]]
         yield from _pairs(subtree, (*path, name))
 
 
-def _map(function: Callable[[str, Any], Any], adapters: PyTree) -> PyTree:
-    """`function` of "a" or "b" and its array, everywhere."""
-    return jax.tree.map_with_path(lambda path, x: function(path[-1].key, x), adapters)
-
-
-def _put(tree: dict[str, Any], path: Names, value: PyTree) -> None:
+def _set_at(tree: dict[str, Any], path: Names, value: PyTree) -> None:
+    """Sets what lies at the path, making the dicts on the way."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
 
 
 def _names(word: str, path: Names) -> bool:
+    """Whether a part of a pattern means this layer: by its last name, or by all of them."""
     try:
-        return any(re.fullmatch(word, name) for name in (path[-1], ".".join(path)))
+        by_name = re.fullmatch(word, path[-1])
+        return bool(by_name or re.fullmatch(word, ".".join(path)))
     except re.error as error:
         raise UserError(
             f"--lora_pattern: {word} is no regular expression ({error}): give names"
@@ -290,11 +294,11 @@ def _names(word: str, path: Names) -> bool:
 def _check_rank(rank: int, path: Names, fan_in: int, fan_out: int) -> None:
     if rank < 1:
         raise UserError(f"--lora_rank={rank}: adapters need a rank of at least 1")
-    if rank > min(fan_in, fan_out):
-        width, name = min(fan_in, fan_out), ".".join(path)
+    width = min(fan_in, fan_out)
+    if rank > width:
         raise UserError(
-            f"--lora_rank={rank} is above the width of {name} [{fan_in}, {fan_out}]: take at most "
-            f"{width}"
+            f"--lora_rank={rank} is above the width of {'.'.join(path)} [{fan_in}, {fan_out}]: "
+            f"take at most {width}"
         )
 
 
@@ -310,29 +314,31 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{folder / CONFIG} is not readable: give the folder of a PEFT adapter"
         ) from error
-    wrong = [n for n in ("peft_type", "bias") if config.get(n) != _PLAIN[n]] + [
-        n for n in _FANCY if config.get(n)
-    ]
-    if wrong:
+    unsupported = [name for name in ("peft_type", "bias") if config.get(name) != _PLAIN[name]]
+    unsupported += [name for name in _FANCY if config.get(name)]
+    if unsupported:
+        name = unsupported[0]
         raise UserError(
-            f"{folder / CONFIG}: {wrong[0]}={config.get(wrong[0])} is not supported, only plain "
-            f"LoRA is"
+            f"{folder / CONFIG}: {name}={config.get(name)} is not supported, only plain LoRA is"
         )
-    if missing := [name for name in ("r", "lora_alpha") if not config.get(name)]:
-        raise UserError(f"{folder / CONFIG} lacks {missing[0]}: save the adapter anew")
+    for name in ("r", "lora_alpha"):
+        if not config.get(name):
+            raise UserError(f"{folder / CONFIG} lacks {name}: save the adapter anew")
     return config
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     try:
-        return {name: np.asarray(x, np.float32) for name, x in load_file(folder / WEIGHTS).items()}
+        stored = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder / WEIGHTS} is not readable: save the adapter as safetensors"
         ) from error
+    return {name: np.asarray(tensor, np.float32) for name, tensor in stored.items()}
 
 
 def _module(folder: Path, tensor: str) -> str:
+    """The module that a tensor of the file adapts."""
     match = re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", tensor)
     if not match:
         raise UserError(
@@ -342,12 +348,11 @@ def _module(folder: Path, tensor: str) -> str:
     return match[1]
 
 
-def _place(folder: Path, module: str) -> tuple[int, Names]:
-    """Block number and path in the block."""
+def _block_and_path(folder: Path, module: str) -> tuple[int, Names]:
+    """A module's block number, and its path in the block."""
     for family in ARCHITECTURES.values():
-        if match := re.fullmatch(
-            re.escape(family.HF_BLOCK).replace(r"\{\}", r"(\d+)") + r"\.(.+)", module
-        ):
+        prefix = re.escape(family.HF_BLOCK).replace(r"\{\}", r"(\d+)")
+        if match := re.fullmatch(prefix + r"\.(.+)", module):
             return int(match[1]), tuple(match[2].split("."))
     known = " or ".join(family.HF_BLOCK.format("N") for family in ARCHITECTURES.values())
     raise UserError(
@@ -357,12 +362,14 @@ def _place(folder: Path, module: str) -> tuple[int, Names]:
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The first entry whose key, a regular expression, ends the module's name, as PEFT reads it."""
-    return next(
-        (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)),
-        default,
-    )
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
 
 
 def _scale(config: Mapping[str, Any], rank: int, alpha: float) -> float:
-    """rsLoRA (arXiv 2312.03732) divides by the root of the rank."""
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    """alpha / r; rsLoRA (arXiv 2312.03732) divides by the root of the rank."""
+    if config.get("use_rslora"):
+        return alpha / math.sqrt(rank)
+    return alpha / rank

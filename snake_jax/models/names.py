@@ -1,6 +1,4 @@
-"""The tensors of a checkpoint as Hugging Face names and lays them out, and their places in our
-parameters.
-"""
+"""Tensors of a checkpoint as Hugging Face names them, and where they lie in our parameters."""
 
 from typing import NamedTuple
 
@@ -12,7 +10,7 @@ from snake_jax.models.linear import PyTree
 from snake_jax.params import Params
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor of a checkpoint lies in the parameters.
 
     Attributes:
@@ -26,27 +24,30 @@ class Place(NamedTuple):
     transposed: bool
 
 
-def places(model: LanguageModel) -> dict[str, Place]:
+def places(model: LanguageModel) -> dict[str, TensorPlace]:
     """Every tensor of the model, by its name in a checkpoint, layer by layer."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     found = {}
-    for name in model.layer_names:
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes[name])[0]:
-            path = (name, *(key.key for key in keys))
+    for layer in model.layer_names:
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes[layer])[0]:
+            path = (layer, *(key.key for key in keys))
             transposed = path[-1] == "kernel"
-            found[_name(model, path)] = Place(
-                path, leaf.shape[::-1] if transposed else leaf.shape, transposed
-            )
+            shape = leaf.shape[::-1] if transposed else leaf.shape
+            found[_name(model, path)] = TensorPlace(path, shape, transposed)
     return found
 
 
 def _name(model: LanguageModel, path: tuple[str, ...]) -> str:
-    family, (layer, *modules, leaf) = module_of(model.architecture), path
+    """What a checkpoint calls the parameter at this path."""
+    family = module_of(model.architecture)
+    layer, *modules, leaf = path
     if layer in ("embed", "head"):
         stem = family.HF_MODULES[layer, *modules]
     else:
-        stem = ".".join([family.HF_BLOCK.format(model.layer_names.index(layer) - 1), *modules])
-    return f"{stem}.{'bias' if leaf == 'bias' else 'weight'}"
+        block = model.layer_names.index(layer) - 1  # the embedding comes first
+        stem = ".".join([family.HF_BLOCK.format(block), *modules])
+    kind = "bias" if leaf == "bias" else "weight"
+    return f"{stem}.{kind}"
 
 
 def token_table(model: LanguageModel) -> str:
@@ -59,7 +60,7 @@ def canonical(name: str) -> str:
     return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
-def get(params: Params, place: Place) -> PyTree:
+def get(params: Params, place: TensorPlace) -> PyTree:
     """The parameter at this place."""
     subtree: PyTree = params
     for key in place.path:
@@ -67,7 +68,7 @@ def get(params: Params, place: Place) -> PyTree:
     return subtree
 
 
-def put(params: Params, place: Place, value: np.ndarray) -> None:
+def put(params: Params, place: TensorPlace, value: np.ndarray) -> None:
     """Sets the parameter at this place."""
     subtree: PyTree = params
     for key in place.path[:-1]:

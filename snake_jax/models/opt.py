@@ -5,7 +5,7 @@ normalises after attention and MLP, and its token table is narrower than its blo
 projection at each end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import flax.linen as nn
@@ -101,17 +101,13 @@ def from_config(config: settings.Config) -> Opt:
     settings.only(config, "attention_dropout", 0)
     settings.only(config, "layerdrop", 0)
     need = {name: settings.required(config, name) for name in _REQUIRED}
-    settings.divisible(
-        config,
-        "hidden_size",
-        need["hidden_size"],
-        "num_attention_heads",
-        need["num_attention_heads"],
-    )
+    width, heads = need["hidden_size"], need["num_attention_heads"]
+    settings.divisible(config, "hidden_size", width, "num_attention_heads", heads)
+    given = {name: config[name] for name in _OPTIONAL if config.get(name) is not None}
     return Opt(
         **need,
-        **{name: config[name] for name in _OPTIONAL if config.get(name) is not None},
-        remove_final_layer_norm=settings.setting(config, "_remove_final_layer_norm", False),
+        **given,
+        remove_final_layer_norm=settings.optional(config, "_remove_final_layer_norm", False),
         activation_function=settings.activation(config, "activation_function", "relu"),
         bos_token_id=config.get("bos_token_id", 2),
         eos_token_id=settings.token_ids(config, "eos_token_id", 2),
@@ -121,19 +117,14 @@ def from_config(config: settings.Config) -> Opt:
 
 def to_config(opt: Opt) -> dict[str, Any]:
     """What `config.json` says of it."""
-    config = {
-        name: getattr(opt, name)
-        for name in Opt.__dataclass_fields__
-        if name != "remove_final_layer_norm"
-    }
-    eos = opt.eos_token_id
-    config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
+    config = {field.name: getattr(opt, field.name) for field in fields(Opt)}
+    if isinstance(opt.eos_token_id, tuple):
+        config["eos_token_id"] = list(opt.eos_token_id)
     config["word_embed_proj_dim"] = opt.table_width
-    return config | {
-        "_remove_final_layer_norm": opt.remove_final_layer_norm,
-        "attention_dropout": 0.0,
-        "layerdrop": 0.0,
-    }
+    config["_remove_final_layer_norm"] = config.pop("remove_final_layer_norm")
+    config["attention_dropout"] = 0.0
+    config["layerdrop"] = 0.0
+    return config
 
 
 class Attention(nn.Module):
@@ -144,22 +135,24 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, attend: Attend) -> tuple[jax.Array, PyTree]:
         """`[B, T, D]`, and what `attend` keeps."""
-        heads = (*x.shape[:2], self.opt.num_attention_heads, -1)
+        opt = self.opt
+        batch, length, _ = x.shape
 
         def linear(name: str, x: jax.Array) -> jax.Array:
-            return Linear(self.opt.hidden_size, self.opt.enable_bias, self.opt.init_std, name=name)(
-                x
-            )
+            return Linear(opt.hidden_size, opt.enable_bias, opt.init_std, name=name)(x)
 
-        attended, state = attend(
-            *(linear(name, x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
-        )
+        def heads(name: str) -> jax.Array:
+            """`[B, T, N, H]`."""
+            return linear(name, x).reshape(batch, length, opt.num_attention_heads, -1)
+
+        attended, state = attend(heads("q_proj"), heads("k_proj"), heads("v_proj"))
         return linear("out_proj", attended.reshape(x.shape)), state
 
 
 class Block(nn.Module):
-    """One transformer block; the norms come before attention and MLP, or after the residual sums
-    (350m).
+    """One transformer block.
+
+    The norms come before attention and MLP, or (350m) after the residual sums.
     """
 
     architecture: Opt
@@ -172,12 +165,15 @@ class Block(nn.Module):
         """`[B, T, D]`, and what `attend` keeps; dropout on both residual branches with a key."""
         opt = self.architecture
         keys = (None, None) if key is None else jax.random.split(key)
-        attended, state = Attention(opt, name="self_attn")(
-            self._before("self_attn_layer_norm", x), attend
-        )
-        x = self._after("self_attn_layer_norm", x + dropout(attended, self.dropout, keys[0]))
-        y = self._mlp(self._before("final_layer_norm", x))
-        return self._after("final_layer_norm", x + dropout(y, self.dropout, keys[1])), state
+
+        normed = self._before("self_attn_layer_norm", x)
+        attended, state = Attention(opt, name="self_attn")(normed, attend)
+        x = x + dropout(attended, self.dropout, keys[0])
+        x = self._after("self_attn_layer_norm", x)
+
+        hidden = self._mlp(self._before("final_layer_norm", x))
+        x = x + dropout(hidden, self.dropout, keys[1])
+        return self._after("final_layer_norm", x), state
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         opt = self.architecture
@@ -186,12 +182,16 @@ class Block(nn.Module):
         return Linear(opt.hidden_size, opt.enable_bias, opt.init_std, name="fc2")(hidden)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
-        opt = self.architecture
-        return _norm(opt, name)(x).astype(x.dtype) if opt.do_layer_norm_before else x
+        """The norm of this name, where it comes before its branch."""
+        if not self.architecture.do_layer_norm_before:
+            return x
+        return _norm(self.architecture, name)(x).astype(x.dtype)
 
     def _after(self, name: str, x: jax.Array) -> jax.Array:
-        opt = self.architecture
-        return x if opt.do_layer_norm_before else _norm(opt, name)(x).astype(x.dtype)
+        """The norm of this name, where it comes after the residual sum."""
+        if self.architecture.do_layer_norm_before:
+            return x
+        return _norm(self.architecture, name)(x).astype(x.dtype)
 
 
 def _norm(opt: Opt, name: str | None = None) -> nn.LayerNorm:
@@ -216,9 +216,8 @@ def init_embed(opt: Opt, key: jax.Array) -> PyTree:
         "positions": table_init(keys[1], rows, opt.hidden_size, opt.init_std),
     }
     if opt.projects:
-        params["project_in"] = {
-            "kernel": opt.init_std * jax.random.normal(keys[2], (opt.table_width, opt.hidden_size))
-        }
+        shape = (opt.table_width, opt.hidden_size)
+        params["project_in"] = {"kernel": opt.init_std * jax.random.normal(keys[2], shape)}
     return params
 
 
@@ -232,9 +231,8 @@ def init_head(opt: Opt, key: jax.Array) -> PyTree:
             "bias": jnp.zeros((opt.hidden_size,)),
         }
     if opt.projects:
-        head["project_out"] = {
-            "kernel": opt.init_std * jax.random.normal(keys[0], (opt.hidden_size, opt.table_width))
-        }
+        shape = (opt.hidden_size, opt.table_width)
+        head["project_out"] = {"kernel": opt.init_std * jax.random.normal(keys[0], shape)}
     if not opt.tie_word_embeddings:
         head["lm_head"] = table_init(keys[1], opt.vocab_size, opt.table_width, opt.init_std)
     return head
@@ -247,7 +245,8 @@ def embed(
     values = take_rows(params["tokens"]["embedding"], ids, dtype)
     if opt.projects:
         values = values @ dense(params["project_in"]["kernel"], dtype)
-    return values + take_rows(params["positions"]["embedding"], positions + POSITION_OFFSET, dtype)
+    rows = positions + POSITION_OFFSET
+    return values + take_rows(params["positions"]["embedding"], rows, dtype)
 
 
 def finish(opt: Opt, params: PyTree, values: jax.Array) -> jax.Array:

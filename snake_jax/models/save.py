@@ -17,14 +17,14 @@ from snake_jax.errors import UserError
 from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
 from snake_jax.models.language import LanguageModel, module_of
 from snake_jax.models.linear import PyTree
-from snake_jax.models.names import Place, get, places
+from snake_jax.models.names import TensorPlace, get, places
 from snake_jax.params import Params
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _PARTIAL = ".partial"
 _SHARDS = "model-?????-of-?????.safetensors"
 
-Shard = dict[str, Place]
+Shard = dict[str, TensorPlace]
 
 
 def save_pretrained(
@@ -64,7 +64,7 @@ def save_pretrained(
     _publish(folder, [*shards, *texts])
 
 
-def _check(name: str, place: Place, leaf: PyTree) -> None:
+def _check(name: str, place: TensorPlace, leaf: PyTree) -> None:
     where = "/".join(place.path)
     if isinstance(leaf, qwix.QArray):
         raise UserError(f"{where} is quantized: save full-precision weights")
@@ -81,7 +81,9 @@ def _num_bytes(leaf: PyTree) -> int:
     return int(np.prod(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _shards(wanted: dict[str, Place], params: Params, max_shard_bytes: int) -> dict[str, Shard]:
+def _shards(
+    wanted: dict[str, TensorPlace], params: Params, max_shard_bytes: int
+) -> dict[str, Shard]:
     """Tensors in order, by the file they go to."""
     shards: list[Shard] = [{}]
     filled_bytes = 0

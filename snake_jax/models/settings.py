@@ -10,15 +10,20 @@ Config = Mapping[str, Any]
 
 
 def required(config: Config, name: str) -> Any:
-    """The setting of this name."""
-    if config.get(name) is None:
+    """The setting of this name.
+
+    Raises:
+      UserError: it is left out or null.
+    """
+    value = config.get(name)
+    if value is None:
         raise UserError(
             f"config.json of a {config.get('model_type')} model lacks {name}: complete it"
         )
-    return config[name]
+    return value
 
 
-def setting(config: Config, name: str, default: Any) -> Any:
+def optional(config: Config, name: str, default: Any) -> Any:
     """The setting of this name, or the default where it is left out or null."""
     value = config.get(name)
     return default if value is None else value
@@ -35,7 +40,7 @@ def only(config: Config, name: str, *supported: Any) -> None:
 def activation(config: Config, name: str, default: str) -> str:
     """The name of an activation that is there."""
     only(config, name, *ACTIVATIONS)
-    return str(setting(config, name, default))
+    return str(optional(config, name, default))
 
 
 def divisible(config: Config, name: str, number: int, by: str, divisor: int) -> None:
@@ -52,4 +57,6 @@ def token_ids(
 ) -> int | tuple[int, ...] | None:
     """A special token's id, or several; None where there is none."""
     value = config.get(name, default)
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    return value

@@ -1,6 +1,5 @@
 """Networks for images: VGG-11 as the papers train it, a small CNN and an MLP."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +30,8 @@ def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
     def convolve(
         x: jax.Array, w: jax.Array, strides: Sequence[int], padding: Any, **rest: Any
     ) -> jax.Array:
-        if {*rest["lhs_dilation"], *rest["rhs_dilation"], rest["feature_group_count"]} != {1}:
+        beyond = {*rest["lhs_dilation"], *rest["rhs_dilation"], rest["feature_group_count"]}
+        if beyond != {1}:
             raise ValueError(
                 "the matrix-product convolution has no dilation and no groups: leave "
                 "conv_general_dilated"
@@ -42,8 +42,9 @@ def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
 
 
 class ConvLayer(nn.Module):
-    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling: `[B, H, W, C] -> [B, H',
-    W', features]`.
+    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling.
+
+    `[B, H, W, C]` to `[B, H', W', features]`; pooling halves both sides.
     """
 
     features: int
@@ -65,7 +66,9 @@ class ConvLayer(nn.Module):
         if self.norm == "group":
             x = nn.GroupNorm(num_groups=_groups(self.features))(x)
         x = nn.relu(x)
-        return max_pool(x, (2, 2), lowering=self.lowering) if self.pool else x
+        if self.pool:
+            x = max_pool(x, (2, 2), lowering=self.lowering)
+        return x
 
 
 class DenseLayer(nn.Module):
@@ -81,11 +84,14 @@ class DenseLayer(nn.Module):
         """One layer forward; dropout is active where `train`."""
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        bias_init = (
-            _uniform(x.shape[-1] ** -0.5) if self.initial == "torch" else nn.initializers.zeros
-        )
-        x = nn.Dense(self.features, kernel_init=_DENSE_INIT[self.initial], bias_init=bias_init)(x)
-        return nn.relu(x) if self.relu else x
+        bias_init = nn.initializers.zeros
+        if self.initial == "torch":
+            bias_init = _uniform(x.shape[-1] ** -0.5)
+        kernel_init = _DENSE_INIT[self.initial]
+        x = nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init)(x)
+        if self.relu:
+            x = nn.relu(x)
+        return x
 
 
 def vgg11(
@@ -115,15 +121,14 @@ def vgg11(
         dense layers and their biases uniform by fan-in, as PyTorch's VGG for CIFAR-10 starts).
     """
     channels = [_scaled(c, width) for c in _VGG11_CHANNELS]
-    stages: list[tuple[str, nn.Module]] = [
-        (f"conv{i}", ConvLayer(c, i in _VGG11_POOLED, norm, conv, init))
-        for i, c in enumerate(channels, start=1)
-    ]
-    hidden = functools.partial(DenseLayer, channels[-1], relu=True, dropout=dropout, initial=init)
+    stages: list[tuple[str, nn.Module]] = []
+    for i, features in enumerate(channels, start=1):
+        pooled = i in _VGG11_POOLED
+        stages.append((f"conv{i}", ConvLayer(features, pooled, norm, conv, init)))
     stages += [
-        ("fc9", hidden()),
-        ("fc10", hidden()),
-        ("fc11", DenseLayer(num_classes, False, initial=init)),
+        ("fc9", DenseLayer(channels[-1], True, dropout, init)),
+        ("fc10", DenseLayer(channels[-1], True, dropout, init)),
+        ("fc11", DenseLayer(num_classes, False, 0.0, init)),
     ]
     return from_linen("vgg11", stages, input_shape, stochastic=dropout > 0)
 
@@ -138,15 +143,18 @@ def cnn(
     conv: str = "auto",
     init: str = "he",
 ) -> LayeredModel:
-    """A small network, `conv1` ... `conv3`, `fc4`, `fc5`: 16, 32 and 32 channels with pooling, 64
-    hidden units.
+    """A small network, `conv1` ... `conv3`, `fc4`, `fc5`.
+
+    16, 32 and 32 channels with pooling, 64 hidden units; options as of `vgg11`.
     """
-    channels = [_scaled(c, width) for c in (16, 32, 32)]
-    stages: list[tuple[str, nn.Module]] = [
-        (f"conv{i}", ConvLayer(c, True, norm, conv, init)) for i, c in enumerate(channels, start=1)
+    stages: list[tuple[str, nn.Module]] = []
+    for i, channels in enumerate((16, 32, 32), start=1):
+        layer = ConvLayer(_scaled(channels, width), True, norm, conv, init)
+        stages.append((f"conv{i}", layer))
+    stages += [
+        ("fc4", DenseLayer(_scaled(64, width), True, dropout, init)),
+        ("fc5", DenseLayer(num_classes, False, dropout, init)),
     ]
-    hidden = DenseLayer(_scaled(64, width), True, dropout, init)
-    stages += [("fc4", hidden), ("fc5", DenseLayer(num_classes, False, dropout, init))]
     return from_linen("cnn", stages, input_shape, stochastic=dropout > 0)
 
 
@@ -159,19 +167,22 @@ def mlp(
     init: str = "he",
     **_: Any,
 ) -> LayeredModel:
-    """Four dense layers, `fc1` ... `fc4`, 64 hidden units each; norm and conv have nothing to act
-    on.
+    """Four dense layers, `fc1` ... `fc4`, 64 hidden units each.
+
+    Options as of `vgg11`; norm and conv have nothing to act on.
     """
-    hidden = functools.partial(DenseLayer, _scaled(64, width), relu=True, initial=init)
-    stages: list[tuple[str, nn.Module]] = [("fc1", hidden()), ("fc2", hidden(dropout=dropout))]
-    stages += [
-        ("fc3", hidden(dropout=dropout)),
+    units = _scaled(64, width)
+    stages: list[tuple[str, nn.Module]] = [
+        ("fc1", DenseLayer(units, True, 0.0, init)),
+        ("fc2", DenseLayer(units, True, dropout, init)),
+        ("fc3", DenseLayer(units, True, dropout, init)),
         ("fc4", DenseLayer(num_classes, False, dropout, init)),
     ]
     return from_linen("mlp", stages, input_shape, stochastic=dropout > 0)
 
 
 def _scaled(channels: int, width: float) -> int:
+    """`width` times as many channels, at least one."""
     return max(1, round(channels * width))
 
 
@@ -181,4 +192,9 @@ def _groups(features: int) -> int:
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+    """Uniform in [-bound, bound)."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

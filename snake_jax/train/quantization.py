@@ -5,11 +5,10 @@ no error adds up however many nodes a layer passes. Dequantization happens a lay
 the forward pass.
 
 - int8: a float32 scale, the largest magnitude / 127.5, for each output channel of a `kernel` (its
-last axis) and each
-  row of an `embedding`. No error is above scale / 2.
+  last axis) and each row of an `embedding`. No error is above scale / 2.
 - nf4: a scale, the largest magnitude, for each block of values along the axis that products sum
-over. No error is
-  above 0.152 scale. With its scale a parameter takes 4.5 bits, 4.25 with bfloat16 scales.
+  over. No error is above 0.152 scale. With its scale a parameter takes 4.5 bits, 4.25 with bfloat16
+  scales.
 """
 
 import jax
@@ -32,8 +31,9 @@ SMALLEST_BLOCK = 8
 
 
 def freeze(subtree: PyTree, dtype: str, scale_dtype: DTypeLike = jnp.float32) -> PyTree:
-    """A layer's parameters as a node stores them while they are frozen; `jax.vmap` of it freezes a
-    stack of layers.
+    """A layer's parameters as a node stores them while they are frozen.
+
+    `jax.vmap` of it freezes a stack of layers.
 
     Args:
       subtree: full-precision arrays. A leaf under the key `embedding` is a table of rows, any other
@@ -46,29 +46,38 @@ def freeze(subtree: PyTree, dtype: str, scale_dtype: DTypeLike = jnp.float32) ->
     if dtype == "bfloat16":
         return jax.tree.map(lambda w: w.astype(jnp.bfloat16), subtree)
     if dtype in ("int8", "nf4"):
-        return jax.tree.map_with_path(
-            lambda path, w: _quantized(path, w, dtype, scale_dtype), subtree
-        )
+
+        def one(path: tuple, w: jax.Array) -> jax.Array | qwix.QArray:
+            return _quantized(path, w, dtype, scale_dtype)
+
+        return jax.tree.map_with_path(one, subtree)
     return subtree
 
 
 def thaw(subtree: PyTree, dtype: DTypeLike) -> PyTree:
-    """A stored subtree as the arrays that are computed with, in `dtype`; one of a stack is computed
-    with as it is.
+    """A stored subtree as the arrays that are computed with, in `dtype`.
+
+    One of a stack stays as it is: the product that reads it dequantizes it.
     """
-    one = lambda leaf: leaf if isinstance(leaf, OfStack) else dense(leaf, dtype)  # noqa: E731
-    return jax.tree.map(one, subtree, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray | OfStack))
+
+    def one(leaf: jax.Array | qwix.QArray | OfStack) -> jax.Array | OfStack:
+        if isinstance(leaf, OfStack):
+            return leaf
+        return dense(leaf, dtype)
+
+    def is_leaf(node: object) -> bool:
+        return isinstance(node, qwix.QArray | OfStack)
+
+    return jax.tree.map(one, subtree, is_leaf=is_leaf)
 
 
 def of_stack(tree: PyTree, index: jax.Array) -> PyTree:
     """One block of a stack of them as `stack.at`, its quantized matrices left in the stack."""
 
     def one(leaf: jax.Array | qwix.QArray) -> jax.Array | OfStack:
-        return (
-            OfStack(leaf, index)
-            if isinstance(leaf, qwix.QArray)
-            else lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-        )
+        if isinstance(leaf, qwix.QArray):
+            return OfStack(leaf, index)
+        return lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
     return jax.tree.map(one, tree, is_leaf=is_quantized)
 
@@ -76,32 +85,38 @@ def of_stack(tree: PyTree, index: jax.Array) -> PyTree:
 def _quantized(
     path: tuple, w: jax.Array, dtype: str, scale_dtype: DTypeLike
 ) -> jax.Array | qwix.QArray:
+    """One array of a layer, in int8 or nf4; a vector as it is."""
     if w.ndim < 2:
         return w
-    is_table = path[-1:] == (jax.tree_util.DictKey("embedding"),)
+    is_table = bool(path) and path[-1] == jax.tree_util.DictKey("embedding")
     if dtype == "int8":
-        return qwix.quantize(
-            w.astype(jnp.float32), jnp.int8, channelwise_axes=[0 if is_table else w.ndim - 1]
-        )
-    return _nf4(w, 1 if is_table else w.ndim - 2, scale_dtype)
+        channels = 0 if is_table else w.ndim - 1
+        return qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=[channels])
+    summed = 1 if is_table else w.ndim - 2
+    return _nf4(w, summed, scale_dtype)
 
 
 def _nf4(w: jax.Array, axis: int, scale_dtype: DTypeLike) -> jax.Array | qwix.QArray:
-    """QLoRA (arXiv 2305.14314), section 3: the nearest of 16 values times the largest magnitude of
-    a block of `axis`.
+    """Each value as the nearest of 16, times the largest magnitude of its block along `axis`.
 
-    The codes are those of `qwix.quantize(w, "nf4")`, which compares all 16 and has the compiler
-    store the comparisons.
+    "QLoRA" (arXiv 2305.14314), section 3. The codes are those of `qwix.quantize(w, "nf4")`, which
+    compares all 16 and has the compiler store the comparisons.
     """
+    # The largest divisor of the axis up to `BLOCK`.
     size = w.shape[axis]
     block = max(n for n in range(1, min(BLOCK, size) + 1) if size % n == 0)
     if block < SMALLEST_BLOCK:
         return w.astype(jnp.bfloat16)
-    blocks = w.astype(jnp.float32).reshape(
-        *w.shape[:axis], size // block, block, *w.shape[axis + 1 :]
-    )
+
+    # `[..., size, ...]` as `[..., size / block, block, ...]`, and a scale for each block. A block
+    # of zeros has the scale 1: nothing is divided by zero.
+    before, after = w.shape[:axis], w.shape[axis + 1 :]
+    blocks = w.astype(jnp.float32).reshape(*before, size // block, block, *after)
     scale = jnp.abs(blocks).max(axis + 1, keepdims=True).astype(scale_dtype)
     scale = jnp.where(scale > jnp.finfo(jnp.float32).tiny, scale, 1)
     relative = (blocks / scale.astype(jnp.float32)).reshape(w.shape)
-    codes = sum((relative > middle).astype(jnp.int32) for middle in (NF4[1:] + NF4[:-1]) / 2)
+
+    # The nearest of 16 ascending values: how many of the 15 middles between neighbours lie below.
+    middles = (NF4[1:] + NF4[:-1]) / 2
+    codes = sum((relative > middle).astype(jnp.int32) for middle in middles)
     return qwix.QArray(codes.astype(jnp.uint4), scale.squeeze(axis + 1), None, "nf4")

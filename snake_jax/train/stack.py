@@ -1,78 +1,84 @@
 """A stack of alike blocks of which a few neighbours train: one program, whichever they are.
 
-Which blocks train is an array argument, so a model of any depth compiles once. The forward pass
-runs three loops: the blocks below the trained ones, the trained ones, those above. The backward
-pass, written by hand, runs from the top down to the trained blocks and ends there: the blocks above
-them give input gradients only, the trained ones a weight gradient too, those below nothing.
-(snake_learning_magazine, "Local Training" and "Computation Savings"; the papers train one
-transformer block a node, section "Fine-Tuning of LLMs".)
-
 A block's stored weights are in two parts: its *own* part, which a visit may train, and a *base*
 that no visit ever does. With LoRA the own part is the adapters and the base the pretrained weights;
-without, there is no base.
+without, there is no base. (snake_learning_magazine, "Local Training" and "Computation Savings"; the
+papers train one transformer block a node, section "Fine-Tuning of LLMs".)
+
+**Forward.** Block i of N maps `x[i]` `[B, T, D]` to `x[i + 1]` `[B, T, D]`. The k blocks from
+`first` on train, `first <= i < first + k`. Three loops run one after the other:
+
+    below     start <= i < first          frozen, own part in `frozen.own[i]`
+    trained   first <= i < first + k      own part in `trained[i - first]`
+    above     first + k <= i < N          frozen, own part in `frozen.own[i - k]`
+
+They are three because own parts lie in two arrays that cannot be one: `trained`, `[k, ...]` leaves
+in full precision, which are differentiated, and `frozen.own`, `[N - k, ...]` leaves that may be
+quantized. And each kind of block is treated otherwise in the backward pass.
+
+**Dynamic bounds.** `first` is an array, not a Python number: else a model of N blocks would have a
+program, and a compilation, for each place of the trained ones. So the two frozen loops are
+`fori_loop`s whose bounds are known only when they run (XLA's `while`). The trained loop always has
+k steps: a `scan`.
+
+**Why the derivative is written by hand.** JAX does not differentiate a loop with dynamic bounds
+backwards: it could not say how much room its steps need for what they keep. Here one can: the two
+frozen loops have N - k steps *together*, wherever `first` lies, so that `[N - k, ...]` buffers hold
+what all frozen blocks keep, block i at its slot (`_slot`).
+
+**Backward.** With L the loss and `g[i] = dL/dx[i]` `[B, T, D]`, the chain rule gives from the top
+down, starting at the given `g[N]`,
+
+    g[i]        = (d x[i + 1] / d x[i])^T    g[i + 1]       input gradient
+    dL/d own[i] = (d x[i + 1] / d own[i])^T  g[i + 1]       weight gradient
+
+    above     i = N - 1 ... first + k         input gradients only
+    trained   i = first + k - 1 ... first     both
+    below     i = first - 1 ... start         input gradients, if `input_gradient`; else nothing
+
+This is where training a few blocks saves: no block below the trained ones is passed backwards, and
+no frozen block has a weight gradient.
+
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from snake_jax.params import PyTree
+from snake_jax.train.block import (
+    RECOMPUTE,
+    Block,
+    Frozen,
+    Read,
+    Static,
+    at,
+    forward_and_keep,
+    forward_block,
+    restored_pullback,
+)
 
-RECOMPUTE = ("block", "none")
-
-
-def at(tree: PyTree, index: jax.Array) -> PyTree:
-    """One block of a stack of them: every array cut out."""
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
-
-
-class Block(NamedTuple):
-    """What all blocks have in common; hashable, and equal wherever the same program is meant.
-
-    Attributes:
-      thaw: stored weights of one block to those computed with, a base or an own part alike.
-      apply: `(base, own, values, context, key) -> values`: thawed weights, `[B, T, D]`, what every
-        block reads besides (positions, segments), and a key or None.
-      blocks: N, how many there are.
-      take: `(stack, index)` to the stored weights of one block.
-    """
-
-    thaw: Callable[[PyTree], PyTree]
-    apply: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array | None], jax.Array]
-    blocks: int
-    take: Callable[[PyTree, jax.Array], PyTree] = at
+__all__ = ("RECOMPUTE", "Block", "Frozen", "at", "below", "run", "stacked")
 
 
-class Frozen(NamedTuple):
-    """What the blocks read and the step does not train.
+class _Saved(NamedTuple):
+    """What the forward pass hands to the backward pass.
 
     Attributes:
-      base: `[N, ...]` leaves, the base of all blocks; `{}` where there is none.
-      own: `[N - k, ...]` leaves, the own parts of the blocks that do not train, in order.
-      first: scalar int32, which block is the first of the k that train.
+      trained: `[k, ...]` leaves, as given to `run`.
+      read: as given to `run`.
+      kept_frozen: `[N - k, ...]` arrays, what each frozen block keeps, at its slot.
+      kept_trained: `[k, ...]` arrays, what each trained block keeps.
     """
 
-    base: PyTree
-    own: PyTree
-    first: jax.Array
-
-
-class _Static(NamedTuple):
-    block: Block
-    trained: int
-    recompute: str
-    input_gradient: bool
-
-
-class _Read(NamedTuple):
-    frozen: Frozen
-    context: PyTree
-    key: jax.Array | None
-    start: jax.Array
+    trained: PyTree
+    read: Read
+    kept_frozen: list[jax.Array]
+    kept_trained: list[jax.Array]
 
 
 def stacked(subtrees: list[PyTree]) -> PyTree:
@@ -111,201 +117,198 @@ def run(
     Returns:
       `[B, T, D]`, the output of the last block.
     """
-    static = _Static(block, jax.tree.leaves(trained)[0].shape[0], recompute, input_gradient)
-    return _run(static, trained, _Read(frozen, context, key, jnp.int32(start)), values)
+    k = jax.tree.leaves(trained)[0].shape[0]
+    static = Static(block, k, recompute, input_gradient)
+    read = Read(frozen, context, key, jnp.int32(start))
+    return _run(static, trained, read, values)
 
 
 def below(block: Block, frozen: Frozen, values: jax.Array, context: PyTree = None) -> jax.Array:
-    """The blocks below the trained ones, without dropout: `[B, T, D]` to the input of block
-    `frozen.first`.
+    """The blocks below the trained ones, without dropout, up to the input of block `frozen.first`.
+
+    Args:
+      block: what the blocks have in common.
+      frozen: their weights, and which block is the first that trains.
+      values: `[B, T, D]`, the input of block 0.
+      context: arrays that every block reads.
+
+    Returns:
+      `[B, T, D]`.
     """
-    read = _Read(frozen, context, None, jnp.int32(0))
-    body = lambda i, x: _forward_block(block, read, i, block.take(frozen.own, i), x)  # noqa: E731
-    return lax.fori_loop(0, frozen.first, body, values)
+    read = Read(frozen, context, None, jnp.int32(0))
+
+    def step(i: jax.Array, x: jax.Array) -> jax.Array:
+        return _forward_frozen(block, read, i, i, x)
+
+    return lax.fori_loop(0, frozen.first, step, values)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(static: _Static, trained: PyTree, read: _Read, values: jax.Array) -> jax.Array:
-    """Without a gradient nothing is kept."""
-    first, block = read.frozen.first, static.block
+def _run(static: Static, trained: PyTree, read: Read, values: jax.Array) -> jax.Array:
+    """The forward pass where nobody asks for a gradient: nothing is kept."""
+    block = static.block
+    first = read.frozen.first
 
-    def frozen_block(i: jax.Array, x: jax.Array) -> jax.Array:
-        return _forward_block(
-            block, read, i, static.block.take(read.frozen.own, _slot(static, read, i)), x
-        )
+    def frozen_step(i: jax.Array, x: jax.Array) -> jax.Array:
+        return _forward_frozen(block, read, i, _slot(static, read, i), x)
 
-    def trained_block(x: jax.Array, own: tuple[jax.Array, PyTree]) -> tuple[jax.Array, None]:
-        return _forward_block(block, read, *own, x), None
+    def trained_step(x: jax.Array, of: tuple[jax.Array, PyTree]) -> tuple[jax.Array, None]:
+        i, own = of
+        return forward_block(block, read, i, own, x), None
 
-    values = _loop(static, read.start, first, frozen_block, values)
-    values, _ = lax.scan(trained_block, values, (first + jnp.arange(static.trained), trained))
-    return _loop(static, first + static.trained, block.blocks, frozen_block, values)
+    values = _frozen_loop(static, read.start, first, frozen_step, values)
+    trained_blocks = (first + jnp.arange(static.trained), trained)
+    values, _ = lax.scan(trained_step, values, trained_blocks)
+    return _frozen_loop(static, first + static.trained, block.blocks, frozen_step, values)
 
 
 def _run_forward(
-    static: _Static, trained: PyTree, read: _Read, values: jax.Array
-) -> tuple[jax.Array, Any]:
-    first, block = read.frozen.first, static.block
+    static: Static, trained: PyTree, read: Read, values: jax.Array
+) -> tuple[jax.Array, _Saved]:
+    """The forward pass of a gradient: as `_run`, and it keeps what the backward pass comes to."""
+    block = static.block
+    first = read.frozen.first
 
-    def frozen_block(i: jax.Array, carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+    def frozen_step(
+        i: jax.Array, carry: tuple[jax.Array, list[jax.Array]]
+    ) -> tuple[jax.Array, list[jax.Array]]:
         x, kept = carry
         slot = _slot(static, read, i)
-        y, residuals = _residuals(
-            static, read, i, static.block.take(read.frozen.own, slot), x, False
-        )
-        return y, jax.tree.map(
-            lambda all, one: lax.dynamic_update_index_in_dim(all, one, slot, 0), kept, residuals
-        )
+        own = block.take(read.frozen.own, slot)
+        y, residuals = forward_and_keep(static, read, i, own, x, trains=False)
 
-    def unkept_block(i: jax.Array, x: jax.Array) -> jax.Array:
-        return _forward_block(block, read, i, static.block.take(read.frozen.own, i), x)
+        def write(buffer: jax.Array, residual: jax.Array) -> jax.Array:
+            return lax.dynamic_update_index_in_dim(buffer, residual, slot, 0)
 
-    def trained_block(x: jax.Array, own: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-        return _residuals(static, read, *own, x, True)
+        return y, jax.tree.map(write, kept, residuals)
 
-    kept = _room(static, read, values)
+    def unkept_step(i: jax.Array, x: jax.Array) -> jax.Array:
+        return _forward_frozen(block, read, i, i, x)
+
+    def trained_step(
+        x: jax.Array, of: tuple[jax.Array, PyTree]
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        i, own = of
+        return forward_and_keep(static, read, i, own, x, trains=True)
+
+    # Below the trained blocks the backward pass comes only with `input_gradient`. Without, these
+    # blocks keep nothing; their slots of the buffers stay zero and are never read.
+    kept = _empty_buffers(static, read, values)
     if static.input_gradient:
-        values, kept = _loop(static, read.start, first, frozen_block, (values, kept))
+        values, kept = _frozen_loop(static, read.start, first, frozen_step, (values, kept))
     else:
-        values = _loop(static, read.start, first, unkept_block, values)
-    values, kept_trained = lax.scan(
-        trained_block, values, (first + jnp.arange(static.trained), trained)
-    )
-    values, kept = _loop(static, first + static.trained, block.blocks, frozen_block, (values, kept))
-    return values, (trained, read, kept, kept_trained)
+        values = _frozen_loop(static, read.start, first, unkept_step, values)
+
+    # A scan stacks what its steps keep: `[k, ...]`.
+    trained_blocks = (first + jnp.arange(static.trained), trained)
+    values, kept_trained = lax.scan(trained_step, values, trained_blocks)
+
+    above = first + static.trained
+    values, kept = _frozen_loop(static, above, block.blocks, frozen_step, (values, kept))
+    return values, _Saved(trained, read, kept, kept_trained)
 
 
 def _run_backward(
-    static: _Static, saved: Any, gradient: jax.Array
+    static: Static, saved: _Saved, gradient: jax.Array
 ) -> tuple[PyTree, None, jax.Array]:
-    trained, read, kept, kept_trained = saved
-    first, count = read.frozen.first, static.block.blocks
+    """From `g[N]` `[B, T, D]` to the gradients of `trained` (`[k, ...]`), `read` and `values`.
 
-    def down(upper: jax.Array | int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        def frozen_block(step: jax.Array, gradient: jax.Array) -> jax.Array:
+    None stands for zeros: nothing in `read` is differentiated.
+    """
+    trained, read, kept_frozen, kept_trained = saved
+    first = read.frozen.first
+
+    def frozen_step_from(
+        upper: jax.Array | int,
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """A step of a loop that goes down from block `upper - 1`; `fori_loop` counts upwards."""
+
+        def frozen_step(step: jax.Array, gradient: jax.Array) -> jax.Array:
             i = upper - 1 - step
             slot = _slot(static, read, i)
-            return _pull(
-                static,
-                read,
-                i,
-                static.block.take(read.frozen.own, slot),
-                at(kept, slot),
-                gradient,
-                False,
-            )[1]
+            own = static.block.take(read.frozen.own, slot)
+            kept = at(kept_frozen, slot)
+            pullback = restored_pullback(static, read, i, own, kept, gradient, trains=False)
+            (to_input,) = pullback(gradient)
+            return to_input
 
-        return frozen_block
+        return frozen_step
 
-    def trained_block(
-        gradient: jax.Array, of: tuple[jax.Array, PyTree, PyTree]
+    def trained_step(
+        gradient: jax.Array, of: tuple[jax.Array, PyTree, list[jax.Array]]
     ) -> tuple[jax.Array, PyTree]:
-        own, below = _pull(static, read, *of, gradient, True)
-        return below, own
+        i, own, kept = of
+        pullback = restored_pullback(static, read, i, own, kept, gradient, trains=True)
+        to_thawed, to_input = pullback(gradient)
+        # The pullback ends at thawed weights; from there to the stored ones it is a cast's.
+        _, thaw_pullback = jax.vjp(static.block.thaw, own)
+        (to_own,) = thaw_pullback(to_thawed)
+        return to_input, to_own
 
-    gradient = _loop(static, 0, count - first - static.trained, down(count), gradient)
-    each = (first + jnp.arange(static.trained), trained, kept_trained)
-    if (
-        static.trained == 1
-    ):  # no loop, so that the compiler leaves out an input gradient that nobody reads
-        gradient, weights = trained_block(gradient, jax.tree.map(lambda leaf: leaf[0], each))
-        weights = jax.tree.map(lambda leaf: leaf[None], weights)
+    # Above the trained blocks: `g[N]` to `g[first + k]`.
+    num_above = static.block.blocks - first - static.trained
+    step = frozen_step_from(static.block.blocks)
+    gradient = _frozen_loop(static, 0, num_above, step, gradient)
+
+    # The trained blocks: `g[first + k]` to `g[first]`, and their weight gradients on the way.
+    trained_blocks = (first + jnp.arange(static.trained), trained, kept_trained)
+    if static.trained == 1:
+        # Without `input_gradient` nobody reads `g[first]`. In straight-line code the products that
+        # lead to it alone are dead code, which the compiler leaves out. A scan would carry it from
+        # step to step, and what a loop carries is computed.
+        only = jax.tree.map(lambda leaf: leaf[0], trained_blocks)
+        gradient, to_only = trained_step(gradient, only)
+        to_trained = jax.tree.map(lambda leaf: leaf[None], to_only)
     else:
-        gradient, weights = lax.scan(trained_block, gradient, each, reverse=True)
-    if static.input_gradient:
-        return weights, None, _loop(static, 0, first - read.start, down(first), gradient)
-    return weights, None, jnp.zeros_like(gradient)
+        gradient, to_trained = lax.scan(trained_step, gradient, trained_blocks, reverse=True)
+
+    # Below: `g[first]` to `g[start]`, or an end.
+    if not static.input_gradient:
+        return to_trained, None, jnp.zeros_like(gradient)
+    step = frozen_step_from(first)
+    return to_trained, None, _frozen_loop(static, 0, first - read.start, step, gradient)
 
 
 _run.defvjp(_run_forward, _run_backward)
 
 
-def _loop(static: _Static, begin: Any, end: Any, body: Callable, carry: PyTree) -> PyTree:
-    """Over blocks that do not train; there is nothing to trace where all do."""
-    return lax.fori_loop(begin, end, body, carry) if static.trained < static.block.blocks else carry
+def _frozen_loop(
+    static: Static,
+    begin: jax.Array | int,
+    end: jax.Array | int,
+    step: Callable[[jax.Array, PyTree], PyTree],
+    carry: PyTree,
+) -> PyTree:
+    """`step` over frozen blocks; where all blocks train there is none, and nothing to trace."""
+    if static.trained == static.block.blocks:
+        return carry
+    return lax.fori_loop(begin, end, step, carry)
 
 
-def _slot(static: _Static, read: _Read, i: jax.Array) -> jax.Array:
-    """Where block i, which does not train, lies among those that do not."""
+def _slot(static: Static, read: Read, i: jax.Array) -> jax.Array:
+    """Where frozen block i lies among the N - k frozen ones: those above have k before them."""
     return jnp.where(i < read.frozen.first, i, i - static.trained)
 
 
-def _key(read: _Read, i: jax.Array) -> jax.Array | None:
-    return None if read.key is None else jax.random.fold_in(read.key, i)
+def _forward_frozen(
+    block: Block, read: Read, i: jax.Array, slot: jax.Array, x: jax.Array
+) -> jax.Array:
+    """Frozen block i, whose own part lies at `slot`: `[B, T, D]` to `[B, T, D]`."""
+    return forward_block(block, read, i, block.take(read.frozen.own, slot), x)
 
 
-def _forward_block(block: Block, read: _Read, i: jax.Array, own: PyTree, x: jax.Array) -> jax.Array:
-    base = block.take(read.frozen.base, i)
-    return block.apply(block.thaw(base), block.thaw(own), x, read.context, _key(read, i))
-
-
-def _linearised(
-    static: _Static, read: _Read, i: jax.Array, own: PyTree, x: jax.Array, trains: bool
-) -> tuple[jax.Array, Callable, PyTree]:
-    """A block's output, its pullback to `(own, x)` or `(x,)`, and its thawed weights."""
-    block, key = static.block, _key(read, i)
-    weights = (block.thaw(block.take(read.frozen.base, i)), block.thaw(own))
-    if trains:
-        output, pullback = jax.vjp(
-            lambda w, x: block.apply(weights[0], w, x, read.context, key), weights[1], x
-        )
-    else:
-        output, pullback = jax.vjp(lambda x: block.apply(*weights, x, read.context, key), x)
-    return output, pullback, weights
-
-
-def _residuals(
-    static: _Static, read: _Read, i: jax.Array, own: PyTree, x: jax.Array, trains: bool
-) -> tuple[jax.Array, list[jax.Array]]:
-    """A block's output and what its backward pass is given."""
-    if static.recompute == "block":
-        return _forward_block(static.block, read, i, own, x), [x]
-    output, pullback, weights = _linearised(static, read, i, own, x, trains)
-    return output, [leaf for leaf in jax.tree.leaves(pullback) if not _is_one_of(leaf, weights)]
-
-
-def _pull(
-    static: _Static,
-    read: _Read,
-    i: jax.Array,
-    own: PyTree,
-    kept: list[jax.Array],
-    gradient: jax.Array,
-    trains: bool,
-) -> tuple[PyTree, jax.Array]:
-    """Gradients of a block's own part (None where it does not train) and of its input."""
-    if static.recompute == "block":
-        _, pullback, _ = _linearised(static, read, i, own, kept[0], trains)
-    else:
-        # The forward pass traced here is dead code: everything in the pullback that hangs on its
-        # input is replaced.
-        _, pullback, weights = _linearised(static, read, i, own, jnp.zeros_like(gradient), trains)
-        leaves, structure = jax.tree.flatten(pullback)
-        rest = iter(kept)
-        pullback = jax.tree.unflatten(
-            structure, [leaf if _is_one_of(leaf, weights) else next(rest) for leaf in leaves]
-        )
-    if not trains:
-        return None, pullback(gradient)[0]
-    thawed, below = pullback(gradient)
-    return jax.vjp(static.block.thaw, own)[1](thawed)[0], below
-
-
-def _is_one_of(leaf: jax.Array, weights: PyTree) -> bool:
-    return any(leaf is weight for weight in jax.tree.leaves(weights))
-
-
-def _room(static: _Static, read: _Read, values: jax.Array) -> PyTree:
-    """Zeros for what the blocks that do not train keep, each at its place among them."""
-    own, count = read.frozen.own, static.block.blocks - static.trained
+def _empty_buffers(static: Static, read: Read, values: jax.Array) -> list[jax.Array]:
+    """`[N - k, ...]` zeros for what the frozen blocks keep; `[]` where all blocks train."""
+    count = static.block.blocks - static.trained
     if not count:
         return []
 
-    def one(values: jax.Array) -> list[jax.Array]:
-        return _residuals(
-            static, read, jnp.int32(0), static.block.take(own, jnp.int32(0)), values, False
-        )[1]
+    # All frozen blocks keep arrays of the same shapes: those of block 0, not computed.
+    def kept_of_one(values: jax.Array) -> list[jax.Array]:
+        zero = jnp.int32(0)
+        own = static.block.take(read.frozen.own, zero)
+        _, residuals = forward_and_keep(static, read, zero, own, values, trains=False)
+        return residuals
 
-    return jax.tree.map(
-        lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), jax.eval_shape(one, values)
-    )
+    shapes = jax.eval_shape(kept_of_one, values)
+    return [jnp.zeros((count, *shape.shape), shape.dtype) for shape in shapes]

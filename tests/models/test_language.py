@@ -1,6 +1,7 @@
 """Language models as layers: slices, dropout, adapters, tables as stored, published sizes."""
 
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -179,9 +180,15 @@ def test_quantized_layers_run_with_what_they_stand_for(name, kind):
     assert not np.allclose(expected, forward(params, IDS), atol=1e-3)
 
 
-def test_a_model_is_built_once():
-    assert from_preset("tiny-opt", dropout=0.1) is from_preset("tiny-opt", dropout=0.1)
-    assert from_preset("tiny-opt") is not from_preset("tiny-opt", dropout=0.1)
+def test_equal_arguments_build_equal_models_and_compile_once():
+    one, again = (from_preset("tiny-opt", dropout=0.1) for _ in range(2))
+    assert one == again
+    assert hash(one) == hash(again)
+    assert from_preset("tiny-opt") != one
+    traced = []
+    positions = jax.jit(lambda model: traced.append(model) or model.max_positions, static_argnums=0)
+    assert positions(one) == positions(again)
+    assert len(traced) == 1
 
 
 def test_a_block_takes_its_segments_from_what_it_is_given():
@@ -220,3 +227,14 @@ def test_rows_longer_than_the_model_has_positions_are_refused():
 def test_wrong_presets_are_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_model_survives_pickling_and_stays_equal(name):
+    model, params = tiny(name, dropout=0.3)
+    travelled = pickle.loads(pickle.dumps(model))
+    assert travelled == model
+    assert hash(travelled) == hash(model)
+    assert same_bits(travelled.init(jax.random.key(0)), model.init(jax.random.key(0)))
+    for key in (None, jax.random.key(1)):
+        assert same_bits(travelled.apply(params, IDS, key=key), model.apply(params, IDS, key=key))

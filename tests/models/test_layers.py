@@ -1,5 +1,7 @@
 """Layered models: order, slices, selection, and Flax models that join through the adapter."""
 
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -123,3 +125,31 @@ def test_running_statistics_are_refused():
 def test_layer_names_must_differ():
     with pytest.raises(UserError, match="layer names must differ, got a, a"):
         adapter.from_linen("mine", [("a", nn.Dense(3)), ("a", nn.Dense(3))], (3,))
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_registered_network_survives_pickling(name):
+    model = registry.build(name, 10, (32, 32, 3), width=0.1, norm="group", dropout=0.5)
+    travelled = pickle.loads(pickle.dumps(model))
+    params = model.init(jax.random.key(0))
+    assert same_bits(travelled.init(jax.random.key(0)), params)
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    key = jax.random.key(2)
+    drawn = travelled.apply(params, x, train=True, key=key)
+    assert same_bits(drawn, model.apply(params, x, train=True, key=key))
+
+
+def _nnx_stage(rngs):
+    return nnx.Linear(4, 3, rngs=rngs)
+
+
+def test_an_nnx_model_survives_pickling_where_its_factories_do():
+    model = adapter.from_nnx("one", [("fc", _nnx_stage)], (4,))
+    travelled = pickle.loads(pickle.dumps(model))
+    params = model.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 4))
+    assert same_bits(travelled.init(jax.random.key(0)), params)
+    assert same_bits(travelled.apply(params, x), model.apply(params, x))
+    local = adapter.from_nnx("local", [("fc", lambda rngs: nnx.Linear(4, 3, rngs=rngs))], (4,))
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(local)

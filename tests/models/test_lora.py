@@ -17,7 +17,7 @@ from snake_jax.models.hub import load_pretrained
 from snake_jax.models.lora import Lora
 from snake_jax.models.presets import from_preset
 from snake_jax.train.quantization import freeze, thaw
-from tests.helpers import close, same_bits
+from tests.helpers import same_bits
 from tests.models.make_golden import FOLDER, random_ids, torch_logits, torch_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -190,46 +190,6 @@ def test_merging_adds_the_scaled_product_to_the_kernels_it_is_for():
     np.testing.assert_array_equal(merged["fc1"]["kernel"], [[6, 51], [11, 101], [16, 151]])
     assert merged["fc1"]["bias"] is block["fc1"]["bias"]
     assert merged["fc2"]["kernel"] is block["fc2"]["kernel"]
-
-
-def test_padding_to_a_larger_rank_computes_the_same_and_gets_no_gradient(tiny):
-    model, params, ids = tiny
-    small = of_every_block(model, params, Lora(3, pattern="v_proj,down_proj"))
-    large = {name: lora.to_rank(tree, 8) for name, tree in small.items()}
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(adapters):
-        return jnp.sin(model.apply(params, ids, adapters=adapters)).mean()
-
-    (one, gradient), (other, padded) = loss(small), loss(large)
-    assert abs(one - other) < 1e-6
-    for name in small:
-        masks = lora.column_mask(large[name], 3)
-        beyond = jax.tree.map(lambda g, m: g * (1 - m), padded[name], masks)
-        assert not any(leaf.any() for leaf in jax.tree.leaves(beyond))
-        assert close(lora.to_rank(padded[name], 3), gradient[name], atol=1e-7)
-
-
-def test_cutting_undoes_padding_and_keeps_the_first_columns():
-    adapters = {"fc1": {"a": jnp.arange(12.0).reshape(4, 3), "b": jnp.arange(6.0).reshape(3, 2)}}
-    assert same_bits(lora.to_rank(lora.to_rank(adapters, 7), 3), adapters)
-    cut = lora.to_rank(adapters, 2)["fc1"]
-    np.testing.assert_array_equal(cut["a"], np.arange(12.0).reshape(4, 3)[:, :2])
-    np.testing.assert_array_equal(cut["b"], [[0, 1], [2, 3]])
-
-
-def test_masks_say_which_columns_a_rank_trains():
-    shapes = {
-        "fc1": {
-            "a": jax.ShapeDtypeStruct((4, 3), "float32"),
-            "b": jax.ShapeDtypeStruct((3, 2), "float32"),
-        }
-    }
-    mask = lora.column_mask(shapes, 2)["fc1"]
-    assert mask["a"].tolist() == [[1, 1, 0]]
-    assert mask["b"].tolist() == [[1], [1], [0]]
-    assert np.ravel(lora.column_mask(shapes, 9)["fc1"]["b"]).tolist() == [1, 1, 1]
 
 
 def saved(folder, variant, ranks, scale, pattern="all"):
