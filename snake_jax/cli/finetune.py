@@ -25,7 +25,7 @@ from snake_jax.cli import cluster, config_flags, launch, one_run, run_flags
 from snake_jax.cli.one_run import Job
 from snake_jax.config import TextConfig
 from snake_jax.errors import UserError
-from snake_jax.runs import loop, storage, text_results
+from snake_jax.runs import loop, storage, text_results, text_task
 
 config_flags.define(TextConfig)
 run_flags.define()
@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
             f"--save={SAVE.value}: there is no adapter with --lora_rank=0; say --save=model"
         )
     with cluster.together():
-        setup = loop.prepare(config)
+        setup = loop.prepare(text_task.with_first_day(config, workdir))
         with run_flags.training() as how:
             one_run.carry_out(
                 setup, workdir, text_results.describe(setup), how, _begin, partial(_end, setup)

@@ -36,6 +36,16 @@ TOKENIZER = flags.DEFINE_string(
 TEMPLATE = flags.DEFINE_enum(
     "template", "auto", (*templates.TEMPLATES, "none"), "form of the prompt"
 )
+TEMPLATE_DATE = flags.DEFINE_string(
+    "template_date",
+    "",
+    "the day that chat templates with a date write, as 2026-01-31; empty: today",
+)
+ALLOW_SPECIAL_TOKENS = flags.DEFINE_bool(
+    "allow_special_tokens",
+    False,
+    "special tokens that the prompt spells (</s>) become their ids; else text",
+)
 TOKENS = flags.DEFINE_integer(
     "max_new_tokens",
     None,
@@ -64,7 +74,7 @@ def main(_: list[str]) -> None:
     if not PROMPT.value:
         raise UserError("--prompt is needed: what the model is to answer")
     tokenizer = tokenizers.load_tokenizer(
-        TOKENIZER.value or text_task.tokenizer_beside(MODEL.value)
+        TOKENIZER.value or text_task.tokenizer_beside(MODEL.value), TEMPLATE_DATE.value
     )
     prompts = [_ids(prompt, tokenizer) for prompt in PROMPT.value]
     model, params = load_pretrained(MODEL.value)
@@ -95,11 +105,8 @@ def main(_: list[str]) -> None:
 
 def _ids(prompt: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
     if TEMPLATE.value == "none":
-        return [
-            *([] if tokenizer.bos_id is None else [tokenizer.bos_id]),
-            *tokenizer.encode(prompt),
-        ]
-    return templates.render_prompt(prompt, tokenizer, TEMPLATE.value)
+        return templates.render_text(prompt, tokenizer, ALLOW_SPECIAL_TOKENS.value)
+    return templates.render_prompt(prompt, tokenizer, TEMPLATE.value, ALLOW_SPECIAL_TOKENS.value)
 
 
 def _room(prompts: list[list[int]], positions: int) -> int:

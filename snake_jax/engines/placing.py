@@ -72,7 +72,7 @@ def own_copy(mesh: Mesh | None, tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.array, tree) if mesh is None else sharding.put_stored(mesh, tree)
 
 
-def rows_of(mesh: Mesh | None, rows: packing.Rows, batch: Batch, hidden: Any = None) -> Rows:
+def rows_of(mesh: Mesh | None, rows: packing.TextRows, batch: Batch, hidden: Any = None) -> Rows:
     """The batch's rows, and their kept input of the first block that trains; every process reads
     its own.
     """

@@ -93,8 +93,8 @@ class StackedExecutor:
         self,
         step: LanguageStep,
         base: Params,
-        train: Mapping[int, packing.Rows],
-        test: Mapping[int, packing.Rows],
+        train: Mapping[int, packing.TextRows],
+        test: Mapping[int, packing.TextRows],
         shards: Sequence[Shard],
         settings: StackedSettings,
         ranks: Sequence[int] = (),
@@ -355,7 +355,7 @@ class _Count(NamedTuple):
 
 
 def _with_text(
-    done: Outcome, counts: list[_Count], rows: Mapping[int, packing.Rows], targets: int
+    done: Outcome, counts: list[_Count], rows: Mapping[int, packing.TextRows], targets: int
 ) -> Outcome:
     trained = [count.batch for count in counts if count.batch is not None]
     tokens = sum(num_tokens(rows[batch.length], batch) for batch in trained)

@@ -61,7 +61,7 @@ def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterat
         yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
 
 
-def gathered(rows: packing.Rows, batch: Batch, place: NamedSharding | None = None) -> Rows:
+def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None = None) -> Rows:
     """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows
     have several.
 
@@ -87,12 +87,12 @@ def gathered(rows: packing.Rows, batch: Batch, place: NamedSharding | None = Non
     return Rows(ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None)
 
 
-def is_packed(rows: packing.Rows) -> bool:
+def is_packed(rows: packing.TextRows) -> bool:
     """Whether a row holds several texts."""
     return bool((rows.segments > 1).any())
 
 
-def num_tokens(rows: packing.Rows, batch: Batch) -> int:
+def num_tokens(rows: packing.TextRows, batch: Batch) -> int:
     """Tokens that are no padding."""
     return int((rows.segments[batch.indices[batch.real]] > 0).sum())
 
