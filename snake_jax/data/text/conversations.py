@@ -94,7 +94,11 @@ def answers(
         asked = len(prompt) if prompt and chat.text.startswith(prompt) else None
         previous = spans[-1][1] if spans else 0
         spans.append(_answer(chat, number, last, asked, previous, tokenizer))
+    # The template puts nothing behind the last content where the text ends with it.
     closed = chat.text.rstrip()
+    place = chat.contents[last]
+    if place is not None:
+        return spans, place[1] == len(closed)
     return spans, closed.endswith(chat.turns[last].content.rstrip())
 
 
