@@ -287,13 +287,24 @@ class TextConfig(RunConfig):
     )
     data: str = _setting(
         "pydoc",
-        "pydoc (ships with Python), a .jsonl of prompts and responses, a Hugging Face name; or "
-        "several by comma",
+        "pydoc (ships with Python), a .jsonl or .json of prompts and responses, messages or texts, "
+        "a Hugging Face name; or several by comma",
+    )
+    skip_bad_rows: bool = _setting(
+        False, "leave out rows of the data that cannot be read, and say how many"
     )
     tokenizer: str = _setting(
         "", "folder of the tokenizer; empty: the model's, or bytes where it has none"
     )
     template: str = _setting("auto", "how a pair becomes text: {templates}")
+    template_date: str = _setting(
+        "",
+        "the day that chat templates with a date write, as 2026-01-31; empty: that of the run's "
+        "first start",
+    )
+    allow_special_tokens: bool = _setting(
+        False, "special tokens that the data's own text spells (</s>) become their ids; else text"
+    )
     loss_on: str = _setting("completion", "tokens whose loss counts", choices=("completion", "all"))
     limit: int = _setting(0, "pairs taken of each source, drawn by the seed; 0: all", low=0)
     test_share: float = _setting(

@@ -103,7 +103,7 @@ def language_engine(sizes: llama.Sizes, batches: int) -> LocalEngine:
     """The emulation of one node that holds so many batches."""
     tokens = llama.ids(sizes, batches * sizes.batch)
     positions = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), tokens.shape)
-    rows = packing.Rows(tokens, *llama.shifted(tokens), positions, np.ones_like(tokens))
+    rows = packing.TextRows(tokens, *llama.shifted(tokens), positions, np.ones_like(tokens))
     shard = {sizes.length: np.arange(len(tokens), dtype=np.int32)}
     config = TextConfig(batch_size=sizes.batch, frozen_dtype="float32")
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})

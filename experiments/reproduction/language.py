@@ -13,7 +13,8 @@ from typing import Any
 
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
 from snake_jax.config import TextConfig
-from snake_jax.data.text.sources import HUB, load
+from snake_jax.data.text.records import to_record
+from snake_jax.data.text.sources import HUB, load_corpus
 from snake_jax.errors import UserError
 from snake_jax.models.hub import read_architecture
 from snake_jax.models.presets import PRESETS
@@ -190,10 +191,10 @@ def hold_out(scale: Scale, given: Sources) -> None:
     """
     settings, path = scale.settings, Path(given[_TRAINING_PART])
     share = settings.get("test_share", TextConfig().test_share)
-    corpus = load(given["data"], test_share=share, seed=scale.seeds[0], limit=settings["limit"])
-    lines = [
-        {"prompt": p.prompt, "response": p.response, "category": p.category} for p in corpus.train
-    ]
+    corpus = load_corpus(
+        given["data"], test_share=share, seed=scale.seeds[0], limit=settings["limit"]
+    )
+    lines = [to_record(sample) for sample in corpus.train]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 

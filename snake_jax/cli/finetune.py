@@ -12,7 +12,7 @@ from snake_jax.cli.one_run import Job
 from snake_jax.cli.training import training
 from snake_jax.config import TextConfig
 from snake_jax.errors import UserError
-from snake_jax.runs import loop, storage, text_results
+from snake_jax.runs import loop, storage, text_results, text_task
 
 
 def main(given: Given) -> None:
@@ -25,7 +25,7 @@ def main(given: Given) -> None:
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
     with cluster.together(flags):
-        setup = loop.prepare(config)
+        setup = loop.prepare(text_task.with_first_day(config, workdir))
         about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
         begin = partial(_begin, flags)
         end = partial(_end, flags, setup)

@@ -28,8 +28,8 @@ def main(given: Given) -> None:
     if not flags.prompt:
         raise UserError("--prompt is needed: what the model is to answer")
     folder = flags.tokenizer or text_task.tokenizer_beside(flags.model)
-    tokenizer = tokenizers.load_tokenizer(folder)
-    prompts = [_ids(prompt, flags.template, tokenizer) for prompt in flags.prompt]
+    tokenizer = tokenizers.load_tokenizer(folder, flags.template_date)
+    prompts = [_ids(flags, prompt, tokenizer) for prompt in flags.prompt]
     model, params = load_pretrained(flags.model)
     tokenizers.check_fits(tokenizer, model.vocab_size)
     answers = generate(
@@ -61,12 +61,12 @@ def _adapters(flags: FlagValues, model: LanguageModel) -> dict[str, Params]:
     return adapters
 
 
-def _ids(prompt: str, template: str, tokenizer: Tokenizer) -> list[int]:
+def _ids(flags: FlagValues, prompt: str, tokenizer: Tokenizer) -> list[int]:
     """Token ids of a prompt in its form, or of the text as it stands."""
-    if template != "none":
-        return templates.render_prompt(prompt, tokenizer, template)
-    ids = list(tokenizer.encode(prompt))
-    return ids if tokenizer.bos_id is None else [tokenizer.bos_id, *ids]
+    allowed = flags.allow_special_tokens
+    if flags.template == "none":
+        return templates.render_text(prompt, tokenizer, allowed)
+    return templates.render_prompt(prompt, tokenizer, flags.template, allowed)
 
 
 def _room(prompts: Sequence[Sequence[int]], positions: int) -> int:

@@ -402,8 +402,8 @@ def image_engine(
 def text_engine(
     step: LanguageStep,
     base: Params,
-    train: Mapping[int, packing.Rows],
-    test: Mapping[int, packing.Rows],
+    train: Mapping[int, packing.TextRows],
+    test: Mapping[int, packing.TextRows],
     shards: Sequence[Shard],
     settings: VisitSettings,
     ranks: Sequence[int] = (),

@@ -63,7 +63,7 @@ def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterat
         yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
 
 
-def gathered(rows: packing.Rows, batch: Batch, place: NamedSharding | None = None) -> Rows:
+def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None = None) -> Rows:
     """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows
     have several.
 
@@ -89,7 +89,7 @@ def gathered(rows: packing.Rows, batch: Batch, place: NamedSharding | None = Non
     return Rows(ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None)
 
 
-def rows_of(mesh: Mesh | None, rows: packing.Rows, batch: Batch, hidden: Any = None) -> Rows:
+def rows_of(mesh: Mesh | None, rows: packing.TextRows, batch: Batch, hidden: Any = None) -> Rows:
     """The batch's rows, and their kept input of the first block that trains.
 
     Args:
@@ -106,12 +106,12 @@ def rows_of(mesh: Mesh | None, rows: packing.Rows, batch: Batch, hidden: Any = N
     return gathered(rows, batch, place)._replace(hidden=hidden)
 
 
-def is_packed(rows: packing.Rows) -> bool:
+def is_packed(rows: packing.TextRows) -> bool:
     """Whether a row holds several texts."""
     return bool((rows.segments > 1).any())
 
 
-def num_tokens(rows: packing.Rows, batch: Batch) -> int:
+def num_tokens(rows: packing.TextRows, batch: Batch) -> int:
     """Tokens that are no padding."""
     return int((rows.segments[batch.indices[batch.real]] > 0).sum())
 

@@ -35,8 +35,8 @@ class TextFeed:
     def __init__(
         self,
         step: LanguageStep,
-        train: Mapping[int, packing.Rows],
-        test: Mapping[int, packing.Rows],
+        train: Mapping[int, packing.TextRows],
+        test: Mapping[int, packing.TextRows],
         shards: Sequence[Shard],
         settings: VisitSettings,
     ) -> None:

@@ -1,8 +1,7 @@
-"""Pretrained models as Hugging Face keeps them in a folder: `config.json` and safetensors, one file
-or several.
+"""Pretrained models as Hugging Face keeps them in a folder: `config.json` and weights, one file or
+several, as safetensors or, of older models, as PyTorch's pickles.
 
-Tensors are read and written one by one: host memory holds the model and one tensor more, never the
-model twice.
+Tensors are read one by one: host memory holds the model and one tensor more, never the model twice.
 """
 
 import itertools
@@ -18,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 
 from snake_jax.config import pick
 from snake_jax.errors import UserError
+from snake_jax.models import pickles
 from snake_jax.models.language import ARCHITECTURES, Architecture, LanguageModel, build
 from snake_jax.models.names import TensorPlace, canonical, places, put, token_table
 from snake_jax.params import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 KEEP = "keep"
 
@@ -56,7 +57,8 @@ def load_pretrained(
     """A model and its weights from a folder in the form of Hugging Face.
 
     Args:
-      folder: holds config.json and model.safetensors or its index and shards.
+      folder: holds config.json and model.safetensors, or pytorch_model.bin where PyTorch is
+        installed, or the index and shards of one of them.
       dtype: of the parameters: float32, bfloat16, float16 or keep, as stored.
       dropout: rate on the residual branches in training; what config.json says of dropout is not
         used.
@@ -74,18 +76,18 @@ def load_pretrained(
     wanted, stored = places(model), _stored(folder)
     _check(folder, model, wanted, stored)
     params: Params = {name: {} for name in model.layer_names}
-    for file in dict.fromkeys(tensor.file for tensor in stored.values()):
-        here = {
-            name: tensor
-            for name, tensor in stored.items()
-            if tensor.file == file and name in wanted
-        }
+    by_file: dict[Path, dict[str, Stored]] = {}
+    for name, tensor in stored.items():
+        own = by_file.setdefault(tensor.file, {})
+        if name in wanted:
+            own[name] = tensor
+    for file, here in by_file.items():
         _read(file, here, wanted, dtype, params)
     return model, params
 
 
 def check_pretrained(folder: str | Path, model: LanguageModel) -> None:
-    """Checks names, shapes and dtypes of a folder's tensors, from the files' headers alone.
+    """Checks names, shapes and dtypes of a folder's tensors without reading those.
 
     Raises:
       UserError: there are no weights, or they do not fit the model.
@@ -119,7 +121,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # with a byte order mark or not
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -128,39 +130,47 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _stored(folder: Path) -> dict[str, Stored]:
-    """What the folder's files hold, by canonical name; reads their headers only."""
+    """What the folder's files hold, by canonical name; reads no tensor."""
     found: dict[str, Stored] = {}
     for file in _files(folder):
         with _open(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118, it is no dict
                 part = tensors.get_slice(name)
-                found[canonical(name)] = Stored(
-                    file, name, tuple(part.get_shape()), part.get_dtype()
-                )
+                shape = tuple(part.get_shape())
+                found[canonical(name)] = Stored(file, name, shape, part.get_dtype())
     return {name: tensor for name, tensor in found.items() if not name.endswith(_COMPUTED)}
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise UserError(
-            f"{folder}: no weights: neither {WEIGHTS} nor {INDEX}; convert others to safetensors"
-        )
-    shards = _json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{folder / INDEX} has no weight_map: save the model anew")
-    files = [folder / name for name in sorted(set(shards.values()))]
-    _none(
-        folder,
-        "lacks files that its index names",
-        [file.name for file in files if not file.is_file()],
+    """The files of the folder's weights; where it has them in both forms, the safetensors."""
+    for whole, index in ((WEIGHTS, INDEX), (PICKLE, PICKLE_INDEX)):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return _shards(folder, index)
+    raise UserError(
+        f"{folder}: no weights: neither {WEIGHTS} nor {INDEX} nor {PICKLE}; convert others with "
+        f"{pickles.conversion(folder)}"
     )
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    shards = _json(folder / index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{folder / index} has no weight_map: save the model anew")
+    files = [folder / name for name in sorted(set(shards.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    _none(folder, "lacks files that its index names", missing)
     return files
 
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
+    """The file's tensors, with the methods of `safetensors.safe_open`."""
+    if file.suffix == ".bin":
+        with pickles.opened(file) as tensors:
+            yield tensors
+        return
     try:
         with safe_open(file, framework="numpy") as tensors:
             yield tensors
@@ -180,24 +190,27 @@ def _check(
     folder: Path, model: LanguageModel, wanted: dict[str, TensorPlace], stored: dict[str, Stored]
 ) -> None:
     """Names, shapes and dtypes of the stored tensors against the model's."""
-    # Tied checkpoints may hold the matrix under both names.
-    extra = {_LM_HEAD: stored[_LM_HEAD]} if model.tied and _LM_HEAD in stored else {}
     _none(folder, "lacks tensors", [name for name in wanted if name not in stored])
-    unexpected = [
-        tensor.name for name, tensor in stored.items() if name not in wanted and name not in extra
-    ]
+    # Tied checkpoints may hold the matrix under both names.
+    doubled = model.tied and _LM_HEAD in stored
+    unexpected = []
+    for name, tensor in stored.items():
+        is_double = doubled and name == _LM_HEAD
+        if name not in wanted and not is_double:
+            unexpected.append(tensor.name)
     _none(folder, f"has tensors that {CONFIG} has no place for", unexpected)
-    pairs = [(stored[name], wanted[name].shape) for name in wanted]
-    wrong = [
-        f"{one.name} is {list(one.shape)}, not {list(shape)}"
-        for one, shape in pairs
-        if one.shape != shape
-    ]
+    wrong = []
+    packed = []
+    for name, place in wanted.items():
+        one = stored[name]
+        if one.shape != place.shape:
+            wrong.append(f"{one.name} is {list(one.shape)}, not {list(place.shape)}")
+        if one.dtype not in _FLOATS:
+            packed.append(f"{one.name} is {one.dtype}")
     _none(folder, f"does not fit its {CONFIG}", wrong)
-    packed = [f"{one.name} is {one.dtype}" for one, _ in pairs if one.dtype not in _FLOATS]
     _none(folder, "has tensors that are no floats", packed)
-    for head in extra.values():
-        _check_tied(folder, head, stored[token_table(model)])
+    if doubled:
+        _check_tied(folder, stored[_LM_HEAD], stored[token_table(model)])
 
 
 def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
@@ -208,7 +221,8 @@ def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
     with _open(head.file) as one, _open(table.file) as other:
         a, b = one.get_slice(head.name), other.get_slice(table.name)
         edges = [*range(0, table.shape[0], _ROWS), table.shape[0]]
-        alike = alike and all(np.array_equal(a[i:j], b[i:j]) for i, j in itertools.pairwise(edges))
+        for start, stop in itertools.pairwise(edges):
+            alike = alike and np.array_equal(a[start:stop], b[start:stop])
     if not alike:
         raise UserError(
             f"{folder}: {head.name} is not {table.name}: set tie_word_embeddings to false in "

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax.data.text import by_category, templates
+from snake_jax.data.text import templates, text_partition
 from snake_jax.models import lora
 from snake_jax.models.generation import generate
 from snake_jax.models.save import save_pretrained
@@ -42,8 +42,13 @@ def describe(setup: TextSetup) -> str:
         f"{config.partition}, {what}",
         setup.data.quality,
         f"rows of {', '.join(map(str, rows.train.rows))} tokens, {100 * rows.fill:.0f} % filled",
-        by_category.describe(
-            rows.shards, [pair.category for pair in rows.pairs], rows.train.target_tokens.tolist()
+        f"the chat template writes the day {config.template_date} (--template_date)"
+        if config.template_date
+        else "",
+        text_partition.describe_text_partition(
+            rows.shards,
+            [sample.category for sample in rows.samples],
+            rows.train.target_tokens.tolist(),
         ),
         f"memory of a node's visit without activations: {state.total / 2**20:.1f} MiB ({parts})",
         f"mesh {config.mesh} over {jax.device_count()} devices" if config.mesh else "",
@@ -91,7 +96,9 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
     """
     data = setup.data
     tokenizer = data.tokenizer
-    ids = templates.render_prompt(prompt, tokenizer, setup.config.template)
+    ids = templates.render_prompt(
+        prompt, tokenizer, setup.config.template, setup.config.allow_special_tokens
+    )
     weights = jax.tree.map(jnp.asarray, whole_model(setup, params))
     stops = (tokenizer.eos_id,)
     (new,) = generate(

@@ -4,7 +4,10 @@ From a configuration to a checked setup, nothing compiled. (snake_learning_magaz
 LLMs".)
 """
 
+import contextlib
+import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snake_jax import streams
+from snake_jax import processes, streams
 from snake_jax.algorithms.base import Algorithm, whole_model
 from snake_jax.algorithms.chain import ON_NODE, Segment
 from snake_jax.algorithms.registry import ALGORITHMS
@@ -23,8 +26,7 @@ from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
 from snake_jax.costs import language_costs
 from snake_jax.data.divergence import label_divergence
-from snake_jax.data.text import prepare as preparation
-from snake_jax.data.text import sources, tokenizers
+from snake_jax.data.text import chat_template, sources, templates, text_data, tokenizers
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import LocalEngine, text_engine
@@ -38,7 +40,7 @@ from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_params, select, without
-from snake_jax.runs import records
+from snake_jax.runs import records, storage
 from snake_jax.runs.job import (
     Job,
     Task,
@@ -74,7 +76,7 @@ class Texts(NamedTuple):
       quality: what was cut, one line.
     """
 
-    rows: preparation.TextData
+    rows: text_data.TextData
     tokenizer: tokenizers.Tokenizer
     weights: Callable[[], Params]
     ranks: tuple[int, ...]
@@ -98,7 +100,11 @@ def prepare(config: TextConfig) -> TextSetup:
     """
     # What flags and the model's description can get wrong is said before text is read.
     algorithm = chosen_algorithm(config)
-    tokenizer = tokenizers.load_tokenizer(config.tokenizer or tokenizer_beside(config.model))
+    # All processes of a run write one day, also those that begin after midnight.
+    day = processes.text_from_first(chat_template.day_of(config.template_date).isoformat())
+    folder = config.tokenizer or tokenizer_beside(config.model)
+    tokenizer = tokenizers.load_tokenizer(folder, day)
+    config = dataclasses.replace(config, template_date=_template_date(config, tokenizer, day))
     model, weights = load_model(config, tokenizer)
     tokenizers.check_fits(tokenizer, model.vocab_size)
     check_model(config, model)
@@ -146,11 +152,15 @@ def prepare_data(
     Raises:
       UserError: there is none, or it cannot be.
     """
-    corpus = sources.load(
-        config.data, test_share=config.test_share, seed=config.seed, limit=config.limit
+    corpus = sources.load_corpus(
+        config.data,
+        test_share=config.test_share,
+        seed=config.seed,
+        limit=config.limit,
+        skip_bad_rows=config.skip_bad_rows,
     )
     buckets = () if config.packing else tuple(config.max_length >> k for k in range(_BUCKETS))
-    rows = preparation.prepare(
+    rows = text_data.build_text_data(
         corpus,
         tokenizer,
         nodes=config.nodes,
@@ -159,6 +169,7 @@ def prepare_data(
         seed=config.seed,
         max_length=config.max_length,
         template=config.template,
+        allow_special_tokens=config.allow_special_tokens,
         loss_on=config.loss_on,
         packing=config.packing,
         buckets=buckets,
@@ -171,7 +182,7 @@ def prepare_data(
         corpus.name,
         _shards(algorithm.shards, rows.train.nodes),
         label_divergence(rows.counts, config.distill_measure),
-        preparation.report(rows.train_truncation),
+        _quality(corpus, rows),
     )
 
 
@@ -235,6 +246,52 @@ def load_model(
     model = build(architecture, dropout=config.dropout, name=Path(config.model).resolve().name)
     check_pretrained(config.model, model)
     return model, lambda: load_pretrained(config.model, dropout=config.dropout)[1]
+
+
+def with_first_day(config: TextConfig, workdir: str) -> TextConfig:
+    """With the day that the folder's run began on, where its chat template writes one and the flag
+    names none: a run that goes on trains on the text that it began with.
+    """
+    stored: object = None
+    if processes.is_first() and not config.template_date:
+        file = storage.place(workdir, "workdir") / "config.json"
+        # What is wrong with the folder is said where it is opened.
+        with contextlib.suppress(OSError, ValueError):
+            stored = json.loads(file.read_text())
+    day = ""
+    if isinstance(stored, dict):
+        named = ("model", "tokenizer", "template")
+        if all(stored.get(name) == getattr(config, name) for name in named):
+            day = str(stored.get("template_date", ""))
+    return dataclasses.replace(
+        config, template_date=config.template_date or processes.text_from_first(day)
+    )
+
+
+def _template_date(config: TextConfig, tokenizer: tokenizers.Tokenizer, day: str) -> str:
+    """The day that the texts of the run hold; empty where they hold none.
+
+    Raises:
+      UserError: the flag names one all the same.
+    """
+    if templates.writes_date(config.template, tokenizer):
+        return day
+    if config.template_date:
+        raise UserError(
+            f"--template_date={config.template_date}: the texts of this run hold no date; leave it "
+            f"out"
+        )
+    return ""
+
+
+def _quality(corpus: sources.Corpus, rows: text_data.TextData) -> str:
+    """What was left out of the data, what of it is no pair, and what was cut: a line each."""
+    lines = (
+        *corpus.notes,
+        text_data.describe_documents(rows.samples),
+        text_data.describe_truncation(rows.train_truncation),
+    )
+    return "\n".join(line for line in lines if line)
 
 
 def tokenizer_beside(model: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tracemalloc
 
 import jax
@@ -13,8 +14,8 @@ import qwix
 from safetensors.numpy import load_file, save_file
 
 from snake_jax.errors import UserError
-from snake_jax.models import save
-from snake_jax.models.hub import load_pretrained
+from snake_jax.models import pickles, save
+from snake_jax.models.hub import check_pretrained, load_pretrained
 from snake_jax.models.presets import from_preset
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import num_bytes
@@ -216,6 +217,115 @@ def test_saving_again_in_fewer_files_leaves_none_of_the_old(tmp_path):
     assert not (tmp_path / WEIGHTS).exists()
     assert (tmp_path / "model-mine.safetensors").exists()
     assert same_trees(load_pretrained(tmp_path)[1], params)
+
+
+PICKLE = "pytorch_model.bin"
+
+
+def pickled(path, shards=1, **options):
+    """The folder with its weights as PyTorch saves them, in one file or several."""
+    torch = pytest.importorskip("torch")
+    tensors = {
+        name: torch.tensor(np.asarray(value)) for name, value in load_file(path / WEIGHTS).items()
+    }
+    (path / WEIGHTS).unlink()
+    files = [f"pytorch_model-{i + 1:05}-of-{shards:05}.bin" for i in range(shards)]
+    if shards == 1:
+        files = [PICKLE]
+    names = list(tensors)
+    for number, file in enumerate(files):
+        part = {name: tensors[name] for name in names[number::shards]}
+        torch.save(part, path / file, **options)
+    if shards > 1:
+        weight_map = {name: files[number % shards] for number, name in enumerate(names)}
+        (path / f"{PICKLE}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("variant", ["llama_gqa_tied", "opt_pre_norm"])
+def test_weights_of_pytorch_alone_are_read(folder, variant, shards):
+    path = pickled(folder(variant), shards)
+    model, params = load_pretrained(path)
+    assert same_trees(params, load_pretrained(FOLDER / variant)[1])
+    check_pretrained(path, model)
+
+
+def test_old_files_of_pytorch_are_read_too(folder):
+    path = pickled(folder("llama_mha"), _use_new_zipfile_serialization=False)
+    assert same_trees(load_pretrained(path)[1], load_pretrained(FOLDER / "llama_mha")[1])
+
+
+def test_bfloat16_in_files_of_pytorch_comes_bit_by_bit(tmp_path):
+    torch = pytest.importorskip("torch")
+    theirs = torch_model("llama_gqa_tied", seed=7).to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path)
+    wanted = load_pretrained(tmp_path, dtype="keep")[1]
+    torch.save(theirs.state_dict(), tmp_path / PICKLE)
+    (tmp_path / WEIGHTS).unlink()
+    assert same_trees(load_pretrained(tmp_path, dtype="keep")[1], wanted)
+
+
+def test_safetensors_go_before_files_of_pytorch(folder):
+    path = folder("llama_mha")
+    (path / PICKLE).write_bytes(b"never read")
+    assert same_trees(load_pretrained(path)[1], load_pretrained(FOLDER / "llama_mha")[1])
+
+
+class Code:
+    """What a pickle could bring with it."""
+
+    def __reduce__(self):
+        return print, ("code of a model was run",)
+
+
+def test_code_in_a_file_of_pytorch_is_never_run(folder, capsys):
+    torch = pytest.importorskip("torch")
+    path = pickled(folder("llama_mha"))
+    torch.save({"model.embed_tokens.weight": Code()}, path / PICKLE)
+    with pytest.raises(UserError, match="holds more than tensors, which could be code") as caught:
+        load_pretrained(path)
+    assert "\n" not in str(caught.value)
+    assert "code of a model was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"PK broken", "is broken, copy it anew"), (b"", "broken"), (b"text", "is broken, copy")],
+)
+def test_a_broken_file_of_pytorch_is_one_line(folder, content, message):
+    path = pickled(folder("llama_mha"))
+    (path / PICKLE).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_pretrained(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_without_pytorch_the_command_that_converts_is_said(folder, monkeypatch):
+    path = folder("llama_mha")
+    (path / WEIGHTS).rename(path / PICKLE)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError) as caught:
+        load_pretrained(path)
+    assert f"A.from_pretrained('{path}').save_pretrained('{path}-safetensors')" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_that_converts_does(folder, monkeypatch):
+    """As it is said, run here."""
+    path = pickled(folder("llama_mha"))
+    command = pickles.conversion(path)
+    exec(command[command.index('"') + 1 : command.rindex('"')], {})
+    again = load_pretrained(f"{path}-safetensors")[1]
+    assert same_trees(again, load_pretrained(FOLDER / "llama_mha")[1])
+
+
+def test_a_byte_order_mark_in_a_configuration_is_passed_over(folder):
+    path = folder("llama_mha")
+    content = (path / "config.json").read_bytes()
+    (path / "config.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert same_trees(load_pretrained(path)[1], load_pretrained(FOLDER / "llama_mha")[1])
 
 
 Q = "model.layers.1.self_attn.q_proj.weight"

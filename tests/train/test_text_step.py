@@ -274,7 +274,10 @@ def test_parts_of_a_batch_add_up_to_the_whole_batch():
 
 
 def test_packed_texts_have_the_loss_they_have_apart():
-    pair = [packing.Example(np.array(ids, np.int32), 2) for ids in ([3, 9, 4, 7, 2], [5, 6, 8])]
+    pair = [
+        packing.Example(np.array(ids, np.int32), np.arange(len(ids)) >= 2)
+        for ids in ([3, 9, 4, 7, 2], [5, 6, 8])
+    ]
     packed, apart = packing.pack(pair, 7, 0), packing.pad(pair, [7], 0)[7]
     assert packed.ids.shape == (1, 7)
     assert apart.ids.shape == (2, 7)
@@ -289,7 +292,10 @@ def test_packed_texts_have_the_loss_they_have_apart():
 
 def test_gradients_do_not_cross_from_text_to_text():
     """A row of two texts trains as two rows of one do."""
-    pair = [packing.Example(np.array(ids, np.int32), 2) for ids in ([3, 9, 4, 7, 2], [5, 6, 8])]
+    pair = [
+        packing.Example(np.array(ids, np.int32), np.arange(len(ids)) >= 2)
+        for ids in ([3, 9, 4, 7, 2], [5, 6, 8])
+    ]
     trainable, frozen = parted("llama", 1)
     packed, apart = packing.pack(pair, 7, 0), packing.pad(pair, [7], 0)[7]
     batches = [Rows(*(jnp.asarray(part)[None] for part in rows)) for rows in (packed, apart)]

@@ -87,6 +87,18 @@ def _define_inputs(values: FlagValues) -> None:
         "form of the prompt",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "template_date",
+        "",
+        "the day that chat templates with a date write, as 2026-01-31; empty: today",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "allow_special_tokens",
+        False,
+        "special tokens that the prompt spells (</s>) become their ids; else text",
+        flag_values=values,
+    )
 
 
 GENERATE = Command(

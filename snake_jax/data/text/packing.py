@@ -17,13 +17,13 @@ LOSSES = ("completion", "all")
 
 
 class Example(NamedTuple):
-    """One text: ids `[L]` int32, the first `prompt_tokens` of them the prompt's."""
+    """One text: ids `[L]` int32, and which of them are to be written, trained `[L]` bool."""
 
     ids: np.ndarray
-    prompt_tokens: int
+    trained: np.ndarray
 
 
-class Rows(NamedTuple):
+class TextRows(NamedTuple):
     """What a model trains on. All are `[N, T]`.
 
     ids: int32 inputs. targets: int32, the id to predict there. weight: float32, 1 where the target
@@ -51,16 +51,18 @@ class Truncation(NamedTuple):
 
 
 def truncate(
-    rendered: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rendered: Sequence[tuple[Sequence[int], np.ndarray]],
     max_length: int,
     bos_id: int | None = None,
 ) -> tuple[list[Example], np.ndarray, Truncation]:
-    """Texts that fit a row of `max_length` inputs; of (prompt ids, response ids).
+    """Texts that fit a row of `max_length` inputs; of (ids, which of them are trained).
 
-    A text that is too long loses ids from the left of its prompt first, but for a begin `bos_id`
-    there; at least one id of the prompt stays, for the first id of the response is predicted from
-    it. A response that is still too long is cut at its right, its end mark too. Texts with an empty
-    prompt or response are dropped.
+    What comes before the first trained id is the prompt, from there on the response, answers and
+    questions between them alike. A text that is too long loses what is behind its last trained id,
+    then ids from the left of its prompt, but for a begin `bos_id` there; at least one id of the
+    prompt stays, for the first id of the response is predicted from it. A response that is still
+    too long is cut at its right, its end mark too. Texts with an empty prompt or response are
+    dropped.
 
     Returns:
       the examples; kept `[examples]`, their numbers in `rendered`; what was cut.
@@ -70,16 +72,30 @@ def truncate(
     """
     if max_length < 1:
         raise UserError(f"--max_length={max_length} must be at least 1")
-    kept = [i for i, (prompt, response) in enumerate(rendered) if len(prompt) and len(response)]
-    cut_prompts = cut_responses = 0
+    cut_prompts = cut_responses = longest = 0
     examples = []
-    for prompt, response in (rendered[i] for i in kept):
-        room = max(max_length + 1 - len(response), 1)
-        cut_prompts += len(prompt) > room
-        cut_responses += len(response) > max_length
-        start = _cut_left(prompt, room, bos_id)
-        examples.append(Example(np.array([*start, *response[:max_length]], np.int32), len(start)))
-    longest = max((len(prompt) + len(response) for prompt, response in rendered), default=0)
+    kept = []
+    for number, (ids, trained) in enumerate(rendered):
+        longest = max(longest, len(ids))
+        places = np.flatnonzero(trained)
+        if not len(places) or places[0] == 0:
+            continue
+        first, stop = int(places[0]), len(ids)
+        if stop > max_length + 1:
+            stop = int(places[-1]) + 1
+        # The response goes first: the prompt gets the room that it leaves.
+        room = max(max_length + 1 - (stop - first), 1)
+        prompt = ids[:first]
+        if first > room:
+            cut_prompts += 1
+            prompt = _cut_left(prompt, room, bos_id)
+        if stop - first > max_length:
+            cut_responses += 1
+            stop = first + max_length
+        whole = np.array([*prompt, *ids[first:stop]], np.int32)
+        marks = np.concatenate([np.zeros(len(prompt), bool), trained[first:stop]])
+        examples.append(Example(whole, marks))
+        kept.append(number)
     if not examples:
         raise UserError(
             "the data holds no text with a prompt and a response: nothing is left to use"
@@ -88,9 +104,22 @@ def truncate(
     return examples, np.array(kept, np.int32), cut
 
 
+def divide(
+    ids: Sequence[int], trained: np.ndarray, max_length: int
+) -> list[tuple[Sequence[int], np.ndarray]]:
+    """A text in parts that fit a row of `max_length` inputs. A part begins with the last id of the
+    one before, from which its first target is predicted, so every id is a target once.
+    """
+    parts = []
+    for start in range(0, max(len(ids) - 1, 1), max_length):
+        stop = start + max_length + 1
+        marks = trained[start:stop].copy()
+        marks[:1] = False
+        parts.append((ids[start:stop], marks))
+    return parts
+
+
 def _cut_left(prompt: Sequence[int], room: int, bos_id: int | None) -> Sequence[int]:
-    if len(prompt) <= room:
-        return prompt
     if bos_id is not None and prompt[0] == bos_id:
         return [bos_id, *prompt[len(prompt) - room + 1 :]]
     return prompt[len(prompt) - room :]
@@ -98,7 +127,7 @@ def _cut_left(prompt: Sequence[int], room: int, bos_id: int | None) -> Sequence[
 
 def pack(
     examples: Sequence[Example], max_length: int, pad_id: int, loss_on: str = "completion"
-) -> Rows:
+) -> TextRows:
     """Several texts to a row of `max_length` columns, in as few rows as best-fit decreasing needs.
 
     The longest text is placed first, each in the fullest row that has room for it; equals in their
@@ -112,10 +141,11 @@ def pack(
 
 def pad(
     examples: Sequence[Example], lengths: Sequence[int], pad_id: int, loss_on: str = "completion"
-) -> dict[int, Rows]:
+) -> dict[int, TextRows]:
     """One text to a row, in the smallest of `lengths` that holds it, in their order; lengths that
     none needs are left out."""
-    chosen, buckets = bucket_of(examples, lengths), {}
+    chosen = bucket_of(examples, lengths)
+    buckets = {}
     for length in sorted(set(chosen.tolist())):
         inside = [examples[i] for i in np.flatnonzero(chosen == length).tolist()]
         places = [(row, 0, 1) for row in range(len(inside))]
@@ -134,40 +164,45 @@ def bucket_of(examples: Sequence[Example], lengths: Sequence[int]) -> np.ndarray
     return choices[np.searchsorted(choices, inputs)]
 
 
-def fill(rows: Rows) -> float:
+def fill(rows: TextRows) -> float:
     """The share of columns that hold text, from 0 to 1."""
     return float((rows.segments > 0).mean()) if rows.segments.size else 0.0
 
 
-def target_tokens(rows: Rows) -> int:
+def target_tokens(rows: TextRows) -> int:
     """How many targets count."""
     return int(rows.weight.sum(dtype=np.float64))
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:
-    """(row, column, segment) for every size. `open_rooms` has bit r set where a row with r free
-    columns is in `rows_with[r]`, so the fullest row that has room is its lowest bit from the size
-    on.
-    """
+    """(row, column, segment) for every size."""
     places = [(0, 0, 0)] * len(sizes)
+    # `rows_with[r]` are the rows with r free columns, and bit r of `open_rooms` says that there are
+    # some. So the fullest row with room for a size is the lowest bit from that size on.
     rows_with: dict[int, list[int]] = {}
-    open_rooms, segments = 0, list[int]()
+    open_rooms = 0
+    segments: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         size = sizes[i]
         if not 0 < size <= capacity:
             raise ValueError(f"a text of {size} inputs in rows of {capacity}: truncate first")
         candidates = open_rooms >> size
         if candidates:
-            room = size + (candidates & -candidates).bit_length() - 1
+            lowest_bit = candidates & -candidates
+            room = size + lowest_bit.bit_length() - 1
             row = rows_with[room].pop(0)
-            open_rooms &= ~(0 if rows_with[room] else 1 << room)
+            if not rows_with[room]:
+                open_rooms &= ~(1 << room)
         else:
-            room, row = capacity, len(segments)
+            room = capacity
+            row = len(segments)
             segments.append(0)
         segments[row] += 1
         places[i] = (row, capacity - room, segments[row])
-        rows_with.setdefault(room - size, []).append(row)
-        open_rooms |= 1 << (room - size)
+        # The row comes back with the room that is left, also where that is none.
+        left = room - size
+        rows_with.setdefault(left, []).append(row)
+        open_rooms |= 1 << left
     return places
 
 
@@ -177,18 +212,19 @@ def _fill(
     shape: tuple[int, int],
     pad_id: int,
     loss_on: str,
-) -> Rows:
+) -> TextRows:
     if loss_on not in LOSSES:
         raise UserError(f"--loss_on={loss_on} is unknown; allowed: {', '.join(LOSSES)}")
-    ids, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)
-    weight, positions, segments = (
-        np.zeros(shape, np.float32),
-        np.zeros(shape, np.int32),
-        np.zeros(shape, np.int32),
-    )
-    for (text, prompt_tokens), (row, start, segment) in zip(examples, places, strict=True):
+    ids = np.full(shape, pad_id, np.int32)
+    targets = np.full(shape, pad_id, np.int32)
+    weight = np.zeros(shape, np.float32)
+    positions = np.zeros(shape, np.int32)
+    segments = np.zeros(shape, np.int32)
+    for (text, trained), (row, start, segment) in zip(examples, places, strict=True):
         stop = start + len(text) - 1
-        ids[row, start:stop], targets[row, start:stop] = text[:-1], text[1:]
-        weight[row, start + (prompt_tokens - 1 if loss_on == "completion" else 0) : stop] = 1
-        positions[row, start:stop], segments[row, start:stop] = np.arange(stop - start), segment
-    return Rows(ids, targets, weight, positions, segments)
+        ids[row, start:stop] = text[:-1]
+        targets[row, start:stop] = text[1:]
+        weight[row, start:stop] = trained[1:] if loss_on == "completion" else 1
+        positions[row, start:stop] = np.arange(stop - start)
+        segments[row, start:stop] = segment
+    return TextRows(ids, targets, weight, positions, segments)

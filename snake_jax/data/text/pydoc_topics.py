@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pydoc_data.topics import topics
 
-from snake_jax.data.text.pair import Pair
+from snake_jax.data.text.samples import Pair
 
 ANSWER_CHARS = 400
 

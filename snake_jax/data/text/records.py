@@ -1,21 +1,53 @@
-"""From one record (a line of JSON, a row of a hub data set) to a pair: which fields hold what."""
+"""From one record (a row of a file or of a hub data set) to a sample: which fields hold what."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from snake_jax.data.text.pair import Pair
+from snake_jax.data.text.samples import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Conversation,
+    Document,
+    Pair,
+    Sample,
+    Turn,
+)
 from snake_jax.errors import UserError
 
 PROMPTS = ("prompt", "instruction", "question")
-CONTEXTS = (
-    "input",
-    "context",
-)  # beside an instruction or a question; added to it after an empty line
+# Beside an instruction or a question; added to it after an empty line.
+CONTEXTS = ("input", "context")
 RESPONSES = ("response", "chosen", "completion", "output", "answer")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+DOCUMENT = "text"
 SPLITS = {"train": "train"} | dict.fromkeys(
     ("test", "validation", "valid", "val", "dev", "eval"), "test"
 )
-_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+
+# A turn as OpenAI and Hugging Face write it, and as ShareGPT does.
+_TURN_FIELDS = (("role", "content"), ("from", "value"))
+_ROLES = {
+    "system": SYSTEM,
+    "user": USER,
+    "human": USER,
+    "assistant": ASSISTANT,
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "model": ASSISTANT,
+}
+_JSON_NAMES = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+class BadRow(UserError):
+    """One row is not as it should be; others may be."""
 
 
 class Fields(NamedTuple):
@@ -31,117 +63,144 @@ class Fields(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A pair and the side it is marked for: "train", "test" or, where there is no mark, ""."""
+    """A sample and the side it is marked for: "train", "test" or, where there is no mark, ""."""
 
-    pair: Pair
+    sample: Sample
     split: str
 
 
-def parse(record: Any, where: str, fields: Fields | None = None) -> Record:
-    """The pair of a record, with `fields` or with the first of PROMPTS and of RESPONSES that it
-    has, or `messages`.
+def parse(record: object, where: str, fields: Fields | None = None) -> Record:
+    """The sample of a record.
 
-    A prompt or a response may come out empty; callers leave those pairs out. Raises UserError,
-    which names `where`, for a record without such fields or with something that is not text in
-    them.
+    It is what `fields` says; else a conversation, where the record has one of CONVERSATIONS; else a
+    pair of the first of PROMPTS and the first of RESPONSES; else, where it has none of both, the
+    document in the field `text`. A prompt, a response or a document may come out empty; callers
+    leave those out.
+
+    Raises:
+      BadRow: there are no such fields, or something that is not text in them; names `where`.
     """
     if not isinstance(record, Mapping):
-        raise UserError(
-            f"{where}: want an object with fields such as prompt and response, not {_shown(record)}"
-        )
+        kind = _JSON_NAMES.get(type(record), "something else")
+        raise BadRow(f"{where}: want an object with fields such as prompt and response, not {kind}")
     split = record.get("split")
     if split is not None and str(split).lower() not in SPLITS:
-        raise UserError(
+        raise BadRow(
             f"{where}: split {_shown(split)} is unknown; write train or test, or leave the field "
             f"out"
         )
-    if "messages" in record and not fields:
-        prompt, response = _conversation(record["messages"], where)
-    else:
-        prompt, response = _prompt_and_response(record, where, fields)
-    category = (
-        "" if record.get("category") is None else _text(record["category"], "category", where)
-    )
-    return Record(
-        Pair(prompt, response, category), "" if split is None else SPLITS[str(split).lower()]
-    )
+    sample = _sample(record, where, fields)
+    if record.get("category") is not None:
+        sample = sample._replace(category=_text(record["category"], "category", where))
+    return Record(sample, "" if split is None else SPLITS[str(split).lower()])
 
 
-def _prompt_and_response(
-    record: Mapping[str, Any], where: str, fields: Fields | None
-) -> tuple[str, str]:
+def to_record(sample: Sample) -> dict[str, object]:
+    """The record that `parse` makes this sample of."""
+    if isinstance(sample, Document):
+        return {DOCUMENT: sample.text, "category": sample.category}
+    if isinstance(sample, Pair):
+        return {"prompt": sample.prompt, "response": sample.response, "category": sample.category}
+    turns = [turn._asdict() for turn in sample.turns]
+    return {"messages": turns, "category": sample.category}
+
+
+def _sample(record: Mapping[str, object], where: str, fields: Fields | None) -> Sample:
+    if fields:
+        return _pair(record, where, fields)
+    for name in CONVERSATIONS:
+        if record.get(name) is not None:
+            return _conversation(record, name, where)
+    has_pair_field = any(name in record for name in PROMPTS + RESPONSES)
+    if DOCUMENT in record and not has_pair_field:
+        return Document(_text(record[DOCUMENT], DOCUMENT, where))
+    return _pair(record, where, None)
+
+
+def _pair(record: Mapping[str, object], where: str, fields: Fields | None) -> Pair:
     known = fields or Fields(_first(record, PROMPTS, where), _first(record, RESPONSES, where))
     for name in (known.prompt, known.response):
         if name not in record:
-            raise UserError(f"{where}: has no field {name}; it has {_listed(record)}")
+            raise BadRow(f"{where}: has no field {name}; it has {_listed(record)}")
     prompt = _text(record[known.prompt], known.prompt, where)
     if not prompt.endswith(known.suffix):
         prompt += known.suffix
-    response = (
-        _text(record[known.response], known.response, where)
-        .strip()
-        .removeprefix(known.opening)
-        .strip()
-    )
+    response = _text(record[known.response], known.response, where)
+    response = response.strip().removeprefix(known.opening).strip()
+    # `input` and `context` belong to an instruction or a question, not to a prompt.
     if not fields and known.prompt != "prompt":
-        more = [
-            _text(record[name], name, where) for name in CONTEXTS if record.get(name) is not None
-        ]
-        prompt = "\n\n".join([prompt, *(text for text in more if text.strip())])
-    return (prompt if prompt.strip() else ""), response
+        parts = [prompt]
+        for name in CONTEXTS:
+            if record.get(name) is not None:
+                parts.append(_text(record[name], name, where))
+        prompt = "\n\n".join([parts[0], *filter(str.strip, parts[1:])])
+    return Pair(prompt if prompt.strip() else "", response)
 
 
-def _conversation(messages: Any, where: str) -> tuple[str, str]:
-    """The last turn of the assistant is the response. What is before it is the prompt: the user's
-    words where that is one turn, else the turns in the form of the hh-rlhf data (`Human: ...`,
-    `Assistant: ...`).
-    """
-    turns = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else []
-    if not turns or not all(
-        isinstance(t, Mapping) and {"role", "content"} <= set(t) for t in turns
-    ):
-        raise UserError(f"{where}: messages must be a list of objects with role and content")
-    spoken = [
-        (str(turn["role"]), _text(turn["content"], "content", where).strip()) for turn in turns
-    ]
-    if unknown := [role for role, _ in spoken if role not in ("system", *_SPEAKERS)]:
-        raise UserError(f"{where}: role {unknown[0]} is unknown; allowed: system, user, assistant")
-    last = max((i for i, (role, _) in enumerate(spoken) if role == "assistant"), default=0)
+def _conversation(record: Mapping[str, object], name: str, where: str) -> Pair | Conversation:
+    """The turns up to the assistant's last; a question and its answer alone are a pair."""
+    turns = _turns(record[name], name, where)
+    # ShareGPT keeps what the system says in a field beside the turns.
+    beside = record.get("system")
+    if isinstance(beside, str) and beside.strip() and turns[0].role != SYSTEM:
+        turns = [Turn(SYSTEM, _text(beside, "system", where).strip()), *turns]
+    last = 0
+    for number, turn in enumerate(turns):
+        if turn.role == ASSISTANT:
+            last = number
     if last == 0:
-        raise UserError(
-            f"{where}: messages hold no answer: a turn of the assistant after one of the user"
+        raise BadRow(
+            f"{where}: {name} hold no answer: a turn of the assistant after one of the user"
         )
-    before = spoken[:last]
-    if len(before) == 1:
-        return before[0][1], spoken[last][1]
-    lines = [text if role == "system" else f"{_SPEAKERS[role]}: {text}" for role, text in before]
-    return "\n\n".join([*lines, "Assistant:"]), spoken[last][1]
+    turns = turns[: last + 1]
+    if len(turns) == 2 and turns[0].role != ASSISTANT:
+        return Pair(turns[0].content, turns[1].content)
+    return Conversation(tuple(turns))
 
 
-def _first(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
+def _turns(value: object, name: str, where: str) -> list[Turn]:
+    wanted = f"{where}: {name} must be a list of objects with role and content, or from and value"
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise BadRow(wanted)
+    turns = []
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            raise BadRow(wanted)
+        known = next((pair for pair in _TURN_FIELDS if set(pair) <= set(turn)), None)
+        if known is None:
+            raise BadRow(wanted)
+        role, content = known
+        speaker = _ROLES.get(str(turn[role]))
+        if speaker is None:
+            raise BadRow(f"{where}: role {turn[role]} is unknown; allowed: {', '.join(_ROLES)}")
+        turns.append(Turn(speaker, _text(turn[content], content, where).strip()))
+    return turns
+
+
+def _first(record: Mapping[str, object], names: tuple[str, ...], where: str) -> str:
     found = next((name for name in names if name in record), "")
     if not found:
-        raise UserError(
+        raise BadRow(
             f"{where}: has none of the fields {', '.join(names)}; it has {_listed(record)}"
         )
     return found
 
 
-def _text(value: Any, field: str, where: str) -> str:
+def _text(value: object, field: str, where: str) -> str:
     """The value as text that can be encoded: half of a surrogate pair, which JSON can hold, becomes
     a question mark.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise UserError(f"{where}: field {field} is not text but {_shown(value)}")
+        raise BadRow(f"{where}: field {field} is not text but {_shown(value)}")
     return value.encode("utf-8", "replace").decode()
 
 
-def _listed(record: Mapping[str, Any]) -> str:
+def _listed(record: Mapping[str, object]) -> str:
     return ", ".join(map(str, record)) or "none"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -21,23 +21,21 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from snake_jax.data.text.encoding import Encode, Encoding, Span, between, joined
 from snake_jax.errors import UserError
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_TYPE = (
-    1,
-    2,
-    3,
-    4,
-    6,
-)  # SentencePiece's types of pieces
-_BPE = 2  # its model_type
+# SentencePiece's types of pieces, and its model_type.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_TYPE = 1, 2, 3, 4, 6
+_BPE = 2
 
 
 class Pieces(NamedTuple):
     """A vocabulary. texts `[V]`: by id, with spaces as spaces, "" for what stands for no text;
-    bytes: id of every byte that has one; scores: of the texts; space_first: whether a space is put
-      before every text.
+    byte_ids: id of every byte that has one; scores: of the texts; space_first: whether a space is
+      put before every text; control: ids of begin and end by the name that a template writes.
     """
 
     texts: tuple[str, ...]
@@ -47,27 +45,69 @@ class Pieces(NamedTuple):
     eos_id: int
     unknown_id: int
     space_first: bool
+    control: dict[str, int]
 
 
-def encoder(pieces: Pieces) -> Callable[[str], list[int]]:
-    """text -> ids, without begin and end."""
+def encoder(pieces: Pieces) -> Encode:
+    """text -> ids with offsets, without begin and end.
+
+    A text is cut at the special tokens' spans. What is between them is encoded alone; the space
+    that some vocabularies put first comes before the whole text only.
+    """
     ids = {text: i for i, text in reversed(list(enumerate(pieces.texts))) if text}
-    unknown = [pieces.unknown_id]
 
     def ids_of(symbol: str) -> list[int]:
         if symbol in ids:
             return [ids[symbol]]
-        return [pieces.byte_ids[byte] for byte in symbol.encode()] if pieces.byte_ids else unknown
+        if pieces.byte_ids:
+            return [pieces.byte_ids[byte] for byte in symbol.encode()]
+        return [pieces.unknown_id]
 
+    # Words repeat: what a chunk comes to is remembered. (ids, first characters, ends) within it.
     @lru_cache(maxsize=1 << 16)
-    def ids_of_chunk(chunk: str) -> tuple[int, ...]:
-        return tuple(i for symbol in merge(chunk, pieces.scores) for i in ids_of(symbol))
+    def of_chunk(chunk: str) -> tuple[list[int], list[int], list[int]]:
+        numbers: list[int] = []
+        starts: list[int] = []
+        stops: list[int] = []
+        at = 0
+        for symbol in merge(chunk, pieces.scores):
+            spelled = ids_of(symbol)
+            numbers += spelled
+            starts += [at] * len(spelled)
+            at += len(symbol)
+            stops += [at] * len(spelled)
+        return numbers, starts, stops
 
     chunks = _chunker(pieces.texts)
 
-    def encode(text: str) -> list[int]:
-        whole = f" {text}" if pieces.space_first and text else text
-        return [i for chunk in chunks(whole) for i in ids_of_chunk(chunk)]
+    def of_text(text: str) -> Encoding:
+        numbers: list[int] = []
+        starts: list[int] = []
+        stops: list[int] = []
+        at = 0
+        for chunk in chunks(text):
+            own, own_starts, own_stops = of_chunk(chunk)
+            numbers += own
+            starts += [at + start for start in own_starts]
+            stops += [at + stop for stop in own_stops]
+            at += len(chunk)
+        return Encoding(numbers, np.array(starts, int), np.array(stops, int))
+
+    def encode(text: str, controls: Sequence[Span], edges: Sequence[int]) -> Encoding:
+        parts = []
+        for (start, stop), is_control in between(text, controls):
+            if is_control:
+                number = [pieces.control[text[start:stop]]]
+                part = Encoding(number, np.array([0]), np.array([stop - start]))
+            elif start == 0 and pieces.space_first:
+                # The space is no character of the text: its offsets begin one later.
+                part = of_text(f" {text[:stop]}")
+                starts, stops = np.maximum(part.starts - 1, 0), np.maximum(part.stops - 1, 0)
+                part = Encoding(part.ids, starts, stops)
+            else:
+                part = of_text(text[start:stop])
+            parts.append((start, part))
+        return joined(parts)
 
     return encode
 
@@ -101,7 +141,9 @@ def merge(text: str, scores: dict[str, float]) -> list[str]:
         j = right[i]
         if not symbols[i] or j == n or symbols[i] + symbols[j] != pair:
             continue  # one of the two has joined another since
-        symbols[i], symbols[j], right[i] = pair, "", right[j]
+        symbols[i] = pair
+        symbols[j] = ""
+        right[i] = right[j]
         if right[i] < n:
             left[right[i]] = i
         for a, b in ((left[i], i), (i, right[i])):
@@ -138,9 +180,9 @@ def read_bin(path: Path) -> Pieces:
         )
     silent = {0, 1, 2, *byte_ids.values()}
     texts = tuple("" if i in silent else text for i, (text, _) in enumerate(entries))
-    return Pieces(
-        texts, _scores(texts, [score for _, score in entries]), byte_ids, 1, 2, 0, space_first=True
-    )
+    scores = _scores(texts, [score for _, score in entries])
+    control = {"<s>": 1, "</s>": 2}
+    return Pieces(texts, scores, byte_ids, 1, 2, 0, space_first=True, control=control)
 
 
 def _bin_entries(data: bytes) -> Iterator[tuple[str, float]]:
@@ -197,9 +239,8 @@ def read_model(path: Path) -> Pieces:
         )
     scores = _scores(texts, [score for _, score, _ in entries])
     space_first = bool(normalizer.get(3, 1))
-    return Pieces(
-        texts, scores, byte_ids, control.get("<s>"), control["</s>"], unknown, space_first
-    )
+    bos_id, eos_id = control.get("<s>"), control["</s>"]
+    return Pieces(texts, scores, byte_ids, bos_id, eos_id, unknown, space_first, control)
 
 
 def _piece(message: bytes) -> tuple[str, float, int]:

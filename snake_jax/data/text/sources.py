@@ -1,21 +1,16 @@
-"""Where text comes from: `pydoc` (ships with Python), JSON lines (the user's files), the Hugging
-Face hub.
-"""
+"""Where text comes from: `pydoc` (ships with Python), the user's files, the Hugging Face hub."""
 
-import gzip
 import importlib
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.data.text.pair import Pair
+from snake_jax.data.text.files import SUFFIXES, Row, read_rows, source_name
 from snake_jax.data.text.pydoc_topics import pydoc_pairs
-from snake_jax.data.text.records import Fields, Record, parse
+from snake_jax.data.text.records import BadRow, Fields, Record, parse
+from snake_jax.data.text.samples import Document, Sample, has_text, question
 from snake_jax.errors import UserError
 
 # The four data sets of the Snake Learning paper's "Fine-Tuning of LLMs". Each has answers that
@@ -29,17 +24,16 @@ HUB = {
         "prompt", "chosen", suffix="Assistant:", opening="Assistant:"
     ),
 }
-_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 class Corpus(NamedTuple):
-    """Pairs to train on and held-out ones, which share no prompt; notes say what was left out of
-    the data.
+    """Samples to train on and held-out ones, which share no question; notes say what was left out
+    of the data.
     """
 
     name: str
-    train: tuple[Pair, ...]
-    test: tuple[Pair, ...]
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -47,26 +41,41 @@ class _Source(NamedTuple):
     name: str
     records: list[Record]
 
+    @property
+    def noun(self) -> str:
+        """What its records are called."""
+        is_text = any(isinstance(record.sample, Document) for record in self.records)
+        return "texts" if is_text else "pairs"
 
-def load(spec: str, *, test_share: float = 0.1, seed: int = 0, limit: int = 0) -> Corpus:
-    """Reads comma-separated sources: `pydoc`, `FILE.jsonl`, `FILE.jsonl.gz`, a data set of HUB, or
+
+def load_corpus(
+    spec: str,
+    *,
+    test_share: float = 0.1,
+    seed: int = 0,
+    limit: int = 0,
+    skip_bad_rows: bool = False,
+) -> Corpus:
+    """Reads comma-separated sources: `pydoc`, files (`files.SUFFIXES`), data sets of HUB, or
     `hub:NAME`.
 
     Held out is what a source marks as test. Where a source marks nothing, a seeded choice of
-    prompts with about `test_share` of its pairs is held out; so are the marked training pairs where
-    no source has any test pair. A prompt is on one side only: training pairs whose prompt (but for
-    white space) is held out are left out. Categories are those in the data where one source has all
-    training pairs, else the names of the sources (the paper's data sets).
+    questions (see `samples.question`) with about `test_share` of its samples is held out; so are
+    the marked training samples where no source has any test sample. A question is on one side only:
+    training samples whose question (but for white space) is held out are left out. Categories are
+    those in the data where one source has all training samples, else the names of the sources (the
+    paper's data sets).
 
     Args:
       spec: the sources.
-      test_share: of the pairs of a source without a test part, above 0 and below 1.
+      test_share: of the samples of a source without a test part, above 0 and below 1.
       seed: of the choices; not negative.
-      limit: at most so many training pairs of each source, chosen at random, and `test_share` times
-        as many test pairs; 0 means all.
+      limit: at most so many training samples of each source, chosen at random, and `test_share`
+        times as many test samples; 0 means all.
+      skip_bad_rows: leaves out rows that cannot be read, with a note, instead of refusing the file.
 
     Raises:
-      UserError: an unknown name, a file that is not there or not as it should be, no pairs, wrong
+      UserError: an unknown name, a file that is not there or not as it should be, no samples, wrong
         numbers.
     """
     if not 0 < test_share < 1:
@@ -74,23 +83,24 @@ def load(spec: str, *, test_share: float = 0.1, seed: int = 0, limit: int = 0) -
     if seed < 0 or limit < 0:
         raise UserError(f"--seed={seed} and --limit={limit} must not be negative")
     notes: list[str] = []
-    sources = [_with_text(source, notes) for source in _read_all(spec)]
+    sources = [_with_text(source, notes) for source in _read_all(spec, skip_bad_rows, notes)]
     sides = _sides(sources, test_share, seed, notes)
-    train = [_sampled(pairs, limit, seed) for pairs, _ in sides]
-    test = [
-        _sampled(pairs, limit and max(1, round(limit * test_share)), seed) for _, pairs in sides
-    ]
+    test_limit = max(1, round(limit * test_share)) if limit else 0
+    train = [_sampled(samples, limit, seed) for samples, _ in sides]
+    test = [_sampled(samples, test_limit, seed) for _, samples in sides]
     if not any(train):
         raise UserError(
             f"--data={spec} leaves no pairs to train on: all are held out; add a source with "
             f"training pairs"
         )
-    names, own = [source.name for source in sources], sum(map(bool, train)) == 1
+    names = [source.name for source in sources]
+    num_training_sources = sum(map(bool, train))
+    own = num_training_sources == 1
     return Corpus(spec, _joined(train, names, own), _joined(test, names, own), tuple(notes))
 
 
-def _read_all(spec: str) -> list[_Source]:
-    sources = [_read(item.strip()) for item in spec.split(",")]
+def _read_all(spec: str, skip_bad_rows: bool, notes: list[str]) -> list[_Source]:
+    sources = [_read(item.strip(), skip_bad_rows, notes) for item in spec.split(",")]
     names = [source.name for source in sources]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(
@@ -99,60 +109,80 @@ def _read_all(spec: str) -> list[_Source]:
     return sources
 
 
-def _read(item: str) -> _Source:
+def _read(item: str, skip_bad_rows: bool, notes: list[str]) -> _Source:
     """All records of one source, and its name: of a file without folder and suffix, of a hub data
     set without owner.
     """
     if item == "pydoc":
         return _Source(item, [Record(pair, "") for pair in pydoc_pairs()])
-    if item.endswith(_SUFFIXES):
-        name = Path(item).name.removesuffix(".gz").removesuffix(".jsonl")
-        return _Source(name, [parse(record, where) for where, record in _lines(item)])
-    full = next(
-        (full for full in HUB if item.lower() in (full.lower(), full.split("/")[1].lower())), ""
-    )
-    if full or item.removeprefix("hub:") not in ("", item):
-        name = full or item.removeprefix("hub:")
-        return _Source(name.split("/")[-1], list(_hub(name, HUB.get(name))))
+    if item.endswith(SUFFIXES):
+        name = source_name(item)
+        return _Source(name, _parsed(name, read_rows(item), _record, skip_bad_rows, notes))
+    known = (full for full in HUB if item.lower() in (full.lower(), full.split("/")[1].lower()))
+    full = next(known, item.removeprefix("hub:"))
+    if full not in ("", item) or full in HUB:
+        name = full.split("/")[-1]
+        fields = HUB.get(full)
+
+        def hub_record(row: Row) -> Record:
+            return _hub_record(row, fields)
+
+        return _Source(name, _parsed(name, _hub(full), hub_record, skip_bad_rows, notes))
     raise UserError(
-        f"--data={item} is unknown; give pydoc, a file ending in .jsonl or .jsonl.gz, "
-        f"{', '.join(HUB)}, or hub:NAME "
-        "for another data set of the Hugging Face hub"
+        f"--data={item} is unknown; give pydoc, a file ending in {', '.join(SUFFIXES)}, "
+        f"{', '.join(HUB)}, or hub:NAME for another data set of the Hugging Face hub"
     )
 
 
-def _lines(path: str) -> Iterator[tuple[str, Any]]:
-    """(file:line, value) of every line that is not blank."""
-    number = 0
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.endswith(".gz")
-            else open(path, encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-    except json.JSONDecodeError as error:
+def _parsed(
+    name: str,
+    rows: Iterable[Row],
+    make: Callable[[Row], Record],
+    skip_bad_rows: bool,
+    notes: list[str],
+) -> list[Record]:
+    """The records of a source's rows. What is wrong is told once, with the count of bad rows: most
+    files that have one have more.
+    """
+    records = []
+    num_bad = 0
+    first_fault = ""
+    for row in rows:
+        try:
+            records.append(make(row))
+        except BadRow as error:
+            num_bad += 1
+            first_fault = first_fault or str(error)
+    if not num_bad:
+        return records
+    if not records:
+        raise UserError(f"{first_fault} (of {num_bad} rows none can be read)")
+    count = f"{num_bad} of {num_bad + len(records)} rows"
+    if not skip_bad_rows:
         raise UserError(
-            f"{path}:{number}: is not JSON ({error.msg}); want one object on each line"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: is not UTF-8 text after line {number}; save it as UTF-8"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise UserError(
-            f"{path}: is damaged, or not a gzip file, after line {number}; make it again"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"--data={path}: {error.strerror}; give the path of a .jsonl or .jsonl.gz file"
-        ) from None
+            f"{first_fault}; leave such rows out, or say --skip_bad_rows ({count} are bad)"
+        )
+    notes.append(f"{name}: {count} skipped, the first: {first_fault}")
+    return records
 
 
-def _hub(name: str, fields: Fields | None) -> Iterator[Record]:
-    """The records of a data set of the hub, with its own train and test parts where it has both."""
+def _record(row: Row) -> Record:
+    if row.fault:
+        raise BadRow(f"{row.where}: {row.fault}")
+    return parse(row.value, row.where)
+
+
+def _hub_record(row: Row, fields: Fields | None) -> Record:
+    """With the mark that `_hub` put where a file has its own field."""
+    assert isinstance(row.value, tuple)
+    mark, value = row.value
+    return parse(value, row.where, fields)._replace(split=mark)
+
+
+def _hub(name: str) -> Iterator[Row]:
+    """The rows of a data set of the hub, each a value (mark, record): its own train and test parts,
+    where it has both, are the marks.
+    """
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -167,99 +197,100 @@ def _hub(name: str, fields: Fields | None) -> Iterator[Record]:
             f"--data={name}: cannot be loaded from the Hugging Face hub: {reason}"
         ) from None
     test = next((split for split in ("test", "validation") if split in splits), "")
-    if not test or "train" not in splits:
-        rows: Iterable[tuple[str, str]] = [(split, "") for split in splits]
+    if test and "train" in splits:
+        marks = {"train": "train", test: "test"}
     else:
-        rows = [("train", "train"), (test, "test")]
-    for split, mark in rows:
+        marks = dict.fromkeys(splits, "")
+    for split, mark in marks.items():
         for number, row in enumerate(splits[split]):
             record = {key: value for key, value in row.items() if key != "split"}
-            yield parse(record, f"{name}, {split} row {number}", fields)._replace(split=mark)
+            yield Row(f"{name}, {split} row {number}", (mark, record))
 
 
 def _with_text(source: _Source, notes: list[str]) -> _Source:
-    """Without the pairs that lack a prompt or a response; a note says how many."""
-    kept = [
-        record for record in source.records if record.pair.prompt and record.pair.response.strip()
-    ]
+    """Without the samples that lack a prompt, a response or a text; a note says how many."""
+    kept = [record for record in source.records if has_text(record.sample)]
     if not kept:
         raise UserError(f"--data: {source.name} holds no pairs with a prompt and a response")
     if left_out := len(source.records) - len(kept):
-        notes.append(f"{source.name}: {left_out} pairs without a prompt or a response left out")
+        lacking = "without a prompt or a response"
+        if source.noun == "texts":
+            lacking = "without text"
+        notes.append(f"{source.name}: {left_out} {source.noun} {lacking} left out")
     return _Source(source.name, kept)
 
 
 def _sides(
     sources: list[_Source], test_share: float, seed: int, notes: list[str]
-) -> list[tuple[list[Pair], list[Pair]]]:
-    """(train, test) of every source; no prompt is in the training pairs of one and the test pairs
-    of any.
+) -> list[tuple[list[Sample], list[Sample]]]:
+    """(train, test) of every source; no question is in the training samples of one and the test
+    samples of any.
     """
     sides = [_divided(source, test_share, seed) for source in sources]
+    # Marks of training alone leave nothing to evaluate on: then they count for nothing.
     if not any(test for _, test in sides):
-        unmarked = [
-            _Source(s.name, [record._replace(split="") for record in s.records]) for s in sources
-        ]
-        sides = [_divided(source, test_share, seed) for source in unmarked]
-    held_out = {_key(pair) for _, test in sides for pair in test}
-    trains = [
-        _apart(s.name, train, held_out, notes) for s, (train, _) in zip(sources, sides, strict=True)
-    ]
-    return [(train, test) for train, (_, test) in zip(trains, sides, strict=True)]
+        for number, source in enumerate(sources):
+            unmarked = [record._replace(split="") for record in source.records]
+            sides[number] = _divided(_Source(source.name, unmarked), test_share, seed)
+    held_out: set[str] = set()
+    for _, test in sides:
+        held_out.update(map(question, test))
+    # A question held out in one source must not be trained on in another.
+    apart = []
+    for source, (train, test) in zip(sources, sides, strict=True):
+        kept = [sample for sample in train if question(sample) not in held_out]
+        if left_out := len(train) - len(kept):
+            notes.append(
+                f"{source.name}: {left_out} training {source.noun} left out, because their "
+                f"{'prompts' if source.noun == 'pairs' else 'texts'} are held out"
+            )
+        apart.append((kept, test))
+    return apart
 
 
-def _divided(source: _Source, test_share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(train, test): as marked; of the unmarked pairs, all that share a prompt lie on the same
+def _divided(source: _Source, test_share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(train, test): as marked; of the unmarked samples, all that share a question lie on the same
     side.
     """
-    unmarked = [record.pair for record in source.records if not record.split]
-    prompts = list(dict.fromkeys(map(_key, unmarked)))
-    if len(prompts) == 1 and len(unmarked) == len(source.records):
+    unmarked = [record.sample for record in source.records if not record.split]
+    counts: dict[str, int] = {}
+    for sample in unmarked:
+        key = question(sample)
+        counts[key] = counts.get(key, 0) + 1
+    questions = list(counts)
+    if len(questions) == 1 and len(unmarked) == len(source.records):
+        noun = "prompt" if source.noun == "pairs" else "text"
         raise UserError(
-            f"--data: {source.name} holds one prompt only, so none can be held out; add others"
+            f"--data: {source.name} holds one {noun} only, so none can be held out; add others"
         )
-    counts = dict.fromkeys(prompts, 0)
-    for pair in unmarked:
-        counts[_key(pair)] += 1
-    order = streams.generator(seed, "text/hold_out").permutation(len(prompts))
-    sizes = np.cumsum([counts[prompts[i]] for i in order])
+    # Questions in a random order, until they have as many samples as are wanted; one stays.
+    order = streams.generator(seed, "text/hold_out").permutation(len(questions))
+    sizes = np.cumsum([counts[questions[i]] for i in order])
     wanted = max(1, round(test_share * len(unmarked)))
-    held_out = {
-        prompts[i] for i in order[: min(int(np.searchsorted(sizes, wanted)) + 1, len(prompts) - 1)]
-    }
-    sides: dict[str, list[Pair]] = {"train": [], "test": []}
-    for pair, split in source.records:
-        sides[split or ("test" if _key(pair) in held_out else "train")].append(pair)
+    num_held_out = min(int(np.searchsorted(sizes, wanted)) + 1, len(questions) - 1)
+    held_out = {questions[i] for i in order[: max(num_held_out, 0)]}
+    sides: dict[str, list[Sample]] = {"train": [], "test": []}
+    for sample, split in source.records:
+        drawn = "test" if question(sample) in held_out else "train"
+        sides[split or drawn].append(sample)
     return sides["train"], sides["test"]
 
 
-def _apart(name: str, train: list[Pair], held_out: set[str], notes: list[str]) -> list[Pair]:
-    kept = [pair for pair in train if _key(pair) not in held_out]
-    if left_out := len(train) - len(kept):
-        notes.append(
-            f"{name}: {left_out} training pairs left out, because their prompts are held out"
-        )
-    return kept
-
-
-def _sampled(pairs: list[Pair], limit: int, seed: int) -> list[Pair]:
+def _sampled(samples: list[Sample], limit: int, seed: int) -> list[Sample]:
     """At most `limit` of them at random, in their order; 0 means all."""
-    if not limit or limit >= len(pairs):
-        return pairs
-    chosen = streams.generator(seed, "text/limit").permutation(len(pairs))[:limit]
-    return [pairs[i] for i in np.sort(chosen)]
+    if not limit or limit >= len(samples):
+        return samples
+    chosen = streams.generator(seed, "text/limit").permutation(len(samples))[:limit]
+    return [samples[i] for i in np.sort(chosen)]
 
 
-def _joined(sides: Sequence[list[Pair]], names: list[str], own: bool) -> tuple[Pair, ...]:
-    """All pairs of all sources, in the categories that they have of their own, or each in that of
+def _joined(sides: Sequence[list[Sample]], names: list[str], own: bool) -> tuple[Sample, ...]:
+    """All samples of all sources, in the categories that they have of their own, or each in that of
     its source's name.
     """
-    return tuple(
-        pair._replace(category=(own and pair.category) or name)
-        for pairs, name in zip(sides, names, strict=True)
-        for pair in pairs
-    )
-
-
-def _key(pair: Pair) -> str:
-    return " ".join(pair.prompt.split())
+    joined = []
+    for samples, name in zip(sides, names, strict=True):
+        for sample in samples:
+            category = sample.category if own and sample.category else name
+            joined.append(sample._replace(category=category))
+    return tuple(joined)

@@ -2,55 +2,62 @@
 folder.
 """
 
+import codecs
+import contextlib
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from snake_jax.data.text import scored_bpe
+from snake_jax.data.text.chat_template import ChatTemplate, read_chat_template
+from snake_jax.data.text.encoding import (
+    Encode,
+    bytes_encode,
+    library_encode,
+    slow_encode,
+)
+from snake_jax.data.text.files import UTF8
 from snake_jax.errors import UserError
 
 _BYTES = 256
-_BOS = (
-    "<s>",
-    "<|begin_of_text|>",
-    "<bos>",
-    "<|endoftext|>",
-)  # names in old and new models; the first that is there
-_BOS_OF_OPT = (
-    "</s>",
-    "<|endoftext|>",
-)  # OPT opens a text with </s>, though its vocabulary has others too
+# Names in old and new models; the first that is there.
+_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+# OPT opens a text with </s>, though its vocabulary has others too.
+_BOS_OF_OPT = ("</s>", "<|endoftext|>")
 _EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
 _WANTED = (
     "tokenizer_config.json, tokenizer.json, vocab.json with merges.txt, tokenizer.model or "
     "tok*.bin (llama2.c)"
 )
-
-Messages = Sequence[Mapping[str, str]]
+_TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 
 
 class Tokenizer(NamedTuple):
     """How a model reads text.
 
-    encode: text -> ids, without begin and end. decode: ids -> text, without what stands for no
-      text.
+    encode_spans: text -> ids with offsets, the ids of special tokens at the given spans alone.
+    decode: ids -> text, without what stands for no text.
     vocab_size: one more than the largest id. bos_id is None where texts have no begin.
-    chat_template: (messages with role and content, whether the assistant's turn is to be opened) ->
-      text, or None.
-    space_first: whether encode puts a space before every text, as SentencePiece does.
+    special: ids of the special tokens by the name that stands for them in a chat template's text.
+    chat_template: from messages to text, or None.
     """
 
     name: str
-    encode: Callable[[str], list[int]]
+    encode_spans: Encode
     decode: Callable[[Sequence[int]], str]
     vocab_size: int
     bos_id: int | None
     eos_id: int
     pad_id: int
-    chat_template: Callable[[Messages, bool], str] | None = None
-    space_first: bool = False
+    special: Mapping[str, int] = {}
+    chat_template: ChatTemplate | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text without begin and end; a special token that it spells stays text."""
+        return self.encode_spans(text, (), ()).ids
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -60,41 +67,76 @@ def byte_tokenizer() -> Tokenizer:
         return bytes(int(i) for i in ids if 0 <= i < _BYTES).decode("utf-8", "replace")
 
     return Tokenizer(
-        "bytes",
-        lambda text: list(text.encode()),
-        decode,
-        _BYTES + 3,
-        _BYTES,
-        _BYTES + 1,
-        _BYTES + 2,
+        name="bytes",
+        encode_spans=bytes_encode,
+        decode=decode,
+        vocab_size=_BYTES + 3,
+        bos_id=_BYTES,
+        eos_id=_BYTES + 1,
+        pad_id=_BYTES + 2,
     )
 
 
-def load_tokenizer(folder: str = "") -> Tokenizer:
+def load_tokenizer(folder: str = "", template_date: str = "") -> Tokenizer:
     """The tokenizer in `folder`, from the first of the files of _WANTED that is there; "" is the
     byte tokenizer.
 
-    Nothing is ever downloaded. Raises UserError: no such folder, no tokenizer in it, or a damaged
-    one.
+    Nothing is ever downloaded.
+
+    Args:
+      folder: a local one.
+      template_date: the day that a chat template writes, as 2026-01-31; empty: today.
+
+    Raises:
+      UserError: no such folder, no tokenizer in it, a damaged one, or no such day.
     """
     if not folder:
         return byte_tokenizer()
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"--tokenizer={folder}: no such folder; give a local folder with {_WANTED}")
-    if (path / "tokenizer_config.json").exists():
-        return _from_transformers(path)
-    if _is_fast(path / "tokenizer.json"):
-        return _from_library(path, "tokenizer.json")
-    if (path / "vocab.json").exists() and (path / "merges.txt").exists():
-        return _from_library(path, "vocab.json")
+    with _without_marks(path) as read:
+        return _load(path, read, template_date)._replace(name=str(path))
+
+
+def _load(path: Path, read: Path, template_date: str) -> Tokenizer:
+    """The tokenizer of the folder `path`, whose files are read from `read`."""
+    if (read / "tokenizer_config.json").exists():
+        return _from_transformers(path, read, template_date)
+    if _is_fast(path, read / "tokenizer.json"):
+        return _from_library(path, read, "tokenizer.json")
+    if (read / "vocab.json").exists() and (read / "merges.txt").exists():
+        return _from_library(path, read, "vocab.json")
     if (path / "tokenizer.model").exists():
-        return _from_pieces(
-            path / "tokenizer.model", scored_bpe.read_model(path / "tokenizer.model")
-        )
+        return _from_pieces(scored_bpe.read_model(path / "tokenizer.model"))
     if found := sorted(path.glob("tok*.bin")):
-        return _from_pieces(found[0], scored_bpe.read_bin(found[0]))
-    raise UserError(f"--tokenizer={folder}: holds no tokenizer; wanted: {_WANTED}")
+        return _from_pieces(scored_bpe.read_bin(found[0]))
+    raise UserError(f"--tokenizer={path}: holds no tokenizer; wanted: {_WANTED}")
+
+
+@contextlib.contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
+    """The folder, or, where a text file of it begins with a byte order mark, a copy of its text
+    files without: the libraries refuse such files, or take the mark for text.
+    """
+    files = [file for pattern in _TEXT_FILES for file in folder.glob(pattern)]
+    marked = []
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                marked.append(file)
+    if not marked:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place)
+        for file in folder.iterdir():
+            if file in marked:
+                content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+                (copy / file.name).write_bytes(content)
+            elif file.is_file():
+                (copy / file.name).symlink_to(file.resolve())
+        yield copy
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -109,137 +151,139 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def _from_pieces(path: Path, pieces: scored_bpe.Pieces) -> Tokenizer:
-    encode, decode = scored_bpe.encoder(pieces), scored_bpe.decoder(pieces)
-    size, bos_id, eos_id = len(pieces.texts), pieces.bos_id, pieces.eos_id
+def _from_pieces(pieces: scored_bpe.Pieces) -> Tokenizer:
     return Tokenizer(
-        str(path), encode, decode, size, bos_id, eos_id, pieces.unknown_id, None, pieces.space_first
+        name="",
+        encode_spans=scored_bpe.encoder(pieces),
+        decode=scored_bpe.decoder(pieces),
+        vocab_size=len(pieces.texts),
+        bos_id=pieces.bos_id,
+        eos_id=pieces.eos_id,
+        pad_id=pieces.unknown_id,
+        special=pieces.control,
     )
 
 
-def _from_transformers(path: Path) -> Tokenizer:
+def _from_transformers(path: Path, read: Path, template_date: str) -> Tokenizer:
     """The folder's own tokenizer class, special tokens and chat template."""
     transformers = _module("transformers", path)
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        loaded = transformers.AutoTokenizer.from_pretrained(str(read), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise UserError(
-            f"--tokenizer={path}: transformers cannot load it: {_one_line(error)}"
-        ) from None
+        reason = _one_line(error).replace(str(read), str(path))
+        raise UserError(f"--tokenizer={path}: transformers cannot load it: {reason}") from None
     if loaded.eos_token_id is None:
         raise UserError(f"--tokenizer={path}: names no eos_token; add one to tokenizer_config.json")
+    # What the library calls special, and what it names as begin, end and the like.
+    special = dict(zip(loaded.all_special_tokens, loaded.all_special_ids, strict=True))
+    for number, token in loaded.added_tokens_decoder.items():
+        if token.special:
+            special[token.content] = number
 
-    def encode(text: str) -> list[int]:
+    def encode_whole(text: str) -> list[int]:
         return loaded.encode(text, add_special_tokens=False)
+
+    def encode_as_text(text: str) -> list[int]:
+        return loaded.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(ids: Sequence[int]) -> str:
         return loaded.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    pad_id = loaded.eos_token_id if loaded.pad_token_id is None else loaded.pad_token_id
-    template = _chat_template(loaded, path) if loaded.chat_template else None
-    size, first = 1 + max(loaded.get_vocab().values()), loaded.convert_ids_to_tokens(encode("a"))[0]
-    ids = (loaded.bos_token_id, loaded.eos_token_id, pad_id)
-    return Tokenizer(str(path), encode, decode, size, *ids, template, str(first).startswith("▁"))
+    if loaded.is_fast:
+        encode_spans = library_encode(loaded.backend_tokenizer, special)
+    else:
+        encode_spans = slow_encode(encode_whole, encode_as_text, special)
+    if loaded.chat_template:
+        _module("jinja2", path)
+    return Tokenizer(
+        name="",
+        encode_spans=encode_spans,
+        decode=decode,
+        vocab_size=1 + max(loaded.get_vocab().values()),
+        bos_id=loaded.bos_token_id,
+        eos_id=loaded.eos_token_id,
+        pad_id=loaded.eos_token_id if loaded.pad_token_id is None else loaded.pad_token_id,
+        special=special,
+        chat_template=read_chat_template(loaded, str(path), template_date),
+    )
 
 
-def _chat_template(loaded: Any, path: Path) -> Callable[[Messages, bool], str]:
-    """The folder's template, which is in Jinja; what it refuses (roles, order of turns) becomes one
-    line.
-    """
-    errors = _module("jinja2", path).TemplateError
-
-    def apply(messages: Messages, open_answer: bool) -> str:
-        try:
-            return loaded.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=open_answer
-            )
-        except errors as error:
-            raise UserError(
-                f"--tokenizer={path}: its chat template fails: {_one_line(error)}; try "
-                f"--template=plain"
-            ) from None
-
-    return apply
-
-
-def _from_library(path: Path, file: str) -> Tokenizer:
+def _from_library(path: Path, read: Path, file: str) -> Tokenizer:
     """tokenizer.json, or vocab.json and merges.txt (bytes as GPT-2 and OPT write them), without a
     configuration.
     """
     library = _module("tokenizers", path)
     try:
         if file == "tokenizer.json":
-            return _with_special_ids(library.Tokenizer.from_file(str(path / file)), path, _BOS)
-        model = _module("tokenizers.models", path).BPE.from_file(
-            str(path / file), str(path / "merges.txt")
-        )
+            loaded = library.Tokenizer.from_file(str(read / file))
+            return _with_special_ids(loaded, path, read, _BOS)
+        model = library.models.BPE.from_file(str(read / file), str(read / "merges.txt"))
     except Exception as error:
-        if (
-            type(error) is not Exception
-        ):  # the library, written in Rust, raises nothing more special
+        # The library, written in Rust, raises nothing more special.
+        if type(error) is not Exception:
             raise
         raise UserError(f"--tokenizer={path}: {file} cannot be read: {_one_line(error)}") from None
     loaded = library.Tokenizer(model)
-    loaded.pre_tokenizer = _module("tokenizers.pre_tokenizers", path).ByteLevel(
-        add_prefix_space=False
-    )
-    loaded.decoder = _module("tokenizers.decoders", path).ByteLevel()
-    return _with_special_ids(loaded, path, _BOS_OF_OPT)
+    loaded.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    loaded.decoder = library.decoders.ByteLevel()
+    return _with_special_ids(loaded, path, read, _BOS_OF_OPT)
 
 
-def _with_special_ids(loaded: Any, path: Path, bos_names: Sequence[str]) -> Tokenizer:
+def _with_special_ids(loaded: Any, path: Path, read: Path, bos_names: Sequence[str]) -> Tokenizer:
     """Begin, end and padding by config.json where that is there, else by their usual names."""
     vocabulary = loaded.get_vocab()
-    config = _json(path / "config.json") if (path / "config.json").exists() else {}
-    ids = {}
+    config = _json(path, read / "config.json") if (read / "config.json").exists() else {}
+    ids: dict[str, int | None] = {}
     for field, names in (("bos", bos_names), ("eos", _EOS), ("pad", ("<pad>", "<|pad|>"))):
         given = config.get(f"{field}_token_id")
+        if isinstance(given, list):
+            given = given[0]
         usual = next((vocabulary[name] for name in names if name in vocabulary), None)
-        ids[field] = (
-            (given[0] if isinstance(given, list) else given) if given is not None else usual
-        )
-    if ids["eos"] is None:
+        ids[field] = usual if given is None else given
+    eos_id = ids["eos"]
+    if eos_id is None:
         raise UserError(
             f"--tokenizer={path}: no end of text among {', '.join(_EOS)}; add a "
             f"tokenizer_config.json"
         )
-    special = {i for i in ids.values() if i is not None}
-
-    def encode(text: str) -> list[int]:
-        return loaded.encode(text, add_special_tokens=False).ids
+    marks = {i for i in ids.values() if i is not None}
+    special = {text: i for text, i in vocabulary.items() if i in marks}
+    for number, token in loaded.get_added_tokens_decoder().items():
+        if token.special:
+            special[token.content] = number
 
     def decode(numbers: Sequence[int]) -> str:
-        return loaded.decode(
-            [int(i) for i in numbers if i not in special], skip_special_tokens=True
-        )
+        return loaded.decode([int(i) for i in numbers if i not in marks], skip_special_tokens=True)
 
-    pad_id = ids["eos"] if ids["pad"] is None else ids["pad"]
-    size, first = (
-        1 + max(vocabulary.values()),
-        loaded.encode("a", add_special_tokens=False).tokens[0],
-    )
     return Tokenizer(
-        str(path), encode, decode, size, ids["bos"], ids["eos"], pad_id, None, first.startswith("▁")
+        name="",
+        encode_spans=library_encode(loaded, special),
+        decode=decode,
+        vocab_size=1 + max(vocabulary.values()),
+        bos_id=ids["bos"],
+        eos_id=eos_id,
+        pad_id=eos_id if ids["pad"] is None else ids["pad"],
+        special=special,
     )
 
 
-def _is_fast(path: Path) -> bool:
+def _is_fast(path: Path, file: Path) -> bool:
     """Whether it is a tokenizer.json as Hugging Face writes them; others use that name for formats
     of their own.
     """
-    if not path.exists():
+    if not file.exists():
         return False
-    return isinstance(_json(path).get("model"), dict)
+    return isinstance(_json(path, file).get("model"), dict)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding=UTF8))
     except ValueError:
         content = None
     if not isinstance(content, dict):
         raise UserError(
-            f"--tokenizer={path.parent}: {path.name} is not a JSON object; copy the file again"
+            f"--tokenizer={path}: {file.name} is not a JSON object; copy the file again"
         )
     return content
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snake_jax.data.text.packing import Example, fill, pack, pad, target_tokens, truncate
+from snake_jax.data.text.packing import Example, divide, fill, pack, pad, target_tokens, truncate
 from snake_jax.errors import UserError
 
 PROPERTY = settings(deadline=None, max_examples=150, derandomize=True)
@@ -15,12 +15,21 @@ PAD = 99
 LENGTH = 16
 
 
+def example(ids, prompt_tokens):
+    """A text that begins with a prompt; all behind it is to be written."""
+    return Example(np.asarray(ids, np.int32), np.arange(len(ids)) >= prompt_tokens)
+
+
+def rendered(prompt, response):
+    return [*prompt, *response], np.arange(len(prompt) + len(response)) >= len(prompt)
+
+
 @st.composite
 def examples(draw):
     sizes = draw(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 9)), min_size=1, max_size=40))
     starts = np.cumsum([0] + [prompt + response for prompt, response in sizes])
     return [
-        Example(np.arange(start, start + prompt + response, dtype=np.int32) + 100, prompt)
+        example(np.arange(start, start + prompt + response) + 100, prompt)
         for start, (prompt, response) in zip(starts, sizes, strict=False)
     ]
 
@@ -40,7 +49,7 @@ def texts(rows):
 
 def expected(examples, loss_on="completion"):
     def counted(example):
-        first = example.prompt_tokens if loss_on == "completion" else 1
+        first = int(np.argmax(example.trained)) if loss_on == "completion" else 1
         return [0] * first + [1] * (len(example.ids) - first)
 
     return sorted((example.ids.tolist(), counted(example)) for example in examples)
@@ -82,7 +91,7 @@ def test_no_two_packed_rows_would_fit_in_one(examples):
 
 def test_texts_are_placed_the_longest_first_each_where_the_least_room_is_left():
     sizes = [3, 6, 5, 4, 2]
-    rows = pack([Example(np.arange(size + 1), 1) for size in sizes], 10, PAD)
+    rows = pack([example(np.arange(size + 1), 1) for size in sizes], 10, PAD)
     # 6 opens a row, 5 another; 4 fits the first exactly, 3 the second, and 2 what is left there.
     assert rows.segments.tolist() == [[1] * 6 + [2] * 4, [1] * 5 + [2] * 3 + [3] * 2]
     assert fill(rows) == 1.0
@@ -90,13 +99,13 @@ def test_texts_are_placed_the_longest_first_each_where_the_least_room_is_left():
 
 def test_many_short_texts_fill_their_rows_nearly():
     lengths = np.random.default_rng(0).integers(10, 300, 2000)
-    rows = pack([Example(np.zeros(length, np.int32), 1) for length in lengths], 512, PAD)
+    rows = pack([example(np.zeros(length), 1) for length in lengths], 512, PAD)
     assert fill(rows) > 0.99
     assert fill(rows) == pytest.approx((lengths - 1).sum() / rows.ids.size)
 
 
 def test_one_text_by_hand():
-    rows = pack([Example(np.array([1, 2, 3, 4], np.int32), 2)], 5, 0)
+    rows = pack([example([1, 2, 3, 4], 2)], 5, 0)
     assert rows.ids.tolist() == [[1, 2, 3, 0, 0]]
     assert rows.targets.tolist() == [[2, 3, 4, 0, 0]]
     assert rows.weight.tolist() == [[0, 1, 1, 0, 0]]
@@ -118,15 +127,17 @@ def test_one_text_by_hand():
 def test_the_prompt_is_cut_at_its_left_before_the_response_at_its_right(
     prompt, response, bos_id, ids, prompt_tokens, cut
 ):
-    (example,), kept, truncation = truncate([(prompt, response)], 4, bos_id)
-    assert example.ids.tolist() == ids
-    assert example.prompt_tokens == prompt_tokens
+    (text,), kept, truncation = truncate([rendered(prompt, response)], 4, bos_id)
+    assert text.ids.tolist() == ids
+    assert text.trained.tolist() == [i >= prompt_tokens for i in range(len(ids))]
     assert truncation == (*cut, 0, len(prompt) + len(response))
     assert kept.tolist() == [0]
 
 
 def test_texts_without_a_prompt_or_a_response_are_dropped_and_counted():
-    kept, numbers, truncation = truncate([([], [1]), ([1], []), ([1], [2]), ([1, 2], [3])], 8)
+    kept, numbers, truncation = truncate(
+        [rendered([], [1]), rendered([1], []), rendered([1], [2]), rendered([1, 2], [3])], 8
+    )
     assert [example.ids.tolist() for example in kept] == [[1, 2], [1, 2, 3]]
     assert numbers.tolist() == [2, 3]
     assert truncation == (0, 0, 2, 3)
@@ -134,7 +145,7 @@ def test_texts_without_a_prompt_or_a_response_are_dropped_and_counted():
 
 @PROPERTY
 @given(
-    rendered=st.lists(
+    texts=st.lists(
         st.tuples(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9), min_size=1)),
         min_size=1,
     ),
@@ -142,27 +153,61 @@ def test_texts_without_a_prompt_or_a_response_are_dropped_and_counted():
     bos_id=st.sampled_from([None, 0]),
 )
 def test_what_is_cut_always_fits_and_keeps_as_much_of_the_response_as_can_be(
-    rendered, max_length, bos_id
+    texts, max_length, bos_id
 ):
-    for (prompt, response), example in zip(
-        rendered, truncate(rendered, max_length, bos_id)[0], strict=True
-    ):
-        assert len(example.ids) == min(len(prompt) + len(response), max_length + 1)
-        assert example.prompt_tokens >= 1
-        assert example.ids[example.prompt_tokens :].tolist() == response[:max_length]
+    cut = truncate([rendered(*text) for text in texts], max_length, bos_id)[0]
+    for (prompt, response), text in zip(texts, cut, strict=True):
+        assert len(text.ids) == min(len(prompt) + len(response), max_length + 1)
+        assert not text.trained[0]
+        assert text.ids[text.trained].tolist() == response[:max_length]
+
+
+def test_turns_between_answers_stay_and_are_not_counted():
+    ids = np.arange(8)
+    trained = np.array([0, 0, 1, 1, 0, 1, 1, 0], bool)
+    (text,), _, truncation = truncate([(ids, trained)], 7)
+    assert text.ids.tolist() == ids.tolist()
+    rows = pack([text], 7, PAD)
+    assert rows.weight.tolist() == [[0, 1, 1, 0, 1, 1, 0]]
+    assert pack([text], 7, PAD, "all").weight.tolist() == [[1] * 7]
+    assert truncation == (0, 0, 0, 8)
+
+
+def test_what_is_behind_the_last_answer_goes_first():
+    ids, trained = np.arange(8), np.array([0, 0, 1, 1, 0, 1, 1, 0], bool)
+    (text,), _, truncation = truncate([(ids, trained)], 6)
+    assert text.ids.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert truncation == (0, 0, 0, 8)
+    (text,), _, truncation = truncate([(ids, trained)], 5)
+    assert text.ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert truncation == (1, 0, 0, 8)
+    (text,), _, truncation = truncate([(ids, trained)], 4)
+    assert text.ids.tolist() == [1, 2, 3, 4, 5]
+    assert text.trained.tolist() == [False, True, True, False, True]
+    assert truncation == (1, 1, 0, 8)
+
+
+@PROPERTY
+@given(length=st.integers(1, 40), max_length=st.integers(1, 12))
+def test_a_divided_text_has_every_id_but_the_first_as_a_target_once(length, max_length):
+    ids = list(range(length))
+    parts = divide(ids, np.arange(length) > 0, max_length)
+    targets = [i for part, trained in parts for i in np.array(part)[trained].tolist()]
+    assert targets == ids[1:]
+    assert all(len(part) <= max_length + 1 and not trained[0] for part, trained in parts)
 
 
 def test_wrong_flags_are_one_line():
     with pytest.raises(UserError, match="--max_length=0 must be at least 1"):
-        truncate([([1], [2])], 0)
+        truncate([rendered([1], [2])], 0)
     with pytest.raises(UserError, match="nothing is left"):
-        truncate([([1], [])], 8)
+        truncate([rendered([1], [])], 8)
     with pytest.raises(UserError, match="--loss_on=prompt is unknown; allowed: completion, all"):
-        pack([Example(np.arange(3), 1)], 4, PAD, "prompt")
+        pack([example(np.arange(3), 1)], 4, PAD, "prompt")
 
 
 def test_a_text_longer_than_a_row_is_our_mistake():
     with pytest.raises(ValueError, match="truncate first"):
-        pack([Example(np.arange(6), 1)], 4, PAD)
+        pack([example(np.arange(6), 1)], 4, PAD)
     with pytest.raises(ValueError, match="truncate first"):
-        pad([Example(np.arange(6), 1)], [2, 4], PAD)
+        pad([example(np.arange(6), 1)], [2, 4], PAD)

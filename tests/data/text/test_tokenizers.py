@@ -313,11 +313,11 @@ def test_a_folder_of_transformers_brings_its_special_tokens_and_chat_template(tm
     assert tokenizer.encode("one two") == [2, 3]
     assert tokenizer.decode([2, 3, 1]) == "one two"
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (None, 1, 1)
-    assert tokenizer.chat_template([{"role": "user", "content": "one"}], True) == "[one]"
+    assert tokenizer.chat_template.render([{"role": "user", "content": "one"}], True) == "[one]"
     with pytest.raises(
         UserError, match=re.escape("its chat template fails: no tools; try --template=plain")
     ):
-        tokenizer.chat_template([{"role": "tool", "content": "one"}], True)
+        tokenizer.chat_template.render([{"role": "tool", "content": "one"}], True)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from snake_jax.data.text.pair import Pair
-from snake_jax.data.text.prepare import prepare, report
+from snake_jax.data.text.samples import Pair
 from snake_jax.data.text.sources import Corpus
+from snake_jax.data.text.text_data import build_text_data, describe_truncation
 from snake_jax.data.text.tokenizers import byte_tokenizer
 from snake_jax.errors import UserError
 
@@ -19,7 +19,7 @@ LAYOUTS = [{"packing": True}, {"packing": False}, {"packing": False, "buckets": 
 
 
 def ready(**flags):
-    return prepare(
+    return build_text_data(
         CORPUS,
         BYTES,
         **{"nodes": 3, "kind": "by_category", "categories_per_node": 1, "max_length": 64} | flags,
@@ -38,7 +38,7 @@ def test_every_row_belongs_to_one_node_and_holds_only_its_categories(layout):
             [data.train.rows[length].targets[index].ravel() for length, index in own.items()]
         )
         letters = {chr(i) for i in ids if 97 <= i < 100}
-        assert letters == {data.pairs[i].category for i in shard}
+        assert letters == {data.samples[i].category for i in shard}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,7 +48,7 @@ def test_the_tokens_that_count_are_those_of_the_node_s_pairs(layout, loss_on):
     for tokens, own, shard in zip(
         data.train.target_tokens, data.train.nodes, data.shards, strict=True
     ):
-        pairs = [data.pairs[i] for i in shard]
+        pairs = [data.samples[i] for i in shard]
         prompts = sum(len(pair.prompt) + 1 for pair in pairs) if loss_on == "all" else 0
         cut = data.train_truncation.cut_prompts + data.train_truncation.cut_responses
         whole = sum(len(pair.response) + 1 for pair in pairs) + prompts
@@ -90,12 +90,12 @@ def test_counts_are_the_nodes_pairs_of_each_category():
 
 def test_what_was_cut_is_told_in_one_line():
     data = ready(max_length=30)
-    assert report(data.train_truncation) == (
+    assert describe_truncation(data.train_truncation) == (
         f"{data.train_truncation.cut_prompts} prompts cut at the left, "
         f"{data.train_truncation.cut_responses} responses "
         f"cut at the right (the longest text has {data.train_truncation.longest} tokens)"
     )
-    assert report(ready(max_length=200).train_truncation) == ""
+    assert describe_truncation(ready(max_length=200).train_truncation) == ""
 
 
 def test_answers_that_are_all_cut_are_an_error_that_says_how_long_they_are():
@@ -103,8 +103,8 @@ def test_answers_that_are_all_cut_are_an_error_that_says_how_long_they_are():
     with pytest.raises(
         UserError, match=r"--max_length=20 cuts every response; raise it .* 24 tokens"
     ):
-        prepare(corpus, BYTES, max_length=20)
-    assert prepare(corpus, BYTES, max_length=21).train_truncation.cut_responses == 0
+        build_text_data(corpus, BYTES, max_length=20)
+    assert build_text_data(corpus, BYTES, max_length=21).train_truncation.cut_responses == 0
 
 
 def test_wrong_buckets_are_one_line():

@@ -18,7 +18,7 @@ from snake_jax.errors import UserError
 PARTITIONS = ("iid", "by_category")
 
 
-def partition(
+def partition_texts(
     kind: str, categories: Sequence[str], nodes: int, seed: int, categories_per_node: int = 2
 ) -> list[np.ndarray]:
     """The indices `[N_k]` into `categories` (one an example) of every node k; `kind` is one of
@@ -32,7 +32,9 @@ def partition(
         raise UserError(f"--partition={kind} is unknown for text; allowed: {', '.join(PARTITIONS)}")
     labels = _numbers(categories)
     equal = iid(labels, nodes, seed)  # which also checks nodes and seed
-    return equal if kind == "iid" else by_category(labels, nodes, seed, categories_per_node)
+    if kind == "iid":
+        return equal
+    return by_category(labels, nodes, seed, categories_per_node)
 
 
 def by_category(
@@ -51,16 +53,18 @@ def by_category(
     if categories_per_node < 1:
         raise UserError(f"--categories_per_node={categories_per_node} must be at least 1")
     rng = streams.generator(seed, "partition/by_category")
+    # The examples of each category in a random order, and small categories joined to groups.
     order = rng.permutation(len(labels))
-    groups = _groups(
-        [order[labels[order] == c] for c in range(int(labels.max()) + 1)],
-        nodes * categories_per_node,
-    )
-    places = _places([len(group) for group in groups], nodes, min(categories_per_node, len(groups)))
-    holders = _holders(places, nodes, min(categories_per_node, len(groups)), rng)
+    members = [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
+    groups = _groups(members, nodes * categories_per_node)
+    # How many nodes hold each group, and which.
+    per_node = min(categories_per_node, len(groups))
+    places = _places([len(group) for group in groups], nodes, per_node)
+    holders = _holders(places, nodes, per_node, rng)
+    # The nodes of a group share its examples.
     shards: list[list[int]] = [[] for _ in range(nodes)]
-    for group, members in zip(groups, holders, strict=True):
-        for node, part in zip(members, np.array_split(group, len(members)), strict=True):
+    for group, own in zip(groups, holders, strict=True):
+        for node, part in zip(own, np.array_split(group, len(own)), strict=True):
             shards[node].extend(part.tolist())
     return [np.sort(np.array(shard, np.int32)) for shard in shards]
 
@@ -74,17 +78,23 @@ def category_counts(
     return names, label_counts(shards, _numbers(categories), len(names))
 
 
-def describe(shards: Sequence[np.ndarray], categories: Sequence[str], tokens: Sequence[int]) -> str:
-    """A table for printing: a line a node with its pairs, tokens `[nodes]` and categories, the
+def describe_text_partition(
+    shards: Sequence[np.ndarray], categories: Sequence[str], tokens: Sequence[int]
+) -> str:
+    """A table for printing: a line a node with its texts, tokens `[nodes]` and categories, the
     largest first.
     """
     names, counts = category_counts(shards, categories)
-    rows = [("node", "pairs", "tokens", "categories")]
+    rows = [("node", "texts", "tokens", "categories")]
     for node, row in enumerate(counts):
-        held = ", ".join(f"{names[c]} {row[c]}" for c in np.argsort(-row, kind="stable") if row[c])
+        largest_first = np.argsort(-row, kind="stable")
+        held = ", ".join(f"{names[c]} {row[c]}" for c in largest_first if row[c])
         rows.append((str(node), str(row.sum()), str(tokens[node]), held))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join([*map(str.rjust, row[:3], widths), row[3]]) for row in rows)
+    lines = []
+    for *numbers, held in rows:
+        lines.append("  ".join([*map(str.rjust, numbers, widths), held]))
+    return "\n".join(lines)
 
 
 def _numbers(categories: Sequence[str]) -> np.ndarray:
@@ -123,12 +133,15 @@ def _holders(
     random, which always comes out: no group has ever more places left than there are nodes. Each
     leaves a place for all who follow.
     """
-    left, holders = np.array(places), [list[int]() for _ in places]
+    left = np.array(places)
+    holders: list[list[int]] = [[] for _ in places]
     for turn, node in enumerate(rng.permutation(nodes).tolist()):
-        takes = min(per_node, int(left.sum()) - (nodes - turn - 1))
+        still_to_come = nodes - turn - 1
+        takes = min(per_node, int(left.sum()) - still_to_come)
         shuffled = rng.permutation(len(left))
-        chosen = shuffled[np.argsort(-left[shuffled], kind="stable")][:takes]
-        for group in chosen[left[chosen] > 0].tolist():
-            holders[group].append(node)
-            left[group] -= 1
+        most_first = shuffled[np.argsort(-left[shuffled], kind="stable")]
+        for group in most_first[:takes].tolist():
+            if left[group] > 0:
+                holders[group].append(node)
+                left[group] -= 1
     return holders

@@ -1,0 +1,228 @@
+"""From a corpus to what an engine trains on: the rows of all nodes by their length, and which rows
+are whose.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from snake_jax.data.text.packing import (
+    Example,
+    TextRows,
+    Truncation,
+    divide,
+    fill,
+    pack,
+    pad,
+    target_tokens,
+    truncate,
+)
+from snake_jax.data.text.samples import Document, Sample
+from snake_jax.data.text.sources import Corpus
+from snake_jax.data.text.templates import render
+from snake_jax.data.text.text_partition import category_counts, partition_texts
+from snake_jax.data.text.tokenizers import Tokenizer
+from snake_jax.errors import UserError
+
+
+class NodeRows(NamedTuple):
+    """rows: by length T, the rows `[N_T, T]` of all nodes; packed texts have one length, that of a
+    row.
+
+    nodes: for every node, by length, the numbers `[n]` int32 of its rows in `rows[T]`; lengths it
+      has none of are left out.
+    target_tokens: `[nodes]` int64, how many targets count in its rows.
+    """
+
+    rows: dict[int, TextRows]
+    nodes: list[dict[int, np.ndarray]]
+    target_tokens: np.ndarray
+
+
+class TextData(NamedTuple):
+    """A corpus ready for training: the nodes' rows, and the held-out text in the same form.
+
+    samples: what trains; a document that is longer than a row is there once for each of its parts.
+    shards: for every node, the numbers of its samples in `samples`.
+    counts: `[nodes, categories]`, how many of each category.
+    fill: the share of the training rows' columns that hold text.
+    """
+
+    train: NodeRows
+    test: dict[int, TextRows]
+    samples: tuple[Sample, ...]
+    shards: list[np.ndarray]
+    categories: tuple[str, ...]
+    counts: np.ndarray
+    fill: float
+    train_truncation: Truncation
+    test_truncation: Truncation
+
+
+def build_text_data(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    nodes: int = 1,
+    kind: str = "iid",
+    categories_per_node: int = 2,
+    seed: int = 0,
+    max_length: int = 512,
+    template: str = "auto",
+    allow_special_tokens: bool = False,
+    loss_on: str = "completion",
+    packing: bool = True,
+    buckets: Sequence[int] = (),
+) -> TextData:
+    """Renders, truncates, divides over the nodes, and lays in rows.
+
+    Args:
+      corpus: of `sources.load_corpus`.
+      tokenizer: whose ids the rows hold.
+      nodes, kind, categories_per_node, seed: of `text_partition.partition_texts`.
+      max_length: columns of the longest row.
+      template, allow_special_tokens: of `templates.render`.
+      loss_on: "completion", or "all" for the prompts' tokens too.
+      packing: several texts to a row; rows never mix nodes. Otherwise one text to a row.
+      buckets: lengths of rows without packing, beside max_length; shorter texts then cost less.
+
+    Raises:
+      UserError: wrong flags, no text is left, or every training response was cut.
+    """
+    lengths = _lengths(max_length, packing, buckets)
+
+    def examples_of(samples: Sequence[Sample]) -> tuple[list[Example], np.ndarray, Truncation]:
+        return _examples(samples, tokenizer, template, allow_special_tokens, max_length)
+
+    examples, kept, cut = examples_of(corpus.train)
+    if cut.cut_responses == len(examples):
+        raise UserError(
+            f"--max_length={max_length} cuts every response; raise it (the longest text has "
+            f"{cut.longest} tokens)"
+        )
+    held_out, _, held_out_cut = examples_of(corpus.test)
+    # Who holds which text.
+    samples = tuple(corpus.train[i] for i in kept)
+    categories = [sample.category for sample in samples]
+    shards = partition_texts(kind, categories, nodes, seed, categories_per_node)
+    names, counts = category_counts(shards, categories)
+    # Rows of each node's own texts.
+    per_node = []
+    for shard in shards:
+        per_node.append([examples[i] for i in shard])
+    train = node_rows(per_node, lengths, tokenizer.pad_id, packing=packing, loss_on=loss_on)
+    test = node_rows([held_out], lengths, tokenizer.pad_id, packing=packing, loss_on=loss_on).rows
+    return TextData(
+        train=train,
+        test=test,
+        samples=samples,
+        shards=shards,
+        categories=names,
+        counts=counts,
+        fill=total_fill(train.rows),
+        train_truncation=cut,
+        test_truncation=held_out_cut,
+    )
+
+
+def node_rows(
+    per_node: Sequence[Sequence[Example]],
+    lengths: Sequence[int],
+    pad_id: int,
+    *,
+    packing: bool = True,
+    loss_on: str = "completion",
+) -> NodeRows:
+    """The rows of every node's texts, put together, and which are whose. Packed rows have the
+    largest of `lengths`.
+    """
+    # By length, the parts that the nodes have, one after the other, and where the next begins.
+    parts: dict[int, list[TextRows]] = {}
+    starts: dict[int, int] = {}
+    nodes = []
+    tokens = []
+    for examples in per_node:
+        if packing:
+            own = {max(lengths): pack(examples, max(lengths), pad_id, loss_on)}
+        else:
+            own = pad(examples, lengths, pad_id, loss_on)
+        numbers = {}
+        for length, part in own.items():
+            start = starts.get(length, 0)
+            numbers[length] = np.arange(len(part.ids), dtype=np.int32) + start
+            starts[length] = start + len(part.ids)
+            parts.setdefault(length, []).append(part)
+        nodes.append(numbers)
+        tokens.append(sum(map(target_tokens, own.values())))
+    rows = {}
+    for length in sorted(parts):
+        fields = zip(*parts[length], strict=True)
+        rows[length] = TextRows(*map(np.concatenate, fields))
+    return NodeRows(rows, nodes, np.array(tokens, np.int64))
+
+
+def total_fill(rows: dict[int, TextRows]) -> float:
+    """The share of the columns of all rows that hold text."""
+    columns = [part.segments.size for part in rows.values()]
+    return float(np.average([fill(part) for part in rows.values()], weights=columns))
+
+
+def describe_truncation(truncation: Truncation) -> str:
+    """One line for printing: what was cut; empty where nothing was."""
+    said = {
+        "prompts cut at the left": truncation.cut_prompts,
+        "responses cut at the right": truncation.cut_responses,
+        "texts without a prompt or a response left out": truncation.dropped,
+    }
+    parts = [f"{count} {what}" for what, count in said.items() if count]
+    if not parts:
+        return ""
+    return f"{', '.join(parts)} (the longest text has {truncation.longest} tokens)"
+
+
+def describe_documents(samples: Sequence[Sample]) -> str:
+    """One line for printing: which samples have no prompt, and what that means; empty where all
+    have one.
+    """
+    documents = [sample for sample in samples if isinstance(sample, Document)]
+    if not documents:
+        return ""
+    count = len(set(documents))
+    parts = f", in {len(documents)} parts of at most a row" if len(documents) > count else ""
+    return (
+        f"continued pre-training on {count} texts{parts}: in no template, the loss is of all their "
+        f"tokens"
+    )
+
+
+def _examples(
+    samples: Sequence[Sample],
+    tokenizer: Tokenizer,
+    template: str,
+    allow_special_tokens: bool,
+    max_length: int,
+) -> tuple[list[Example], np.ndarray, Truncation]:
+    """The examples; for each the number of its sample; what was cut."""
+    rendered = []
+    numbers = []
+    for number, sample in enumerate(samples):
+        one = render(sample, tokenizer, template, allow_special_tokens)
+        # A document has no prompt to shorten and no answer to keep whole: nothing of it is cut off.
+        parts: list[tuple[Sequence[int], np.ndarray]] = [(one.ids, one.trained)]
+        if isinstance(sample, Document) and max_length >= 1:
+            parts = divide(one.ids, one.trained, max_length)
+        rendered += parts
+        numbers += [number] * len(parts)
+    examples, kept, cut = truncate(rendered, max_length, tokenizer.bos_id)
+    return examples, np.array(numbers, np.int32)[kept], cut
+
+
+def _lengths(max_length: int, packing: bool, buckets: Sequence[int]) -> tuple[int, ...]:
+    if buckets and packing:
+        raise UserError(
+            "--buckets are for --packing=false: packed rows all have --max_length columns"
+        )
+    if wrong := [length for length in buckets if not 0 < length <= max_length]:
+        raise UserError(f"--buckets: {wrong[0]} is not between 1 and --max_length={max_length}")
+    return (*sorted(set(buckets) - {max_length}), max_length)
