@@ -21,12 +21,15 @@ from absl import flags
 from experiments import accounting_tables
 from snake_jax.cli import launch
 from snake_jax.config import ImageConfig
-from snake_jax.costs import accounting
+from snake_jax.costs.compiled import compiled_cost
+from snake_jax.costs.flops import LayerCost, step_flops
+from snake_jax.costs.layers import layer_costs
+from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.timing import machine
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import registry
 from snake_jax.models.layered import LayeredModel
-from snake_jax.params import num_bytes
-from snake_jax.profiling import setups, traffic, vision
+from snake_jax.profiling import setups, traffic
 from snake_jax.train.image_step import LocalStep
 
 ROOT = Path(__file__).parents[1]
@@ -73,14 +76,11 @@ def main(_: list[str]) -> None:
 def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
     model = vgg11()
-    costs = accounting.layer_costs(model, batch_size)
-    steps = [
-        {**row, "flops": accounting.step_flops(costs, row["trained"])}
-        for row in _assignments(model)
-    ]
+    costs = layer_costs(model, batch_size)
+    steps = [{**row, "flops": step_flops(costs, row["trained"])} for row in _assignments(model)]
     return {
         "layers": [
-            {"layer": c.name, "params": c.params, "forward_flops": c.forward_flops} for c in costs
+            {"layer": c.name, "params": c.params, "forward_flops": c.forward} for c in costs
         ],
         "steps": steps,
         "memory": [_memory(model, costs, **variant) for variant in _memory_variants(model)],
@@ -95,7 +95,7 @@ def vgg11(lowering: str = "matmul") -> LayeredModel:
 
 def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
     """The step of the defaults of `ImageConfig`, distillation apart."""
-    return vision.local_step(ImageConfig(), model, distilled)
+    return setups.image_step(ImageConfig(), model, distilled)
 
 
 def _assignments(model: LayeredModel) -> Iterator[Row]:
@@ -123,29 +123,30 @@ def _memory_variants(model: LayeredModel) -> Iterator[Row]:
 
 def _memory(
     model: LayeredModel,
-    costs: Sequence[accounting.LayerCost],
+    costs: Sequence[LayerCost],
     *,
     trained: list[str],
     frozen_dtype: str,
     distilled: bool = False,
 ) -> Row:
     """Bytes that a node keeps through a visit, by what they are."""
-    held = accounting.node_state(step_of(model, distilled), tuple(trained), frozen_dtype)
-    names = ("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes")
-    parts = dict(zip(names, map(num_bytes, held), strict=True))
-    flops = accounting.step_flops(costs, trained, teacher=distilled)
+    state = state_bytes(step_of(model, distilled), trained, frozen_dtype)
+    flops = step_flops(costs, trained, teacher=distilled)
     return {
         "trained": trained,
         "frozen_dtype": frozen_dtype,
         "distilled": distilled,
-        **parts,
+        "trained_bytes": state.trained,
+        "optimizer_bytes": state.optimizer,
+        "frozen_bytes": state.frozen,
+        "teacher_bytes": state.received,
         "flops": flops,
     }
 
 
 def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
     step = step_of(vgg11(lowering), row.get("distilled", False))
-    cost = accounting.compiled_cost(
+    cost = compiled_cost(
         step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
     )
     return cost._asdict()
@@ -166,9 +167,7 @@ def _traffic(model: LayeredModel, **variant: Any) -> Row:
     ...]` a cycle.
     """
     config = ImageConfig(**{"nodes": NODES, "cycles": CYCLES, **variant})
-    sizes = accounting.transfer_sizes(
-        jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype
-    )
+    sizes = transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype)
     cycles = [
         [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
         for visits in traffic.cycles(setups.of_images(config, model), sizes)

@@ -25,7 +25,7 @@ from snake_jax.cli import launch
 from snake_jax.errors import UserError
 from snake_jax.models.presets import PRESETS
 from snake_jax.models.registry import MODELS
-from snake_jax.profiling import ask, build, cases, launches, measure, output
+from snake_jax.profiling import ask, build, cases, launches, measure, output, subjects
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.output import FORMATS, Profile
@@ -165,7 +165,7 @@ def _profile(asked: Ask) -> None:
 def _compiled(case: Case, work: Work, reference: Row) -> Case:
     programs: build.Programs = {}
     if work.train == "full" and reference.built is not None:
-        programs[work.subject.program(reference.trained)] = reference.built
+        programs[subjects.program_key(work.subject, reference.trained)] = reference.built
     rows = tuple(build.compiled(row, work.subject, programs, _note) for row in case.rows)
     return case._replace(rows=rows, full=reference)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
-from snake_jax.costs import targets
+from snake_jax.costs.compiled import devices
+from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.hub import read_architecture
 from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.presets import PRESETS, from_preset
-from snake_jax.profiling.cases import Model
 from snake_jax.profiling.setups import CLASSES
 
 SIDE = 32
@@ -55,7 +55,7 @@ def resolve(
       train: ways to train, see `KINDS`; empty: the method's own.
       dtypes: of what does not train; empty: the papers'.
       settings: other settings of a run that were given.
-      target: see `targets.devices`.
+      target: see `compiled.devices`.
 
     Raises:
       UserError: what makes no sense, in one line.
@@ -111,7 +111,7 @@ def _text_defaults(
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:
         raise UserError(f"--max_length={length}: {model.name} has {model.max_positions} positions")
-    platform = targets.devices(target)[0].platform if target else ""
+    platform = devices(target)[0].platform if target else ""
     arithmetic = "float32" if platform == "cpu" else "bfloat16"
     return {"max_length": length, "compute_dtype": settings.get("compute_dtype", arithmetic)}
 

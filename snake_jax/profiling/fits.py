@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snake_jax.costs import targets
-from snake_jax.costs.targets import Compiled, Refused
+from snake_jax.costs.compiled import Compiled, Refused, compile_placed, placed
 
 PRECISION = ("float32", "bfloat16", "int8", "nf4")  # from the most memory to the least
 _RESOLUTION = 16  # batches are searched to one part in so many
@@ -87,7 +86,8 @@ def capacity(device: Any) -> int:
 
     def fits(count: int) -> bool:
         line = jax.ShapeDtypeStruct((count,), jnp.int8)
-        return isinstance(targets.compiled(lambda x: x + 1, targets.on(device, (line,))), Compiled)
+        built = compile_placed(lambda x: x + 1, placed(device, (line,)))
+        return isinstance(built, Compiled)
 
     low, high = 0, _LEAST_BYTES
     while fits(high):

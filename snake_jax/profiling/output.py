@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
+from snake_jax.costs.roofline import Peaks
 from snake_jax.costs.timing import machine
 from snake_jax.models.language import LanguageModel
 from snake_jax.params import num_params
-from snake_jax.profiling import formula, tables, vision
+from snake_jax.profiling import cut, formula, tables
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.formula import Formula
-from snake_jax.profiling.language import unbroken_length
-from snake_jax.profiling.measure import Peaks
 from snake_jax.profiling.rows import Case, Row, built_record, largest, record, state_record
+from snake_jax.profiling.subjects import unbroken_length
 from snake_jax.profiling.tables import Section
 from snake_jax.report.units import human
 
@@ -73,7 +73,7 @@ def _sections(profile: Profile) -> list[Section]:
     if values := formulas(profile):
         found.insert(1, tables.formula_section(values, profile.cases))
     if _cut(profile):
-        sent = vision.cut_bytes(profile.works[0].setup)
+        sent = cut.cut_bytes(profile.works[0].setup)
         found.append(
             Section(
                 "What a step sends over the cut",
@@ -205,7 +205,7 @@ def as_json(profile: Profile) -> str:
 
 
 def _cut_sends(profile: Profile) -> list[tuple[str, int]]:
-    return vision.cut_bytes(profile.works[0].setup) if _cut(profile) else []
+    return cut.cut_bytes(profile.works[0].setup) if _cut(profile) else []
 
 
 def _case(case: Case) -> dict[str, Any]:

@@ -17,7 +17,10 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
-from snake_jax.costs import accounting
+from snake_jax.costs import memory
+from snake_jax.costs.flops import chain_step_flops, step_flops
+from snake_jax.costs.layers import auxiliary_costs, layer_costs
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import augmentation, dataset, sources, subsets
@@ -30,7 +33,7 @@ from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import Params, num_bytes, num_params, select
+from snake_jax.params import Params, num_params, select
 from snake_jax.runs import records
 from snake_jax.runs.setup import Setup, Task, check_fit, check_interruptions, make_rule, state_like
 from snake_jax.train.image_step import Distillation, Examples, Gradients, LocalStep, local_gradients
@@ -141,23 +144,20 @@ def _assignment_problem(
     """
     config, sizes, step = setup.config, sizes_of(setup), make_step(setup)
     every = setup.layer_names
-    state_bytes, traffic = [], []
+    state_bytes, sent = [], []
     for layers in groups:
-        trainable, states, frozen, received = accounting.node_state(
-            step, layers, config.frozen_dtype
-        )
-        state_bytes.append(2 * num_bytes(trainable) + num_bytes((states, frozen, received)))
+        state_bytes.append(memory.state_bytes(step, layers, config.frozen_dtype).total)
         up = sum(sizes.full[n] for n in layers)
-        traffic.append((up + sum(sizes.frozen[n] for n in every if n not in layers), up))
-    costs = accounting.layer_costs(setup.model, config.batch_size)
+        sent.append((up + sum(sizes.frozen[n] for n in every if n not in layers), up))
+    costs = layer_costs(setup.model, config.batch_size)
     draws = {"teacher": setup.distilled, "stochastic": setup.model.stochastic}
     problem = assignment.make_problem(
         groups,
-        [accounting.step_flops(costs, layers, **draws) for layers in groups],
+        [step_flops(costs, layers, **draws) for layers in groups],
         state_bytes,
         [-(-len(shard) // config.batch_size) * config.local_epochs for shard in setup.shards],
         setup.fleet,
-        None if config.assign == "greedy" else traffic,
+        None if config.assign == "greedy" else sent,
     )
     return problem, sum(sizes.full[n] for n in every)
 
@@ -227,7 +227,7 @@ def sizes_of(setup: Setup) -> Sizes:
     config = setup.config
     names = setup.layer_names if config.carry_optimizer_state else ()
     params, states, _ = state_like(setup, names)
-    return accounting.transfer_sizes(params, config.frozen_dtype, states)
+    return transfer_sizes(params, config.frozen_dtype, states)
 
 
 def step_work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
@@ -235,16 +235,13 @@ def step_work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
     batches.
     """
     config, model = setup.config, setup.model
-    costs = accounting.layer_costs(model, config.batch_size)
+    costs = layer_costs(model, config.batch_size)
     if len(setup.chain) > 1:
-        lower = model._replace(layers=model.layers[: setup.chain[0].stop] + setup.auxiliary)
-        heads = accounting.layer_costs(lower, config.batch_size)[setup.chain[0].stop :]
-        divided = accounting.chain_step_flops(
-            setup.chain, costs, heads, not setup.algorithm.local_losses
-        )
+        heads = auxiliary_costs(model, setup.chain, setup.auxiliary, config.batch_size)
+        divided = chain_step_flops(setup.chain, costs, heads, not setup.algorithm.local_losses)
         return lambda result: {role: result.iterations * flops for role, flops in divided.items()}
     step = functools.partial(
-        accounting.step_flops, costs, teacher=setup.distilled, stochastic=model.stochastic
+        step_flops, costs, teacher=setup.distilled, stochastic=model.stochastic
     )
     return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
 

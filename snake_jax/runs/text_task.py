@@ -20,7 +20,10 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
-from snake_jax.costs import language_costs
+from snake_jax.costs import memory
+from snake_jax.costs.flops import passed_flops
+from snake_jax.costs.layers import row_costs
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import prepare as preparation
 from snake_jax.data.text import sources, tokenizers
@@ -122,7 +125,7 @@ def prepare(config: TextConfig) -> Setup:
     wanted = config.distill == "on" or (
         config.distill == "auto" and divergence > config.distill_threshold
     )
-    plan = Plan(config, *_trainable(config, model))
+    plan = Plan(config, *trainable(config, model))
     setup = Setup(
         TASK,
         config,
@@ -179,7 +182,7 @@ def tokenizer_beside(model: str) -> str:
     )
 
 
-def _trainable(config: TextConfig, model: LanguageModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def trainable(config: TextConfig, model: LanguageModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a visit may train, in the model's order, and what every visit does.
 
     Snake visits train blocks, or their adapters, and the ends that the flag names. The other
@@ -330,28 +333,21 @@ def _sizes(setup: Setup) -> Sizes:
     params, states, _ = state_like(
         setup, setup.plan.layer_names if config.carry_optimizer_state else ()
     )
-    return language_costs.transfer_sizes(
-        params, without(_shapes(setup), params), config.frozen_dtype, states
-    )
+    return transfer_sizes(params, config.frozen_dtype, states, base=without(_shapes(setup), params))
 
 
 def _work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
-    step, shapes, like = make_step(setup), _shapes(setup), _like(setup)
-    items = own_items(setup.model, step.adapted)
-    base = shapes[own_items(setup.model, False)[0]] if step.adapted else {}
-    costs = functools.lru_cache(
-        lambda length: language_costs.row_costs(step, base, like[items[0]], length)
-    )
+    step = make_step(setup)
+    adapters = make_lora(setup.config) if step.adapted else None
+    draws = {"teacher": setup.distilled, "stochastic": setup.model.stochastic}
 
     def flops(result: Outcome) -> Mapping[int, int]:
         assert result.text is not None, "a visit on a language model counts its text"
-        trains = language_costs.trained(items, result.visit.layers)
-        return {
-            ON_NODE: sum(
-                language_costs.passed_flops(step, costs(p.length), trains, p)
-                for p in result.text.passed
-            )
-        }
+        total = 0
+        for passed in result.text.passed:
+            costs = row_costs(step, adapters, passed.length)
+            total += passed_flops(costs, result.visit.layers, passed, **draws)
+        return {ON_NODE: total}
 
     return flops
 
@@ -407,12 +403,11 @@ def largest_visit(setup: Setup) -> tuple[str, ...]:
     return max((visit.layers for visits in rounds(setup) for visit in visits), key=len)
 
 
-def visit_state(setup: Setup) -> language_costs.StateBytes:
+def visit_state(setup: Setup) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
-    shapes, like, layers = _shapes(setup), _like(setup), largest_visit(setup)
-    return language_costs.visit_state(
-        make_step(setup), shapes, like, layers, setup.config.frozen_dtype
-    )
+    step, config = make_step(setup), setup.config
+    adapters = make_lora(config) if step.adapted else None
+    return memory.state_bytes(step, largest_visit(setup), config.frozen_dtype, adapters)
 
 
 TASK = Task(
