@@ -32,7 +32,13 @@ class Way(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What is to be profiled: the flags' name of the model, the model, and ways to train it."""
+    """What is to be profiled.
+
+    Attributes:
+      name: of the model, as the flag says it.
+      model: without weights.
+      ways: to train it.
+    """
 
     name: str
     model: Model
@@ -61,8 +67,11 @@ def resolve(
       UserError: what makes no sense, in one line.
     """
     model = load(name)
-    kind = "text" if isinstance(model, LanguageModel) else "images"
-    other = {"text": "images", "images": "text"}[kind]
+    kind, other = "images", "text"
+    if isinstance(model, LanguageModel):
+        kind, other = "text", "images"
+
+    # Flags that this kind of model has no use for are refused.
     if wrong := [flag for flag in ONLY[other] if flag in settings]:
         raise UserError(
             f"--{wrong[0]}: it is for models of {other}, {name} is one of {kind}; leave it out"
@@ -75,13 +84,17 @@ def resolve(
     stored = list(dtypes) or ["bfloat16" if kind == "text" else "float32"]
     for dtype in stored:
         pick("frozen_dtype", dtype, STORED[kind])
-    make = _text_config if kind == "text" else _image_config
+
+    # Every way to train with every way to store.
+    make = _image_config
     shared = {**settings, "model": name}
     if isinstance(model, LanguageModel):
+        make = _text_config
         shared |= _text_defaults(model, settings, target)
-    return Ask(
-        name, model, tuple(way for one in trains for way in make(algorithm, one, stored, shared))
-    )
+    ways: list[Way] = []
+    for one in trains:
+        ways += make(algorithm, one, stored, shared)
+    return Ask(name, model, tuple(ways))
 
 
 def load(name: str) -> Model:
@@ -101,8 +114,8 @@ def load(name: str) -> Model:
 
 
 def _methods_for_text() -> tuple[str, ...]:
-    (field,) = (field for field in dataclasses.fields(TextConfig) if field.name == "algorithm")
-    return tuple(field.metadata["choices"])
+    fields = {field.name: field for field in dataclasses.fields(TextConfig)}
+    return tuple(fields["algorithm"].metadata["choices"])
 
 
 def _text_defaults(
@@ -131,11 +144,12 @@ def _text_config(
             f"--train={train}: {algorithm} trains the whole model or all adapters; say full or "
             f"lora:RANK"
         )
-    values |= {"always_train": "embed,head"} if train == "block+ends" else {}
-    return [
-        Way(train, TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values))
-        for dtype in stored
-    ]
+    if train == "block+ends":
+        values["always_train"] = "embed,head"
+    ways = []
+    for dtype in stored:
+        ways.append(Way(train, TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values)))
+    return ways
 
 
 def _image_config(
@@ -147,13 +161,11 @@ def _image_config(
         return [Way(train, ImageConfig(algorithm=_of_full(algorithm), **shared))]
     if algorithm != "snake":
         raise UserError(f"--train={train}: {algorithm} trains all layers; leave it out")
-    ends = "first,last" if train == "block+ends" else "none"
-    return [
-        Way(
-            train, ImageConfig(algorithm=algorithm, always_train=ends, frozen_dtype=dtype, **shared)
-        )
-        for dtype in stored
-    ]
+    values = {**shared, "always_train": "first,last" if train == "block+ends" else "none"}
+    ways = []
+    for dtype in stored:
+        ways.append(Way(train, ImageConfig(algorithm=algorithm, frozen_dtype=dtype, **values)))
+    return ways
 
 
 def _of_full(algorithm: str) -> str:

@@ -33,27 +33,30 @@ def cycles(setup: Setup, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, 
 
 
 def by_assignment(setup: Setup, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
-    """`{what trains: bytes}` of the visits of a late cycle, in both modes where the method has
-    both.
+    """Bytes of the visits of a late cycle by what they train, in all modes that the method has.
+
+    Args:
+      setup: of the method.
+      sizes: bytes of everything that may travel.
     """
-    both = "mode" in setup.algorithm.flags
-    last = {
-        (mode, cached): cycles(_variant(setup, mode, cached), sizes)[-1]
-        for mode in ("client_server", "peer_to_peer")[: 1 + both]
-        for cached in (False, True)
-    }
-    plain, kept = last["client_server", False], last["client_server", True]
-    onward = (
-        [[up + down for _, up, down in last["peer_to_peer", cached]] for cached in (False, True)]
-        if both
-        else []
-    )
+
+    def late(mode: str, cached: bool) -> list[tuple[tuple[str, ...], int, int]]:
+        return cycles(_variant(setup, mode, cached), sizes)[-1]
+
+    plain, kept = late("client_server", False), late("client_server", True)
     found: dict[tuple[str, ...], Sent] = {}
-    for index, ((layers, up, down), (_, _, down_cached)) in enumerate(
-        zip(plain, kept, strict=True)
-    ):
-        found.setdefault(layers, Sent(up, down, down_cached, *(line[index] for line in onward)))
-    return found
+    for (layers, up, down), (_, _, down_cached) in zip(plain, kept, strict=True):
+        found.setdefault(layers, Sent(up, down, down_cached))
+    if "mode" not in setup.algorithm.flags:
+        return found
+
+    # Node to node all that a visit sends goes on to the next. The same visits, in the same order.
+    onward, onward_cached = late("peer_to_peer", False), late("peer_to_peer", True)
+    added: dict[tuple[str, ...], Sent] = {}
+    for (layers, up, down), (_, up_cached, down_cached) in zip(onward, onward_cached, strict=True):
+        both = {"onward": up + down, "onward_cached": up_cached + down_cached}
+        added.setdefault(layers, found[layers]._replace(**both))
+    return added
 
 
 def _variant(setup: Setup, mode: str, cached: bool) -> Setup:
