@@ -11,7 +11,7 @@ import pytest
 from experiments import accounting as launch
 from experiments import accounting_tables
 from snake_jax.costs.compiled import compiled_cost
-from snake_jax.costs.flops import LayerCost, step_flops
+from snake_jax.costs.flops import LayerCost, StepFlops, step_flops, step_parts
 from snake_jax.costs.layers import layer_costs
 from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.shapes import BatchShape, step_program
@@ -127,6 +127,23 @@ def test_step_flops_by_hand():
     assert count(("b",), teacher=True) == 7 + 40 + 200 + 6
     assert count(("b",), teacher=True, stochastic=True) == 7 + 40 + 200 + 7
     assert count(("b",), stochastic=True) == count(("b",))
+
+
+def test_parts_of_a_step_by_hand():
+    more = {"recomputed": 1000, "recomputed_for_weights": 10_000, "inner_gradient": 5}
+    costs = [
+        LayerCost("table", 0, 0, 0, 400),
+        LayerCost("one", 0, 1, 10, 100, looped=True, **more),
+        LayerCost("two", 0, 2, 20, 200, looped=True, **more),
+        LayerCost("matrix", 0, 4, 40, 0, rerun=4),
+    ]
+    assert step_parts(costs, ["two"]) == StepFlops(7, 11_004, 45, 200, 0)
+    assert step_parts(costs, ["one", "two"]) == StepFlops(7, 22_004, 70, 300, 0)
+    assert step_parts(costs, ["table", "two"]) == StepFlops(7, 12_004, 70, 600, 0)
+    assert step_parts(costs, ["two"], given=True).forward == 6
+    assert step_parts(costs, ["two"], teacher=True).teacher == 6 + 4
+    assert step_parts(costs, ["two"], teacher=True, stochastic=True).teacher == 7 + 4
+    assert step_parts(costs, []) == StepFlops(7, 0, 0, 0, 0)
 
 
 def test_transfer_sizes_by_hand():

@@ -14,12 +14,12 @@ from snake_jax.costs import compiled
 from snake_jax.costs.flops import passed_flops, step_parts
 from snake_jax.costs.layers import batch_costs, block_flops, products, row_costs
 from snake_jax.costs.memory import state_bytes
-from snake_jax.costs.shapes import BatchShape
+from snake_jax.costs.shapes import BatchShape, step_program
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import lora
 from snake_jax.models.language import Hidden
 from snake_jax.models.presets import from_preset
-from snake_jax.params import without
+from snake_jax.params import num_bytes, without
 from snake_jax.train import quantization, stack
 from snake_jax.train.image_step import Distillation
 from snake_jax.train.optimizers import init_states, update_rule
@@ -273,6 +273,11 @@ def test_bytes_of_a_nodes_state_are_those_of_a_hand_count(adapted, dtype):
     assert (state.trained, state.gradients, state.received) == (4 * params, 4 * params, 0)
     assert state.optimizer == 2 * 4 * params + 4  # two moments, and the number of steps
     assert state.total == sum(state)
+    program = step_program(step, own_items(NARROW, adapted)[1:2], BatchShape(2, 8), dtype, settings)
+    trainable, states, frozen, received = map(num_bytes, program.arguments[:4])
+    place_of_the_block = 4
+    assert (trainable, states, received) == (state.trained, state.optimizer, 0)
+    assert frozen == state.frozen + place_of_the_block
 
 
 # The compiled step
