@@ -130,7 +130,7 @@ def flops(sizes: Sizes, way: str) -> int:
     """
     step = language_step(sizes, adapted=way == "LoRA")
     adapters = lora.Lora(sizes.rank) if step.adapted else None
-    costs = row_costs(step, adapters, sizes.length)
+    costs = row_costs(step.model, adapters, step.recompute, sizes.length)
     return passed_flops(costs, trained(sizes, way), Passed(sizes.length, sizes.batch))
 
 

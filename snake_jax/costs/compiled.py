@@ -22,7 +22,6 @@ from snake_jax.models import lora
 from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.params import PyTree
 from snake_jax.train import sharding
-from snake_jax.train.text_step import LanguageStep
 
 # The least that there is of each chip.
 TOPOLOGIES = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}
@@ -181,7 +180,7 @@ def compiled_cost(
 
 
 def row_costs(
-    step: LanguageStep, adapters: lora.Lora | None, length: int, device: Any
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, device: Any
 ) -> tuple[LayerCost, ...]:
     """`layers.row_costs` as a device's compiler counts them.
 
@@ -190,15 +189,15 @@ def row_costs(
     computed again in it.
 
     Args:
-      step: the local step.
+      model: the network.
       adapters: that train in the place of blocks; None: whole layers do.
+      recompute: what the backward pass keeps of a block, see `stack.run`.
       length: T, tokens.
       device: whose compiler.
 
     Raises:
       UserError: a block by itself does not fit.
     """
-    model = step.model
 
     def count(function: Callable[..., Any], *arguments: PyTree) -> int:
         built = compile_placed(function, placed(device, arguments))
@@ -206,7 +205,7 @@ def row_costs(
             raise UserError(f"{model.name}: one block does not fit by itself: {built.reason}")
         return int(built.flops)
 
-    flops = layers.block_flops(step, adapters, length, count)
+    flops = layers.block_flops(model, adapters, recompute, length, count)
     own = flops.trained - flops.through
     block = LayerCost(
         name="block",

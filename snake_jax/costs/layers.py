@@ -18,7 +18,7 @@ from snake_jax.models import lora
 from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import PyTree, num_params
-from snake_jax.train.text_step import LanguageStep, own_items
+from snake_jax.train.text_step import own_items
 
 Counter = Callable[..., int]  # `(function, *shapes of its arguments) -> FLOPs`
 
@@ -49,8 +49,8 @@ def batch_costs(
       batch: of images or of rows of text.
       adapters: that train in the place of blocks; None: whole layers do.
     """
-    if isinstance(step, LanguageStep):
-        costs = row_costs(step, adapters, batch.length)
+    if isinstance(step.model, LanguageModel):
+        costs = row_costs(step.model, adapters, shapes.recompute_of(step), batch.length)
         return tuple(_times(batch.size, cost) for cost in costs)
     return layer_costs(step.model, batch.size)
 
@@ -103,32 +103,26 @@ def auxiliary_costs(
     return layer_costs(lower, batch_size)[stop:]
 
 
-def row_costs(step: LanguageStep, adapters: lora.Lora | None, length: int) -> tuple[LayerCost, ...]:
+@functools.lru_cache(maxsize=32)
+def row_costs(
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int
+) -> tuple[LayerCost, ...]:
     """The layers' costs for a row of text; attention counts whole squares, causal or not.
 
     Args:
-      step: the local step.
+      model: the network.
       adapters: that train in the place of blocks; None: whole layers do.
+      recompute: what the backward pass keeps of a block, see `stack.run`.
       length: T, tokens.
     """
-    return _row_costs(step.model, adapters, step.recompute, length)
-
-
-@functools.lru_cache(maxsize=32)
-def _row_costs(
-    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int
-) -> tuple[LayerCost, ...]:
-    adapted = adapters is not None
-    step = shapes.bare_step(model, adapted, "none")
-    kept = block_flops(step, adapters, length, products)
+    kept = block_flops(model, adapters, "none", length, products)
 
     # With everything kept the backward pass has the gradients alone; what it takes more than that
     # is computed again. (Of the three backward passes the lowest computes what the trained one
     # does: what weights need of the forward pass is the same.)
     again = kept
     if recompute == "block":
-        step = shapes.bare_step(model, adapted, "block")
-        again = block_flops(step, adapters, length, products)
+        again = block_flops(model, adapters, "block", length, products)
     recomputed = again.through - kept.through
     block = LayerCost(
         name="block",
@@ -156,10 +150,9 @@ def along_model(
       matrix: FLOPs of the output matrix once, final projections included: forward, input gradient
         or weight gradient.
     """
-    step = shapes.bare_step(model, adapters is not None, "none")
     params = {
         name: num_params(subtree)
-        for name, subtree in shapes.trainable_shapes(step, adapters).items()
+        for name, subtree in shapes.trainable_shapes(model, adapters).items()
     }
     # Looking up a token is no product. Where the output matrix is the table of tokens, it trains
     # with the embedding.
@@ -178,26 +171,28 @@ def along_model(
 
 
 def block_flops(
-    step: LanguageStep, adapters: lora.Lora | None, length: int, count: Counter
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, count: Counter
 ) -> BlockFlops:
     """FLOPs of a block's forward pass and of its backward passes, for a row of text.
 
-    Each is one program without loops. With `step.recompute` of `block` what is computed again is in
-    the backward ones; the block's last product is not among that, since no gradient reads it.
+    Each is one program without loops. With `recompute` of `block` what is computed again is in the
+    backward ones; the block's last product is not among that, since no gradient reads it.
 
     Args:
-      step: the local step.
+      model: the network.
       adapters: that train in the place of blocks; None: whole layers do.
+      recompute: what the backward pass keeps of a block, see `stack.run`.
       length: T, tokens.
       count: of a program's FLOPs.
     """
-    base, own = shapes.block_parts(step, adapters)
-    width = step.model.architecture.hidden_size
+    apply = shapes.block_function(model, adapters is not None)
+    base, own = shapes.block_parts(model, adapters)
+    width = model.architecture.hidden_size
     values = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
     context = (jnp.zeros((1, length), jnp.int32), None)
 
     def forward(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
-        return step.block.apply(base, own, values, context, None)
+        return apply(base, own, values, context, None)
 
     once = count(forward, own, values, base)
 
@@ -207,10 +202,10 @@ def block_flops(
                 own, values, base
             )
             # Without the value as a result, what only the value needs is no part of the program.
-            return gradients if step.recompute == "block" else (value, gradients)
+            return gradients if recompute == "block" else (value, gradients)
 
         flops = count(pull, own, values, base)
-        return flops if step.recompute == "block" else flops - once
+        return flops if recompute == "block" else flops - once
 
     own_place, values_place = 0, 1
     return BlockFlops(

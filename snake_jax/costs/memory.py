@@ -16,7 +16,7 @@ from snake_jax.costs.traffic import stored_bytes
 from snake_jax.models import lora
 from snake_jax.params import Params, num_bytes, num_params, select, without
 from snake_jax.train.optimizers import init_states
-from snake_jax.train.text_step import ENDS, LanguageStep
+from snake_jax.train.text_step import ENDS
 
 
 class StateBytes(NamedTuple):
@@ -56,7 +56,7 @@ def state_bytes(
       frozen_dtype: of the others, see `quantization.freeze`.
       adapters: which; None where whole layers train.
     """
-    held = shapes.held_shapes(step, adapters)
+    held = shapes.held_shapes(step.model, adapters)
     trainable = select(held, trained)
     frozen_bytes = sum(
         stored_bytes(subtree, shapes.stored_dtype(name, frozen_dtype))
@@ -79,10 +79,10 @@ def trained_bytes(trainable: Params, rule: optax.GradientTransformation) -> Stat
     return StateBytes(0, weights, weights, num_bytes(states), 0)
 
 
-def evaluation_bytes(step: LanguageStep, adapters: lora.Lora | None) -> int:
+def evaluation_bytes(step: Step, adapters: lora.Lora | None) -> int:
     """What evaluation in a run lays beside the frozen blocks.
 
     That is every block's own part, in the dtype that is computed with.
     """
-    own = without(shapes.trainable_shapes(step, adapters), ENDS)
+    own = without(shapes.trainable_shapes(step.model, adapters), ENDS)
     return num_params(own) * jnp.dtype(step.compute_dtype).itemsize

@@ -79,24 +79,24 @@ def adapter_shapes(model: LanguageModel, adapters: lora.Lora) -> PyTree:
     return jax.eval_shape(lambda: lora.init(jax.random.key(0), block, adapters))
 
 
-def trainable_shapes(step: Step, adapters: lora.Lora | None = None) -> Params:
+def trainable_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
     """Shapes of all that may train: the layers, or adapters in the place of the blocks.
 
     Args:
-      step: the local step.
+      model: the network.
       adapters: which; None where whole layers train.
     """
-    shapes = model_shapes(step.model)
+    shapes = model_shapes(model)
     if adapters is None:
         return shapes
-    assert isinstance(step, LanguageStep), "only language models have adapters"
-    one = adapter_shapes(step.model, adapters)
-    return select(shapes, ENDS) | dict.fromkeys(own_items(step.model, True), one)
+    assert isinstance(model, LanguageModel), "only language models have adapters"
+    one = adapter_shapes(model, adapters)
+    return select(shapes, ENDS) | dict.fromkeys(own_items(model, True), one)
 
 
-def held_shapes(step: Step, adapters: lora.Lora | None = None) -> Params:
+def held_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
     """Shapes of all that a node holds through a visit: the model, and adapters beside it."""
-    return model_shapes(step.model) | trainable_shapes(step, adapters)
+    return model_shapes(model) | trainable_shapes(model, adapters)
 
 
 def stored_dtype(name: str, frozen_dtype: str) -> str:
@@ -109,12 +109,38 @@ def stored_dtype(name: str, frozen_dtype: str) -> str:
     return own_dtype(frozen_dtype, name.endswith(ADAPTERS))
 
 
-def block_parts(step: LanguageStep, adapters: lora.Lora | None) -> tuple[PyTree, PyTree]:
+def block_parts(model: LanguageModel, adapters: lora.Lora | None) -> tuple[PyTree, PyTree]:
     """Shapes of what of a block never trains, `{}` where all of it may, and of what may."""
-    block = model_shapes(step.model)[own_items(step.model, False)[0]]
+    block = model_shapes(model)[own_items(model, False)[0]]
     if adapters is None:
         return {}, block
-    return block, adapter_shapes(step.model, adapters)
+    return block, adapter_shapes(model, adapters)
+
+
+def block_function(model: LanguageModel, adapted: bool) -> Callable[..., jax.Array]:
+    """`(base, own, values, context, key) -> values`: a block as a step computes it.
+
+    Update rule, storage and arithmetic have no bearing on its products.
+
+    Args:
+      model: the network.
+      adapted: whether its own part are adapters.
+    """
+    return LanguageStep(model, optax.identity(), 0.0, adapted=adapted).block.apply
+
+
+def recompute_of(step: Step) -> str:
+    """What a step's backward pass keeps of a block, see `stack.run`; steps on images keep all."""
+    return step.recompute if isinstance(step, LanguageStep) else "none"
+
+
+def first_alike(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+    """What trains, the first blocks in the place of others: they are alike."""
+    if not isinstance(step, LanguageStep):
+        return tuple(trained)
+    items = own_items(step.model, step.adapted)
+    count = sum(name in trained for name in items)
+    return (*items[:count], *(name for name in ENDS if name in trained))
 
 
 def program_key(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
@@ -190,7 +216,7 @@ def _of_text(
 ) -> StepProgram:
     """`text_step.train_step` of one part."""
     shapes = model_shapes(step.model)
-    base, own = block_parts(step, adapters)
+    base, own = block_parts(step.model, adapters)
     items = own_items(step.model, step.adapted)
     blocks = [name for name in items if name in trained]
 
@@ -237,11 +263,6 @@ def zeros(program: StepProgram) -> tuple[Any, ...]:
 
     make = jax.jit(lambda: jax.tree.map(zero, program.arguments))
     return program.aimed(make())
-
-
-def bare_step(model: LanguageModel, adapted: bool, recompute: str) -> LanguageStep:
-    """A step by which a block's products are counted; rule and storage have no bearing on them."""
-    return LanguageStep(model, optax.identity(), 0.0, adapted=adapted, recompute=recompute)
 
 
 def _frozen(subtree: PyTree, dtype: str) -> PyTree:

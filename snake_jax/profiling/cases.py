@@ -80,7 +80,7 @@ def _of_text(train: str, dtype: str, setup: Setup, target: str) -> Work:
     subject = Subject(step, batch, stored, target, adapters)
 
     # What travels: all that a plan's visits may train, and the rest as it is stored.
-    params = select(shapes.trainable_shapes(step, adapters), setup.plan.layer_names)
+    params = select(shapes.trainable_shapes(setup.model, adapters), setup.plan.layer_names)
     base = without(shapes.model_shapes(setup.model), params)
     sizes = transfer_sizes(params, config.frozen_dtype, base=base)
     return Work(train, dtype, setup, subject, sizes)

@@ -18,7 +18,6 @@ from snake_jax.models import lora
 from snake_jax.models.attention import SCORE_BYTES
 from snake_jax.models.language import LanguageModel
 from snake_jax.profiling.rows import Counted, Row, Sent
-from snake_jax.train.text_step import ENDS, LanguageStep, own_items
 
 
 class Subject(NamedTuple):
@@ -65,21 +64,12 @@ def step_parts(subject: Subject, trained: tuple[str, ...]) -> StepFlops:
 
 def state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
     """Bytes that a node holds through a visit."""
-    return _state(subject, _alike(subject.step, trained))
+    return _state(subject, shapes.first_alike(subject.step, trained))
 
 
 @functools.lru_cache(maxsize=256)
 def _state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
     return memory.state_bytes(subject.step, trained, subject.frozen_dtype, subject.adapters)
-
-
-def _alike(step: Step, trained: tuple[str, ...]) -> tuple[str, ...]:
-    """What trains, the first blocks in the place of others that are alike."""
-    if not isinstance(step, LanguageStep):
-        return trained
-    items = own_items(step.model, step.adapted)
-    count = sum(name in trained for name in items)
-    return (*items[:count], *(name for name in ENDS if name in trained))
 
 
 def program_key(subject: Subject, trained: tuple[str, ...]) -> tuple[str, ...]:
@@ -103,13 +93,15 @@ def counted(
       built: from `compiled_step`. Of language models its count is of no use, since it counts the
         loops over blocks once: they are counted a block at a time, in rows that are short enough.
     """
-    step, batch = subject.step, subject.batch
-    if not isinstance(step, LanguageStep):
+    model, batch = subject.step.model, subject.batch
+    if not isinstance(model, LanguageModel):
         if isinstance(built, Refused):
             return None
         return Counted(built.flops, step_parts(subject, trained).total)
-    short = subject._replace(batch=batch._replace(length=unbroken_length(step.model, batch.length)))
-    by_compiler = _walked(short, _compilers_costs(short), trained)
+    short = subject._replace(batch=batch._replace(length=unbroken_length(model, batch.length)))
+    recompute = shapes.recompute_of(subject.step)
+    costs = _compilers_costs(model, subject.adapters, recompute, short.batch.length)
+    by_compiler = _walked(short, costs, trained)
     return Counted(batch.size * by_compiler.total, step_parts(short, trained).total)
 
 
@@ -175,20 +167,12 @@ def _costs(subject: Subject) -> tuple[LayerCost, ...]:
     return layers.batch_costs(subject.step, subject.batch, subject.adapters)
 
 
-def _compilers_costs(subject: Subject) -> tuple[LayerCost, ...]:
+@functools.lru_cache(maxsize=32)
+def _compilers_costs(
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int
+) -> tuple[LayerCost, ...]:
     """Of a row of text, by this machine's compiler.
 
     It counts in seconds what that of a described TPU counts in minutes.
     """
-    step = subject.step
-    assert isinstance(step, LanguageStep)
-    return _compilers_row_costs(step.model, subject.adapters, step.recompute, subject.batch.length)
-
-
-@functools.lru_cache(maxsize=32)
-def _compilers_row_costs(
-    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int
-) -> tuple[LayerCost, ...]:
-    """By what alone has a bearing on it."""
-    step = shapes.bare_step(model, adapters is not None, recompute)
-    return compiled.row_costs(step, adapters, length, jax.devices()[0])
+    return compiled.row_costs(model, adapters, recompute, length, jax.devices()[0])

@@ -345,7 +345,7 @@ def _work(setup: Setup) -> Callable[[Outcome], Mapping[int, int]]:
         assert result.text is not None, "a visit on a language model counts its text"
         total = 0
         for passed in result.text.passed:
-            costs = row_costs(step, adapters, passed.length)
+            costs = row_costs(setup.model, adapters, step.recompute, passed.length)
             total += passed_flops(costs, result.visit.layers, passed, **draws)
         return {ON_NODE: total}
 

@@ -121,7 +121,7 @@ def adapters_of(step):
 
 
 def formula(step, trained, **passed):
-    costs = row_costs(step, adapters_of(step), LENGTH)
+    costs = row_costs(step.model, adapters_of(step), step.recompute, LENGTH)
     draws = {"teacher": step.distillation is not None, "stochastic": step.model.stochastic}
     return passed_flops(costs, trained, Passed(LENGTH, ROWS, **passed), **draws)
 
@@ -169,8 +169,8 @@ def test_parts_of_a_step_by_hand(recompute):
 def test_one_block_by_the_compiler_agrees_with_its_formula(name):
     """What `experiments.profile` prints as the compiler's count."""
     step = make(name)
-    counted = compiled.row_costs(step, None, LENGTH, jax.devices()[0])
-    told = row_costs(step, None, LENGTH)
+    counted = compiled.row_costs(step.model, None, step.recompute, LENGTH, jax.devices()[0])
+    told = row_costs(step.model, None, step.recompute, LENGTH)
     every = own_items(step.model, False)
     for trained in [*((name,) for name in every), every]:
         flops = [passed_flops(costs, trained, Passed(LENGTH, ROWS)) for costs in (counted, told)]
@@ -182,15 +182,14 @@ def test_one_block_by_the_compiler_agrees_with_its_formula(name):
 def test_what_is_computed_again_for_weights_is_the_same_where_nothing_is_gone_on_to(name, adapters):
     """So a layer's cost names it once."""
     kept, again = (
-        block_flops(make(name, recompute=how, adapted=adapters is not None), adapters, 16, products)
-        for how in ("none", "block")
+        block_flops(make(name).model, adapters, how, 16, products) for how in ("none", "block")
     )
     assert again.lowest - kept.lowest == again.trained - kept.trained > 0
 
 
 def test_of_several_turns_of_a_loop_the_lowest_has_its_inputs_gradient_computed_too():
     step = make("tiny-llama", recompute="none")
-    costs = row_costs(step, lora.Lora(8), LENGTH)
+    costs = row_costs(step.model, lora.Lora(8), step.recompute, LENGTH)
     block = costs[2]
     assert block.inner_gradient < block.input_gradient
     one, two = (step_parts(costs, names) for names in ([block.name], [block.name, costs[3].name]))
