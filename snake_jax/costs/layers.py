@@ -118,8 +118,8 @@ def row_costs(
     kept = block_flops(model, adapters, "none", length, products)
 
     # With everything kept the backward pass has the gradients alone; what it takes more than that
-    # is computed again. (Of the three backward passes the lowest computes what the trained one
-    # does: what weights need of the forward pass is the same.)
+    # is computed again. The lowest computes as much again as the trained one: weight gradients read
+    # the same of the forward pass, whether or not gradients go on below.
     again = kept
     if recompute == "block":
         again = block_flops(model, adapters, "block", length, products)

@@ -1,6 +1,4 @@
-"""The search for what fits, over configurations of runs, and the command that launches what was
-found.
-"""
+"""The search for what fits, over configurations of runs, and the launch of what was found."""
 
 import dataclasses
 import shlex
@@ -18,19 +16,20 @@ from snake_jax.profiling.ask import Ask, Way
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.fits import Candidate, Search, Tried
 from snake_jax.profiling.subjects import Subject
-from snake_jax.runs.text_task import make_step
 
 LEAST_LENGTH, LEAST_RANK = 128, 8
 
 
 def largest(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
-    """What the largest step is that fits, and how to launch a run of such; None where not one row
-    fits.
+    """What the largest step is that fits, and how to launch a run of such.
 
     Args:
       ask: ways that train alike; the ways to store are searched among.
       target: see `compiled.devices`.
       note: is told of each try.
+
+    Returns:
+      None where not one row fits.
 
     Raises:
       UserError: several ways to train, or a method that lies on several places.
@@ -139,8 +138,7 @@ def _evaluated(config: TextConfig, way: Way, model: Model, capacity_bytes: int) 
     It lays all that may train, in the arithmetic's dtype, beside the frozen blocks.
     """
     work = cases.work(way.train, config, model)
-    step = make_step(work.setup)
-    beside = memory.evaluation_bytes(step, work.subject.adapters)
+    beside = memory.evaluation_bytes(work.subject.step, work.subject.adapters)
     frozen = max(_state(work, trained).frozen for trained in cases.assignments(work).values())
     if beside + frozen <= capacity_bytes:
         return []
