@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax.algorithms.visits import Passed
-from snake_jax.costs import language_costs
-from snake_jax.costs.language_costs import Trains
+from snake_jax.costs.flops import passed_flops
+from snake_jax.costs.layers import row_costs
 from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.presets import from_preset
@@ -100,6 +100,23 @@ def language_step(sizes: Sizes, adapted: bool = False) -> LanguageStep:
     return LanguageStep(model_of(sizes), rule, clip_norm=0.0, adapted=adapted, recompute="none")
 
 
+class Trains(NamedTuple):
+    """Which blocks train: the first, how many; and which ends."""
+
+    first: int
+    blocks: int
+    ends: tuple[str, ...] = ()
+
+
+def trained(sizes: Sizes, way: str) -> tuple[str, ...]:
+    """The names of what `full`, `block I` or `LoRA` trains, in the model's order."""
+    chosen = trains(sizes, way)
+    items = own_items(model_of(sizes), way == "LoRA")
+    below = [name for name in ENDS[:1] if name in chosen.ends]
+    above = [name for name in ENDS[1:] if name in chosen.ends]
+    return (*below, *items[chosen.first : chosen.first + chosen.blocks], *above)
+
+
 def trains(sizes: Sizes, way: str) -> Trains:
     """What `full`, `block I` or `LoRA` trains."""
     if way.startswith("block"):
@@ -112,11 +129,9 @@ def flops(sizes: Sizes, way: str) -> int:
     more.
     """
     step = language_step(sizes, adapted=way == "LoRA")
-    base, own = _parts(sizes, step.adapted)
-    costs = language_costs.row_costs(step, base[0] if base else {}, own[0], sizes.length)
-    return language_costs.passed_flops(
-        step, costs, trains(sizes, way), Passed(sizes.length, sizes.batch)
-    )
+    adapters = lora.Lora(sizes.rank) if step.adapted else None
+    costs = row_costs(step.model, adapters, step.recompute, sizes.length)
+    return passed_flops(costs, trained(sizes, way), Passed(sizes.length, sizes.batch))
 
 
 class Step:

@@ -16,7 +16,7 @@ import jax
 from experiments.bench import llama, vgg
 from experiments.bench.kernels.conv import Network
 from experiments.bench.rows import LOWER, Measured, Request, Row, measured
-from snake_jax.costs import accounting, language_profile
+from snake_jax.costs.memory import state_bytes
 from snake_jax.models import lora
 
 REPEATS = 3
@@ -62,17 +62,17 @@ def _vgg(network: Network) -> Iterator[Case]:
     step, names = vgg.local_step(network), network.build(vgg.OURS).layer_names
     middle = names[len(names) // 2]
     for trained in (names, (names[0], middle, names[-1]), (middle,)):
-        state = accounting.state_bytes(step, tuple(trained)).total
+        state = state_bytes(step, tuple(trained)).total
         subject = "full" if trained is names else " ".join(trained)
         yield Case(f"VGG-11, {subject}", state, vgg.Step(network, trained))
 
 
 def _llama(sizes: llama.Sizes) -> Iterator[Case]:
     for way in ("full", f"block {sizes.blocks // 2}", "LoRA"):
-        step, chosen = llama.language_step(sizes, adapted=way == "LoRA"), llama.trains(sizes, way)
-        items = language_profile.visit_items(step, chosen.blocks, chosen.ends)
-        settings = lora.Lora(sizes.rank) if step.adapted else None
-        state = language_profile.state_bytes(step, settings, items, "float32").total
+        step = llama.language_step(sizes, adapted=way == "LoRA")
+        adapters = lora.Lora(sizes.rank) if step.adapted else None
+        trained = llama.trained(sizes, way)
+        state = state_bytes(step, trained, "float32", adapters).total
         yield Case(f"Llama, {way}", state, llama.Step(sizes, way))
 
 

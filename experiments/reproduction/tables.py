@@ -25,7 +25,9 @@ from experiments.reproduction.runs import Study
 from experiments.reproduction.vision import CLASSES, IMAGE, METHODS, PARTITIONS
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, held, roles
 from snake_jax.cli.accounting_tables import table
-from snake_jax.costs import accounting
+from snake_jax.costs.flops import step_flops
+from snake_jax.costs.layers import layer_costs
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers
 from snake_jax.nodes.ledger import optimizer_item
@@ -104,7 +106,7 @@ def node_memory(setup: Setup) -> Row:
     """
     config = setup.config
     params, states, *_ = state_like(setup.job, setup.layer_names)
-    sizes = accounting.transfer_sizes(params, config.frozen_dtype, states)
+    sizes = transfer_sizes(params, config.frozen_dtype, states)
     auxiliary = tuple(layer.name for layer in setup.auxiliary)
     most: Row = {"together": -1}
     for visits in loop.planned(setup):
@@ -149,10 +151,10 @@ def layers_table(batch_size: int = 32) -> list[Row]:
     Shares are of training all layers; memory is weights, gradients and momentum.
     """
     model = registry.build("vgg11", CLASSES, IMAGE)
-    costs = accounting.layer_costs(model, batch_size)
-    sizes = accounting.transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), "float32").full
+    costs = layer_costs(model, batch_size)
+    sizes = transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), "float32").full
     always = resolve_layers("always_train", "first,last", model.layer_names)
-    full, whole = accounting.step_flops(costs, model.layer_names), sum(sizes.values())
+    full, whole = step_flops(costs, model.layer_names), sum(sizes.values())
     rows = []
     for index, cost in enumerate(costs):
         trained = [name for name in model.layer_names if name == cost.name or name in always]
@@ -161,14 +163,14 @@ def layers_table(batch_size: int = 32) -> list[Row]:
             {
                 "layer": cost.name,
                 "parameters": cost.params,
-                "forward_flops": cost.forward_flops,
-                "input_gradient_flops": cost.input_gradient_flops if index else 0,
-                "weight_gradient_flops": cost.weight_gradient_flops,
+                "forward_flops": cost.forward,
+                "input_gradient_flops": cost.input_gradient if index else 0,
+                "weight_gradient_flops": cost.weight_gradient,
                 "visit_trains": trained,
                 "visit_bytes_up": sent,
                 "visit_bytes_share": sent / whole,
-                "visit_flops": accounting.step_flops(costs, trained),
-                "visit_flops_share": accounting.step_flops(costs, trained) / full,
+                "visit_flops": step_flops(costs, trained),
+                "visit_flops_share": step_flops(costs, trained) / full,
                 "visit_memory_bytes": whole + 2 * sent,
                 "visit_memory_share": (whole + 2 * sent) / (3 * whole),
             }

@@ -13,12 +13,15 @@ import jax
 from snake_jax.cli import accounting_tables
 from snake_jax.cli.command import Given
 from snake_jax.config import ImageConfig
-from snake_jax.costs import accounting
+from snake_jax.costs.compiled import compiled_cost
+from snake_jax.costs.flops import LayerCost, step_flops
+from snake_jax.costs.layers import layer_costs
+from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.timing import machine
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import registry
 from snake_jax.models.layered import LayeredModel
-from snake_jax.params import num_bytes
-from snake_jax.profiling import traffic, vision
+from snake_jax.profiling import traffic
 from snake_jax.runs import image_task
 from snake_jax.runs.job import chosen_algorithm
 from snake_jax.train.image_step import LocalStep
@@ -68,14 +71,11 @@ def main(given: Given) -> None:
 def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
     model = vgg11()
-    costs = accounting.layer_costs(model, batch_size)
-    steps = [
-        {**row, "flops": accounting.step_flops(costs, row["trained"])}
-        for row in _assignments(model)
-    ]
+    costs = layer_costs(model, batch_size)
+    steps = [{**row, "flops": step_flops(costs, row["trained"])} for row in _assignments(model)]
     return {
         "layers": [
-            {"layer": c.name, "params": c.params, "forward_flops": c.forward_flops} for c in costs
+            {"layer": c.name, "params": c.params, "forward_flops": c.forward} for c in costs
         ],
         "steps": steps,
         "memory": [_memory(model, costs, **variant) for variant in _memory_variants(model)],
@@ -90,7 +90,8 @@ def vgg11(lowering: str = "matmul") -> LayeredModel:
 
 def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
     """The step of the defaults of `ImageConfig`, distillation apart."""
-    return vision.local_step(ImageConfig(), model, distilled)
+    config = ImageConfig(distill="on" if distilled else "off")
+    return image_task.make_step(image_task.make_job(config, chosen_algorithm(config), model))
 
 
 def _assignments(model: LayeredModel) -> Iterator[Row]:
@@ -118,29 +119,30 @@ def _memory_variants(model: LayeredModel) -> Iterator[Row]:
 
 def _memory(
     model: LayeredModel,
-    costs: Sequence[accounting.LayerCost],
+    costs: Sequence[LayerCost],
     *,
     trained: list[str],
     frozen_dtype: str,
     distilled: bool = False,
 ) -> Row:
     """Bytes that a node keeps through a visit, by what they are."""
-    held = accounting.node_state(step_of(model, distilled), tuple(trained), frozen_dtype)
-    names = ("trained_bytes", "optimizer_bytes", "frozen_bytes", "teacher_bytes")
-    parts = dict(zip(names, map(num_bytes, held), strict=True))
-    flops = accounting.step_flops(costs, trained, teacher=distilled)
+    state = state_bytes(step_of(model, distilled), trained, frozen_dtype)
+    flops = step_flops(costs, trained, teacher=distilled)
     return {
         "trained": trained,
         "frozen_dtype": frozen_dtype,
         "distilled": distilled,
-        **parts,
+        "trained_bytes": state.trained,
+        "optimizer_bytes": state.optimizer,
+        "frozen_bytes": state.frozen,
+        "teacher_bytes": state.received,
         "flops": flops,
     }
 
 
 def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
     step = step_of(vgg11(lowering), row.get("distilled", False))
-    cost = accounting.compiled_cost(
+    cost = compiled_cost(
         step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
     )
     return cost._asdict()
@@ -161,9 +163,7 @@ def _traffic(model: LayeredModel, **variant: Any) -> Row:
     ...]` a cycle.
     """
     config = ImageConfig(**{"nodes": NODES, "cycles": CYCLES, **variant})
-    sizes = accounting.transfer_sizes(
-        jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype
-    )
+    sizes = transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype)
     cycles = [
         [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
         for visits in traffic.cycles(

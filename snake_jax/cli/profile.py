@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 
 from snake_jax.cli.command import Given
 from snake_jax.errors import UserError
-from snake_jax.profiling import ask, build, cases, launches, measure, output
+from snake_jax.profiling import ask, build, cases, launches, measure, output, subjects
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.output import FORMATS, Profile
@@ -61,7 +61,7 @@ def _asked(flags: FlagValues) -> Ask:
 def _profile(asked: Ask, given: Given) -> None:
     flags, target = given.flags, given.flags.target
     works = [cases.work(way.train, way.config, asked.model, target) for way in asked.ways]
-    if target and any(len(work.setup.chain) > 1 for work in works):
+    if target and any(len(work.job.chain) > 1 for work in works):
         raise UserError(
             f"--target={target}: {flags.algorithm} is compiled as one program, of no place; leave "
             f"it out"
@@ -81,7 +81,7 @@ def _profile(asked: Ask, given: Given) -> None:
         reference = build.compiled(reference, full.subject, {}, _note)
         found = [_compiled(case, work, reference) for case, work in zip(found, works, strict=True)]
     if device is not None:
-        peaks = measure.peaks(device, full.setup.config.compute_dtype)
+        peaks = measure.peaks(device, full.job.config.compute_dtype)
         for index, work in enumerate(works):
             found[index] = build.measured(
                 found[index], work.subject, full.subject, device, peaks, _note
@@ -103,7 +103,7 @@ def _compiled(case: Case, work: Work, reference: Row) -> Case:
     """The case with what the compiler says of its rows; the reference's program serves both."""
     programs: build.Programs = {}
     if work.train == "full" and reference.built is not None:
-        programs[work.subject.program(reference.trained)] = reference.built
+        programs[subjects.program_key(work.subject, reference.trained)] = reference.built
     rows = tuple(build.compiled(row, work.subject, programs, _note) for row in case.rows)
     return case._replace(rows=rows, full=reference)
 

@@ -10,8 +10,11 @@ _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
 
 
 class Sent(NamedTuple):
-    """Messages of one kind, and the bytes of their results on a device. A loop's body counts once,
-    as compilers do.
+    """Messages of one kind, a loop's body counted once, as compilers do.
+
+    Attributes:
+      messages: how many.
+      num_bytes: of their results on a device.
     """
 
     messages: int
@@ -25,6 +28,7 @@ def sent(program: str) -> dict[str, Sent]:
       program: `compiled.as_text()`. A message that is written down in several places, as the TPU's
         compiler does where it overlaps one with other work, counts once.
     """
+    # Bytes by kind and type, then by channel: a message has one, wherever it is written down.
     found: dict[str, dict[str, int]] = {}
     computation, returned = "", ""
     for line in program.splitlines():
@@ -32,32 +36,39 @@ def sent(program: str) -> dict[str, Sent]:
             computation, returned = header.groups()
         elif match := _COLLECTIVE.search(line):
             result, kind, start, channel = match.groups()
-            if computation.startswith(
-                "all-reduce-scatter"
-            ):  # the TPU's: a sum of which it keeps its part
+            # The TPU's: a sum of which it keeps its part.
+            if computation.startswith("all-reduce-scatter"):
                 result, kind = returned, "reduce-scatter"
-            for dtype, count in _arrays(result, bool(start) and kind != "all-reduce"):
+            begun = bool(start) and kind != "all-reduce"
+            for dtype, num_bytes in _arrays(result, begun).items():
                 by_channel = found.setdefault(f"{kind} {dtype}", {})
-                by_channel.setdefault(channel, 0)
-                by_channel[channel] = max(by_channel[channel], count)
+                by_channel[channel] = max(by_channel.get(channel, 0), num_bytes)
     return {
         name: Sent(len(channels), sum(channels.values()))
         for name, channels in sorted(found.items())
     }
 
 
-def _arrays(result: str, both: bool) -> list[tuple[str, int]]:
-    """`(type, bytes)` of the arrays of a result; `both`: what began with operands, results and
-    states in one tuple.
+def _arrays(result: str, begun: bool) -> dict[str, int]:
+    """Bytes of the arrays of a result, by type.
+
+    Args:
+      result: as the program writes it.
+      begun: whether it is that of a message's start, which holds operands, results and states in
+        one tuple; states are scalars.
     """
-    arrays = [(dtype, shape) for dtype, shape in _ARRAY.findall(result) if shape or not both]
+    arrays = _ARRAY.findall(result)
+    if begun:
+        arrays = [(dtype, shape) for dtype, shape in arrays if shape]
+        arrays = arrays[len(arrays) // 2 :]
     totals: dict[str, int] = {}
-    for dtype, shape in arrays[len(arrays) // 2 if both else 0 :]:
+    for dtype, shape in arrays:
         totals[dtype] = totals.get(dtype, 0) + _num_bytes(dtype, shape)
-    return list(totals.items())
+    return totals
 
 
 def _num_bytes(dtype: str, shape: str) -> int:
+    """Of an array of a type such as `bf16` and a shape such as `8,128`."""
     bits = 8 if dtype == "pred" else int(dtype.lstrip("bsuf"))
     count = 1
     for size in shape.split(",") if shape else []:

@@ -1,7 +1,7 @@
 """What a device can do at most, measured on it, and what share of that a function reaches."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,11 @@ COPY_BYTES = {"cpu": 2**28}
 
 
 class Peaks(NamedTuple):
-    """Of this device: FLOP/s of a product of two large matrices, bytes/s read and written by a
-    copy.
+    """What a device was seen to do at best.
+
+    Attributes:
+      flops_s: FLOP/s of a product of two large matrices.
+      bytes_s: bytes/s read and written by a copy.
     """
 
     flops_s: float
@@ -41,22 +44,20 @@ def measured(
       device: of this machine; None: the default one.
     """
     device = device or jax.devices()[0]
-    side, size = PRODUCT_SIDE.get(device.platform, 8192), COPY_BYTES.get(device.platform, 2**30)
-    product, copy = (
-        jax.jit(functools.partial(jnp.dot, preferred_element_type=jnp.float32)),
-        jax.jit(lambda x: x + 1),
-    )
-    *sides, source = jax.device_put(
-        [*(jnp.ones((side, side), d) for d in dtypes), jnp.ones(size // 4)], device
-    )
-    calls = {f"product {i}": functools.partial(product, a, a) for i, a in enumerate(sides)}
-    taken = interleaved({**calls, "copy": lambda: copy(source)}, repeats)
-    fastest = {name: min(s.wall_s for s in samples) for name, samples in taken.items()}
-    return Peaks(2 * side**3 / min(fastest[name] for name in calls), 2 * size / fastest["copy"])
+    side = PRODUCT_SIDE.get(device.platform, 8192)
+    size = COPY_BYTES.get(device.platform, 2**30)
+    product = jax.jit(functools.partial(jnp.dot, preferred_element_type=jnp.float32))
+    copy = jax.jit(lambda x: x + 1)
+    source = jax.device_put(jnp.ones(size // 4), device)
 
+    # All in turns, so that load that comes and goes falls on all alike.
+    calls: dict[str, Callable[[], object]] = {"copy": lambda: copy(source)}
+    for dtype in dtypes:
+        square = jax.device_put(jnp.ones((side, side), dtype), device)
+        calls[f"product {jnp.dtype(dtype).name}"] = functools.partial(product, square, square)
+    samples = interleaved(calls, repeats)
+    fastest = {name: min(sample.wall_s for sample in taken) for name, taken in samples.items()}
 
-def stored_bytes(tree: object) -> int:
-    """Of arrays or their shapes; 4-bit ones at 4 bits."""
-    return sum(
-        leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in jax.tree.leaves(tree)
-    )
+    # A product of n x n matrices is 2 n^3 FLOPs; a copy reads and writes every byte.
+    copy_s = fastest.pop("copy")
+    return Peaks(2 * side**3 / min(fastest.values()), 2 * size / copy_s)

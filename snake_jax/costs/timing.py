@@ -34,9 +34,9 @@ def interleaved(
         jax.block_until_ready(function())
     for _ in range(repeats):
         for name, function in functions.items():
-            seen = samples[name]
-            if len(seen) < LEAST_REPEATS or sum(s.wall_s for s in seen) < budget_s:
-                seen.append(_sample(function))
+            taken_s = sum(sample.wall_s for sample in samples[name])
+            if len(samples[name]) < LEAST_REPEATS or taken_s < budget_s:
+                samples[name].append(_sample(function))
     return samples
 
 
@@ -52,11 +52,15 @@ def _cpu_s() -> float:
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:
-    """Milliseconds: median, fastest, spread (between the quartiles), median CPU time; and the
-    number of repeats.
+    """Milliseconds of all samples, and their number.
+
+    The keys: `median_ms`, `fastest_ms`, `spread_ms` (between the quartiles), `cpu_ms` (the median)
+    and `repeats`.
     """
     walls_ms = [1e3 * s.wall_s for s in samples]
-    quartiles = quantiles(walls_ms, n=4, method="inclusive") if len(walls_ms) > 1 else walls_ms * 3
+    quartiles = walls_ms * 3
+    if len(walls_ms) > 1:
+        quartiles = quantiles(walls_ms, n=4, method="inclusive")
     return {
         "median_ms": median(walls_ms),
         "fastest_ms": min(walls_ms),
@@ -67,8 +71,13 @@ def summary(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def paired_ratio(samples: Sequence[Sample], base: Sequence[Sample]) -> float:
-    """Median over the rounds of one function's time over another's: load that comes and goes
-    cancels.
+    """Median over the rounds of one function's time over another's.
+
+    Load that comes and goes falls on both and cancels.
+
+    Args:
+      samples: of the one function, from `interleaved`.
+      base: of the other; rounds that one of both left out do not count.
     """
     return median(s.wall_s / b.wall_s for s, b in zip(samples, base, strict=False))
 
@@ -87,13 +96,15 @@ def machine() -> dict[str, object]:
 
 
 def _processor() -> str:
+    """Of the processor, by the operating system, or what Python knows of it."""
     try:
         with open("/proc/cpuinfo") as lines:
-            return next(
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

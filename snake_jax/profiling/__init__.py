@@ -1,3 +1,4 @@
-"""What training a model takes of a node: counted from shapes, compiled for chips that need not be
-here, measured.
+"""What training a model takes of a node.
+
+Counted from shapes, compiled for chips that need not be here, measured.
 """

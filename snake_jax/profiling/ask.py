@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
-from snake_jax.costs import targets
+from snake_jax.costs.compiled import devices
+from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.hub import read_architecture
 from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.presets import PRESETS, from_preset
-from snake_jax.profiling.cases import Model
+
+CLASSES = 10
+"""Of networks by name, which the papers train on data sets of ten."""
 
 SIDE = 32
 KINDS = ("block", "block+ends", "lora:R", "full")
@@ -21,8 +24,6 @@ ONLY = {
     "images": ("cut", "tail", "snake_length"),
     "text": ("max_length", "recompute", "packing", "mesh", "frozen_matmul"),
 }
-CLASSES = 10
-"""Of networks by name, which the papers train on data sets of ten."""
 
 
 class Way(NamedTuple):
@@ -33,7 +34,13 @@ class Way(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What is to be profiled: the flags' name of the model, the model, and ways to train it."""
+    """What is to be profiled.
+
+    Attributes:
+      name: of the model, as the flag says it.
+      model: without weights.
+      ways: to train it.
+    """
 
     name: str
     model: Model
@@ -56,14 +63,17 @@ def resolve(
       train: ways to train, see `KINDS`; empty: the method's own.
       dtypes: of what does not train; empty: the papers'.
       settings: other settings of a run that were given.
-      target: see `targets.devices`.
+      target: see `compiled.devices`.
 
     Raises:
       UserError: what makes no sense, in one line.
     """
     model = load(name)
-    kind = "text" if isinstance(model, LanguageModel) else "images"
-    other = {"text": "images", "images": "text"}[kind]
+    kind, other = "images", "text"
+    if isinstance(model, LanguageModel):
+        kind, other = "text", "images"
+
+    # Flags that this kind of model has no use for are refused.
     if wrong := [flag for flag in ONLY[other] if flag in settings]:
         raise UserError(
             f"--{wrong[0]}: it is for models of {other}, {name} is one of {kind}; leave it out"
@@ -76,13 +86,17 @@ def resolve(
     stored = list(dtypes) or ["bfloat16" if kind == "text" else "float32"]
     for dtype in stored:
         pick("frozen_dtype", dtype, STORED[kind])
-    make = _text_config if kind == "text" else _image_config
+
+    # Every way to train with every way to store.
+    make = _image_config
     shared = {**settings, "model": name}
     if isinstance(model, LanguageModel):
+        make = _text_config
         shared |= _text_defaults(model, settings, target)
-    return Ask(
-        name, model, tuple(way for one in trains for way in make(algorithm, one, stored, shared))
-    )
+    ways: list[Way] = []
+    for one in trains:
+        ways += make(algorithm, one, stored, shared)
+    return Ask(name, model, tuple(ways))
 
 
 def load(name: str) -> Model:
@@ -91,7 +105,7 @@ def load(name: str) -> Model:
     Raises:
       UserError: there is none.
     """
-    if name in registry.MODELS or registry.is_own(name):
+    if name in registry.MODELS:
         return registry.build(name, CLASSES, (SIDE, SIDE, 3))
     if name in PRESETS:
         return from_preset(name)
@@ -102,8 +116,8 @@ def load(name: str) -> Model:
 
 
 def _methods_for_text() -> tuple[str, ...]:
-    (field,) = (field for field in dataclasses.fields(TextConfig) if field.name == "algorithm")
-    return tuple(field.metadata["choices"])
+    fields = {field.name: field for field in dataclasses.fields(TextConfig)}
+    return tuple(fields["algorithm"].metadata["choices"])
 
 
 def _text_defaults(
@@ -112,7 +126,7 @@ def _text_defaults(
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:
         raise UserError(f"--max_length={length}: {model.name} has {model.max_positions} positions")
-    platform = targets.devices(target)[0].platform if target else ""
+    platform = devices(target)[0].platform if target else ""
     arithmetic = "float32" if platform == "cpu" else "bfloat16"
     return {"max_length": length, "compute_dtype": settings.get("compute_dtype", arithmetic)}
 
@@ -132,11 +146,12 @@ def _text_config(
             f"--train={train}: {algorithm} trains the whole model or all adapters; say full or "
             f"lora:RANK"
         )
-    values |= {"always_train": "embed,head"} if train == "block+ends" else {}
-    return [
-        Way(train, TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values))
-        for dtype in stored
-    ]
+    if train == "block+ends":
+        values["always_train"] = "embed,head"
+    ways = []
+    for dtype in stored:
+        ways.append(Way(train, TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values)))
+    return ways
 
 
 def _image_config(
@@ -148,13 +163,11 @@ def _image_config(
         return [Way(train, ImageConfig(algorithm=_of_full(algorithm), **shared))]
     if algorithm != "snake":
         raise UserError(f"--train={train}: {algorithm} trains all layers; leave it out")
-    ends = "first,last" if train == "block+ends" else "none"
-    return [
-        Way(
-            train, ImageConfig(algorithm=algorithm, always_train=ends, frozen_dtype=dtype, **shared)
-        )
-        for dtype in stored
-    ]
+    values = {**shared, "always_train": "first,last" if train == "block+ends" else "none"}
+    ways = []
+    for dtype in stored:
+        ways.append(Way(train, ImageConfig(algorithm=algorithm, frozen_dtype=dtype, **values)))
+    return ways
 
 
 def _of_full(algorithm: str) -> str:

@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from snake_jax.costs import targets
-from snake_jax.costs.targets import Compiled
-from snake_jax.profiling import measure
-from snake_jax.profiling.measure import FULL, Peaks
-from snake_jax.profiling.rows import Built, Case, Row, Subject
+from snake_jax.costs.compiled import Compiled, devices
+from snake_jax.costs.roofline import Peaks
+from snake_jax.profiling import measure, subjects
+from snake_jax.profiling.measure import FULL
+from snake_jax.profiling.rows import Built, Case, Row
+from snake_jax.profiling.subjects import Subject
 
 Note = Callable[[str], None]
 Programs = dict[Hashable, Built]
@@ -23,17 +24,18 @@ def compiled(row: Row, subject: Subject, programs: Programs, note: Note) -> Row:
       programs: of the subject, compiled before; those compiled here are added.
       note: is told of each compilation.
     """
-    key = subject.program(row.trained)
+    key = subjects.program_key(subject, row.trained)
     if key not in programs:
         programs[key] = _built(row, subject)
         note(f"{row.layer}: {_said(programs[key])}")
     built = programs[key]
-    return row._replace(built=built, counted=subject.counted(row.trained, built.result))
+    counted = subjects.counted(subject, row.trained, built.result)
+    return row._replace(built=built, counted=counted)
 
 
 def _built(row: Row, subject: Subject) -> Built:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    result = subject.compiled(row.trained)
+    result = subjects.compiled_step(subject, row.trained)
     return Built(result, time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
 
@@ -45,7 +47,7 @@ def _said(built: Built) -> str:
 
 def present(target: str) -> Any | None:
     """The device of this machine that a target names; None for none and for described ones."""
-    return targets.devices(target)[0] if target and ":" not in target else None
+    return devices(target)[0] if target and ":" not in target else None
 
 
 def measured(
@@ -61,19 +63,30 @@ def measured(
       at_best: from `measure.peaks`.
       note: is told what does not run.
     """
+    # What fits into the memory that is free.
     rows = [row for row in case.rows if measure.runs_here(row.built, device)]
     whole = case.full if measure.runs_here(case.full.built, device) else None
-    left_out = [row.layer for row in case.rows if row not in rows] + [FULL] * (whole is None)
+    left_out = [row.layer for row in case.rows if row not in rows]
+    if whole is None:
+        left_out.append(FULL)
     if left_out:
         note(f"{', '.join(left_out)}: not run, it does not fit into the memory that is free")
-    runners = {row.layer: _runner(row, subject) for row in rows}
-    runners |= {FULL: _runner(whole, full)} if whole else {}
+
+    # Steps of one program share its arguments: they are as large as the model.
+    runners: dict[str, Callable[[], Any]] = {}
+    arrays: dict[Hashable, list[Any]] = {}
+    for row in rows:
+        shared = arrays.setdefault(subjects.program_key(subject, row.trained), [])
+        runners[row.layer] = _runner(row, subject, shared)
+    if whole is not None:
+        runners[FULL] = _runner(whole, full, [])
+
     found = measure.steps(rows, whole, runners, at_best, device)
     every = tuple(row._replace(measured=found.get(row.layer)) for row in case.rows)
     return case._replace(rows=every, full=case.full._replace(measured=found.get(FULL)))
 
 
-def _runner(row: Row, subject: Subject) -> Callable[[], Any]:
+def _runner(row: Row, subject: Subject, arrays: list[Any]) -> Callable[[], Any]:
     assert row.built is not None
     assert isinstance(row.built.result, Compiled)
-    return subject.runner(row.trained, row.built.result)
+    return subjects.runner(subject, row.trained, row.built.result, arrays)

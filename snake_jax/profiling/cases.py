@@ -1,27 +1,29 @@
-"""From a configuration to what is profiled: the visits of its method are the rows, nothing is
-trained or read.
+"""From a configuration to what is profiled: the visits of its method are the rows.
+
+Nothing is trained or read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
-from snake_jax.costs import accounting, language_costs, language_profile, targets
+from snake_jax.costs import compiled, shapes
+from snake_jax.costs.shapes import BatchShape, Model
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.errors import UserError
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import without
-from snake_jax.profiling import language, traffic, vision
-from snake_jax.profiling.rows import Case, Row, Subject, row_of
+from snake_jax.params import select, without
+from snake_jax.profiling import cut, subjects, traffic
+from snake_jax.profiling.rows import Case, Row, Sent
+from snake_jax.profiling.subjects import Subject
 from snake_jax.runs import image_task, text_task
 from snake_jax.runs.job import Job, chosen_algorithm, planned
 from snake_jax.train import sharding
-from snake_jax.train.text_step import ENDS
 
-Model = LayeredModel | LanguageModel
 ALL = "all"  # of a row whose visit trains all that may train
 
 
@@ -31,14 +33,14 @@ class Work(NamedTuple):
     Attributes:
       train: how people call what trains.
       frozen_dtype: of what does not; `-` where everything trains.
-      setup: without data.
+      job: of the run.
       subject: what the rows are made from.
       sizes: bytes of everything that may travel.
     """
 
     train: str
     frozen_dtype: str
-    setup: Job
+    job: Job
     subject: Subject
     sizes: Sizes
 
@@ -50,7 +52,7 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
       train: how people call what trains.
       config: of images or of text.
       model: of the same kind.
-      target: see `targets.devices`; empty: nothing is to be compiled.
+      target: see `compiled.devices`; empty: nothing is to be compiled.
 
     Raises:
       UserError: flags that the method has no use for.
@@ -58,33 +60,31 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
     dtype = "-" if train == "full" else config.frozen_dtype
     if isinstance(config, TextConfig):
         assert isinstance(model, LanguageModel)
-        return _of_text(
-            train, dtype, text_task.make_job(config, chosen_algorithm(config), model), target
-        )
+        text_job = text_task.make_job(config, chosen_algorithm(config), model)
+        return _of_text(train, dtype, text_job, target)
     assert isinstance(config, ImageConfig)
     assert isinstance(model, LayeredModel)
-    setup = image_task.make_job(config, chosen_algorithm(config), model)
-    step = vision.local_step(config, model, setup.distilled)
-    subject = vision.subject(step, config.batch_size, config.frozen_dtype, target)
-    params = setup.task.like(setup)
-    return Work(
-        train, dtype, setup, subject, accounting.transfer_sizes(params, config.frozen_dtype)
-    )
+    job = image_task.make_job(config, chosen_algorithm(config), model)
+    step = image_task.make_step(job)
+    subject = Subject(step, BatchShape(config.batch_size), config.frozen_dtype, target)
+    sizes = transfer_sizes(job.task.like(job), config.frozen_dtype)
+    return Work(train, dtype, job, subject, sizes)
 
 
-def _of_text(train: str, dtype: str, setup: Job, target: str) -> Work:
-    config, step = setup.config, text_task.make_step(setup)
+def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Work:
+    config, step = job.config, text_task.make_step(job)
     text_task.check_products(config)
-    step = step._replace(mesh=_mesh(config, setup.model.architecture, target))
-    settings = text_task.make_lora(config) if step.adapted else None
-    text = language.Text(config.batch_size, config.max_length, config.packing)
+    step = step._replace(mesh=_mesh(config, job.model.architecture, target))
+    adapters = text_task.make_lora(config) if step.adapted else None
+    batch = BatchShape(config.batch_size, config.max_length, config.packing)
     stored = "bfloat16" if dtype == "-" else config.frozen_dtype
-    subject = language.subject(step, settings, stored, text, target)
-    shapes = language_profile.model_shapes(setup.model)
-    like = language_profile.trainable_shapes(step, settings, ENDS)
-    params = {name: like[name] for name in setup.plan.layer_names}
-    sizes = language_costs.transfer_sizes(params, without(shapes, params), config.frozen_dtype, {})
-    return Work(train, dtype, setup, subject, sizes)
+    subject = Subject(step, batch, stored, target, adapters)
+
+    # What travels: all that a plan's visits may train, and the rest as it is stored.
+    params = select(shapes.trainable_shapes(job.model, adapters), job.plan.layer_names)
+    base = without(shapes.model_shapes(job.model), params)
+    sizes = transfer_sizes(params, config.frozen_dtype, base=base)
+    return Work(train, dtype, job, subject, sizes)
 
 
 def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
@@ -96,61 +96,67 @@ def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
             f"--mesh={config.mesh}: it divides what is compiled; say for what, as "
             f"--target=tpu:v5e:2x4"
         )
-    devices, heads = (
-        targets.devices(target),
-        (architecture.num_attention_heads, architecture.num_key_value_heads),
-    )
+    devices = compiled.devices(target)
+    heads = architecture.num_attention_heads, architecture.num_key_value_heads
     sharding.check(config.mesh, config.batch_size, *heads, devices)
     return sharding.make_mesh(config.mesh, devices)
 
 
 def full(config: RunConfig, model: Model, target: str = "") -> Work:
-    """Full training of the same model on the same batch, as federated learning trains it, without a
-    teacher.
+    """Full training of the same model on the same batch, as federated learning trains it.
+
+    There is no teacher.
+
+    Args:
+      config: of the other way to train.
+      model: of the same kind.
+      target: see `compiled.devices`; empty: nothing is to be compiled.
     """
-    same: tuple[str, ...] = (
-        "model",
-        "batch_size",
-        "optimizer",
-        "compute_dtype",
-        "nodes",
-        "momentum",
-    )
-    same += ("max_length", "recompute", "packing", "mesh") if isinstance(config, TextConfig) else ()
+    same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum"]
+    changed: dict[str, Any] = {"algorithm": "fedavg"}
+    if isinstance(config, TextConfig):
+        same += ["max_length", "recompute", "packing", "mesh"]
+        changed["lora_rank"] = 0
     kept = {name: getattr(config, name) for name in same}
-    plain: dict[str, Any] = {"lora_rank": 0} if isinstance(config, TextConfig) else {}
-    return work("full", type(config)(algorithm="fedavg", **kept, **plain), model, target)
+    return work("full", type(config)(**kept, **changed), model, target)
 
 
 def assignments(work: Work) -> dict[str, tuple[str, ...]]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
-    plan = work.setup.plan
-    visits = dict.fromkeys(visit.layers for visits in planned(work.setup) for visit in visits)
-    named = {_about(layers, plan.always, plan.layer_names): layers for layers in visits}
+    plan = work.job.plan
+    named = {}
+    for visits in planned(work.job):
+        for visit in visits:
+            named[_about(visit.layers, plan.always, plan.layer_names)] = visit.layers
     order = {name: place for place, name in enumerate(plan.layer_names)}
     return dict(sorted(named.items(), key=lambda item: order.get(item[1][-1], 0)))
 
 
 def _about(layers: tuple[str, ...], always: Sequence[str], every: Sequence[str]) -> str:
+    """The layer that a visit is about, or several: those that not every visit trains."""
     middle = [name for name in layers if name not in always]
-    return ALL if layers == tuple(every) and len(middle) != 1 else "+".join(middle or layers)
+    if layers == tuple(every) and len(middle) != 1:
+        return ALL
+    return "+".join(middle or layers)
 
 
 def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
-    """The rows of the assignments that are chosen by their layers' names; of a cut model those of
-    its places.
+    """The rows of the assignments whose layers are chosen; of a cut model those of its places.
+
+    Args:
+      work: a way to train.
+      chosen: of a layer's name.
     """
-    sent = (
-        traffic.by_assignment(work.setup, work.sizes) if not work.setup.algorithm.at_server else {}
-    )
-    if len(work.setup.chain) > 1:
-        return vision.place_rows(work.setup, next(iter(sent.values())))
-    found = assignments(work)
-    return tuple(
-        row_of(work.subject, layer, found[layer], sent.get(found[layer]))
-        for layer in found
-        if layer == ALL or chosen(layer)
-    )
+    sent: Mapping[tuple[str, ...], Sent] = {}
+    if not work.job.algorithm.at_server:
+        sent = traffic.by_assignment(work.job, work.sizes)
+    if len(work.job.chain) > 1:
+        return cut.place_rows(work.job, next(iter(sent.values())))
+    found = []
+    for layer, trained in assignments(work).items():
+        if layer == ALL or chosen(layer):
+            found.append(subjects.row_of(work.subject, layer, trained, sent.get(trained)))
+    return tuple(found)
 
 
 def case(work: Work, reference: Row, chosen: Callable[[str], bool]) -> Case:
@@ -174,19 +180,20 @@ def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
         return lambda _: True
     wanted = set()
     for word in flag.split(","):
-        found = [
-            name
-            for name in names
-            if name == word
-            or (word.isdecimal() and _number(name) == int(word))
-            or _base(name) == word
-        ]
+        found = [name for name in names if _is_called(name, word)]
         if not found:
             raise UserError(
                 f"--layers={flag}: {word or 'a gap'} is none of {', '.join(names)}; or say all"
             )
         wanted.update(found)
     return lambda name: name in wanted
+
+
+def _is_called(name: str, word: str) -> bool:
+    """Whether a word is the name of a layer, with or without `.lora`, or the number at its end."""
+    if word in (name, _base(name)):
+        return True
+    return word.isdecimal() and _number(name) == int(word)
 
 
 def _base(name: str) -> str:

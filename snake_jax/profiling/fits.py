@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snake_jax.costs import targets
-from snake_jax.costs.targets import Compiled, Refused
+from snake_jax.costs.compiled import Compiled, Refused, compile_placed, placed
 
 PRECISION = ("float32", "bfloat16", "int8", "nf4")  # from the most memory to the least
 _RESOLUTION = 16  # batches are searched to one part in so many
@@ -23,8 +22,13 @@ _LEAST_BYTES, _PROBES = 2**30, 10
 
 
 class Candidate(NamedTuple):
-    """A step to try: rows, tokens in a row (0: images), storage of what does not train, rank (0: no
-    adapters).
+    """A step to try.
+
+    Attributes:
+      batch: rows, or images.
+      length: tokens in a row; 0: images.
+      frozen_dtype: storage of what does not train.
+      rank: of adapters; 0: there are none.
     """
 
     batch: int
@@ -34,8 +38,12 @@ class Candidate(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A candidate, the compiler's peak in bytes or None where it refused, and seconds on the
-    clock.
+    """A try.
+
+    Attributes:
+      candidate: that was tried.
+      peak_bytes: the compiler's; None where it refused.
+      wall_s: seconds on the clock.
     """
 
     candidate: Candidate
@@ -81,52 +89,66 @@ def halvings(most: int, least: int) -> tuple[int, ...]:
 
 
 def capacity(device: Any) -> int:
-    """Bytes that a device's compiler gives out, to about a thousandth, from programs that copy one
-    array.
+    """Bytes that a device's compiler gives out, to about a thousandth.
+
+    Found with programs that copy one array.
+
+    Args:
+      device: of this machine, or a described one.
     """
 
     def fits(count: int) -> bool:
         line = jax.ShapeDtypeStruct((count,), jnp.int8)
-        return isinstance(targets.compiled(lambda x: x + 1, targets.on(device, (line,))), Compiled)
+        built = compile_placed(lambda x: x + 1, placed(device, (line,)))
+        return isinstance(built, Compiled)
 
     low, high = 0, _LEAST_BYTES
     while fits(high):
         low, high = high, 2 * high
     for _ in range(_PROBES):
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
     return 2 * high  # the array and its copy
 
 
 def _single(search: Search) -> Tried | None:
     """The first, in order of preference, of which one row fits."""
-    best = Candidate(1, search.lengths[0], search.dtypes[0], search.ranks[0])
-    for field, values in (
-        ("frozen_dtype", search.dtypes),
-        ("rank", search.ranks),
-        ("length", search.lengths),
-    ):
-        ordered = [Candidate(**{**best._asdict(), field: value}) for value in values]
-        found = _first(
-            ordered if field == "frozen_dtype" else ordered[1:], lambda c: _try(search, c)
-        )
-        if found is not None:
-            return found
-        best = ordered[-1]
-    return None
+
+    def first(candidates: Sequence[Candidate]) -> Tried | None:
+        return _first(candidates, lambda candidate: _try(search, candidate))
+
+    most = Candidate(1, search.lengths[0], search.dtypes[0], search.ranks[0])
+    by_storage = [most._replace(frozen_dtype=dtype) for dtype in search.dtypes]
+    if found := first(by_storage):
+        return found
+
+    # In the least storage the rank gives way, then the length; what was tried is not tried again.
+    by_rank = [by_storage[-1]._replace(rank=rank) for rank in search.ranks]
+    if found := first(by_rank[1:]):
+        return found
+    by_length = [by_rank[-1]._replace(length=length) for length in search.lengths]
+    return first(by_length[1:])
 
 
 def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried]) -> Tried | None:
-    """The first that fits of candidates that need less and less; the first of all is tried
-    first.
+    """The first that fits of candidates that need less and less; the first of all is tried first.
+
+    Args:
+      candidates: in order.
+      attempt: tries one.
     """
-    low, high, found = 0, len(candidates), None
+    low, high = 0, len(candidates)
+    found: Tried | None = None
     while low < high:
         middle = low if found is None and low == 0 else (low + high) // 2
         tried = attempt(candidates[middle])
-        low, high, found = (
-            (low, middle, tried) if tried.peak_bytes is not None else (middle + 1, high, found)
-        )
+        if tried.peak_bytes is None:
+            low = middle + 1
+        else:
+            high, found = middle, tried
     return found
 
 
@@ -143,22 +165,34 @@ def _most_rows(search: Search, start: Tried) -> Tried:
 
 
 def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: int) -> int | None:
-    """Where the line through the last two that fit comes to what there is; None where no try would
-    tell more.
+    """Where the line through the last two that fit comes to what there is.
+
+    Args:
+      fitting: tries that fit, in order.
+      refused: the smallest batch that does not; None: none yet.
+      capacity_bytes: what there is.
+
+    Returns:
+      None where no try would tell more.
     """
     last = fitting[-1]
     low = last.candidate.batch
     step = max(1, low // _RESOLUTION)
     if refused is not None and refused - low <= step:
         return None
+
+    # One that fits gives no line: a stride. A line may be wrong: no more than a stride either.
     guess = _STRIDE * low
     if len(fitting) > 1:
         before = fitting[-2]
         grown = (last.peak_bytes or 0) - (before.peak_bytes or 0)
         row_bytes = max(1, grown // (low - before.candidate.batch))
-        guess = min(_STRIDE * low, low + (capacity_bytes - (last.peak_bytes or 0)) // row_bytes)
+        left_bytes = capacity_bytes - (last.peak_bytes or 0)
+        guess = min(_STRIDE * low, low + left_bytes // row_bytes)
     guess = max(guess, low + step)
-    return guess if refused is None or guess < refused else (low + refused) // 2
+    if refused is None or guess < refused:
+        return guess
+    return (low + refused) // 2
 
 
 def _try(search: Search, candidate: Candidate) -> Tried:

@@ -9,8 +9,8 @@ import jax
 from jax.typing import DTypeLike
 
 from snake_jax.costs import roofline
+from snake_jax.costs.compiled import Compiled
 from snake_jax.costs.roofline import Peaks
-from snake_jax.costs.targets import Compiled
 from snake_jax.costs.timing import Sample, interleaved, paired_ratio
 from snake_jax.profiling.rows import Built, Measured, Row
 
@@ -24,9 +24,7 @@ def peaks(device: Any, dtype: DTypeLike) -> Peaks:
 
 
 def free_bytes(device: Any) -> int:
-    """Memory that a program may still take: what the device tells, or what the operating system
-    has.
-    """
+    """Memory that a program may still take: as the device tells, or the operating system."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -34,16 +32,15 @@ def free_bytes(device: Any) -> int:
 
 
 def _free_of_machine_bytes() -> int:
-    """What the operating system could give without swapping; where it does not say, what nobody
-    has.
-    """
+    """What the operating system could give without swapping; else, what nobody has."""
     try:
         with open("/proc/meminfo") as lines:
-            return next(
-                1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
-            )
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            for line in lines:
+                if line.startswith("MemAvailable"):
+                    return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def steps(
@@ -66,11 +63,12 @@ def steps(
     Returns:
       By layer, `FULL` among them.
     """
-    every = {row.layer: row for row in rows} | ({FULL: full} if full else {})
+    every = {row.layer: row for row in rows}
+    if full is not None:
+        every[FULL] = full
     held = {layer: _peak_bytes(device, runners[layer]) for layer in every}
-    samples = interleaved(
-        {layer: runners[layer] for layer in every}, REPEATS, BUDGET_S / len(every)
-    )
+    in_turns = {layer: runners[layer] for layer in every}
+    samples = interleaved(in_turns, REPEATS, BUDGET_S / len(every))
     return {
         layer: _measured(row, samples[layer], samples.get(FULL), held[layer], at_best)
         for layer, row in every.items()
@@ -90,8 +88,13 @@ def _measured(
 
 
 def least_s(row: Row, at_best: Peaks) -> float:
-    """Seconds that the step takes at least: its FLOPs, or its arguments and results moved once, at
-    the peak rate.
+    """Seconds that the step takes at least, at the peak rates.
+
+    Those of its FLOPs, or of its arguments and results moved once.
+
+    Args:
+      row: with its program.
+      at_best: the rates.
     """
     memory = row.built.memory if row.built else None
     moved_bytes = memory.arguments + memory.results if memory else 0

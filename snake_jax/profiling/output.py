@@ -9,23 +9,31 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
+from snake_jax.costs.roofline import Peaks
+from snake_jax.costs.shapes import Model, model_shapes
 from snake_jax.costs.timing import machine
 from snake_jax.models.language import LanguageModel
 from snake_jax.params import num_params
-from snake_jax.profiling import formula, tables, vision
+from snake_jax.profiling import cut, formula, tables
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.formula import Formula
-from snake_jax.profiling.language import unbroken_length
-from snake_jax.profiling.measure import Peaks
 from snake_jax.profiling.rows import Case, Row, built_record, largest, record, state_record
+from snake_jax.profiling.subjects import unbroken_length
 from snake_jax.profiling.tables import Section
 from snake_jax.report.units import human
 
 
 class Profile(NamedTuple):
-    """All that is told: the command, what it asked for, its cases with the works that they are of,
-    the target, and the device's peaks where one ran.
+    """All that is told.
+
+    Attributes:
+      command: the launch.
+      ask: what it asked for.
+      cases: ways to train and store.
+      works: those that the cases are of, one each.
+      target: that steps are compiled for; empty: none.
+      peaks: of the device; None where none ran.
     """
 
     command: str
@@ -38,33 +46,33 @@ class Profile(NamedTuple):
 
 def title(profile: Profile) -> str:
     """What the profile is of, in a line."""
-    config, full = profile.works[0].setup.config, profile.cases[0].full
-    kind = "blocks" if isinstance(profile.ask.model, LanguageModel) else "layers"
-    depth = f"{_depth(profile.ask.model)} {kind}"
-    what = f"{profile.ask.name}, {depth}, {full.params:,} parameters, {config.algorithm}"
+    config, model = profile.works[0].job.config, profile.ask.model
+    kind = "blocks" if isinstance(model, LanguageModel) else "layers"
+    depth = f"{_depth(model)} {kind}"
+    params = f"{profile.cases[0].full.params:,} parameters"
+    what = f"{profile.ask.name}, {depth}, {params}, {config.algorithm}"
     where = f", on {profile.target}" if profile.target else ""
     how = f"{config.optimizer}, {config.compute_dtype} arithmetic{where}"
     return f"{what}; a step of {_batch(profile)}, {how}"
 
 
 def _batch(profile: Profile) -> str:
-    config, model = profile.works[0].setup.config, profile.ask.model
+    config, model = profile.works[0].job.config, profile.ask.model
     if isinstance(model, LanguageModel):
         return f"{config.batch_size} x {config.max_length} tokens"
     return f"{config.batch_size} images of {'x'.join(map(str, model.input_shape))}"
 
 
-def _depth(model: Any) -> int:
+def _depth(model: Model) -> int:
     return model.num_blocks if isinstance(model, LanguageModel) else len(model.layers)
 
 
 def formulas(profile: Profile) -> tuple[Formula, ...]:
     """The papers' formula, which is one of language models: blocks that are alike."""
-    if not isinstance(profile.ask.model, LanguageModel):
+    model = profile.ask.model
+    if not isinstance(model, LanguageModel):
         return ()
-    return formula.of_model(
-        profile.ask.name, profile.cases[0].full.params, _depth(profile.ask.model)
-    )
+    return formula.of_model(profile.ask.name, profile.cases[0].full.params, model.num_blocks)
 
 
 def _sections(profile: Profile) -> list[Section]:
@@ -73,19 +81,13 @@ def _sections(profile: Profile) -> list[Section]:
     if values := formulas(profile):
         found.insert(1, tables.formula_section(values, profile.cases))
     if _cut(profile):
-        sent = vision.cut_bytes(profile.works[0].setup)
-        found.append(
-            Section(
-                "What a step sends over the cut",
-                ["", "bytes"],
-                [[w, f"{size:,}"] for w, size in sent],
-            )
-        )
+        lines = [[words, f"{size:,}"] for words, size in _cut_sends(profile)]
+        found.append(Section("What a step sends over the cut", ["", "bytes"], lines))
     return found
 
 
 def _cut(profile: Profile) -> bool:
-    return len(profile.works[0].setup.chain) > 1
+    return len(profile.works[0].job.chain) > 1
 
 
 def notes(profile: Profile) -> list[str]:
@@ -94,11 +96,11 @@ def notes(profile: Profile) -> list[str]:
         "GiB and MiB are 2**30 and 2**20 bytes, other prefixes decimal; a multiplication and an "
         "addition are 2 FLOPs."
     ]
-    if formulas(profile):
-        found.append(_left_out(profile))
+    if isinstance(profile.ask.model, LanguageModel):
+        found.append(_left_out(profile, profile.ask.model))
     if profile.target:
         found.append(_compared(profile))
-    if mesh := getattr(profile.works[0].setup.config, "mesh", ""):
+    if mesh := getattr(profile.works[0].job.config, "mesh", ""):
         found.append(
             f"Compiled memory is that of each device of the mesh {mesh}, as are the collectives "
             f"in json and csv, which "
@@ -112,35 +114,32 @@ def notes(profile: Profile) -> list[str]:
     return found
 
 
-def _left_out(profile: Profile) -> str:
+def _left_out(profile: Profile, model: LanguageModel) -> str:
     """What the papers' formula does not see, in numbers."""
-    ends = end_params(profile.ask.model)
-    share = f"{ends:,} parameters of embedding and head, which are no block"
-    rows = [largest(case) for case in profile.cases]
-    temporaries = [
-        max(0, row.built.memory.temporaries - row.state.gradients)
-        for row in rows
-        if row.built is not None and row.built.memory is not None
-    ]
+    ends = f"{end_params(model):,} parameters of embedding and head, which are no block"
+    temporaries = []
+    for case in profile.cases:
+        row = largest(case)
+        if row.built is not None and row.built.memory is not None:
+            temporaries.append(max(0, row.built.memory.temporaries - row.state.gradients))
     activations = "activations and other temporaries"
     if temporaries:
-        low, high = (f"{pick(temporaries) / 2**30:.2f}" for pick in (min, max))
-        activations += (
-            f" ({low if low == high else f'{low} to {high}'} GiB beyond gradients by the compiler)"
-        )
+        low, high = (f"{size / 2**30:.2f}" for size in (min(temporaries), max(temporaries)))
+        sizes = low if low == high else f"{low} to {high}"
+        activations += f" ({sizes} GiB beyond gradients by the compiler)"
     rest = "narrower storage than 2 bytes, adapters, and a teacher"
-    return f"The formula leaves out {share}; {activations}; {rest}."
+    return f"The formula leaves out {ends}; {activations}; {rest}."
 
 
-def end_params(model: Any) -> int:
+def end_params(model: LanguageModel) -> int:
     """Parameters of a language model's embedding and head."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model_shapes(model)
     return num_params((shapes["embed"], shapes["head"]))
 
 
 def _compared(profile: Profile) -> str:
     """What the compiler's count is of."""
-    config, model = profile.works[0].setup.config, profile.ask.model
+    config, model = profile.works[0].job.config, profile.ask.model
     here = jax.devices()[0].platform
     if not isinstance(model, LanguageModel):
         return (
@@ -171,33 +170,30 @@ def as_markdown(profile: Profile) -> str:
 
 
 def as_json(profile: Profile) -> str:
-    """Everything, as numbers; `rows` are the cases, each with the record of its row that holds the
-    most.
+    """Everything, as numbers.
+
+    `rows` are the cases, each with the record of its row that holds the most.
     """
-    config = profile.works[0].setup.config
-    setting = {
+    config, full = profile.works[0].job.config, profile.cases[0].full
+    found: dict[str, Any] = {
+        "command": profile.command,
         "model": profile.ask.name,
         "algorithm": config.algorithm,
         "batch_size": config.batch_size,
     }
-    setting |= {
-        n: getattr(config, n)
-        for n in ("max_length", "recompute", "optimizer", "compute_dtype")
-        if hasattr(config, n)
-    }
-    found = {
-        "command": profile.command,
-        **setting,
+    for name in ("max_length", "recompute", "optimizer", "compute_dtype"):
+        if hasattr(config, name):
+            found[name] = getattr(config, name)
+    here = machine()
+    found |= {
         "target": profile.target,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
-        "machine": {
-            name: machine()[name] for name in ("processor", "cores", "python", "load_1min")
-        },
+        "machine": {name: here[name] for name in ("processor", "cores", "python", "load_1min")},
         "peaks": profile.peaks._asdict() if profile.peaks else None,
         "formula": [value._asdict() for value in formulas(profile)],
         "notes": notes(profile),
-        "full": record(profile.cases[0].full, profile.cases[0].full),
+        "full": record(full, full),
         "cut": [{"sends": words, "bytes": size} for words, size in _cut_sends(profile)],
         "rows": [_case(case) for case in profile.cases],
     }
@@ -205,7 +201,7 @@ def as_json(profile: Profile) -> str:
 
 
 def _cut_sends(profile: Profile) -> list[tuple[str, int]]:
-    return vision.cut_bytes(profile.works[0].setup) if _cut(profile) else []
+    return cut.cut_bytes(profile.works[0].job) if _cut(profile) else []
 
 
 def _case(case: Case) -> dict[str, Any]:
@@ -223,11 +219,9 @@ def _case(case: Case) -> dict[str, Any]:
 def as_csv(profile: Profile) -> str:
     """A line for each case and layer, and for full training."""
     full = profile.cases[0].full
-    lines = [
-        _line(case.train, case.frozen_dtype, row, full)
-        for case in profile.cases
-        for row in case.rows
-    ]
+    lines = []
+    for case in profile.cases:
+        lines += [_line(case.train, case.frozen_dtype, row, full) for row in case.rows]
     lines.append(_line("full", "-", full, full))
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()

@@ -46,17 +46,19 @@ def draw(path: str | Path, title: str, cases: Sequence[Case]) -> Path:
 def _memory(panel: Axes, cases: Sequence[Case]) -> None:
     full = cases[0].full
     scale = memory_scale(full)
-    shown = [
-        (_name(case), largest(case)) for case in cases if largest(case).trained != full.trained
-    ]
-    shown.append(("full", full))
-    parts = {
-        word: [getattr(row.state, kind) / scale.factor for _, row in shown]
-        for kind, word in MEMORY.items()
-    }
-    if any(row.built and row.built.memory for _, row in shown):
-        parts[TEMPORARIES] = [_temporaries(row) / scale.factor for _, row in shown]
-    _bars(panel, [name for name, _ in shown], parts)
+    names, rows = [], []
+    for case in cases:
+        if largest(case).trained != full.trained:
+            names.append(_name(case))
+            rows.append(largest(case))
+    names.append("full")
+    rows.append(full)
+    parts = {}
+    for kind, word in MEMORY.items():
+        parts[word] = [getattr(row.state, kind) / scale.factor for row in rows]
+    if any(row.built and row.built.memory for row in rows):
+        parts[TEMPORARIES] = [_temporaries(row) / scale.factor for row in rows]
+    _bars(panel, names, parts)
     panel.set_ylabel(f"{scale.unit} that a node holds")
 
 
@@ -73,24 +75,24 @@ def _name(case: Case) -> str:
 def _flops(panel: Axes, case: Case) -> None:
     rows = [*case.rows, case.full._replace(layer="full")]
     scale = scale_for(case.full.flops.total, "FLOP")
-    parts = {
-        word: [getattr(row.flops, kind) / scale.factor for row in rows]
-        for kind, word in FLOPS.items()
-    }
+    parts = {}
+    for kind, word in FLOPS.items():
+        parts[word] = [getattr(row.flops, kind) / scale.factor for row in rows]
     _bars(panel, [row.layer for row in rows], parts)
     panel.set_ylabel(f"{scale.unit} a step")
     panel.set_title(_name(case).replace("\n", ", frozen as "), fontsize="medium")
 
 
 def _bars(panel: Axes, names: Sequence[str], parts: dict[str, list[float]]) -> None:
+    """A bar for each name, of parts on top of one another; a part has its colour, zero or not."""
+    places = range(len(names))
     base = [0.0] * len(names)
     for colour, (word, sizes) in zip(COLOURS, parts.items(), strict=False):
         if any(sizes):
-            panel.bar(range(len(names)), sizes, bottom=base, color=colour, label=word, width=0.75)
+            panel.bar(places, sizes, bottom=base, color=colour, label=word, width=0.75)
         base = [below + size for below, size in zip(base, sizes, strict=True)]
-    panel.set_xticks(
-        range(len(names)), names, rotation=90 if len(names) > _MANY else 0, fontsize="small"
-    )
+    rotation = 90 if len(names) > _MANY else 0
+    panel.set_xticks(places, names, rotation=rotation, fontsize="small")
     look(panel)
     panel.grid(visible=False, axis="x")
     panel.legend(frameon=False, fontsize="small")

@@ -1,14 +1,12 @@
-"""The profiler's records: a row for each assignment, the case that a table is about, and both as
-flat records.
-"""
+"""The profiler's rows, one an assignment; the cases that tables are about; flat records."""
 
 import re
-from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from snake_jax.costs import collectives
-from snake_jax.costs.accounting import StateBytes, StepFlops
-from snake_jax.costs.targets import Compiled, CompiledMemory, Refused
+from snake_jax.costs.compiled import Compiled, CompiledMemory, Refused
+from snake_jax.costs.flops import StepFlops
+from snake_jax.costs.memory import StateBytes
 
 
 class Sent(NamedTuple):
@@ -44,8 +42,12 @@ class Counted(NamedTuple):
 
 
 class Built(NamedTuple):
-    """How compiling went: the program or the reason of its refusal, and seconds on the clock and of
-    this process.
+    """How compiling went.
+
+    Attributes:
+      result: the program, or the reason of its refusal.
+      wall_s: seconds on the clock.
+      cpu_s: seconds of this process.
     """
 
     result: Compiled | Refused
@@ -104,50 +106,20 @@ class Row(NamedTuple):
     measured: Measured | None = None
 
 
-class Subject(NamedTuple):
-    """One way to train and store a model: what the rows of a case are made from, as functions of
-    what trains.
+class Case(NamedTuple):
+    """A way to train and store.
 
     Attributes:
-      params: numbers that train.
-      flops: of a step.
-      state: bytes that a node holds.
-      program: assignments for which it is equal share a program.
-      compiled: a step for the target.
-      counted: the compiler's count, given that program.
-      runner: `(trained, program) -> function of nothing that does a step` on this machine's device.
-    """
-
-    params: Callable[[tuple[str, ...]], int]
-    flops: Callable[[tuple[str, ...]], StepFlops]
-    state: Callable[[tuple[str, ...]], StateBytes]
-    program: Callable[[tuple[str, ...]], Hashable]
-    compiled: Callable[[tuple[str, ...]], Compiled | Refused]
-    counted: Callable[[tuple[str, ...], Compiled | Refused], Counted | None]
-    runner: Callable[[tuple[str, ...], Compiled], Callable[[], Any]]
-
-
-class Case(NamedTuple):
-    """A way to train and store, and a row for each assignment; `full` trains every layer, for
-    comparison.
+      train: how people call what trains.
+      frozen_dtype: of what does not; `-` where everything trains.
+      rows: one for each assignment.
+      full: every layer trains, for comparison.
     """
 
     train: str
     frozen_dtype: str
     rows: tuple[Row, ...]
     full: Row
-
-
-def row_of(subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | None = None) -> Row:
-    """What shapes alone say of an assignment."""
-    return Row(
-        layer,
-        trained,
-        subject.params(trained),
-        subject.flops(trained),
-        subject.state(trained),
-        sent,
-    )
 
 
 def largest(case: Case) -> Row:
@@ -157,43 +129,40 @@ def largest(case: Case) -> Row:
 
 def record(row: Row, full: Row) -> dict[str, Any]:
     """A row as a flat record; names say the units, `of_full` shares of full training."""
-    flops = {f"{name}_flops": value for name, value in row.flops._asdict().items()}
-    shares = {
-        "of_full_flops": row.flops.total / full.flops.total,
-        "of_full_state": row.state.total / full.state.total,
-    }
-    kinds = {
+    found: dict[str, Any] = {
         "layer": row.layer,
         "trained": list(row.trained),
         "trainable_params": row.params,
-        **flops,
-        "step_flops": row.flops.total,
-        **state_record(row.state),
-        **shares,
     }
-    sent = {
-        f"sent_{name}_bytes": value
-        for name, value in (row.sent._asdict() if row.sent else {}).items()
-    }
-    return (
-        kinds
-        | sent
-        | _counted_record(row.counted)
-        | built_record(row.built)
-        | _measured_record(row.measured)
-    )
+    for name, flops in row.flops._asdict().items():
+        found[f"{name}_flops"] = flops
+    found["step_flops"] = row.flops.total
+    found |= state_record(row.state)
+    found["of_full_flops"] = row.flops.total / full.flops.total
+    found["of_full_state"] = row.state.total / full.state.total
+    if row.sent is not None:
+        for name, size in row.sent._asdict().items():
+            found[f"sent_{name}_bytes"] = size
+    if row.counted is not None:
+        found["compiler_flops"] = row.counted.flops
+        found["compiler_formula_flops"] = row.counted.formula_flops
+        found["compiler_difference"] = row.counted.difference
+    found |= built_record(row.built)
+    if row.measured is not None:
+        for name, value in row.measured._asdict().items():
+            found[f"measured_{name}"] = value
+    return found
 
 
 def state_record(state: StateBytes) -> dict[str, int]:
     """Bytes by kind, and their sum."""
-    return {f"{name}_bytes": size for name, size in state._asdict().items()} | {
-        "state_bytes": state.total
-    }
+    kinds = {f"{name}_bytes": size for name, size in state._asdict().items()}
+    return kinds | {"state_bytes": state.total}
 
 
 def built_record(built: Built | None) -> dict[str, Any]:
-    """What the compiler reserves or why it refuses, what the program sends between devices, and how
-    long it took.
+    """How compiling went: what is reserved or why it is refused, what is sent, and how long it
+    took; nothing where nothing was compiled.
     """
     if built is None:
         return {}
@@ -202,37 +171,19 @@ def built_record(built: Built | None) -> dict[str, Any]:
         return {"refused": built.result.reason, **seconds}
     memory = built.result.memory
     kinds = {f"compiled_{name}_bytes": size for name, size in memory._asdict().items()}
-    return {
-        **kinds,
-        "compiled_peak_bytes": memory.peak,
-        **_collectives_record(built.result),
-        **seconds,
-    }
+    kinds["compiled_peak_bytes"] = memory.peak
+    return {**kinds, **_collectives_record(built.result), **seconds}
 
 
 def _collectives_record(compiled: Compiled) -> dict[str, int]:
-    """`collective_all_gather_s8_messages` and `_bytes`, and so on; nothing for a program of one
-    device.
+    """What a program sends between devices; nothing for a program of one device.
+
+    `collective_all_gather_s8_messages` and `_bytes`, and so on: all messages before all bytes.
     """
-    found = collectives.sent(compiled.program.as_text()).items()
-    names = {kind: re.sub(r"\W", "_", f"collective {kind}") for kind, _ in found}
-    messages = {f"{names[kind]}_messages": sent.messages for kind, sent in found}
-    return messages | {f"{names[kind]}_bytes": sent.num_bytes for kind, sent in found}
-
-
-def _counted_record(counted: Counted | None) -> dict[str, Any]:
-    if counted is None:
-        return {}
-    return {
-        "compiler_flops": counted.flops,
-        "compiler_formula_flops": counted.formula_flops,
-        "compiler_difference": counted.difference,
-    }
-
-
-def _measured_record(measured: Measured | None) -> dict[str, Any]:
-    return (
-        {}
-        if measured is None
-        else {f"measured_{name}": value for name, value in measured._asdict().items()}
-    )
+    found = collectives.sent(compiled.program.as_text())
+    messages, num_bytes = {}, {}
+    for kind, sent in found.items():
+        name = re.sub(r"\W", "_", f"collective {kind}")
+        messages[f"{name}_messages"] = sent.messages
+        num_bytes[f"{name}_bytes"] = sent.num_bytes
+    return messages | num_bytes

@@ -1,16 +1,19 @@
-"""A profile as tables for people: columns say how a number is got and written; what is all zero is
-left out.
+"""A profile as tables for people.
+
+Columns say how a number is got and written; a column that is all zero is left out.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from snake_jax.costs.flops import StepFlops
 from snake_jax.profiling.formula import FROZEN_BYTES, FULL_BYTES, TRAINED_BYTES, Formula
 from snake_jax.profiling.rows import Case, Row, largest
 from snake_jax.report.units import Scale, percent, scale_for
 
 _GIB, _MIB = 2**30, 2**20
+_REFUSED = -1  # in the place of a peak's bytes, where the compiler refuses
 
 
 class Column(NamedTuple):
@@ -39,51 +42,43 @@ def sections(unit: str, cases: Sequence[Case]) -> list[Section]:
     """
     found = [_memory_of_cases(cases)]
     for number, case in enumerate(cases):
-        found += _by_layer(unit, case, told=[earlier.rows for earlier in cases[:number]])
+        found += _by_layer(unit, case, before=cases[:number])
     return found
 
 
-def _by_layer(unit: str, case: Case, told: Sequence[Sequence[Row]]) -> list[Section]:
-    """Tables of a case; FLOPs that an earlier one has told, stored in another way, are not told
-    again.
+def _by_layer(unit: str, case: Case, before: Sequence[Case]) -> list[Section]:
+    """Tables of a case.
+
+    Args:
+      unit: what the rows are about.
+      case: a way to train and store.
+      before: cases that were told before. FLOPs that one of them has, stored in another way, are
+        not told again.
     """
-    name = (
-        f"{case.train}, frozen as {case.frozen_dtype}" if case.frozen_dtype != "-" else case.train
-    )
-    flops = scale_for(case.full.flops.total, "FLOP")
+    name = case.train
+    if case.frozen_dtype != "-":
+        name = f"{case.train}, frozen as {case.frozen_dtype}"
     tables = []
-    if not any([row.flops for row in rows] == [row.flops for row in case.rows] for rows in told):
-        tables.append(
-            _section(
-                f"{flops.unit} of a step: {case.train}",
-                unit,
-                case,
-                _flops_columns(case.full, flops),
-            )
-        )
+    if not any(_flops(earlier) == _flops(case) for earlier in before):
+        scale = scale_for(case.full.flops.total, "FLOP")
+        title = f"{scale.unit} of a step: {case.train}"
+        tables.append(_section(title, unit, case, _flops_columns(case.full, scale)))
     if len({row.state for row in case.rows}) > 1:
         scale = memory_scale(case.full)
-        tables.append(
-            _section(
-                f"{scale.unit} that a node holds: {name}",
-                unit,
-                case,
-                _memory_columns(case.full, scale),
-            )
-        )
+        title = f"{scale.unit} that a node holds: {name}"
+        tables.append(_section(title, unit, case, _memory_columns(case.full, scale)))
     if any(row.sent for row in case.rows):
-        sent = scale_for(4 * case.full.params, "B")
-        tables.append(
-            _section(
-                f"{sent.unit} of weights that a visit sends: {name}",
-                unit,
-                case,
-                _sent_columns(sent),
-            )
-        )
+        scale = scale_for(4 * case.full.params, "B")
+        title = f"{scale.unit} of weights that a visit sends: {name}"
+        tables.append(_section(title, unit, case, _sent_columns(scale)))
     if any(row.measured for row in case.rows):
-        tables.append(_section(f"Measured: {name}", unit, case, _measured_columns(case.full)))
+        title = f"Measured: {name}"
+        tables.append(_section(title, unit, case, _measured_columns(case.full)))
     return tables
+
+
+def _flops(case: Case) -> list[StepFlops]:
+    return [row.flops for row in case.rows]
 
 
 def memory_scale(full: Row) -> Scale:
@@ -91,129 +86,172 @@ def memory_scale(full: Row) -> Scale:
     return Scale(_GIB, "GiB") if full.state.total >= _GIB else Scale(_MIB, "MiB")
 
 
+# Columns
+
+
+def _at(path: str) -> Callable[[Row], float | None]:
+    """The number of a row at a path such as `sent.up`; None where there is nothing on the way."""
+    names = path.split(".")
+
+    def value(row: Row) -> float | None:
+        found: Any = row
+        for name in names:
+            if found is None:
+                return None
+            found = getattr(found, name)
+        return found
+
+    return value
+
+
+def _share(path: str, whole: float) -> Callable[[Row], float | None]:
+    """The number at a path as a part of a whole."""
+    part = _at(path)
+
+    def value(row: Row) -> float | None:
+        found = part(row)
+        return None if found is None else found / whole
+
+    return value
+
+
+def _in_unit(scale: Scale, digits: int) -> Callable[[float], str]:
+    """A number in the unit of a scale."""
+
+    def show(value: float) -> str:
+        return f"{value / scale.factor:,.{digits}f}"
+
+    return show
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _difference(value: float) -> str:
+    return f"{100 * value:+.2f} %"
+
+
 def _flops_columns(full: Row, scale: Scale) -> list[Column]:
-    in_unit = lambda value: f"{value / scale.factor:,.3f}"  # noqa: E731
-    whole = full.flops.total
+    in_unit = _in_unit(scale, 3)
     return [
-        Column("trainable", lambda row: row.params, lambda value: f"{value:,.0f}"),
-        Column("forward", lambda row: row.flops.forward, in_unit),
-        Column("computed again", lambda row: row.flops.recomputed, in_unit),
-        Column("input gradients", lambda row: row.flops.input_gradients, in_unit),
-        Column("weight gradients", lambda row: row.flops.weight_gradients, in_unit),
-        Column("teacher", lambda row: row.flops.teacher, in_unit),
-        Column("step", lambda row: row.flops.total, in_unit),
-        Column("of full", lambda row: row.flops.total / whole, percent),
-        Column("compiler's", lambda row: row.counted.flops if row.counted else None, in_unit),
-        Column(
-            "difference",
-            lambda row: row.counted.difference if row.counted else None,
-            lambda v: f"{100 * v:+.2f} %",
-        ),
+        Column("trainable", _at("params"), _count),
+        Column("forward", _at("flops.forward"), in_unit),
+        Column("computed again", _at("flops.recomputed"), in_unit),
+        Column("input gradients", _at("flops.input_gradients"), in_unit),
+        Column("weight gradients", _at("flops.weight_gradients"), in_unit),
+        Column("teacher", _at("flops.teacher"), in_unit),
+        Column("step", _at("flops.total"), in_unit),
+        Column("of full", _share("flops.total", full.flops.total), percent),
+        Column("compiler's", _at("counted.flops"), in_unit),
+        Column("difference", _at("counted.difference"), _difference),
     ]
 
 
 def _memory_columns(full: Row, scale: Scale) -> list[Column]:
-    in_unit = lambda value: f"{value / scale.factor:,.2f}"  # noqa: E731
+    in_unit = _in_unit(scale, 2)
+
+    def peak_or_refusal(value: float) -> str:
+        return "does not fit" if value == _REFUSED else in_unit(value)
+
     return [
-        Column("trainable", lambda row: row.params, lambda value: f"{value:,.0f}"),
-        Column("frozen", lambda row: row.state.frozen, in_unit),
-        Column("trained", lambda row: row.state.trained, in_unit),
-        Column("gradients", lambda row: row.state.gradients, in_unit),
-        Column("optimizer", lambda row: row.state.optimizer, in_unit),
-        Column("teacher", lambda row: row.state.received, in_unit),
-        Column("state", lambda row: row.state.total, in_unit),
-        Column("of full", lambda row: row.state.total / full.state.total, percent),
-        Column("temporaries", _temporaries, in_unit),
-        Column("compiled peak", _peak, lambda v: in_unit(v) if v >= 0 else "does not fit"),
-        Column(
-            "compiled in s",
-            lambda row: row.built.wall_s if row.built else None,
-            lambda value: f"{value:.1f}",
-        ),
+        Column("trainable", _at("params"), _count),
+        Column("frozen", _at("state.frozen"), in_unit),
+        Column("trained", _at("state.trained"), in_unit),
+        Column("gradients", _at("state.gradients"), in_unit),
+        Column("optimizer", _at("state.optimizer"), in_unit),
+        Column("teacher", _at("state.received"), in_unit),
+        Column("state", _at("state.total"), in_unit),
+        Column("of full", _share("state.total", full.state.total), percent),
+        Column("temporaries", _at("built.memory.temporaries"), in_unit),
+        Column("compiled peak", _peak, peak_or_refusal),
+        Column("compiled in s", _at("built.wall_s"), _tenths),
     ]
 
 
-def _temporaries(row: Row) -> float | None:
-    memory = row.built.memory if row.built else None
-    return None if memory is None else memory.temporaries
+def _tenths(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def _peak(row: Row) -> float | None:
-    """Below zero where the compiler refuses."""
+    """The compiled peak in bytes; `_REFUSED` where the compiler refuses."""
     if row.built is None:
         return None
-    return row.built.memory.peak if row.built.memory else -1
+    return row.built.memory.peak if row.built.memory else _REFUSED
 
 
 def _sent_columns(scale: Scale) -> list[Column]:
-    in_unit = lambda value: f"{value / scale.factor:,.3f}"  # noqa: E731
+    in_unit = _in_unit(scale, 3)
     return [
-        Column("up", lambda row: row.sent.up if row.sent else None, in_unit),
-        Column("down, first", lambda row: row.sent.down if row.sent else None, in_unit),
-        Column("down, cached", lambda row: row.sent.down_cached if row.sent else None, in_unit),
-        Column("node to node, first", lambda row: row.sent.onward if row.sent else None, in_unit),
-        Column(
-            "node to node, cached",
-            lambda row: row.sent.onward_cached if row.sent else None,
-            in_unit,
-        ),
+        Column("up", _at("sent.up"), in_unit),
+        Column("down, first", _at("sent.down"), in_unit),
+        Column("down, cached", _at("sent.down_cached"), in_unit),
+        Column("node to node, first", _at("sent.onward"), in_unit),
+        Column("node to node, cached", _at("sent.onward_cached"), in_unit),
     ]
 
 
 def _measured_columns(full: Row) -> list[Column]:
-    of = lambda name: lambda row: getattr(row.measured, name) if row.measured else None  # noqa: E731
     return [
-        Column("ms a step", of("step_s"), lambda value: f"{1e3 * value:,.1f}"),
-        Column("of full", of("of_full"), percent),
-        Column("by FLOPs", lambda row: row.flops.total / full.flops.total, percent),
-        Column("of the roofline", of("roofline"), percent),
-        Column("MiB at most", of("peak_bytes"), lambda value: f"{value / _MIB:,.1f}"),
+        Column("ms a step", _at("measured.step_s"), _in_unit(Scale(1e-3, "ms"), 1)),
+        Column("of full", _at("measured.of_full"), percent),
+        Column("by FLOPs", _share("flops.total", full.flops.total), percent),
+        Column("of the roofline", _at("measured.roofline"), percent),
+        Column("MiB at most", _at("measured.peak_bytes"), _in_unit(Scale(_MIB, "MiB"), 1)),
     ]
+
+
+# Tables
 
 
 def _section(title: str, unit: str, case: Case, columns: Sequence[Column]) -> Section:
-    """A line for each row, neighbours with the same numbers in one; the extremes; and full
-    training.
+    """A line for each row; the extremes; and full training.
+
+    Neighbours with the same numbers share a line.
     """
-    used = [
-        column for column in columns if any(column.value(row) for row in (*case.rows, case.full))
-    ]
+    used = _used(columns, (*case.rows, case.full))
     lines = _joined([[row.layer, *_cells(row, used)] for row in case.rows])
     if len(lines) > 2:
-        lines += [
-            [word, *_extremes(case.rows, used, pick)]
-            for word, pick in (("least", min), ("most", max))
-        ]
+        lines.append(["least", *_extremes(case.rows, used, min)])
+        lines.append(["most", *_extremes(case.rows, used, max)])
     full = ["full training", *_cells(case.full, used)]
-    return Section(
-        title,
-        [unit, *(column.head for column in used)],
-        [*lines, *([] if full in lines else [full])],
-    )
+    if full not in lines:
+        lines.append(full)
+    return Section(title, [unit, *(column.head for column in used)], lines)
+
+
+def _used(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns in which some row has a number other than zero."""
+    return [column for column in columns if any(column.value(row) for row in rows)]
 
 
 def _cells(row: Row, columns: Sequence[Column]) -> list[str]:
-    values = [column.value(row) for column in columns]
-    return [
-        "" if value is None else column.show(value)
-        for column, value in zip(columns, values, strict=True)
-    ]
+    cells = []
+    for column in columns:
+        value = column.value(row)
+        cells.append("" if value is None else column.show(value))
+    return cells
 
 
-def _extremes(rows: Sequence[Row], columns: Sequence[Column], pick: Callable) -> list[str]:
-    values = [[v for row in rows if (v := column.value(row)) is not None] for column in columns]
-    return [
-        column.show(pick(found)) if found else ""
-        for column, found in zip(columns, values, strict=True)
-    ]
+def _extremes(
+    rows: Sequence[Row], columns: Sequence[Column], pick: Callable[[list[float]], float]
+) -> list[str]:
+    cells = []
+    for column in columns:
+        values = [column.value(row) for row in rows]
+        found = [value for value in values if value is not None]
+        cells.append(column.show(pick(found)) if found else "")
+    return cells
 
 
 def _joined(lines: Sequence[list[str]]) -> list[list[str]]:
-    groups = [list(group) for _, group in groupby(lines, key=lambda line: line[1:])]
-    return [
-        [group[0][0] if len(group) == 1 else f"{group[0][0]} to {group[-1][0]}", *group[0][1:]]
-        for group in groups
-    ]
+    """Lines with neighbours that differ in their first cell alone as one."""
+    joined = []
+    for numbers, group in groupby(lines, key=lambda line: line[1:]):
+        names = [line[0] for line in group]
+        name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        joined.append([name, *numbers])
+    return joined
 
 
 def _memory_of_cases(cases: Sequence[Case]) -> Section:
@@ -221,12 +259,10 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
     full = cases[0].full
     scale = memory_scale(full)
     rows = [largest(case) for case in cases]
-    columns = _memory_columns(full, scale)
-    used = [column for column in columns if any(column.value(row) for row in (*rows, full))]
-    lines = [
-        [case.train, case.frozen_dtype, row.layer, *_cells(row, used)]
-        for case, row in zip(cases, rows, strict=True)
-    ]
+    used = _used(_memory_columns(full, scale), (*rows, full))
+    lines = []
+    for case, row in zip(cases, rows, strict=True):
+        lines.append([case.train, case.frozen_dtype, row.layer, *_cells(row, used)])
     if not any(row.trained == full.trained for row in rows):
         lines.append(["full", "-", "all", *_cells(full, used)])
     head = ["train", "frozen as", "of the most", *(column.head for column in used)]
@@ -235,57 +271,56 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
 
 def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Section:
     """The papers' formula beside what shapes and the compiler say."""
-    scale = memory_scale(cases[0].full)
-    gib = lambda value: f"{value / scale.factor:,.2f}"  # noqa: E731
-    lines = [
-        [f.counted, f"{f.params:,}", str(f.blocks), gib(f.full_bytes), gib(f.block_bytes)]
-        for f in formulas
-    ]
     full = cases[0].full
+    scale = memory_scale(full)
+    in_unit = _in_unit(scale, 2)
+    lines = []
+    for formula in formulas:
+        sizes = [in_unit(formula.full_bytes), in_unit(formula.block_bytes)]
+        lines.append([formula.counted, f"{formula.params:,}", str(formula.blocks), *sizes])
     for case in cases:
         row = largest(case)
-        name = f"{case.train}, frozen as {case.frozen_dtype}"
         if row.trained == full.trained:
             continue
-        lines.append(
-            [
-                f"state by shapes: {name}",
-                f"{full.params:,}",
-                "",
-                gib(full.state.total),
-                gib(row.state.total),
-            ]
-        )
+        name, params = f"{case.train}, frozen as {case.frozen_dtype}", f"{full.params:,}"
+        sizes = [in_unit(full.state.total), in_unit(row.state.total)]
+        lines.append([f"state by shapes: {name}", params, "", *sizes])
         if row.built:
-            cells = [_compiled(full, gib), _compiled(row, gib)]
-            lines.append([f"compiled peak: {name}", f"{full.params:,}", "", *cells])
+            peaks = [_compiled(full, in_unit), _compiled(row, in_unit)]
+            lines.append([f"compiled peak: {name}", params, "", *peaks])
     of_block = f"{FROZEN_BYTES} + {TRAINED_BYTES}/N where one of N equal blocks trains"
-    formula = f"{scale.unit} by the papers' formula, {FULL_BYTES} bytes a parameter in full"
-    title = f"{formula}, {of_block}; and in truth"
+    by_formula = f"{scale.unit} by the papers' formula, {FULL_BYTES} bytes a parameter in full"
+    title = f"{by_formula}, {of_block}; and in truth"
     return Section(title, ["", "parameters", "N", "full", "a part"], lines)
 
 
 def _compiled(row: Row, show: Callable[[float], str]) -> str:
     peak = _peak(row)
-    return "" if peak is None else show(peak) if peak >= 0 else "does not fit"
+    if peak is None:
+        return ""
+    return "does not fit" if peak == _REFUSED else show(peak)
+
+
+# Forms
 
 
 def text(section: Section) -> str:
     """The table in columns of one width."""
     lines = [section.head, *section.lines]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(section.head))]
-    aligned = [
-        "  ".join(
-            cell.ljust(w) if i < section.labels else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([section.title, *(line.rstrip() for line in aligned)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    written = [section.title]
+    for line in lines:
+        cells = []
+        for number, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            is_label = number < section.labels
+            cells.append(cell.ljust(width) if is_label else cell.rjust(width))
+        written.append("  ".join(cells).rstrip())
+    return "\n".join(written)
 
 
 def markdown(section: Section) -> str:
     """The table in Markdown, under its title."""
-    rule = ["---"] * section.labels + ["---:"] * (len(section.head) - section.labels)
-    lines = ("| " + " | ".join(line) + " |" for line in (section.head, rule, *section.lines))
+    numbers = len(section.head) - section.labels
+    rule = ["---"] * section.labels + ["---:"] * numbers
+    lines = ["| " + " | ".join(line) + " |" for line in (section.head, rule, *section.lines)]
     return "\n".join([section.title, "", *lines])

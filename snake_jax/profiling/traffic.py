@@ -14,15 +14,15 @@ same.
 """
 
 
-def cycles(setup: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]]]:
+def cycles(job: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]]]:
     """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes
     down.
     """
-    exchange = exchange_of(setup, sizes)
-    traffic = setup.algorithm.traffic
-    net = ledger.start(setup.layer_names)
-    found: list[list[tuple[tuple[str, ...], int, int]]] = [[] for _ in range(setup.config.cycles)]
-    for visits in planned(setup):
+    exchange = exchange_of(job, sizes)
+    traffic = job.algorithm.traffic
+    net = ledger.start(job.layer_names)
+    found: list[list[tuple[tuple[str, ...], int, int]]] = [[] for _ in range(job.config.cycles)]
+    for visits in planned(job):
         transfers = []
         for visit in visits:
             net, sent = traffic.deliveries(exchange, net, visit)
@@ -36,30 +36,30 @@ def cycles(setup: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, in
     return found
 
 
-def by_assignment(setup: Job, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
+def by_assignment(job: Job, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
     """`{what trains: bytes}` of the visits of a late cycle, in both modes where the method has
     both.
     """
-    both = "mode" in setup.algorithm.flags
-    last = {
-        (mode, cached): cycles(_variant(setup, mode, cached), sizes)[-1]
-        for mode in ("client_server", "peer_to_peer")[: 1 + both]
-        for cached in (False, True)
-    }
-    plain, kept = last["client_server", False], last["client_server", True]
-    onward = (
-        [[up + down for _, up, down in last["peer_to_peer", cached]] for cached in (False, True)]
-        if both
-        else []
-    )
+
+    def late(mode: str, cached: bool) -> list[tuple[tuple[str, ...], int, int]]:
+        return cycles(_variant(job, mode, cached), sizes)[-1]
+
+    plain, kept = late("client_server", False), late("client_server", True)
     found: dict[tuple[str, ...], Sent] = {}
-    for index, ((layers, up, down), (_, _, down_cached)) in enumerate(
-        zip(plain, kept, strict=True)
-    ):
-        found.setdefault(layers, Sent(up, down, down_cached, *(line[index] for line in onward)))
-    return found
+    for (layers, up, down), (_, _, down_cached) in zip(plain, kept, strict=True):
+        found.setdefault(layers, Sent(up, down, down_cached))
+    if "mode" not in job.algorithm.flags:
+        return found
+
+    # Node to node all that a visit sends goes on to the next. The same visits, in the same order.
+    onward, onward_cached = late("peer_to_peer", False), late("peer_to_peer", True)
+    added: dict[tuple[str, ...], Sent] = {}
+    for (layers, up, down), (_, up_cached, down_cached) in zip(onward, onward_cached, strict=True):
+        both = {"onward": up + down, "onward_cached": up_cached + down_cached}
+        added.setdefault(layers, found[layers]._replace(**both))
+    return added
 
 
-def _variant(setup: Job, mode: str, cached: bool) -> Job:
-    config = dataclasses.replace(setup.config, mode=mode, cached=cached, cycles=CYCLES)
-    return setup._replace(config=config, plan=setup.plan._replace(config=config))
+def _variant(job: Job, mode: str, cached: bool) -> Job:
+    config = dataclasses.replace(job.config, mode=mode, cached=cached, cycles=CYCLES)
+    return job._replace(config=config, plan=job.plan._replace(config=config))

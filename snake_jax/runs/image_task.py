@@ -21,7 +21,10 @@ from snake_jax.algorithms.chain import ON_NODE
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
-from snake_jax.costs import accounting
+from snake_jax.costs import memory
+from snake_jax.costs.flops import chain_step_flops, step_flops
+from snake_jax.costs.layers import auxiliary_costs, layer_costs
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import augmentation, sources, subsets
@@ -231,21 +234,19 @@ def _assignment_problem(
     optimizer states, frozen layers and teacher, without activations.
     """
     config, sizes, step = job.config, sizes_of(job), make_step(job)
-    costs = accounting.layer_costs(job.model, config.batch_size)
-    state_bytes, traffic, step_flops = [], [], []
+    costs = layer_costs(job.model, config.batch_size)
+    state_bytes, traffic, flops = [], [], []
     for layers in groups:
-        state = accounting.state_bytes(step, layers, config.frozen_dtype)
+        state = memory.state_bytes(step, layers, config.frozen_dtype)
         state_bytes.append(state.total)
         up = sum(sizes.full[name] for name in layers)
         rest = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
         traffic.append((up + rest, up))
-        step_flops.append(
-            accounting.step_flops(
-                costs, layers, teacher=job.distilled, stochastic=job.model.stochastic
-            )
+        flops.append(
+            step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
         )
     transfers = None if config.assign == "greedy" else traffic
-    problem = assignment.make_problem(groups, step_flops, state_bytes, steps, job.fleet, transfers)
+    problem = assignment.make_problem(groups, flops, state_bytes, steps, job.fleet, transfers)
     return problem, sum(sizes.full[name] for name in job.layer_names)
 
 
@@ -324,7 +325,7 @@ def sizes_of(job: ImageJob) -> Sizes:
     config = job.config
     names = job.layer_names if config.carry_optimizer_state else ()
     params, states, *_ = state_like(job, names)
-    return accounting.transfer_sizes(params, config.frozen_dtype, states)
+    return transfer_sizes(params, config.frozen_dtype, states)
 
 
 def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
@@ -332,17 +333,12 @@ def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
     batches.
     """
     config, model = job.config, job.model
-    costs = accounting.layer_costs(model, config.batch_size)
+    costs = layer_costs(model, config.batch_size)
     if len(job.chain) > 1:
-        lower = model._replace(layers=model.layers[: job.chain[0].stop] + job.auxiliary)
-        heads = accounting.layer_costs(lower, config.batch_size)[job.chain[0].stop :]
-        divided = accounting.chain_step_flops(
-            job.chain, costs, heads, not job.algorithm.local_losses
-        )
+        heads = auxiliary_costs(model, job.chain, job.auxiliary, config.batch_size)
+        divided = chain_step_flops(job.chain, costs, heads, not job.algorithm.local_losses)
         return lambda result: {role: result.iterations * flops for role, flops in divided.items()}
-    step = functools.partial(
-        accounting.step_flops, costs, teacher=job.distilled, stochastic=model.stochastic
-    )
+    step = functools.partial(step_flops, costs, teacher=job.distilled, stochastic=model.stochastic)
     return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
 
 

@@ -24,7 +24,10 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
-from snake_jax.costs import language_costs
+from snake_jax.costs import memory
+from snake_jax.costs.flops import passed_flops
+from snake_jax.costs.layers import row_costs
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import chat_template, sources, templates, text_data, tokenizers
 from snake_jax.engines.contract import Engine, Scores
@@ -460,24 +463,20 @@ def _sizes(job: TextJob) -> Sizes:
     with_states = job.plan.layer_names if config.carry_optimizer_state else ()
     params, states, *_ = state_like(job, with_states)
     rest = without(_shapes(job), params)
-    return language_costs.transfer_sizes(params, rest, config.frozen_dtype, states)
+    return transfer_sizes(params, config.frozen_dtype, states, base=rest)
 
 
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[int, int]]:
-    step, like = make_step(job), _like(job)
-    items = own_items(job.model, step.adapted)
-    base = _shapes(job)[own_items(job.model, False)[0]] if step.adapted else {}
-
-    @functools.lru_cache
-    def costs(length: int) -> language_costs.RowCosts:
-        return language_costs.row_costs(step, base, like[items[0]], length)
+    step = make_step(job)
+    adapters = make_lora(job.config) if step.adapted else None
+    draws = {"teacher": job.distilled, "stochastic": job.model.stochastic}
 
     def flops(outcome: Outcome) -> Mapping[int, int]:
         assert outcome.text is not None, "a visit on a language model counts its text"
-        trains = language_costs.trained(items, outcome.visit.layers)
         total = 0
         for passed in outcome.text.passed:
-            total += language_costs.passed_flops(step, costs(passed.length), trains, passed)
+            costs = row_costs(job.model, adapters, step.recompute, passed.length)
+            total += passed_flops(costs, outcome.visit.layers, passed, **draws)
         return {ON_NODE: total}
 
     return flops
@@ -538,11 +537,11 @@ def largest_visit(job: TextJob) -> tuple[str, ...]:
     return max(every, key=len)
 
 
-def visit_state(job: TextJob) -> language_costs.StateBytes:
+def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
-    shapes, like, layers = _shapes(job), _like(job), largest_visit(job)
-    dtype = job.config.frozen_dtype
-    return language_costs.visit_state(make_step(job), shapes, like, layers, dtype)
+    step, config = make_step(job), job.config
+    adapters = make_lora(config) if step.adapted else None
+    return memory.state_bytes(step, largest_visit(job), config.frozen_dtype, adapters)
 
 
 TASK: Task[TextConfig, Texts, LanguageModel] = Task(

@@ -19,7 +19,7 @@ from snake_jax.algorithms.assignment import (
     milp,
     proportional,
 )
-from snake_jax.costs.accounting import LayerCost, step_flops
+from snake_jax.costs.flops import LayerCost, step_flops
 from snake_jax.errors import UserError
 from snake_jax.nodes.fleet import Fleet, Node, make_fleet
 

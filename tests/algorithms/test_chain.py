@@ -9,7 +9,8 @@ import pytest
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Message, Segment
 from snake_jax.algorithms.visits import Visit
-from snake_jax.costs.accounting import LayerCost, chain_step_flops, layer_costs, step_flops
+from snake_jax.costs.flops import LayerCost, chain_step_flops, step_flops
+from snake_jax.costs.layers import layer_costs
 from snake_jax.models import registry
 from snake_jax.nodes.ledger import (
     SERVER,

@@ -10,7 +10,12 @@ import pytest
 
 from experiments import accounting as launch
 from experiments import accounting_tables
-from snake_jax.costs import accounting
+from snake_jax.costs.compiled import compiled_cost
+from snake_jax.costs.flops import LayerCost, StepFlops, step_flops, step_parts
+from snake_jax.costs.layers import layer_costs
+from snake_jax.costs.memory import state_bytes
+from snake_jax.costs.shapes import BatchShape, step_program
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import num_bytes
@@ -38,9 +43,9 @@ def _narrow_vgg():
 
 
 def _within(step, trained, percent, frozen_dtype="float32"):
-    costs = accounting.layer_costs(step.model, BATCH)
-    counted = accounting.compiled_cost(step, trained, BATCH, frozen_dtype).flops
-    expected = accounting.step_flops(costs, trained, teacher=step.distillation is not None)
+    costs = layer_costs(step.model, BATCH)
+    counted = compiled_cost(step, trained, BATCH, frozen_dtype).flops
+    expected = step_flops(costs, trained, teacher=step.distillation is not None)
     return expected <= counted <= (1 + percent / 100) * expected
 
 
@@ -82,22 +87,18 @@ def test_the_compiler_counts_a_loop_once_and_the_dearer_branch():
 
 def test_layer_costs_by_hand():
     model = registry.build("cnn", 10, (8, 8, 3), conv="matmul")
-    costs = {cost.name: cost for cost in accounting.layer_costs(model, 4)}
+    costs = {cost.name: cost for cost in layer_costs(model, 4)}
     assert costs["conv1"].params == 9 * 3 * 16 + 16
-    assert costs["conv1"].forward_flops == 2 * 4 * 8 * 8 * 9 * 3 * 16
-    assert costs["conv3"].forward_flops == 2 * 4 * 2 * 2 * 9 * 32 * 32  # after two poolings
-    assert costs["fc5"].forward_flops == 2 * 4 * 64 * 10
-    assert (
-        costs["fc5"].input_gradient_flops
-        == costs["fc5"].weight_gradient_flops
-        == costs["fc5"].forward_flops
-    )
+    assert costs["conv1"].forward == 2 * 4 * 8 * 8 * 9 * 3 * 16
+    assert costs["conv3"].forward == 2 * 4 * 2 * 2 * 9 * 32 * 32  # after two poolings
+    assert costs["fc5"].forward == 2 * 4 * 64 * 10
+    assert costs["fc5"].input_gradient == costs["fc5"].weight_gradient == costs["fc5"].forward
 
 
 @pytest.mark.parametrize("name", ["vgg11", "cnn"])
 def test_every_lowering_costs_the_same(name):
     counts = [
-        accounting.layer_costs(registry.build(name, 10, (32, 32, 3), conv=c), 2)
+        layer_costs(registry.build(name, 10, (32, 32, 3), conv=c), 2)
         for c in ("auto", "xla", "matmul")
     ]
     assert counts[0] == counts[1] == counts[2]
@@ -108,16 +109,16 @@ def test_a_scanned_layer_counts_each_turn():
         return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
 
     model = LayeredModel("scan", (Layer("scan", lambda key, x: jnp.ones((6, 6)), layer),), (6,))
-    (cost,) = accounting.layer_costs(model, 3)
-    assert cost.forward_flops == 5 * 2 * 3 * 6 * 6
+    (cost,) = layer_costs(model, 3)
+    assert cost.forward == 5 * 2 * 3 * 6 * 6
 
 
 def test_step_flops_by_hand():
     costs = [
-        accounting.LayerCost(name, 0, f, i, w)
+        LayerCost(name, 0, f, i, w)
         for name, f, i, w in [("a", 1, 10, 100), ("b", 2, 20, 200), ("c", 4, 40, 400)]
     ]
-    count = functools.partial(accounting.step_flops, costs)
+    count = functools.partial(step_flops, costs)
     assert count(("a", "b", "c")) == 7 + 60 + 700  # the first layer's input gradient is nobody's
     assert count(("c",)) == 7 + 400
     assert count(("b",)) == 7 + 40 + 200
@@ -128,13 +129,28 @@ def test_step_flops_by_hand():
     assert count(("b",), stochastic=True) == count(("b",))
 
 
+def test_parts_of_a_step_by_hand():
+    more = {"recomputed": 1000, "recomputed_for_weights": 10_000, "inner_gradient": 5}
+    costs = [
+        LayerCost("table", 0, 0, 0, 400),
+        LayerCost("one", 0, 1, 10, 100, looped=True, **more),
+        LayerCost("two", 0, 2, 20, 200, looped=True, **more),
+        LayerCost("matrix", 0, 4, 40, 0, rerun=4),
+    ]
+    assert step_parts(costs, ["two"]) == StepFlops(7, 11_004, 45, 200, 0)
+    assert step_parts(costs, ["one", "two"]) == StepFlops(7, 22_004, 70, 300, 0)
+    assert step_parts(costs, ["table", "two"]) == StepFlops(7, 12_004, 70, 600, 0)
+    assert step_parts(costs, ["two"], given=True).forward == 6
+    assert step_parts(costs, ["two"], teacher=True).teacher == 6 + 4
+    assert step_parts(costs, ["two"], teacher=True, stochastic=True).teacher == 7 + 4
+    assert step_parts(costs, []) == StepFlops(7, 0, 0, 0, 0)
+
+
 def test_transfer_sizes_by_hand():
     model = registry.build("cnn", 10, (8, 8, 3), conv="matmul")
     params = jax.eval_shape(model.init, jax.random.key(0))
     kernel, bias = 9 * 3 * 16, 16
-    sizes = {
-        dtype: accounting.transfer_sizes(params, dtype) for dtype in ("float32", "bfloat16", "int8")
-    }
+    sizes = {dtype: transfer_sizes(params, dtype) for dtype in ("float32", "bfloat16", "int8")}
     assert {s.full["conv1"] for s in sizes.values()} == {4 * (kernel + bias)}
     frozen = [sizes[dtype].frozen["conv1"] for dtype in sizes]
     assert frozen == [
@@ -150,7 +166,7 @@ def test_optimizer_states_travel_as_items_of_their_own():
     step = small_step(model, optimizer="adam")
     params = jax.eval_shape(model.init, jax.random.key(0))
     states = jax.eval_shape(lambda p: init_states(step.rule, p, model.layer_names), params)
-    sizes = accounting.transfer_sizes(params, "int8", states)
+    sizes = transfer_sizes(params, "int8", states)
     assert (
         sizes.full["conv1/optimizer"]
         == sizes.frozen["conv1/optimizer"]
@@ -161,21 +177,22 @@ def test_optimizer_states_travel_as_items_of_their_own():
 def test_a_node_keeps_one_copy_of_frozen_layers_beside_the_trained_state():
     step = small_step(_narrow_vgg(), distillation=Distillation(2.0, 0.5))
     trained = ("conv1", "conv4", "fc11")
-    trainable, states, frozen, teacher = accounting.node_state(step, trained)
+    program = step_program(step, trained, BatchShape(1), "float32")
+    trainable, states, frozen, teacher = program.arguments[:4]
     params = jax.eval_shape(step.model.init, jax.random.key(0))
     assert num_bytes(trainable) + num_bytes(frozen) == num_bytes(params)
     assert (
         num_bytes(teacher) == num_bytes(trainable) == num_bytes(states)
     )  # momentum: one number a weight
     assert not set(frozen) & set(trainable)
+    kinds = (frozen, trainable, trainable, states, teacher)
+    assert state_bytes(step, trained) == tuple(map(num_bytes, kinds))
 
 
 def test_frozen_precision_shrinks_the_compiled_arguments_by_what_it_saves():
     step, trained = small_step(registry.build("cnn", 10, (8, 8, 3), conv="matmul")), ("fc5",)
-    arguments = {
-        t: accounting.compiled_cost(step, trained, 4, t).argument_bytes for t in ("float32", "int8")
-    }
-    frozen = {t: num_bytes(accounting.node_state(step, trained, t)[2]) for t in arguments}
+    arguments = {t: compiled_cost(step, trained, 4, t).argument_bytes for t in ("float32", "int8")}
+    frozen = {t: state_bytes(step, trained, t).frozen for t in arguments}
     assert arguments["float32"] - arguments["int8"] == pytest.approx(
         frozen["float32"] - frozen["int8"], rel=1e-3
     )

@@ -10,11 +10,16 @@ import optax
 import pytest
 
 from snake_jax.algorithms.visits import Passed
-from snake_jax.costs import language_costs, language_profile
+from snake_jax.costs import compiled
+from snake_jax.costs.flops import passed_flops, step_parts
+from snake_jax.costs.layers import batch_costs, block_flops, products, row_costs
+from snake_jax.costs.memory import state_bytes
+from snake_jax.costs.shapes import BatchShape, step_program
+from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import lora
 from snake_jax.models.language import Hidden
 from snake_jax.models.presets import from_preset
-from snake_jax.params import without
+from snake_jax.params import num_bytes, without
 from snake_jax.train import quantization, stack
 from snake_jax.train.image_step import Distillation
 from snake_jax.train.optimizers import init_states, update_rule
@@ -111,13 +116,14 @@ def unrolled_flops(step, trained, given=0):
     return program.cost_analysis()["flops"]
 
 
+def adapters_of(step):
+    return lora.Lora(8) if step.adapted else None
+
+
 def formula(step, trained, **passed):
-    items = own_items(step.model, step.adapted)
-    every = shapes(step.model.name, step.adapted)
-    base = every["block_00"] if step.adapted else {}
-    costs = language_costs.row_costs(step, base, every[items[0]], LENGTH)
-    trains = language_costs.trained(items, trained)
-    return language_costs.passed_flops(step, costs, trains, Passed(LENGTH, ROWS, **passed))
+    costs = row_costs(step.model, adapters_of(step), step.recompute, LENGTH)
+    draws = {"teacher": step.distillation is not None, "stochastic": step.model.stochastic}
+    return passed_flops(costs, trained, Passed(LENGTH, ROWS, **passed), **draws)
 
 
 CASES = [
@@ -144,12 +150,11 @@ def test_flops_are_within_two_percent_of_the_compilers(name, recompute, trained)
 @pytest.mark.parametrize("recompute", ["block", "none"])
 def test_parts_of_a_step_by_hand(recompute):
     step = make("tiny-llama", recompute=recompute)
-    costs = language_costs.row_costs(step, {}, shapes("tiny-llama", False)["block_00"], LENGTH)
+    costs = batch_costs(step, BatchShape(ROWS, LENGTH))
     kernels = 256 * (256 + 2 * 128 + 256) + 3 * 256 * 640  # q, k and v, o; gate, up and down
     products, scores = 2 * LENGTH * kernels, 4 * LENGTH**2 * 256
     head = 2 * LENGTH * 256 * 264
-    trains = language_costs.Trains(0, 3, ("embed", "head"))
-    parts = language_costs.passed_parts(step, costs, trains, Passed(LENGTH, ROWS))
+    parts = step_parts(costs, step.model.layer_names)
     assert parts.forward == ROWS * (3 * (products + scores) + head)
     assert parts.input_gradients == ROWS * (3 * (products + 2 * scores) + head)
     assert parts.weight_gradients == ROWS * (3 * products + head)
@@ -164,16 +169,31 @@ def test_parts_of_a_step_by_hand(recompute):
 def test_one_block_by_the_compiler_agrees_with_its_formula(name):
     """What `experiments.profile` prints as the compiler's count."""
     step = make(name)
-    block = shapes(name, False)["block_00"]
-    counted = language_profile.counted_costs(step, {}, block, LENGTH, jax.devices()[0])
-    told = language_costs.row_costs(step, {}, block, LENGTH)
-    for trained in [*((i, 1) for i in range(3)), (0, 3)]:
-        trains = language_costs.Trains(*trained)
-        flops = [
-            language_costs.passed_flops(step, costs, trains, Passed(LENGTH, ROWS))
-            for costs in (counted, told)
-        ]
+    counted = compiled.row_costs(step.model, None, step.recompute, LENGTH, jax.devices()[0])
+    told = row_costs(step.model, None, step.recompute, LENGTH)
+    every = own_items(step.model, False)
+    for trained in [*((name,) for name in every), every]:
+        flops = [passed_flops(costs, trained, Passed(LENGTH, ROWS)) for costs in (counted, told)]
         assert flops[0] == pytest.approx(flops[1], rel=0.02)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("adapters", [None, lora.Lora(8), lora.Lora(8, pattern="q_proj")])
+def test_what_is_computed_again_for_weights_is_the_same_where_nothing_is_gone_on_to(name, adapters):
+    """So a layer's cost names it once."""
+    kept, again = (
+        block_flops(make(name).model, adapters, how, 16, products) for how in ("none", "block")
+    )
+    assert again.lowest - kept.lowest == again.trained - kept.trained > 0
+
+
+def test_of_several_turns_of_a_loop_the_lowest_has_its_inputs_gradient_computed_too():
+    step = make("tiny-llama", recompute="none")
+    costs = row_costs(step.model, lora.Lora(8), step.recompute, LENGTH)
+    block = costs[2]
+    assert block.inner_gradient < block.input_gradient
+    one, two = (step_parts(costs, names) for names in ([block.name], [block.name, costs[3].name]))
+    assert two.input_gradients - one.input_gradients == block.input_gradient - block.inner_gradient
 
 
 def test_what_is_given_is_not_computed_and_what_a_teacher_computes_is():
@@ -225,13 +245,13 @@ def narrow(adapted):
 @pytest.mark.parametrize("dtype", BLOCK_BYTES)
 def test_bytes_that_travel_are_those_of_a_hand_count(dtype):
     found, own = narrow(False)
-    sizes = language_costs.transfer_sizes(own, without(found, own), dtype, {})
+    sizes = transfer_sizes(own, dtype, base=without(found, own))
     assert sizes.full["block_01"] == BLOCK_BYTES["float32"]
     assert sizes.frozen["block_01"] == BLOCK_BYTES[dtype]
     assert (sizes.frozen["embed"], sizes.frozen["head"]) == (TABLE_BYTES[dtype], HEAD_BYTES[dtype])
     assert sizes.full["embed"] == sizes.frozen["embed"], "what never trains is only had as stored"
     found, own = narrow(True)
-    sizes = language_costs.transfer_sizes(own, found, dtype, {})
+    sizes = transfer_sizes(own, dtype, base=found)
     assert sizes.full["block_01.lora"] == 4 * ADAPTER_PARAMS
     assert sizes.frozen["block_01.lora"] == (4 if dtype == "float32" else 2) * ADAPTER_PARAMS
     assert sizes.full["block_01"] == sizes.frozen["block_01"] == BLOCK_BYTES[dtype]
@@ -243,8 +263,8 @@ def test_bytes_of_a_nodes_state_are_those_of_a_hand_count(adapted, dtype):
     step = LanguageStep(
         NARROW, update_rule("adamw", momentum=0.0, weight_decay=0.0), 1.0, adapted=adapted
     )
-    found, own = narrow(adapted)
-    state = language_costs.visit_state(step, found, own, (list(own)[1],), dtype)
+    settings = lora.Lora(4) if adapted else None
+    state = state_bytes(step, own_items(NARROW, adapted)[1:2], dtype, settings)
     params = ADAPTER_PARAMS if adapted else KERNELS + NORMS
     others = 2 * (4 if dtype == "float32" else 2) * ADAPTER_PARAMS if adapted else 0
     blocks = (3 if adapted else 2) * BLOCK_BYTES[dtype]
@@ -252,6 +272,11 @@ def test_bytes_of_a_nodes_state_are_those_of_a_hand_count(adapted, dtype):
     assert (state.trained, state.gradients, state.received) == (4 * params, 4 * params, 0)
     assert state.optimizer == 2 * 4 * params + 4  # two moments, and the number of steps
     assert state.total == sum(state)
+    program = step_program(step, own_items(NARROW, adapted)[1:2], BatchShape(2, 8), dtype, settings)
+    trainable, states, frozen, received = map(num_bytes, program.arguments[:4])
+    place_of_the_block = 4
+    assert (trainable, states, received) == (state.trained, state.optimizer, 0)
+    assert frozen == state.frozen + place_of_the_block
 
 
 # The compiled step

@@ -24,7 +24,7 @@ from experiments.bench import (
     visit,
 )
 from experiments.bench.rows import HIGHER, LOWER, SUITES, Request, Row
-from snake_jax.costs import accounting
+from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.timing import Sample
 from snake_jax.errors import UserError
 from snake_jax.train.text_step import own_items
@@ -359,7 +359,7 @@ def test_memory_of_a_part_is_less_than_of_all():
         for name in ("state", "arguments", "compiled peak"):
             assert found[f"{network}, {part}", name] < found[f"{network}, full", name]
     names = vgg.QUICK.build(vgg.OURS).layer_names
-    state = accounting.state_bytes(vgg.local_step(vgg.QUICK), names)
+    state = state_bytes(vgg.local_step(vgg.QUICK), names)
     assert found["VGG-11, full", "state"] == pytest.approx(state.total / 1e6)
 
 

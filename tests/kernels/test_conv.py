@@ -13,7 +13,7 @@ import pytest
 
 from experiments.bench.kernels import __main__ as command
 from experiments.bench.kernels import conv as bench
-from snake_jax.costs import accounting
+from snake_jax.costs.layers import layer_costs
 from snake_jax.kernels.conv import LOWERINGS, conv2d, max_pool, reference, shapes
 from snake_jax.kernels.conv.shapes import ConvShape
 
@@ -303,11 +303,11 @@ def test_wrong_arguments_are_named(call, message):
 
 def test_the_default_network_is_vgg11():
     layers = bench.convolutions(bench.Network())
-    costs = accounting.layer_costs(bench.Network().build("matmul"), 32)
+    costs = layer_costs(bench.Network().build("matmul"), 32)
     assert sum(cost.params for cost in costs) == 9_750_922
-    assert sum(cost.forward_flops for cost in costs) == pytest.approx(9.81e9, rel=2e-3)
+    assert sum(cost.forward for cost in costs) == pytest.approx(9.81e9, rel=2e-3)
     assert [(layer.name, layer.flops) for layer in layers] == [
-        (c.name, c.forward_flops) for c in costs[:8]
+        (c.name, c.forward) for c in costs[:8]
     ]
     assert (layers[0].x, layers[-1].x) == ((32, 32, 32, 3), (32, 2, 2, 512))
 

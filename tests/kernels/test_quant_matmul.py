@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import qwix
 
-from snake_jax.costs import targets
+from snake_jax.costs.compiled import compile_placed, devices, placed
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import LOWERINGS, OfStack, mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.shapes import LARGE, ODD, SMALL
@@ -159,7 +159,7 @@ def test_one_trace_for_one_shape():
 def described(chip):
     """A chip that needs not be there; compiling needs neither its address nor to be alone."""
     pytest.importorskip("libtpu")
-    return targets.devices(f"tpu:{chip}")[0]
+    return devices(f"tpu:{chip}")[0]
 
 
 def on_chip(chip, shape, kind, rank, transposed, dtype=jnp.bfloat16):
@@ -173,7 +173,7 @@ def on_chip(chip, shape, kind, rank, transposed, dtype=jnp.bfloat16):
         jax.ShapeDtypeStruct((shape.rows, rank), dtype), jax.ShapeDtypeStruct((rank, across), dtype)
     )
     x = jax.ShapeDtypeStruct((shape.rows, width), dtype)
-    return targets.on(described(chip), (x, weight, low_rank if rank else None))
+    return placed(described(chip), (x, weight, low_rank if rank else None))
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def tpu_compiler(monkeypatch):
 def test_compiled_for_a_tpu_the_matrix_is_never_dense(chip, kind, transposed):
     shape = LARGE[1]
     matmul = functools.partial(mosaic_tpu.matmul, transposed=transposed)
-    compiled = targets.compiled(matmul, on_chip(chip, shape, kind, 16, transposed))
+    compiled = compile_placed(matmul, on_chip(chip, shape, kind, 16, transposed))
     assert compiled.memory.temporaries == 0
     text = compiled.program.as_text()
     assert text.count("tpu_custom_call") == 1
@@ -202,7 +202,7 @@ def test_xla_writes_the_dense_matrix_of_nf4_and_not_of_int8():
     matmul = functools.partial(reference.matmul, transposed=False)
     whole_bytes = 2 * shape.inputs * shape.outputs
     temporaries = {
-        kind: targets.compiled(matmul, on_chip("v5e", shape, kind, 0, False)).memory.temporaries
+        kind: compile_placed(matmul, on_chip("v5e", shape, kind, 0, False)).memory.temporaries
         for kind in KINDS
     }
     assert temporaries["int8"] == 0
@@ -317,7 +317,7 @@ def test_compiled_for_a_tpu_nothing_of_a_stack_is_copied(kind):
     stack = jax.tree.map(lambda w: placed((4, *w.shape), w.dtype), weight)
     at = placed((), jnp.int32)
     matmul = functools.partial(mosaic_tpu.matmul, transposed=False)
-    compiled = targets.compiled(
+    compiled = compile_placed(
         lambda x, stack, at, low: matmul(x, OfStack(stack, at), low), (x, stack, at, low_rank)
     )
     assert compiled.memory.temporaries == 0

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from snake_jax.config import TextConfig
-from snake_jax.costs import targets
-from snake_jax.costs.targets import Compiled, CompiledMemory, Refused
+from snake_jax.costs.compiled import Compiled, CompiledMemory, Refused, devices
 from snake_jax.errors import UserError
 from snake_jax.profiling import fits, launches
 from snake_jax.profiling.fits import Candidate, Search
@@ -110,7 +109,7 @@ def test_the_launch_says_what_is_not_as_it_would_be_anyway():
 def test_the_memory_of_a_described_chip_is_found_by_compiling():
     """15.75 GiB: what its compiler names when it refuses."""
     try:
-        (device, *_) = targets.devices("tpu:v5e")
+        (device, *_) = devices("tpu:v5e")
     except UserError as error:
         pytest.skip(str(error))
     assert fits.capacity(device) / 2**30 == pytest.approx(15.75, rel=2e-3)

@@ -14,15 +14,15 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from snake_jax.config import TextConfig
-from snake_jax.costs import collectives, targets
-from snake_jax.costs import language_profile as profile
+from snake_jax.costs import collectives, compiled
+from snake_jax.costs.shapes import BatchShape, step_program
 from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.runs import loop
 from snake_jax.train import quantization, sharding
 from snake_jax.train.optimizers import init_states, update_rule
-from snake_jax.train.text_step import LanguageStep, train_step
+from snake_jax.train.text_step import LanguageStep
 from tests.launches import ROOT
 from tests.sharded_runs import CASES, GATHERED, RUNS
 
@@ -313,7 +313,7 @@ ENTRY %main (p: s8[2]) -> s8[16] {
 
 def test_the_tpu_gathers_codes_of_four_bits_and_sums_gradients_where_they_are_kept():
     try:
-        devices = targets.devices("tpu:v5e:2x4")
+        devices = compiled.devices("tpu:v5e:2x4")
     except UserError as error:
         pytest.skip(str(error))
     mesh = sharding.make_mesh("fsdp:4,tensor:2", devices)
@@ -322,13 +322,12 @@ def test_the_tpu_gathers_codes_of_four_bits_and_sums_gradients_where_they_are_ke
     step = LanguageStep(
         model, update_rule("sgd", momentum=0.0, weight_decay=0.0), 0.0, compute_dtype="bfloat16"
     )
-    arguments = profile.step_arguments(step, None, profile.visit_items(step, 1), "nf4", (8, 128))
-    one, mesh_step = (step._replace(mesh=m) for m in (None, mesh))
-    alone = targets.compiled(
-        train_step(one, ("block_0",)), targets.on(devices[0], arguments), donate=(0, 1)
-    )
-    spread = targets.compiled(
-        train_step(mesh_step, ("block_0",)), sharding.on(mesh, arguments), donate=(0, 1)
+    alone, spread = (
+        compiled.compiled_step(
+            step_program(step._replace(mesh=m), ("block_00",), BatchShape(8, 128), "nf4"),
+            devices[0],
+        )
+        for m in (None, mesh)
     )
     assert spread.memory.arguments < 0.2 * alone.memory.arguments
     sent = collectives.sent(spread.program.as_text())

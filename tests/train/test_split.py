@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from snake_jax.costs import accounting
+from snake_jax.costs.compiled import compiled_cost
+from snake_jax.costs.shapes import BatchShape, step_program
 from snake_jax.models import registry
 from snake_jax.params import select
 from snake_jax.train.image_step import Batch, local_epoch, local_gradients
@@ -117,8 +118,8 @@ def lowered_flops(step, model):
     """FLOPs of an epoch's program as written down, before the compiler merges what is computed
     twice.
     """
-    arguments = (*accounting.node_state(step, model.layer_names), *accounting._batch(model, 32))
-    return jax.jit(local_epoch(step, model.layer_names)).lower(*arguments).cost_analysis()["flops"]
+    program = step_program(step, model.layer_names, BatchShape(32), "float32")
+    return jax.jit(program.function).lower(*program.arguments).cost_analysis()["flops"]
 
 
 @functools.cache
@@ -139,7 +140,7 @@ def test_a_cut_step_writes_nothing_down_twice(cuts):
 @pytest.mark.parametrize("cuts", [(2,), (1, 2, 3, 4)])
 def test_the_compiler_counts_a_cut_step_as_it_counts_a_whole_one(cuts):
     model = wide_cnn()
-    count = lambda step: accounting.compiled_cost(step, model.layer_names, 32).flops  # noqa: E731
+    count = lambda step: compiled_cost(step, model.layer_names, 32).flops  # noqa: E731
     whole, cut = count(small_step(model)), count(small_step(model, gradients=split_gradients(cuts)))
     assert cut == pytest.approx(whole, rel=0.01)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from snake_jax.costs import targets
+from snake_jax.costs import compiled
 
 CHIPS = ("v5e", "v6e")
 PEAKS = {"v5e": (197e12, 819e9), "v6e": (918e12, 1640e9)}
@@ -76,10 +76,10 @@ def described(
     """
     for old in schedules.iterdir() if schedules else ():
         old.unlink()
-    device = targets.devices(f"tpu:{chip}")[0]
+    device = compiled.devices(f"tpu:{chip}")[0]
     with jax.default_device(device):  # kernels ask which chip it is
-        program = targets.compiled(function, targets.on(device, shapes))
-    if isinstance(program, targets.Refused):
+        program = compiled.compile_placed(function, compiled.placed(device, shapes))
+    if isinstance(program, compiled.Refused):
         return None
     text = program.program.as_text()
     cycles = scheduled_cycles(text, _bundles(schedules), steps) if schedules else None

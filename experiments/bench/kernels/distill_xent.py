@@ -22,6 +22,7 @@ from snake_jax.costs.timing import interleaved, machine, summary
 from snake_jax.errors import UserError
 from snake_jax.kernels.distill_xent import linear_xent, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, MIDDLE, XentShape
+from snake_jax.params import num_bytes
 
 __all__ = ["report", "run"]
 
@@ -192,4 +193,4 @@ def _floor_bytes(shape: XentShape, hidden: Any, table: Any) -> int:
     """Hidden states and table read once for the loss and once for the gradient, the gradient
     written.
     """
-    return 3 * roofline.stored_bytes(hidden) + 2 * roofline.stored_bytes(table)
+    return 3 * num_bytes(hidden) + 2 * num_bytes(table)

@@ -20,6 +20,7 @@ from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.reference import LowRank
 from snake_jax.kernels.quant_matmul.shapes import LARGE, MIDDLE, QuantShape
+from snake_jax.params import num_bytes
 from snake_jax.train.quantization import freeze
 
 __all__ = ["report", "run"]
@@ -190,4 +191,4 @@ def _counted(found: described.Described | None) -> dict[str, Any]:
 def _floor_bytes(shape: QuantShape, weight: qwix.QArray, x: Any, low_rank: LowRank | None) -> int:
     """Every operand read and the result written once."""
     both_sides = 2 * shape.rows * (shape.inputs + shape.outputs)
-    return both_sides + roofline.stored_bytes((weight, low_rank))
+    return both_sides + num_bytes((weight, low_rank))

@@ -1,0 +1,265 @@
+"""What the real compiler says of a program, for devices that need not be there, from shapes alone.
+
+The TPU compiler runs on any machine where `libtpu` is installed: `jax.experimental.topologies`
+describes chips, programs are compiled for them, and what does not fit is refused as on the chip.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from snake_jax.costs import layers, shapes
+from snake_jax.costs.flops import LayerCost
+from snake_jax.costs.shapes import BatchShape, Step, StepProgram
+from snake_jax.errors import UserError
+from snake_jax.models import lora
+from snake_jax.models.language import Hidden, LanguageModel
+from snake_jax.params import PyTree
+from snake_jax.train import sharding
+
+# The least that there is of each chip.
+TOPOLOGIES = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}
+
+
+class CompiledMemory(NamedTuple):
+    """What the compiler reserves on a device, in bytes.
+
+    Attributes:
+      arguments: of the program.
+      results: those that do not take the place of arguments.
+      temporaries: all else.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+
+    @property
+    def peak(self) -> int:
+        """The sum."""
+        return sum(self)
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of a program, for each device.
+
+    Attributes:
+      memory: bytes that it reserves.
+      flops: as it counts them: a loop's body once whatever its length, of a condition the dearer
+        branch.
+      accessed_bytes: that its instructions read and write, counted likewise.
+      program: the executable; it runs where the target is this machine's device.
+    """
+
+    memory: CompiledMemory
+    flops: float
+    accessed_bytes: float
+    program: Any
+
+
+class Refused(NamedTuple):
+    """The compiler's reason why the program does not fit."""
+
+    reason: str
+
+
+class CompiledCost(NamedTuple):
+    """What the compiler counts for a program.
+
+    Attributes:
+      flops: all, elementwise work among them.
+      argument_bytes: of its arguments.
+      temporary_bytes: of results and temporaries.
+    """
+
+    flops: int
+    argument_bytes: int
+    temporary_bytes: int
+
+
+def devices(target: str) -> list[Any]:
+    """The devices of a target: this machine's, or described ones.
+
+    Args:
+      target: `cpu`, `gpu` or `tpu` of this machine; `tpu:v5e` or `tpu:v5e:2x4` for any.
+
+    Raises:
+      UserError: an unknown target, no such device, or no TPU compiler here.
+    """
+    kind, *described = target.split(":")
+    if kind == "tpu" and 1 <= len(described) <= 2:
+        return _described(target, *described)
+    if described or kind not in ("cpu", "gpu", "tpu"):
+        raise UserError(
+            f"--target={target}: want cpu, gpu, tpu or tpu:CHIP with CHIP of "
+            f"{', '.join(TOPOLOGIES)}"
+        )
+    try:
+        return jax.devices(kind)
+    except RuntimeError:
+        raise UserError(
+            f"--target={target}: there is no {kind} here; tpu:CHIP targets compile anywhere"
+        ) from None
+
+
+def placed(device: Any, arguments: PyTree) -> PyTree:
+    """Shapes with one device as their place."""
+    place = SingleDeviceSharding(device)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
+
+
+def compile_placed(
+    function: Callable[..., Any], arguments: tuple[Any, ...], donate: Sequence[int] = ()
+) -> Compiled | Refused:
+    """Compiles a function for the devices that its arguments' shapes are placed on.
+
+    Args:
+      function: of arrays.
+      arguments: their shapes, `placed`.
+      donate: numbers of the arguments whose place results may take.
+    """
+    lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
+    try:
+        program: Any = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Refused(_reason(str(error)))
+    memory = program.memory_analysis()
+    costs = program.cost_analysis() or {}
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    reserved = CompiledMemory(memory.argument_size_in_bytes, results, memory.temp_size_in_bytes)
+    return Compiled(reserved, costs.get("flops", 0.0), costs.get("bytes accessed", 0.0), program)
+
+
+def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refused:
+    """Compiles one step.
+
+    The compiler counts a loop's body once and the dearest branch of a condition; a step over a
+    single batch is what it counts. Results that take the place of donated arguments are not counted
+    twice.
+
+    Args:
+      program: from `shapes.step_program`. One of a mesh is compiled for that.
+      device: to compile for otherwise; None: this machine's.
+    """
+    arguments = program.arguments
+    if program.mesh is not None:
+        arguments = sharding.on(program.mesh, arguments)
+    elif device is not None:
+        arguments = placed(device, arguments)
+    return compile_placed(program.function, arguments, donate=(0, 1))
+
+
+def compiled_cost(
+    step: Step, trained: Sequence[str], batch_size: int, frozen_dtype: str = "float32"
+) -> CompiledCost:
+    """What the compiler of this machine's device says of one step on images.
+
+    Args:
+      step: the local step.
+      trained: the layers.
+      batch_size: B.
+      frozen_dtype: of the others, see `quantization.freeze`.
+
+    Raises:
+      MemoryError: it does not fit.
+    """
+    program = shapes.step_program(step, trained, BatchShape(batch_size), frozen_dtype)
+    built = compiled_step(program)
+    if isinstance(built, Refused):
+        raise MemoryError(built.reason)
+    memory = built.memory
+    return CompiledCost(int(built.flops), memory.arguments, memory.temporaries + memory.results)
+
+
+def row_costs(
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, device: Any
+) -> tuple[LayerCost, ...]:
+    """`layers.row_costs` as a device's compiler counts them.
+
+    It is given one block and the output matrix with its loss, each unrolled: the step's own loops
+    it would count once, whatever their length. Of a backward pass it tells the sum alone, what is
+    computed again in it.
+
+    Args:
+      model: the network.
+      adapters: that train in the place of blocks; None: whole layers do.
+      recompute: what the backward pass keeps of a block, see `stack.run`.
+      length: T, tokens.
+      device: whose compiler.
+
+    Raises:
+      UserError: a block by itself does not fit.
+    """
+
+    def count(function: Callable[..., Any], *arguments: PyTree) -> int:
+        built = compile_placed(function, placed(device, arguments))
+        if isinstance(built, Refused):
+            raise UserError(f"{model.name}: one block does not fit by itself: {built.reason}")
+        return int(built.flops)
+
+    flops = layers.block_flops(model, adapters, recompute, length, count)
+    own = flops.trained - flops.through
+    block = LayerCost(
+        name="block",
+        params=0,
+        forward=flops.forward,
+        input_gradient=flops.through,
+        weight_gradient=own,
+        inner_gradient=flops.lowest - own,
+        looped=True,
+    )
+    loss, arguments = _loss_of(model, length)
+    return layers.along_model(model, adapters, block, count(loss, *arguments))
+
+
+def _loss_of(model: LanguageModel, length: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+    """The output matrix and its loss for a row, as a function and its arguments' shapes."""
+    params = shapes.model_shapes(model)
+    head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
+    values = jax.ShapeDtypeStruct((1, length, model.architecture.hidden_size), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def loss(head: PyTree, table: jax.Array, values: jax.Array, ids: jax.Array) -> jax.Array:
+        hidden = model.finish(head, Hidden(values, ids, None))
+        return optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, ids).sum()
+
+    return loss, (head, model.table(params), values, ids)
+
+
+def _reason(text: str) -> str:
+    """The line of a refusal that has the numbers, else its first."""
+    lines = text.splitlines()
+    for line in lines:
+        if "Used" in line or "Exceeded" in line or "exceed" in line:
+            return line.strip()[:200]
+    return " ".join(lines[:1])[:200]
+
+
+def _described(target: str, chip: str, shape: str = "") -> list[Any]:
+    """Devices that need not be there, of a chip in a topology such as `2x4`; empty: the least."""
+    if chip not in TOPOLOGIES:
+        raise UserError(f"--target={target}: want tpu:CHIP with CHIP of {', '.join(TOPOLOGIES)}")
+    # Without these the TPU library asks the network for a machine that is not there.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    name = f"{chip}:{shape or TOPOLOGIES[chip]}"
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if "lockfile" in str(error):
+            way = "wait, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1"
+            raise UserError(
+                f"--target={target}: another process uses the TPU compiler; {way}"
+            ) from None
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"--target={target}: no TPU compiler here ({reason}); pip install libtpu"
+        ) from None

@@ -1,0 +1,191 @@
+"""FLOPs of a step: one walk over the costs of its layers, of images and language alike.
+
+`costs.layers` says what each layer costs; docs/accounting.md what each number holds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from snake_jax.algorithms.chain import ON_NODE, Chain, roles
+from snake_jax.algorithms.visits import Passed
+
+
+class LayerCost(NamedTuple):
+    """FLOPs of one layer, for a batch of images or a row of text.
+
+    Attributes:
+      name: of the layer, or of a block's adapters.
+      params: numbers that may train.
+      forward: its forward pass.
+      input_gradient: the gradient of its input, which is all where gradients only pass through.
+      weight_gradient: the gradient of what trains in it.
+      inner_gradient: in the lowest trained layer, which needs no gradient of its input: what leads
+        to weights of its own that lie below others of its own.
+      recomputed: of its forward pass, what the backward pass computes again to pass through.
+      recomputed_for_weights: what it computes again besides where the layer trains.
+      rerun: what loss and teacher each compute again whatever is kept: logits are never kept.
+      looped: whether it is a turn of a loop over layers that are alike. The turns that train are
+        one program, so of several the lowest takes the gradient of its input too.
+    """
+
+    name: str
+    params: int
+    forward: int
+    input_gradient: int
+    weight_gradient: int
+    inner_gradient: int = 0
+    recomputed: int = 0
+    recomputed_for_weights: int = 0
+    rerun: int = 0
+    looped: bool = False
+
+
+class StepFlops(NamedTuple):
+    """FLOPs of one step by what they are for.
+
+    Attributes:
+      forward: of all layers.
+      recomputed: in the backward pass, of what the forward pass did not keep.
+      input_gradients: of the layers that the backward pass goes through.
+      weight_gradients: of the layers that train.
+      teacher: its forward pass.
+    """
+
+    forward: int
+    recomputed: int
+    input_gradients: int
+    weight_gradients: int
+    teacher: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self)
+
+
+def step_flops(
+    costs: Sequence[LayerCost],
+    trained: Sequence[str],
+    *,
+    teacher: bool = False,
+    stochastic: bool = False,
+) -> int:
+    """FLOPs of one step that trains these layers: the sum of `step_parts`."""
+    return step_parts(costs, trained, teacher=teacher, stochastic=stochastic).total
+
+
+def step_parts(
+    costs: Sequence[LayerCost],
+    trained: Sequence[str],
+    *,
+    teacher: bool = False,
+    stochastic: bool = False,
+    given: bool = False,
+) -> StepFlops:
+    """FLOPs of one step that trains these layers, by what they are for.
+
+    Args:
+      costs: of all layers, in the order of the forward pass.
+      trained: names of those that train.
+      teacher: whether the layers as received run forward too.
+      stochastic: whether training draws random numbers (dropout).
+      given: whether the output of what lies below the lowest trained layer was computed before.
+    """
+    lowest = _lowest(costs, trained)
+    reached = costs[lowest:]
+    training = [cost for cost in costs if cost.name in trained]
+
+    # Backward from the loss down to the lowest trained layer, which needs no gradient of its input
+    # unless it is one of several turns of a loop.
+    input_gradients = sum(cost.input_gradient for cost in reached[1:])
+    if reached:
+        turns = sum(cost.looped for cost in training)
+        in_loop = reached[0].looped and turns > 1
+        input_gradients += reached[0].input_gradient if in_loop else reached[0].inner_gradient
+    recomputed = sum(cost.recomputed + cost.rerun for cost in reached)
+    recomputed += sum(cost.recomputed_for_weights for cost in training)
+
+    # A teacher shares what lies below the lowest trained layer, unless dropout tells them apart: it
+    # does not drop what the student drops.
+    taught: Sequence[LayerCost] = ()
+    if teacher:
+        taught = costs if stochastic else reached
+    return StepFlops(
+        forward=sum(cost.forward for cost in (reached if given else costs)),
+        recomputed=recomputed,
+        input_gradients=input_gradients,
+        weight_gradients=sum(cost.weight_gradient for cost in training),
+        teacher=sum(cost.forward + cost.rerun for cost in taught),
+    )
+
+
+def passed_flops(
+    costs: Sequence[LayerCost],
+    trained: Sequence[str],
+    passed: Passed,
+    *,
+    teacher: bool = False,
+    stochastic: bool = False,
+) -> int:
+    """FLOPs of rows of text that a visit passed.
+
+    Args:
+      costs: of a row of that length, from `row_costs`.
+      trained: what the visit trains.
+      passed: the rows.
+      teacher: see `step_parts`.
+      stochastic: see `step_parts`.
+    """
+    if passed.prefix:
+        below = costs[: _lowest(costs, trained)]
+        return passed.rows * sum(cost.forward for cost in below)
+    parts = step_parts(costs, trained, teacher=teacher, stochastic=stochastic, given=passed.given)
+    return passed.rows * parts.total
+
+
+def _lowest(costs: Sequence[LayerCost], trained: Sequence[str]) -> int:
+    """The place of the lowest trained layer; the number of layers where none trains."""
+    names = [cost.name for cost in costs]
+    return min((names.index(name) for name in trained), default=len(names))
+
+
+def chain_step_flops(
+    chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
+) -> Mapping[int, int]:
+    """FLOPs of one step by role, all layers trained: the sums of `chain_step_parts`."""
+    parts = chain_step_parts(chain, costs, auxiliary, gradients)
+    return {role: flops.total for role, flops in parts.items()}
+
+
+def chain_step_parts(
+    chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
+) -> Mapping[int, StepFlops]:
+    """FLOPs of one step of a cut model by role and by what they are for, all layers trained.
+
+    Args:
+      chain: of the visit.
+      costs: of the model's layers, for a batch.
+      auxiliary: of layers that train on the visiting node beside the model's.
+      gradients: whether gradients cross the cuts.
+    """
+    found = {}
+    for role in roles(chain):
+        held: list[LayerCost] = []
+        entered: list[LayerCost] = []
+        if role == ON_NODE:
+            held += auxiliary
+            entered += auxiliary
+        # The first layer above a cut that no gradient crosses needs none of its input.
+        for segment in chain:
+            if segment.role == role:
+                layers = costs[segment.start : segment.stop]
+                held += layers
+                entered += layers if segment.start > 0 and gradients else layers[1:]
+        found[role] = StepFlops(
+            forward=sum(cost.forward for cost in held),
+            recomputed=0,
+            input_gradients=sum(cost.input_gradient for cost in entered),
+            weight_gradients=sum(cost.weight_gradient for cost in held),
+            teacher=0,
+        )
+    return found

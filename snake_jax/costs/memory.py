@@ -1,0 +1,88 @@
+"""Bytes of what a node holds through a visit, without activations: counted from shapes.
+
+docs/accounting.md says what each number holds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from snake_jax.costs import shapes
+from snake_jax.costs.shapes import Step
+from snake_jax.costs.traffic import stored_bytes
+from snake_jax.models import lora
+from snake_jax.params import Params, num_bytes, num_params, select, without
+from snake_jax.train.optimizers import init_states
+from snake_jax.train.text_step import ENDS
+
+
+class StateBytes(NamedTuple):
+    """What a node holds through a visit, in bytes by kind.
+
+    Attributes:
+      frozen: what does not train, as stored.
+      trained: what does, in float32.
+      gradients: of that.
+      optimizer: its optimizer states.
+      received: what trains as it was received, where a teacher or a proximal term needs it.
+    """
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    received: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self)
+
+
+def state_bytes(
+    step: Step,
+    trained: Sequence[str],
+    frozen_dtype: str = "float32",
+    adapters: lora.Lora | None = None,
+) -> StateBytes:
+    """What a node holds through a visit that trains these layers.
+
+    Args:
+      step: the local step.
+      trained: layers, or adapters in the place of blocks.
+      frozen_dtype: of the others, see `quantization.freeze`.
+      adapters: which; None where whole layers train.
+    """
+    held = shapes.held_shapes(step.model, adapters)
+    trainable = select(held, trained)
+    frozen_bytes = sum(
+        stored_bytes(subtree, shapes.stored_dtype(name, frozen_dtype))
+        for name, subtree in without(held, trained).items()
+    )
+    state = trained_bytes(trainable, step.rule)
+    received = state.trained if step.needs_received else 0
+    return state._replace(frozen=frozen_bytes, received=received)
+
+
+def trained_bytes(trainable: Params, rule: optax.GradientTransformation) -> StateBytes:
+    """What a node holds of layers that train, nothing frozen beside them.
+
+    Args:
+      trainable: shapes of the layers.
+      rule: their update rule.
+    """
+    states = jax.eval_shape(lambda tree: init_states(rule, tree, tuple(tree)), trainable)
+    weights = num_bytes(trainable)
+    return StateBytes(0, weights, weights, num_bytes(states), 0)
+
+
+def evaluation_bytes(step: Step, adapters: lora.Lora | None) -> int:
+    """What evaluation in a run lays beside the frozen blocks.
+
+    That is every block's own part, in the dtype that is computed with.
+    """
+    own = without(shapes.trainable_shapes(step.model, adapters), ENDS)
+    return num_params(own) * jnp.dtype(step.compute_dtype).itemsize

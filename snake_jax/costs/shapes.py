@@ -1,0 +1,281 @@
+"""Shapes of a model and of all that a step takes, for formulas and compilers: no weights are made.
+
+Of the costs this module alone knows how the arguments of a step lie: layers by name where the model
+is one of images, blocks in stacks where it is one of language.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from snake_jax.models import lora
+from snake_jax.models.language import LanguageModel
+from snake_jax.models.layered import LayeredModel
+from snake_jax.params import Params, PyTree, select, without
+from snake_jax.train import quantization, stack
+from snake_jax.train.image_step import Batches, Examples, LocalStep, local_epoch
+from snake_jax.train.optimizers import init_states
+from snake_jax.train.text_step import (
+    ADAPTERS,
+    ENDS,
+    Frozen,
+    LanguageStep,
+    Rows,
+    block_roles,
+    own_dtype,
+    own_items,
+    train_step,
+)
+
+Model = LayeredModel | LanguageModel
+Step = LocalStep | LanguageStep
+
+
+class BatchShape(NamedTuple):
+    """What a step takes at once.
+
+    Attributes:
+      size: images, or rows of text.
+      length: tokens in a row; 0: images.
+      packed: whether a row of text holds several texts.
+    """
+
+    size: int
+    length: int = 0
+    packed: bool = False
+
+
+class StepProgram(NamedTuple):
+    """A step as a program that is to be compiled.
+
+    Attributes:
+      function: of the arguments; the first two, what trains and its optimizer states, are donated.
+      arguments: their shapes.
+      aimed: sets in arrays of these shapes the numbers that say what trains and for how long.
+      mesh: that the arguments lie over; None: one device.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    aimed: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+    mesh: Mesh | None = None
+
+
+@functools.lru_cache(maxsize=8)
+def model_shapes(model: Model) -> Params:
+    """Shapes of all layers."""
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=8)
+def adapter_shapes(model: LanguageModel, adapters: lora.Lora) -> PyTree:
+    """Shapes of the adapters of one block; all blocks are alike."""
+    block = model_shapes(model)[own_items(model, False)[0]]
+    return jax.eval_shape(lambda: lora.init(jax.random.key(0), block, adapters))
+
+
+def trainable_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
+    """Shapes of all that may train: the layers, or adapters in the place of the blocks.
+
+    Args:
+      model: the network.
+      adapters: which; None where whole layers train.
+    """
+    shapes = model_shapes(model)
+    if adapters is None:
+        return shapes
+    assert isinstance(model, LanguageModel), "only language models have adapters"
+    one = adapter_shapes(model, adapters)
+    return select(shapes, ENDS) | dict.fromkeys(own_items(model, True), one)
+
+
+def held_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
+    """Shapes of all that a node holds through a visit: the model, and adapters beside it."""
+    return model_shapes(model) | trainable_shapes(model, adapters)
+
+
+def stored_dtype(name: str, frozen_dtype: str) -> str:
+    """How a node stores an item while it does not train: adapters are not quantized.
+
+    Args:
+      name: of a layer, or of a block's adapters.
+      frozen_dtype: see `quantization.freeze`.
+    """
+    return own_dtype(frozen_dtype, name.endswith(ADAPTERS))
+
+
+def block_parts(model: LanguageModel, adapters: lora.Lora | None) -> tuple[PyTree, PyTree]:
+    """Shapes of what of a block never trains, `{}` where all of it may, and of what may."""
+    block = model_shapes(model)[own_items(model, False)[0]]
+    if adapters is None:
+        return {}, block
+    return block, adapter_shapes(model, adapters)
+
+
+def block_function(model: LanguageModel, adapted: bool) -> Callable[..., jax.Array]:
+    """`(base, own, values, context, key) -> values`: a block as a step computes it.
+
+    Update rule, storage and arithmetic have no bearing on its products.
+
+    Args:
+      model: the network.
+      adapted: whether its own part are adapters.
+    """
+    return LanguageStep(model, optax.identity(), 0.0, adapted=adapted).block.apply
+
+
+def recompute_of(step: Step) -> str:
+    """What a step's backward pass keeps of a block, see `stack.run`; steps on images keep all."""
+    return step.recompute if isinstance(step, LanguageStep) else "none"
+
+
+def first_alike(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+    """What trains, the first blocks in the place of others: they are alike."""
+    if not isinstance(step, LanguageStep):
+        return tuple(trained)
+    items = own_items(step.model, step.adapted)
+    count = sum(name in trained for name in items)
+    return (*items[:count], *(name for name in ENDS if name in trained))
+
+
+def program_key(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+    """What trains, up to what is one program: which of the alike blocks it is, is an argument."""
+    if not isinstance(step, LanguageStep):
+        return tuple(trained)
+    items = own_items(step.model, step.adapted)
+    count = sum(name in trained for name in items)
+    return (*block_roles(count), *(name for name in ENDS if name in trained))
+
+
+def step_program(
+    step: Step,
+    trained: Sequence[str],
+    batch: BatchShape,
+    frozen_dtype: str,
+    adapters: lora.Lora | None = None,
+) -> StepProgram:
+    """One step that trains these layers.
+
+    Args:
+      step: the local step.
+      trained: what trains, in the model's order.
+      batch: what it trains on.
+      frozen_dtype: of what does not train, see `quantization.freeze`.
+      adapters: that train in the place of blocks; None: whole layers do.
+    """
+    if isinstance(step, LanguageStep):
+        return _of_text(step, trained, batch, frozen_dtype, adapters)
+    return _of_images(step, tuple(trained), batch.size, frozen_dtype)
+
+
+def _of_images(
+    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str
+) -> StepProgram:
+    """`image_step.local_epoch` over a single batch."""
+
+    # What a node holds: the teacher is the trained layers as received, frozen ones are shared.
+    def state(params: Params) -> tuple[Any, ...]:
+        trainable = select(params, trained)
+        frozen = {
+            name: quantization.freeze(subtree, frozen_dtype)
+            for name, subtree in without(params, trained).items()
+        }
+        states = init_states(step.rule, trainable, step.layer_names)
+        return trainable, states, frozen, trainable if step.needs_received else {}
+
+    images = _shape((batch_size, *step.model.input_shape), jnp.uint8)
+    examples = Examples(images, _shape((batch_size,), jnp.int32))
+    index, weight = _shape((1, batch_size), jnp.int32), _shape((1, batch_size), jnp.float32)
+    batches = Batches(index, weight, _shape((), jnp.int32))
+    arguments = (
+        *jax.eval_shape(state, model_shapes(step.model)),
+        examples,
+        batches,
+        _key_shape(),
+        _shape((), jnp.float32),
+    )
+
+    def aimed(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        *state, examples, batches, key, rate = arrays
+        return *state, examples, batches._replace(steps=jnp.int32(1)), key, rate
+
+    return StepProgram(local_epoch(step, trained), arguments, aimed)
+
+
+def _of_text(
+    step: LanguageStep,
+    trained: Sequence[str],
+    batch: BatchShape,
+    frozen_dtype: str,
+    adapters: lora.Lora | None,
+) -> StepProgram:
+    """`text_step.train_step` of one part."""
+    shapes = model_shapes(step.model)
+    base, own = block_parts(step.model, adapters)
+    items = own_items(step.model, step.adapted)
+    blocks = [name for name in items if name in trained]
+
+    # What trains: the blocks by their roles, and ends by name.
+    trainable = dict.fromkeys(block_roles(len(blocks)), own)
+    trainable |= {name: shapes[name] for name in ENDS if name in trained}
+    states = jax.eval_shape(lambda tree: init_states(step.rule, tree, tuple(tree)), trainable)
+
+    # What does not: bases of all blocks and own parts of the others, each as one stack.
+    own_stored = _frozen(own, own_dtype(frozen_dtype, step.adapted))
+    rest = stack.Frozen(
+        _stacked(_frozen(base, frozen_dtype), len(items)),
+        _stacked(own_stored, len(items) - len(blocks)),
+        _shape((), jnp.int32),
+    )
+    ends = {name: _frozen(shapes[name], frozen_dtype) for name in ENDS if name not in trained}
+
+    ids = _shape((1, batch.size, batch.length), jnp.int32)
+    weight = _shape((1, batch.size, batch.length), jnp.float32)
+    rows = Rows(ids, ids, weight, ids, ids if batch.packed else None)
+    received = trainable if step.needs_received else {}
+    rate = _shape((), jnp.float32)
+    arguments = trainable, states, Frozen(rest, ends), received, rows, _key_shape(), rate
+
+    def aimed(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        trainable, states, frozen, *others = arrays
+        first = jnp.int32(items.index(blocks[0]))
+        frozen = frozen._replace(blocks=frozen.blocks._replace(first=first))
+        return trainable, states, frozen, *others
+
+    return StepProgram(train_step(step, tuple(trainable)), arguments, aimed, step.mesh)
+
+
+def zeros(program: StepProgram) -> tuple[Any, ...]:
+    """Arguments to run a step with, on the default device.
+
+    All numbers are zero but those that say what trains: others do not change its time.
+    """
+
+    def zero(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    make = jax.jit(lambda: jax.tree.map(zero, program.arguments))
+    return program.aimed(make())
+
+
+def _frozen(subtree: PyTree, dtype: str) -> PyTree:
+    return jax.eval_shape(lambda tree: quantization.freeze(tree, dtype), subtree)
+
+
+def _stacked(subtree: PyTree, count: int) -> PyTree:
+    return jax.tree.map(lambda leaf: _shape((count, *leaf.shape), leaf.dtype), subtree)
+
+
+def _key_shape() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)

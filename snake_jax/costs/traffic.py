@@ -1,0 +1,63 @@
+"""Bytes of what travels between nodes: counted from shapes, of images and language alike.
+
+docs/accounting.md says what each number holds.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from snake_jax.costs.shapes import stored_dtype
+from snake_jax.nodes.ledger import Sizes, optimizer_item
+from snake_jax.params import Params, PyTree, num_bytes
+from snake_jax.train import quantization
+
+
+def transfer_sizes(
+    params: Params,
+    frozen_dtype: str,
+    states: Mapping[str, Any] | None = None,
+    base: Params | None = None,
+) -> Sizes:
+    """Bytes of everything that may travel, in full precision and as stored frozen.
+
+    Args:
+      params: what may train, by layer or by a block's adapters (shapes suffice).
+      frozen_dtype: see `quantization.freeze`.
+      states: optimizer states by layer, where they travel.
+      base: what never trains, by layer; it travels as it is stored.
+    """
+    base = base or {}
+    frozen = {
+        name: stored_bytes(subtree, stored_dtype(name, frozen_dtype))
+        for name, subtree in {**params, **base}.items()
+    }
+    full = {name: num_bytes(subtree) for name, subtree in params.items()}
+    full |= {name: frozen[name] for name in base}
+
+    # Optimizer states travel in full precision, as items of their own.
+    optimizer = {optimizer_item(name): num_bytes(state) for name, state in (states or {}).items()}
+    return Sizes(full | optimizer, frozen | optimizer)
+
+
+def stored_bytes(subtree: PyTree, dtype: str) -> int:
+    """Bytes of a layer as a node stores it frozen.
+
+    Args:
+      subtree: its arrays, or their shapes.
+      dtype: see `quantization.freeze`.
+    """
+    leaves, structure = jax.tree.flatten(subtree)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return _stored_bytes(structure, shapes, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _stored_bytes(structure: Any, shapes: tuple[Any, ...], dtype: str) -> int:
+    """By shapes, since blocks are alike: most are counted once."""
+    stored = jax.eval_shape(
+        lambda tree: quantization.freeze(tree, dtype), jax.tree.unflatten(structure, shapes)
+    )
+    return num_bytes(stored)
