@@ -10,11 +10,9 @@ import pytest
 from snake_jax.cli import one_run
 from snake_jax.config import TextConfig
 from snake_jax.runs import loop, text_task
-from tests import launches
 from tests.data.text.chat_folders import TEMPLATES, write_folder
 from tests.launches import Launcher
 
-launches.load("finetune")
 SMALL = (
     "--nodes=2",
     "--max_length=64",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import accounting as launch
-from experiments import accounting_tables
+from snake_jax.cli import accounting as launch
+from snake_jax.cli import accounting_tables
 from snake_jax.costs.compiled import compiled_cost
 from snake_jax.costs.flops import LayerCost, StepFlops, step_flops, step_parts
 from snake_jax.costs.layers import layer_costs
@@ -22,6 +22,7 @@ from snake_jax.params import num_bytes
 from snake_jax.train.image_step import Distillation
 from snake_jax.train.optimizers import init_states
 from tests.helpers import small_step
+from tests.launches import ROOT
 
 BATCH = 32
 
@@ -200,7 +201,7 @@ def test_frozen_precision_shrinks_the_compiled_arguments_by_what_it_saves():
 
 @functools.cache
 def _committed():
-    return json.loads((launch.ROOT / "experiments/results/accounting.json").read_text())
+    return json.loads((ROOT / "experiments/results/accounting.json").read_text())
 
 
 @functools.cache
@@ -215,7 +216,7 @@ def test_the_committed_numbers_are_those_of_this_code(part):
 
 
 def test_the_committed_tables_are_those_of_the_committed_numbers():
-    file = launch.ROOT / "docs/accounting.md"
+    file = ROOT / "docs/accounting.md"
     assert file.read_text() == accounting_tables.insert(
         file, accounting_tables.markdown(_committed())
     )
