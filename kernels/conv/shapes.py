@@ -24,9 +24,10 @@ class ConvShape(NamedTuple):
     def y(self) -> tuple[int, int, int, int]:
         """Shape of the result [B,Ho,Wo,Cout]."""
         kernel = self.w[:2]
-        pads = self.padding
-        if isinstance(pads, str):
-            pads = lax.padtype_to_pads(self.x[1:3], kernel, self.strides, pads)
+        if isinstance(self.padding, str):
+            pads = lax.padtype_to_pads(self.x[1:3], kernel, self.strides, self.padding)
+        else:
+            pads = list(self.padding)
         windows = []
         for i in range(2):
             beyond_first = self.x[1 + i] + sum(pads[i]) - kernel[i]

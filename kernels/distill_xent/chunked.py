@@ -375,17 +375,9 @@ def _blocks(tree: Any, rows: int) -> Any:
 def _start(shape: tuple[int, ...], dtype: jnp.dtype) -> Running:
     """Before the first window: sums over nothing."""
     zero, lowest = jnp.zeros(shape, dtype), jnp.full(shape, -jnp.inf, dtype)
-    nothing = jnp.full(shape, -1, jnp.int32)
-    return Running(
-        top=lowest,
-        best=nothing,
-        total=zero,
-        target=zero,
-        soft_total=zero,
-        taught_top=lowest,
-        taught_total=zero,
-        cross=zero,
-    )
+    sums = dict.fromkeys(("total", "target", "soft_total", "taught_total", "cross"), zero)
+    best = jnp.full(shape, -1, jnp.int32)
+    return Running(top=lowest, best=best, taught_top=lowest, **sums)
 
 
 def _sums(tiling: Tiling, end: Running) -> Sums:

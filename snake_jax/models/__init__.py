@@ -1,3 +1,1 @@
-"""Models as ordered sequences of named layers: networks for images, language models, and a user's
-own.
-"""
+"""Models as ordered sequences of named layers: for images, for text, and a user's own."""

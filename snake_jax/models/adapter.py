@@ -119,7 +119,8 @@ def _apply_linen(
 
 
 def _nnx_layer(name: str, factory: Factory, template: nnx.Module) -> Layer:
-    graph, params, _, rest = nnx.split(template, nnx.Param, nnx.RngState, ...)
+    graph, *states = nnx.split(template, nnx.Param, nnx.RngState, ...)
+    params, _, rest = states
     _refuse_state(name, {variable.type.__name__ for _, variable in nnx.to_flat_state(rest)})
     init = functools.partial(_init_nnx, factory)
     return Layer(name, init, functools.partial(_apply_nnx, factory, graph, params))

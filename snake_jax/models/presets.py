@@ -29,16 +29,20 @@ def _llama3(hidden: int, blocks: int, heads: int, intermediate: int, **settings:
 
 
 def _llama32(hidden: int, blocks: int, heads: int) -> Llama:
-    scaling = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
-    settings: dict[str, Any] = {
-        "max_position_embeddings": 131072,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": True,
-    }
-    return _llama3(hidden, blocks, heads, 8192, **settings)
+    """What the small Llama 3.2 models have in common."""
+    return _llama3(
+        hidden,
+        blocks,
+        heads,
+        8192,
+        max_position_embeddings=131072,
+        rope_scaling=RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
+        tie_word_embeddings=True,
+    )
 
 
 def _opt(hidden: int, blocks: int, heads: int, **settings: Any) -> Opt:
+    """What OPT models have in common."""
     return Opt(
         hidden_size=hidden,
         num_hidden_layers=blocks,
