@@ -30,7 +30,7 @@ NOTES = (
 )
 
 
-class Case(NamedTuple):
+class TrainingWay(NamedTuple):
     """One way to train: what its state takes by formula, and a program with its arguments in
     place.
     """
@@ -42,57 +42,62 @@ class Case(NamedTuple):
 
 def run(request: Request) -> Measured:
     """All cases, those of a network under its full step."""
-    network, sizes = (vgg.QUICK, llama.QUICK) if request.quick else (Network(), llama.SIZES)
+    network, sizes = Network(), llama.SIZES
+    if request.quick:
+        network, sizes = vgg.QUICK, llama.QUICK
     rows: list[Row] = []
-    for cases in (_vgg(network), _llama(sizes)):
-        full: dict[str, float] = {}
-        for case in cases:
-            request.say(f"memory: {case.subject}")
-            own = _rows(case, request.repeats or REPEATS)
-            full = full or {row.name: row.value for row in own}
-            peak = next(row for row in own if row.name == "compiled peak")
-            share = Row(
-                TABLE, case.subject, "peak / full", peak.value / full["compiled peak"], better=LOWER
-            )
-            rows += [*own, share]
+    for ways in (_vgg(network), _llama(sizes)):
+        full_peak = 0.0  # of the first way, which trains everything
+        for way in ways:
+            request.say(f"memory: {way.subject}")
+            mine = _rows(way, request.repeats or REPEATS)
+            peak = next(row.value for row in mine if row.name == "compiled peak")
+            full_peak = full_peak or peak
+            share = Row(TABLE, way.subject, "peak / full", peak / full_peak, better=LOWER)
+            rows += [*mine, share]
     return Measured(rows, {}, NOTES)
 
 
-def _vgg(network: Network) -> Iterator[Case]:
+def _vgg(network: Network) -> Iterator[TrainingWay]:
     step, names = vgg.local_step(network), network.build(vgg.OURS).layer_names
     middle = names[len(names) // 2]
     for trained in (names, (names[0], middle, names[-1]), (middle,)):
         state = state_bytes(step, tuple(trained)).total
         subject = "full" if trained is names else " ".join(trained)
-        yield Case(f"VGG-11, {subject}", state, vgg.Step(network, trained))
+        yield TrainingWay(f"VGG-11, {subject}", state, vgg.Step(network, trained))
 
 
-def _llama(sizes: llama.Sizes) -> Iterator[Case]:
+def _llama(sizes: llama.Sizes) -> Iterator[TrainingWay]:
     for way in ("full", f"block {sizes.blocks // 2}", "LoRA"):
         step = llama.language_step(sizes, adapted=way == "LoRA")
         adapters = lora.Lora(sizes.rank) if step.adapted else None
         trained = llama.trained(sizes, way)
         state = state_bytes(step, trained, "float32", adapters).total
-        yield Case(f"Llama, {way}", state, llama.Step(sizes, way))
+        yield TrainingWay(f"Llama, {way}", state, llama.Step(sizes, way))
 
 
-def _rows(case: Case, repeats: int) -> list[Row]:
-    memory = case.step.program.memory_analysis()
+def _rows(way: TrainingWay, repeats: int) -> list[Row]:
+    memory = way.step.program.memory_analysis()
+    # Results that take the place of arguments are no memory of their own.
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + results
     counted = {
-        "state": case.state_bytes,
+        "state": way.state_bytes,
         "arguments": memory.argument_size_in_bytes,
         "temporaries": temporaries,
         "compiled peak": memory.argument_size_in_bytes + temporaries,
     }
-    rows = [
-        Row(TABLE, case.subject, name, size / 1e6, better=LOWER) for name, size in counted.items()
-    ]
-    grown = [
-        size / 1e6 for _ in range(repeats) for size in [grown_bytes(case.step)] if size is not None
-    ]
-    return [*rows, *([measured(TABLE, case.subject, "grown", grown)] if grown else [])]
+    rows = []
+    for name, size in counted.items():
+        rows.append(Row(TABLE, way.subject, name, size / 1e6, better=LOWER))
+    grown_mb = []
+    for _ in range(repeats):
+        size = grown_bytes(way.step)
+        if size is not None:
+            grown_mb.append(size / 1e6)
+    if grown_mb:
+        rows.append(measured(TABLE, way.subject, "grown", grown_mb))
+    return rows
 
 
 def grown_bytes(call: Callable[[], object]) -> int | None:
@@ -113,5 +118,7 @@ def grown_bytes(call: Callable[[], object]) -> int | None:
 
 
 def _resident_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError(f"/proc/self/status has no {name}")

@@ -36,8 +36,8 @@ class Change(NamedTuple):
     def __str__(self) -> str:
         """For people."""
         where = ", ".join(self.row.key)
-        before, now = f"{self.before:.4g} before", f"{self.row.value:.4g} now"
-        return f"{where}: {before}, {now}, {self.allowed:.2g} is spread"
+        change = f"{self.before:.4g} before, {self.row.value:.4g} now"
+        return f"{where}: {change}, {self.allowed:.2g} is spread"
 
 
 def write(folder: Path, result: Result) -> Path:
@@ -71,23 +71,24 @@ def kind(of: dict[str, Any]) -> tuple[str, ...]:
 
 def header() -> dict[str, Any]:
     """The machine, with what its kind takes and without what names the host's kernel."""
-    return {name: value for name, value in machine().items() if name != "system"} | {
-        "architecture": platform.machine()
-    }
+    here = dict(machine())
+    here.pop("system", None)
+    return here | {"architecture": platform.machine()}
 
 
 def regressions(now: Result, before: Result) -> list[Change]:
     """The rows that got worse, by `RULE`."""
     committed = {row.key: row for row in before["rows"]}
-    pairs = [
-        (row, committed[row.key]) for row in now["rows"] if row.better and row.key in committed
-    ]
-    return [
-        Change(row, old.value, row.spread + old.spread)
-        for row, old in pairs
-        if (old.value - row.value if row.better == HIGHER else row.value - old.value)
-        > row.spread + old.spread
-    ]
+    found = []
+    for row in now["rows"]:
+        old = committed.get(row.key)
+        if old is None or not row.better:
+            continue
+        worse_by = old.value - row.value if row.better == HIGHER else row.value - old.value
+        allowed = row.spread + old.spread
+        if worse_by > allowed:
+            found.append(Change(row, old.value, allowed))
+    return found
 
 
 def comparison(now: Result, before: Result | None) -> tuple[list[str], list[Change]]:
@@ -95,37 +96,31 @@ def comparison(now: Result, before: Result | None) -> tuple[list[str], list[Chan
     if before is None:
         return ["no committed result to compare with"], []
     if kind(now["machine"]) != kind(before["machine"]):
-        return [
-            f"not compared: the committed result is of another machine "
-            f"({', '.join(kind(before['machine']))})"
-        ], []
+        other = ", ".join(kind(before["machine"]))
+        return [f"not compared: the committed result is of another machine ({other})"], []
     if now["quick"] != before["quick"]:
         return ["not compared: the committed result is of other sizes"], []
     lines = [f"{name} was {old} when committed" for name, old in _other_versions(now, before)]
-    if missing := _missing(now["rows"], before["rows"]):
+    missing = _missing(now["rows"], before["rows"])
+    if missing:
         lines.append(f"not measured now: {', '.join(missing)}")
     found = regressions(now, before)
-    lines += [f"REGRESSION {change}" for change in found]
-    return [*lines, *([] if found else ["no regression"])], found
+    if found:
+        lines += [f"REGRESSION {change}" for change in found]
+    else:
+        lines.append("no regression")
+    return lines, found
 
 
 def _other_versions(now: Result, before: Result) -> list[tuple[str, str]]:
-    pairs = [
-        (f"{part}.{name}", value)
-        for part in ("machine", "peers")
-        for name, value in before[part].items()
-    ]
-    changing = ("load_1min", "load_1min_after")
-    flat = {
-        f"{part}.{name}": value
-        for part in ("machine", "peers")
-        for name, value in now[part].items()
-    }
-    return [
-        (name, old)
-        for name, old in pairs
-        if flat.get(name) != old and name.split(".")[1] not in changing
-    ]
+    """What the committed result says of its machine and peers and this one does not, but load."""
+    found = []
+    for part in ("machine", "peers"):
+        for name, old in before[part].items():
+            changing = name in ("load_1min", "load_1min_after")
+            if not changing and now[part].get(name) != old:
+                found.append((f"{part}.{name}", old))
+    return found
 
 
 def _missing(now: Sequence[Row], before: Sequence[Row]) -> list[str]:

@@ -124,7 +124,7 @@ def _rows(kind: str, nodes: int, told: Told, fewest: dict[str, float]) -> list[R
 def write_noise(file: Path, count: int) -> None:
     """So many images of noise to train on, and as many as there are classes to evaluate on."""
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for part, size in (("train", count), ("test", CLASSES)):
         shape = (size, SIDE, SIDE, 1)
         arrays[f"{part}_x"] = rng.integers(0, 256, shape, dtype=np.uint8)

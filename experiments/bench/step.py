@@ -7,10 +7,11 @@ off for the others. The distance to the physical limit is a step's seconds a FLO
 large float32 matrix product.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.bench import llama, vgg
 from experiments.bench.kernels.conv import Network, Product, product
@@ -31,15 +32,13 @@ STEPS = 4
 """Of a call; a loop over batches, as training runs them."""
 GREATEST_OFF = 0.1
 """Of VGG-11's partial steps, from their share of the FLOPs."""
-VGG, LLAMA = (
-    "VGG-11, batch {batch}",
-    "Llama, {blocks} blocks of width {hidden}, {batch} x {length} tokens",
-)
+VGG = "VGG-11, batch {batch}"
+LLAMA = "Llama, {blocks} blocks of width {hidden}, {batch} x {length} tokens"
 
 Run = Callable[[], object]
 
 
-class Case(NamedTuple):
+class TimedStep(NamedTuple):
     """One way to train: programs of `STEPS` steps, ours and perhaps a peer's; FLOPs of one step of
     ours.
     """
@@ -53,17 +52,17 @@ class Case(NamedTuple):
 def run(request: Request) -> Measured:
     """Both networks."""
     repeats = request.repeats or REPEATS
-    largest = product(64) if request.quick else product()
-    network, sizes = (vgg.QUICK, llama.QUICK) if request.quick else (Network(), llama.SIZES)
+    network, sizes, largest = Network(), llama.SIZES, product()
+    if request.quick:
+        network, sizes, largest = vgg.QUICK, llama.QUICK, product(64)
     torch = importable("torch")
     rows, layout = _vgg(network, largest, repeats, request, bool(torch))
-    rows += _llama(sizes, largest, repeats, request, bool(torch and importable("transformers")))
-    here = {"torch": f"{torch}, {layout}" if torch else "not importable: pip install torch"}
-    here |= {
-        name: importable(name) or f"not importable: pip install {name}"
-        for name in ("transformers", "peft")
-    }
-    return Measured(rows, here, NOTES)
+    with_transformers = bool(torch and importable("transformers"))
+    rows += _llama(sizes, largest, repeats, request, with_transformers)
+    peers = {"torch": f"{torch}, {layout}" if torch else "not importable: pip install torch"}
+    for name in ("transformers", "peft"):
+        peers[name] = importable(name) or f"not importable: pip install {name}"
+    return Measured(rows, peers, NOTES)
 
 
 NOTES = (
@@ -77,8 +76,8 @@ NOTES = (
 
 def case_rows(
     table: str,
-    case: Case,
-    full: Case,
+    case: TimedStep,
+    full: TimedStep,
     product: Product,
     repeats: int,
     greatest_off: float | None = None,
@@ -94,30 +93,35 @@ def case_rows(
       greatest_off: how far the time ratio may be from the FLOP ratio; None: no goal.
     """
     runs: dict[str, Run] = {"ours": case.ours, "product": product.run}
-    runs |= {} if case is full else {"full": full.ours}
-    runs |= {"PyTorch": case.peer} if case.peer else {}
+    if case is not full:
+        runs["full"] = full.ours
+    if case.peer:
+        runs["PyTorch"] = case.peer
     samples = interleaved(runs, repeats, budget_s=30.0)
     ours = samples["ours"]
+    subject = case.subject
+    rows = [measured(table, subject, "ours", walls_ms(ours, STEPS), "ms")]
 
-    def column(name: str, values: Sequence[float], unit: str = "", **rest: Any) -> Row:
-        return measured(table, case.subject, name, values, unit, **rest)
-
-    rows = [column("ours", walls_ms(ours, STEPS), "ms")]
+    # Beside the full step: the papers say that time falls as FLOPs do.
     if "full" in samples:
         share = case.flops / full.flops
         ratios = paired(ours, samples["full"])
-        rows += [column("time / full", ratios), Row(table, case.subject, "FLOPs / full", share)]
-        off = measured(
-            table, case.subject, "time off FLOPs", [ratio / share for ratio in ratios], better=LOWER
-        )
+        rows.append(measured(table, subject, "time / full", ratios))
+        rows.append(Row(table, subject, "FLOPs / full", share))
+        over_share = [ratio / share for ratio in ratios]
+        off = measured(table, subject, "time off FLOPs", over_share, better=LOWER)
         rows.append(off._replace(value=abs(off.value - 1), limit=greatest_off))
     if "PyTorch" in samples:
-        rows.append(column("PyTorch", walls_ms(samples["PyTorch"], STEPS), "ms"))
-        rows.append(
-            column("ours / PyTorch", paired(ours, samples["PyTorch"]), better=LOWER, limit=1.0)
-        )
+        theirs = samples["PyTorch"]
+        ratios = paired(ours, theirs)
+        rows.append(measured(table, subject, "PyTorch", walls_ms(theirs, STEPS), "ms"))
+        rows.append(measured(table, subject, "ours / PyTorch", ratios, better=LOWER, limit=1.0))
+
+    # Beside the fastest product there is, FLOP for FLOP.
     scale = product.flops / (STEPS * case.flops)
-    return [*rows, column("ours / product", paired(ours, samples["product"], scale), better=LOWER)]
+    ratios = paired(ours, samples["product"], scale)
+    rows.append(measured(table, subject, "ours / product", ratios, better=LOWER))
+    return rows
 
 
 def _vgg(
@@ -129,19 +133,17 @@ def _vgg(
     table = VGG.format(batch=network.batch)
     names = network.build(vgg.OURS).layer_names
     ends = [(names[0], middle, names[-1]) for middle in names[1:-1]]
-    wanted = [names, *ends, *((middle,) for middle in names[1:-1])]
-    wanted = wanted[:2] if request.quick else wanted
+    alone = [(middle,) for middle in names[1:-1]]
+    wanted = [names, *ends, *alone]
+    if request.quick:
+        wanted = wanted[:2]
     peer, layout = _fastest_layout(network, names, request) if torch else (None, "")
 
-    def case(trained: Sequence[str]) -> Case:
-        peers = peer(trained) if peer else None
+    def case(trained: Sequence[str]) -> TimedStep:
+        subject = "full" if trained is names else " ".join(trained)
         ours = vgg.Step(network, trained, STEPS)
-        return Case(
-            "full" if trained is names else " ".join(trained),
-            ours,
-            vgg.flops(network, trained),
-            peers,
-        )
+        theirs = peer(trained) if peer else None
+        return TimedStep(subject, ours, vgg.flops(network, trained), theirs)
 
     full, rows = case(names), []
     for trained in wanted:
@@ -153,7 +155,7 @@ def _vgg(
     return rows, layout
 
 
-def _xla(table: str, network: Network, full: Case, repeats: int) -> list[Row]:
+def _xla(table: str, network: Network, full: TimedStep, repeats: int) -> list[Row]:
     """Ours over the same step with XLA's own convolution, which is at its best outside of a
     loop.
     """
@@ -174,16 +176,19 @@ def _fastest_layout(
 
     tried = interleaved({str(last): peer(names, last) for last in (False, True)}, 3)
     last = min(tried, key=lambda name: min(sample.wall_s for sample in tried[name])) == "True"
-    return lambda trained: peer(trained, last), "channels last" if last else "channels first"
+    layout = "channels last" if last else "channels first"
+    return functools.partial(peer, last=last), layout
 
 
 def repeated(step: Callable[[], object]) -> Run:
     """`STEPS` calls as one."""
 
-    def run() -> object:
-        return [step() for _ in range(STEPS)][-1]
+    def run_all() -> object:
+        for _ in range(STEPS):
+            last = step()
+        return last
 
-    return run
+    return run_all
 
 
 def _llama(
@@ -200,7 +205,9 @@ def _llama(
     return rows
 
 
-def _llama_cases(sizes: llama.Sizes, folder: Path, request: Request, torch: bool) -> Iterator[Case]:
+def _llama_cases(
+    sizes: llama.Sizes, folder: Path, request: Request, torch: bool
+) -> Iterator[TimedStep]:
     """The full step, a block at either end and in the middle, adapters of all blocks."""
     last = sizes.blocks - 1
     for way in ("full", *(f"block {at}" for at in sorted({0, last // 2, last})), "LoRA"):
@@ -209,4 +216,4 @@ def _llama_cases(sizes: llama.Sizes, folder: Path, request: Request, torch: bool
             from experiments.bench import llama_torch
 
             peer = repeated(llama_torch.step(folder, sizes, way, request.cores))
-        yield Case(way, repeated(llama.Step(sizes, way)), llama.flops(sizes, way), peer)
+        yield TimedStep(way, repeated(llama.Step(sizes, way)), llama.flops(sizes, way), peer)

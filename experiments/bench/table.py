@@ -5,75 +5,89 @@ from collections.abc import Iterable, Sequence
 from experiments.bench.rows import HIGHER, Row
 
 Cells = list[list[str]]
+"""Lines of a table, the head first."""
 
 
 def text(rows: Sequence[Row]) -> str:
     """All tables with their goals, for a terminal."""
     parts = []
-    for title, lines in _tables(rows):
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        body = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-            for line in lines
-        ]
-        parts += [title, *body, *goals([row for row in rows if row.table == title]), ""]
+    for title, mine in _by_table(rows).items():
+        lines = _cells(mine)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        parts.append(title)
+        for line in lines:
+            first = line[0].ljust(widths[0])
+            others = map(str.rjust, line[1:], widths[1:])
+            parts.append("  ".join([first, *others]))
+        parts += [*goals(mine), ""]
     return "\n".join(parts)
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """All tables with their goals, in Markdown."""
     parts = []
-    for title, lines in _tables(rows):
-        rule = [":--"] + ["--:"] * (len(lines[0]) - 1)
-        body = ["| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:])]
-        said = [f"- {goal}" for goal in goals([row for row in rows if row.table == title])]
-        parts += [f"{title}:", "\n".join(body), *(["\n".join(said)] if said else [])]
+    for title, mine in _by_table(rows).items():
+        head, *body = _cells(mine)
+        rule = [":--"] + ["--:"] * (len(head) - 1)
+        lines = [f"| {' | '.join(line)} |" for line in (head, rule, *body)]
+        parts += [f"{title}:", "\n".join(lines)]
+        said = [f"- {goal}" for goal in goals(mine)]
+        if said:
+            parts.append("\n".join(said))
     return "\n\n".join(parts)
 
 
 def goals(rows: Sequence[Row]) -> list[str]:
     """One line for every column that has a goal: its bound, and who misses it by how much."""
+    columns: dict[tuple[str, float, str], list[Row]] = {}
+    for row in rows:
+        if row.limit is not None:
+            columns.setdefault((row.name, row.limit, row.better), []).append(row)
     lines = []
-    held = [row for row in rows if row.limit is not None]
-    for name, limit, better in dict.fromkeys((row.name, row.limit, row.better) for row in held):
-        column = [row for row in held if (row.name, row.limit, row.better) == (name, limit, better)]
+    for (name, limit, better), column in columns.items():
         missed = [f"{row.subject} ({_number(row.value)})" for row in column if not row.met]
         said = f"missed by {', '.join(missed)}" if missed else "met"
-        bound = f"{'at least' if better == HIGHER else 'at most'} {limit:g}"
-        lines.append(f"{name}, {bound}: {said}; {len(column) - len(missed)} of {len(column)}")
+        bound = "at least" if better == HIGHER else "at most"
+        met = len(column) - len(missed)
+        lines.append(f"{name}, {bound} {limit:g}: {said}; {met} of {len(column)}")
     return lines
 
 
-def _tables(rows: Sequence[Row]) -> list[tuple[str, Cells]]:
-    return [
-        (title, _pivot([row for row in rows if row.table == title]))
-        for title in _order(r.table for r in rows)
-    ]
+def _by_table(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each table, tables in the order of their first rows."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows:
+        tables.setdefault(row.table, []).append(row)
+    return tables
 
 
-def _pivot(rows: Sequence[Row]) -> Cells:
-    cells = {(row.subject, row.name): row for row in rows}
-    subjects = _order(row.subject for row in rows)
-    fullest = max(subjects, key=lambda subject: sum(row.subject == subject for row in rows))
-    names = _order(
-        [row.name for row in rows if row.subject == fullest] + [row.name for row in rows]
-    )
-    units = {row.name: row.unit for row in rows}
-    head = ["", *(f"{name}, {units[name]}" if units[name] else name for name in names)]
-    return [
-        head,
-        *(
-            [subject, *(_cell(cells.get((subject, name))) for name in names)]
-            for subject in subjects
-        ),
-    ]
+def _cells(rows: Sequence[Row]) -> Cells:
+    """The lines of one table."""
+    lines: dict[str, dict[str, Row]] = {}
+    units = {}
+    for row in rows:
+        lines.setdefault(row.subject, {})[row.name] = row
+        units[row.name] = row.unit
+
+    # Columns stand in the order of the line that has most of them, then those that it has not.
+    fullest = max(lines.values(), key=len)
+    names = _unique([*fullest, *units])
+    head = [""]
+    for name in names:
+        head.append(f"{name}, {units[name]}" if units[name] else name)
+    body = []
+    for subject, line in lines.items():
+        body.append([subject, *(_cell(line.get(name)) for name in names)])
+    return [head, *body]
 
 
 def _cell(row: Row | None) -> str:
     """The value, and in brackets its spread."""
     if row is None:
         return ""
-    return _number(row.value) + (f" ({_number(row.spread)})" if row.spread else "")
+    if not row.spread:
+        return _number(row.value)
+    return f"{_number(row.value)} ({_number(row.spread)})"
 
 
 def _number(value: float) -> str:
@@ -81,5 +95,5 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _order(values: Iterable[str]) -> list[str]:
+def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))

@@ -24,52 +24,50 @@ from snake_jax.train.image_step import Examples
 from snake_jax.train.text_step import own_items
 
 REPEATS, BATCHES = 9, 10
-TABLE = "Visits of {batches} batches"
+TABLE = f"Visits of {BATCHES} batches"
 NOTES = ("Bare steps are one call of the compiled loop for VGG-11, one call a step for the Llama.",)
 
 
 def run(request: Request) -> Measured:
     """A visit of either kind of network."""
-    network, sizes = (vgg.QUICK, llama.QUICK) if request.quick else (Network(), llama.SIZES)
+    network, sizes = Network(), llama.SIZES
+    if request.quick:
+        network, sizes = vgg.QUICK, llama.QUICK
+    repeats = request.repeats or REPEATS
     names = network.build(vgg.OURS).layer_names
     middle = names[len(names) // 2]
-    repeats, table = request.repeats or REPEATS, TABLE.format(batches=BATCHES)
     rows: list[Row] = []
     for trained in (names, (names[0], middle, names[-1])):
         subject = f"VGG-11, {'full' if trained is names else ' '.join(trained)}"
         request.say(f"visit: {subject}")
-        rows += _rows(
-            table,
-            subject,
-            vision_visit(network, trained),
-            vgg.Step(network, trained, BATCHES),
-            repeats,
-        )
+        steps = vgg.Step(network, trained, BATCHES)
+        rows += _rows(subject, vision_visit(network, trained), steps, repeats)
     request.say("visit: Llama")
-    steps = repeated(llama.Step(sizes, f"block {sizes.blocks // 2}"))
-    rows += _rows(table, f"Llama, block {sizes.blocks // 2}", language_visit(sizes), steps, repeats)
+    way = f"block {sizes.blocks // 2}"
+    rows += _rows(f"Llama, {way}", language_visit(sizes), repeated(llama.Step(sizes, way)), repeats)
     return Measured(rows, {}, NOTES)
 
 
 def repeated(step: Callable[[], object]) -> Callable[[], object]:
     """`BATCHES` calls as one, waited for at the end as a visit does."""
-    return lambda: [step() for _ in range(BATCHES)][-1]
+
+    def run_all() -> object:
+        for _ in range(BATCHES):
+            last = step()
+        return last
+
+    return run_all
 
 
 def _rows(
-    table: str, subject: str, visit: Callable[[], object], steps: Callable[[], object], repeats: int
+    subject: str, visit: Callable[[], object], steps: Callable[[], object], repeats: int
 ) -> list[Row]:
     samples = interleaved({"visit": visit, "steps": steps}, repeats, budget_s=20.0)
+    ratios = paired(samples["visit"], samples["steps"])
     return [
-        measured(table, subject, "visit", walls_ms(samples["visit"]), "ms"),
-        measured(table, subject, "bare steps", walls_ms(samples["steps"]), "ms"),
-        measured(
-            table,
-            subject,
-            "visit / steps",
-            paired(samples["visit"], samples["steps"]),
-            better=LOWER,
-        ),
+        measured(TABLE, subject, "visit", walls_ms(samples["visit"]), "ms"),
+        measured(TABLE, subject, "bare steps", walls_ms(samples["steps"]), "ms"),
+        measured(TABLE, subject, "visit / steps", ratios, better=LOWER),
     ]
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 PARTS = {"library": ("snake_jax", "kernels"), "experiments": ("experiments",)}
 """Product code alone: the top folders of each part."""
@@ -80,6 +80,7 @@ class Source(NamedTuple):
     tree: ast.Module
 
 
+Kind = Literal["class", "function"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
@@ -129,8 +130,8 @@ def measure(root: Path, tops: Sequence[str]) -> House:
         ),
         documented_percent=_percent(documented, len(public)),
         typed_percent=_percent(typed, len(public)),
-        repeated_classes_percent=_repeated(sources, ast.ClassDef),
-        repeated_functions_percent=_repeated(sources, Function),
+        repeated_classes_percent=_repeated(sources, "class"),
+        repeated_functions_percent=_repeated(sources, "function"),
         loose_modules=loose,
         packages=packages,
     )
@@ -188,20 +189,22 @@ def _is_nested(node: Comprehension) -> bool:
     return len(node.generators) > 1 or any(isinstance(other, Comprehension) for other in inside)
 
 
-def _public(source: Source, kind: type) -> list[Any]:
-    """Definitions of a kind at the top of a file whose names do not begin with an underscore."""
-    return [
-        node
-        for node in source.tree.body
-        if isinstance(node, kind) and not node.name.startswith("_")
-    ]
+def _public(source: Source, kind: Kind) -> set[str]:
+    """Names of definitions of a kind at the top of a file that do not begin with an underscore."""
+    names = set()
+    for node in source.tree.body:
+        if isinstance(node, ast.ClassDef) and kind == "class" and not node.name.startswith("_"):
+            names.add(node.name)
+        if isinstance(node, Function) and kind == "function" and not node.name.startswith("_"):
+            names.add(node.name)
+    return names
 
 
-def _repeated(sources: Sequence[Source], kind: type) -> float:
+def _repeated(sources: Sequence[Source], kind: Kind) -> float:
     """Of the names of public definitions the share that more than one file defines, in percent."""
     count: Counter[str] = Counter()
     for source in sources:
-        count.update({node.name for node in _public(source, kind)})
+        count.update(_public(source, kind))
     return _percent(sum(times > 1 for times in count.values()), len(count))
 
 

@@ -2,7 +2,6 @@
 tuning, names.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -101,6 +100,14 @@ class Topic(NamedTuple):
     public: Callable[[str], str]
 
 
+def every_seed(cases: Iterable[Case], scale: Scale) -> list[Case]:
+    """Each case with all seeds of the scale, those of a case together."""
+    found = []
+    for case in cases:
+        found += [case._replace(seed=seed) for seed in scale.seeds]
+    return found
+
+
 def ordered(cases: Iterable[Case]) -> list[Case]:
     """Each case once, those of few local epochs first, so that what is there when time runs out can
     be used.
@@ -110,37 +117,38 @@ def ordered(cases: Iterable[Case]) -> list[Case]:
 
 def of_figures(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]:
     """The cases of several figures, in the order in which they are run."""
-    return ordered(case for figure in figures for case in topic.of_figure(figure, scale))
+    found: list[Case] = []
+    for figure in figures:
+        found += topic.of_figure(figure, scale)
+    return ordered(found)
 
 
 def tuning(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]:
     """The tuning runs: every method and partition of the figures, each rate of the grid, one seed,
     least E.
     """
-    pairs = dict.fromkeys(
-        (c.method, c.partition) for figure in figures for c in topic.of_figure(figure, scale)
-    )
-    return [
-        Case(method, partition, min(scale.cycles), scale.seeds[0], tried=rate)
-        for (method, partition), rate in itertools.product(pairs, scale.grid)
-    ]
+    pairs: dict[tuple[str, str], None] = {}  # each once, in order
+    for figure in figures:
+        for case in topic.of_figure(figure, scale):
+            pairs[case.method, case.partition] = None
+    tried = []
+    for method, partition in pairs:
+        for rate in scale.grid:
+            case = Case(method, partition, min(scale.cycles), scale.seeds[0], tried=rate)
+            tried.append(case)
+    return tried
 
 
 def name(case: Case, rate: float) -> str:
     """The folder of a case's run: what tells it from the others of its scale."""
-    special = [case.order] * (case.order != "sequential") + ["interrupted"] * case.interrupted
-    kind = ["tune"] * (case.tried is not None)
-    return "_".join(
-        [
-            *kind,
-            case.method,
-            case.partition,
-            f"e{case.epochs}",
-            *special,
-            f"lr{rate:g}",
-            f"s{case.seed}",
-        ]
-    )
+    parts = [case.method, case.partition, f"e{case.epochs}"]
+    if case.tried is not None:
+        parts.insert(0, "tune")
+    if case.order != "sequential":
+        parts.append(case.order)
+    if case.interrupted:
+        parts.append("interrupted")
+    return "_".join([*parts, f"lr{rate:g}", f"s{case.seed}"])
 
 
 def cycles_of(case: Case, scale: Scale) -> int:
@@ -152,6 +160,8 @@ def steps_of(case: Case, scale: Scale, all_examples: int = 50_000) -> int:
     """About how many steps a case's run takes: a cycle passes all data E times. CIFAR-10 has 50,000
     examples.
     """
-    kept = 1 - scale.validation if case.tried is not None else 1
-    examples = (scale.train_examples or all_examples) * kept
-    return round(examples * case.epochs * cycles_of(case, scale) / scale.settings["batch_size"])
+    examples = float(scale.train_examples or all_examples)
+    if case.tried is not None:
+        examples *= 1 - scale.validation
+    passes = case.epochs * cycles_of(case, scale)
+    return round(examples * passes / scale.settings["batch_size"])

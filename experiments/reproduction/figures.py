@@ -36,11 +36,11 @@ def write(study: Study, figure: str) -> list[Path]:
     # The picture: a panel for each axis, its caption says what was run.
     title = show.title(study, figure)
     picture = study.results / f"figure{figure}.png"
-    caption = f"{title} (scale {study.scale_name}: {show.setting(study, found)})"
+    caption = f"{title} (scale {study.scale_name}: {show.model_in_words(study, found)})"
     plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
 
     # The numbers, and what is not there yet.
-    rows = show.rows(study, figure, found)
+    rows = show.numbers_of(study, figure, found)
     missing = []
     for case in cases:
         if case not in found or not study.finished(case):

@@ -11,7 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
+from experiments.reproduction.cases import (
+    Case,
+    Method,
+    Scale,
+    Sources,
+    Topic,
+    cycles_of,
+    every_seed,
+)
 from snake_jax.config import TextConfig
 from snake_jax.data.text.records import to_record
 from snake_jax.data.text.sources import HUB, load_corpus
@@ -153,59 +161,60 @@ def blocks(model: str) -> int:
 
 def of_figure(figure: str, scale: Scale) -> list[Case]:
     """The cases that a figure draws, those of few local epochs first."""
-    plain = [
-        Case(method, FIGURES[figure], epochs)
-        for epochs in sorted(scale.cycles)
-        for method in METHODS
-    ]
-    return [case._replace(seed=seed) for case in plain for seed in scale.seeds]
+    of_one_seed = []
+    for epochs in sorted(scale.cycles):
+        of_one_seed += [Case(method, FIGURES[figure], epochs) for method in METHODS]
+    return every_seed(of_one_seed, scale)
 
 
 def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConfig:
     """The configuration of a case's run. A tuning run trains and is evaluated on parts of the
     training text.
     """
-    nodes, own = blocks(given["model"]), METHODS[case.method].flags
-    tuned = {"data": given[_TRAINING_PART], "test_share": scale.validation, "limit": 0}
-    return TextConfig(
-        **{
-            **scale.settings,
-            **own,
-            "model": given["model"],
-            "data": given["data"],
-            **(tuned if case.tried is not None else {}),
-            "nodes": nodes,
-            "partition": case.partition,
-            "local_epochs": case.epochs,
-            "cycles": cycles_of(case, scale),
-            "learning_rate": rate,
-            "eval_every": nodes if own["algorithm"] == "snake" else 1,
-            "seed": case.seed,
-        }
-    )
+    nodes = blocks(given["model"])
+    method = METHODS[case.method].flags
+    config = {
+        **scale.settings,
+        **method,
+        "model": given["model"],
+        "data": given["data"],
+        "nodes": nodes,
+        "partition": case.partition,
+        "local_epochs": case.epochs,
+        "cycles": cycles_of(case, scale),
+        "learning_rate": rate,
+        "eval_every": nodes if method["algorithm"] == "snake" else 1,
+        "seed": case.seed,
+    }
+    if case.tried is not None:
+        tuned = {"data": given[_TRAINING_PART], "test_share": scale.validation, "limit": 0}
+        config |= tuned
+    return TextConfig(**config)
 
 
 def hold_out(scale: Scale, given: Sources) -> None:
     """Writes the training text that tuning divides again, so that no run of it sees held-out text
     of the study.
     """
-    settings, path = scale.settings, Path(given[_TRAINING_PART])
+    settings = scale.settings
     share = settings.get("test_share", TextConfig().test_share)
     corpus = load_corpus(
         given["data"], test_share=share, seed=scale.seeds[0], limit=settings["limit"]
     )
-    lines = [to_record(sample) for sample in corpus.train]
+    lines = [json.dumps(to_record(sample)) + "\n" for sample in corpus.train]
+    path = Path(given[_TRAINING_PART])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def public(source: str) -> str:
     """A model or text without the folders of this machine."""
-    parts = [part.strip() for part in source.split(",")]
-    return ",".join(
-        Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
-        for part in parts
-    )
+    parts = []
+    for part in source.split(","):
+        path = Path(part.strip())
+        local = path.is_absolute() or path.exists()
+        parts.append(path.name if local else part.strip())
+    return ",".join(parts)
 
 
 TOPIC = Topic(

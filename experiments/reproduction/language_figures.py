@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from experiments.reproduction import language, language_tables
 from experiments.reproduction.cases import Case
 from experiments.reproduction.language import METHODS, PARTITIONS
-from experiments.reproduction.rows import Row
+from experiments.reproduction.run_numbers import Numbers
 from experiments.reproduction.runs import Study
 from snake_jax.report.figures import Line
 from snake_jax.report.runs import Run
@@ -22,7 +22,7 @@ def title(study: Study, figure: str) -> str:
     return f"Fine-tuning a language model by local epochs E, {PARTITIONS[partition]}{held}"
 
 
-def setting(study: Study, found: Mapping[Case, Run]) -> str:
+def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
     """The model, in a few words."""
     return f"{study.topic.public(study.sources['model'])}, {_nodes(found)} nodes"
 
@@ -45,13 +45,13 @@ def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
     return drawn
 
 
-def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
+def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
     """The numbers of each run, and what it took to be as good as FL in the end."""
     return language_tables.of_runs(study, found)
 
 
 def sections(
-    study: Study, figure: str, numbers: Sequence[Row], found: Mapping[Case, Run]
+    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
 ) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     parts = [_about(study, _nodes(found)), language_tables.markdown_of(numbers)]

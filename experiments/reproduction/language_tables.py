@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from experiments.reproduction.cases import Case
 from experiments.reproduction.language import METHODS, PARTITIONS
-from experiments.reproduction.rows import (
+from experiments.reproduction.run_numbers import (
     BYTES,
     FLOPS,
     SECONDS,
     Column,
-    Row,
+    Numbers,
     by_case,
     markdown,
     mean,
@@ -31,7 +31,7 @@ _AXES = {
 }
 
 
-def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Row]:
+def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Numbers]:
     """A row a run: what it reached and took, and what it took until it was as good as FL's finished
     run, alike else.
 
@@ -45,12 +45,13 @@ def _fl(case: Case) -> Case:
     return case._replace(method=case.method.replace("snake", "fedavg"))
 
 
-def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Row:
-    last = [record for record in run.metrics if record["perplexity"] is not None][-1]
-    nodes, cycles = run.config["nodes"], len({record["cycle"] for record in run.metrics})
+def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Numbers:
+    nodes = run.config["nodes"]
+    cycles = len({record["cycle"] for record in run.metrics})
+    evaluated = [record for record in run.metrics if record["perplexity"] is not None]
     sent = total(run, "bytes_up") + total(run, "bytes_down")
     seconds, tokens = total(run, "train_s"), total(run, "tokens")
-    return {
+    numbers: Numbers = {
         "run": study.name(case),
         **of_case(case),
         "finished": run.summary is not None,
@@ -59,7 +60,7 @@ def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Row:
         "perplexity_before": before(run),
         "perplexity_after": final(run),
         "best_perplexity": best(run),
-        "next_token_accuracy": last["accuracy"],
+        "next_token_accuracy": evaluated[-1]["accuracy"],
         "iterations": total(run, "iterations"),
         "iterations_per_node": total(run, "iterations") / nodes,
         "tokens": tokens,
@@ -69,13 +70,13 @@ def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Row:
         "train_flops": total(run, "train_flops"),
         "train_s": seconds,
         "tokens_per_s": tokens / seconds if seconds else None,
-        **{
-            key: from_summary(run, key)
-            for key in ("peak_train_bytes", "state_bytes", "trainable_params")
-        },
-        **{f"{axis}_to_fl": _to_fl(run, fl, axis) for axis in _AXES},
-        "skipped_visits": sum(record.get("event") == "skipped" for record in run.metrics),
     }
+    for key in ("peak_train_bytes", "state_bytes", "trainable_params"):
+        numbers[key] = from_summary(run, key)
+    for axis in _AXES:
+        numbers[f"{axis}_to_fl"] = _to_fl(run, fl, axis)
+    numbers["skipped_visits"] = sum(record.get("event") == "skipped" for record in run.metrics)
+    return numbers
 
 
 def _to_fl(run: Run, fl: Run | None, axis: str) -> float | None:
@@ -84,7 +85,7 @@ def _to_fl(run: Run, fl: Run | None, axis: str) -> float | None:
     return cost_to_reach(run, goal, axis)
 
 
-def markdown_of(rows: Sequence[Row]) -> str:
+def markdown_of(rows: Sequence[Numbers]) -> str:
     """Perplexity and cost, seeds of a case in one line: the mean, and least to greatest where there
     are several.
     """
@@ -106,33 +107,37 @@ def markdown_of(rows: Sequence[Row]) -> str:
     return markdown(rows, columns, lambda group: _name(group[0], len(group)))
 
 
-def against(rows: Sequence[Row]) -> list[str]:
+def against(rows: Sequence[Numbers]) -> list[str]:
     """Sentences: each finished case of Snake Learning beside FL's of the same training, partition
     and E.
     """
-    cases = {(g[0]["method"], g[0]["partition"], g[0]["epochs"]): g for g in by_case(rows)}
+    groups = {}
+    for group in by_case(rows):
+        first = group[0]
+        groups[first["method"], first["partition"], first["epochs"]] = group
     lines = []
-    for (method, partition, epochs), group in cases.items():
-        others = cases.get((method.replace("snake", "fedavg"), partition, epochs))
-        if others and others is not group and all(r["finished"] for r in [*group, *others]):
+    for (method, partition, epochs), group in groups.items():
+        others = groups.get((method.replace("snake", "fedavg"), partition, epochs))
+        if others is None or others is group:
+            continue
+        if all(numbers["finished"] for numbers in [*group, *others]):
             lines.append(f"{_name(group[0], 0)}: {_beside(group, others)}.")
     return lines
 
 
-def _beside(group: Sequence[Row], others: Sequence[Row]) -> str:
+def _beside(group: Sequence[Numbers], others: Sequence[Numbers]) -> str:
     """Final perplexity as a factor of FL's, and when it was as good as FL in the end."""
     factor = mean(group, "perplexity_after") / mean(others, "perplexity_after")
     said = f"{percent(factor)} of the final perplexity of {METHODS[others[0]['method']].label}"
     if any(row["iterations_to_fl"] is None for row in group):
         return f"{said}, never as good as that"
-    shares = [
-        (mean(group, f"{axis}_to_fl") / mean(others, key), name)
-        for axis, (key, name) in _AXES.items()
-    ]
-    words = ", ".join(f"{percent(share)} of its {name}" for share, name in shares)
-    return f"{said}, first as good as that after {words}"
+    shares = []
+    for axis, (key, name) in _AXES.items():
+        share = mean(group, f"{axis}_to_fl") / mean(others, key)
+        shares.append(f"{percent(share)} of its {name}")
+    return f"{said}, first as good as that after {', '.join(shares)}"
 
 
-def _name(row: Row, seeds: int) -> str:
+def _name(row: Numbers, seeds: int) -> str:
     partition, method = PARTITIONS[row["partition"]], METHODS[row["method"]].label
     return f"{partition}: {method}, E = {row['epochs']}{notes(row, seeds)}"

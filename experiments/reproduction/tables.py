@@ -6,12 +6,12 @@ from typing import Any
 import jax
 
 from experiments.reproduction.cases import Case
-from experiments.reproduction.rows import (
+from experiments.reproduction.run_numbers import (
     BYTES,
     FLOPS,
     SECONDS,
     Column,
-    Row,
+    Numbers,
     by_case,
     case_key,
     markdown,
@@ -40,99 +40,119 @@ from snake_jax.runs.loop import Setup
 
 def label(case: Case) -> str:
     """What tells a case from the others of its figure, partition and seed apart."""
-    special = [f"{case.order} order"] * (case.order != "sequential") + [
-        "interrupted"
-    ] * case.interrupted
-    return ", ".join([METHODS[case.method].label, f"E = {case.epochs}", *special])
+    parts = [METHODS[case.method].label, f"E = {case.epochs}"]
+    if case.order != "sequential":
+        parts.append(f"{case.order} order")
+    if case.interrupted:
+        parts.append("interrupted")
+    return ", ".join(parts)
 
 
-def of_run(study: Study, case: Case, run: Run) -> Row:
+def of_run(study: Study, case: Case, run: Run) -> Numbers:
     """What a run reached and took; sums are over its lines of metrics, `to_target` up to the first
     evaluation there.
     """
-    config, last = (
-        run.config,
-        [record for record in run.metrics if record["accuracy"] is not None][-1],
-    )
-    nodes, cycles = config["nodes"], len({record["cycle"] for record in run.metrics})
-    sums = {
-        key: total(run, key)
-        for key in ("iterations", "examples", "train_flops", "server_flops", "train_s")
-    }
-    sums |= {
-        "bytes": total(run, "bytes_up") + total(run, "bytes_down"),
-        "synchronisations": total(run, "synchronisations"),
-    }
-    reached = {
-        axis: cost_to_reach(run, study.scale.target, axis)
-        for axis in ("iterations", "examples", "bytes", "flops")
-    }
-    per_node = None if reached["iterations"] is None else reached.pop("iterations") / nodes
-    return {
+    nodes = run.config["nodes"]
+    cycles = len({record["cycle"] for record in run.metrics})
+    evaluated = [record for record in run.metrics if record["accuracy"] is not None]
+    numbers: Numbers = {
         "run": study.name(case),
         **of_case(case),
         "order": case.order,
         "interrupted": case.interrupted,
         "finished": run.summary is not None,
-        "learning_rate": config["learning_rate"],
+        "learning_rate": run.config["learning_rate"],
         "distilled": any(record.get("distilled") for record in run.metrics),
         "cycles": cycles,
-        "final_accuracy": last["accuracy"],
-        "best_accuracy": max(
-            record["accuracy"] for record in run.metrics if record["accuracy"] is not None
-        ),
-        "final_loss": last["test_loss"],
-        "iterations_per_node": sums["iterations"] / nodes,
-        **sums,
-        "node_flops": (sums["train_flops"] - sums["server_flops"]) / nodes,
-        "bytes_per_cycle": sums["bytes"] / cycles,
-        "bytes_per_visit": sums["bytes"] / _visits(run),
-        "iterations_per_node_to_target": per_node,
-        **{f"{axis}_to_target": reached[axis] for axis in ("examples", "bytes", "flops")},
-        "simulated_s": total(run, "clock_s")
-        if any("clock_s" in record for record in run.metrics)
-        else None,
-        "skipped_visits": sum(record.get("event") == "skipped" for record in run.metrics),
+        "final_accuracy": evaluated[-1]["accuracy"],
+        "best_accuracy": max(record["accuracy"] for record in evaluated),
+        "final_loss": evaluated[-1]["test_loss"],
     }
+
+    # What it took in all, of all nodes together where nothing else is said.
+    numbers["iterations_per_node"] = total(run, "iterations") / nodes
+    for key in ("iterations", "examples", "train_flops", "server_flops", "train_s"):
+        numbers[key] = total(run, key)
+    sent = total(run, "bytes_up") + total(run, "bytes_down")
+    numbers["bytes"] = sent
+    numbers["synchronisations"] = total(run, "synchronisations")
+    numbers["node_flops"] = (numbers["train_flops"] - numbers["server_flops"]) / nodes
+    numbers["bytes_per_cycle"] = sent / cycles
+    numbers["bytes_per_visit"] = sent / _visits(run)
+
+    # What it took until the target was reached; None of one that never was there.
+    iterations = cost_to_reach(run, study.scale.target, "iterations")
+    per_node = None if iterations is None else iterations / nodes
+    numbers["iterations_per_node_to_target"] = per_node
+    for axis in ("examples", "bytes", "flops"):
+        numbers[f"{axis}_to_target"] = cost_to_reach(run, study.scale.target, axis)
+
+    timed = any("clock_s" in record for record in run.metrics)
+    numbers["simulated_s"] = total(run, "clock_s") if timed else None
+    numbers["skipped_visits"] = sum(record.get("event") == "skipped" for record in run.metrics)
+    return numbers
 
 
 def _visits(run: Run) -> int:
-    return sum(len(r["node"]) if isinstance(r["node"], list) else 1 for r in run.metrics)
+    """Visits of nodes: a line of a round names several."""
+    visits = 0
+    for record in run.metrics:
+        visits += len(record["node"]) if isinstance(record["node"], list) else 1
+    return visits
 
 
-def node_memory(setup: Setup) -> Row:
+def node_memory(setup: Setup) -> Numbers:
     """Bytes of weights, gradients, optimizer states and teacher at the node that holds most in any
     visit of a cycle.
     """
-    config = setup.config
     params, states, *_ = state_like(setup.job, setup.layer_names)
-    sizes = transfer_sizes(params, config.frozen_dtype, states)
-    auxiliary = tuple(layer.name for layer in setup.auxiliary)
-    most: Row = {"together": -1}
+    sizes = transfer_sizes(params, setup.config.frozen_dtype, states)
+    most: Numbers = {"together": -1}
     for visits in loop.planned(setup):
         for visit in visits:
             for role in roles(setup.chain):
                 if role == ON_SERVER:
                     continue
-                own = held(setup.chain, setup.model.layer_names, role) + (
-                    auxiliary if role == ON_NODE else ()
-                )
-                trained = [name for name in own if name in visit.layers]
-                weights = sum(sizes.full[name] for name in trained)
-                parts = {
-                    "weights": weights
-                    + sum(sizes.frozen[name] for name in own if name not in trained),
-                    "gradients": weights,
-                    "optimizer": sum(sizes.full[optimizer_item(name)] for name in trained),
-                    "teacher": weights if setup.distilled else 0,
-                }
-                most = max(
-                    most, parts | {"together": sum(parts.values())}, key=lambda row: row["together"]
-                )
+                # A node that makes its own gradients, as accelerated FL's, has a head for that.
+                names = list(held(setup.chain, setup.model.layer_names, role))
+                if role == ON_NODE:
+                    names += [layer.name for layer in setup.auxiliary]
+                parts = _parts_bytes(sizes.full, sizes.frozen, names, visit.layers, setup.distilled)
+                if parts["together"] > most["together"]:
+                    most = parts
     return most
 
 
-def methods_row(study: Study, case: Case, run: Run) -> Row:
+def _parts_bytes(
+    full: Mapping[str, int],
+    stored: Mapping[str, int],
+    names: Sequence[str],
+    trains: Sequence[str],
+    distilled: bool,
+) -> Numbers:
+    """What a holder of the named layers has in memory while some of them train.
+
+    Args:
+      full: bytes of a layer, and of its optimizer's state, in full precision.
+      stored: bytes of a layer that does not train.
+      names: the layers that are held.
+      trains: those of the visit.
+      distilled: whether a copy of what trains is the teacher.
+    """
+    trained = [name for name in names if name in trains]
+    gradients = sum(full[name] for name in trained)
+    frozen = sum(stored[name] for name in names if name not in trained)
+    optimizer = sum(full[optimizer_item(name)] for name in trained)
+    parts = {
+        "weights": gradients + frozen,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "teacher": gradients if distilled else 0,
+    }
+    return {**parts, "together": sum(parts.values())}
+
+
+def methods_row(study: Study, case: Case, run: Run) -> Numbers:
     """The row of figure 2. The compiler's peak is a node's only where the node holds the whole
     model.
     """
@@ -144,7 +164,7 @@ def methods_row(study: Study, case: Case, run: Run) -> Row:
     }
 
 
-def layers_table(batch_size: int = 32) -> list[Row]:
+def layers_table(batch_size: int = 32) -> list[Numbers]:
     """Figure 4: full-width VGG-11, a batch's FLOPs of each layer, and of a visit that trains it
     beside first and last.
 
@@ -178,7 +198,7 @@ def layers_table(batch_size: int = 32) -> list[Row]:
     return rows
 
 
-def layers_markdown(rows: Sequence[Row]) -> str:
+def layers_markdown(rows: Sequence[Numbers]) -> str:
     """Figure 4 as a table."""
     head = [
         "layer",
@@ -209,7 +229,7 @@ def layers_markdown(rows: Sequence[Row]) -> str:
     return table(head, body)
 
 
-def runs_markdown(rows: Sequence[Row], target: float) -> str:
+def runs_markdown(rows: Sequence[Numbers], target: float) -> str:
     """Accuracy and cost, seeds of a case in one line: the mean, and least to greatest where there
     are several.
     """
@@ -229,7 +249,7 @@ def runs_markdown(rows: Sequence[Row], target: float) -> str:
     return markdown(rows, columns, lambda group: _row_name(group[0], len(group)))
 
 
-def methods_markdown(rows: Sequence[Row], target: float) -> str:
+def methods_markdown(rows: Sequence[Numbers], target: float) -> str:
     """Figure 2 as a table, a column for each quantity."""
     goal = percent(target)
     columns: list[Column] = [
@@ -248,30 +268,28 @@ def methods_markdown(rows: Sequence[Row], target: float) -> str:
     return markdown(rows, columns, lambda group: METHODS[group[0]["method"]].label)
 
 
-def against(rows: Sequence[Row], base: Mapping[str, Any]) -> list[str]:
+def against(rows: Sequence[Numbers], base: Mapping[str, Any]) -> list[str]:
     """Sentences: the mean final accuracy of each finished case as a share of that of the base,
     alike otherwise.
     """
     lines = []
     for group in by_case(rows):
-        others = [r for r in rows if all(r[k] == v for k, v in base.items()) and r["finished"]]
-        alike = ("partition", "epochs")
-        others = [r for r in others if all(r[key] == group[0][key] for key in alike)]
-        if (
-            not others
-            or case_key(others[0]) == case_key(group[0])
-            or not all(r["finished"] for r in group)
-        ):
+        others = []
+        for numbers in rows:
+            is_base = all(numbers[key] == value for key, value in base.items())
+            alike = all(numbers[key] == group[0][key] for key in ("partition", "epochs"))
+            if is_base and alike and numbers["finished"]:
+                others.append(numbers)
+        if not others or case_key(others[0]) == case_key(group[0]):
             continue
-        share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
-        lines.append(
-            f"{_row_name(group[0], 0)}: {percent(share)} of the accuracy of "
-            f"{_row_name(others[0], 0)}."
-        )
+        if all(numbers["finished"] for numbers in group):
+            share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
+            name, other = _row_name(group[0], 0), _row_name(others[0], 0)
+            lines.append(f"{name}: {percent(share)} of the accuracy of {other}.")
     return lines
 
 
-def _row_name(row: Row, seeds: int) -> str:
+def _row_name(row: Numbers, seeds: int) -> str:
     case = Case(row["method"], row["partition"], row["epochs"], 0, row["order"], row["interrupted"])
-    said = notes(row, seeds, *["distilled"] * row["distilled"])
-    return f"{PARTITIONS[row['partition']]}: {label(case)}{said}"
+    special = ["distilled"] if row["distilled"] else []
+    return f"{PARTITIONS[row['partition']]}: {label(case)}{notes(row, seeds, *special)}"

@@ -45,20 +45,20 @@ def tune(
     tried = cases.tuning(study.topic, figures, study.scale)
     study.topic.hold_out(study.scale, study.sources)
     carry_out(study, tried, timer, say, jobs)
-    pairs = dict.fromkeys((case.method, case.partition) for case in tried)
+    mine_of: dict[tuple[str, str], list[Case]] = {}
+    for case in tried:
+        mine_of.setdefault((case.method, case.partition), []).append(case)
+
     rates = dict(study.rates)
-    for method, partition in pairs:
-        mine = [case for case in tried if (case.method, case.partition) == (method, partition)]
+    for (method, partition), mine in mine_of.items():
         if not all(map(study.finished, mine)):
             say(f"{method}, {partition}: not tuned to the end")
             continue
         losses = {study.rate(case): _validation_loss(study, case) for case in mine}
         finite = {rate: loss for rate, loss in losses.items() if loss is not None}
         if not finite:
-            say(
-                f"{method}, {partition}: every learning rate diverged; the scale's "
-                f"{study.scale.rates[method]:g} stays"
-            )
+            stays = f"{study.scale.rates[method]:g}"
+            say(f"{method}, {partition}: every learning rate diverged; the scale's {stays} stays")
             continue
         chosen = min(finite, key=lambda rate: finite[rate])
         rates[f"{method}/{partition}"] = {
@@ -76,23 +76,18 @@ def _validation_loss(study: Study, case: Case) -> float | None:
     of perplexity.
     """
     metrics = read_run(study.folder(case)).metrics
-    return (
-        None
-        if any(record["event"] == "skipped" for record in metrics)
-        else metrics[-1]["test_loss"]
-    )
+    if any(record["event"] == "skipped" for record in metrics):
+        return None
+    return metrics[-1]["test_loss"]
 
 
 def _write_rates(study: Study, rates: Rates) -> None:
     scale = study.scale
-    about = {
-        "scale": study.scale_name,
-        "how": f"each rate of {list(scale.grid)} for {scale.tune_cycles} cycles of E = "
-        f"{min(scale.cycles)}, seed "
-        f"{scale.seeds[0]}, evaluated on {scale.validation:g} of the training examples, which "
-        f"were held out; chosen by "
-        "the loss there",
-        "rates": rates,
-    }
+    how = (
+        f"each rate of {list(scale.grid)} for {scale.tune_cycles} cycles of E = "
+        f"{min(scale.cycles)}, seed {scale.seeds[0]}, evaluated on {scale.validation:g} of the "
+        f"training examples, which were held out; chosen by the loss there"
+    )
+    about = {"scale": study.scale_name, "how": how, "rates": rates}
     study.results.mkdir(parents=True, exist_ok=True)
     (study.results / rates_file(study.topic)).write_text(json.dumps(about, indent=2) + "\n")

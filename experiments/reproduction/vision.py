@@ -2,8 +2,15 @@
 configurations.
 """
 
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
-from snake_jax.algorithms.registry import ALGORITHMS
+from experiments.reproduction.cases import (
+    Case,
+    Method,
+    Scale,
+    Sources,
+    Topic,
+    cycles_of,
+    every_seed,
+)
 from snake_jax.algorithms.schedule import Plan, serpentine
 from snake_jax.config import ImageConfig
 from snake_jax.models import registry
@@ -18,6 +25,7 @@ METHODS = {
     "splitfed": Method("SplitFed", {"cut": "2"}),
     "random_walking_snakes": Method("Random Walking Snakes", {"snake_length": 3}),
 }
+AVERAGING = ("fedavg", "accelerated_fl", "splitfed")  # all nodes of a round side by side
 COMPARED = ("fedavg", "accelerated_fl", "snake")  # in figure 5
 PARTITIONS = {"iid": "IID", "dirichlet": "Non-IID"}
 ORDERS = ("sequential", "random", "reverse")
@@ -103,96 +111,106 @@ SCALES = {
 def of_figure(figure: str, scale: Scale) -> list[Case]:
     """The cases that a figure draws, those of few local epochs first; figure 4 trains nothing."""
     few = min(scale.cycles)
+    of_one_seed = []
+    if figure == "2":
+        of_one_seed = [Case(method, "iid", few) for method in METHODS]
     if figure == "5":
-        plain = [Case(m, p, e) for e in sorted(scale.cycles) for m in COMPARED for p in PARTITIONS]
-    elif figure == "7":
-        plain = [
-            Case("snake", p, few, interrupted=cut) for p in PARTITIONS for cut in (False, True)
-        ]
-    elif figure == "8":
-        plain = [Case("snake", p, few, order=order) for p in PARTITIONS for order in ORDERS]
-    elif figure == "2":
-        plain = [Case(method, "iid", few) for method in METHODS]
-    else:
-        plain = []
-    return [case._replace(seed=seed) for case in plain for seed in scale.seeds]
+        for epochs in sorted(scale.cycles):
+            for method in COMPARED:
+                for partition in PARTITIONS:
+                    of_one_seed.append(Case(method, partition, epochs))
+    for partition in PARTITIONS:
+        snake = Case("snake", partition, few)
+        if figure == "7":
+            of_one_seed += [snake, snake._replace(interrupted=True)]
+        if figure == "8":
+            of_one_seed += [snake._replace(order=order) for order in ORDERS]
+    return every_seed(of_one_seed, scale)
 
 
 def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
     """The configuration of a case's run, evaluated once a cycle."""
     cycles = cycles_of(case, scale)
-    first, planned = _interrupted_turn(scale), rounds_planned(scale)
-    cut = ",".join(f"{first + cycle * planned}@{INTERRUPTED_AT:g}" for cycle in range(cycles))
-    return ImageConfig(
-        **{
-            **scale.settings,
-            **METHODS[case.method].flags,
-            "algorithm": case.method,
-            "dataset": sources["data"],
-            "partition": case.partition,
-            "train_examples": scale.train_examples,
-            "validation": 0.0 if case.tried is None else scale.validation,
-            "local_epochs": case.epochs,
-            "cycles": cycles,
-            "order": case.order,
-            "interrupt": cut if case.interrupted else "",
-            "learning_rate": rate,
-            "eval_every": _rounds_a_cycle(case, scale),
-            "target_accuracy": scale.target,
-            "seed": case.seed,
-        }
-    )
+    given = {
+        **scale.settings,
+        **METHODS[case.method].flags,
+        "algorithm": case.method,
+        "dataset": sources["data"],
+        "partition": case.partition,
+        "train_examples": scale.train_examples,
+        "validation": 0.0 if case.tried is None else scale.validation,
+        "local_epochs": case.epochs,
+        "cycles": cycles,
+        "order": case.order,
+        "learning_rate": rate,
+        "eval_every": _lines_a_cycle(case, scale),
+        "target_accuracy": scale.target,
+        "seed": case.seed,
+    }
+    if case.interrupted:
+        # The same visit of every cycle, counted from the first of the run.
+        first, planned = _interrupted_turn(scale), visits_planned(scale)
+        turns = [first + cycle * planned for cycle in range(cycles)]
+        given["interrupt"] = ",".join(f"{turn}@{INTERRUPTED_AT:g}" for turn in turns)
+    return ImageConfig(**given)
 
 
 def layer_names(scale: Scale) -> tuple[str, ...]:
     """Of the scale's network."""
-    return registry.build(
-        scale.settings["model"], CLASSES, IMAGE, width=scale.settings["width"]
-    ).layer_names
+    settings = scale.settings
+    model = registry.build(settings["model"], CLASSES, IMAGE, width=settings["width"])
+    return model.layer_names
 
 
 def interrupted_layer(scale: Scale) -> str:
     """The fifth layer, or the middle one of a network whose fifth layer trains at every visit."""
     names = layer_names(scale)
-    middle = [
-        name for name in names if name not in resolve_layers("always_train", "first,last", names)
-    ]
-    fifth = names[INTERRUPTED_LAYER - 1] if len(names) >= INTERRUPTED_LAYER else ""
-    return fifth if fifth in middle else middle[len(middle) // 2]
+    always = resolve_layers("always_train", "first,last", names)
+    middle = [name for name in names if name not in always]
+    if len(names) >= INTERRUPTED_LAYER:
+        fifth = names[INTERRUPTED_LAYER - 1]
+        if fifth in middle:
+            return fifth
+    return middle[len(middle) // 2]
 
 
-def rounds_planned(scale: Scale) -> int:
+def visits_planned(scale: Scale) -> int:
     """Snake's visits in a cycle."""
     return len(_assignments(scale))
 
 
 def _interrupted_turn(scale: Scale) -> int:
+    """The first visit of a cycle that trains the layer which is interrupted."""
     layer = interrupted_layer(scale)
-    always = resolve_layers("always_train", "first,last", layer_names(scale))
-    return next(
-        i for i, layers in enumerate(_assignments(scale)) if layer in layers and layer not in always
-    )
+    trains = [layer in layers for layers in _assignments(scale)]
+    return trains.index(True)
 
 
 def _assignments(scale: Scale) -> tuple[tuple[str, ...], ...]:
     names = layer_names(scale)
-    return serpentine(
-        Plan(ImageConfig(), names, resolve_layers("always_train", "first,last", names)), 0
-    )
+    plan = Plan(ImageConfig(), names, resolve_layers("always_train", "first,last", names))
+    return serpentine(plan, 0)
 
 
-def _rounds_a_cycle(case: Case, scale: Scale) -> int:
-    """Lines of metrics that a cycle has; a visit that is taken over makes two."""
-    if ALGORITHMS[case.method].unit == "round":
+def _lines_a_cycle(case: Case, scale: Scale) -> int:
+    """Lines of metrics that a cycle has: one of methods that average a round, else one a visit; a
+    visit that is taken over makes two.
+    """
+    if case.method in AVERAGING:
         return 1
     if case.method == "snake":
-        return rounds_planned(scale) + case.interrupted
+        planned = visits_planned(scale)
+        return planned + 1 if case.interrupted else planned
     return scale.settings["nodes"]
 
 
 def _public(source: str) -> str:
     """A data set's name without a path of this machine."""
     return "cifar10" if source.startswith("npz:") else source
+
+
+def _hold_out(scale: Scale, sources: Sources) -> None:
+    """Nothing to write: runs hold out a part of their training examples themselves."""
 
 
 TOPIC = Topic(
@@ -204,8 +222,6 @@ TOPIC = Topic(
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
-    hold_out=lambda scale, sources: (
-        None
-    ),  # runs hold out a part of their training examples themselves
+    hold_out=_hold_out,
     public=_public,
 )

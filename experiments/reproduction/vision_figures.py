@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.reproduction import tables, vision
 from experiments.reproduction.cases import Case
-from experiments.reproduction.rows import Row
+from experiments.reproduction.run_numbers import Numbers
 from experiments.reproduction.runs import Study
 from experiments.reproduction.vision import COMPARED, METHODS, ORDERS, PARTITIONS
 from snake_jax.report.figures import Line
@@ -26,7 +26,7 @@ def title(study: Study, figure: str) -> str:
     return TITLES[figure].format(layer=vision.interrupted_layer(study.scale))
 
 
-def setting(study: Study, found: Mapping[Case, Run]) -> str:
+def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
     """The network, in a few words."""
     settings = study.scale.settings
     return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
@@ -50,14 +50,14 @@ def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
     return drawn
 
 
-def rows(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Row]:
+def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
     """The numbers of each run."""
     of = tables.methods_row if figure == "2" else tables.of_run
     return [of(study, case, run) for case, run in found.items()]
 
 
 def sections(
-    study: Study, figure: str, numbers: Sequence[Row], found: Mapping[Case, Run]
+    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
 ) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     if figure == "2":
