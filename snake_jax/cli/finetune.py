@@ -2,10 +2,9 @@
 
   python -m experiments.finetune --model=tiny-llama --data=pydoc --algorithm=snake --lora_rank=0 \\
       --always_train=embed,head --learning_rate=3e-3 --workdir=runs/snake_llm
-  python -m experiments.finetune --model=DIR --data=answers.jsonl --algorithm=snake --cycles=1
-  --local_epochs=1 \\
-      --lora_rank=128 --frozen_dtype=int8 --batch_size=6 --max_length=512 --partition=by_category
-      --workdir=runs/lora
+  python -m experiments.finetune --model=DIR --data=answers.jsonl --algorithm=snake --cycles=1 \\
+      --local_epochs=1 --lora_rank=128 --frozen_dtype=int8 --batch_size=6 --max_length=512 \\
+      --partition=by_category --workdir=runs/lora
   python -m experiments.compare runs/snake_llm runs/fedavg_llm
   python -m experiments.generate --model=runs/snake_llm/model --prompt="What is a generator?"
 

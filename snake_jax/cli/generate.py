@@ -1,9 +1,9 @@
 """Says what a language model answers: after fine-tuning, or before.
 
   python -m experiments.generate --model=runs/snake_llm/model --prompt="What is a generator?"
-  python -m experiments.generate --model=DIR --adapter=runs/lora/adapter --prompt="..."
-  --temperature=0.8 --seed=1 python -m experiments.generate --model=DIR --prompt="Once upon a time"
-  --template=none
+  python -m experiments.generate --model=DIR --adapter=runs/lora/adapter --prompt="..." \\
+      --temperature=0.8 --seed=1
+  python -m experiments.generate --model=DIR --prompt="Once upon a time" --template=none
 
 Each --prompt is put into the form that the model was trained on (--template as in
 experiments.finetune) and answered, all in one batch. --template=none takes the text as it stands,

@@ -73,7 +73,7 @@ def from_file(path: str, examples: int, nodes: int) -> list[np.ndarray]:
     """
     where = f"--partition=file:{path}"
     try:
-        lists = json.loads(Path(path).read_text())
+        lists = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not JSON"
         raise UserError(

@@ -171,7 +171,7 @@ def read_fleet(path: str, count: int) -> Fleet:
 
 def _load(path: str) -> Any:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -242,6 +242,12 @@ def test_a_wrong_partition_file_is_one_line_that_names_it(content, message, tmp_
     assert str(tmp_path / "p.json") in str(error.value)
 
 
+def test_a_byte_order_mark_in_a_partition_file_is_passed_over(tmp_path):
+    (tmp_path / "p.json").write_bytes(b"\xef\xbb\xbf[[1], [0]]")
+    shards = partition(f"file:{tmp_path / 'p.json'}", np.zeros(2, np.int32), 2, 1.0, 0)
+    assert [shard.tolist() for shard in shards] == [[1], [0]]
+
+
 def test_a_missing_partition_file_is_said(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         partition(f"file:{tmp_path / 'none.json'}", np.zeros(4, np.int32), 2, 1.0, 0)
