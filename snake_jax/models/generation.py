@@ -82,8 +82,7 @@ def generate(
 
     Args:
       model: see `snake_jax.models.language`.
-      params: as stored.
-      prompts: token ids; lengths may differ.
+      params: as stored. prompts: token ids; lengths may differ.
       max_new_tokens: for each prompt.
       temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits /
         temperature).
@@ -92,8 +91,7 @@ def generate(
         ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751, section 3.1).
       seed: of the draws; a row's draws depend on it, the row's place and the step.
       stop_ids: a row ends before the first of these.
-      adapters: of some blocks, `{layer name: tree}`.
-      dtype: of activations and cache.
+      adapters: of some blocks, `{layer name: tree}`. dtype: of activations and cache.
       prepare: turns a stored subtree into the one computed with, one block at a time; the same
         function compiles once.
 

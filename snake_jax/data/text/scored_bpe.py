@@ -13,10 +13,10 @@ does to a text first. Only models that change nothing but spaces are read (Llama
 others raise UserError.
 """
 
+import functools
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +68,7 @@ def encoder(pieces: Pieces) -> Encode:
         return [pieces.unknown_id]
 
     # Words repeat: what a chunk comes to is remembered. (ids, first characters, ends) within it.
-    @lru_cache(maxsize=1 << 16)
+    @functools.lru_cache(maxsize=1 << 16)
     def of_chunk(chunk: str) -> tuple[list[int], list[int], list[int]]:
         numbers: list[int] = []
         starts: list[int] = []
@@ -97,23 +97,30 @@ def encoder(pieces: Pieces) -> Encode:
             at += len(chunk)
         return Encoding(numbers, np.array(starts, int), np.array(stops, int))
 
-    def encode(text: str, controls: Sequence[Span], edges: Sequence[int]) -> Encoding:
-        parts = []
-        for (start, stop), is_control in between(text, controls):
-            if is_control:
-                number = [pieces.control[text[start:stop]]]
-                part = Encoding(number, np.array([0]), np.array([stop - start]))
-            elif start == 0 and pieces.space_first:
-                # The space is no character of the text: its offsets begin one later.
-                part = of_text(f" {text[:stop]}")
-                starts, stops = np.maximum(part.starts - 1, 0), np.maximum(part.stops - 1, 0)
-                part = Encoding(part.ids, starts, stops)
-            else:
-                part = of_text(text[start:stop])
-            parts.append((start, part))
-        return joined(parts)
+    return functools.partial(_encode, pieces, of_text)
 
-    return encode
+
+def _encode(
+    pieces: Pieces,
+    of_text: Callable[[str], Encoding],
+    text: str,
+    controls: Sequence[Span],
+    edges: Sequence[int],
+) -> Encoding:
+    parts = []
+    for (start, stop), is_control in between(text, controls):
+        if is_control:
+            number = [pieces.control[text[start:stop]]]
+            part = Encoding(number, np.array([0]), np.array([stop - start]))
+        elif start == 0 and pieces.space_first:
+            # The space is no character of the text, whose own come one later here.
+            part = of_text(f" {text[:stop]}")
+            starts, stops = np.maximum(part.starts - 1, 0), np.maximum(part.stops - 1, 0)
+            part = Encoding(part.ids, starts, stops)
+        else:
+            part = of_text(text[start:stop])
+        parts.append((start, part))
+    return joined(parts)
 
 
 def decoder(pieces: Pieces) -> Callable[[Sequence[int]], str]:
