@@ -104,7 +104,7 @@ def _lists_of(where: str, path: str) -> list[list[Any]]:
     """What a partition file holds, as far as its form says: lists that are not empty."""
     wanted = "want a list of example numbers for each node"
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
         lists = json.loads(text)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}; {wanted}") from None

@@ -76,13 +76,13 @@ def generate(
     dtype: jnp.dtype = jnp.float32,
     prepare: Callable[[PyTree], PyTree] = _identity,
 ) -> list[list[int]]:
-    """Continues each prompt, all in one compiled program; one compilation for each count of rows
-    and bucket of lengths.
+    """Continues each prompt, all in one compiled program.
+
+    There is one compilation for each count of rows and bucket of lengths.
 
     Args:
       model: see `snake_jax.models.language`.
-      params: as stored.
-      prompts: token ids; lengths may differ.
+      params: as stored. prompts: token ids; lengths may differ.
       max_new_tokens: for each prompt.
       temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits /
         temperature).
@@ -91,8 +91,7 @@ def generate(
         ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751, section 3.1).
       seed: of the draws; a row's draws depend on it, the row's place and the step.
       stop_ids: a row ends before the first of these.
-      adapters: of some blocks, `{layer name: tree}`.
-      dtype: of activations and cache.
+      adapters: of some blocks, `{layer name: tree}`. dtype: of activations and cache.
       prepare: turns a stored subtree into the one computed with, one block at a time; the same
         function compiles once.
 
@@ -107,13 +106,13 @@ def generate(
     _check_prompts(model, prompts, max_new_tokens)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
+    # Few shapes, so few compilations: stop ids are filled up with one that no token has.
     stops = sorted(set(stop_ids))
+    padding = _STOPS_BUCKET - len(stops) % _STOPS_BUCKET
     request = _Request(
         *_padded(prompts),
         max_new_tokens=jnp.int32(max_new_tokens),
-        stop_ids=jnp.array(
-            stops + [_NO_TOKEN] * (_STOPS_BUCKET - len(stops) % _STOPS_BUCKET), jnp.int32
-        ),
+        stop_ids=jnp.array([*stops, *[_NO_TOKEN] * padding], jnp.int32),
         temperature=jnp.float32(temperature),
         top_k=jnp.int32(top_k),
         top_p=jnp.float32(top_p),
@@ -152,8 +151,8 @@ def _check_prompts(
         if len(prompt) + max_new_tokens > model.max_positions:
             raise UserError(
                 f"prompt {index} has {len(prompt)} tokens, with {max_new_tokens} new ones more "
-                f"than the "
-                f"{model.max_positions} positions of {model.name}: shorten it or ask for fewer"
+                f"than the {model.max_positions} positions of {model.name}: shorten it or ask for "
+                f"fewer"
             )
 
 
@@ -172,8 +171,11 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
 
 
 def _until(ids: list[int], stops: list[int]) -> list[int]:
-    ends = [index for index, token in enumerate(ids) if token in stops]
-    return ids[: ends[0]] if ends else ids
+    """What comes before the first of the stop ids."""
+    for index, token in enumerate(ids):
+        if token in stops:
+            return ids[:index]
+    return ids
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -181,9 +183,8 @@ def _program(static: _Static, weights: _Weights, request: _Request) -> jax.Array
     """New tokens `[B, room]`; those behind a row's stop, or not asked for, mean nothing."""
     logits, caches = _prefill(static, weights, request)
     rows = request.ids.shape[0]
-    start = _State(
-        jnp.int32(0), jnp.zeros((rows, static.room), jnp.int32), jnp.zeros(rows, bool), caches
-    )
+    output = jnp.zeros((rows, static.room), jnp.int32)
+    start = _State(jnp.int32(0), output, jnp.zeros(rows, bool), caches)
 
     def unfinished(state: _State) -> jax.Array:
         return (state.step < request.max_new_tokens) & ~state.stopped.all()
@@ -282,11 +283,11 @@ def _logits(static: _Static, weights: _Weights, hidden: Hidden) -> jax.Array:
 def _choose(request: _Request, logits: jax.Array, step: jax.Array) -> jax.Array:
     """One token id a row, `[B]`."""
 
+    def key_of(row: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(request.key, row), step)
+
     def draw(logits: jax.Array) -> jax.Array:
-        rows = jnp.arange(logits.shape[0])
-        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(request.key, row), step))(
-            rows
-        )
+        keys = jax.vmap(key_of)(jnp.arange(logits.shape[0]))
         likely = _likely(logits / request.temperature, request.top_k, request.top_p)
         return jax.vmap(jax.random.categorical)(keys, likely).astype(jnp.int32)
 
@@ -297,15 +298,12 @@ def _choose(request: _Request, logits: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def _likely(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Logits `[B, V]` with minus infinity for tokens that are not among the top_k, or beyond
-    top_p.
-    """
+    """Logits `[B, V]`, minus infinity for tokens not among the top_k or beyond top_p."""
     ordered = -jnp.sort(-logits, axis=-1)
     among = jnp.arange(logits.shape[-1]) < jnp.where(top_k > 0, top_k, logits.shape[-1])
     probabilities = jax.nn.softmax(jnp.where(among, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = among & (
-        (before < top_p) | (top_p >= 1)
-    )  # rounding may bring the sum above 1 before the last
+    # Rounding may bring the sum above 1 before the last: with top_p of 1 that leaves none out.
+    kept = among & ((before < top_p) | (top_p >= 1))
     least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)

@@ -309,7 +309,7 @@ def _alpha(lora: Lora, rank: int) -> int | float:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / CONFIG} is not readable: give the folder of a PEFT adapter"

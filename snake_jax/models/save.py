@@ -112,14 +112,15 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
         header[name] = {"dtype": code, "shape": list(place.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # arrays begin aligned
+    # The arrays begin aligned to eight bytes.
+    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for place in shard.values():
             value = np.asarray(get(params, place))
-            file.write(
-                np.ascontiguousarray(value.T if place.transposed else value).view(np.uint8).data
-            )
+            if place.transposed:
+                value = value.T
+            file.write(np.ascontiguousarray(value).view(np.uint8).data)
         _flush(file)
 
 
@@ -135,10 +136,12 @@ def _config(model: LanguageModel, params: Params) -> dict:
 
 
 def _index(shards: dict[str, Shard], params: Params) -> dict:
-    total = sum(
-        _num_bytes(get(params, place)) for shard in shards.values() for place in shard.values()
-    )
-    files = {name: file for file, shard in shards.items() for name in shard}
+    total = 0
+    files = {}
+    for file, shard in shards.items():
+        for name, place in shard.items():
+            total += _num_bytes(get(params, place))
+            files[name] = file
     return {"metadata": {"total_size": total}, "weight_map": files}
 
 

@@ -198,7 +198,7 @@ def read_fleet(path: str, count: int) -> Fleet:
 def _load(path: str) -> Any:
     """What a file says, as YAML or JSON; `~` is the home folder."""
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -253,6 +253,12 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
         split_over_nodes("file:~/q.json", np.zeros(4, np.int32), 2, 1.0, 0)
 
 
+def test_a_byte_order_mark_in_a_partition_file_is_passed_over(tmp_path):
+    (tmp_path / "p.json").write_bytes(b"\xef\xbb\xbf[[1], [0]]")
+    shards = split_over_nodes(f"file:{tmp_path / 'p.json'}", np.zeros(2, np.int32), 2, 1.0, 0)
+    assert [shard.tolist() for shard in shards] == [[1], [0]]
+
+
 def test_a_missing_partition_file_is_said(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         split_over_nodes(f"file:{tmp_path / 'none.json'}", np.zeros(4, np.int32), 2, 1.0, 0)

@@ -439,12 +439,12 @@ def test_interrupted_visits_are_taken_over_or_done_again():
 
 def engine_of(setup, emulation="loop", **changes):
     """The engine of a setup with another step, or another emulation."""
-    task, config = setup.dataset, setup.config
-    step = text_task.make_step(setup)._replace(**changes)
-    base = without(task.weights(), setup.plan.layer_names)
+    texts, config = setup.data, setup.config
+    step = text_task.make_step(setup.job)._replace(**changes)
+    base = without(texts.weights(), setup.plan.layer_names)
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
-    data = task.data.train.rows, task.data.test, setup.shards
-    return text_engine(step, base, *data, settings, task.ranks, emulation)
+    data = texts.rows.train.rows, texts.rows.test, texts.shards
+    return text_engine(step, base, *data, settings, texts.ranks, emulation)
 
 
 def round_of(engine, setup, state, share=(0.0, 1.0)):
@@ -453,7 +453,7 @@ def round_of(engine, setup, state, share=(0.0, 1.0)):
     noise = lambda w: rng.normal(size=w.shape).astype(np.float32)  # noqa: E731
     shared, *memory = [jax.tree.map(noise, state.params) for _ in range(3)]
     orders = []
-    for planned in loop.rounds(setup)[0]:
+    for planned in loop.planned(setup)[0]:
         visit, rate = planned._replace(share=share), setup.config.learning_rate
         orders.append(Order(visit, rate, state.params, {}, memory[visit.node], shared))
     return run_round(engine, orders), shared, memory
@@ -461,7 +461,7 @@ def round_of(engine, setup, state, share=(0.0, 1.0)):
 
 def test_nodes_side_by_side_train_as_one_after_the_other():
     setup, _, state, _ = run(algorithm="fedavg", local_epochs=2, packing=False, **LORA)
-    assert len(setup.dataset.data.train.rows) > 1, "rows of several lengths"
+    assert len(setup.data.rows.train.rows) > 1, "rows of several lengths"
     one, many = (round_of(engine_of(setup, how), setup, state)[0] for how in ("loop", "vmap"))
     for a, b in zip(one, many, strict=True):
         assert close(a.layers, b.layers, rtol=1e-4, atol=1e-5)

@@ -118,6 +118,14 @@ def test_a_file_with_defaults_repeats_server_and_windows(tmp_path):
     assert fleet.period_s == 7200
 
 
+@pytest.mark.parametrize(
+    "text", ["nodes: [{flops_per_s: 2e9}]", '{"nodes": [{"flops_per_s": 2e9}]}']
+)
+def test_a_byte_order_mark_in_a_node_file_is_passed_over(tmp_path, text):
+    marked = read_fleet(_file(tmp_path, "\ufeff" + text), 1)
+    assert marked.nodes == (EDGE._replace(flops_per_s=2e9),)
+
+
 def test_the_first_nodes_of_a_longer_file_are_taken(tmp_path):
     path = _file(tmp_path, "nodes: [{count: 1000000000000}, {flops_per_s: 1e9}]")
     assert read_fleet(path, 2).nodes == (EDGE_FIGURES, EDGE_FIGURES)

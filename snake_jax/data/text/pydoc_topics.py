@@ -25,20 +25,17 @@ CHAPTERS = {
     "lexical analysis": "identifiers id-classes strings numbers integers floating imaginary",
     "data model": "types objects",
     "special methods": "specialnames customization attribute-access callable-types sequence-types "
-    "numeric-types "
-    "context-managers",
+    "numeric-types context-managers",
     "execution model": "execmodel naming exceptions dynamic-features",
     "expressions": "atom-identifiers atom-literals attribute-references await binary bitwise "
-    "booleans calls "
-    "comparisons conversions dict exprlists in lambda lists operator-summary power shifting "
-    "slicings subscriptions "
-    "unary yield",
+    "booleans calls comparisons conversions dict exprlists in lambda lists operator-summary power "
+    "shifting slicings subscriptions unary yield",
     "simple statements": "assert assignment augassign break continue del global import nonlocal "
     "pass raise return",
     "compound statements": "compound async class else for function if try while with",
     "built-in types": "typesseq typesseq-mutable typesmapping typesmethods typesmodules "
-    "typesfunctions specialattrs "
-    "bltin-code-objects bltin-ellipsis-object bltin-null-object bltin-type-objects truth",
+    "typesfunctions specialattrs bltin-code-objects bltin-ellipsis-object bltin-null-object "
+    "bltin-type-objects truth",
     "strings and formats": "string-methods formatstrings",
     "debugger": "debugger",
 }
@@ -53,32 +50,42 @@ _SHORTEST_CHARS = 60
 
 def pydoc_pairs() -> tuple[Pair, ...]:
     """All questions and answers, in the order of CHAPTERS; the same on every call."""
+    listed = []
+    for chapter, names in CHAPTERS.items():
+        for name in names.split():
+            listed.append((chapter, name))
+    others = set(topics) - {name for _, name in listed}
+    listed += [("other", name) for name in sorted(others)]
+    # A paragraph is used where it comes first.
     seen: set[str] = set()
-    listed = [(chapter, name) for chapter, names in CHAPTERS.items() for name in names.split()]
-    others = [("other", name) for name in sorted(set(topics) - {name for _, name in listed})]
-    return tuple(
-        Pair(prompt, response, chapter)
-        for chapter, name in listed + others
-        for subject, paragraphs in _sections(topics.get(name, ""))
-        for prompt, response in _answers(subject, [p for p in paragraphs if _is_new(p, seen)])
-    )
+    pairs = []
+    for chapter, name in listed:
+        for subject, paragraphs in _sections(topics.get(name, "")):
+            new = [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]
+            for prompt, response in _answers(subject, new):
+                pairs.append(Pair(prompt, response, chapter))
+    return tuple(pairs)
 
 
 def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
     """(question, paragraphs) of every section and every definition, in the order of the text."""
     blocks = [block for block in re.split(r"\n[ ]*\n", text.strip("\n")) if block.strip()]
-    title, question, paragraphs, inside = "", "", list[str](), False
+    title = question = ""
+    paragraphs: list[str] = []
+    inside = False  # a definition, whose description is indented
     for block, after in pairwise([*blocks, ""]):
-        heading, defines = _heading(block), _is_definition(block, after)
+        heading = _heading(block)
+        defines = _is_definition(block, after)
         if block.strip() == "-[ Footnotes ]-":
             break
         if heading or defines or (inside and not block.startswith("   ")):
             yield question, paragraphs
-            paragraphs, inside = [], defines
+            paragraphs = []
+            inside = defines
             title = heading or title
-            question = (
-                f"What is {_names(block)} in Python?" if defines else f"Explain in Python: {title}"
-            )
+            question = f"Explain in Python: {title}"
+            if defines:
+                question = f"What is {_names(block)} in Python?"
         if not heading and not defines:
             paragraphs.append(_reflow(block, inside))
     yield question, paragraphs

@@ -13,11 +13,12 @@ does to a text first. Only models that change nothing but spaces are read (Llama
 others raise UserError.
 """
 
+import functools
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,10 @@ def encoder(pieces: Pieces) -> Encode:
     A text is cut at the special tokens' spans. What is between them is encoded alone; the space
     that some vocabularies put first comes before the whole text only.
     """
-    ids = {text: i for i, text in reversed(list(enumerate(pieces.texts))) if text}
+    ids: dict[str, int] = {}
+    for number, text in enumerate(pieces.texts):
+        if text:
+            ids.setdefault(text, number)
 
     def ids_of(symbol: str) -> list[int]:
         if symbol in ids:
@@ -64,7 +68,7 @@ def encoder(pieces: Pieces) -> Encode:
         return [pieces.unknown_id]
 
     # Words repeat: what a chunk comes to is remembered. (ids, first characters, ends) within it.
-    @lru_cache(maxsize=1 << 16)
+    @functools.lru_cache(maxsize=1 << 16)
     def of_chunk(chunk: str) -> tuple[list[int], list[int], list[int]]:
         numbers: list[int] = []
         starts: list[int] = []
@@ -93,23 +97,30 @@ def encoder(pieces: Pieces) -> Encode:
             at += len(chunk)
         return Encoding(numbers, np.array(starts, int), np.array(stops, int))
 
-    def encode(text: str, controls: Sequence[Span], edges: Sequence[int]) -> Encoding:
-        parts = []
-        for (start, stop), is_control in between(text, controls):
-            if is_control:
-                number = [pieces.control[text[start:stop]]]
-                part = Encoding(number, np.array([0]), np.array([stop - start]))
-            elif start == 0 and pieces.space_first:
-                # The space is no character of the text: its offsets begin one later.
-                part = of_text(f" {text[:stop]}")
-                starts, stops = np.maximum(part.starts - 1, 0), np.maximum(part.stops - 1, 0)
-                part = Encoding(part.ids, starts, stops)
-            else:
-                part = of_text(text[start:stop])
-            parts.append((start, part))
-        return joined(parts)
+    return functools.partial(_encode, pieces, of_text)
 
-    return encode
+
+def _encode(
+    pieces: Pieces,
+    of_text: Callable[[str], Encoding],
+    text: str,
+    controls: Sequence[Span],
+    edges: Sequence[int],
+) -> Encoding:
+    parts = []
+    for (start, stop), is_control in between(text, controls):
+        if is_control:
+            number = [pieces.control[text[start:stop]]]
+            part = Encoding(number, np.array([0]), np.array([stop - start]))
+        elif start == 0 and pieces.space_first:
+            # The space is no character of the text, whose own come one later here.
+            part = of_text(f" {text[:stop]}")
+            starts, stops = np.maximum(part.starts - 1, 0), np.maximum(part.stops - 1, 0)
+            part = Encoding(part.ids, starts, stops)
+        else:
+            part = of_text(text[start:stop])
+        parts.append((start, part))
+    return joined(parts)
 
 
 def decoder(pieces: Pieces) -> Callable[[Sequence[int]], str]:
@@ -128,27 +139,35 @@ def merge(text: str, scores: dict[str, float]) -> list[str]:
     """The symbols that `text` comes to, from its characters: O(n log n), with a heap of the
     joinable neighbours.
     """
-    symbols, n = list(text), len(text)
-    left, right = list(range(-1, n - 1)), list(range(1, n + 1))
-    heap = [
-        (-scores[pair], i, pair)
-        for i in range(n - 1)
-        if (pair := symbols[i] + symbols[i + 1]) in scores
-    ]
+    # A symbol lies at its first character; the places of those joined to it are empty. `left` and
+    # `right` are the places of the neighbours, -1 and n beyond the ends.
+    n = len(text)
+    symbols = list(text)
+    left = list(range(-1, n - 1))
+    right = list(range(1, n + 1))
+    heap: list[tuple[float, int, str]] = []
+    for i, pair in enumerate(map("".join, pairwise(symbols))):
+        if pair in scores:
+            heap.append((-scores[pair], i, pair))
     heapify(heap)
     while heap:
+        # The best pair, the leftmost of equals, unless one of the two has joined another since.
         _, i, pair = heappop(heap)
         j = right[i]
         if not symbols[i] or j == n or symbols[i] + symbols[j] != pair:
-            continue  # one of the two has joined another since
+            continue
         symbols[i] = pair
         symbols[j] = ""
         right[i] = right[j]
         if right[i] < n:
             left[right[i]] = i
-        for a, b in ((left[i], i), (i, right[i])):
-            if a >= 0 and b < n and (joined := symbols[a] + symbols[b]) in scores:
-                heappush(heap, (-scores[joined], a, joined))
+        # What the new symbol can join on either side.
+        for first, second in ((left[i], i), (i, right[i])):
+            if first < 0 or second == n:
+                continue
+            new = symbols[first] + symbols[second]
+            if new in scores:
+                heappush(heap, (-scores[new], first, new))
     return [symbol for symbol in symbols if symbol]
 
 
@@ -171,9 +190,10 @@ def read_bin(path: Path) -> Pieces:
         raise UserError(
             f"{path}: is not a llama2.c tokenizer (score, length, piece for each id), or damaged"
         ) from None
-    byte_ids = {
-        int(m[1], 16): i for i, (text, _) in enumerate(entries) if (m := _BYTE.fullmatch(text))
-    }
+    byte_ids = {}
+    for number, (text, _) in enumerate(entries):
+        if match := _BYTE.fullmatch(text):
+            byte_ids[int(match[1], 16)] = number
     if len(entries) < 4 or len(byte_ids) != 256:
         raise UserError(
             f"{path}: is not a llama2.c tokenizer: it has {len(byte_ids)} of 256 byte pieces"
@@ -186,7 +206,9 @@ def read_bin(path: Path) -> Pieces:
 
 
 def _bin_entries(data: bytes) -> Iterator[tuple[str, float]]:
-    (longest,), at = struct.unpack_from("<I", data), 4
+    """(piece, score) of every id."""
+    (longest,) = struct.unpack_from("<I", data)
+    at = 4
     while at < len(data):
         score, length = struct.unpack_from("<fI", data, at)
         (piece,) = struct.unpack_from(f"<{min(length, longest)}s", data, at + 8)
@@ -195,52 +217,65 @@ def _bin_entries(data: bytes) -> Iterator[tuple[str, float]]:
 
 
 def _scores(texts: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    return {text: score for text, score in reversed(list(zip(texts, scores, strict=True))) if text}
+    """Of a text that several ids stand for, the score of the first."""
+    found: dict[str, float] = {}
+    for text, score in zip(texts, scores, strict=True):
+        if text:
+            found.setdefault(text, score)
+    return found
 
 
 def read_model(path: Path) -> Pieces:
     """The vocabulary of a SentencePiece BPE model. Raises UserError for other models, and for what
     is none.
     """
+    # The model's fields: 1, a piece, many times; 2, how it was trained; 3, what it does to a text.
+    entries: list[tuple[str, float, int]] = []
+    parts: dict[int, bytes] = {}
     try:
-        fields = list(_fields(path.read_bytes()))
-        entries = [
-            _piece(bytes(value))
-            for number, value in fields
-            if number == 1 and isinstance(value, bytes)
-        ]
-        trainer, normalizer = (
-            dict(_fields(next((bytes(v) for n, v in fields if n == k), b""))) for k in (2, 3)
-        )
+        for number, value in _fields(path.read_bytes()):
+            if not isinstance(value, bytes):
+                continue
+            if number == 1:
+                entries.append(_piece(value))
+            parts.setdefault(number, value)
+        trainer = dict(_fields(parts.get(2, b"")))
+        normalizer = dict(_fields(parts.get(3, b"")))
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, TypeError):
-        entries, trainer, normalizer = [], {}, {}
+        entries = []
     if not entries:
         raise UserError(
             f"{path}: is not a SentencePiece model, or damaged; give a folder with the model's "
             f"tokenizer.json"
         )
-    changes = normalizer.get(2) or normalizer.get(
-        4, 1
-    )  # a table of characters to replace; extra spaces to remove
-    if trainer.get(3, 1) != _BPE or changes or any(kind == _USER_DEFINED for _, _, kind in entries):
+    # A table of characters to replace, or extra spaces to remove, would change a text.
+    changes = normalizer.get(2) or normalizer.get(4, 1)
+    by_kind: dict[int, dict[str, int]] = {}
+    texts = []
+    for number, (text, _, kind) in enumerate(entries):
+        by_kind.setdefault(kind, {})[text] = number
+        texts.append(text.replace("▁", " ") if kind == _NORMAL else "")
+    if trainer.get(3, 1) != _BPE or changes or _USER_DEFINED in by_kind:
         raise UserError(
             f"{path}: a SentencePiece model of a kind not read here; give a folder with its "
             f"tokenizer.json"
         )
-    texts = tuple(text.replace("▁", " ") if kind == _NORMAL else "" for text, _, kind in entries)
-    byte_ids = {
-        int(text[3:5], 16): i for i, (text, _, kind) in enumerate(entries) if kind == _BYTE_TYPE
-    }
-    control = {text: i for i, (text, _, kind) in enumerate(entries) if kind == _CONTROL}
-    unknown = next((i for i, (_, _, kind) in enumerate(entries) if kind == _UNKNOWN), 0)
+    control = by_kind.get(_CONTROL, {})
     if "</s>" not in control:
         raise UserError(
             f"{path}: has no end of text </s>; give a folder with the model's tokenizer.json"
         )
-    scores = _scores(texts, [score for _, score, _ in entries])
-    space_first = bool(normalizer.get(3, 1))
-    bos_id, eos_id = control.get("<s>"), control["</s>"]
-    return Pieces(texts, scores, byte_ids, bos_id, eos_id, unknown, space_first, control)
+    byte_ids = {int(text[3:5], 16): i for text, i in by_kind.get(_BYTE_TYPE, {}).items()}
+    return Pieces(
+        texts=tuple(texts),
+        scores=_scores(texts, [score for _, score, _ in entries]),
+        byte_ids=byte_ids,
+        bos_id=control.get("<s>"),
+        eos_id=control["</s>"],
+        unknown_id=min(by_kind.get(_UNKNOWN, {"": 0}).values()),
+        space_first=bool(normalizer.get(3, 1)),
+        control=control,
+    )
 
 
 def _piece(message: bytes) -> tuple[str, float, int]:
@@ -266,7 +301,10 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
             continue
         if kind not in (1, 2, 5):
             raise TypeError(kind)
-        size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+        if kind == 2:
+            size, at = _varint(message, at)
+        else:
+            size = {1: 8, 5: 4}[kind]
         if at + size > len(message):
             raise IndexError(at)
         yield tag >> 3, message[at : at + size]
@@ -275,7 +313,9 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     """An integer in groups of seven bits, lowest first, and where it ends."""
-    value, shift = 0, 0
+    value = shift = 0
     while message[at] & 128:
-        value, shift, at = value | (message[at] & 127) << shift, shift + 7, at + 1
+        value |= (message[at] & 127) << shift
+        shift += 7
+        at += 1
     return value | message[at] << shift, at + 1

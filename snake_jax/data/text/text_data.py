@@ -91,17 +91,14 @@ def build_text_data(
       UserError: wrong flags, no text is left, or every training response was cut.
     """
     lengths = _lengths(max_length, packing, buckets)
-
-    def examples_of(samples: Sequence[Sample]) -> tuple[list[Example], np.ndarray, Truncation]:
-        return _examples(samples, tokenizer, template, allow_special_tokens, max_length)
-
-    examples, kept, cut = examples_of(corpus.train)
+    form = (tokenizer, template, allow_special_tokens, max_length)
+    examples, kept, cut = _examples(corpus.train, *form)
     if cut.cut_responses == len(examples):
         raise UserError(
             f"--max_length={max_length} cuts every response; raise it (the longest text has "
             f"{cut.longest} tokens)"
         )
-    held_out, _, held_out_cut = examples_of(corpus.test)
+    held_out, _, held_out_cut = _examples(corpus.test, *form)
     # Who holds which text.
     samples = tuple(corpus.train[i] for i in kept)
     categories = [sample.category for sample in samples]

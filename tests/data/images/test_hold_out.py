@@ -119,7 +119,7 @@ def test_files_with_a_training_part_only_are_read_with_a_share_to_test_on(form, 
 def test_a_run_is_prepared_on_what_is_left_and_says_so(tmp_path):
     spec = only_training(tmp_path, "images labels")
     setup = loop.prepare(ImageConfig(model="mlp", nodes=3, dataset=spec, test_share=0.2, seed=5))
-    assert (len(setup.dataset.train.labels), len(setup.dataset.test.labels)) == (48, 12)
+    assert (len(setup.data.dataset.train.labels), len(setup.data.dataset.test.labels)) == (48, 12)
     assert sum(map(len, setup.shards)) == 48
     note, quality = setup.quality.splitlines()
     assert note.endswith("(--test_share=0.2), drawn by --seed=5 with the same share of each class")
