@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from snake_jax import config
+from snake_jax.cli import main
+from snake_jax.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,5 +69,7 @@ def test_files_and_flags_that_are_named_exist(page):
     flags = {name.removeprefix("no") for name in re.findall(r"`--(\w+)", text)}
     launches = "".join(path.read_text() for path in (ROOT / "experiments").rglob("*.py"))
     own = re.findall(r"""DEFINE_\w+\(\s*"(\w+)""", launches)
-    known = {*config.Config.__dataclass_fields__, *config.TuneConfig.__dataclass_fields__, *own}
+    known = set(own)
+    for command in COMMANDS.values():
+        known |= set(main.define(command))
     assert flags <= {*known, *(name.removeprefix("no") for name in known)}

@@ -72,11 +72,14 @@ def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
     model = vgg11()
     costs = layer_costs(model, batch_size)
-    steps = [{**row, "flops": step_flops(costs, row["trained"])} for row in _assignments(model)]
+    layers: list[Row] = []
+    for cost in costs:
+        layers.append({"layer": cost.name, "params": cost.params, "forward_flops": cost.forward})
+    steps = []
+    for row in _assignments(model):
+        steps.append({**row, "flops": step_flops(costs, row["trained"])})
     return {
-        "layers": [
-            {"layer": c.name, "params": c.params, "forward_flops": c.forward} for c in costs
-        ],
+        "layers": layers,
         "steps": steps,
         "memory": [_memory(model, costs, **variant) for variant in _memory_variants(model)],
         "traffic": [_traffic(model, **variant) for variant in _traffic_variants()],
@@ -95,9 +98,7 @@ def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
 
 
 def _assignments(model: LayeredModel) -> Iterator[Row]:
-    """Every layer as the middle one between first and last, then every layer alone, before them all
-    together.
-    """
+    """All layers together, each as the middle one between first and last, then each alone."""
     names = model.layer_names
     yield {"kind": "full", "layer": "all", "trained": list(names)}
     for middle in names:
@@ -141,6 +142,7 @@ def _memory(
 
 
 def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
+    """What the compiler says of a row's step, with this convolution."""
     step = step_of(vgg11(lowering), row.get("distilled", False))
     cost = compiled_cost(
         step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
@@ -159,25 +161,30 @@ def _traffic_variants() -> Iterator[Row]:
 
 
 def _traffic(model: LayeredModel, **variant: Any) -> Row:
-    """What the ledger has for each visit of some cycles: `[[middle layer, bytes up, bytes down],
-    ...]` a cycle.
+    """What the ledger has of some cycles.
+
+    Returns:
+      The settings, and `cycles`: for each cycle `[middle layer, bytes up, bytes down]` of its
+      visits.
     """
     config = ImageConfig(**{"nodes": NODES, "cycles": CYCLES, **variant})
-    sizes = transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), config.frozen_dtype)
-    cycles = [
-        [[layers[1] if len(layers) == 3 else "all", up, down] for layers, up, down in visits]
-        for visits in traffic.cycles(
-            image_task.make_job(config, chosen_algorithm(config), model), sizes
-        )
-    ]
-    kept = {
-        key: getattr(config, key)
-        for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype")
-    }
-    return {**kept, "cycles": cycles}
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    sizes = transfer_sizes(shapes, config.frozen_dtype)
+    cycles = []
+    job = image_task.make_job(config, chosen_algorithm(config), model)
+    for visits in traffic.cycles(job, sizes):
+        rows = []
+        for layers, up, down in visits:
+            # Snake's visits train the first layer, the middle one and the last; FedAvg's all.
+            rows.append([layers[1] if len(layers) == 3 else "all", up, down])
+        cycles.append(rows)
+    told: Row = {}
+    for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype"):
+        told[key] = getattr(config, key)
+    return {**told, "cycles": cycles}
 
 
 def _machine() -> Row:
-    return {
-        key: machine()[key] for key in ("processor", "cores", "python", "backend", "jax", "jaxlib")
-    }
+    here = machine()
+    keys = ("processor", "cores", "python", "backend", "jax", "jaxlib")
+    return {key: here[key] for key in keys}

@@ -27,12 +27,13 @@ def insert(file: Path, tables: str) -> str:
 
 def markdown(numbers: Row) -> str:
     """All tables."""
-    machine = ", ".join(
-        f"{key} {value}" for key, value in numbers["machine"].items() if value is not None
-    )
+    known = []
+    for key, value in numbers["machine"].items():
+        if value is not None:
+            known.append(f"{key} {value}")
     parts = [
         f"Written by `{numbers['command']}`, batch {numbers['batch_size']}; compiled numbers: "
-        f"{machine}.",
+        f"{', '.join(known)}.",
         *_flops(numbers),
         *_padding(numbers),
         *_memory(numbers),
@@ -43,33 +44,46 @@ def markdown(numbers: Row) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: the first column to the left, numbers to the right."""
-    rule = [":--"] + ["--:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+    rule = [":--"]
+    for _ in head[1:]:
+        rule.append("--:")
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+    return "\n".join(lines)
 
 
 def _flops(numbers: Row) -> list[str]:
+    """The step's FLOPs, formula beside compiler, for each layer between first and last and alone.
+
+    The first of the steps is full training, which the others are set against.
+    """
     layers = {row["layer"]: row for row in numbers["layers"]}
     whole = {
         "params": _total(layers.values(), "params"),
         "forward_flops": _total(layers.values(), "forward_flops"),
     }
-    steps, full = numbers["steps"], numbers["steps"][0]
-    worst = max(abs(_difference(row)) for row in steps)
+    steps = numbers["steps"]
+    full = steps[0]
     head = ["layer", "parameters", "forward", "step", "compiled", "difference", "of the full step"]
+    # One row for each layer as the middle one, and the full step below them.
     ends = [row for row in steps if row["kind"] == "ends"]
     rows = []
     for row in [*ends, full]:
         layer = layers.get(row["layer"], whole)
-        cells = (f"{layer['params']:,}", _mega(layer["forward_flops"]), *_step_cells(row, full))
-        rows.append([row["layer"], *cells])
-    alone = [[row["layer"], *_step_cells(row, full)] for row in steps if row["kind"] == "alone"]
+        params, forward = f"{layer['params']:,}", _mega(layer["forward_flops"])
+        rows.append([row["layer"], params, forward, *_step_cells(row, full)])
+    # The same with the layer alone.
+    alone = []
+    for row in steps:
+        if row["kind"] == "alone":
+            alone.append([row["layer"], *_step_cells(row, full)])
+    worst = max(abs(_difference(row)) for row in steps)
+    middle = ends[1:-1]
     return [
         "### FLOPs of a step",
         "In MFLOP. The step trains the first layer, this one and the last (in the rows of conv1 "
-        "and fc11 these "
-        "two alone). The compiler counts at most "
+        "and fc11 these two alone). The compiler counts at most "
         f"{worst:.2f} % more than the formula, the elementwise work. "
-        f"The mean over the {len(ends) - 2} middle layers is {_mean_ratio(ends[1:-1], full):.3f} "
+        f"The mean over the {len(middle)} middle layers is {_mean_ratio(middle, full):.3f} "
         f"of the full step.",
         table(head, rows),
         "The same with this layer alone; the mean over the middle layers is "
@@ -79,20 +93,20 @@ def _flops(numbers: Row) -> list[str]:
 
 
 def _padding(numbers: Row) -> list[str]:
-    steps, full = numbers["steps"], numbers["steps"][0]
+    """What XLA's own convolution is counted as, which leaves out what meets the zero padding."""
+    steps = numbers["steps"]
+    full = steps[0]
     by = {(row["kind"], row["layer"]): row for row in steps}
     native = full["xla"]["flops"]
     rows = []
-    for layer in [row["layer"] for row in numbers["layers"]]:
-        cells = []
+    for layer in numbers["layers"]:
+        name = layer["layer"]
+        cells = [name]
         for kind in ("ends", "alone"):
-            row = by[kind, layer]
-            cells += [
-                _mega(row["xla"]["flops"]),
-                _left_out(row),
-                f"{row['xla']['flops'] / native:.3f}",
-            ]
-        rows.append([layer, *cells])
+            row = by[kind, name]
+            flops = row["xla"]["flops"]
+            cells += [_mega(flops), _left_out(row), f"{flops / native:.3f}"]
+        rows.append(cells)
     rows.append(["all", _mega(native), _left_out(full), "1.000", "", "", ""])
     head = [
         "layer",
@@ -117,12 +131,13 @@ def _padding(numbers: Row) -> list[str]:
 
 
 def _memory(numbers: Row) -> list[str]:
+    """What a node holds: four kinds of state from shapes, and what the compiler reserves."""
+    # The first row is full training, the second trains the middle layer that all others train.
     middle = numbers["memory"][1]["trained"][1]
-    native = {
-        row["kind"]: row["xla"]["temporary_bytes"]
-        for row in numbers["steps"]
-        if row["layer"] in ("all", middle)
-    }
+    native = {}
+    for row in numbers["steps"]:
+        if row["layer"] in ("all", middle):
+            native[row["kind"]] = row["xla"]["temporary_bytes"]
     head = [
         "step",
         "trained",
@@ -133,22 +148,6 @@ def _memory(numbers: Row) -> list[str]:
         "temporaries",
         "together",
     ]
-    rows = []
-    for row in numbers["memory"]:
-        full = row["frozen_bytes"] == 0
-        name = (
-            "all layers" if full else f"{', '.join(row['trained'])}; frozen {row['frozen_dtype']}"
-        )
-        parts = [
-            _megabytes(row[f"{part}_bytes"])
-            for part in ("trained", "optimizer", "frozen", "teacher")
-        ]
-        compiled = row["matmul"]
-        together = compiled["argument_bytes"] + compiled["temporary_bytes"]
-        memory = [compiled["argument_bytes"], compiled["temporary_bytes"], together]
-        rows.append(
-            [name + ("; distilled" if row["distilled"] else ""), *parts, *map(_megabytes, memory)]
-        )
     return [
         "### Memory of a step",
         "In MB. The four kinds of state follow from shapes; arguments (state and one batch) and "
@@ -157,39 +156,64 @@ def _memory(numbers: Row) -> list[str]:
         "products. With `--conv=xla` "
         f"the temporaries of the first two rows are {_megabytes(native['full'])} and "
         f"{_megabytes(native['ends'])}.",
-        table(head, rows),
+        table(head, map(_memory_cells, numbers["memory"])),
     ]
 
 
+def _memory_cells(row: Row) -> list[str]:
+    """A row of the memory table."""
+    if row["frozen_bytes"] == 0:
+        name = "all layers"
+    else:
+        name = f"{', '.join(row['trained'])}; frozen {row['frozen_dtype']}"
+    if row["distilled"]:
+        name += "; distilled"
+    arguments = row["matmul"]["argument_bytes"]
+    temporaries = row["matmul"]["temporary_bytes"]
+    sizes = [
+        row["trained_bytes"],
+        row["optimizer_bytes"],
+        row["frozen_bytes"],
+        row["teacher_bytes"],
+        arguments,
+        temporaries,
+        arguments + temporaries,
+    ]
+    return [name, *map(_megabytes, sizes)]
+
+
 def _bytes(numbers: Row) -> list[str]:
+    """What a visit sends, by the middle layer and as the mean of a cycle, beside FedAvg's."""
     whole = 4 * _total(numbers["layers"], "params")
     fedavg, *snake = numbers["traffic"]
-    uncached, cached = (
-        _variant(snake, mode="client_server", frozen_dtype="float32", cached=c)
-        for c in (False, True)
-    )
+    uncached = _variant(snake, mode="client_server", frozen_dtype="float32", cached=False)
+    cached = _variant(snake, mode="client_server", frozen_dtype="float32", cached=True)
     peers = _variant(snake, mode="peer_to_peer", cached=True)
+    # A row for each visit of the last cycle, in which receivers have all that they can have kept.
+    last_cycles = [row["cycles"][-1] for row in (uncached, cached, peers)]
     per_layer = []
-    for plain, kept, peer in zip(
-        *(row["cycles"][-1] for row in (uncached, cached, peers)), strict=True
-    ):
-        (layer, up, down), down_cached, onward = plain, kept[2], sum(peer[1:])
-        rest = [
-            f"{100 * part / (2 * whole):.1f} %" for part in (up + down, up + down_cached, onward)
-        ]
-        per_layer.append([layer, *map(_megabytes, (up, down, down_cached, onward)), *rest])
+    for plain, kept, peer in zip(*last_cycles, strict=True):
+        layer, up, down = plain
+        down_cached, onward = kept[2], peer[1] + peer[2]
+        cells = [layer]
+        for size in (up, down, down_cached, onward):
+            cells.append(_megabytes(size))
+        for sent in (up + down, up + down_cached, onward):
+            cells.append(f"{100 * sent / (2 * whole):.1f} %")
+        per_layer.append(cells)
     head = [
         "middle layer",
         "up",
         "down, first time or not cached",
         "down, cached",
         "node to node, cached",
+        "of FedAvg: not cached",
+        "cached",
+        "node to node",
     ]
-    head += ["of FedAvg: not cached", "cached", "node to node"]
-    cycles = [
-        [_variant_name(row, fedavg["nodes"]), *_cycle_cells(row, whole)]
-        for row in numbers["traffic"]
-    ]
+    cycles = []
+    for row in numbers["traffic"]:
+        cycles.append([_variant_name(row, fedavg["nodes"]), *_cycle_cells(row, whole)])
     first, last = "first cycle, MB a visit", "third cycle, MB a visit"
     return [
         "### Bytes of a visit",
@@ -203,23 +227,25 @@ def _bytes(numbers: Row) -> list[str]:
 
 
 def _variant(rows: Iterable[Row], **wanted: Any) -> Row:
-    return next(row for row in rows if all(row[key] == value for key, value in wanted.items()))
+    """The first row with these settings."""
+    return next(row for row in rows if wanted.items() <= row.items())
 
 
 def _variant_name(row: Row, nodes: int) -> str:
     if row["algorithm"] == "fedavg":
         return "FedAvg"
-    cached = "cached" if row["cached"] else "not cached"
-    precision = (
-        "" if row["frozen_dtype"] == "float32" else f", frozen layers in {row['frozen_dtype']}"
-    )
     way = "node to node" if row["mode"] == "peer_to_peer" else "client-server"
-    return f"Snake, {way}, {cached}{precision}" + (
-        "" if row["nodes"] == nodes else f", {row['nodes']} nodes"
-    )
+    cached = "cached" if row["cached"] else "not cached"
+    name = f"Snake, {way}, {cached}"
+    if row["frozen_dtype"] != "float32":
+        name += f", frozen layers in {row['frozen_dtype']}"
+    if row["nodes"] != nodes:
+        name += f", {row['nodes']} nodes"
+    return name
 
 
 def _cycle_cells(row: Row, whole: int) -> list[str]:
+    """Mean bytes of a visit in the first and the last cycle, and as a share of FedAvg's."""
     cells = []
     for cycle in (row["cycles"][0], row["cycles"][-1]):
         mean = sum(up + down for _, up, down in cycle) / len(cycle)
@@ -234,15 +260,19 @@ def _step_cells(row: Row, full: Row) -> list[str]:
 
 
 def _difference(row: Row) -> float:
+    """How much more the compiler counts than the formula, in percent."""
     return 100 * (row["matmul"]["flops"] / row["flops"] - 1)
 
 
 def _left_out(row: Row) -> str:
+    """What XLA's convolution is counted less than the matrix products."""
     return f"{100 * (1 - row['xla']['flops'] / row['matmul']['flops']):.1f} %"
 
 
 def _middle_alone(steps: Iterable[Row]) -> list[Row]:
-    return [row for row in steps if row["kind"] == "alone"][1:-1]
+    """The steps of one layer alone, but for the first and the last layer."""
+    alone = [row for row in steps if row["kind"] == "alone"]
+    return alone[1:-1]
 
 
 def _mean_ratio(rows: Sequence[Row], full: Row) -> float:

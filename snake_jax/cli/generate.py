@@ -32,6 +32,8 @@ def main(given: Given) -> None:
     prompts = [_ids(flags, prompt, tokenizer) for prompt in flags.prompt]
     model, params = load_pretrained(flags.model)
     tokenizers.check_fits(tokenizer, model.vocab_size)
+    adapters = _adapters(flags, model)
+    # All that may be wrong has been looked at; now something is computed.
     answers = generate(
         model,
         jax.tree.map(jnp.asarray, params),
@@ -42,7 +44,7 @@ def main(given: Given) -> None:
         top_p=flags.top_p,
         seed=flags.seed,
         stop_ids=(tokenizer.eos_id,),
-        adapters=_adapters(flags, model),
+        adapters=adapters,
         dtype=jnp.dtype(flags.compute_dtype),
     )
     for prompt, answer in zip(flags.prompt, answers, strict=True):

@@ -8,6 +8,7 @@ work.
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 from absl.flags import FlagValues
@@ -101,14 +102,13 @@ def parse(command: Command, values: FlagValues, argv: Sequence[str]) -> list[str
     """
     program, *words = argv
     # Before anything else is looked at: whoever asks for help may have got other words wrong.
-    if any(word in _HELP_FULL for word in words):
-        print(help_page.page(command, values, full=True), end="")
-        sys.exit(0)
-    if any(word in _HELP for word in words):
-        print(help_page.page(command, values, full=False), end="")
-        sys.exit(0)
+    if any(word in (*_HELP, *_HELP_FULL) for word in words):
+        _explain(command, values, full=any(word in _HELP_FULL for word in words))
     _forget(values)
     rest = values([program, *words])
+    # As --help=true, or in a file of flags.
+    if values.help or values.helpfull:
+        _explain(command, values, full=values.helpfull)
     if "preset" in values and values.preset:
         # Once more, now with the preset's flags in front: the last one of a name is the one that
         # counts, so whatever was typed counts, wherever it stands.
@@ -117,6 +117,11 @@ def parse(command: Command, values: FlagValues, argv: Sequence[str]) -> list[str
         rest = values([program, *before, *words])
     home.expand_flags(values)
     return [rest[0], *(home.expanded(path) for path in rest[1:])]
+
+
+def _explain(command: Command, values: FlagValues, full: bool) -> NoReturn:
+    print(help_page.page(command, values, full), end="")
+    sys.exit(0)
 
 
 def _forget(values: FlagValues) -> None:

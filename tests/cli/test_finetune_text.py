@@ -60,7 +60,7 @@ def pairs(file, count=20, **more):
 
 def same_rows(one, other):
     """Whether two setups train on the same ids."""
-    (a,), (b,) = one.dataset.data.train.rows.values(), other.dataset.data.train.rows.values()
+    (a,), (b,) = one.data.rows.train.rows.values(), other.data.rows.train.rows.values()
     return a.ids.tobytes() == b.ids.tobytes()
 
 
@@ -135,7 +135,7 @@ def test_all_bytes_of_texts_are_targets_once(tmp_path):
     for more in ({}, {"loss_on": "all"}, {"template": "alpaca"}, {"packing": False}):
         values = {"data": str(tmp_path / "data.jsonl"), "nodes": 2, "max_length": 64, **more}
         values["lora_rank"] = 0
-        data = loop.prepare(TextConfig(**values)).dataset.data
+        data = loop.prepare(TextConfig(**values)).data.rows
         held = sum(int(rows.weight.sum()) for rows in data.test.values())
         # Every byte and an end; the begin is predicted from nothing.
         assert data.train.target_tokens.sum() + held == sum(len(text) + 1 for text in texts)

@@ -97,6 +97,18 @@ def test_help_of_a_command_groups_its_flags_and_leaves_the_rest_to_helpfull(name
     assert heads == [group for group in GROUPS if {*GROUPS[group]} & {*command.newcomers}]
 
 
+@pytest.mark.parametrize("word", ["--help", "-h", "-?", "--helpshort", "--help=true", "-help"])
+def test_all_ways_to_ask_for_help_are_answered(word, snake_jax):
+    assert snake_jax("compare", word) == snake_jax("compare", "--help")
+    assert snake_jax("compare", "--help")[0] == 0
+
+
+def test_help_is_given_though_other_words_are_wrong(snake_jax):
+    code, stdout, stderr = snake_jax("compare", "--fromat=json", "--help")
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("snake-jax compare: ")
+
+
 def test_every_flag_of_a_command_has_one_section():
     every = [flag for flags in GROUPS.values() for flag in flags]
     assert len(every) == len(set(every))

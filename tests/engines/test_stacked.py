@@ -396,7 +396,7 @@ def test_what_a_tied_end_trains_is_said(ends, words):
 
 def test_packing_changes_no_target():
     whole = [run(packing=packing, **LORA) for packing in (True, False)]
-    data = [setup.data.dataset.data for setup, *_ in whole]
+    data = [setup.data.rows for setup, *_ in whole]
     assert data[0].train.target_tokens.tolist() == data[1].train.target_tokens.tolist()
     assert max(len(rows.ids) for rows in data[0].train.rows.values()) < len(data[0].pairs)
     for name in ("tokens", "target_tokens"):
@@ -501,4 +501,4 @@ def test_a_client_corrects_blocks_by_their_roles(emulation, algorithm):
 def setup_steps(setup):
     """Steps of each node's visit."""
     size = setup.config.batch_size
-    return [sum(-(-len(rows) // size) for rows in shard.values()) for shard in setup.shards]
+    return [sum(-(-len(rows) // size) for rows in shard.values()) for shard in setup.data.shards]

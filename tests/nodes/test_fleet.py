@@ -123,7 +123,7 @@ def test_a_file_with_defaults_repeats_server_and_windows(tmp_path):
 )
 def test_a_byte_order_mark_in_a_node_file_is_passed_over(tmp_path, text):
     marked = read_fleet(_file(tmp_path, "\ufeff" + text), 1)
-    assert marked.nodes == (EDGE._replace(flops_per_s=2e9),)
+    assert marked.nodes == (EDGE_FIGURES._replace(flops_per_s=2e9),)
 
 
 def test_the_first_nodes_of_a_longer_file_are_taken(tmp_path):
