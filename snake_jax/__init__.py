@@ -36,7 +36,7 @@ _MODULES = {
     "side_by_side": "snake_jax.algorithms.schedule",
     "RELAY": "snake_jax.algorithms.traffic",
     "STAR": "snake_jax.algorithms.traffic",
-    "Client": "snake_jax.train.update",
+    "Client": "snake_jax.training.update",
 }
 
 

@@ -161,6 +161,13 @@ class RunConfig:
         False, "sequential: visit the nodes in a new random order every cycle"
     )
 
+    executor: str = _setting(
+        "loop",
+        "nodes that train side by side are emulated one after the other (loop), batched on one "
+        "device (vmap) or spread over all devices (pmap, shard_map)",
+        choices=("loop", "vmap", "pmap", "shard_map"),
+    )
+
     eval_every: int = _setting(
         1, "evaluate on the test set after every this many visits or rounds", low=1
     )
@@ -244,14 +251,6 @@ class ImageConfig(RunConfig):
     )
     conv: str = _setting(
         "auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul")
-    )
-
-    executor: str = _setting(
-        "loop",
-        "nodes that train side by side are emulated one after the other (loop), batched on one "
-        "device (vmap) or spread "
-        "over all devices (pmap, shard_map)",
-        choices=("loop", "vmap", "pmap", "shard_map"),
     )
 
     cut: str = _setting(

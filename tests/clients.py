@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from snake_jax.params import select
-from snake_jax.train.update import Client
+from snake_jax.training.update import Client
 
 
 def drift():

@@ -11,8 +11,8 @@ from snake_jax.data.images import dataset
 from snake_jax.models import registry
 from snake_jax.models.layered import LayeredModel
 from snake_jax.params import Params
-from snake_jax.train.image_step import Batches, Examples, LocalStep
-from snake_jax.train.optimizers import init_states, update_rule
+from snake_jax.training.image_step import Batches, Examples, LocalStep
+from snake_jax.training.optimizers import init_states, update_rule
 
 
 def small_step(

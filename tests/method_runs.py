@@ -28,7 +28,7 @@ def prepared(**flags):
 def kept(flags):
     """Setup, executor, first state and reports of the run of `((name, value), ...)`."""
     setup = prepared(**dict(flags))
-    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+    executor, state = loop.make_engine(setup), loop.initial_state(setup)
     return setup, executor, state, list(loop.train(setup, executor, state, lambda state: None))
 
 

@@ -21,13 +21,13 @@ from snake_jax.config import TextConfig
 from snake_jax.models.presets import from_preset
 from snake_jax.params import PyTree
 from snake_jax.runs import loop
-from snake_jax.train import layout, sharding
-from snake_jax.train.image_step import Distillation
-from snake_jax.train.optimizers import init_states, update_rule
-from snake_jax.train.text_step import ENDS, LanguageStep, train_step
+from snake_jax.training import layout, sharding
+from snake_jax.training.image_step import Distillation
+from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_step import ENDS, LanguageStep, train_step
 from tests.helpers import same_bits
 from tests.launches import write_model, write_pairs
-from tests.train import test_text_step as steps
+from tests.training import test_text_step as steps
 
 # 264 is the size of nothing but the vocabulary, and 6 and 5 are those of nothing but the stack.
 steps.MODELS["wide"] = from_preset(
@@ -149,7 +149,7 @@ def run_results(flags: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
     ends = []
     for mesh in (flags["mesh"], ""):
         setup = loop.prepare(TextConfig(**small | flags | {"mesh": mesh}))
-        executor = loop.make_executor(setup)
+        executor = loop.make_engine(setup)
         *_, last = loop.train(setup, executor, loop.initial_state(setup), lambda state: None)
         ends.append((executor, last))
     (executor, found), (alone, wanted) = ends

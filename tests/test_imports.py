@@ -16,7 +16,7 @@ ORDER = (
     "kernels",
     "data",
     "models",
-    "train",
+    "training",
     "nodes",
     "algorithms",
     "costs",
@@ -136,13 +136,13 @@ def test_tests_lie_in_folders_of_the_same_names():
     [
         (
             "snake_jax/models/vgg.py",
-            "from snake_jax.train.stack import run",
-            "models stands left of train",
+            "from snake_jax.training.stack import run",
+            "models stands left of training",
         ),
         (
             "snake_jax/models/vgg.py",
-            "def f():\n    from snake_jax import train",
-            "models stands left of train",
+            "def f():\n    from snake_jax import training",
+            "models stands left of training",
         ),
         ("snake_jax/models/vgg.py", "from ..algorithms import snake", "left of algorithms"),
         ("snake_jax/models/__init__.py", "from .. import runs", "models stands left of runs"),

@@ -14,7 +14,7 @@ from experiments.bench.visit import language_engine
 from experiments.bench.work import Done, Line
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines.contract import run_visits
-from snake_jax.train.text_step import own_items
+from snake_jax.training.text_step import own_items
 
 
 def main(_: str, checked_file: str, options: str) -> None:

@@ -18,9 +18,9 @@ from snake_jax.models.language import LanguageModel
 from snake_jax.models.presets import from_preset
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params, PyTree, select
-from snake_jax.train import stack
-from snake_jax.train.optimizers import init_states, update_rule
-from snake_jax.train.text_step import (
+from snake_jax.training import stack
+from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_step import (
     ENDS,
     Frozen,
     LanguageStep,

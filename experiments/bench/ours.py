@@ -40,7 +40,7 @@ def main(work_file: str, checked_file: str, options: str) -> None:
     # The setup divides the data by itself: nodes must hold what the work says they hold.
     for shard, order in zip(setup.data.shards, work.orders[0], strict=True):
         np.testing.assert_array_equal(np.sort(shard), np.sort(order))
-    executor = loop.make_executor(setup)
+    executor = loop.make_engine(setup)
     state = loop.initial_state(setup)
     reports = loop.train(setup, executor, state, keep=lambda _: None)
     versions = {name: sys.modules[name].__version__ for name in ("jax", "jaxlib")}

@@ -170,7 +170,7 @@ def measure(asked: Asked) -> dict[str, object]:
     setup = loop.prepare(config)
     state = loop.initial_state(setup)
     model_bytes = num_bytes(state.params)
-    reports = loop.train(setup, loop.make_executor(setup), state, keep=lambda _: None)
+    reports = loop.train(setup, loop.make_engine(setup), state, keep=lambda _: None)
     del state  # the loop has it
 
     def one_round() -> object:

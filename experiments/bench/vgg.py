@@ -13,8 +13,8 @@ from experiments.bench.kernels.conv import CLASSES, Network
 from snake_jax.costs.flops import step_flops
 from snake_jax.costs.layers import layer_costs
 from snake_jax.params import Params, select, without
-from snake_jax.train.image_step import Batches, EpochStats, Examples, LocalStep, local_epoch
-from snake_jax.train.optimizers import apply_updates, init_states, update_rule
+from snake_jax.training.image_step import Batches, EpochStats, Examples, LocalStep, local_epoch
+from snake_jax.training.optimizers import apply_updates, init_states, update_rule
 
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 OURS = "matmul"

@@ -20,8 +20,8 @@ from snake_jax.data.text import packing
 from snake_jax.engines.contract import run_visits
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import LocalEngine, image_engine, text_engine
-from snake_jax.train.image_step import Examples
-from snake_jax.train.text_step import own_items
+from snake_jax.training.image_step import Examples
+from snake_jax.training.text_step import own_items
 
 REPEATS, BATCHES = 9, 10
 TABLE = f"Visits of {BATCHES} batches"

@@ -32,7 +32,7 @@ def quant_matmul(
     Args:
       x: floating.
       weight: int8 with a scale for each output channel, or nf4 with a scale for each block along K,
-        as `snake_jax.train.quantization.freeze` stores a kernel; or one of a stack of such,
+        as `snake_jax.training.quantization.freeze` stores a kernel; or one of a stack of such,
         [L, K, N], which a kernel for TPUs reads in its place.
       adapter: (a, b), floating.
       lowering: "xla" (the matrix dequantized in a form that the compiler fuses where it can),

@@ -18,7 +18,7 @@ from snake_jax.algorithms.base import (
 from snake_jax.algorithms.schedule import Plan, side_by_side
 from snake_jax.algorithms.traffic import STAR
 from snake_jax.algorithms.visits import Rounds
-from snake_jax.train.split import AUXILIARY
+from snake_jax.training.split import AUXILIARY
 
 
 def _rounds(plan: Plan, cycle: int) -> Rounds:

@@ -18,7 +18,7 @@ from snake_jax.algorithms.visits import Ending, Outcome, Round, Rounds
 from snake_jax.config import ImageConfig, RunConfig
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree
-from snake_jax.train.update import Client
+from snake_jax.training.update import Client
 
 Shards = Sequence[np.ndarray]
 Sum = TypeVar("Sum")

@@ -11,7 +11,7 @@ import jax
 
 from snake_jax.config import RunConfig
 from snake_jax.params import Params, PyTree
-from snake_jax.train.update import Client
+from snake_jax.training.update import Client
 
 
 def proximal_client(config: RunConfig) -> Client | None:

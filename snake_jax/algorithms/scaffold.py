@@ -28,7 +28,7 @@ from snake_jax.algorithms.visits import Outcome, Round, Rounds
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree, select
-from snake_jax.train.update import Client
+from snake_jax.training.update import Client
 
 
 class Sums(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from snake_jax.params import Params, PyTree
-from snake_jax.train.optimizers import OptimizerStates
+from snake_jax.training.optimizers import OptimizerStates
 
 
 class Visit(NamedTuple):
@@ -41,7 +41,7 @@ class Order(NamedTuple):
       learning_rate: of all its steps.
       params: all that the visit reads or trains, in full precision; left as it is.
       states: optimizer states to go on from, by layer; layers not in it start afresh.
-      memory: what the node remembers for its method's client, see `train.update.Client`.
+      memory: what the node remembers for its method's client, see `training.update.Client`.
       shared: what the server tells all nodes for it.
     """
 
@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
       train_s: seconds the program ran, compilation apart; those of a program that trained several
         nodes are shared equally among them, so that sums stay true.
       text: of language models.
-      memory: what the node remembers from now on, see `train.update.Client`.
+      memory: what the node remembers from now on, see `training.update.Client`.
       report: what the node tells the server for the method's client.
     """
 

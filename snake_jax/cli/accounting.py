@@ -24,7 +24,7 @@ from snake_jax.models.layered import LayeredModel
 from snake_jax.profiling import traffic
 from snake_jax.runs import image_task
 from snake_jax.runs.job import chosen_algorithm
-from snake_jax.train.image_step import LocalStep
+from snake_jax.training.image_step import LocalStep
 
 MIDDLE = "conv8"  # of the memory table: no layer has more parameters
 NODES, CYCLES = 9, 3

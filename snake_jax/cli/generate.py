@@ -17,7 +17,7 @@ from snake_jax.models.hub import load_pretrained
 from snake_jax.models.language import LanguageModel
 from snake_jax.params import Params
 from snake_jax.runs import text_task
-from snake_jax.train.text_step import own_items
+from snake_jax.training.text_step import own_items
 
 
 def main(given: Given) -> None:

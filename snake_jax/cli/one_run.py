@@ -91,7 +91,7 @@ def train(
       trace: what to profile.
     """
     setup, workdir, state = job
-    executor, earlier = loop.make_executor(setup), workdir.earlier
+    executor, earlier = loop.make_engine(setup), workdir.earlier
 
     def compiled() -> Compilations:
         # Of all processes that have worked on the run.

@@ -21,7 +21,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.params import PyTree
-from snake_jax.train import sharding
+from snake_jax.training import sharding
 
 # The least that there is of each chip.
 TOPOLOGIES = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}

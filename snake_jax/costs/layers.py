@@ -18,7 +18,7 @@ from snake_jax.models import lora
 from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import PyTree, num_params
-from snake_jax.train.text_step import own_items
+from snake_jax.training.text_step import own_items
 
 Counter = Callable[..., int]  # `(function, *shapes of its arguments) -> FLOPs`
 

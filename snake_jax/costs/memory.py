@@ -15,8 +15,8 @@ from snake_jax.costs.shapes import Step
 from snake_jax.costs.traffic import stored_bytes
 from snake_jax.models import lora
 from snake_jax.params import Params, num_bytes, num_params, select, without
-from snake_jax.train.optimizers import init_states
-from snake_jax.train.text_step import ENDS
+from snake_jax.training.optimizers import init_states
+from snake_jax.training.text_step import ENDS
 
 
 class StateBytes(NamedTuple):

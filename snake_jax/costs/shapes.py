@@ -17,10 +17,10 @@ from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.params import Params, PyTree, select, without
-from snake_jax.train import quantization, stack
-from snake_jax.train.image_step import Batches, Examples, LocalStep, local_epoch
-from snake_jax.train.optimizers import init_states
-from snake_jax.train.text_step import (
+from snake_jax.training import quantization, stack
+from snake_jax.training.image_step import Batches, Examples, LocalStep, local_epoch
+from snake_jax.training.optimizers import init_states
+from snake_jax.training.text_step import (
     ADAPTERS,
     ENDS,
     Frozen,

@@ -12,7 +12,7 @@ import jax
 from snake_jax.costs.shapes import stored_dtype
 from snake_jax.nodes.ledger import Sizes, optimizer_item
 from snake_jax.params import Params, PyTree, num_bytes
-from snake_jax.train import quantization
+from snake_jax.training import quantization
 
 
 def transfer_sizes(

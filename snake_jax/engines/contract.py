@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
 from snake_jax.params import Params, PyTree
-from snake_jax.train.optimizers import OptimizerStates
+from snake_jax.training.optimizers import OptimizerStates
 
 
 class Compilations(NamedTuple):

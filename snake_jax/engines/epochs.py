@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax.algorithms.visits import Visit
-from snake_jax.train.update import EpochStats
+from snake_jax.training.update import EpochStats
 
 
 class VisitSettings(NamedTuple):

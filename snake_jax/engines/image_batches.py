@@ -10,7 +10,7 @@ import numpy as np
 from snake_jax import streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.train.image_step import Batches
+from snake_jax.training.image_step import Batches
 
 
 class Picked(NamedTuple):

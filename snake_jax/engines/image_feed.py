@@ -15,8 +15,8 @@ from snake_jax.engines.emulations import Axes, Emulation
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
 from snake_jax.params import num_bytes
-from snake_jax.train import image_step
-from snake_jax.train.image_step import Examples, LocalStep
+from snake_jax.training import image_step
+from snake_jax.training.image_step import Examples, LocalStep
 
 
 class ImageFeed:

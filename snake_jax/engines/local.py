@@ -29,10 +29,10 @@ from snake_jax.engines.text_batches import Shard
 from snake_jax.engines.text_feed import TextFeed
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree, select
-from snake_jax.train import sharding
-from snake_jax.train.image_step import Examples, LocalStep
-from snake_jax.train.layout import ByName, Layout, Stacked, Start
-from snake_jax.train.text_step import LanguageStep
+from snake_jax.training import sharding
+from snake_jax.training.image_step import Examples, LocalStep
+from snake_jax.training.layout import ByName, Layout, Stacked, Start
+from snake_jax.training.text_step import LanguageStep
 
 __all__ = ["Compilations", "LocalEngine", "Program", "check", "image_engine", "text_engine"]
 

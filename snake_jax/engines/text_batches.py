@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from snake_jax import streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.data.text import packing
-from snake_jax.train import sharding
-from snake_jax.train.text_step import Rows
+from snake_jax.training import sharding
+from snake_jax.training.text_step import Rows
 
 Shard = Mapping[int, np.ndarray]  # tokens in a row -> a node's rows of that length
 

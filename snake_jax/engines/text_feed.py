@@ -18,9 +18,9 @@ from snake_jax.engines.emulations import Axes, Emulation
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
 from snake_jax.engines.text_batches import Batch, Entrance, Shard, num_tokens, row_batches, rows_of
-from snake_jax.train import sharding, text_step
-from snake_jax.train.text_step import LanguageStep, Rows
-from snake_jax.train.update import EpochStats
+from snake_jax.training import sharding, text_step
+from snake_jax.training.text_step import LanguageStep, Rows
+from snake_jax.training.update import EpochStats
 
 
 class TextFeed:

@@ -22,7 +22,7 @@ from snake_jax.profiling.rows import Case, Row, Sent
 from snake_jax.profiling.subjects import Subject
 from snake_jax.runs import image_task, text_task
 from snake_jax.runs.job import Job, chosen_algorithm, planned
-from snake_jax.train import sharding
+from snake_jax.training import sharding
 
 ALL = "all"  # of a row whose visit trains all that may train
 

@@ -93,7 +93,7 @@ def train(
     """
     setup = job.task.setup(job, data)
     if not workdir:
-        engine = loop.make_executor(setup)
+        engine = loop.make_engine(setup)
         yield from loop.train(setup, engine, loop.initial_state(setup), _keep_nothing)
         return
     folder = Workdir(workdir, setup.config)
@@ -112,7 +112,7 @@ def kept(setup: Setup[Config, Data, Model], folder: Workdir, state: State) -> It
       folder: open, of this configuration.
       state: to go on from, see `Workdir.resume`.
     """
-    engine = loop.make_executor(setup)
+    engine = loop.make_engine(setup)
     try:
         for report in loop.train(
             setup, engine, state, lambda last: folder.keep(last, compiled(folder, engine))

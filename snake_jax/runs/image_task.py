@@ -50,9 +50,9 @@ from snake_jax.runs.job import (
     state_like,
 )
 from snake_jax.runs.setup import Setup, assembled
-from snake_jax.train.image_step import Examples, LocalStep, local_gradients
-from snake_jax.train.split import AUXILIARY, local_loss_gradients, split_gradients
-from snake_jax.train.update import Gradients
+from snake_jax.training.image_step import Examples, LocalStep, local_gradients
+from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
+from snake_jax.training.update import Gradients
 
 ANY_MEAN, ANY_STD = (0.5,) * 3, (0.25,) * 3
 ARRAYS = "arrays"

@@ -28,8 +28,8 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, PyTree, select
-from snake_jax.train.image_step import Distillation
-from snake_jax.train.optimizers import OptimizerStates, init_states, update_rule
+from snake_jax.training.image_step import Distillation
+from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
 
 if TYPE_CHECKING:
     from snake_jax.runs.setup import Setup

@@ -21,7 +21,7 @@ from snake_jax.params import Params, PyTree
 from snake_jax.runs import image_task, records, round_costs, text_task
 from snake_jax.runs import job as jobs
 from snake_jax.runs.setup import Setup
-from snake_jax.train.optimizers import OptimizerStates
+from snake_jax.training.optimizers import OptimizerStates
 
 __all__ = [
     "Diverged",
@@ -29,7 +29,7 @@ __all__ = [
     "Setup",
     "State",
     "initial_state",
-    "make_executor",
+    "make_engine",
     "planned",
     "prepare",
     "summarise",
@@ -119,7 +119,7 @@ def _items(setup: Setup) -> tuple[str, ...]:
     return (*names, *(ledger.companion(name, kind) for kind in kinds for name in names))
 
 
-def make_executor(setup: Setup) -> Engine:
+def make_engine(setup: Setup) -> Engine:
     """What carries out this setup's visits; puts the data on the device."""
     return setup.task.engine(setup)
 
@@ -131,7 +131,7 @@ def train(
 
     Args:
       setup: from `prepare`.
-      engine: from `make_executor`.
+      engine: from `make_engine`.
       state: from `initial_state` or a checkpoint.
       keep: is called with the last good state before the run ends on divergence.
 

@@ -33,6 +33,7 @@ from snake_jax.data.text import chat_template, sources, templates, text_data, to
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import LocalEngine, text_engine
+from snake_jax.engines.local import check as check_emulation
 from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
 from snake_jax.models import lora
@@ -55,8 +56,8 @@ from snake_jax.runs.job import (
     state_like,
 )
 from snake_jax.runs.setup import Setup, assembled
-from snake_jax.train import sharding
-from snake_jax.train.text_step import ADAPTERS, ENDS, LanguageStep, own_items
+from snake_jax.training import sharding
+from snake_jax.training.text_step import ADAPTERS, ENDS, LanguageStep, own_items
 
 # What the folder of a tokenizer may hold.
 TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "tok*.bin", "vocab.json", "merges.txt")
@@ -142,6 +143,7 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
     if config.mesh and config.cache_prefix == "device":
         raise UserError("--cache_prefix=device is for one device; with --mesh say =host")
     check_products(config)
+    check_emulation(config.executor, bool(config.mesh), bool(config.rank), config.cache_prefix)
 
 
 def prepare_data(
@@ -416,7 +418,7 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    return text_engine(step, base, train, test, data.shards, settings, data.ranks)
+    return text_engine(step, base, train, test, data.shards, settings, data.ranks, config.executor)
 
 
 def _params(setup: TextSetup) -> Params:

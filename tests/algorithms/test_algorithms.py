@@ -29,7 +29,7 @@ SMALL = {
 def run(**flags):
     """All reports of a run and its executor."""
     setup = loop.prepare(ImageConfig(**{**SMALL, **flags}))
-    executor = loop.make_executor(setup)
+    executor = loop.make_engine(setup)
     state = loop.initial_state(setup)
     return list(loop.train(setup, executor, state, lambda state: None)), executor, state
 
@@ -78,7 +78,7 @@ def test_one_program_serves_an_assignment_in_all_cycles_and_on_nodes_with_unlike
     )
     model = setup.model._replace(layers=(counted, *setup.model.layers[1:]))
     setup = setup._replace(job=setup.job._replace(model=model))
-    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+    executor, state = loop.make_engine(setup), loop.initial_state(setup)
     reports = loop.train(setup, executor, state, lambda state: None)
     records = [next(reports).record for _ in range(2)]  # the first cycle: two middle layers
     after_first, programs = len(traces), executor.compilations.programs
@@ -219,7 +219,7 @@ def test_the_ledger_of_the_runs_is_the_hand_count():
 
 def test_divergence_stops_with_the_visit_named_and_the_last_good_state_kept():
     setup = loop.prepare(ImageConfig(**{**SMALL, "learning_rate": 1e9, "clip_norm": 0.0}))
-    executor, state, kept = loop.make_executor(setup), loop.initial_state(setup), []
+    executor, state, kept = loop.make_engine(setup), loop.initial_state(setup), []
     with pytest.raises(loop.Diverged, match=r"visit 0 \(node 0, layers fc1, fc2, fc4\) diverged"):
         list(loop.train(setup, executor, state, kept.append))
     assert same_bits(kept[0].params, state.params)

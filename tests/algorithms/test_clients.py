@@ -39,7 +39,7 @@ def plain(tmp_path_factory, quick_compilation):
 
 def run(plain, **flags):
     setup = loop.prepare(ImageConfig(**{**plain, **flags}))
-    engine, state = loop.make_executor(setup), loop.initial_state(setup)
+    engine, state = loop.make_engine(setup), loop.initial_state(setup)
     return setup, list(loop.train(setup, engine, state, lambda state: None))
 
 
@@ -145,7 +145,7 @@ def test_what_nodes_remember_is_kept_over_a_kill(plain, tmp_path):
     setup = loop.prepare(config)
     unbroken = run(plain, algorithm="scaffold", nodes_per_round=2)[1][-1].state
     workdir = Workdir(tmp_path / "run", config)
-    engine = loop.make_executor(setup)
+    engine = loop.make_engine(setup)
     for report in loop.train(setup, engine, workdir.resume(setup, pytest.fail), print):
         workdir.add(report, engine.compilations)
         break
@@ -154,7 +154,7 @@ def test_what_nodes_remember_is_kept_over_a_kill(plain, tmp_path):
     state = workdir.resume(setup, pytest.fail)
     workdir.close()
     assert len(state.nodes) == 2
-    *_, last = loop.train(setup, loop.make_executor(setup), state, print)
+    *_, last = loop.train(setup, loop.make_engine(setup), state, print)
     assert same_bits(last.state.params, unbroken.params)
     assert same_bits(last.state.nodes, unbroken.nodes)
     assert len(json_lines(tmp_path / "run" / "metrics.jsonl")) == 1

@@ -14,7 +14,7 @@ from snake_jax.config import ImageConfig
 from snake_jax.engines.contract import run_visits
 from snake_jax.params import without
 from snake_jax.runs import loop
-from snake_jax.train.image_step import local_epoch
+from snake_jax.training.image_step import local_epoch
 from tests.helpers import (
     batches,
     close,
@@ -206,7 +206,7 @@ def test_accelerated_fl_learns():
 
 def test_each_party_of_a_cut_model_clips_apart():
     def parties(**flags):
-        return loop.make_executor(prepared(**flags))._step.parties
+        return loop.make_engine(prepared(**flags))._step.parties
 
     assert parties(algorithm="split", cut="1") == (("fc1",), ("fc2", "fc3", "fc4"))
     assert parties(algorithm="split", cut="1", tail=1) == (("fc1", "fc4"), ("fc2", "fc3"))
@@ -229,8 +229,8 @@ def test_each_party_of_a_cut_model_clips_apart():
 
 def test_without_a_proximal_term_fedavg_keeps_nothing_it_received():
     assert same_bits(final(algorithm="fedavg", proximal=0.0), final(algorithm="fedavg"))
-    assert not loop.make_executor(prepared(algorithm="fedavg", proximal=0.0))._step.needs_received
-    assert loop.make_executor(prepared(algorithm="fedavg", proximal=0.1))._step.needs_received
+    assert not loop.make_engine(prepared(algorithm="fedavg", proximal=0.0))._step.needs_received
+    assert loop.make_engine(prepared(algorithm="fedavg", proximal=0.1))._step.needs_received
 
 
 def test_a_proximal_step_descends_fedprox_s_objective():

@@ -19,8 +19,8 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import num_bytes
-from snake_jax.train.image_step import Distillation
-from snake_jax.train.optimizers import init_states
+from snake_jax.training.image_step import Distillation
+from snake_jax.training.optimizers import init_states
 from tests.helpers import small_step
 from tests.launches import ROOT
 

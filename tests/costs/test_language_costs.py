@@ -20,10 +20,10 @@ from snake_jax.models import lora
 from snake_jax.models.language import Hidden
 from snake_jax.models.presets import from_preset
 from snake_jax.params import num_bytes, without
-from snake_jax.train import quantization, stack
-from snake_jax.train.image_step import Distillation
-from snake_jax.train.optimizers import init_states, update_rule
-from snake_jax.train.text_step import (
+from snake_jax.training import quantization, stack
+from snake_jax.training.image_step import Distillation
+from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_step import (
     ADAPTERS,
     ENDS,
     Frozen,

@@ -12,7 +12,7 @@ from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import check, image_engine
 from snake_jax.errors import UserError
 from snake_jax.params import select
-from snake_jax.train.optimizers import update_rule
+from snake_jax.training.optimizers import update_rule
 from tests.clients import drift
 from tests.helpers import close, random_examples, same_bits, small_model, small_step
 

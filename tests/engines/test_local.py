@@ -22,8 +22,8 @@ from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import image_engine
 from snake_jax.params import num_bytes
 from snake_jax.runs import loop
-from snake_jax.train.image_step import Distillation, LocalStep
-from snake_jax.train.optimizers import init_states
+from snake_jax.training.image_step import Distillation, LocalStep
+from snake_jax.training.optimizers import init_states
 from tests.helpers import close, random_examples, same_bits, small_model, small_step
 from tests.launches import ROOT
 
@@ -180,7 +180,7 @@ def fedavg(nodes, emulation="loop", **flags):
     """An executor, the rounds and the reports of FedAvg on the digits."""
     flags = {"model": "mlp", "width": 0.25, "cycles": 3, "eval_every": 100, "batch_size": 1} | flags
     setup = loop.prepare(ImageConfig(algorithm="fedavg", nodes=nodes, executor=emulation, **flags))
-    executor, state = loop.make_executor(setup), loop.initial_state(setup)
+    executor, state = loop.make_engine(setup), loop.initial_state(setup)
     return executor, loop.planned(setup), loop.train(setup, executor, state, lambda state: None)
 
 
@@ -246,7 +246,7 @@ for name, (flags, executors) in methods.items():
     for executor in executors:
         flags |= {"algorithm": name, "executor": executor}
         setup = loop.prepare(ImageConfig(**{**small, **flags}))
-        made, state = loop.make_executor(setup), loop.initial_state(setup)
+        made, state = loop.make_engine(setup), loop.initial_state(setup)
         *_, last = loop.train(setup, made, state, lambda state: None)
         values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(last.state.params)])
         told = ("iterations", "examples", "loss", "accuracy", "bytes_up")

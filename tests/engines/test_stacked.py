@@ -16,8 +16,8 @@ from snake_jax.engines.local import text_engine
 from snake_jax.nodes.ledger import start
 from snake_jax.params import select, without
 from snake_jax.runs import loop, round_costs, text_results, text_task
-from snake_jax.train import text_step
-from snake_jax.train.text_step import ADAPTERS, ENDS
+from snake_jax.training import text_step
+from snake_jax.training.text_step import ADAPTERS, ENDS
 from tests.clients import drift
 from tests.costs.test_language_costs import ADAPTER_PARAMS, BLOCK_BYTES, HEAD_BYTES, TABLE_BYTES
 from tests.helpers import close, same_bits
@@ -70,7 +70,7 @@ def _deciding(flags):
 
 @functools.cache
 def _executor(flags):
-    return loop.make_executor(loop.prepare(TextConfig(**SMALL | dict(flags))))
+    return loop.make_engine(loop.prepare(TextConfig(**SMALL | dict(flags))))
 
 
 def run(**flags):
@@ -324,7 +324,7 @@ def test_a_block_is_quantized_once_on_leaving(monkeypatch):
     before it.
     """
     setup = loop.prepare(TextConfig(**SMALL | FULL | {"cycles": 2}))
-    executor, frozen = loop.make_executor(setup), []
+    executor, frozen = loop.make_engine(setup), []
     layout = executor._layout
     freeze = layout._freeze_own
     layout._freeze_own = lambda subtree: frozen.append(1) or freeze(subtree)

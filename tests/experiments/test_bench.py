@@ -27,7 +27,7 @@ from experiments.bench.rows import HIGHER, LOWER, SUITES, Request, Row
 from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.timing import Sample
 from snake_jax.errors import UserError
-from snake_jax.train.text_step import own_items
+from snake_jax.training.text_step import own_items
 from tests.launches import ROOT, strict_json
 
 QUIET = Request(1, True, sys.executable, sys.executable, 1, lambda _: None)

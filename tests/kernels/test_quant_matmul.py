@@ -14,7 +14,7 @@ from snake_jax.costs.compiled import compile_placed, devices, placed
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import LOWERINGS, OfStack, mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.shapes import LARGE, ODD, SMALL
-from snake_jax.train.quantization import freeze
+from snake_jax.training.quantization import freeze
 
 values = pytest.mark.usefixtures("quick_compilation")
 KINDS = ("int8", "nf4")

@@ -16,7 +16,7 @@ from snake_jax.models import lora
 from snake_jax.models.hub import load_pretrained
 from snake_jax.models.lora import Lora
 from snake_jax.models.presets import from_preset
-from snake_jax.train.quantization import freeze, thaw
+from snake_jax.training.quantization import freeze, thaw
 from tests.helpers import same_bits
 from tests.models.make_golden import FOLDER, random_ids, torch_logits, torch_model
 

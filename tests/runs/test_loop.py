@@ -39,7 +39,7 @@ class Losing:
 
 def reports(small, turn=None, **flags):
     setup = loop.prepare(ImageConfig(**{**small, **flags}))
-    engine = loop.make_executor(setup)
+    engine = loop.make_engine(setup)
     if turn is not None:
         engine = Losing(engine, turn)
     return list(loop.train(setup, engine, loop.initial_state(setup), lambda state: None))
@@ -75,7 +75,7 @@ def test_a_run_that_lost_a_node_goes_on_from_a_checkpoint_with_the_same_bits(sma
     for stop in (2, 3):  # between the loss and the visit that makes up for it, and after both
         folder = tmp_path / str(stop)
         workdir = Workdir(folder, config)
-        engine = Losing(loop.make_executor(setup), turn=1)
+        engine = Losing(loop.make_engine(setup), turn=1)
         state = workdir.resume(setup, pytest.fail)
         for report in loop.train(setup, engine, state, lambda state: None):
             workdir.add(report, engine.compilations)
@@ -86,7 +86,7 @@ def test_a_run_that_lost_a_node_goes_on_from_a_checkpoint_with_the_same_bits(sma
         state = workdir.resume(setup, pytest.fail)
         workdir.close()
         assert state.failures == {1: ("lost",)}
-        rest = list(loop.train(setup, loop.make_executor(setup), state, lambda state: None))
+        rest = list(loop.train(setup, loop.make_engine(setup), state, lambda state: None))
         assert len(rest) == 5 - stop
         assert same_bits(rest[-1].state.params, unbroken[-1].state.params)
 

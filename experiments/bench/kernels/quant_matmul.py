@@ -21,7 +21,7 @@ from snake_jax.kernels.quant_matmul import mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.reference import LowRank
 from snake_jax.kernels.quant_matmul.shapes import LARGE, MIDDLE, QuantShape
 from snake_jax.params import num_bytes
-from snake_jax.train.quantization import freeze
+from snake_jax.training.quantization import freeze
 
 __all__ = ["report", "run"]
 

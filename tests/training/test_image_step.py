@@ -8,9 +8,9 @@ import pytest
 
 from snake_jax.data.images import augmentation
 from snake_jax.params import num_bytes, select, without
-from snake_jax.train.image_step import Distillation, evaluate, local_epoch
-from snake_jax.train.optimizers import apply_updates, init_states, update_rule
-from snake_jax.train.quantization import freeze
+from snake_jax.training.image_step import Distillation, evaluate, local_epoch
+from snake_jax.training.optimizers import apply_updates, init_states, update_rule
+from snake_jax.training.quantization import freeze
 from tests.helpers import (
     batches,
     close,

@@ -13,10 +13,10 @@ import pytest
 from snake_jax.data.text import packing
 from snake_jax.models.language import Tokens
 from snake_jax.models.presets import from_preset
-from snake_jax.train import quantization, stack
-from snake_jax.train.image_step import Distillation
-from snake_jax.train.optimizers import init_states, update_rule
-from snake_jax.train.text_step import (
+from snake_jax.training import quantization, stack
+from snake_jax.training.image_step import Distillation
+from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_step import (
     ENDS,
     Frozen,
     LanguageStep,

@@ -50,7 +50,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from snake_jax.params import PyTree
-from snake_jax.train.block import (
+from snake_jax.training.block import (
     RECOMPUTE,
     Block,
     Frozen,

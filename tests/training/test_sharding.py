@@ -20,9 +20,9 @@ from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.runs import loop
-from snake_jax.train import quantization, sharding
-from snake_jax.train.optimizers import init_states, update_rule
-from snake_jax.train.text_step import LanguageStep
+from snake_jax.training import quantization, sharding
+from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_step import LanguageStep
 from tests.launches import ROOT
 from tests.sharded_runs import CASES, GATHERED, RUNS
 

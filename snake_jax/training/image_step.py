@@ -4,7 +4,7 @@ Only the trainable subtrees are differentiated; frozen subtrees are passed besid
 layer has no weight gradient, the backward pass ends at the lowest trained layer, and nothing of a
 frozen layer is written. (snake_learning_magazine, "Local Training" and "Computation Savings".) How
 the gradients of a batch come about is a function of the step: on one node (`local_gradients`), or
-over a cut model (`snake_jax.train.split`).
+over a cut model (`snake_jax.training.split`).
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from jax import lax
 
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import Params, PyTree
-from snake_jax.train.optimizers import OptimizerStates
-from snake_jax.train.quantization import thaw
-from snake_jax.train.update import (
+from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.training.quantization import thaw
+from snake_jax.training.update import (
     Client,
     EpochStats,
     Gradients,

@@ -1,7 +1,7 @@
 """One model over several devices: a mesh by flag, and what a step does on it.
 
-Where each array lies on a mesh is told in `snake_jax.train.placement`. Here is what a program says
-of it (`kept`, `spread`, `thawed`, `attend`, `token_losses`) and how arrays come there and back
+Where each array lies on a mesh is told in `snake_jax.training.placement`. Here is what a program
+says of it (`kept`, `spread`, `thawed`, `attend`, `token_losses`) and how arrays come there and back
 (`put`, `fetch`).
 
 Functions that take `Mesh | None` do nothing, or what one device needs, without a mesh.
@@ -24,7 +24,7 @@ from snake_jax.kernels.dequantize import is_quantized
 from snake_jax.kernels.distill_xent import Xent, linear_xent
 from snake_jax.models.attention import Attend, attend_causally
 from snake_jax.params import PyTree
-from snake_jax.train.placement import (
+from snake_jax.training.placement import (
     AXES,
     FSDP,
     TENSOR,
@@ -34,7 +34,7 @@ from snake_jax.train.placement import (
     stored,
     whole,
 )
-from snake_jax.train.quantization import thaw
+from snake_jax.training.quantization import thaw
 
 __all__ = (
     "AXES",

@@ -15,8 +15,8 @@ import jax
 
 from snake_jax.models.layered import Layer
 from snake_jax.params import Params, select
-from snake_jax.train.image_step import Batch, LocalStep, task_loss
-from snake_jax.train.update import Gradients, Objective, differentiated
+from snake_jax.training.image_step import Batch, LocalStep, task_loss
+from snake_jax.training.update import Gradients, Objective, differentiated
 
 AUXILIARY = "auxiliary"
 

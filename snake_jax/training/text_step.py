@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.params import Params, PyTree
-from snake_jax.train import sharding, stack
-from snake_jax.train.image_step import Distillation
-from snake_jax.train.optimizers import OptimizerStates
-from snake_jax.train.quantization import of_stack
-from snake_jax.train.sharding import attend, token_losses
-from snake_jax.train.update import (
+from snake_jax.training import sharding, stack
+from snake_jax.training.image_step import Distillation
+from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.training.quantization import of_stack
+from snake_jax.training.sharding import attend, token_losses
+from snake_jax.training.update import (
     Client,
     EpochStats,
     Gradients,

@@ -13,7 +13,7 @@ from jax.extend import core
 from snake_jax.kernels import dequantize
 from snake_jax.kernels.dequantize import NF4, is_quantized, take_rows
 from snake_jax.params import num_bytes
-from snake_jax.train.quantization import freeze, thaw
+from snake_jax.training.quantization import freeze, thaw
 from tests.helpers import same_bits
 
 dense = jax.jit(dequantize.dense, static_argnums=1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import qwix
 
-from snake_jax.train import quantization, stack
+from snake_jax.training import quantization, stack
 
 N, D, F = 5, 8, 12
 CONTEXT = jnp.arange(3.0)  # something that blocks read and nothing trains

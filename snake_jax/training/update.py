@@ -1,7 +1,7 @@
 """One step of training, for every kind of model: gradients, correction, clipping, rule.
 
 What a model and a loss are is an *objective*; how its gradients come about is a function of their
-own, since over a cut model they are made part by part (`snake_jax.train.split`). From there on a
+own, since over a cut model they are made part by part (`snake_jax.training.split`). From there on a
 network for images and a language model are alike, and this is written once.
 
 A *client* is what a method has its nodes do beside the plain step: FedProx pulls to the weights
@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from snake_jax.params import Params, PyTree
-from snake_jax.train.optimizers import OptimizerStates, apply_updates
+from snake_jax.training.optimizers import OptimizerStates, apply_updates
 
 
 class Client(NamedTuple):

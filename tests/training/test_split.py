@@ -15,8 +15,8 @@ from snake_jax.costs.compiled import compiled_cost
 from snake_jax.costs.shapes import BatchShape, step_program
 from snake_jax.models import registry
 from snake_jax.params import select
-from snake_jax.train.image_step import Batch, local_epoch, local_gradients
-from snake_jax.train.split import AUXILIARY, local_loss_gradients, split_gradients
+from snake_jax.training.image_step import Batch, local_epoch, local_gradients
+from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
 from tests.helpers import (
     batches,
     close,

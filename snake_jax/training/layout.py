@@ -16,10 +16,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from snake_jax.params import Params, PyTree, select, without
-from snake_jax.train import quantization, sharding, stack
-from snake_jax.train.image_step import LocalStep
-from snake_jax.train.optimizers import OptimizerStates, init_states, renamed
-from snake_jax.train.text_step import ENDS, Frozen, LanguageStep, block_roles, own_dtype, own_items
+from snake_jax.training import quantization, sharding, stack
+from snake_jax.training.image_step import LocalStep
+from snake_jax.training.optimizers import OptimizerStates, init_states, renamed
+from snake_jax.training.text_step import (
+    ENDS,
+    Frozen,
+    LanguageStep,
+    block_roles,
+    own_dtype,
+    own_items,
+)
 
 Copy = Callable[[PyTree], PyTree]
 
