@@ -11,7 +11,7 @@ from snake_jax.cli import one_run
 from snake_jax.config import TextConfig
 from snake_jax.runs import loop, text_task
 from tests.data.text.chat_folders import TEMPLATES, write_folder
-from tests.launches import Launcher
+from tests.launches import Launcher, write_model
 
 SMALL = (
     "--nodes=2",
@@ -139,3 +139,23 @@ def test_all_bytes_of_texts_are_targets_once(tmp_path):
         held = sum(int(rows.weight.sum()) for rows in data.test.values())
         # Every byte and an end; the begin is predicted from nothing.
         assert data.train.target_tokens.sum() + held == sum(len(text) + 1 for text in texts)
+
+
+def test_generate_takes_special_tokens_of_a_prompt_where_that_is_asked_for(
+    tmp_path, monkeypatch, capfd
+):
+    generate = Launcher(monkeypatch, capfd, "generate")
+    model = write_model(tmp_path / "model", vocab_size=264)
+    flags = (f"--model={model}", "--prompt=</s>", "--max_new_tokens=2", "--template=none")
+    assert generate(*flags).code == 0
+    ended = generate(*flags, "--allow_special_tokens")
+    assert ended.code == 2
+    assert "--allow_special_tokens: the tokenizer bytes has no special tokens" in ended.stderr
+
+
+def test_generate_takes_a_day_for_the_template(tmp_path, monkeypatch, capfd, dated):
+    generate = Launcher(monkeypatch, capfd, "generate")
+    flags = (f"--model={tmp_path}", f"--tokenizer={dated}", "--prompt=it")
+    ended = generate(*flags, "--template_date=tomorrow")
+    assert ended.code == 2
+    assert "--template_date=tomorrow is no day; write it as 2026-01-31" in ended.stderr
