@@ -26,7 +26,7 @@ def main(given: Given) -> None:
         )
     with cluster.together(flags):
         setup = loop.prepare(config)
-        about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
+        about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}".rstrip()
         begin = partial(_begin, flags)
         end = partial(_end, flags, setup)
         with training(flags) as how:
