@@ -22,7 +22,9 @@ _TOLD = (
 
 
 def said(setup: Setup, flags: FlagValues) -> str:
-    """One line with those settings that were left at their defaults and apply to this run.
+    """One line with the settings that were left at their defaults and apply to this run.
+
+    Empty where all of them were given.
 
     Args:
       setup: of the run.
@@ -39,7 +41,7 @@ def said(setup: Setup, flags: FlagValues) -> str:
                 parts.append(f"--frozen_dtype={config.frozen_dtype} ({stored})")
         else:
             parts.append(f"--{name}={getattr(config, name)}")
-    return f"by default: {', '.join(parts)}" if parts else "by default: nothing that matters much"
+    return f"by default: {', '.join(parts)}" if parts else ""
 
 
 def frozen(setup: Setup) -> str:

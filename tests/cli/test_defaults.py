@@ -36,6 +36,12 @@ def test_what_is_typed_is_no_default(images):
     assert "compute_dtype" not in line
 
 
+def test_where_all_is_typed_nothing_is_said(images):
+    own = ("--learning_rate=0.1", "--optimizer=sgd", "--local_epochs=1", "--batch_size=8")
+    stored = ("--frozen_dtype=float32", "--compute_dtype=float32")
+    assert said("classify", *images, *own, *stored) == ""
+
+
 def test_the_storage_of_frozen_layers_is_told_where_there_are_any(images):
     stored = "--frozen_dtype=float32 (how layers that do not train are stored at a node)"
     assert stored in said("classify", *images)
