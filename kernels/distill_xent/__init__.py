@@ -59,13 +59,7 @@ def linear_xent(
     _check(hidden, table, targets, teacher, teacher_table)
     if table_gradient and isinstance(table, qwix.QArray):
         raise ValueError("linear_xent: a quantized table has no gradient")
-    if temperature <= 0:
-        raise ValueError(f"linear_xent: temperature must be above 0, got {temperature}")
-    if lowering not in LOWERINGS:
-        raise ValueError(f"linear_xent: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
-    for name, size in (("chunk", chunk), ("rows", rows)):
-        if size is not None and size < 1:
-            raise ValueError(f"linear_xent: {name} must be at least 1, got {size}")
+    _check_options(temperature, chunk, rows, lowering)
     if lowering == "xla":
         return reference.linear_xent(
             hidden, table, targets, teacher, teacher_table, temperature, table_gradient
@@ -101,6 +95,17 @@ def _even(size: int, most: int, multiple: int) -> int:
     most = most // multiple * multiple
     parts = -(-size // most)
     return -(-size // (parts * multiple)) * multiple
+
+
+def _check_options(temperature: float, chunk: int | None, rows: int | None, lowering: str) -> None:
+    """Raises ValueError where one is not what it can be."""
+    if temperature <= 0:
+        raise ValueError(f"linear_xent: temperature must be above 0, got {temperature}")
+    if lowering not in LOWERINGS:
+        raise ValueError(f"linear_xent: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
+    for name, size in (("chunk", chunk), ("rows", rows)):
+        if size is not None and size < 1:
+            raise ValueError(f"linear_xent: {name} must be at least 1, got {size}")
 
 
 def _check(

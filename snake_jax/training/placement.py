@@ -130,7 +130,9 @@ def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
 
     A program's results are said in these words, so that it takes its own results without a move.
     """
-    names = [tuple(name for name in some if mesh.shape[name] > 1) for some in axes]
+    names: list[tuple[str, ...]] = []
+    for some in axes:
+        names.append(tuple(name for name in some if mesh.shape[name] > 1))
     while names and not names[-1]:
         names.pop()
     return NamedSharding(mesh, PartitionSpec(*names))
