@@ -10,6 +10,7 @@ import pytest
 
 from snake_jax.algorithms.visits import Order
 from snake_jax.config import TextConfig
+from snake_jax.data.text import packing
 from snake_jax.engines.contract import run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import text_engine
@@ -60,7 +61,7 @@ def _deciding(flags):
     """Of these flags those that decide what an executor is: runs that differ in their visits alone
     share one.
     """
-    others = {"order", "cycles", "interrupt", "interruption", "carry_optimizer_state"}
+    others = {"order", "cycles", "interrupt", "interruption"}
     kind = flags.get("algorithm", "snake")
     if kind == "sequential" or (kind == "fedavg" and flags["lora_rank"]):
         kind = "snake" if flags["lora_rank"] else "fedavg"
@@ -437,14 +438,15 @@ def test_interrupted_visits_are_taken_over_or_done_again():
 # Side by side, and a method's client
 
 
-def engine_of(setup, emulation="loop", **changes):
-    """The engine of a setup with another step, or another emulation."""
+def engine_of(setup, emulation="loop", data=None, **changes):
+    """The engine of a setup with another step, emulation, or rows and shards."""
     task, config = setup.dataset, setup.config
     step = text_task.make_step(setup)._replace(**changes)
     base = without(task.weights(), setup.plan.layer_names)
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
-    data = task.data.train.rows, task.data.test, setup.shards
-    return text_engine(step, base, *data, settings, task.ranks, emulation)
+    train, shards = data or (task.data.train.rows, setup.shards)
+    test = task.data.test
+    return text_engine(step, base, train, test, shards, settings, task.ranks, emulation)
 
 
 def round_of(engine, setup, state, share=(0.0, 1.0)):
@@ -460,9 +462,17 @@ def round_of(engine, setup, state, share=(0.0, 1.0)):
 
 
 def test_nodes_side_by_side_train_as_one_after_the_other():
-    setup, _, state, _ = run(algorithm="fedavg", local_epochs=2, packing=False, **LORA)
-    assert len(setup.dataset.data.train.rows) > 1, "rows of several lengths"
-    one, many = (round_of(engine_of(setup, how), setup, state)[0] for how in ("loop", "vmap"))
+    setup, _, state, _ = run(algorithm="fedavg", **LORA)
+    ((length, rows),) = setup.dataset.data.train.rows.items()
+    longer = packing.Rows(*(np.pad(part, ((0, 0), (0, length))) for part in rows))
+    shards = [
+        {length: np.arange(5), 2 * length: np.arange(5, 8)},
+        {length: np.arange(8, 11)},
+    ]
+    data = {length: rows, 2 * length: longer}, shards
+    engines = [engine_of(setup, how, data) for how in ("loop", "vmap")]
+    one, many = (round_of(engine, setup, state)[0] for engine in engines)
+    assert [done.iterations for done in one] == [3, 1], "of unlike length, and one sits out"
     for a, b in zip(one, many, strict=True):
         assert close(a.layers, b.layers, rtol=1e-4, atol=1e-5)
         same = ("finite", "iterations", "examples", "examples_held")
