@@ -462,7 +462,8 @@ def round_of(engine, setup, state, share=(0.0, 1.0)):
 
 
 def test_nodes_side_by_side_train_as_one_after_the_other():
-    setup, _, state, _ = run(algorithm="fedavg", **LORA)
+    setup = loop.prepare(TextConfig(**SMALL | LORA | {"algorithm": "fedavg"}))
+    state = loop.initial_state(setup)
     ((length, rows),) = setup.dataset.data.train.rows.items()
     longer = packing.Rows(*(np.pad(part, ((0, 0), (0, length))) for part in rows))
     shards = [
@@ -482,11 +483,13 @@ def test_nodes_side_by_side_train_as_one_after_the_other():
         np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("emulation", ["loop", "vmap"])
-@pytest.mark.parametrize("algorithm", ["fedavg", "snake"])
-def test_a_client_corrects_blocks_by_their_roles(emulation, algorithm):
-    flags = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 1e-3, "algorithm": algorithm}
-    setup, _, state, _ = run(**flags, **LORA)
+@pytest.mark.parametrize(
+    ("algorithm", "emulation"), [("fedavg", "loop"), ("fedavg", "vmap"), ("snake", "loop")]
+)
+def test_a_client_corrects_blocks_by_their_roles(algorithm, emulation):
+    flags = {"optimizer": "sgd", "momentum": 0.0, "clip_norm": 0.0, "algorithm": algorithm}
+    setup = loop.prepare(TextConfig(**SMALL | LORA | flags))
+    state = loop.initial_state(setup)
     rate = setup.config.learning_rate
     steps = setup_steps(setup)
     share = (0.0, 1.01 / max(steps))
