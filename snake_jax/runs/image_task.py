@@ -23,8 +23,9 @@ from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import augmentation, dataset, sources, subsets
 from snake_jax.data.images.dataset import Dataset, normalise
 from snake_jax.data.images.quality import clean
+from snake_jax.engines.build import image_engine
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import LocalEngine, image_engine
+from snake_jax.engines.local import LocalEngine
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers

@@ -24,8 +24,9 @@ from snake_jax.costs import language_costs
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import prepare as preparation
 from snake_jax.data.text import sources, tokenizers
+from snake_jax.engines.build import text_engine
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import LocalEngine, text_engine
+from snake_jax.engines.local import LocalEngine
 from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
 from snake_jax.models import lora

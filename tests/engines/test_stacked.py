@@ -11,9 +11,9 @@ import pytest
 from snake_jax.algorithms.visits import Order
 from snake_jax.config import TextConfig
 from snake_jax.data.text import packing
+from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import text_engine
 from snake_jax.nodes.ledger import start
 from snake_jax.params import select, without
 from snake_jax.runs import loop, round_costs, text_results, text_task
