@@ -17,9 +17,10 @@ from snake_jax.algorithms.visits import Visit
 from snake_jax.config import TextConfig
 from snake_jax.costs.timing import interleaved
 from snake_jax.data.text import packing
+from snake_jax.engines.build import image_engine, text_engine
 from snake_jax.engines.contract import run_visits
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import LocalEngine, image_engine, text_engine
+from snake_jax.engines.local import LocalEngine
 from snake_jax.training.image_step import Examples
 from snake_jax.training.text_step import own_items
 

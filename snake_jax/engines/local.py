@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,22 +19,15 @@ from jax.sharding import Mesh
 
 from snake_jax import processes, streams
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
-from snake_jax.data.text import packing
 from snake_jax.engines.contract import Compilations, NodeInfo, Scores
-from snake_jax.engines.emulations import ALONE, EMULATIONS, Emulation
+from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
 from snake_jax.engines.feeds import Feed, RunPrefix
-from snake_jax.engines.image_feed import ImageFeed
-from snake_jax.engines.text_batches import Shard
-from snake_jax.engines.text_feed import TextFeed
-from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding
-from snake_jax.training.image_step import Examples, LocalStep
-from snake_jax.training.layout import ByName, Layout, Stacked, Start
+from snake_jax.training.image_step import LocalStep
+from snake_jax.training.layout import Layout, Start
 from snake_jax.training.text_step import LanguageStep
-
-__all__ = ["Compilations", "LocalEngine", "Program", "check", "image_engine", "text_engine"]
 
 
 class Program(NamedTuple):
@@ -70,7 +63,7 @@ class LocalEngine:
         how: Emulation,
         mesh: Mesh | None = None,
     ) -> None:
-        """See `image_engine` and `text_engine`, which make the parts fit.
+        """See `build`, whose functions make the parts fit.
 
         Args:
           step: the local step.
@@ -373,91 +366,6 @@ class LocalEngine:
         arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
         total = arguments + results + memory.temp_size_in_bytes - memory.alias_size_in_bytes
         self._peak_bytes = max(self._peak_bytes, total - self._feed.other_bytes())
-
-
-def image_engine(
-    step: LocalStep,
-    train: Examples,
-    test: Examples,
-    shards: Sequence[np.ndarray],
-    settings: VisitSettings,
-    emulation: str = "loop",
-) -> LocalEngine:
-    """An engine for networks on images; puts the data on the device, or on all of them.
-
-    Args:
-      step: the local step.
-      train: all nodes' examples.
-      test: examples to score.
-      shards: for each node, its indices into `train`.
-      settings: see `VisitSettings`.
-      emulation: of visits that run side by side, one of `EMULATIONS`.
-    """
-    how = EMULATIONS[emulation]()
-    feed = ImageFeed(step, train, test, shards, settings, how)
-    layout = ByName(step, settings.frozen_dtype)
-    return LocalEngine(step, layout, feed, settings, how)
-
-
-def text_engine(
-    step: LanguageStep,
-    base: Params,
-    train: Mapping[int, packing.TextRows],
-    test: Mapping[int, packing.TextRows],
-    shards: Sequence[Shard],
-    settings: VisitSettings,
-    ranks: Sequence[int] = (),
-    emulation: str = "loop",
-) -> LocalEngine:
-    """An engine for language models; puts what never trains on the device, as nodes store it.
-
-    Of several processes each carries out all visits with its own devices of the mesh: it reads its
-    own rows of a batch, and has all outcomes on its host.
-
-    Args:
-      step: the local step.
-      base: the layers that no visit trains, in full precision: with adapters all blocks, and ends.
-      train: all nodes' rows, by tokens in a row.
-      test: rows to score.
-      shards: for each node, which rows are its own.
-      settings: see `VisitSettings`.
-      ranks: of each node's adapters, where some are smaller than the adapters'.
-      emulation: of visits that run side by side, one of `EMULATIONS`.
-
-    Raises:
-      UserError: see `check`.
-    """
-    check(emulation, step.mesh is not None, len(set(ranks)) > 1, settings.cache_prefix)
-    layout = Stacked(step, base, settings.frozen_dtype, ranks)
-    feed = TextFeed(step, train, test, shards, settings)
-    return LocalEngine(step, layout, feed, settings, EMULATIONS[emulation](), step.mesh)
-
-
-def check(
-    emulation: str, mesh: bool = False, unlike_ranks: bool = False, cache_prefix: str = "off"
-) -> None:
-    """Refuses what nodes side by side in one program cannot have; nothing is compiled before.
-
-    Args:
-      emulation: one of `EMULATIONS`.
-      mesh: whether a node lies over several devices.
-      unlike_ranks: whether nodes' adapters have unlike ranks.
-      cache_prefix: see `VisitSettings`.
-
-    Raises:
-      UserError: one of these, with an emulation other than loop.
-    """
-    if emulation == "loop":
-        return
-    reason = ""
-    if mesh:
-        reason = "a mesh has all devices work for one node; leave --mesh out"
-    elif unlike_ranks:
-        reason = "nodes of one program have one rank; leave --rank out"
-    elif cache_prefix != "off":
-        reason = "no node's prefix is kept beside others'; say --cache_prefix=off"
-    if reason:
-        raise UserError(f"--executor={emulation}: {reason}, or say --executor=loop")
 
 
 def _is_alike(order: Order, first: Order) -> bool:

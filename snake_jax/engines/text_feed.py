@@ -40,12 +40,14 @@ class TextFeed:
         shards: Sequence[Shard],
         settings: VisitSettings,
     ) -> None:
-        """Args:
-        step: the local step.
-        train: all nodes' rows, by tokens in a row.
-        test: rows to score.
-        shards: for each node, which rows are its own.
-        settings: see `VisitSettings`.
+        """Leaves the rows where they are.
+
+        Args:
+          step: the local step.
+          train: all nodes' rows, by tokens in a row.
+          test: rows to score.
+          shards: for each node, which rows are its own.
+          settings: see `VisitSettings`.
         """
         self.step, self.train, self.shards, self.settings = step, train, shards, settings
         self.shape = (settings.accumulate, settings.batch_size)

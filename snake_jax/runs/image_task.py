@@ -30,9 +30,10 @@ from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import augmentation, sources, subsets
 from snake_jax.data.images.dataset import Dataset, Split, normalise
 from snake_jax.data.images.quality import clean
+from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import LocalEngine, image_engine
+from snake_jax.engines.local import LocalEngine
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel, resolve_layers

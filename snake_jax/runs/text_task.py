@@ -30,10 +30,11 @@ from snake_jax.costs.layers import row_costs
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import chat_template, sources, templates, text_data, tokenizers
+from snake_jax.engines.build import check as check_emulation
+from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import LocalEngine, text_engine
-from snake_jax.engines.local import check as check_emulation
+from snake_jax.engines.local import LocalEngine
 from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
 from snake_jax.models import lora

@@ -91,9 +91,11 @@ class ByName:
     """Layers by their names; it keeps nothing."""
 
     def __init__(self, step: LocalStep, frozen_dtype: str) -> None:
-        """Args:
-        step: the local step.
-        frozen_dtype: see `quantization.freeze`.
+        """Compiles nothing yet.
+
+        Args:
+          step: the local step.
+          frozen_dtype: see `quantization.freeze`.
         """
         self._needs_received, self._frozen_dtype = step.needs_received, frozen_dtype
         self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, frozen_dtype))

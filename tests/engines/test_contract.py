@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from snake_jax.algorithms.visits import Lost, Order, Visit
+from snake_jax.engines.build import check, image_engine
 from snake_jax.engines.contract import run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import check, image_engine
 from snake_jax.errors import UserError
 from snake_jax.params import select
 from snake_jax.training.optimizers import update_rule

@@ -16,10 +16,10 @@ import pytest
 from snake_jax.algorithms.visits import Order, Visit
 from snake_jax.config import ImageConfig
 from snake_jax.data.images import augmentation
+from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import run_visits
 from snake_jax.engines.emulations import EMULATIONS
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.engines.local import image_engine
 from snake_jax.params import num_bytes
 from snake_jax.runs import loop
 from snake_jax.training.image_step import Distillation, LocalStep
