@@ -4,10 +4,12 @@ jax, which the registries themselves import.
 A test compares each of these with its registry.
 """
 
-# snake_jax.algorithms.registry.ALGORITHMS
+# The list of methods: snake_jax.algorithms.registry imports each from the module of its name.
 ALGORITHMS = (
     "snake",
     "fedavg",
+    "fedprox",
+    "scaffold",
     "sequential",
     "centralised",
     "split",

@@ -17,7 +17,7 @@ import jax
 from experiments.reproduction import cases, kept
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
 from snake_jax.cli import one_run
-from snake_jax.cli.one_run import Job
+from snake_jax.cli.one_run import OpenRun
 from snake_jax.config import RunConfig, differences
 from snake_jax.errors import UserError
 from snake_jax.report.merits import Record, merit_of_lines
@@ -183,7 +183,7 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
     setup = loop.prepare(study.config(case))
     workdir = Workdir(study.folder(case), setup.config)
     try:
-        job = Job(setup, workdir, workdir.resume(setup, say))
+        job = OpenRun(setup, workdir, workdir.resume(setup, say))
         try:
             one_run.train(job, lambda record: None, False, going_on)
         except loop.Diverged as error:

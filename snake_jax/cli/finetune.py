@@ -8,7 +8,7 @@ from etils import epath
 from snake_jax import processes
 from snake_jax.cli import cluster, config_flags, defaults, one_run, run_flags
 from snake_jax.cli.command import Given
-from snake_jax.cli.one_run import Job
+from snake_jax.cli.one_run import OpenRun
 from snake_jax.cli.training import training
 from snake_jax.config import TextConfig
 from snake_jax.errors import UserError
@@ -33,7 +33,7 @@ def main(given: Given) -> None:
             one_run.carry_out(setup, workdir, about, how, begin, end)
 
 
-def _begin(flags: FlagValues, job: Job) -> None:
+def _begin(flags: FlagValues, job: OpenRun) -> None:
     """What the model answers before it is trained; a run that goes on has said so before."""
     if flags.prompt and not job.state.rounds:
         print(_sample(flags, job.setup, job.state, "before"))

@@ -17,17 +17,17 @@ from etils import epath
 from snake_jax import processes
 from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
-from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
 from snake_jax.runs import loop, storage
+from snake_jax.runs.front import kept
 from snake_jax.runs.workdir import Workdir
 
 
-class Job(NamedTuple):
+class OpenRun(NamedTuple):
     """A checked configuration, its open folder, and the state to go on from."""
 
     setup: loop.Setup
@@ -75,7 +75,7 @@ class How(NamedTuple):
 
 
 def train(
-    job: Job,
+    job: OpenRun,
     update: Update,
     events: bool,
     going_on: Callable[[], bool] = lambda: True,
@@ -90,32 +90,20 @@ def train(
       going_on: is asked after every round; False ends the run there, to be gone on with later.
       trace: what to profile.
     """
-    setup, workdir, state = job
-    executor, earlier = loop.make_engine(setup), workdir.earlier
-
-    def compiled() -> Compilations:
-        # Of all processes that have worked on the run.
-        now = executor.compilations
-        peak_bytes = max(earlier.peak_bytes or 0, now.peak_bytes or 0) or None
-        return Compilations(
-            earlier.programs + now.programs, earlier.seconds + now.seconds, peak_bytes
-        )
-
-    told = _events(workdir) if events and processes.is_first() else contextlib.nullcontext()
+    state = job.state
+    told = _events(job.workdir) if events and processes.is_first() else contextlib.nullcontext()
     with told as tell:
-        reports = loop.train(setup, executor, state, lambda last: workdir.keep(last, compiled()))
+        reports = kept(job.setup, job.workdir, state)
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # The state is on disk when a report comes; then its line, then whoever watches.
+            # It is on disk when it comes.
             state = report.state
-            workdir.add(report, compiled())
             update(report.record)
             if tell:
                 tell(report.record)
             if not going_on():
-                return state
-    workdir.finish(loop.summarise(setup, compiled(), workdir.records, executor))
+                break
     return state
 
 
@@ -124,7 +112,7 @@ def carry_out(
     folder: str,
     about: str,
     how: How,
-    begin: Callable[[Job], None] = lambda job: None,
+    begin: Callable[[OpenRun], None] = lambda job: None,
     end: Callable[[loop.State, epath.Path], None] = lambda state, path: None,
 ) -> None:
     """A run in its folder from where it stands to its end, told on the terminal.
@@ -140,7 +128,7 @@ def carry_out(
     workdir = Workdir(folder, setup.config)
     try:
         # What can still be refused, before anything is printed.
-        job = Job(setup, workdir, workdir.resume(setup, launch.warn))
+        job = OpenRun(setup, workdir, workdir.resume(setup, launch.warn))
         check_trace(how.trace, job.total - job.state.rounds)
         print(about)
         place = where(job)
@@ -267,7 +255,7 @@ def describe(setup: loop.Setup) -> str:
     return "\n".join(lines)
 
 
-def where(job: Job) -> str:
+def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
     if done == total:

@@ -17,7 +17,7 @@ import jax
 from etils import epath
 
 from snake_jax.cli import launch, one_run, preemption
-from snake_jax.cli.one_run import How, Job
+from snake_jax.cli.one_run import How, OpenRun
 from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.report.progress import Update, progress
@@ -117,14 +117,14 @@ def _open(
     device: jax.Device,
     stack: contextlib.ExitStack,
     warn: Callable[[str], None],
-) -> Job:
+) -> OpenRun:
     workdir = Workdir(folder / f"seed_{setup.config.seed}", setup.config)
     stack.callback(workdir.close)
     with jax.default_device(device):
-        return Job(setup, workdir, workdir.resume(setup, warn))
+        return OpenRun(setup, workdir, workdir.resume(setup, warn))
 
 
-def _train(jobs: Sequence[Job], how: How) -> Diverged:
+def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
     """All jobs, those of a device in a thread.
 
     A seed that diverges ends alone; anything else ends all.
@@ -136,7 +136,7 @@ def _train(jobs: Sequence[Job], how: How) -> Diverged:
     def going_on() -> bool:
         return not stop.is_set() and not how.terminated()
 
-    def lane(jobs: Sequence[Job], device: jax.Device, update: Update) -> None:
+    def lane(jobs: Sequence[OpenRun], device: jax.Device, update: Update) -> None:
         with jax.default_device(device):
             for job in jobs:
                 seed = job.setup.config.seed

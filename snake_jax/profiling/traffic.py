@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.profiling.rows import Sent
-from snake_jax.runs.job import Job, exchange_of, planned
+from snake_jax.runs.job import Job, planned_transfers
 
 CYCLES = 3
 """After so many every node has had a turn and every layer a new version: later cycles send the
@@ -18,17 +18,8 @@ def cycles(job: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]
     """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes
     down.
     """
-    exchange = exchange_of(job, sizes)
-    traffic = job.algorithm.traffic
-    net = ledger.start(job.layer_names)
     found: list[list[tuple[tuple[str, ...], int, int]]] = [[] for _ in range(job.config.cycles)]
-    for visits in planned(job):
-        transfers = []
-        for visit in visits:
-            net, sent = traffic.deliveries(exchange, net, visit)
-            transfers += sent
-        net, sent = traffic.commit(exchange, net, visits, visits)
-        transfers += sent
+    for visits, transfers in planned_transfers(job, sizes):
         for visit in visits:
             own = ledger.place(visit.node)
             mine = [t for t in transfers if visit.others or own in (t.source, t.destination)]

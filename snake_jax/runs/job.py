@@ -6,7 +6,7 @@ says what kind of model is trained on what kind of data; nothing but its functio
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -26,7 +26,7 @@ from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
-from snake_jax.nodes.ledger import Sizes
+from snake_jax.nodes.ledger import Sizes, Transfer
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
@@ -124,6 +124,9 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     """
     special = {flag for other in ALGORITHMS.values() for flag in other.flags}
     useless = special - algorithm.flags
+    if isinstance(config, TextConfig) and config.lora_rank:
+        # Beside adapters there is always something frozen: the base under them.
+        useless -= {"frozen_dtype"}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in useless and value not in (field.default, "off"):
@@ -188,6 +191,35 @@ def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:
         companions = (*companions, ledger.OPTIMIZER)
     names = job.model.layer_names
     return Exchange(job.config, sizes, job.chain, names, job.layer_names[len(names) :], companions)
+
+
+def planned_transfers(
+    job: Job, sizes: Sizes | None = None
+) -> Iterator[tuple[Round, list[Transfer]]]:
+    """What each planned round sends, where nothing is lost: by the functions that fill a ledger.
+
+    Args:
+      job: of the run.
+      sizes: see `exchange_of`.
+    """
+    exchange, traffic = exchange_of(job, sizes), job.algorithm.traffic
+    network = ledger.start(items(job))
+    for visits in planned(job):
+        transfers = []
+        for visit in visits:
+            network, sent = traffic.deliveries(exchange, network, visit)
+            transfers += sent
+        network, sent = traffic.commit(exchange, network, visits, visits)
+        yield visits, [*transfers, *sent]
+
+
+def items(job: Job) -> tuple[str, ...]:
+    """All that may travel at the start: layers, and the method's companions of each."""
+    names = job.layer_names
+    beside = []
+    for kind in job.algorithm.companions:
+        beside += [ledger.companion(name, kind) for name in names]
+    return (*names, *beside)
 
 
 def with_companions(sizes: Sizes, names: Sequence[str], kinds: Sequence[str]) -> Sizes:

@@ -109,14 +109,7 @@ def initial_state(setup: Setup) -> State:
     """Fresh or pretrained parameters; nothing sent yet."""
     params = setup.task.params(setup)
     memory = setup.algorithm.memory(setup.config, params)
-    return State(params, {}, memory, {}, ledger.start(_items(setup)), {}, 0)
-
-
-def _items(setup: Setup) -> tuple[str, ...]:
-    """All that may travel: layers, and the method's companions of each."""
-    names = setup.layer_names
-    kinds = setup.algorithm.companions
-    return (*names, *(ledger.companion(name, kind) for kind in kinds for name in names))
+    return State(params, {}, memory, {}, ledger.start(jobs.items(setup.job)), {}, 0)
 
 
 def make_engine(setup: Setup) -> Engine:

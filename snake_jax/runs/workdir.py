@@ -91,6 +91,11 @@ class Workdir:
                     f"--workdir={self.path} holds files but no run (no config.json); give a new "
                     f"folder"
                 )
+        elif missing := [name for name in dataclasses.asdict(config) if name not in stored]:
+            raise UserError(
+                f"--workdir={self.path} holds a run begun with another version of snake_jax, which "
+                f"had no --{missing[0]}; give another --workdir"
+            )
         elif other := differences(config, stored):
             raise UserError(
                 f"--workdir={self.path} holds a run with other flags: {', '.join(other)}; "

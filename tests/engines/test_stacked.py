@@ -10,12 +10,13 @@ import pytest
 
 from snake_jax.algorithms.visits import Order
 from snake_jax.config import TextConfig
+from snake_jax.data.text import packing
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
-from snake_jax.nodes.ledger import start
 from snake_jax.params import select, without
-from snake_jax.runs import loop, round_costs, text_results, text_task
+from snake_jax.runs import loop, text_results, text_task
+from snake_jax.runs.job import planned_transfers
 from snake_jax.training import text_step
 from snake_jax.training.text_step import ADAPTERS, ENDS
 from tests.clients import drift
@@ -199,11 +200,8 @@ def test_a_node_of_smaller_rank_leaves_the_other_columns_alone():
 def ledger(**flags):
     """What is sent where nothing goes wrong; nothing is trained for it."""
     setup = loop.prepare(TextConfig(**SMALL | flags))
-    state, rows = start(setup.layer_names), []
-    for visits in loop.planned(setup):
-        state, sent = round_costs.exchange(
-            setup, setup.task.sizes(setup.job), state, visits, set(visits)
-        )
+    rows = []
+    for _, sent in planned_transfers(setup.job):
         rows += [(t.source, t.destination, t.bytes, t.why) for t in sent]
     return rows
 
@@ -437,14 +435,15 @@ def test_interrupted_visits_are_taken_over_or_done_again():
 # Side by side, and a method's client
 
 
-def engine_of(setup, emulation="loop", **changes):
-    """The engine of a setup with another step, or another emulation."""
+def engine_of(setup, emulation="loop", data=None, **changes):
+    """The engine of a setup with another step, emulation, or rows and shards."""
     texts, config = setup.data, setup.config
     step = text_task.make_step(setup.job)._replace(**changes)
     base = without(texts.weights(), setup.plan.layer_names)
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
-    data = texts.rows.train.rows, texts.rows.test, texts.shards
-    return text_engine(step, base, *data, settings, texts.ranks, emulation)
+    train, shards = data or (texts.rows.train.rows, texts.shards)
+    test = texts.rows.test
+    return text_engine(step, base, train, test, shards, settings, texts.ranks, emulation)
 
 
 def round_of(engine, setup, state, share=(0.0, 1.0)):
@@ -460,9 +459,18 @@ def round_of(engine, setup, state, share=(0.0, 1.0)):
 
 
 def test_nodes_side_by_side_train_as_one_after_the_other():
-    setup, _, state, _ = run(algorithm="fedavg", local_epochs=2, packing=False, **LORA)
-    assert len(setup.data.rows.train.rows) > 1, "rows of several lengths"
-    one, many = (round_of(engine_of(setup, how), setup, state)[0] for how in ("loop", "vmap"))
+    setup = loop.prepare(TextConfig(**SMALL | LORA | {"algorithm": "fedavg"}))
+    state = loop.initial_state(setup)
+    ((length, rows),) = setup.data.rows.train.rows.items()
+    longer = packing.TextRows(*(np.pad(part, ((0, 0), (0, length))) for part in rows))
+    shards = [
+        {length: np.arange(5), 2 * length: np.arange(5, 8)},
+        {length: np.arange(8, 11)},
+    ]
+    data = {length: rows, 2 * length: longer}, shards
+    engines = [engine_of(setup, how, data) for how in ("loop", "vmap")]
+    one, many = (round_of(engine, setup, state)[0] for engine in engines)
+    assert [done.iterations for done in one] == [3, 1], "of unlike length, and one sits out"
     for a, b in zip(one, many, strict=True):
         assert close(a.layers, b.layers, rtol=1e-4, atol=1e-5)
         same = ("finite", "iterations", "examples", "examples_held")

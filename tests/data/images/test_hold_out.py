@@ -121,7 +121,7 @@ def test_a_run_is_prepared_on_what_is_left_and_says_so(tmp_path):
     setup = loop.prepare(ImageConfig(model="mlp", nodes=3, dataset=spec, test_share=0.2, seed=5))
     assert (len(setup.data.dataset.train.labels), len(setup.data.dataset.test.labels)) == (48, 12)
     assert sum(map(len, setup.data.shards)) == 48
-    note, quality = setup.quality.splitlines()
+    note, quality = setup.data.quality.splitlines()
     assert note.endswith("(--test_share=0.2), drawn by --seed=5 with the same share of each class")
     assert quality.startswith("quality: kept 48 train and 12 test examples")
     with pytest.raises(UserError, match="must be at most"):
