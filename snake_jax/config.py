@@ -95,6 +95,8 @@ class RunConfig:
         "float32", "arithmetic of the network", choices=("float32", "bfloat16")
     )
 
+    accumulate: int = _setting(1, "parts of batch_size whose gradients make one step", low=1)
+
     early_stop: float = _setting(
         0.0, "end a visit when an epoch lowers the loss by less than this share; 0: off", low=0
     )
@@ -351,7 +353,6 @@ class TextConfig(RunConfig):
         "result",
         choices=("off", "host", "device"),
     )
-    accumulate: int = _setting(1, "parts of batch_size rows whose gradients make one step", low=1)
     mesh: str = _setting(
         "",
         "devices that a node's model lies over, as fsdp:4,tensor:2: fsdp divides rows and stored "

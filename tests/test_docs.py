@@ -43,7 +43,10 @@ def test_the_custom_models_page_runs_and_prints_what_it_says(capsys):
 
 
 @pytest.mark.parametrize(
-    "page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
+    "page",
+    sorted(
+        path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"))
+    ),
 )
 def test_links_lead_to_files(page):
     folder = (ROOT / page).parent
@@ -56,7 +59,13 @@ def test_links_lead_to_files(page):
     "page",
     [
         "BUILD.md",
+        "CONTRIBUTING.md",
+        "README.md",
+        "docs/custom_models.md",
         "docs/design.md",
+        "docs/glossary.md",
+        "docs/index.md",
+        "docs/reproduction.md",
         "docs/accounting.md",
         "docs/finetuning.md",
         "docs/performance.md",

@@ -156,8 +156,13 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     config, steps = _named(job.config, data.dataset), []
     job = job._replace(config=config, plan=job.plan._replace(config=config))
     for shard in data.shards:
-        steps.append(math.ceil(len(shard) / config.batch_size) * config.local_epochs)
+        steps.append(math.ceil(len(shard) / _step_examples(config)) * config.local_epochs)
     return assembled(job, data, data.divergence, steps)
+
+
+def _step_examples(config: ImageConfig) -> int:
+    """Examples of a whole step: `accumulate` parts of `batch_size`."""
+    return config.batch_size * config.accumulate
 
 
 def _named(config: ImageConfig, dataset: Dataset) -> ImageConfig:
@@ -235,7 +240,7 @@ def _assignment_problem(
     optimizer states, frozen layers and teacher, without activations.
     """
     config, sizes, step = job.config, sizes_of(job), make_step(job)
-    costs = layer_costs(job.model, config.batch_size)
+    costs = layer_costs(job.model, _step_examples(config))
     state_bytes, traffic, flops = [], [], []
     for layers in groups:
         state = memory.state_bytes(step, layers, config.frozen_dtype)
@@ -334,9 +339,9 @@ def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
     batches.
     """
     config, model = job.config, job.model
-    costs = layer_costs(model, config.batch_size)
+    costs = layer_costs(model, _step_examples(config))
     if len(job.chain) > 1:
-        heads = auxiliary_costs(model, job.chain, job.auxiliary, config.batch_size)
+        heads = auxiliary_costs(model, job.chain, job.auxiliary, _step_examples(config))
         divided = chain_step_flops(job.chain, costs, heads, not job.algorithm.local_losses)
         return lambda result: {role: result.iterations * flops for role, flops in divided.items()}
     step = functools.partial(step_flops, costs, teacher=job.distilled, stochastic=model.stochastic)
@@ -353,6 +358,7 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
         config.early_stop,
         config.seed,
         config.carry_optimizer_state,
+        config.accumulate,
     )
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)

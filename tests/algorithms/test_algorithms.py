@@ -10,7 +10,7 @@ from snake_jax.algorithms.fedavg import FEDAVG
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome, Visit
-from snake_jax.config import ImageConfig
+from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.contract import run_visits
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
@@ -265,3 +265,24 @@ def test_flags_that_do_not_fit_are_refused(flags, message):
 
 def test_algorithms_are_listed_under_their_names():
     assert {name: a.name for name, a in ALGORITHMS.items()} == {name: name for name in ALGORITHMS}
+
+
+@pytest.mark.parametrize("algorithm", ["snake", "fedavg"])
+def test_gradients_of_parts_make_the_step_of_the_whole_batch(algorithm):
+    """Accumulation computes a step in parts: fewer activations at a time, the same step."""
+    flags = {"algorithm": algorithm, "cycles": 1, "local_epochs": 1, "train_examples": 192}
+    whole, _, _ = run(batch_size=32, **flags)
+    parts, _, _ = run(batch_size=8, accumulate=4, **flags)
+    assert [r.record["iterations"] for r in parts] == [r.record["iterations"] for r in whole]
+    assert [r.record["train_flops"] for r in parts] == [r.record["train_flops"] for r in whole]
+    assert close(parts[-1].state.params, whole[-1].state.params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "centralised", "sequential"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "nf4"])
+def test_the_base_under_adapters_has_a_precision_in_every_method(algorithm, dtype):
+    """Case R5: with adapters something is frozen whatever the method."""
+    flags = {"algorithm": algorithm, "lora_rank": 2, "frozen_dtype": dtype, "limit": 30}
+    assert loop.prepare(TextConfig(**flags)).config.frozen_dtype == dtype
+    with pytest.raises(UserError, match="has no use for it"):
+        loop.prepare(TextConfig(**flags | {"lora_rank": 0, "frozen_dtype": "nf4"}))
