@@ -27,6 +27,7 @@ from snake_jax.training.text_step import (
     prefix,
     train_step,
 )
+from snake_jax.train.update import proximal
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {
@@ -245,6 +246,25 @@ def test_a_node_of_smaller_rank_trains_its_columns_only():
         second = (..., 1) if path[-1] == "a" else (1,)
         np.testing.assert_array_equal(new[second], old[second])
         np.testing.assert_allclose(new[first], all_columns[first], rtol=1e-5)
+
+
+def test_a_client_pulls_what_trains_and_leaves_foreign_columns_alone():
+    trainable, frozen = parted("llama", 1, adapted=True)
+    received = jax.tree.map(lambda w: 1.1 * w, trainable)
+    free, *_ = run(make(adapted=True), trainable, frozen, rows())
+    pulling = make(adapted=True, client=proximal(0.5))
+    assert pulling.needs_received
+    pulled, *_ = run(pulling, trainable, frozen, rows(), received)
+    wanted = jax.tree.map(lambda w, a, b: w - RATE * 0.5 * (a - b), free, trainable, received)
+    close(pulled, wanted)
+    narrow = frozen._replace(columns=jnp.array([True, False]))
+    part, *_ = run(pulling, trainable, narrow, rows(), received)
+    for path, new in _flat(part["block_0"]).items():
+        old, all_columns = _flat(trainable["block_0"])[path], _flat(pulled["block_0"])[path]
+        first = (..., 0) if path[-1] == "a" else (0,)
+        second = (..., 1) if path[-1] == "a" else (1,)
+        np.testing.assert_array_equal(new[second], old[second])
+        np.testing.assert_allclose(new[first], all_columns[first], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("ends", [(), ("embed", "head")])
