@@ -278,11 +278,6 @@ class ImageConfig(RunConfig):
 class TextConfig(RunConfig):
     """Everything that decides the result of fine-tuning a language model."""
 
-    algorithm: str = _setting(
-        "snake",
-        "what trains the model",
-        choices=("snake", "fedavg", "centralised", "sequential"),
-    )
     model: str = _setting(
         "tiny-llama", "a folder with config.json and weights, or untrained: {presets}"
     )

@@ -1,10 +1,11 @@
 """From what the command line says to the configurations of runs that are profiled."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from snake_jax.algorithms.base import whole_model
+from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
 from snake_jax.costs.compiled import devices
 from snake_jax.costs.shapes import Model
@@ -105,7 +106,7 @@ def load(name: str) -> Model:
     Raises:
       UserError: there is none.
     """
-    if name in registry.MODELS:
+    if name in registry.MODELS or registry.is_own(name):
         return registry.build(name, CLASSES, (SIDE, SIDE, 3))
     if name in PRESETS:
         return from_preset(name)
@@ -116,8 +117,8 @@ def load(name: str) -> Model:
 
 
 def _methods_for_text() -> tuple[str, ...]:
-    fields = {field.name: field for field in dataclasses.fields(TextConfig)}
-    return tuple(fields["algorithm"].metadata["choices"])
+    """Those that do not cut a model."""
+    return tuple(name for name, method in ALGORITHMS.items() if method.chain is whole_model)
 
 
 def _text_defaults(

@@ -142,7 +142,9 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
     heads = model.architecture.num_attention_heads, model.architecture.num_key_value_heads
     sharding.check(config.mesh, config.batch_size, *heads)
     if config.mesh and config.cache_prefix == "device":
-        raise UserError("--cache_prefix=device is for one device; with --mesh say =host")
+        raise UserError(
+            "--cache_prefix=device is for one device; with --mesh say --cache_prefix=host"
+        )
     check_products(config)
     check_emulation(config.executor, bool(config.mesh), bool(config.rank), config.cache_prefix)
 

@@ -199,7 +199,9 @@ def divergences(flag_list, seeds):
     values = main.define(COMMANDS["classify"])
     main.parse(COMMANDS["classify"], values, ["snake-jax", *flag_list])
     config = config_flags.from_flags(values, ImageConfig)
-    return {seed: loop.prepare(dataclasses.replace(config, seed=seed)).divergence for seed in seeds}
+    return {
+        seed: loop.prepare(dataclasses.replace(config, seed=seed)).data.divergence for seed in seeds
+    }
 
 
 def test_seeds_of_which_some_would_distil_are_refused_and_not_averaged(run, small, tmp_path):

@@ -16,7 +16,7 @@ from snake_jax.engines.contract import run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.params import select, without
 from snake_jax.runs import loop, text_results, text_task
-from snake_jax.runs.job import planned_transfers
+from snake_jax.runs.job import planned_transfers, state_like
 from snake_jax.training import text_step
 from snake_jax.training.text_step import ADAPTERS, ENDS
 from tests.clients import drift
@@ -285,7 +285,7 @@ def test_a_carried_optimizer_state_travels_with_its_layers(ends):
     )
     last = carried[-1].state
     assert jax.tree.structure(last.states) == jax.tree.structure(
-        loop.state_like(run(**flags)[0], last.states)[1]
+        state_like(run(**flags)[0].job, last.states)[1]
     )
     counts = {name: int(state.inner_state[0].count) for name, state in last.states.items()}
     steps = carried[0].record["iterations"]
@@ -396,7 +396,7 @@ def test_packing_changes_no_target():
     whole = [run(packing=packing, **LORA) for packing in (True, False)]
     data = [setup.data.rows for setup, *_ in whole]
     assert data[0].train.target_tokens.tolist() == data[1].train.target_tokens.tolist()
-    assert max(len(rows.ids) for rows in data[0].train.rows.values()) < len(data[0].pairs)
+    assert max(len(rows.ids) for rows in data[0].train.rows.values()) < len(data[0].samples)
     for name in ("tokens", "target_tokens"):
         first, second = (sum(report.record[name] for report in reports) for *_, reports in whole)
         assert first == second > 0

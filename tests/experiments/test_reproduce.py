@@ -362,12 +362,12 @@ def test_language_is_tuned_on_training_text_alone(made):
     config = study.config(Case("snake_lora", "iid", tried=1e-3))
     trained_on = {
         pair.prompt
-        for pair in loop.prepare(study.config(Case("snake_lora", "iid"))).data.rows.pairs
+        for pair in loop.prepare(study.config(Case("snake_lora", "iid"))).data.rows.samples
     }
     assert {
         json.loads(line)["prompt"] for line in Path(config.data).read_text().splitlines()
     } == trained_on
-    assert len(loop.prepare(config).data.rows.pairs) == 18  # three quarters of the study's 24
+    assert len(loop.prepare(config).data.rows.samples) == 18  # three quarters of the study's 24
 
 
 def test_a_pretrained_model_and_text_are_asked_for_where_the_scale_needs_them():

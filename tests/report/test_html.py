@@ -8,10 +8,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from snake_jax.errors import UserError
+from snake_jax.models import registry
 from snake_jax.report.html import find_runs, page, page_data, write_page
+from snake_jax.runs import front
 from tests.page_runs import LAYERS, line, write_runs
 from tests.run_folders import lines_of, write_language_fedavg, write_language_snake, write_run
 
@@ -92,8 +95,15 @@ def test_the_ledger_adds_up_to_the_metrics(data):
     )
 
 
-def test_ledgers_of_committed_runs_add_up_to_their_summaries():
-    for run in find_runs(ROOT / "experiments" / "results" / "demo"):
+def test_ledgers_of_runs_add_up_to_their_summaries(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8), np.arange(40) % 4
+    model = registry.build("mlp", 4, (4, 4, 3), width=0.1)
+    for algorithm in ("snake", "fedavg"):
+        job = front.Job(model, algorithm, nodes=3, cycles=2, eval_every=9)
+        data = front.image_data(job, train=images, test=images)
+        assert [*front.train(job, data, tmp_path / algorithm)]
+    for run in find_runs(tmp_path):
         (found,) = page_data([run], "")["runs"]
         totals = found["ledger"]["bytes_up"], found["ledger"]["bytes_down"]
         assert totals == (run.summary["bytes_up"], run.summary["bytes_down"])

@@ -27,7 +27,7 @@ from snake_jax.training.text_step import (
     prefix,
     train_step,
 )
-from snake_jax.train.update import proximal
+from snake_jax.training.update import proximal
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {
