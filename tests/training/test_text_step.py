@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from snake_jax.algorithms.proximal import proximal_client
+from snake_jax.config import TextConfig
 from snake_jax.data.text import packing
 from snake_jax.models.language import Tokens
 from snake_jax.models.presets import from_preset
@@ -27,7 +29,6 @@ from snake_jax.training.text_step import (
     prefix,
     train_step,
 )
-from snake_jax.training.update import proximal
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {
@@ -252,7 +253,7 @@ def test_a_client_pulls_what_trains_and_leaves_foreign_columns_alone():
     trainable, frozen = parted("llama", 1, adapted=True)
     received = jax.tree.map(lambda w: 1.1 * w, trainable)
     free, *_ = run(make(adapted=True), trainable, frozen, rows())
-    pulling = make(adapted=True, client=proximal(0.5))
+    pulling = make(adapted=True, client=proximal_client(TextConfig(proximal=0.5)))
     assert pulling.needs_received
     pulled, *_ = run(pulling, trainable, frozen, rows(), received)
     wanted = jax.tree.map(lambda w, a, b: w - RATE * 0.5 * (a - b), free, trainable, received)
