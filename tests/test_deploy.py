@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snake_jax.cli import config_flags, main, preemption
-from snake_jax.cli.commands import COMMANDS
+from snake_jax.cli import main, preemption
+from snake_jax.cli.commands import COMMANDS, config_flags
 from snake_jax.config import ImageConfig, TextConfig
 
 ROOT = Path(__file__).parents[1]

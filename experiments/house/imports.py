@@ -95,6 +95,8 @@ def _file_of(root: Path, name: str) -> Path | None:
 def _room(root: Path, path: Path) -> str:
     """`snake_jax/data/text`, or `snake_jax/config.py` of a module that lies loose at the top."""
     relative = path.relative_to(root)
+    if relative == Path("snake_jax/__main__.py"):  # the door of the commands
+        return "snake_jax/cli"
     if relative.parent == Path("snake_jax"):
         return relative.as_posix()
     return relative.parent.as_posix()

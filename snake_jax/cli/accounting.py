@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from snake_jax.cli import accounting_tables
-from snake_jax.cli.command import Given
+from snake_jax.cli.commands.command import Given
 from snake_jax.config import ImageConfig
 from snake_jax.costs.compiled import compiled_cost
 from snake_jax.costs.flops import LayerCost, step_flops

@@ -3,8 +3,9 @@
 import jax
 from absl.flags import FlagValues
 
-from snake_jax.cli import cluster, config_flags, defaults, launch, one_run, run_flags, seeds
-from snake_jax.cli.command import Given
+from snake_jax.cli import cluster, defaults, launch, one_run, seeds
+from snake_jax.cli.commands import config_flags, run_flags
+from snake_jax.cli.commands.command import Given
 from snake_jax.cli.training import training
 from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError

@@ -2,7 +2,7 @@
 
 import sys
 
-from snake_jax.cli.command import Given
+from snake_jax.cli.commands.command import Given
 from snake_jax.errors import UserError
 from snake_jax.report.plots import plot_curves
 from snake_jax.report.runs import read_runs

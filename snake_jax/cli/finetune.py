@@ -6,13 +6,14 @@ from absl.flags import FlagValues
 from etils import epath
 
 from snake_jax import processes
-from snake_jax.cli import cluster, config_flags, defaults, one_run, run_flags
-from snake_jax.cli.command import Given
+from snake_jax.cli import cluster, defaults, one_run
+from snake_jax.cli.commands import config_flags, run_flags
+from snake_jax.cli.commands.command import Given
 from snake_jax.cli.one_run import OpenRun
 from snake_jax.cli.training import training
 from snake_jax.config import TextConfig
 from snake_jax.errors import UserError
-from snake_jax.runs import loop, storage, text_results, text_task
+from snake_jax.runs import loop, storage, text_inputs, text_results
 
 
 def main(given: Given) -> None:
@@ -25,7 +26,7 @@ def main(given: Given) -> None:
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
     with cluster.together(flags):
-        setup = loop.prepare(text_task.with_first_day(config, workdir))
+        setup = loop.prepare(text_inputs.with_first_day(config, workdir))
         about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
         begin = partial(_begin, flags)
         end = partial(_end, flags, setup)

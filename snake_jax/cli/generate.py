@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl.flags import FlagValues
 
-from snake_jax.cli.command import Given
+from snake_jax.cli.commands.command import Given
 from snake_jax.data.text import templates, tokenizers
 from snake_jax.data.text.tokenizers import Tokenizer
 from snake_jax.errors import UserError
@@ -16,7 +16,7 @@ from snake_jax.models.generation import generate
 from snake_jax.models.hub import load_pretrained
 from snake_jax.models.language import LanguageModel
 from snake_jax.params import Params
-from snake_jax.runs import text_task
+from snake_jax.runs import text_inputs
 from snake_jax.training.text_step import own_items
 
 
@@ -27,7 +27,7 @@ def main(given: Given) -> None:
         raise UserError("--model is needed: a folder, such as the model/ of a run's workdir")
     if not flags.prompt:
         raise UserError("--prompt is needed: what the model is to answer")
-    folder = flags.tokenizer or text_task.tokenizer_beside(flags.model)
+    folder = flags.tokenizer or text_inputs.tokenizer_beside(flags.model)
     tokenizer = tokenizers.load_tokenizer(folder, flags.template_date)
     prompts = [_ids(flags, prompt, tokenizer) for prompt in flags.prompt]
     model, params = load_pretrained(flags.model)

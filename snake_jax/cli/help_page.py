@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from absl import flags
 from absl.flags import FlagValues
 
-from snake_jax.cli.command import Command
 from snake_jax.cli.commands import COMMANDS
+from snake_jax.cli.commands.command import Command
 from snake_jax.cli.groups import GROUPS, OTHER, group_of
 
 _WIDTH = 100

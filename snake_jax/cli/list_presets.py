@@ -1,7 +1,7 @@
 """Carries out `snake-jax presets`: lists the presets, or prints one."""
 
 from snake_jax.cli import presets
-from snake_jax.cli.command import Given
+from snake_jax.cli.commands.command import Given
 from snake_jax.errors import UserError
 
 _SHOWN = ("command", "hardware", "time", "expected")

@@ -14,9 +14,10 @@ from absl import flags
 from absl.flags import FlagValues
 
 import snake_jax
-from snake_jax.cli import help_page, home, launch, nearest, presets
-from snake_jax.cli.command import Command, Given
+from snake_jax.cli import help_page, home, launch, presets
 from snake_jax.cli.commands import COMMANDS
+from snake_jax.cli.commands.command import Command, Given
+from snake_jax.cli.presets import nearest
 
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _HELP_FULL = ("--helpfull", "-helpfull")

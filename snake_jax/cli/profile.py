@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl.flags import FlagValues
 
-from snake_jax.cli.command import Given
+from snake_jax.cli.commands.command import Given
 from snake_jax.errors import UserError
 from snake_jax.profiling import ask, build, cases, launches, measure, output, subjects
 from snake_jax.profiling.ask import Ask

@@ -1,6 +1,6 @@
 """Carries out `snake-jax report`: one HTML page of many runs."""
 
-from snake_jax.cli.command import Given
+from snake_jax.cli.commands.command import Given
 from snake_jax.errors import UserError
 from snake_jax.report.html import write_page
 from snake_jax.runs import storage

@@ -14,8 +14,9 @@ from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
 from snake_jax.algorithms.visits import Ending, Lost, Order, Outcome, Round, Rounds, Visit
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
-from snake_jax.engines.contract import Compilations, Engine
+from snake_jax.engines.contract import Compilations, Engine, Scores
 from snake_jax.nodes import ledger
+from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params, PyTree
 from snake_jax.runs import image_task, records, round_costs, text_task
@@ -179,20 +180,29 @@ def train(
         due = state.rounds % config.eval_every == 0 or following is None
         with jax.profiler.TraceAnnotation("evaluate"):
             scores = engine.evaluate(params) if due else None
-        waits = round_costs.synchronisations(setup, carried.outcomes)
-        record = records.of_round(
-            visits,
-            carried.outcomes,
-            transfers,
-            scores or (None, None),
-            rate,
-            flops,
-            waits,
-        )
-        record |= records.of_clock(took) | setup.task.record(carried.outcomes, scores)
-        record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+        record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
         yield Report(record, transfers, state)
         visits = following
+
+
+def _record(
+    setup: Setup,
+    visits: Round,
+    carried: _Carried,
+    transfers: list[Transfer],
+    scores: Scores | None,
+    rate: float,
+    flops: Sequence[Mapping[int, int]],
+    took: Elapsed,
+) -> dict[str, Any]:
+    """What a round's line of metrics says."""
+    outcomes = carried.outcomes
+    waits = round_costs.synchronisations(setup, outcomes)
+    record = records.of_round(
+        visits, outcomes, transfers, scores or (None, None), rate, flops, waits
+    )
+    record |= records.of_clock(took) | setup.task.record(outcomes, scores)
+    return record | {"distilled": setup.distilled, "event": _event(visits, carried)}
 
 
 def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:

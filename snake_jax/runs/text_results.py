@@ -14,7 +14,8 @@ from snake_jax.models import lora
 from snake_jax.models.generation import generate
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params, select
-from snake_jax.runs.text_task import TOKENIZER_FILES, TextSetup, make_lora, visit_state
+from snake_jax.runs.text_inputs import TOKENIZER_FILES
+from snake_jax.runs.text_task import TextSetup, make_lora, visit_state
 from snake_jax.training.text_step import ADAPTERS, own_items
 
 _COPIED = (

@@ -4,18 +4,14 @@ From a configuration to a checked setup, nothing compiled. (snake_learning_magaz
 LLMs".)
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from snake_jax import processes, streams
 from snake_jax.algorithms.base import Algorithm, whole_model
@@ -28,24 +24,20 @@ from snake_jax.costs import memory
 from snake_jax.costs.flops import passed_flops
 from snake_jax.costs.layers import row_costs
 from snake_jax.costs.traffic import transfer_sizes
-from snake_jax.data.divergence import label_divergence
-from snake_jax.data.text import chat_template, sources, templates, text_data, tokenizers
+from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import check as check_emulation
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import LocalEngine
-from snake_jax.engines.text_batches import Shard
 from snake_jax.errors import UserError
 from snake_jax.models import lora
-from snake_jax.models.hub import check_pretrained, load_pretrained, read_architecture
-from snake_jax.models.language import LanguageModel, build
+from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import resolve_layers
-from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_params, select, without
-from snake_jax.runs import records, storage
+from snake_jax.runs import records
 from snake_jax.runs.job import (
     Job,
     Task,
@@ -57,39 +49,15 @@ from snake_jax.runs.job import (
     state_like,
 )
 from snake_jax.runs.setup import Setup, assembled
+from snake_jax.runs.text_inputs import (
+    Texts,
+    load_model,
+    prepare_data,
+    template_date,
+    tokenizer_beside,
+)
 from snake_jax.training import sharding
 from snake_jax.training.text_step import ADAPTERS, ENDS, LanguageStep, own_items
-
-# What the folder of a tokenizer may hold.
-TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "tok*.bin", "vocab.json", "merges.txt")
-_BUCKETS = (
-    4  # rows of one text each have a length of max_length over a power of two, down to an eighth
-)
-
-
-class Texts(NamedTuple):
-    """The text of a run, and what its weights come from.
-
-    Attributes:
-      rows: of all nodes, and held-out ones.
-      tokenizer: of the text.
-      weights: the whole model, pretrained or fresh, on the host; called when a run begins.
-      ranks: of each node's adapters; empty: all alike.
-      name: of the text, for people.
-      shards: each node's rows by length, as the method trains on them.
-      divergence: between the nodes' categories, by `config.distill_measure`.
-      quality: what was cut, one line.
-    """
-
-    rows: text_data.TextData
-    tokenizer: tokenizers.Tokenizer
-    weights: Callable[[], Params]
-    ranks: tuple[int, ...]
-    name: str
-    shards: Sequence[Shard]
-    divergence: float
-    quality: str
-
 
 TextJob = Job[TextConfig, Texts, LanguageModel]
 TextSetup = Setup[TextConfig, Texts, LanguageModel]
@@ -109,7 +77,7 @@ def prepare(config: TextConfig) -> TextSetup:
     day = processes.text_from_first(chat_template.day_of(config.template_date).isoformat())
     folder = config.tokenizer or tokenizer_beside(config.model)
     tokenizer = tokenizers.load_tokenizer(folder, day)
-    config = dataclasses.replace(config, template_date=_template_date(config, tokenizer, day))
+    config = dataclasses.replace(config, template_date=template_date(config, tokenizer, day))
     model, weights = load_model(config, tokenizer)
     tokenizers.check_fits(tokenizer, model.vocab_size)
     check_model(config, model)
@@ -149,51 +117,6 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
     check_emulation(config.executor, bool(config.mesh), bool(config.rank), config.cache_prefix)
 
 
-def prepare_data(
-    config: TextConfig,
-    algorithm: Algorithm,
-    tokenizer: tokenizers.Tokenizer,
-    weights: Callable[[], Params],
-) -> Texts:
-    """The text of the flags, in rows of tokens, laid out over the nodes.
-
-    Raises:
-      UserError: there is none, or it cannot be.
-    """
-    corpus = sources.load_corpus(
-        config.data,
-        test_share=config.test_share,
-        seed=config.seed,
-        limit=config.limit,
-        skip_bad_rows=config.skip_bad_rows,
-    )
-    buckets = () if config.packing else tuple(config.max_length >> k for k in range(_BUCKETS))
-    rows = text_data.build_text_data(
-        corpus,
-        tokenizer,
-        nodes=config.nodes,
-        kind=config.partition,
-        categories_per_node=config.categories_per_node,
-        seed=config.seed,
-        max_length=config.max_length,
-        template=config.template,
-        allow_special_tokens=config.allow_special_tokens,
-        loss_on=config.loss_on,
-        packing=config.packing,
-        buckets=buckets,
-    )
-    return Texts(
-        rows,
-        tokenizer,
-        weights,
-        _ranks(config),
-        corpus.name,
-        _shards(algorithm.shards, rows.train.nodes),
-        label_divergence(rows.counts, config.distill_measure),
-        _quality(corpus, rows),
-    )
-
-
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
     """The job of training this language model; it needs no data and reads no weights.
 
@@ -228,87 +151,6 @@ def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
     """Blocks are alike, so nodes take turns."""
     del job, steps
     return {}, {}
-
-
-def load_model(
-    config: TextConfig, tokenizer: tokenizers.Tokenizer
-) -> tuple[LanguageModel, Callable[[], Params]]:
-    """The model of a folder or preset, and a function that gives its weights, float32 on the
-    host.
-    """
-    if config.model in PRESETS and not Path(config.model).exists():
-        # An untrained model has no vocabulary of its own to keep.
-        sizes = (
-            {"vocab_size": -(-tokenizer.vocab_size // 8) * 8}
-            if config.model.startswith("tiny")
-            else {}
-        )
-        model = from_preset(config.model, dropout=config.dropout, **sizes)
-        return model, lambda: jax.device_get(model.init(streams.key(config.seed, "key/weights")))
-    if not Path(config.model).is_dir():
-        known = ", ".join(PRESETS)
-        raise UserError(
-            f"--model={config.model}: no such folder, and no preset; presets are {known}"
-        )
-    architecture = read_architecture(Path(config.model))
-    model = build(architecture, dropout=config.dropout, name=Path(config.model).resolve().name)
-    check_pretrained(config.model, model)
-    return model, lambda: load_pretrained(config.model, dropout=config.dropout)[1]
-
-
-def with_first_day(config: TextConfig, workdir: str) -> TextConfig:
-    """With the day that the folder's run began on, where its chat template writes one and the flag
-    names none: a run that goes on trains on the text that it began with.
-    """
-    stored: object = None
-    if processes.is_first() and not config.template_date:
-        file = storage.place(workdir, "workdir") / "config.json"
-        # What is wrong with the folder is said where it is opened.
-        with contextlib.suppress(OSError, ValueError):
-            stored = json.loads(file.read_text())
-    day = ""
-    if isinstance(stored, dict):
-        named = ("model", "tokenizer", "template")
-        if all(stored.get(name) == getattr(config, name) for name in named):
-            day = str(stored.get("template_date", ""))
-    return dataclasses.replace(
-        config, template_date=config.template_date or processes.text_from_first(day)
-    )
-
-
-def _template_date(config: TextConfig, tokenizer: tokenizers.Tokenizer, day: str) -> str:
-    """The day that the texts of the run hold; empty where they hold none.
-
-    Raises:
-      UserError: the flag names one all the same.
-    """
-    if templates.writes_date(config.template, tokenizer):
-        return day
-    if config.template_date:
-        raise UserError(
-            f"--template_date={config.template_date}: the texts of this run hold no date; leave it "
-            f"out"
-        )
-    return ""
-
-
-def _quality(corpus: sources.Corpus, rows: text_data.TextData) -> str:
-    """What was left out of the data, what of it is no pair, and what was cut: a line each."""
-    lines = (
-        *corpus.notes,
-        text_data.describe_documents(rows.samples),
-        text_data.describe_truncation(rows.train_truncation),
-    )
-    return "\n".join(line for line in lines if line)
-
-
-def tokenizer_beside(model: str) -> str:
-    """A model's folder where it holds a tokenizer too, else nothing: bytes."""
-    return (
-        model
-        if any(file for pattern in TOKENIZER_FILES for file in Path(model).glob(pattern))
-        else ""
-    )
 
 
 def _trainable(
@@ -355,39 +197,6 @@ def check_products(config: TextConfig) -> None:
             f"--frozen_matmul=fused: --frozen_dtype={config.frozen_dtype} has no codes; say int8 "
             f"or nf4"
         )
-
-
-def _ranks(config: TextConfig) -> tuple[int, ...]:
-    """Each node's rank; nodes take the listed ones in turn, or by what they compute: the fastest
-    has `lora_rank`.
-    """
-    if not config.rank:
-        return ()
-    if not config.lora_rank:
-        raise UserError(f"--rank={config.rank}: there are no adapters with --lora_rank=0")
-    if config.rank == "capability":
-        speeds = [node.flops_per_s for node in of_config(config).nodes]
-        return tuple(max(1, round(config.lora_rank * speed / max(speeds))) for speed in speeds)
-    words = config.rank.split(",")
-    if wrong := [
-        w for w in words if not w.strip().isdecimal() or not 0 < int(w) <= config.lora_rank
-    ]:
-        raise UserError(
-            f"--rank={config.rank}: {wrong[0] or 'a gap'} is no rank from 1 to "
-            f"--lora_rank={config.lora_rank}"
-        )
-    return tuple(int(words[node % len(words)]) for node in range(config.nodes))
-
-
-def _shards(pool: Callable[[Any], Any], rows: Sequence[Shard]) -> list[Shard]:
-    """Each node's rows by length, as the method trains on them."""
-    lengths = sorted({length for shard in rows for length in shard})
-    none = np.zeros(0, np.int32)
-    parts = {length: pool([shard.get(length, none) for shard in rows]) for length in lengths}
-    count = len(next(iter(parts.values())))
-    return [
-        {length: part[i] for length, part in parts.items() if len(part[i])} for i in range(count)
-    ]
 
 
 def compute_dtype(config: TextConfig) -> Any:

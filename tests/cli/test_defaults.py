@@ -2,8 +2,8 @@
 
 import pytest
 
-from snake_jax.cli import config_flags, defaults, main
-from snake_jax.cli.commands import COMMANDS
+from snake_jax.cli import defaults, main
+from snake_jax.cli.commands import COMMANDS, config_flags
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.runs import loop
 from tests.launches import write_images, write_model, write_pairs

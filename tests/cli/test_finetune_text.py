@@ -9,7 +9,7 @@ import pytest
 
 from snake_jax.cli import one_run
 from snake_jax.config import TextConfig
-from snake_jax.runs import loop, text_task
+from snake_jax.runs import loop, text_inputs
 from tests.data.text.chat_folders import TEMPLATES, write_folder
 from tests.launches import Launcher, write_model
 
@@ -68,18 +68,18 @@ def test_a_run_keeps_the_day_it_began_on(tmp_path, dated, on_day):
     values = {"data": str(pairs(tmp_path / "data.jsonl")), "tokenizer": str(dated)}
     config = TextConfig(max_length=128, nodes=2, lora_rank=0, **values)
     on_day(2026, 11, 28)
-    first = loop.prepare(text_task.with_first_day(config, str(tmp_path / "run")))
+    first = loop.prepare(text_inputs.with_first_day(config, str(tmp_path / "run")))
     assert first.config.template_date == "2026-11-28"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps({**vars(first.config)}))
     on_day(2026, 11, 29)
-    again = loop.prepare(text_task.with_first_day(config, str(tmp_path / "run")))
+    again = loop.prepare(text_inputs.with_first_day(config, str(tmp_path / "run")))
     assert again.config == first.config
     assert same_rows(again, first)
-    other = loop.prepare(text_task.with_first_day(config, str(tmp_path / "other")))
+    other = loop.prepare(text_inputs.with_first_day(config, str(tmp_path / "other")))
     assert other.config.template_date == "2026-11-29"
     assert not same_rows(other, first)
-    asked = text_task.with_first_day(
+    asked = text_inputs.with_first_day(
         TextConfig(template_date="2026-11-30", **values), str(tmp_path / "run")
     )
     assert asked.template_date == "2026-11-30"

@@ -3,8 +3,8 @@
 import pytest
 from absl import flags
 
-from snake_jax.cli import config_flags, main, presets
-from snake_jax.cli.commands import COMMANDS
+from snake_jax.cli import main, presets
+from snake_jax.cli.commands import COMMANDS, config_flags
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.errors import UserError
 from tests.launches import ROOT

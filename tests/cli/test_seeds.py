@@ -11,8 +11,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from snake_jax.cli import config_flags, main
-from snake_jax.cli.commands import COMMANDS
+from snake_jax.cli import main
+from snake_jax.cli.commands import COMMANDS, config_flags
 from snake_jax.config import ImageConfig
 from snake_jax.runs import loop
 from snake_jax.runs.checkpoint import Checkpoints

@@ -2,9 +2,9 @@
 the module that a command names, which is imported once the flags are right.
 """
 
-from snake_jax.cli.command import Command
 from snake_jax.cli.commands.accounting import ACCOUNTING
 from snake_jax.cli.commands.classify import CLASSIFY
+from snake_jax.cli.commands.command import Command
 from snake_jax.cli.commands.compare import COMPARE
 from snake_jax.cli.commands.finetune import FINETUNE
 from snake_jax.cli.commands.generate import GENERATE

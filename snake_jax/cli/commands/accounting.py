@@ -3,7 +3,7 @@
 from absl import flags
 from absl.flags import FlagValues
 
-from snake_jax.cli.command import Command
+from snake_jax.cli.commands.command import Command
 
 _TEXT = """\
   snake-jax accounting

@@ -4,7 +4,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 from snake_jax import names
-from snake_jax.cli.command import Command
+from snake_jax.cli.commands.command import Command
 
 _TEXT = """\
   snake-jax compare DIR DIR ... [--output=DIR] [--format=text|markdown|json]

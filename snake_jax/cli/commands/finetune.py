@@ -3,8 +3,8 @@
 from absl import flags
 from absl.flags import FlagValues
 
-from snake_jax.cli import config_flags, run_flags
-from snake_jax.cli.command import Command
+from snake_jax.cli.commands import config_flags, run_flags
+from snake_jax.cli.commands.command import Command
 from snake_jax.config import TextConfig
 
 _TEXT = """\

@@ -2,7 +2,7 @@
 
 from absl.flags import FlagValues
 
-from snake_jax.cli.command import Command
+from snake_jax.cli.commands.command import Command
 
 _TEXT = """\
   snake-jax presets              lists them: what each is, how it is started and how long it runs

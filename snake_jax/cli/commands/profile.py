@@ -4,7 +4,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 from snake_jax import names
-from snake_jax.cli.command import Command
+from snake_jax.cli.commands.command import Command
 
 _TEXT = """\
   snake-jax profile --model=opt-1.3b --train=block --frozen_dtype=bfloat16,int8,nf4

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from absl import flags
 from absl.flags import FlagValues
 
-from snake_jax.cli import nearest
+from snake_jax.cli.presets import nearest
 from snake_jax.errors import UserError
 
 _FOLDER = Path(__file__).parent
