@@ -119,6 +119,11 @@ class Algorithm(NamedTuple):
     check: Callable[[RunConfig], None] = any_config
     flags: frozenset[str] = frozenset()
 
+    @property
+    def trains_parts(self) -> bool:
+        """Whether a visit trains some of the layers, as `--always_train` and others say."""
+        return "always_train" in self.flags
+
 
 def every_cycle(rounds_of: Callable[[Plan, int], Rounds]) -> Callable[[Plan], Rounds]:
     """The rounds of a run from those of a cycle."""

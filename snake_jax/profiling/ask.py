@@ -83,7 +83,7 @@ def resolve(
         raise UserError(
             f"--algorithm={algorithm}: language models train with {', '.join(_methods_for_text())}"
         )
-    trains = list(train) or ["block" if algorithm == "snake" else "full"]
+    trains = list(train) or ["block" if ALGORITHMS[algorithm].trains_parts else "full"]
     stored = list(dtypes) or ["bfloat16" if kind == "text" else "float32"]
     for dtype in stored:
         pick("frozen_dtype", dtype, STORED[kind])
@@ -142,7 +142,7 @@ def _text_config(
     values: dict[str, Any] = {**shared, "lora_rank": int(rank) if adapted else 0}
     if train == "full":
         return [Way(train, TextConfig(algorithm=_of_full(algorithm), **values))]
-    if algorithm != "snake" and not adapted:
+    if not adapted and not ALGORITHMS[algorithm].trains_parts:
         raise UserError(
             f"--train={train}: {algorithm} trains the whole model or all adapters; say full or "
             f"lora:RANK"
@@ -162,7 +162,7 @@ def _image_config(
         raise UserError(f"--train={train}: networks for images train block, block+ends or full")
     if train == "full":
         return [Way(train, ImageConfig(algorithm=_of_full(algorithm), **shared))]
-    if algorithm != "snake":
+    if not ALGORITHMS[algorithm].trains_parts:
         raise UserError(f"--train={train}: {algorithm} trains all layers; leave it out")
     values = {**shared, "always_train": "first,last" if train == "block+ends" else "none"}
     ways = []
@@ -172,5 +172,5 @@ def _image_config(
 
 
 def _of_full(algorithm: str) -> str:
-    """Full training of snake's model is what federated learning does at a node."""
-    return "fedavg" if algorithm == "snake" else algorithm
+    """Full training of a model that visits train in parts is what federated learning does."""
+    return "fedavg" if ALGORITHMS[algorithm].trains_parts else algorithm

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.costs import memory
 from snake_jax.costs.compiled import Compiled, Refused, devices
@@ -97,7 +98,7 @@ def _dtypes(ways: Sequence[Way]) -> list[str]:
 def configured(config: RunConfig, candidate: Candidate) -> RunConfig:
     """The configuration of a run that takes such steps."""
     changes: dict[str, Any] = {"batch_size": candidate.batch}
-    if config.algorithm == "snake" or candidate.rank:
+    if ALGORITHMS[config.algorithm].trains_parts or candidate.rank:
         changes["frozen_dtype"] = candidate.frozen_dtype
     if isinstance(config, TextConfig):
         changes |= {"max_length": candidate.length, "lora_rank": candidate.rank}

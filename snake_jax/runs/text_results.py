@@ -79,7 +79,7 @@ def _prefix_note(setup: TextSetup) -> str:
         "one local epoch reads it once": config.local_epochs == 1,
         "dropout draws it anew in every epoch": config.dropout > 0,
         "the embedding below it trains": "embed" in setup.plan.always
-        or "always_train" not in setup.algorithm.flags,
+        or not setup.algorithm.trains_parts,
     }
     true = [reason for reason, holds in reasons.items() if holds]
     return f"--cache_prefix={config.cache_prefix} is off: {true[0]}" if true else ""

@@ -168,8 +168,7 @@ def _trainable(
                 f"--always_train={config.always_train}: {name} is a block; say embed, head, both "
                 "or none"
             )
-    has_assignments = "always_train" in algorithm.flags
-    if not has_assignments and not config.lora_rank:
+    if not algorithm.trains_parts and not config.lora_rank:
         ends = ENDS
     order = []
     for name in model.layer_names:
@@ -177,7 +176,7 @@ def _trainable(
             order.append(name + ADAPTERS if config.lora_rank else name)
         elif name in ends:
             order.append(name)
-    return tuple(order), ends if has_assignments else ()
+    return tuple(order), ends if algorithm.trains_parts else ()
 
 
 def check_products(config: TextConfig) -> None:

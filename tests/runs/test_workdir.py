@@ -91,6 +91,17 @@ def test_a_refusal_does_not_keep_the_folder(opened):
     opened()
 
 
+def test_a_run_of_another_version_is_not_gone_on_with(opened, tmp_path):
+    opened().close()
+    file = tmp_path / "run" / "config.json"
+    stored = strict_json(file.read_text())
+    del stored["accumulate"]
+    file.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"begun with another version .* had no --accumulate; give"):
+        opened()
+    assert strict_json(file.read_text()) == stored
+
+
 def test_killed_before_it_was_claimed(opened, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json.part").write_text('{"algor')
