@@ -374,7 +374,7 @@ WRONG_VALUES = [
     ),
     (
         "--algorithm=splitfed",
-        "--algorithm=splitfed: not one of snake, fedavg, centralised, sequential",
+        "--algorithm=splitfed cuts models, which language models cannot be yet; say snake, fedavg",
     ),
     (
         "--algorithm=fedavg --order=random",
