@@ -4,8 +4,8 @@
 model and arrays; the loop and the folder go on from there and know no task.
 """
 
-from collections.abc import Sequence, Sized
-from typing import Generic, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Generic, NamedTuple
 
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
@@ -21,25 +21,6 @@ from snake_jax.runs.job import (
     Task,
     check_interruptions,
 )
-
-
-class NodeData(Protocol):
-    """What is asked of data, whatever it is.
-
-    Attributes:
-      shards: each node's examples, as the method trains on them.
-      divergence: between the nodes' label distributions, by `config.distill_measure`.
-      quality: what was done to it on the way, one line for people.
-    """
-
-    @property
-    def shards(self) -> Sequence[Sized]: ...
-
-    @property
-    def divergence(self) -> float: ...
-
-    @property
-    def quality(self) -> str: ...
 
 
 class Setup(NamedTuple, Generic[Config, Data, Model]):
