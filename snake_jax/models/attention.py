@@ -1,4 +1,6 @@
-"""Causal attention over rows of one or several texts, over a cache, and rotary positions."""
+"""Attention over rows of one or several texts, causal or both ways, over a cache, and rotary
+positions.
+"""
 
 import functools
 from collections.abc import Callable
@@ -36,6 +38,20 @@ def attend_causally(segments: jax.Array | None) -> Attend:
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
         return _causal(query, key, value, segments), None
+
+    return attend
+
+
+def attend_both_ways(segments: jax.Array | None) -> Attend:
+    """Each token sees all tokens of its segment, those after it too; no state is kept.
+
+    Args:
+      segments: `[B, T]`, 0 is padding; None: each row is one text.
+    """
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+        mask = None if segments is None else _alike(segments)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask), None
 
     return attend
 

@@ -6,7 +6,7 @@ Tensors are read one by one: host memory holds the model and one tensor more, ne
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,17 @@ from safetensors import SafetensorError, safe_open
 
 from snake_jax.config import pick
 from snake_jax.errors import UserError
-from snake_jax.models import pickles
+from snake_jax.models import bert, pickles
+from snake_jax.models.encoder import Encoder
 from snake_jax.models.language import ARCHITECTURES, Architecture, LanguageModel, build
-from snake_jax.models.names import TensorPlace, canonical, places, put, token_table
+from snake_jax.models.names import (
+    TensorPlace,
+    canonical,
+    canonical_of_encoder,
+    places,
+    put,
+    token_table,
+)
 from snake_jax.params import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -75,7 +83,53 @@ def load_pretrained(
     model = build(read_architecture(folder), dropout=dropout, name=folder.resolve().name)
     wanted, stored = places(model), _stored(folder)
     _check(folder, model, wanted, stored)
-    params: Params = {name: {} for name in model.layer_names}
+    return model, _params(model.layer_names, wanted, stored, dtype)
+
+
+def load_encoder(
+    folder: str | Path, *, dtype: str = "float32", dropout: float = 0.0
+) -> tuple[Encoder, Params]:
+    """A BERT or RoBERTa and its weights from a folder in the form of Hugging Face.
+
+    Args:
+      folder: as of `load_pretrained`. What it holds for a task beside the encoder (a pooler, an
+        output layer) is not read.
+      dtype: of the parameters: float32, bfloat16, float16 or keep, as stored.
+      dropout: rate on the residual branches in training.
+
+    Returns:
+      The encoder, and its parameters as numpy arrays.
+
+    Raises:
+      UserError: no such files, no encoder, an unknown setting, or tensors that do not fit.
+    """
+    pick("dtype", dtype, (*DTYPES, KEEP))
+    folder = Path(folder)
+    config = _config(folder)
+    kind = config.get("model_type")
+    if kind not in bert.MODEL_TYPES:
+        raise UserError(
+            f"{folder / CONFIG}: model_type={kind} is no encoder; there are "
+            f"{', '.join(bert.MODEL_TYPES)}"
+        )
+    model = Encoder(folder.resolve().name, bert.from_config(config), dropout)
+    wanted = places(model)
+    stored = {}
+    for name, tensor in _stored(folder, canonical_of_encoder).items():
+        if not name.startswith(bert.HF_BESIDE):
+            stored[name] = tensor
+    _check_tensors(folder, wanted, stored)
+    return model, _params(model.layer_names, wanted, stored, dtype)
+
+
+def _params(
+    layer_names: Sequence[str],
+    wanted: dict[str, TensorPlace],
+    stored: dict[str, Stored],
+    dtype: str,
+) -> Params:
+    """The parameters, read from file after file."""
+    params: Params = {name: {} for name in layer_names}
     by_file: dict[Path, dict[str, Stored]] = {}
     for name, tensor in stored.items():
         own = by_file.setdefault(tensor.file, {})
@@ -83,7 +137,7 @@ def load_pretrained(
             own[name] = tensor
     for file, here in by_file.items():
         _read(file, here, wanted, dtype, params)
-    return model, params
+    return params
 
 
 def check_pretrained(folder: str | Path, model: LanguageModel) -> None:
@@ -102,21 +156,32 @@ def read_architecture(folder: Path) -> Architecture:
       UserError: there is none, it is broken, or the architecture or one of its settings is not
         known.
     """
+    config = _config(folder)
+    kind = config.get("model_type")
+    if kind in bert.MODEL_TYPES:
+        raise UserError(
+            f"{folder / CONFIG}: model_type={kind} is an encoder, which foretells no next token; "
+            f"there are {', '.join(ARCHITECTURES)}"
+        )
+    if kind not in ARCHITECTURES:
+        raise UserError(
+            f"{folder / CONFIG}: model_type={kind} is unknown; there are {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[kind].from_config(config)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What `config.json` says; of dense weights."""
     if not (folder / CONFIG).is_file():
         raise UserError(
             f"{folder}: no {CONFIG}; give a folder in the form of Hugging Face's save_pretrained"
         )
     config = _json(folder / CONFIG)
-    kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UserError(
-            f"{folder / CONFIG}: model_type={kind} is unknown; there are {', '.join(ARCHITECTURES)}"
-        )
     if config.get("quantization_config"):
         raise UserError(
             f"{folder / CONFIG}: quantization_config is not supported: give the dense weights"
         )
-    return ARCHITECTURES[kind].from_config(config)
+    return config
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -129,7 +194,7 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _stored(folder: Path) -> dict[str, Stored]:
+def _stored(folder: Path, canonical: Callable[[str], str] = canonical) -> dict[str, Stored]:
     """What the folder's files hold, by canonical name; reads no tensor."""
     found: dict[str, Stored] = {}
     for file in _files(folder):
@@ -199,6 +264,21 @@ def _check(
         if name not in wanted and not is_double:
             unexpected.append(tensor.name)
     _none(folder, f"has tensors that {CONFIG} has no place for", unexpected)
+    _check_fit(folder, wanted, stored)
+    if doubled:
+        _check_tied(folder, stored[_LM_HEAD], stored[token_table(model)])
+
+
+def _check_tensors(folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, Stored]) -> None:
+    """Names, shapes and dtypes of the stored tensors against an encoder's."""
+    _none(folder, "lacks tensors", [name for name in wanted if name not in stored])
+    unexpected = [tensor.name for name, tensor in stored.items() if name not in wanted]
+    _none(folder, f"has tensors that {CONFIG} has no place for", unexpected)
+    _check_fit(folder, wanted, stored)
+
+
+def _check_fit(folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, Stored]) -> None:
+    """Shapes and dtypes of the stored tensors against those wanted."""
     wrong = []
     packed = []
     for name, place in wanted.items():
@@ -209,8 +289,6 @@ def _check(
             packed.append(f"{one.name} is {one.dtype}")
     _none(folder, f"does not fit its {CONFIG}", wrong)
     _none(folder, "has tensors that are no floats", packed)
-    if doubled:
-        _check_tied(folder, stored[_LM_HEAD], stored[token_table(model)])
 
 
 def _check_tied(folder: Path, head: Stored, table: Stored) -> None:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from snake_jax.models import bert
+from snake_jax.models.encoder import Encoder
 from snake_jax.models.language import LanguageModel, module_of
 from snake_jax.models.linear import PyTree
 from snake_jax.params import Params
@@ -24,7 +26,7 @@ class TensorPlace(NamedTuple):
     transposed: bool
 
 
-def places(model: LanguageModel) -> dict[str, TensorPlace]:
+def places(model: LanguageModel | Encoder) -> dict[str, TensorPlace]:
     """Every tensor of the model, by its name in a checkpoint, layer by layer."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     found = {}
@@ -37,9 +39,9 @@ def places(model: LanguageModel) -> dict[str, TensorPlace]:
     return found
 
 
-def _name(model: LanguageModel, path: tuple[str, ...]) -> str:
+def _name(model: LanguageModel | Encoder, path: tuple[str, ...]) -> str:
     """What a checkpoint calls the parameter at this path."""
-    family = module_of(model.architecture)
+    family = bert if isinstance(model, Encoder) else module_of(model.architecture)
     layer, *modules, leaf = path
     if layer in ("embed", "head"):
         stem = family.HF_MODULES[layer, *modules]
@@ -58,6 +60,17 @@ def token_table(model: LanguageModel) -> str:
 def canonical(name: str) -> str:
     """A tensor's full name, where a checkpoint of the bare model left out its prefix."""
     return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+
+def canonical_of_encoder(name: str) -> str:
+    """A tensor's name in the bare encoder.
+
+    A checkpoint of a task has it under a prefix; the oldest call norms' weights gamma and beta.
+    """
+    bare = name.removeprefix("bert.").removeprefix("roberta.")
+    return bare.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
 
 
 def get(params: Params, place: TensorPlace) -> PyTree:
