@@ -28,6 +28,8 @@ NAMES = (
     "images/outliers",
     "text/hold_out",
     "text/limit",
+    "personal/likes",
+    "personal/questions",
     "schedule/layers",
     "schedule/nodes",
     "schedule/sampled",
