@@ -117,6 +117,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rejoin_s",
     ),
     "machine": (
+        "hosts",
+        "days",
         "executor",
         "conv",
         "frozen_dtype",

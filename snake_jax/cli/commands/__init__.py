@@ -3,6 +3,7 @@ the module that a command names, which is imported once the flags are right.
 """
 
 from snake_jax.cli.commands.accounting import ACCOUNTING
+from snake_jax.cli.commands.certificates import CERTIFICATES
 from snake_jax.cli.commands.classify import CLASSIFY
 from snake_jax.cli.commands.command import Command
 from snake_jax.cli.commands.compare import COMPARE
@@ -12,5 +13,15 @@ from snake_jax.cli.commands.list_presets import PRESETS
 from snake_jax.cli.commands.profile import PROFILE
 from snake_jax.cli.commands.report import REPORT
 
-_ALL = (CLASSIFY, FINETUNE, COMPARE, REPORT, GENERATE, PROFILE, ACCOUNTING, PRESETS)
+_ALL = (
+    CLASSIFY,
+    FINETUNE,
+    COMPARE,
+    REPORT,
+    GENERATE,
+    PROFILE,
+    ACCOUNTING,
+    CERTIFICATES,
+    PRESETS,
+)
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
