@@ -153,6 +153,23 @@ class RunConfig:
 
     nodes_per_round: int = _setting(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
     server_momentum: float = _setting(0.0, "fedavg: momentum of the server's update", low=0, high=1)
+    server_optimizer: str = _setting(
+        "sgd",
+        "fedavg: what the server does with the nodes' mean change; sgd at rate 1 takes their mean",
+        choices=("sgd", "adagrad", "adam", "yogi"),
+    )
+    server_learning_rate: float = _setting(
+        1.0, "fedavg: of the server's step; 0.001 to 0.1 suits the adaptive ones", above=0
+    )
+    server_tau: float = _setting(
+        1e-3, "fedavg: adaptive server optimizers add it to the root of v", above=0
+    )
+    full_rounds: int = _setting(
+        1, "fedpart: rounds of a cycle, its first, in which everything trains", low=0
+    )
+    rounds_per_layer: int = _setting(
+        2, "fedpart: rounds of a cycle in which a layer trains alone", low=1
+    )
     proximal: float = _setting(
         0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
     )

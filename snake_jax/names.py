@@ -10,6 +10,8 @@ ALGORITHMS = (
     "fedavg",
     "fedprox",
     "scaffold",
+    "fednova",
+    "fedpart",
     "sequential",
     "centralised",
     "split",

@@ -1,14 +1,11 @@
 """Federated averaging: sampled nodes train the full model side by side, the server averages.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
-2017, Algorithm 1: the mean is weighted by the examples that the nodes hold. Server momentum: Hsu et
-al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
-arXiv 1909.06335, section 4.3 (FedAvgM).
+2017, Algorithm 1: the mean is weighted by the examples that the nodes hold. FedAvgM, FedAdagrad,
+FedAdam and FedYogi are this with another step of the server, see `server_optimizers`.
 """
 
-import jax
-import jax.numpy as jnp
-
+from snake_jax.algorithms import server_optimizers
 from snake_jax.algorithms.base import (
     NETWORK_FLAGS,
     Algorithm,
@@ -22,7 +19,6 @@ from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, side_by_side
 from snake_jax.algorithms.traffic import STAR
 from snake_jax.algorithms.visits import Round, Rounds
-from snake_jax.config import RunConfig
 from snake_jax.params import Params, PyTree
 
 
@@ -30,31 +26,27 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
     return side_by_side(plan, cycle, plan.layer_names)
 
 
-def _no_velocity(config: RunConfig, params: Params) -> Params:
-    return jax.tree.map(jnp.zeros_like, params) if config.server_momentum else {}
-
-
 def _finish(
-    plan: Plan, visits: Round, params: Params, velocity: PyTree, mean: Mean
+    plan: Plan, visits: Round, params: Params, memory: PyTree, mean: Mean
 ) -> tuple[Params, PyTree]:
-    """The mean; with momentum a step along the average of the mean updates."""
+    """The server's step towards the mean; none where no node handed in."""
     del visits
     if not mean.layers:
-        return params, velocity
-    momentum = plan.config.server_momentum
-    if not momentum:
-        return mean.layers, velocity
-    velocity = jax.tree.map(lambda v, m, p: momentum * v + (m - p), velocity, mean.layers, params)
-    return jax.tree.map(jnp.add, params, velocity), velocity
+        return params, memory
+    return server_optimizers.step(plan.config, params, memory, mean.layers)
 
+
+SERVER_FLAGS = frozenset(
+    {"server_momentum", "server_optimizer", "server_learning_rate", "server_tau"}
+)
 
 FEDAVG = Algorithm(
     name="fedavg",
     rounds=every_cycle(_rounds),
     traffic=STAR,
     merge=Merge(no_mean, add_to_mean, _finish),
-    memory=_no_velocity,
+    memory=server_optimizers.memory,
     client=proximal_client,
     unit="round",
-    flags=NETWORK_FLAGS | {"nodes_per_round", "server_momentum", "proximal"},
+    flags=NETWORK_FLAGS | {"nodes_per_round", "proximal"} | SERVER_FLAGS,
 )

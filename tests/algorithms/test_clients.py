@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from snake_jax.algorithms.base import planned
 from snake_jax.config import ImageConfig
 from snake_jax.data.images.dataset import normalise
+from snake_jax.engines.contract import run_visits
 from snake_jax.errors import UserError
+from snake_jax.params import num_bytes
 from snake_jax.runs import loop
 from snake_jax.runs.workdir import Workdir
 from tests.helpers import close, same_bits
@@ -170,3 +173,102 @@ def test_what_nodes_remember_is_kept_over_a_kill(plain, tmp_path):
 def test_settings_that_a_method_cannot_work_with_are_refused(flags, line):
     with pytest.raises(UserError, match=line):
         loop.prepare(ImageConfig(model="mlp", **flags))
+
+
+def test_fednova_counts_every_nodes_change_by_the_step(plain):
+    """Nodes of unlike data, so of unlike numbers of steps; the paper's equation 7 written out."""
+    flags = {"algorithm": "fednova", "cycles": 1, "batch_size": 20, "momentum": 0.9}
+    setup, reports = run(plain, **flags)
+    config, received = setup.config, loop.initial_state(setup).params
+    outcomes = run_visits(
+        loop.make_engine(setup),
+        next(setup.algorithm.rounds(setup.plan)),
+        received,
+        {},
+        config.learning_rate,
+    )
+    steps = [outcome.iterations for outcome in outcomes]
+    assert len(set(steps)) > 1
+    total = sum(outcome.examples_held for outcome in outcomes)
+    shares = [outcome.examples_held / total for outcome in outcomes]
+    # |a|_1 step by step: a gradient of step j is in all momentum buffers from j on.
+    worths = [sum(0.9**k for j in range(n) for k in range(n - j)) for n in steps]
+    effective = sum(p * worth for p, worth in zip(shares, worths, strict=True))
+    wanted = received
+    for share, worth, outcome in zip(shares, worths, outcomes, strict=True):
+        wanted = added(
+            (1, wanted),
+            (effective * share / worth, outcome.layers),
+            (-effective * share / worth, received),
+        )
+    assert close(reports[0].state.params, wanted)
+
+
+def test_fednova_with_equal_steps_is_fedavg(plain):
+    flags = {"cycles": 2, "momentum": 0.9}
+    _, nova = run(plain, algorithm="fednova", **flags)
+    _, average = run(plain, algorithm="fedavg", **flags)
+    assert close(nova[-1].state.params, average[-1].state.params)
+
+
+def test_fednova_refuses_what_is_no_sum_of_gradients(plain):
+    with pytest.raises(UserError, match="set --optimizer=sgd --clip_norm=0"):
+        run(plain, algorithm="fednova", optimizer="adam")
+
+
+def test_fedpart_with_all_layers_in_every_round_is_fedavg(plain):
+    _, average = run(plain, algorithm="fedavg")
+    flags = {"always_train": "all", "full_rounds": 0, "rounds_per_layer": 1}
+    _, one = run(plain, algorithm="fedpart", **flags)
+    assert same_bits(one[-1].state.params, average[-1].state.params)
+    assert [r.record["bytes_up"] for r in one] == [r.record["bytes_up"] for r in average]
+
+
+def test_fedpart_trains_everything_then_layer_after_layer(plain):
+    flags = {"always_train": "none", "full_rounds": 2, "rounds_per_layer": 1, "cycles": 1}
+    setup, reports = run(plain, algorithm="fedpart", **flags)
+    names = setup.model.layer_names
+    assert [tuple(r.record["layers"]) for r in reports] == [names, names] + [(n,) for n in names]
+    params = reports[1].state.params
+    sizes = {name: num_bytes(params[name]) for name in names}
+    for report, name in zip(reports[2:], names, strict=True):
+        assert report.record["bytes_up"] == 3 * sizes[name]
+        for other in names:
+            same = same_bits(params[other], report.state.params[other])
+            assert same == (other != name)
+        params = report.state.params
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "adam", "yogi"])
+def test_server_optimizers_are_algorithm_2_of_their_paper(kind, plain):
+    flags = {"server_momentum": 0.8, "server_learning_rate": 0.05, "server_tau": 0.01}
+    setup, reports = run(plain, algorithm="fedavg", server_optimizer=kind, **flags)
+    x = loop.initial_state(setup).params
+    engine = loop.make_engine(setup)
+    m, v = added((0, x)), jax.tree.map(lambda w: jnp.full_like(w, 1e-4), x)
+    for report, visits in zip(reports, planned(setup.algorithm, setup.plan), strict=True):
+        outcomes = run_visits(engine, visits, x, {}, setup.config.learning_rate)
+        total = sum(outcome.examples_held for outcome in outcomes)
+        mean = added(*((o.examples_held / total, o.layers) for o in outcomes))
+        delta = added((1, mean), (-1, x))
+        m = added((0.8, m), (0.2, delta))
+        squared = jax.tree.map(jnp.square, delta)
+        if kind == "adagrad":
+            v = added((1, v), (1, squared))
+        elif kind == "adam":
+            v = added((0.99, v), (0.01, squared))
+        else:
+            sign = jax.tree.map(lambda v, s: jnp.sign(v - s) * s, v, squared)
+            v = added((1, v), (-0.01, sign))
+        way = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + 0.01), m, v)
+        x = added((1, x), (0.05, way))
+        assert close(report.state.params, x, rtol=1e-4, atol=1e-5)
+        x = report.state.params
+
+
+def test_the_servers_rate_scales_the_step_to_the_mean(plain):
+    _, whole = run(plain, algorithm="fedavg", cycles=1)
+    setup, half = run(plain, algorithm="fedavg", cycles=1, server_learning_rate=0.5)
+    start = loop.initial_state(setup).params
+    wanted = added((0.5, start), (0.5, whole[0].state.params))
+    assert close(half[0].state.params, wanted)
