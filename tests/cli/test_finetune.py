@@ -99,7 +99,17 @@ RESUME = {  # flags, and the number of lines after which the launch is killed
         ),
         4,
     ),
-    "fedavg": (("--algorithm=fedavg", "--lora_rank=4", "--cycles=8", "--server_momentum=0.5"), 3),
+    "fedavg": (
+        (
+            "--algorithm=fedavg",
+            "--lora_rank=4",
+            "--cycles=8",
+            "--server_optimizer=yogi",
+            "--server_momentum=0.5",
+            "--server_learning_rate=0.01",
+        ),
+        3,
+    ),
 }
 
 
