@@ -300,8 +300,8 @@ class TextConfig(RunConfig):
     )
     data: str = _setting(
         "pydoc",
-        "pydoc (ships with Python), a .jsonl or .json of prompts and responses, messages or texts, "
-        "a Hugging Face name; or several by comma",
+        "pydoc (ships with Python), a .jsonl, .json, .csv or .parquet of prompts and responses, "
+        "messages or texts, a Hugging Face name; or several by comma",
     )
     skip_bad_rows: bool = _setting(
         False, "leave out rows of the data that cannot be read, and say how many"

@@ -12,6 +12,7 @@ from snake_jax.cli.commands.command import Given
 from snake_jax.cli.one_run import OpenRun
 from snake_jax.cli.training import training
 from snake_jax.config import TextConfig
+from snake_jax.data.text import shown
 from snake_jax.errors import UserError
 from snake_jax.runs import loop, storage, text_inputs, text_results
 
@@ -28,6 +29,9 @@ def main(given: Given) -> None:
     with cluster.together(flags):
         setup = loop.prepare(text_inputs.with_first_day(config, workdir))
         about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
+        if flags.show_rows:
+            rows = setup.data.rows.train.rows
+            about += "\n\n" + shown.show(rows, setup.data.tokenizer, flags.show_rows)
         begin = partial(_begin, flags)
         end = partial(_end, flags, setup)
         with training(flags) as how:

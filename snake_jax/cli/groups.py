@@ -97,6 +97,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "output": (
         "workdir",
         "save",
+        "show_rows",
         "prompt",
         "max_new_tokens",
         "temperature",

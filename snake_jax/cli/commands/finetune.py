@@ -32,6 +32,13 @@ def _define(values: FlagValues) -> None:
         "what to write into the workdir",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "show_rows",
+        0,
+        "print so many training texts as the model sees them, what trains marked",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "prompt",
         "",
@@ -65,6 +72,7 @@ FINETUNE = Command(
         "seed",
         "workdir",
         "save",
+        "show_rows",
         "prompt",
         "interrupt",
         "frozen_dtype",

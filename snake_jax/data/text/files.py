@@ -1,8 +1,10 @@
-"""Rows of the user's files: JSON lines (`.jsonl`) and JSON arrays (`.json`), also gzipped.
+"""Rows of the user's files: JSON lines (`.jsonl`), JSON arrays (`.json`) and tables with a header
+(`.csv`), also gzipped, and `.parquet`.
 
 A byte order mark, which editors on Windows put before UTF-8, is passed over.
 """
 
+import csv
 import gzip
 import json
 import zlib
@@ -12,7 +14,9 @@ from typing import NamedTuple, TextIO
 
 from snake_jax.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+_CELL_CHARACTERS = 2**24
+"""A cell of a .csv may hold so many; Python's own limit is below the length of a book."""
 UTF8 = "utf-8-sig"  # UTF-8 with or without a byte order mark
 
 
@@ -27,7 +31,9 @@ class Row(NamedTuple):
 def source_name(path: str) -> str:
     """The file's name without folder and suffix."""
     name = Path(path).name.removesuffix(".gz")
-    return name.removesuffix(".jsonl").removesuffix(".json")
+    for suffix in (".jsonl", ".json", ".csv", ".parquet"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -36,10 +42,16 @@ def read_rows(path: str) -> Iterator[Row]:
     Raises:
       UserError: the file is not there, damaged, not UTF-8, or not of the form that its name says.
     """
+    kind = Path(path.removesuffix(".gz")).suffix
     try:
+        if kind == ".parquet":
+            yield from _parquet(path)
+            return
         with _opened(path) as file:
-            if path.removesuffix(".gz").endswith(".jsonl"):
+            if kind == ".jsonl":
                 yield from _lines(path, file)
+            elif kind == ".csv":
+                yield from _table(path, file)
             else:
                 yield from _array(path, file)
     except UnicodeDecodeError:
@@ -54,9 +66,11 @@ def read_rows(path: str) -> Iterator[Row]:
 
 
 def _opened(path: str) -> TextIO:
+    # A table's cells keep the line ends within them, as the csv module wants it.
+    newline = "" if path.removesuffix(".gz").endswith(".csv") else None
     if path.endswith(".gz"):
-        return gzip.open(path, "rt", encoding=UTF8)
-    return open(path, encoding=UTF8)
+        return gzip.open(path, "rt", encoding=UTF8, newline=newline)
+    return open(path, encoding=UTF8, newline=newline)
 
 
 def _lines(path: str, file: TextIO) -> Iterator[Row]:
@@ -99,3 +113,44 @@ def _array(path: str, file: TextIO) -> Iterator[Row]:
         raise UserError(f"{path}: want an array of objects")
     for number, element in enumerate(value):
         yield Row(f"{path}[{number}]", element)
+
+
+def _table(path: str, file: TextIO) -> Iterator[Row]:
+    """A row of every line of a table, or of several where a cell has line ends in it."""
+    csv.field_size_limit(_CELL_CHARACTERS)
+    lines = csv.reader(file, strict=True)
+    try:
+        header = next(lines, [])
+        if not header or len(set(header)) < len(header):
+            raise UserError(f"{path}:1: want a header, a name of its own for every column")
+        for cells in lines:
+            where = f"{path}:{lines.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                fault = f"has {len(cells)} cells where the header has {len(header)}"
+                yield Row(where, None, fault)
+                continue
+            yield Row(where, dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{lines.line_num}: is not CSV ({error}); want commas, and quotes around cells "
+            f"that have commas, quotes or line ends"
+        ) from None
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    """A row of every row of the table, read part by part."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with open(path, "rb") as opened, parquet.ParquetFile(opened) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for value in batch.to_pylist():
+                    yield Row(f"{path}[{number}]", value)
+                    number += 1
+    except arrow.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: is damaged, or no parquet file ({reason})") from None
