@@ -50,7 +50,7 @@ class Tiling(NamedTuple):
     table_gradient: bool
 
 
-class Tokens(NamedTuple):
+class TokenBlocks(NamedTuple):
     """Tokens in blocks, [M, R, ...], or one block, [R, ...]; `teacher` is None without one."""
 
     hidden: jax.Array
@@ -98,7 +98,7 @@ class Running(NamedTuple):
     cross: jax.Array
 
 
-class Sums(NamedTuple):
+class LogSums(NamedTuple):
     """Logsumexps of each token [N].
 
     Attributes:
@@ -132,9 +132,9 @@ def _forward(
     targets: jax.Array,
     teacher: jax.Array | None,
     teacher_table: Table | None,
-) -> tuple[Xent, Sums]:
+) -> tuple[Xent, LogSums]:
     """The losses, and the sums that the backward pass needs."""
-    tokens = _blocks(Tokens(hidden, targets, teacher), tiling.rows)
+    tokens = _blocks(TokenBlocks(hidden, targets, teacher), tiling.rows)
 
     def chunk(index: jax.Array, running: Running) -> Running:
         window = _window(tiling, table, teacher_table, index, hidden.dtype)
@@ -165,7 +165,7 @@ def _remember(tiling: Tiling, *inputs: Any) -> tuple[Xent, Any]:
 def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...]:
     """Gradients of hidden [N, E], and of the table [V, E] where it is trained; None elsewhere."""
     (hidden, table, targets, teacher, teacher_table), sums = residuals
-    tokens = _blocks(Tokens(hidden, targets, teacher), tiling.rows)
+    tokens = _blocks(TokenBlocks(hidden, targets, teacher), tiling.rows)
     to_losses = (cotangent.nll, cotangent.distance)
     sums, to_losses = _blocks((sums, to_losses), tiling.rows)
     total_dtype = accumulator(hidden.dtype)
@@ -205,7 +205,7 @@ def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...
 linear_xent.defvjp(_remember, _backward)
 
 
-def _advance(tiling: Tiling, window: Window, tokens: Tokens, old: Running) -> Running:
+def _advance(tiling: Tiling, window: Window, tokens: TokenBlocks, old: Running) -> Running:
     """The running sums [R] with one more window."""
     logits = _logits(tokens.hidden, window.rows, window.fresh)
 
@@ -267,8 +267,8 @@ def _advance_teacher(
 def _logit_gradient(
     tiling: Tiling,
     window: Window,
-    tokens: Tokens,
-    sums: Sums,
+    tokens: TokenBlocks,
+    sums: LogSums,
     to_nll: jax.Array,
     to_distance: jax.Array,
 ) -> jax.Array:
@@ -300,7 +300,7 @@ def _logits(hidden: jax.Array, rows: jax.Array, fresh: jax.Array) -> jax.Array:
     return jnp.where(fresh, logits, -jnp.inf)
 
 
-def _is_target(window: Window, tokens: Tokens) -> jax.Array:
+def _is_target(window: Window, tokens: TokenBlocks) -> jax.Array:
     """[R, C] bool: which row of the window is the token's target."""
     return (window.numbers == tokens.targets[:, None]) & window.fresh
 
@@ -380,12 +380,12 @@ def _start(shape: tuple[int, ...], dtype: jnp.dtype) -> Running:
     return Running(top=lowest, best=best, taught_top=lowest, **sums)
 
 
-def _sums(tiling: Tiling, end: Running) -> Sums:
+def _sums(tiling: Tiling, end: Running) -> LogSums:
     """Logsumexps from the sums over the whole vocabulary."""
     soft = end.top / tiling.temperature + jnp.log(end.soft_total)
     taught = end.taught_top + jnp.log(end.taught_total)
     plain = end.top + jnp.log(end.total)
-    return Sums(plain, soft, taught)
+    return LogSums(plain, soft, taught)
 
 
 def _count(size: int, part: int) -> int:

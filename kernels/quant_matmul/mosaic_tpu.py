@@ -191,7 +191,9 @@ def moved_bytes(
     return total
 
 
-def steps(x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> int:
+def grid_steps(
+    x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool
+) -> int:
     """How many tiles of the weight the kernel multiplies with."""
     grid, _, _ = _blocked(x, weight, low_rank, transposed)
     return math.prod(grid)

@@ -19,7 +19,7 @@ from snake_jax.config import pick
 from snake_jax.errors import UserError
 from snake_jax.models import pickles
 from snake_jax.models.language import ARCHITECTURES, Architecture, LanguageModel, build
-from snake_jax.models.names import TensorPlace, canonical, places, put, token_table
+from snake_jax.models.names import TensorPlace, canonical, places, set_tensor, token_table
 from snake_jax.params import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -236,7 +236,7 @@ def _read(
     with _open(file) as tensors:
         for name, tensor in here.items():
             value = tensors.get_tensor(tensor.name)
-            put(params, wanted[name], _converted(value, wanted[name], dtype))
+            set_tensor(params, wanted[name], _converted(value, wanted[name], dtype))
 
 
 def _converted(value: np.ndarray, place: TensorPlace, dtype: str) -> np.ndarray:

@@ -60,7 +60,7 @@ def canonical(name: str) -> str:
     return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
-def get(params: Params, place: TensorPlace) -> PyTree:
+def get_tensor(params: Params, place: TensorPlace) -> PyTree:
     """The parameter at this place."""
     subtree: PyTree = params
     for key in place.path:
@@ -68,7 +68,7 @@ def get(params: Params, place: TensorPlace) -> PyTree:
     return subtree
 
 
-def put(params: Params, place: TensorPlace, value: np.ndarray) -> None:
+def set_tensor(params: Params, place: TensorPlace, value: np.ndarray) -> None:
     """Sets the parameter at this place."""
     subtree: PyTree = params
     for key in place.path[:-1]:

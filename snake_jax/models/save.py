@@ -17,7 +17,7 @@ from snake_jax.errors import UserError
 from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
 from snake_jax.models.language import LanguageModel, module_of
 from snake_jax.models.linear import PyTree
-from snake_jax.models.names import TensorPlace, get, places
+from snake_jax.models.names import TensorPlace, get_tensor, places
 from snake_jax.params import Params
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -51,7 +51,7 @@ def save_pretrained(
     folder = Path(folder)
     wanted = places(model)
     for name, place in wanted.items():
-        _check(name, place, get(params, place))
+        _check(name, place, get_tensor(params, place))
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(wanted, params, max_shard_bytes)
     for file, shard in shards.items():
@@ -88,7 +88,7 @@ def _shards(
     shards: list[Shard] = [{}]
     filled_bytes = 0
     for name, place in wanted.items():
-        size = _num_bytes(get(params, place))
+        size = _num_bytes(get_tensor(params, place))
         if shards[-1] and filled_bytes + size > max_shard_bytes:
             shards.append({})
             filled_bytes = 0
@@ -106,7 +106,7 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, place in shard.items():
-        leaf = get(params, place)
+        leaf = get_tensor(params, place)
         end = offset + _num_bytes(leaf)
         code = _CODES[str(leaf.dtype)]
         header[name] = {"dtype": code, "shape": list(place.shape), "data_offsets": [offset, end]}
@@ -117,7 +117,7 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for place in shard.values():
-            value = np.asarray(get(params, place))
+            value = np.asarray(get_tensor(params, place))
             if place.transposed:
                 value = value.T
             file.write(np.ascontiguousarray(value).view(np.uint8).data)
@@ -126,7 +126,7 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
 
 def _config(model: LanguageModel, params: Params) -> dict:
     family = module_of(model.architecture)
-    stored = str(get(params, next(iter(places(model).values()))).dtype)
+    stored = str(get_tensor(params, next(iter(places(model).values()))).dtype)
     head = {
         "architectures": [family.HF_CLASS],
         "model_type": family.MODEL_TYPE,
@@ -140,7 +140,7 @@ def _index(shards: dict[str, Shard], params: Params) -> dict:
     files = {}
     for file, shard in shards.items():
         for name, place in shard.items():
-            total += _num_bytes(get(params, place))
+            total += _num_bytes(get_tensor(params, place))
             files[name] = file
     return {"metadata": {"total_size": total}, "weight_map": files}
 

@@ -16,7 +16,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 UTF8 = "utf-8-sig"  # UTF-8 with or without a byte order mark
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """A value of a file, and where it stands there; `fault` says why it could not be read."""
 
     where: str
@@ -30,7 +30,7 @@ def source_name(path: str) -> str:
     return name.removesuffix(".jsonl").removesuffix(".json")
 
 
-def read_rows(path: str) -> Iterator[Row]:
+def read_rows(path: str) -> Iterator[SourceRow]:
     """All rows of a file with one of SUFFIXES.
 
     Raises:
@@ -59,7 +59,7 @@ def _opened(path: str) -> TextIO:
     return open(path, encoding=UTF8)
 
 
-def _lines(path: str, file: TextIO) -> Iterator[Row]:
+def _lines(path: str, file: TextIO) -> Iterator[SourceRow]:
     """A row of every line that is not blank."""
     is_first = True
     for number, line in enumerate(file, 1):
@@ -74,12 +74,12 @@ def _lines(path: str, file: TextIO) -> Iterator[Row]:
             )
         is_first = False
         try:
-            yield Row(where, json.loads(line))
+            yield SourceRow(where, json.loads(line))
         except json.JSONDecodeError as error:
-            yield Row(where, None, f"is not JSON ({error.msg}); want one object on each line")
+            yield SourceRow(where, None, f"is not JSON ({error.msg}); want one object on each line")
 
 
-def _array(path: str, file: TextIO) -> Iterator[Row]:
+def _array(path: str, file: TextIO) -> Iterator[SourceRow]:
     """A row of every element of the array; some programs give JSON lines this name too."""
     text = file.read()
     try:
@@ -93,9 +93,9 @@ def _array(path: str, file: TextIO) -> Iterator[Row]:
             f"{path}:{error.lineno}: is not JSON ({error.msg}); want an array of objects"
         ) from None
     if isinstance(value, dict):
-        yield Row(path, value)
+        yield SourceRow(path, value)
         return
     if not isinstance(value, list):
         raise UserError(f"{path}: want an array of objects")
     for number, element in enumerate(value):
-        yield Row(f"{path}[{number}]", element)
+        yield SourceRow(f"{path}[{number}]", element)

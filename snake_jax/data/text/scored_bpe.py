@@ -74,7 +74,7 @@ def encoder(pieces: Pieces) -> Encode:
         starts: list[int] = []
         stops: list[int] = []
         at = 0
-        for symbol in merge(chunk, pieces.scores):
+        for symbol in merge_symbols(chunk, pieces.scores):
             spelled = ids_of(symbol)
             numbers += spelled
             starts += [at] * len(spelled)
@@ -135,7 +135,7 @@ def decoder(pieces: Pieces) -> Callable[[Sequence[int]], str]:
     return decode
 
 
-def merge(text: str, scores: dict[str, float]) -> list[str]:
+def merge_symbols(text: str, scores: dict[str, float]) -> list[str]:
     """The symbols that `text` comes to, from its characters: O(n log n), with a heap of the
     joinable neighbours.
     """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.data.text.files import SUFFIXES, Row, read_rows, source_name
+from snake_jax.data.text.files import SUFFIXES, SourceRow, read_rows, source_name
 from snake_jax.data.text.pydoc_topics import pydoc_pairs
 from snake_jax.data.text.records import BadRow, Fields, Record, parse
 from snake_jax.data.text.samples import Document, Sample, has_text, question
@@ -124,7 +124,7 @@ def _read(item: str, skip_bad_rows: bool, notes: list[str]) -> _Source:
         name = full.split("/")[-1]
         fields = HUB.get(full)
 
-        def hub_record(row: Row) -> Record:
+        def hub_record(row: SourceRow) -> Record:
             return _hub_record(row, fields)
 
         return _Source(name, _parsed(name, _hub(full), hub_record, skip_bad_rows, notes))
@@ -136,8 +136,8 @@ def _read(item: str, skip_bad_rows: bool, notes: list[str]) -> _Source:
 
 def _parsed(
     name: str,
-    rows: Iterable[Row],
-    make: Callable[[Row], Record],
+    rows: Iterable[SourceRow],
+    make: Callable[[SourceRow], Record],
     skip_bad_rows: bool,
     notes: list[str],
 ) -> list[Record]:
@@ -166,20 +166,20 @@ def _parsed(
     return records
 
 
-def _record(row: Row) -> Record:
+def _record(row: SourceRow) -> Record:
     if row.fault:
         raise BadRow(f"{row.where}: {row.fault}")
     return parse(row.value, row.where)
 
 
-def _hub_record(row: Row, fields: Fields | None) -> Record:
+def _hub_record(row: SourceRow, fields: Fields | None) -> Record:
     """With the mark that `_hub` put where a file has its own field."""
     assert isinstance(row.value, tuple)
     mark, value = row.value
     return parse(value, row.where, fields)._replace(split=mark)
 
 
-def _hub(name: str) -> Iterator[Row]:
+def _hub(name: str) -> Iterator[SourceRow]:
     """The rows of a data set of the hub, each a value (mark, record): its own train and test parts,
     where it has both, are the marks.
     """
@@ -204,7 +204,7 @@ def _hub(name: str) -> Iterator[Row]:
     for split, mark in marks.items():
         for number, row in enumerate(splits[split]):
             record = {key: value for key, value in row.items() if key != "split"}
-            yield Row(f"{name}, {split} row {number}", (mark, record))
+            yield SourceRow(f"{name}, {split} row {number}", (mark, record))
 
 
 def _with_text(source: _Source, notes: list[str]) -> _Source:
