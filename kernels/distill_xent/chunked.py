@@ -122,7 +122,8 @@ def linear_xent(
     teacher_table: Table | None,
 ) -> Xent:
     """See the package's `linear_xent`."""
-    return _forward(tiling, hidden, table, targets, teacher, teacher_table)[0]
+    losses, _ = _forward(tiling, hidden, table, targets, teacher, teacher_table)
+    return losses
 
 
 def _forward(
@@ -138,15 +139,23 @@ def _forward(
 
     def chunk(index: jax.Array, running: Running) -> Running:
         window = _window(tiling, table, teacher_table, index, hidden.dtype)
+
+        def of_block(both: tuple[TokenBlocks, Running]) -> Running:
+            return _advance(tiling, window, *both)
+
         # One block of tokens after the other, [R] each: a tile of logits at a time.
-        return lax.map(lambda both: _advance(tiling, window, *both), (tokens, running))
+        return lax.map(of_block, (tokens, running))
 
     # A window is made dense once, for all blocks of tokens: the loop over windows is the outer one.
     start = _start(tokens.targets.shape, accumulator(hidden.dtype))
-    running = lax.fori_loop(0, _count(table.shape[0], tiling.chunk), chunk, start)
+    windows = _count(table.shape[0], tiling.chunk)
+    running = lax.fori_loop(0, windows, chunk, start)
 
     # [M, R] blocks as [N] tokens, without what filled up the last block.
-    running = jax.tree.map(lambda x: x.reshape(-1)[: len(targets)], running)
+    def of_tokens(x: jax.Array) -> jax.Array:
+        return x.reshape(-1)[: len(targets)]
+
+    running = jax.tree.map(of_tokens, running)
     sums = _sums(tiling, running)
     nll = sums.plain - running.target
     if teacher is None:
@@ -175,8 +184,12 @@ def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...
 
         def block(b: jax.Array, so_far: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
             """One tile of logits: its gradient [R, C], into the sums [M, R, E] and [C, E]."""
+
+            def of_block(x: jax.Array) -> jax.Array:
+                return x[b]
+
             to_hidden, to_rows = so_far
-            here, its_sums, its_to_losses = jax.tree.map(lambda x: x[b], (tokens, sums, to_losses))
+            here, its_sums, its_to_losses = jax.tree.map(of_block, (tokens, sums, to_losses))
             g = _logit_gradient(tiling, window, here, its_sums, *its_to_losses)
             g = g.astype(hidden.dtype)
             of_tile = jnp.dot(g, window.rows, preferred_element_type=total_dtype)
@@ -198,8 +211,10 @@ def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...
     to_table = jnp.zeros_like(table) if tiling.table_gradient else None
     windows = _count(table.shape[0], tiling.chunk)
     to_hidden, to_table = lax.fori_loop(0, windows, chunk, (to_hidden, to_table))
-    to_hidden = to_hidden.reshape(-1, hidden.shape[1])[: len(hidden)].astype(hidden.dtype)
-    return to_hidden, to_table, None, None, None
+
+    # [M, R, E] blocks as [N, E] tokens; targets and teacher have no gradient.
+    of_tokens = to_hidden.reshape(-1, hidden.shape[1])[: len(hidden)]
+    return of_tokens.astype(hidden.dtype), to_table, None, None, None
 
 
 linear_xent.defvjp(_remember, _backward)
@@ -282,11 +297,14 @@ def _logit_gradient(
       to_nll: [R], the loss's gradient by each token's nll.
       to_distance: [R], and by its distance.
     """
+    # d nll / d l = softmax(l) - onehot(t), the softmax from its logsumexp.
     logits = _logits(tokens.hidden, window.rows, window.fresh)
     softmax = jnp.exp(logits - sums.plain[:, None])
     gradient = to_nll[:, None] * (softmax - _is_target(window, tokens))
     if tokens.teacher is None:
         return gradient
+
+    # d distance / d l = (softmax(l / T) - q) / T, likewise.
     t = tiling.temperature
     taught = _logits(tokens.teacher, window.taught_rows, window.fresh) / t
     soft = jnp.exp(logits / t - sums.soft[:, None])
@@ -374,10 +392,18 @@ def _blocks(tree: Any, rows: int) -> Any:
 
 def _start(shape: tuple[int, ...], dtype: jnp.dtype) -> Running:
     """Before the first window: sums over nothing."""
-    zero, lowest = jnp.zeros(shape, dtype), jnp.full(shape, -jnp.inf, dtype)
-    sums = dict.fromkeys(("total", "target", "soft_total", "taught_total", "cross"), zero)
-    best = jnp.full(shape, -1, jnp.int32)
-    return Running(top=lowest, best=best, taught_top=lowest, **sums)
+    zero = jnp.zeros(shape, dtype)
+    lowest = jnp.full(shape, -jnp.inf, dtype)
+    return Running(
+        top=lowest,
+        best=jnp.full(shape, -1, jnp.int32),
+        total=zero,
+        target=zero,
+        soft_total=zero,
+        taught_top=lowest,
+        taught_total=zero,
+        cross=zero,
+    )
 
 
 def _sums(tiling: Tiling, end: Running) -> LogSums:
