@@ -6,6 +6,7 @@ import qwix
 
 from snake_jax.kernels.distill_xent import chunked, reference
 from snake_jax.kernels.distill_xent.reference import Table
+from snake_jax.kernels.distill_xent.windows import Tiling
 from snake_jax.kernels.distill_xent.xent import Xent
 
 __all__ = ("LOWERINGS", "Xent", "linear_xent", "tile")
@@ -72,7 +73,7 @@ def linear_xent(
     default_chunk, default_rows = tile(count, vocabulary, width, hidden.dtype.itemsize)
     chunk = min(chunk or default_chunk, vocabulary)
     rows = min(rows or default_rows, count)
-    tiling = chunked.Tiling(float(temperature), chunk, rows, table_gradient)
+    tiling = Tiling(float(temperature), chunk, rows, table_gradient)
     return chunked.linear_xent(tiling, hidden, table, targets, teacher, teacher_table)
 
 

@@ -102,7 +102,8 @@ def generate(
 
     Args:
       model: see `snake_jax.models.language`.
-      params: as stored. prompts: token ids; lengths may differ.
+      params: as stored.
+      prompts: token ids; lengths may differ.
       max_new_tokens: for each prompt.
       temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits /
         temperature).
@@ -111,7 +112,8 @@ def generate(
         ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751, section 3.1).
       seed: of the draws; a row's draws depend on it, the row's place and the step.
       stop_ids: a row ends before the first of these.
-      adapters: of some blocks, `{layer name: tree}`. dtype: of activations and cache.
+      adapters: of some blocks, `{layer name: tree}`.
+      dtype: of activations and cache.
       prepare: turns a stored subtree into the one computed with, one block at a time; the same
         function compiles once.
 
@@ -127,31 +129,22 @@ def generate(
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
 
-    # Few shapes, so few compilations: stop ids are filled up with one that no token has.
+    # Sizes are rounded up, so that there are few shapes, and few compilations.
     stops = sorted(set(stop_ids))
-    padding = _STOPS_BUCKET - len(stops) % _STOPS_BUCKET
-    padded_stops = np.pad(stops, (0, padding), constant_values=_NO_TOKEN)
     ids, lengths = _padded(prompts)
     request = _Request(
         ids=ids,
         lengths=lengths,
         max_new_tokens=jnp.int32(max_new_tokens),
-        stop_ids=jnp.array(padded_stops, jnp.int32),
+        stop_ids=_padded_stops(stops),
         temperature=jnp.float32(temperature),
         top_k=jnp.int32(top_k),
         top_p=jnp.float32(top_p),
         key=jax.random.key(seed),
     )
     static = _Static(model, prepare, jnp.dtype(dtype), _bucket(max_new_tokens))
-    weights = _Weights(params, adapters or {})
-    output = np.asarray(_program(static, weights, request))
-
-    # Rows go on while any of them does; what is behind a row's stop means nothing.
-    continuations = []
-    for row in output:
-        new_ids = row[:max_new_tokens].tolist()
-        continuations.append(_until(new_ids, stops))
-    return continuations
+    output = np.asarray(_program(static, _Weights(params, adapters or {}), request))
+    return [_until(row[:max_new_tokens].tolist(), stops) for row in output]
 
 
 def _check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
@@ -202,6 +195,12 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     return jnp.asarray(ids), jnp.array(lengths, jnp.int32)
+
+
+def _padded_stops(stops: list[int]) -> jax.Array:
+    """`[S]`, filled up with an id that no token has."""
+    padding = _STOPS_BUCKET - len(stops) % _STOPS_BUCKET
+    return jnp.array([*stops, *[_NO_TOKEN] * padding], jnp.int32)
 
 
 def _until(ids: list[int], stops: list[int]) -> list[int]:

@@ -100,6 +100,7 @@ def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
     Raises:
       UserError: a layer is narrower than the rank.
     """
+    # Numbered among all linear layers: a layer draws the same whichever others have adapters.
     chosen = targets(block, lora.pattern)
     adapters: dict[str, PyTree] = {}
     for index, (path, (fan_in, fan_out)) in enumerate(_kernels(block)):

@@ -243,8 +243,8 @@ def local_epoch(
         (trainable, states), losses = lax.scan(train_active, (trainable, states), rows)
 
         finite = all_finite((losses, trainable))
-        stats = EpochStats(losses.sum(), _examples_seen(batches, active), finite)
-        return trainable, states, stats
+        seen = _examples_seen(batches, active)
+        return trainable, states, EpochStats(losses.sum(), seen, finite)
 
     return epoch
 

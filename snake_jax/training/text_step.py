@@ -73,9 +73,8 @@ class LanguageStep(NamedTuple):
     @property
     def needs_received(self) -> bool:
         """Whether what trains is also needed as the node received it."""
-        if self.distillation is not None:
-            return True
-        return self.client is not None and self.client.needs_received
+        by_client = self.client is not None and self.client.needs_received
+        return self.distillation is not None or by_client
 
     @property
     def block(self) -> stack.SharedBlock:
@@ -97,10 +96,7 @@ class LanguageStep(NamedTuple):
         return stack.SharedBlock(self.thaw, apply, self.model.num_blocks, take)
 
     def thaw(self, subtree: PyTree) -> PyTree:
-        """A stored subtree as the arrays that are computed with.
-
-        They are whole on every device, or its part of the features.
-        """
+        """A stored subtree as computed with: whole on every device, or its part of the features."""
         return sharding.thawed(self.mesh, subtree, self.compute_dtype)
 
 
@@ -281,10 +277,7 @@ def _shared_entrance(
 
 
 def prefix(step: LanguageStep) -> Callable[[FrozenModel, TextBatch], jax.Array]:
-    """The function `(frozen, rows) -> [B, T, D]`: the input of the first block that trains.
-
-    There is no dropout in it.
-    """
+    """The function `(frozen, rows) -> [B, T, D]`: the input of the first block that trains."""
 
     def function(frozen: FrozenModel, rows: TextBatch) -> jax.Array:
         values = _embed(step, frozen.ends, rows)
@@ -314,9 +307,7 @@ def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch]
         losses = token_losses(step.mesh, hidden, step.model.table(ends), rows.targets)
 
         weight = rows.weight.ravel()
-        nll = (weight * losses.nll).sum()
-        hits = (weight * losses.hit).sum()
-        return Score(nll, hits, weight.sum())
+        return Score((weight * losses.nll).sum(), (weight * losses.hit).sum(), weight.sum())
 
     return function
 

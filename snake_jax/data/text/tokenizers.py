@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snake_jax.data.text import scored_bpe
+from snake_jax.data.text import bpe_files, scored_bpe
 from snake_jax.data.text.chat_template import ChatTemplate, read_chat_template
 from snake_jax.data.text.encoding import (
     Encode,
@@ -112,9 +112,9 @@ def _load(path: Path, read: Path, template_date: str) -> Tokenizer:
     if (read / "vocab.json").exists() and (read / "merges.txt").exists():
         return _from_library(path, read, "vocab.json")
     if (path / "tokenizer.model").exists():
-        return _from_pieces(scored_bpe.read_model(path / "tokenizer.model"))
+        return _from_pieces(bpe_files.read_model(path / "tokenizer.model"))
     if found := sorted(path.glob("tok*.bin")):
-        return _from_pieces(scored_bpe.read_bin(found[0]))
+        return _from_pieces(bpe_files.read_bin(found[0]))
     raise UserError(f"--tokenizer={path}: holds no tokenizer; wanted: {_WANTED}")
 
 
