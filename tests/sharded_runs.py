@@ -21,7 +21,7 @@ from snake_jax.config import TextConfig
 from snake_jax.models.presets import from_preset
 from snake_jax.params import PyTree
 from snake_jax.runs import loop
-from snake_jax.training import layout, sharding
+from snake_jax.training import layer_copies, sharding
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import init_states, update_rule
 from snake_jax.training.text_step import ENDS, LanguageStep, train_step
@@ -178,7 +178,7 @@ def frozen_alike() -> dict[str, bool]:
     """Whether copies made on a mesh have the bits of those made on one device."""
     block, mesh = steps.weights("wide")["block_01"], sharding.make_mesh("fsdp:4,tensor:2")
     copies = {
-        dtype: [sharding.fetch(layout.freezing(m, dtype)(block)) for m in (mesh, None)]
+        dtype: [sharding.fetch(layer_copies.freezing(m, dtype)(block)) for m in (mesh, None)]
         for dtype in ("bfloat16", "int8", "nf4")
     }
     return {dtype: same_bits(*pair) for dtype, pair in copies.items()}

@@ -22,9 +22,9 @@ from snake_jax.training import stack
 from snake_jax.training.optimizers import init_states, update_rule
 from snake_jax.training.text_step import (
     ENDS,
-    Frozen,
+    FrozenModel,
     LanguageStep,
-    Rows,
+    TextBatch,
     block_roles,
     own_items,
     train_step,
@@ -159,12 +159,13 @@ class Step:
         )
         trainable = jax.tree.map(jnp.copy, trainable)
         none = jax.tree.map(lambda w: w[None][:0], own[0])
-        blocks = stack.Frozen(
-            stack.stacked(base) if base else {},
-            stack.stacked(rest) if rest else none,
+        blocks = stack.FrozenBlocks(
+            stack.stack_trees(base) if base else {},
+            stack.stack_trees(rest) if rest else none,
             jnp.int32(chosen.first),
         )
-        frozen = Frozen(blocks, {name: params[name] for name in ENDS if name not in chosen.ends})
+        frozen_ends = {name: params[name] for name in ENDS if name not in chosen.ends}
+        frozen = FrozenModel(blocks, frozen_ends)
         self.state: tuple[Any, ...] = trainable, init_states(step.rule, trainable, tuple(trainable))
         self.fixed: tuple[Any, ...] = (
             frozen,
@@ -183,11 +184,11 @@ class Step:
         return stats
 
 
-def rows(tokens: np.ndarray) -> Rows:
+def rows(tokens: np.ndarray) -> TextBatch:
     """Tokens `[B, T]` as one part of a batch."""
     targets, weight = shifted(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return Rows(*(jnp.asarray(part)[None] for part in (tokens, targets, weight, positions)))
+    return TextBatch(*(jnp.asarray(part)[None] for part in (tokens, targets, weight, positions)))
 
 
 def _parts(sizes: Sizes, adapted: bool) -> tuple[list[PyTree], list[PyTree]]:

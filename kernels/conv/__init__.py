@@ -24,17 +24,26 @@ def conv2d(
 ) -> jax.Array:
     """Cross-correlation of x [B,H,W,Cin] with w [Kh,Kw,Cin,Cout] -> [B,Ho,Wo,Cout].
 
-    `padding` is "SAME", "VALID" or ((top, bottom), (left, right)) in pixels. `lowering` is "xla"
-    (the compiler's own convolution), "matmul" (patches times a matrix) or "auto" (matmul on CPUs,
-    xla elsewhere, chosen when compiled). Raises ValueError for shapes, strides, padding or a
-    lowering that do not fit.
+    Args:
+      x: images.
+      w: of x's dtype, floating.
+      strides: pixels from window to window, down and to the right.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
+      lowering: "xla" (the compiler's own convolution), "matmul" (patches times a matrix) or "auto"
+        (matmul on CPUs, xla elsewhere, chosen when compiled).
+
+    Raises:
+      ValueError: shapes, strides, padding or a lowering that do not fit.
     """
     strides = _pair("conv2d: strides", strides, least=1)
     _check_conv(x, w)
     pads = _padding(x, w, strides, padding)
 
     def convolution_of(module: ModuleType) -> Callable[..., jax.Array]:
-        return lambda x, w: module.conv2d(x, w, strides, pads)
+        def convolution(x: jax.Array, w: jax.Array) -> jax.Array:
+            return module.conv2d(x, w, strides, pads)
+
+        return convolution
 
     return _choose(lowering, "conv2d", convolution_of, x, w)
 
@@ -47,8 +56,16 @@ def max_pool(
 ) -> jax.Array:
     """Largest value of each whole window of x [B,H,W,C] -> [B,Ho,Wo,C].
 
-    `strides` default to the window. A tie's gradient goes to the window's first largest element in
-    every lowering. Raises ValueError as `conv2d` does.
+    A tie's gradient goes to the window's first largest element in every lowering.
+
+    Args:
+      x: images.
+      window: pixels down and to the right.
+      strides: from window to window; None: as the window, so that they lie side by side.
+      lowering: see `conv2d`.
+
+    Raises:
+      ValueError: shapes, window, strides or a lowering that do not fit.
     """
     window = _pair("max_pool: window", window, least=1)
     if strides is None:
@@ -60,7 +77,10 @@ def max_pool(
         raise ValueError(f"max_pool: window {window} is larger than x of shape {x.shape}")
 
     def pooling_of(module: ModuleType) -> Callable[..., jax.Array]:
-        return lambda x: module.max_pool(x, window, strides)
+        def pooling(x: jax.Array) -> jax.Array:
+            return module.max_pool(x, window, strides)
+
+        return pooling
 
     return _choose(lowering, "max_pool", pooling_of, x)
 
@@ -75,14 +95,17 @@ def _choose(
     if lowering not in LOWERINGS:
         raise ValueError(f"{name}: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
     if lowering == "auto":
-        on_cpu, elsewhere = function_of(matmul), function_of(reference)
+        # Chosen for the platform that is compiled for, which need not be the one that traces.
+        on_cpu = function_of(matmul)
+        elsewhere = function_of(reference)
         return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
     module = matmul if lowering == "matmul" else reference
     return function_of(module)(*args)
 
 
 def _pair(name: str, values: Sequence[int], least: int) -> Pair:
-    """Two integers of at least `least`, checked."""
+    """Two integers of at least `least`; raises ValueError for others."""
+    # Integers of NumPy are taken too, floats are not.
     try:
         pair = tuple(operator.index(v) for v in values)
     except TypeError:
@@ -93,6 +116,7 @@ def _pair(name: str, values: Sequence[int], least: int) -> Pair:
 
 
 def _check_conv(x: jax.Array, w: jax.Array) -> None:
+    """Raises ValueError where shapes or dtypes do not fit."""
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(
             f"conv2d: x must be [B,H,W,Cin] and w [Kh,Kw,Cin,Cout], got shapes {x.shape} and "
@@ -112,6 +136,7 @@ def _padding(
     x: jax.Array, w: jax.Array, strides: Pair, padding: str | Sequence[Sequence[int]]
 ) -> Padding:
     """Pixels per edge, checked: every output dimension has at least one element."""
+    # Named paddings in pixels; what is neither a name nor pairs stays empty.
     edges: Sequence[Sequence[int]] = padding if isinstance(padding, list | tuple) else ()
     if padding in ("SAME", "VALID"):
         edges = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, str(padding))
@@ -122,8 +147,11 @@ def _padding(
     rows = _pair("conv2d: padding", edges[0], least=0)
     columns = _pair("conv2d: padding", edges[1], least=0)
     pads = (rows, columns)
+
+    # At least one window must fit, down and to the right.
     for size, edge, taps in zip(x.shape[1:3], pads, w.shape[:2], strict=True):
-        if size + sum(edge) < taps:
+        padded_size = size + sum(edge)
+        if padded_size < taps:
             raise ValueError(
                 f"conv2d: w of shape {w.shape} is larger than x of shape {x.shape} padded by {pads}"
             )

@@ -103,8 +103,10 @@ def _input_gradient(
     def patches(x: jax.Array) -> jax.Array:
         return _patches(x, w.shape[:2], strides, padding)
 
-    # The gradient of the patches, [B,Ho,Wo,Kh*Kw*Cin], each column then added to its pixel.
-    columns = _product(g, w.reshape(-1, w.shape[-1]), 3, 1)
+    # With P = patches(x) [B,Ho,Wo,Kh*Kw*Cin] and y = P @ w, the gradient of P is g @ w^T. Patches
+    # are linear in x, so that their transpose takes it to dx: each column is added to its pixel.
+    matrix = w.reshape(-1, w.shape[-1])
+    columns = _product(g, matrix, 3, 1)
     pixels = jax.ShapeDtypeStruct(x.shape, columns.dtype)
     (dx,) = jax.linear_transpose(patches, pixels)(columns)
     return dx.astype(x.dtype)
@@ -114,7 +116,8 @@ def _weight_gradient(
     x: jax.Array, w: jax.Array, strides: Pair, padding: Padding, g: jax.Array
 ) -> jax.Array:
     """patches(x)^T @ g: [Kh,Kw,Cin,Cout]."""
-    # All windows of all images are rows of one product.
+    # With M windows of all images as rows of one matrix, y [M,Cout] = P [M,Kh*Kw*Cin] @ w, so that
+    # dL/dw = P^T @ g [M,Cout].
     patches = _patches(x, w.shape[:2], strides, padding)
     windows = patches.reshape(-1, patches.shape[-1])
     gradients = g.reshape(-1, g.shape[-1])
@@ -125,7 +128,9 @@ def _weight_gradient(
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     """Contracts one axis of each, summing in float32 at least; the result is not cast back."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=wide)
+    contracted = ((axis_a,), (axis_b,))
+    no_batch = ((), ())
+    return lax.dot_general(a, b, (contracted, no_batch), preferred_element_type=wide)
 
 
 def _patches(x: jax.Array, kernel: tuple[int, ...], strides: Pair, padding: Padding) -> jax.Array:
@@ -190,10 +195,18 @@ def _pool_backward(
             taps.append(jnp.where(hit, g, jnp.zeros((), g.dtype)))
 
     # Back to the order of `tiles`, and from there to pixels.
-    rows = [jnp.stack(taps[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
+    rows = []
+    for i in range(kh):
+        taps_of_row = taps[i * kw : (i + 1) * kw]
+        rows.append(jnp.stack(taps_of_row, axis=3))
     to_tiles = jnp.stack(rows, axis=2)
+
+    def tiles_of(x: jax.Array) -> jax.Array:
+        return _tiles(x, window)
+
+    # To cut into tiles is linear: its transpose puts every tile's gradient back to its pixels.
     pixels = jax.ShapeDtypeStruct(x.shape, g.dtype)
-    (to_pixels,) = jax.linear_transpose(lambda x: _tiles(x, window), pixels)(to_tiles)
+    (to_pixels,) = jax.linear_transpose(tiles_of, pixels)(to_tiles)
     return (to_pixels,)
 
 

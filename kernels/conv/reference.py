@@ -27,7 +27,11 @@ def max_pool(x: jax.Array, window: Pair, strides: Pair) -> jax.Array:
 
     Of equals the first gets the gradient.
     """
-    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    return lax.reduce_window(
-        x, np.array(lowest, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), "VALID"
-    )
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        lowest = np.array(-np.inf, x.dtype)
+    else:
+        lowest = np.array(jnp.iinfo(x.dtype).min, x.dtype)
+    # Not over images [B] nor channels [C].
+    sides = (1, *window, 1)
+    steps = (1, *strides, 1)
+    return lax.reduce_window(x, lowest, lax.max, sides, steps, "VALID")

@@ -65,13 +65,18 @@ def _scaled(values: jax.Array, scale: jax.Array) -> jax.Array:
         else:
             tiled.append(v)
             aligned.append(s)
-    return (values.reshape(tiled) * scale.reshape(aligned)).reshape(values.shape)
+    scaled = values.reshape(tiled) * scale.reshape(aligned)
+    return scaled.reshape(values.shape)
 
 
 def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows [..., E] of a stored table [V, E]; only the rows taken are dequantized."""
-    # As JAX arrays first: a traced id cannot index a numpy array.
-    taken = jax.tree.map(lambda x: jnp.asarray(x)[ids], table)
+
+    def rows_of(x: jax.Array) -> jax.Array:
+        # As a JAX array first: a traced id cannot index a numpy array.
+        return jnp.asarray(x)[ids]
+
+    taken = jax.tree.map(rows_of, table)
     return dense(taken, dtype)
 
 

@@ -6,6 +6,7 @@ import qwix
 
 from snake_jax.kernels.distill_xent import chunked, reference
 from snake_jax.kernels.distill_xent.reference import Table
+from snake_jax.kernels.distill_xent.windows import Tiling
 from snake_jax.kernels.distill_xent.xent import Xent
 
 __all__ = ("LOWERINGS", "Xent", "linear_xent", "tile")
@@ -56,6 +57,7 @@ def linear_xent(
     Raises:
       ValueError: shapes, dtypes or options that do not fit.
     """
+    # Wrong arguments are refused before anything is traced.
     _check(hidden, table, targets, teacher, teacher_table)
     if table_gradient and isinstance(table, qwix.QArray):
         raise ValueError("linear_xent: a quantized table has no gradient")
@@ -64,12 +66,14 @@ def linear_xent(
         return reference.linear_xent(
             hidden, table, targets, teacher, teacher_table, temperature, table_gradient
         )
+
+    # A tile of logits is [rows, chunk]; asked for or by default, at most all of them.
     count, width = hidden.shape
     vocabulary = table.shape[0]
     default_chunk, default_rows = tile(count, vocabulary, width, hidden.dtype.itemsize)
     chunk = min(chunk or default_chunk, vocabulary)
     rows = min(rows or default_rows, count)
-    tiling = chunked.Tiling(float(temperature), chunk, rows, table_gradient)
+    tiling = Tiling(float(temperature), chunk, rows, table_gradient)
     return chunked.linear_xent(tiling, hidden, table, targets, teacher, teacher_table)
 
 
@@ -80,11 +84,13 @@ def tile(tokens: int, vocabulary: int, width: int, itemsize: int) -> tuple[int, 
     too. Both are evened out over their parts. Two or three such tiles are alive at once, about five
     with a teacher.
     """
+    # Rows of the table: by the logits of all tokens, four bytes each, and by the table's own bytes.
     by_logits = max(TILE_BYTES // (4 * tokens), 1024)
     by_table = TILE_BYTES // (width * itemsize)
     most_chunk = max(128, min(by_logits, by_table))
     chunk = min(vocabulary, _even(vocabulary, most_chunk, 128))
 
+    # Tokens: as many as the logits against so many rows leave room for.
     most_rows = max(8, TILE_BYTES // (4 * chunk))
     rows = min(tokens, _even(tokens, most_rows, 8))
     return chunk, rows
@@ -116,6 +122,7 @@ def _check(
     teacher_table: Table | None,
 ) -> None:
     """Raises ValueError where shapes or dtypes do not fit."""
+    # The student's.
     if hidden.ndim != 2 or not jnp.issubdtype(hidden.dtype, jnp.floating) or 0 in hidden.shape:
         raise ValueError(
             f"linear_xent: hidden must be floating [N, E], got {hidden.dtype} {hidden.shape}"
@@ -127,6 +134,8 @@ def _check(
         )
     if table.ndim != 2 or table.shape[1] != hidden.shape[1]:
         raise ValueError(f"linear_xent: table must be [V, {hidden.shape[1]}], got {table.shape}")
+
+    # The teacher's must be as the student's are.
     if teacher is None and teacher_table is not None:
         raise ValueError("linear_xent: a teacher_table without a teacher")
     if teacher is not None and (teacher.shape, teacher.dtype) != (hidden.shape, hidden.dtype):

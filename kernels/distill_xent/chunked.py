@@ -22,56 +22,23 @@ Only a chunk of a quantized table is ever dense.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.distill_xent.reference import Table
+from snake_jax.kernels.distill_xent.windows import Tiling, Window, add_rows, window_at
 from snake_jax.kernels.distill_xent.xent import Xent, accumulator
 
 
-class Tiling(NamedTuple):
-    """What is known when compiled.
-
-    Attributes:
-      temperature: T.
-      chunk: C, rows of the table in a window.
-      rows: R, tokens in a block; a window against a block is one tile of logits [R, C].
-      table_gradient: whether the table is trained.
-    """
-
-    temperature: float
-    chunk: int
-    rows: int
-    table_gradient: bool
-
-
-class Tokens(NamedTuple):
+class TokenBlocks(NamedTuple):
     """Tokens in blocks, [M, R, ...], or one block, [R, ...]; `teacher` is None without one."""
 
     hidden: jax.Array
     targets: jax.Array
     teacher: jax.Array | None
-
-
-class Window(NamedTuple):
-    """C neighbouring rows of the table.
-
-    Attributes:
-      rows: [C, E], dense.
-      taught_rows: [C, E], the teacher's; the same where it has no table of its own.
-      numbers: [C], which rows they are.
-      fresh: [C] bool, which of them no earlier window had.
-    """
-
-    rows: jax.Array
-    taught_rows: jax.Array
-    numbers: jax.Array
-    fresh: jax.Array
 
 
 class Running(NamedTuple):
@@ -98,7 +65,7 @@ class Running(NamedTuple):
     cross: jax.Array
 
 
-class Sums(NamedTuple):
+class LogSums(NamedTuple):
     """Logsumexps of each token [N].
 
     Attributes:
@@ -122,7 +89,8 @@ def linear_xent(
     teacher_table: Table | None,
 ) -> Xent:
     """See the package's `linear_xent`."""
-    return _forward(tiling, hidden, table, targets, teacher, teacher_table)[0]
+    losses, _ = _forward(tiling, hidden, table, targets, teacher, teacher_table)
+    return losses
 
 
 def _forward(
@@ -132,21 +100,29 @@ def _forward(
     targets: jax.Array,
     teacher: jax.Array | None,
     teacher_table: Table | None,
-) -> tuple[Xent, Sums]:
+) -> tuple[Xent, LogSums]:
     """The losses, and the sums that the backward pass needs."""
-    tokens = _blocks(Tokens(hidden, targets, teacher), tiling.rows)
+    tokens = _blocks(TokenBlocks(hidden, targets, teacher), tiling.rows)
 
     def chunk(index: jax.Array, running: Running) -> Running:
-        window = _window(tiling, table, teacher_table, index, hidden.dtype)
+        window = window_at(tiling, table, teacher_table, index, hidden.dtype)
+
+        def of_block(both: tuple[TokenBlocks, Running]) -> Running:
+            return _advance(tiling, window, *both)
+
         # One block of tokens after the other, [R] each: a tile of logits at a time.
-        return lax.map(lambda both: _advance(tiling, window, *both), (tokens, running))
+        return lax.map(of_block, (tokens, running))
 
     # A window is made dense once, for all blocks of tokens: the loop over windows is the outer one.
     start = _start(tokens.targets.shape, accumulator(hidden.dtype))
-    running = lax.fori_loop(0, _count(table.shape[0], tiling.chunk), chunk, start)
+    windows = _count(table.shape[0], tiling.chunk)
+    running = lax.fori_loop(0, windows, chunk, start)
 
     # [M, R] blocks as [N] tokens, without what filled up the last block.
-    running = jax.tree.map(lambda x: x.reshape(-1)[: len(targets)], running)
+    def of_tokens(x: jax.Array) -> jax.Array:
+        return x.reshape(-1)[: len(targets)]
+
+    running = jax.tree.map(of_tokens, running)
     sums = _sums(tiling, running)
     nll = sums.plain - running.target
     if teacher is None:
@@ -165,18 +141,22 @@ def _remember(tiling: Tiling, *inputs: Any) -> tuple[Xent, Any]:
 def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...]:
     """Gradients of hidden [N, E], and of the table [V, E] where it is trained; None elsewhere."""
     (hidden, table, targets, teacher, teacher_table), sums = residuals
-    tokens = _blocks(Tokens(hidden, targets, teacher), tiling.rows)
+    tokens = _blocks(TokenBlocks(hidden, targets, teacher), tiling.rows)
     to_losses = (cotangent.nll, cotangent.distance)
     sums, to_losses = _blocks((sums, to_losses), tiling.rows)
     total_dtype = accumulator(hidden.dtype)
 
     def chunk(index: jax.Array, gradients: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        window = _window(tiling, table, teacher_table, index, hidden.dtype)
+        window = window_at(tiling, table, teacher_table, index, hidden.dtype)
 
         def block(b: jax.Array, so_far: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
             """One tile of logits: its gradient [R, C], into the sums [M, R, E] and [C, E]."""
+
+            def of_block(x: jax.Array) -> jax.Array:
+                return x[b]
+
             to_hidden, to_rows = so_far
-            here, its_sums, its_to_losses = jax.tree.map(lambda x: x[b], (tokens, sums, to_losses))
+            here, its_sums, its_to_losses = jax.tree.map(of_block, (tokens, sums, to_losses))
             g = _logit_gradient(tiling, window, here, its_sums, *its_to_losses)
             g = g.astype(hidden.dtype)
             of_tile = jnp.dot(g, window.rows, preferred_element_type=total_dtype)
@@ -191,21 +171,23 @@ def _backward(tiling: Tiling, residuals: Any, cotangent: Xent) -> tuple[Any, ...
         to_rows = jnp.zeros(window.rows.shape, total_dtype) if tiling.table_gradient else None
         to_hidden, to_rows = lax.fori_loop(0, len(tokens.hidden), block, (to_hidden, to_rows))
         if to_rows is not None:
-            to_table = _add_rows(to_table, to_rows, window.numbers[0])
+            to_table = add_rows(to_table, to_rows, window.numbers[0])
         return to_hidden, to_table
 
     to_hidden = jnp.zeros(tokens.hidden.shape, total_dtype)
     to_table = jnp.zeros_like(table) if tiling.table_gradient else None
     windows = _count(table.shape[0], tiling.chunk)
     to_hidden, to_table = lax.fori_loop(0, windows, chunk, (to_hidden, to_table))
-    to_hidden = to_hidden.reshape(-1, hidden.shape[1])[: len(hidden)].astype(hidden.dtype)
-    return to_hidden, to_table, None, None, None
+
+    # [M, R, E] blocks as [N, E] tokens; targets and teacher have no gradient.
+    of_tokens = to_hidden.reshape(-1, hidden.shape[1])[: len(hidden)]
+    return of_tokens.astype(hidden.dtype), to_table, None, None, None
 
 
 linear_xent.defvjp(_remember, _backward)
 
 
-def _advance(tiling: Tiling, window: Window, tokens: Tokens, old: Running) -> Running:
+def _advance(tiling: Tiling, window: Window, tokens: TokenBlocks, old: Running) -> Running:
     """The running sums [R] with one more window."""
     logits = _logits(tokens.hidden, window.rows, window.fresh)
 
@@ -267,8 +249,8 @@ def _advance_teacher(
 def _logit_gradient(
     tiling: Tiling,
     window: Window,
-    tokens: Tokens,
-    sums: Sums,
+    tokens: TokenBlocks,
+    sums: LogSums,
     to_nll: jax.Array,
     to_distance: jax.Array,
 ) -> jax.Array:
@@ -282,11 +264,14 @@ def _logit_gradient(
       to_nll: [R], the loss's gradient by each token's nll.
       to_distance: [R], and by its distance.
     """
+    # d nll / d l = softmax(l) - onehot(t), the softmax from its logsumexp.
     logits = _logits(tokens.hidden, window.rows, window.fresh)
     softmax = jnp.exp(logits - sums.plain[:, None])
     gradient = to_nll[:, None] * (softmax - _is_target(window, tokens))
     if tokens.teacher is None:
         return gradient
+
+    # d distance / d l = (softmax(l / T) - q) / T, likewise.
     t = tiling.temperature
     taught = _logits(tokens.teacher, window.taught_rows, window.fresh) / t
     soft = jnp.exp(logits / t - sums.soft[:, None])
@@ -300,64 +285,9 @@ def _logits(hidden: jax.Array, rows: jax.Array, fresh: jax.Array) -> jax.Array:
     return jnp.where(fresh, logits, -jnp.inf)
 
 
-def _is_target(window: Window, tokens: Tokens) -> jax.Array:
+def _is_target(window: Window, tokens: TokenBlocks) -> jax.Array:
     """[R, C] bool: which row of the window is the token's target."""
     return (window.numbers == tokens.targets[:, None]) & window.fresh
-
-
-def _window(
-    tiling: Tiling, table: Table, teacher_table: Table | None, index: jax.Array, dtype: jnp.dtype
-) -> Window:
-    """Window `index` of the table.
-
-    The last one starts early, so that it is a whole one: no padded copy of the table. Rows that it
-    shares with the one before are not `fresh`.
-    """
-    start = jnp.minimum(index * tiling.chunk, table.shape[0] - tiling.chunk)
-    columns = (start + jnp.arange(tiling.chunk)).astype(jnp.int32)
-    fresh = columns >= index * tiling.chunk
-    rows = _rows(table, start, fresh, dtype)
-    taught_rows = rows if teacher_table is None else _rows(teacher_table, start, fresh, dtype)
-    return Window(rows, taught_rows, columns, fresh)
-
-
-def _rows(table: Table, start: jax.Array, fresh: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Dense rows [C, E] of the table from `start`, cut out before they are dequantized."""
-    size, count = table.shape[0], len(fresh)
-
-    def of_part(x: jax.Array) -> jax.Array:
-        # Scales of one row serve all rows.
-        return _cut(x, start, count) if x.shape[0] == size else x
-
-    cut = jax.tree.map(of_part, table)
-    if isinstance(cut, jax.Array) and cut.dtype != dtype:
-        # A cast alone would be moved out of the loop: a second table. Rows that are not fresh serve
-        # nobody.
-        cut *= fresh[:, None].astype(cut.dtype)
-    return dense(cut, dtype)
-
-
-def _cut(x: jax.Array, start: jax.Array, count: int) -> jax.Array:
-    """`count` rows from `start`: a multiple of what divides both `count` and the number of rows.
-
-    The TPU lays arrays out in tiles of rows, 32 for int8. Said in groups of rows, the cut falls
-    between tiles; otherwise the whole array would first be copied into a finer layout.
-    """
-    group = math.gcd(len(x), count)
-    if group % 32:
-        return lax.dynamic_slice_in_dim(x, start, count)
-    groups = x.reshape(-1, group, *x.shape[1:])
-    cut = lax.dynamic_slice_in_dim(groups, start // group, count // group)
-    return cut.reshape(count, *x.shape[1:])
-
-
-def _add_rows(table: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-    """The table [V, E] with the rows [C, E] added from `start`.
-
-    Rows that an earlier window had are zeros, so that each row is one window's.
-    """
-    old = lax.dynamic_slice_in_dim(table, start, len(rows))
-    return lax.dynamic_update_slice_in_dim(table, old + rows.astype(table.dtype), start, 0)
 
 
 def _blocks(tree: Any, rows: int) -> Any:
@@ -374,18 +304,26 @@ def _blocks(tree: Any, rows: int) -> Any:
 
 def _start(shape: tuple[int, ...], dtype: jnp.dtype) -> Running:
     """Before the first window: sums over nothing."""
-    zero, lowest = jnp.zeros(shape, dtype), jnp.full(shape, -jnp.inf, dtype)
-    sums = dict.fromkeys(("total", "target", "soft_total", "taught_total", "cross"), zero)
-    best = jnp.full(shape, -1, jnp.int32)
-    return Running(top=lowest, best=best, taught_top=lowest, **sums)
+    zero = jnp.zeros(shape, dtype)
+    lowest = jnp.full(shape, -jnp.inf, dtype)
+    return Running(
+        top=lowest,
+        best=jnp.full(shape, -1, jnp.int32),
+        total=zero,
+        target=zero,
+        soft_total=zero,
+        taught_top=lowest,
+        taught_total=zero,
+        cross=zero,
+    )
 
 
-def _sums(tiling: Tiling, end: Running) -> Sums:
+def _sums(tiling: Tiling, end: Running) -> LogSums:
     """Logsumexps from the sums over the whole vocabulary."""
     soft = end.top / tiling.temperature + jnp.log(end.soft_total)
     taught = end.taught_top + jnp.log(end.taught_total)
     plain = end.top + jnp.log(end.total)
-    return Sums(plain, soft, taught)
+    return LogSums(plain, soft, taught)
 
 
 def _count(size: int, part: int) -> int:

@@ -23,7 +23,10 @@ def linear_xent(
     table_gradient: bool,
 ) -> Xent:
     """See the package's `linear_xent`."""
-    logits = _logits(hidden, table if table_gradient else lax.stop_gradient(table))
+    student_table = table
+    if not table_gradient:
+        student_table = lax.stop_gradient(table)
+    logits = _logits(hidden, student_table)
 
     # The target's logit as a masked sum: 0 for a target outside the vocabulary.
     columns = jnp.arange(logits.shape[1])
@@ -34,9 +37,12 @@ def linear_xent(
         return Xent(nll, jnp.zeros_like(nll), hit)
 
     # The cross-entropy of the two distributions at the temperature.
-    taught = lax.stop_gradient(_logits(teacher, table if teacher_table is None else teacher_table))
+    if teacher_table is None:
+        teacher_table = table
+    taught = lax.stop_gradient(_logits(teacher, teacher_table))
     share = jax.nn.softmax(taught / temperature, 1)
-    distance = -(share * jax.nn.log_softmax(logits / temperature, 1)).sum(1)
+    log_share = jax.nn.log_softmax(logits / temperature, 1)
+    distance = -(share * log_share).sum(1)
     return Xent(nll, distance, hit)
 
 

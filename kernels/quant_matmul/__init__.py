@@ -43,6 +43,7 @@ def quant_matmul(
     Raises:
       ValueError: shapes, dtypes or a lowering that do not fit.
     """
+    # Wrong arguments are refused before anything is traced.
     matrix = weight.matrix if isinstance(weight, OfStack) else weight
     _check(x, matrix, adapter)
     if lowering not in LOWERINGS:
@@ -56,12 +57,17 @@ def quant_matmul(
             f"quant_matmul: {lowering} has no tiles for {matrix.qvalue.dtype} {matrix.shape} and "
             f"{x.dtype}"
         )
-    return _quant_matmul(lowering, rows, weight, adapter).reshape(*x.shape[:-1], matrix.shape[1])
+
+    # One product of [M, K] with [K, N], whatever axes x has before its last.
+    y = _quant_matmul(lowering, rows, weight, adapter)
+    return y.reshape(*x.shape[:-1], matrix.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _quant_matmul(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> jax.Array:
-    return _remember(lowering, x, weight, adapter)[0]
+    """x [M, K]: [M, N]."""
+    y, _ = _remember(lowering, x, weight, adapter)
+    return y
 
 
 class _Saved(NamedTuple):
@@ -85,7 +91,9 @@ def _remember(lowering: str, x: jax.Array, weight: Any, adapter: Any) -> tuple[j
     if adapter is None:
         y = _matmul(lowering, x, weight, None, False)
         return y, _Saved(x, weight, None, None)
-    a, b = (w.astype(x.dtype) for w in adapter)
+    a, b = adapter
+    a = a.astype(x.dtype)
+    b = b.astype(x.dtype)
     narrow = product(x, a, 1, 0).astype(x.dtype)
     y = _matmul(lowering, x, weight, LowRank(narrow, b), False)
     return y, _Saved(x, weight, adapter, narrow)
@@ -103,8 +111,8 @@ def _backward(lowering: str, saved: _Saved, g: jax.Array) -> tuple[jax.Array, No
         return _matmul(lowering, g, weight, None, True), None, None
     a, b = adapter
     to_narrow = product(g, b.astype(x.dtype), 1, 1).astype(x.dtype)
-    low_rank = LowRank(to_narrow, a.astype(x.dtype).T)
-    to_x = _matmul(lowering, g, weight, low_rank, True)
+    a_transposed = a.astype(x.dtype).T
+    to_x = _matmul(lowering, g, weight, LowRank(to_narrow, a_transposed), True)
     to_a = product(x, to_narrow, 0, 0).astype(a.dtype)
     to_b = product(narrow, g, 0, 0).astype(b.dtype)
     return to_x, None, (to_a, to_b)

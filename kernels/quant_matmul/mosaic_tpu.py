@@ -97,12 +97,14 @@ def tiles(rows: int, weight: qwix.QArray) -> Tiles | None:
     stored = weight.qtype == "nf4" or (weight.qtype == jnp.int8 and groups == 1)
     if not stored or inputs % LANES or outputs % LANES or block % SUBLANES:
         return None
+
     # Scales are [groups, N], and a register has 8 rows: a part of K has whole registers of them.
     multiple = LANES if groups == 1 else math.lcm(SUBLANES * block, LANES)
     side = _side(inputs, multiple)
     if side is None:
         return None
-    return Tiles(_even(rows), side, _side(outputs, LANES) or LANES)
+    across = _side(outputs, LANES) or LANES
+    return Tiles(_even(rows), side, across)
 
 
 def _side(size: int, multiple: int) -> int | None:
@@ -132,9 +134,13 @@ def matmul(
 
     Blocks of one of a stack are read where they lie: nothing is cut out before.
     """
+
     # A single matrix is a stack of one.
+    def stack_of_one(w: jax.Array) -> jax.Array:
+        return w[None]
+
     if not isinstance(weight, OfStack):
-        weight = OfStack(jax.tree.map(lambda w: w[None], weight), jnp.int32(0))
+        weight = OfStack(jax.tree.map(stack_of_one, weight), jnp.int32(0))
     matrix = weight.matrix
     grid, operands, result = _blocked(x, matrix, low_rank, transposed)
 
@@ -186,12 +192,16 @@ def moved_bytes(
     grid, operands, result = _blocked(x, weight, low_rank, transposed)
     total = 0
     for operand in (*operands, result):
-        bits = math.prod(operand.block) * jax.dtypes.itemsize_bits(operand.array.dtype)
-        total += _moves(grid, operand) * (bits // 8)
+        # Counted in bits: codes of nf4 have half a byte.
+        value_bits = jax.dtypes.itemsize_bits(operand.array.dtype)
+        block_bytes = math.prod(operand.block) * value_bits // 8
+        total += _moves(grid, operand) * block_bytes
     return total
 
 
-def steps(x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool) -> int:
+def grid_steps(
+    x: jax.Array, weight: qwix.QArray, low_rank: LowRank | None, transposed: bool
+) -> int:
     """How many tiles of the weight the kernel multiplies with."""
     grid, _, _ = _blocked(x, weight, low_rank, transposed)
     return math.prod(grid)
@@ -201,7 +211,11 @@ def _moves(grid: tuple[int, int, int], operand: Operand) -> int:
     """How often a block of the operand moves, over all steps of the grid in their order."""
     steps = itertools.product(*map(range, grid))
     places = [operand.place(i, j, k) for i, j, k in steps]
-    return 1 + sum(new != old for old, new in itertools.pairwise(places))
+    moves = 1  # before the first step
+    for old, new in itertools.pairwise(places):
+        if new != old:
+            moves += 1
+    return moves
 
 
 def _blocked(
@@ -216,6 +230,13 @@ def _blocked(
         summed, features, width = sides.inputs, sides.outputs, weight.shape[1]
     grid = -(-len(x) // sides.rows), width // features, x.shape[1] // summed
 
+    # Which block of x [M, C] a step takes, and which of the result [M, F].
+    def of_x(i: int, j: int, k: int) -> tuple[int, int]:
+        return i, k
+
+    def of_result(i: int, j: int, k: int) -> tuple[int, int]:
+        return i, j
+
     # A tile of the weight lies at (along K, along N).
     def of_weight(i: int, j: int, k: int) -> tuple[int, int]:
         return (j, k) if transposed else (k, j)
@@ -225,19 +246,26 @@ def _blocked(
         along, across = of_weight(i, j, k)
         return (0 if len(weight.scale) == 1 else along), across
 
+    # The low-rank factors [M, r] and [r, F] have all of r in a block.
+    def of_narrow(i: int, j: int, k: int) -> tuple[int, int]:
+        return i, 0
+
+    def of_wide(i: int, j: int, k: int) -> tuple[int, int]:
+        return 0, j
+
     # Scales of a tile along K.
     scales = max(1, sides.inputs * len(weight.scale) // weight.shape[0])
     operands = [
-        Operand(x, (sides.rows, summed), lambda i, j, k: (i, k)),
+        Operand(x, (sides.rows, summed), of_x),
         Operand(weight.qvalue, (sides.inputs, sides.outputs), of_weight, stacked=True),
         Operand(weight.scale, (scales, sides.outputs), of_scale, stacked=True),
     ]
     if low_rank is not None:
         rank = low_rank.wide.shape[0]
-        operands.append(Operand(low_rank.narrow, (sides.rows, rank), lambda i, j, k: (i, 0)))
-        operands.append(Operand(low_rank.wide, (rank, features), lambda i, j, k: (0, j)))
+        operands.append(Operand(low_rank.narrow, (sides.rows, rank), of_narrow))
+        operands.append(Operand(low_rank.wide, (rank, features), of_wide))
     result = jax.ShapeDtypeStruct((len(x), width), x.dtype)
-    return grid, operands, Operand(result, (sides.rows, features), lambda i, j, k: (i, j))
+    return grid, operands, Operand(result, (sides.rows, features), of_result)
 
 
 def _kernel(

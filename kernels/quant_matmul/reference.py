@@ -31,13 +31,19 @@ class OfStack(NamedTuple):
     @property
     def matrix(self) -> Any:
         """The matrix, as shapes."""
-        return jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), self.stack)
+
+        def shape_of_one(stacked: jax.Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype)
+
+        return jax.tree.map(shape_of_one, self.stack)
 
     def cut_out(self) -> qwix.QArray:
         """The matrix, as arrays."""
-        return jax.tree.map(
-            lambda w: lax.dynamic_index_in_dim(w, self.at, keepdims=False), self.stack
-        )
+
+        def one(stacked: jax.Array) -> jax.Array:
+            return lax.dynamic_index_in_dim(stacked, self.at, keepdims=False)
+
+        return jax.tree.map(one, self.stack)
 
 
 def matmul(

@@ -29,8 +29,9 @@ LEAST_ROWS, MOST_ROWS = 16, 128
 
 
 def fits(x: jax.Array, weight: qwix.QArray) -> bool:
-    """Whether there is a kernel for x [M, K] and the weight: int8 or nf4 of whole tiles, nf4 in
-    blocks of 64.
+    """Whether there is a kernel for x [M, K] and the weight.
+
+    That is for int8 or nf4 of whole tiles, nf4 in blocks of 64.
     """
     inputs, outputs = weight.shape
     if weight.qtype == "nf4":
@@ -54,21 +55,27 @@ def matmul(
     """As `reference.matmul`, for a weight that `fits`."""
     if isinstance(weight, OfStack):
         weight = weight.cut_out()
+
+    # F, and the block of the result that a program makes, [rows, features].
     if transposed:
         width, features = weight.shape[0], INPUTS
     else:
         width, features = weight.shape[1], OUTPUTS
-    rows = min(MOST_ROWS, max(LEAST_ROWS, pl.next_power_of_2(len(x))))
+    enough_rows = pl.next_power_of_2(len(x))
+    rows = min(MOST_ROWS, max(LEAST_ROWS, enough_rows))
+
     # The last axis whole, so that two codes are one byte to the compiler.
     codes = weight.qvalue.reshape(weight.shape[0], -1, OUTPUTS)
-    return pl.pallas_call(
-        functools.partial(_kernel, transposed, rows, weight.qtype == "nf4"),
+    is_nf4 = weight.qtype == "nf4"
+    call = pl.pallas_call(
+        functools.partial(_kernel, transposed, rows, is_nf4),
         out_shape=jax.ShapeDtypeStruct((len(x), width), x.dtype),
         grid=(pl.cdiv(len(x), rows), width // features),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="quant_matmul_transposed" if transposed else "quant_matmul",
-    )(x, codes, weight.scale, *_padded(low_rank))
+    )
+    return call(x, codes, weight.scale, *_padded(low_rank))
 
 
 def _padded(low_rank: LowRank | None) -> tuple[jax.Array, ...]:
@@ -76,7 +83,8 @@ def _padded(low_rank: LowRank | None) -> tuple[jax.Array, ...]:
     if low_rank is None:
         return ()
     rank = low_rank.wide.shape[0]
-    more = max(LEAST_ROWS, pl.next_power_of_2(rank)) - rank
+    padded_rank = max(LEAST_ROWS, pl.next_power_of_2(rank))
+    more = padded_rank - rank
     narrow = jnp.pad(low_rank.narrow, ((0, 0), (0, more)))
     wide = jnp.pad(low_rank.wide, ((0, more), (0, 0)))
     return narrow, wide
@@ -111,11 +119,15 @@ def _kernel(
     numbers = pl.program_id(0) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
     inside = numbers < x_ref.shape[0]
 
+    # One part of the sum: x [rows, summed] times a tile of the weight, [summed, features].
     def add(part: jax.Array, sums: jax.Array) -> jax.Array:
-        x = plgpu.load(x_ref.at[here, pl.ds(part * summed, summed)], mask=inside, other=0)
+        columns = pl.ds(part * summed, summed)
+        x = plgpu.load(x_ref.at[here, columns], mask=inside, other=0)
         k, n = (place, part) if transposed else (part, place)
         w = _dense(codes_ref, scale_ref, k, n, is_nf4).astype(x.dtype)
-        return sums + _dot(x, w.T if transposed else w)
+        if transposed:
+            w = w.T
+        return sums + _dot(x, w)
 
     zeros = jnp.zeros((rows, features), jnp.float32)
     sums = lax.fori_loop(0, x_ref.shape[1] // summed, add, zeros)
@@ -137,9 +149,11 @@ def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _dense(codes_ref: Any, scale_ref: Any, k: jax.Array, n: jax.Array, is_nf4: bool) -> jax.Array:
     """The tile k, n of the weight, [INPUTS, OUTPUTS] float32."""
-    codes = plgpu.load(codes_ref.at[pl.ds(k * INPUTS, INPUTS), n, :])
+    rows = pl.ds(k * INPUTS, INPUTS)
+    columns = pl.ds(n * OUTPUTS, OUTPUTS)
+    codes = plgpu.load(codes_ref.at[rows, n, :])
     # nf4 has a row of scales for each tile along K, int8 one for all.
     scale_row = k * is_nf4
-    scale = plgpu.load(scale_ref.at[scale_row, pl.ds(n * OUTPUTS, OUTPUTS)]).astype(jnp.float32)
+    scale = plgpu.load(scale_ref.at[scale_row, columns]).astype(jnp.float32)
     values = look_up(codes) if is_nf4 else codes.astype(jnp.float32)
     return values * scale[None, :]

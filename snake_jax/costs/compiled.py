@@ -151,7 +151,7 @@ def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refuse
     """
     arguments = program.arguments
     if program.mesh is not None:
-        arguments = sharding.on(program.mesh, arguments)
+        arguments = sharding.sharded_shapes(program.mesh, arguments)
     elif device is not None:
         arguments = placed(device, arguments)
     return compile_placed(program.function, arguments, donate=(0, 1))

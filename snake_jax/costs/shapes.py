@@ -23,9 +23,9 @@ from snake_jax.training.optimizers import init_states
 from snake_jax.training.text_step import (
     ADAPTERS,
     ENDS,
-    Frozen,
+    FrozenModel,
     LanguageStep,
-    Rows,
+    TextBatch,
     block_roles,
     own_dtype,
     own_items,
@@ -227,7 +227,7 @@ def _of_text(
 
     # What does not: bases of all blocks and own parts of the others, each as one stack.
     own_stored = _frozen(own, own_dtype(frozen_dtype, step.adapted))
-    rest = stack.Frozen(
+    rest = stack.FrozenBlocks(
         _stacked(_frozen(base, frozen_dtype), len(items)),
         _stacked(own_stored, len(items) - len(blocks)),
         _shape((), jnp.int32),
@@ -236,10 +236,10 @@ def _of_text(
 
     ids = _shape((1, batch.size, batch.length), jnp.int32)
     weight = _shape((1, batch.size, batch.length), jnp.float32)
-    rows = Rows(ids, ids, weight, ids, ids if batch.packed else None)
+    rows = TextBatch(ids, ids, weight, ids, ids if batch.packed else None)
     received = trainable if step.needs_received else {}
     rate = _shape((), jnp.float32)
-    arguments = trainable, states, Frozen(rest, ends), received, rows, _key_shape(), rate
+    arguments = trainable, states, FrozenModel(rest, ends), received, rows, _key_shape(), rate
 
     def aimed(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         trainable, states, frozen, *others = arrays

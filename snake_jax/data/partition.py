@@ -44,6 +44,7 @@ def split_over_nodes(
       UserError: the kind is unknown, alpha <= 0 or not finite, the seed negative, or there are no
         nodes or more than examples.
     """
+    # What cannot be is refused before anything is drawn.
     path = kind.removeprefix("file:")
     is_file = path != kind and path != ""
     if kind not in PARTITIONS and not is_file:
@@ -86,6 +87,8 @@ def from_file(path: str, examples: int, nodes: int) -> list[np.ndarray]:
     if len(lists) != nodes:
         found = len(lists)
         raise UserError(f"{where}: describes {found} nodes; give --nodes={found}")
+
+    # Every number is an example's, and on one node alone. A bool would pass as an integer.
     named: set[int] = set()
     for part in lists:
         for number in part:
@@ -110,10 +113,7 @@ def _lists_of(where: str, path: str) -> list[list[Any]]:
         raise UserError(f"{where}: {error.strerror}; {wanted}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{where}: is not JSON; {wanted}") from None
-    is_sound = isinstance(lists, list)
-    if is_sound:
-        is_sound = all(isinstance(part, list) and part for part in lists)
-    if not is_sound:
+    if not isinstance(lists, list) or not all(isinstance(part, list) and part for part in lists):
         raise UserError(
             f"{where}: want a list that has a list of example numbers, not empty, for each node"
         )
@@ -206,10 +206,11 @@ def _cut_classes(classes: list[list[int]], cuts: np.ndarray) -> list[np.ndarray]
     """A node's part of every class, joined; cuts `[classes, nodes - 1]`."""
     nodes = cuts.shape[1] + 1
     parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
-    for indices, at in zip(classes, cuts, strict=True):
-        for node, piece in enumerate(np.split(np.array(indices), at)):
+    for indices, of_class in zip(classes, cuts, strict=True):
+        pieces = np.split(np.array(indices), of_class)
+        for node, piece in enumerate(pieces):
             parts[node].append(piece)
-    return _shards([np.concatenate(pieces) for pieces in parts])
+    return _shards([np.concatenate(of_node) for of_node in parts])
 
 
 def _cuts(proportions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -269,6 +270,7 @@ def counts_table(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: 
 
 
 def _check(labels: np.ndarray, nodes: int, alpha: float, seed: int) -> None:
+    """Raises UserError for a number out of its range."""
     if not 0 < alpha < np.inf:
         raise UserError(
             f"--alpha={alpha:g} must be a finite number above 0 (2.0 in the paper; smaller is "

@@ -12,9 +12,9 @@ import jax
 from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.engines.contract import NodeInfo, Scores
 from snake_jax.engines.emulations import Axes, Emulation
-from snake_jax.training.text_step import Rows
+from snake_jax.training.text_step import TextBatch
 
-RunPrefix = Callable[[Hashable, Rows], jax.Array]
+RunPrefix = Callable[[Hashable, TextBatch], jax.Array]
 """`(shape, rows) -> [B, T, D]`, the input of the first block that trains: see `text_step.prefix`.
 """
 

@@ -12,7 +12,7 @@ from snake_jax import streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.data.text import packing
 from snake_jax.training import sharding
-from snake_jax.training.text_step import Rows
+from snake_jax.training.text_step import TextBatch
 
 Shard = Mapping[int, np.ndarray]  # tokens in a row -> a node's rows of that length
 
@@ -63,7 +63,7 @@ def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterat
         yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
 
 
-def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None = None) -> Rows:
+def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None = None) -> TextBatch:
     """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows
     have several.
 
@@ -86,10 +86,14 @@ def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None =
         return jax.make_array_from_callback(shape, place, lambda at: read(part, (at or ())[:axes]))
 
     ids, targets, weight, positions = (taken(part) for part in rows[:4])
-    return Rows(ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None)
+    return TextBatch(
+        ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None
+    )
 
 
-def rows_of(mesh: Mesh | None, rows: packing.TextRows, batch: Batch, hidden: Any = None) -> Rows:
+def rows_of(
+    mesh: Mesh | None, rows: packing.TextRows, batch: Batch, hidden: Any = None
+) -> TextBatch:
     """The batch's rows, and their kept input of the first block that trains.
 
     Args:
@@ -100,9 +104,9 @@ def rows_of(mesh: Mesh | None, rows: packing.TextRows, batch: Batch, hidden: Any
     """
     if mesh is None:
         return gathered(rows, batch)._replace(hidden=hidden)
-    place = sharding.rows(mesh, batch.indices.ndim - 1)
+    place = sharding.row_sharding(mesh, batch.indices.ndim - 1)
     if hidden is not None:
-        hidden = sharding.put(hidden, place)
+        hidden = sharding.put_at(hidden, place)
     return gathered(rows, batch, place)._replace(hidden=hidden)
 
 

@@ -19,7 +19,7 @@ from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
 from snake_jax.engines.text_batches import Batch, Entrance, Shard, num_tokens, row_batches, rows_of
 from snake_jax.training import sharding, text_step
-from snake_jax.training.text_step import LanguageStep, Rows
+from snake_jax.training.text_step import LanguageStep, TextBatch
 from snake_jax.training.update import EpochStats
 
 
@@ -166,7 +166,7 @@ class _TextReading:
                 shape = (length, rows.segments is not None, False)
                 yield Chunk(shape, (processes.put((rows, trains), self._how.nodes),), number)
 
-    def _stacked(self, length: int, chosen: list[Batch | None]) -> tuple[Rows, np.ndarray]:
+    def _stacked(self, length: int, chosen: list[Batch | None]) -> tuple[TextBatch, np.ndarray]:
         """Rows of one length along the nodes' axes, and who trains."""
         held, shape = self._feed.train[length], self._feed.shape
         empty = Batch(length, np.zeros(shape, np.int32), np.zeros(shape, bool))

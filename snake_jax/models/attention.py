@@ -13,9 +13,7 @@ import numpy as np
 from snake_jax.models.linear import PyTree
 
 SCORE_BYTES = 64 * 2**20
-"""Where XLA writes down attention scores, float32 `[B, N, T, T]`, at most so many bytes of them at
-a time.
-"""
+"""At most so many bytes of attention scores, float32 `[B, N, T, T]`, where XLA writes them down."""
 
 # `(query [B, T, N, H], key [B, T, K, H], value [B, T, K, H]) -> ([B, T, N, H], state)`: what a
 # block is given to attend with. Training keeps no state; generation keeps keys and values.
@@ -50,7 +48,7 @@ def attend_both_ways(segments: jax.Array | None) -> Attend:
     """
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-        mask = None if segments is None else _alike(segments)
+        mask = None if segments is None else _same_segment(segments)
         return jax.nn.dot_product_attention(query, key, value, mask=mask), None
 
     return attend
@@ -94,7 +92,9 @@ def _causal(
     query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None
 ) -> jax.Array:
     """`[B, T, N, H]`; K key heads serve N query heads, N / K neighbours each."""
-    mask = None if segments is None else _alike(segments)
+    mask = None
+    if segments is not None:
+        mask = _same_segment(segments)
     attend = functools.partial(jax.nn.dot_product_attention, is_causal=True)
 
     # XLA's own, which writes the scores down: in parts where they are large.
@@ -112,11 +112,14 @@ def _causal(
     return jax.lax.platform_dependent(query, key, value, cuda=flash, default=plain)
 
 
-def _alike(segments: jax.Array) -> jax.Array:
-    """`[B, 1, T, T]`. Padding (segment 0) sees padding: with itself at least, no softmax is over
-    nothing.
+def _same_segment(segments: jax.Array) -> jax.Array:
+    """`[B, 1, T, T]` bool: whether query and key are of one segment.
+
+    Padding (segment 0) sees padding: with itself at least, no softmax is over nothing.
     """
-    return segments[:, None, :, None] == segments[:, None, None, :]
+    of_query = segments[:, None, :, None]
+    of_key = segments[:, None, None, :]
+    return of_query == of_key
 
 
 def _parts(shape: tuple[int, ...], key_heads: int) -> tuple[int, int]:
@@ -164,13 +167,14 @@ def _in_parts(
     def divided(x: jax.Array) -> jax.Array:
         """`[B, T, heads, H]` as `[B * G, 1, T, heads / G, H]`: parts, each of one row."""
         _, length, heads, width = x.shape
-        x = x.reshape(batch, length, groups, heads // groups, width).swapaxes(1, 2)
-        return x.reshape(batch * groups, 1, length, heads // groups, width)
+        grouped = x.reshape(batch, length, groups, heads // groups, width)
+        by_group = grouped.swapaxes(1, 2)
+        return by_group.reshape(batch * groups, 1, length, heads // groups, width)
 
     @jax.checkpoint
     def part(given: tuple[jax.Array, ...]) -> jax.Array:
         query, key, value, *segment = given
-        mask = _alike(segment[0]) if segment else None
+        mask = _same_segment(*segment) if segment else None
         return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
 
     given = [divided(x) for x in (query, key, value)]
@@ -181,17 +185,18 @@ def _in_parts(
 
     # Back from parts to rows, as `divided` the other way round.
     length, heads, width = query.shape[1:]
-    attended = attended.reshape(batch, groups, length, heads // groups, width).swapaxes(1, 2)
-    return attended.reshape(query.shape)
+    by_group = attended.reshape(batch, groups, length, heads // groups, width)
+    return by_group.swapaxes(1, 2).reshape(query.shape)
 
 
 def _flash_fits(query: jax.Array) -> bool:
     """Whether cuDNN's flash attention can be traced here and takes this dtype and these shapes."""
     if jax.default_backend() != "gpu":
         return False  # to trace it needs cuDNN
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
     _, length, _, width = query.shape
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return half and length % 2 == 0 and width % 8 == 0 and width <= 128
+    return length % 2 == 0 and width % 8 == 0 and width <= 128
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
@@ -206,9 +211,13 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     3.2.2), with dimension i paired with i + H / 2, as the published weights are laid out. Angles
     are float32 whatever the dtype of x.
     """
+    # `[B, T, 1, H / 2]`: the same for all heads.
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos = jnp.cos(angles)
+    sin = jnp.sin(angles)
+
+    # (first, second) turned by its angle: the product with [[cos, -sin], [sin, cos]].
     turned_first = first * cos - second * sin
     turned_second = second * cos + first * sin
     return jnp.concatenate([turned_first, turned_second], axis=-1).astype(x.dtype)

@@ -35,15 +35,26 @@ class _Static(NamedTuple):
 
 
 class _Weights(NamedTuple):
+    """Parameters by layer, and adapters of those blocks that have some."""
+
     params: Params
     adapters: Mapping[str, PyTree]
 
 
 class _Request(NamedTuple):
-    ids: jax.Array  # [B, P], padded on the right
-    lengths: jax.Array  # [B]
+    """What is asked of a program: B prompts of at most P tokens, and how to go on.
+
+    Attributes:
+      ids: `[B, P]`, padded on the right.
+      lengths: `[B]`.
+      max_new_tokens: scalar, like those of `generate` below.
+      stop_ids: `[S]`, padded with an id that no token has.
+    """
+
+    ids: jax.Array
+    lengths: jax.Array
     max_new_tokens: jax.Array
-    stop_ids: jax.Array  # [S], padded with an id that no token has
+    stop_ids: jax.Array
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
@@ -51,9 +62,18 @@ class _Request(NamedTuple):
 
 
 class _State(NamedTuple):
-    step: jax.Array  # how many new tokens each row has
-    output: jax.Array  # [B, room]
-    stopped: jax.Array  # [B]
+    """Between two new tokens.
+
+    Attributes:
+      step: scalar, how many new tokens each row has.
+      output: `[B, room]`.
+      stopped: `[B]` bool, which rows have met a stop id.
+      caches: of every block.
+    """
+
+    step: jax.Array
+    output: jax.Array
+    stopped: jax.Array
     caches: tuple[Cache, ...]
 
 
@@ -82,7 +102,8 @@ def generate(
 
     Args:
       model: see `snake_jax.models.language`.
-      params: as stored. prompts: token ids; lengths may differ.
+      params: as stored.
+      prompts: token ids; lengths may differ.
       max_new_tokens: for each prompt.
       temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits /
         temperature).
@@ -91,7 +112,8 @@ def generate(
         ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751, section 3.1).
       seed: of the draws; a row's draws depend on it, the row's place and the step.
       stop_ids: a row ends before the first of these.
-      adapters: of some blocks, `{layer name: tree}`. dtype: of activations and cache.
+      adapters: of some blocks, `{layer name: tree}`.
+      dtype: of activations and cache.
       prepare: turns a stored subtree into the one computed with, one block at a time; the same
         function compiles once.
 
@@ -106,13 +128,15 @@ def generate(
     _check_prompts(model, prompts, max_new_tokens)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
-    # Few shapes, so few compilations: stop ids are filled up with one that no token has.
+
+    # Sizes are rounded up, so that there are few shapes, and few compilations.
     stops = sorted(set(stop_ids))
-    padding = _STOPS_BUCKET - len(stops) % _STOPS_BUCKET
+    ids, lengths = _padded(prompts)
     request = _Request(
-        *_padded(prompts),
+        ids=ids,
+        lengths=lengths,
         max_new_tokens=jnp.int32(max_new_tokens),
-        stop_ids=jnp.array([*stops, *[_NO_TOKEN] * padding], jnp.int32),
+        stop_ids=_padded_stops(stops),
         temperature=jnp.float32(temperature),
         top_k=jnp.int32(top_k),
         top_p=jnp.float32(top_p),
@@ -124,6 +148,7 @@ def generate(
 
 
 def _check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Raises UserError for a setting out of its range."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens must not be negative, got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
@@ -137,6 +162,7 @@ def _check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: 
 def _check_prompts(
     model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
+    """Raises UserError for a prompt that the model cannot go on from."""
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(
@@ -158,7 +184,8 @@ def _check_prompts(
 
 def _bucket(length: int) -> int:
     """The next power of two, so that shapes stay few."""
-    return max(_LEAST_BUCKET, 1 << (length - 1).bit_length())
+    power = (length - 1).bit_length()
+    return max(_LEAST_BUCKET, 1 << power)
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
@@ -168,6 +195,12 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     return jnp.asarray(ids), jnp.array(lengths, jnp.int32)
+
+
+def _padded_stops(stops: list[int]) -> jax.Array:
+    """`[S]`, filled up with an id that no token has."""
+    padding = _STOPS_BUCKET - len(stops) % _STOPS_BUCKET
+    return jnp.array([*stops, *[_NO_TOKEN] * padding], jnp.int32)
 
 
 def _until(ids: list[int], stops: list[int]) -> list[int]:
@@ -181,10 +214,12 @@ def _until(ids: list[int], stops: list[int]) -> list[int]:
 @functools.partial(jax.jit, static_argnums=0)
 def _program(static: _Static, weights: _Weights, request: _Request) -> jax.Array:
     """New tokens `[B, room]`; those behind a row's stop, or not asked for, mean nothing."""
+    # The prompts, all tokens at once. Behind them stands the first new token.
     logits, caches = _prefill(static, weights, request)
     rows = request.ids.shape[0]
     output = jnp.zeros((rows, static.room), jnp.int32)
-    start = _State(jnp.int32(0), output, jnp.zeros(rows, bool), caches)
+    empty = _State(jnp.int32(0), output, jnp.zeros(rows, bool), caches)
+    start = _append(request, empty, logits)
 
     def unfinished(state: _State) -> jax.Array:
         return (state.step < request.max_new_tokens) & ~state.stopped.all()
@@ -193,7 +228,9 @@ def _program(static: _Static, weights: _Weights, request: _Request) -> jax.Array
         logits, caches = _decode(static, weights, request, state)
         return _append(request, state._replace(caches=caches), logits)
 
-    return lax.while_loop(unfinished, advance, _append(request, start, logits)).output
+    # Token after token, until all rows have stopped.
+    end = lax.while_loop(unfinished, advance, start)
+    return end.output
 
 
 def _append(request: _Request, state: _State, logits: jax.Array) -> _State:
@@ -210,30 +247,33 @@ def _prefill(
     """Logits `[B, V]` behind each prompt's last token, and the caches of the blocks."""
     rows, length = request.ids.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), request.ids.shape)
-    hidden = static.model.embed(
-        weights.params["embed"], Tokens(request.ids, positions), static.dtype
-    )
+    tokens = Tokens(request.ids, positions)
+    hidden = static.model.embed(weights.params["embed"], tokens, static.dtype)
     caches = _empty_caches(static, rows, length + static.room)
     hidden, caches = _blocks(static, weights, request, hidden, caches, attend_and_keep)
+
+    # Only the last token's logits are needed: [B, 1, D] instead of [B, P, D].
     last = hidden.values[jnp.arange(rows), request.lengths - 1]
-    return _logits(static, weights, hidden._replace(values=last[:, None])), caches
+    hidden = hidden._replace(values=last[:, None])
+    return _logits(static, weights, hidden), caches
 
 
 def _decode(
     static: _Static, weights: _Weights, request: _Request, state: _State
 ) -> tuple[jax.Array, tuple[Cache, ...]]:
     """Logits `[B, V]` behind the newest tokens, and the caches with them."""
+    # The newest token of each row stands behind its prompt and the new ones before it.
     token = lax.dynamic_slice_in_dim(state.output, state.step - 1, 1, axis=1)
     positions = request.lengths + state.step - 1
-    hidden = static.model.embed(
-        weights.params["embed"], Tokens(token, positions[:, None]), static.dtype
-    )
+    tokens = Tokens(token, positions[:, None])
+    hidden = static.model.embed(weights.params["embed"], tokens, static.dtype)
     attend = functools.partial(attend_to_cache, positions=positions)
     hidden, caches = _blocks(static, weights, request, hidden, state.caches, attend)
     return _logits(static, weights, hidden), caches
 
 
 def _empty_caches(static: _Static, rows: int, length: int) -> tuple[Cache, ...]:
+    """A cache of zeros for each block, keys and values `[B, length, K, H]`."""
     architecture = static.model.architecture
     shape = (rows, length, architecture.num_key_value_heads, architecture.head_dim)
     empty = jnp.zeros(shape, static.dtype)
@@ -248,6 +288,7 @@ def _blocks(
     caches: Sequence[Cache],
     attend: Callable[[Cache], Attend],
 ) -> tuple[Hidden, tuple[Cache, ...]]:
+    """All blocks in order, each on its cache: what comes out, and the new caches."""
     # The condition always holds, which no compiler can know: so none prepares a block before its
     # turn, or all blocks once ahead of the loop to keep them. Memory holds one dense block. (CPUs
     # drop an optimization_barrier too early.)
@@ -268,7 +309,9 @@ def _block(
     hidden: Hidden,
     cache: Cache,
 ) -> tuple[Hidden, Cache]:
-    return static.model.attend_block(static.prepare(stored), adapters, hidden, attend(cache), None)
+    """One block, whose weights are prepared here and forgotten after it."""
+    weights = static.prepare(stored)
+    return static.model.attend_block(weights, adapters, hidden, attend(cache), None)
 
 
 def _skip(stored: PyTree, hidden: Hidden, cache: Cache) -> tuple[Hidden, Cache]:
@@ -276,20 +319,23 @@ def _skip(stored: PyTree, hidden: Hidden, cache: Cache) -> tuple[Hidden, Cache]:
 
 
 def _logits(static: _Static, weights: _Weights, hidden: Hidden) -> jax.Array:
-    """`[B, V]` from hidden of one position a row."""
-    return static.model.logits(weights.params, hidden, static.prepare)[:, 0]
+    """`[B, V]` from hidden of one position a row, `[B, 1, D]`."""
+    logits = static.model.logits(weights.params, hidden, static.prepare)
+    return logits[:, 0]
 
 
 def _choose(request: _Request, logits: jax.Array, step: jax.Array) -> jax.Array:
     """One token id a row, `[B]`."""
 
     def key_of(row: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(request.key, row), step)
+        row_key = jax.random.fold_in(request.key, row)
+        return jax.random.fold_in(row_key, step)
 
     def draw(logits: jax.Array) -> jax.Array:
         keys = jax.vmap(key_of)(jnp.arange(logits.shape[0]))
         likely = _likely(logits / request.temperature, request.top_k, request.top_p)
-        return jax.vmap(jax.random.categorical)(keys, likely).astype(jnp.int32)
+        drawn = jax.vmap(jax.random.categorical)(keys, likely)
+        return drawn.astype(jnp.int32)
 
     def likeliest(logits: jax.Array) -> jax.Array:
         return logits.argmax(-1).astype(jnp.int32)
@@ -299,8 +345,12 @@ def _choose(request: _Request, logits: jax.Array, step: jax.Array) -> jax.Array:
 
 def _likely(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     """Logits `[B, V]`, minus infinity for tokens not among the top_k or beyond top_p."""
+    # From the likeliest down: `among`, the first k.
+    vocab_size = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
-    among = jnp.arange(logits.shape[-1]) < jnp.where(top_k > 0, top_k, logits.shape[-1])
+    among = jnp.arange(vocab_size) < jnp.where(top_k > 0, top_k, vocab_size)
+
+    # A token is kept while those before it, of the k, have less than top_p together.
     probabilities = jax.nn.softmax(jnp.where(among, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     # Rounding may bring the sum above 1 before the last: with top_p of 1 that leaves none out.

@@ -1,10 +1,9 @@
-"""Pretrained models as Hugging Face keeps them in a folder: `config.json` and weights, one file or
-several, as safetensors or, of older models, as PyTorch's pickles.
+"""Pretrained models as Hugging Face keeps them in a folder: `config.json` and weights.
 
-Tensors are read one by one: host memory holds the model and one tensor more, never the model twice.
+Weights are one file or several, as safetensors or, of older models, as PyTorch's pickles. Tensors
+are read one by one: host memory holds the model and one tensor more, never the model twice.
 """
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from snake_jax.models.names import (
     canonical,
     canonical_of_encoder,
     places,
-    put,
+    set_tensor,
     token_table,
 )
 from snake_jax.params import Params
@@ -80,8 +79,12 @@ def load_pretrained(
     """
     pick("dtype", dtype, (*DTYPES, KEEP))
     folder = Path(folder)
-    model = build(read_architecture(folder), dropout=dropout, name=folder.resolve().name)
-    wanted, stored = places(model), _stored(folder)
+    architecture = read_architecture(folder)
+    model = build(architecture, dropout=dropout, name=folder.resolve().name)
+
+    # All but damage in the data itself is found here, before a tensor is read.
+    wanted = places(model)
+    stored = _stored(folder)
     _check(folder, model, wanted, stored)
     return model, _params(model.layer_names, wanted, stored, dtype)
 
@@ -129,14 +132,15 @@ def _params(
     dtype: str,
 ) -> Params:
     """The parameters, read from file after file."""
-    params: Params = {name: {} for name in layer_names}
+    # File by file, so that each is opened once.
     by_file: dict[Path, dict[str, Stored]] = {}
     for name, tensor in stored.items():
-        own = by_file.setdefault(tensor.file, {})
+        in_file = by_file.setdefault(tensor.file, {})
         if name in wanted:
-            own[name] = tensor
-    for file, here in by_file.items():
-        _read(file, here, wanted, dtype, params)
+            in_file[name] = tensor
+    params: Params = {name: {} for name in layer_names}
+    for file, in_file in by_file.items():
+        _read(file, in_file, wanted, dtype, params)
     return params
 
 
@@ -185,6 +189,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """A file's JSON object; raises UserError where it holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))  # with a byte order mark or not
     except ValueError as error:
@@ -220,6 +225,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shards(folder: Path, index: str) -> list[Path]:
+    """The files that an index names; raises UserError where one is missing."""
     shards = _json(folder / index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{folder / index} has no weight_map: save the model anew")
@@ -255,7 +261,9 @@ def _check(
     folder: Path, model: LanguageModel, wanted: dict[str, TensorPlace], stored: dict[str, Stored]
 ) -> None:
     """Names, shapes and dtypes of the stored tensors against the model's."""
-    _none(folder, "lacks tensors", [name for name in wanted if name not in stored])
+    missing = [name for name in wanted if name not in stored]
+    _none(folder, "lacks tensors", missing)
+
     # Tied checkpoints may hold the matrix under both names.
     doubled = model.tied and _LM_HEAD in stored
     unexpected = []
@@ -279,28 +287,30 @@ def _check_tensors(folder: Path, wanted: dict[str, TensorPlace], stored: dict[st
 
 def _check_fit(folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, Stored]) -> None:
     """Shapes and dtypes of the stored tensors against those wanted."""
-    wrong = []
+    misshapen = []
     packed = []
     for name, place in wanted.items():
-        one = stored[name]
-        if one.shape != place.shape:
-            wrong.append(f"{one.name} is {list(one.shape)}, not {list(place.shape)}")
-        if one.dtype not in _FLOATS:
-            packed.append(f"{one.name} is {one.dtype}")
-    _none(folder, f"does not fit its {CONFIG}", wrong)
+        tensor = stored[name]
+        if tensor.shape != place.shape:
+            misshapen.append(f"{tensor.name} is {list(tensor.shape)}, not {list(place.shape)}")
+        if tensor.dtype not in _FLOATS:
+            packed.append(f"{tensor.name} is {tensor.dtype}")
+    _none(folder, f"does not fit its {CONFIG}", misshapen)
     _none(folder, "has tensors that are no floats", packed)
 
 
 def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
-    """Refuses an output matrix unlike the embedding that it is tied to; a part of the rows at a
-    time.
-    """
+    """Refuses an output matrix unlike the embedding that it is tied to."""
     alike = head.shape == table.shape
     with _open(head.file) as one, _open(table.file) as other:
-        a, b = one.get_slice(head.name), other.get_slice(table.name)
-        edges = [*range(0, table.shape[0], _ROWS), table.shape[0]]
-        for start, stop in itertools.pairwise(edges):
-            alike = alike and np.array_equal(a[start:stop], b[start:stop])
+        head_rows = one.get_slice(head.name)
+        table_rows = other.get_slice(table.name)
+        # A part of the rows at a time: host memory has no room for both.
+        for start in range(0, table.shape[0], _ROWS):
+            if not alike:
+                break
+            stop = min(start + _ROWS, table.shape[0])
+            alike = np.array_equal(head_rows[start:stop], table_rows[start:stop])
     if not alike:
         raise UserError(
             f"{folder}: {head.name} is not {table.name}: set tie_word_embeddings to false in "
@@ -309,14 +319,24 @@ def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
 
 
 def _read(
-    file: Path, here: dict[str, Stored], wanted: dict[str, TensorPlace], dtype: str, params: Params
+    file: Path,
+    in_file: dict[str, Stored],
+    wanted: dict[str, TensorPlace],
+    dtype: str,
+    params: Params,
 ) -> None:
+    """Sets the parameters of the tensors in one file."""
     with _open(file) as tensors:
-        for name, tensor in here.items():
+        for name, tensor in in_file.items():
             value = tensors.get_tensor(tensor.name)
-            put(params, wanted[name], _converted(value, wanted[name], dtype))
+            converted = _converted(value, wanted[name], dtype)
+            set_tensor(params, wanted[name], converted)
 
 
 def _converted(value: np.ndarray, place: TensorPlace, dtype: str) -> np.ndarray:
-    value = value.T if place.transposed else value
-    return np.ascontiguousarray(value, None if dtype == KEEP else DTYPES[dtype])
+    """A tensor as it lies in our parameters, in this dtype."""
+    if place.transposed:
+        value = value.T
+    if dtype == KEEP:
+        return np.ascontiguousarray(value)
+    return np.ascontiguousarray(value, DTYPES[dtype])

@@ -30,6 +30,11 @@ class Layer(NamedTuple):
     apply: Callable[[PyTree, jax.Array, bool, jax.Array | None], jax.Array]
 
 
+def unchanged(subtree: PyTree) -> PyTree:
+    """A subtree as it is stored."""
+    return subtree
+
+
 class LayeredModel(NamedTuple):
     """An ordered sequence of layers.
 
@@ -77,13 +82,15 @@ class LayeredModel(NamedTuple):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        prepare: Callable[[PyTree], PyTree] = lambda subtree: subtree,
+        prepare: Callable[[PyTree], PyTree] = unchanged,
     ) -> jax.Array:
         """Runs layers `start` to `stop` (exclusive; None: to the end) of the order.
 
         Args:
           params: at least the subtrees of these layers.
           x: `[B, ...]`, the input of layer `start`.
+          start: the first layer's index.
+          stop: the index after the last layer's.
           train: whether dropout is active; then `key` is needed if the model is stochastic.
           key: a layer draws from it by its place in the order, so any slicing draws the same.
           prepare: turns a stored subtree into the one computed with, layer by layer
@@ -92,10 +99,15 @@ class LayeredModel(NamedTuple):
         Returns:
           `[B, ...]`, the output of layer `stop - 1`.
         """
-        for index in range(len(self.layers))[start:stop]:
+        chosen = range(len(self.layers))[start:stop]
+        for index in chosen:
             layer = self.layers[index]
-            layer_key = None if key is None else jax.random.fold_in(key, index)
-            x = layer.apply(prepare(params[layer.name]), x, train, layer_key)
+            # By the place among all layers, not among those chosen.
+            layer_key = None
+            if key is not None:
+                layer_key = jax.random.fold_in(key, index)
+            weights = prepare(params[layer.name])
+            x = layer.apply(weights, x, train, layer_key)
         return x
 
 
@@ -110,6 +122,7 @@ def resolve_layers(flag: str, text: str, layer_names: tuple[str, ...]) -> tuple[
     Raises:
       UserError: a name is not a layer of the model.
     """
+    # A word stands for one layer, or for several.
     words = [word.strip() for word in text.split(",")]
     special = {
         "first": {layer_names[0]},
@@ -125,4 +138,6 @@ def resolve_layers(flag: str, text: str, layer_names: tuple[str, ...]) -> tuple[
                 f"{', '.join(layer_names)}"
             )
         named |= special.get(word, {word})
+
+    # In the model's order, whatever the text's was.
     return tuple(name for name in layer_names if name in named)

@@ -14,12 +14,21 @@ from snake_jax.kernels.quant_matmul import OfStack, quant_matmul
 
 PyTree = Any
 
+
+def _exact_gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 # Under the names that Hugging Face gives them.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": _exact_gelu,
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "quick_gelu": _quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
@@ -50,6 +59,7 @@ class Linear(nn.Module):
         return y
 
     def _product(self, x: jax.Array) -> jax.Array:
+        """`[..., in]` to `[..., out]` without the bias."""
         adapter = None
         if self.has_variable("lora", "a"):
             a = jnp.asarray(self.get_variable("lora", "a"))
@@ -64,10 +74,13 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape)
         y = x @ kernel.astype(x.dtype)
-        if adapter is not None:
-            a, b = (w.astype(x.dtype) for w in adapter)
-            y = y + (x @ a) @ b
-        return y
+        if adapter is None:
+            return y
+        # First with a, [..., r]: a @ b would be as large as the kernel.
+        a, b = adapter
+        a = a.astype(x.dtype)
+        b = b.astype(x.dtype)
+        return y + (x @ a) @ b
 
 
 def table_init(key: jax.Array, rows: int, features: int, std: float) -> dict[str, jax.Array]:
@@ -76,7 +89,7 @@ def table_init(key: jax.Array, rows: int, features: int, std: float) -> dict[str
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout; none without a key."""
+    """Inverted dropout, whose mean is x; none without a key."""
     if key is None or rate == 0:
         return x
     kept = jax.random.bernoulli(key, 1 - rate, x.shape)

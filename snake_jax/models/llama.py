@@ -139,7 +139,8 @@ def _rope(config: settings.Config, max_positions: int) -> tuple[float, RopeScali
     # Rotating part of a head's dimensions only is another model.
     partial = settings.optional(rope, "partial_rotary_factor", config.get("partial_rotary_factor"))
     settings.only({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
-    kind = settings.optional(rope, "rope_type", settings.optional(rope, "type", "default"))
+    kind_before = settings.optional(rope, "type", "default")
+    kind = settings.optional(rope, "rope_type", kind_before)
     settings.only({"rope_scaling type": kind}, "rope_scaling type", "default", "linear", "llama3")
     if kind == "default":
         return theta, None
@@ -158,11 +159,14 @@ def _rope(config: settings.Config, max_positions: int) -> tuple[float, RopeScali
 def to_config(llama: Llama) -> dict[str, Any]:
     """What `config.json` says of it, in the form that transformers 4 and 5 both read."""
     config = {field.name: getattr(llama, field.name) for field in fields(Llama)}
+    # At the end, and as JSON has them.
     eos = config.pop("eos_token_id")
     scaling = config.pop("rope_scaling")
-    config["eos_token_id"] = list(eos) if isinstance(eos, tuple) else eos
-    config["rope_scaling"] = None if scaling is None else _scaling_config(scaling)
-    return config
+    if isinstance(eos, tuple):
+        eos = list(eos)
+    if scaling is not None:
+        scaling = _scaling_config(scaling)
+    return config | {"eos_token_id": eos, "rope_scaling": scaling}
 
 
 def _scaling_config(scaling: RopeScaling) -> dict[str, Any]:
@@ -182,8 +186,11 @@ def rope_frequencies(llama: Llama) -> np.ndarray:
     `low_freq_factor` times, and blends between (the reference implementation of
     meta-llama/llama-models, `apply_scaling`).
     """
-    exponents = np.arange(0, llama.head_dim, 2, dtype=np.float32) / np.float32(llama.head_dim)
-    frequencies = (1 / np.float32(llama.rope_theta) ** exponents).astype(np.float32)
+    # In float32 throughout, as the reference computes them.
+    even = np.arange(0, llama.head_dim, 2, dtype=np.float32)
+    exponents = even / np.float32(llama.head_dim)
+    powers = np.float32(llama.rope_theta) ** exponents
+    frequencies = (1 / powers).astype(np.float32)
     scaling = llama.rope_scaling
     if scaling is None:
         return frequencies
@@ -193,7 +200,8 @@ def rope_frequencies(llama: Llama) -> np.ndarray:
     # How many whole turns a pair makes within the original length, and from that how much of its
     # frequency is left as it is: 0 at low_freq_factor turns and below, 1 at high_freq_factor.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    width = scaling.high_freq_factor - scaling.low_freq_factor
+    blend = (turns - scaling.low_freq_factor) / width
     kept = np.clip(blend, 0, 1)
     scaled = (1 - kept) * frequencies / scaling.factor + kept * frequencies
     return scaled.astype(np.float32)
@@ -220,11 +228,14 @@ class Attention(nn.Module):
             features = linear(name, count * llama.head_dim)(x)
             return features.reshape(batch, length, count, llama.head_dim)
 
-        # `[B, T, N, H]` and, of keys and values, `[B, T, K, H]`.
+        # Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`. Positions turn queries and keys,
+        # so that their products depend on how far apart two tokens are.
         query = rotate(heads("q_proj", llama.num_attention_heads), positions, frequencies)
         key = rotate(heads("k_proj", llama.num_key_value_heads), positions, frequencies)
         value = heads("v_proj", llama.num_key_value_heads)
         attended, state = attend(query, key, value)
+
+        # `[B, T, N * H]`, and back to `[B, T, D]`.
         merged = attended.reshape(batch, length, -1)
         return linear("o_proj", llama.hidden_size)(merged), state
 
@@ -262,6 +273,7 @@ class Block(nn.Module):
         llama = self.architecture
         keys = (None, None) if key is None else jax.random.split(key)
 
+        # x + attention(norm(x)), then x + mlp(norm(x)).
         normed = self._norm("input_layernorm", x)
         attended, state = Attention(llama, name="self_attn")(normed, positions, attend)
         x = x + dropout(attended, self.dropout, keys[0])

@@ -87,8 +87,9 @@ def targets(block: PyTree, pattern: str) -> list[Names]:
 
 
 def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
-    """Fresh adapters of a block, float32: a uniform within 1 / sqrt(in), as PEFT draws it, and b
-    zero.
+    """Fresh adapters of a block, float32: their product is zero, so the block computes as before.
+
+    a is uniform within 1 / sqrt(in), as PEFT draws it, and b zero.
 
     Args:
       key: a layer's values depend on it and on the layer's place among the linear layers of the
@@ -99,6 +100,7 @@ def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
     Raises:
       UserError: a layer is narrower than the rank.
     """
+    # Numbered among all linear layers: a layer draws the same whichever others have adapters.
     chosen = targets(block, lora.pattern)
     adapters: dict[str, PyTree] = {}
     for index, (path, (fan_in, fan_out)) in enumerate(_kernels(block)):
@@ -116,22 +118,25 @@ def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
 def scaled(adapters: PyTree, scale: float) -> PyTree:
     """Adapters whose b has the scale in it, as blocks take them."""
 
-    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return x * scale if path[-1].key == "b" else x
+    def scale_b(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        if path[-1].key == "b":
+            return x * scale
+        return x
 
-    return jax.tree.map_with_path(one, adapters)
+    return jax.tree.map_with_path(scale_b, adapters)
 
 
 def merge(block: PyTree, adapters: PyTree, scale: float) -> PyTree:
-    """The block with its adapters in its kernels, `kernel + scale * a @ b` in float32; the rest as
-    it is.
+    """The block with its adapters in its kernels: `kernel + scale * a @ b`, `[in, out]` float32.
+
+    All else is left as it is.
     """
     pairs = dict(_pairs(adapters))
 
     def merged(keys: tuple, leaf: Any) -> Any:
         *path, name = (key.key for key in keys)
-        pair = pairs.get(tuple(path)) if name == "kernel" else None
-        if pair is None:
+        pair = pairs.get(tuple(path))
+        if name != "kernel" or pair is None:
             return leaf
         # Once and for all, so as exactly as float32 can.
         product = jnp.matmul(
@@ -150,8 +155,9 @@ def save_peft(
     lora: Lora,
     base_model_name: str,
 ) -> None:
-    """Writes adapters as `peft` saves them; `peft.PeftModel.from_pretrained(base, folder)` loads
-    them.
+    """Writes adapters as `peft` saves them.
+
+    `peft.PeftModel.from_pretrained(base, folder)` loads them.
 
     Args:
       folder: made where it is missing.
@@ -165,7 +171,8 @@ def save_peft(
     paths: set[Names] = set()
     for block, tree in sorted(adapters.items()):
         for path, pair in _pairs(tree):
-            modules[".".join([prefix.format(block), *path])] = pair
+            module = ".".join([prefix.format(block), *path])
+            modules[module] = pair
             paths.add(path)
 
     # Short names stand for a layer of every block; they serve where each block has the same layers.
@@ -200,10 +207,10 @@ def save_peft(
 
 
 def load_peft(folder: Path) -> tuple[dict[int, PyTree], Lora]:
-    """Adapters that `peft` saved, float32 on the host, by block number, and their common rank and
-    scale.
+    """Adapters that `peft` saved, by block number, and their common rank and scale.
 
-    A layer whose alpha / r differs has the difference in its b; one of another rank keeps it.
+    They are float32 arrays on the host. A layer whose alpha / r differs has the difference in its
+    b; one of another rank keeps it.
 
     Raises:
       UserError: a file is missing or damaged, or the adapter is of a kind that is not supported.
@@ -212,7 +219,8 @@ def load_peft(folder: Path) -> tuple[dict[int, PyTree], Lora]:
     tensors = _read_tensors(folder)
     lora = Lora(config["r"], _scale(config, config["r"], config["lora_alpha"]))
     adapters: dict[int, PyTree] = {}
-    for name in sorted({_module(folder, key) for key in tensors}):
+    modules = {_module(folder, tensor) for tensor in tensors}
+    for name in sorted(modules):
         a, b = _matrices(folder, tensors, name)
         block, path = _block_and_path(folder, name)
 
@@ -228,9 +236,12 @@ def load_peft(folder: Path) -> tuple[dict[int, PyTree], Lora]:
         of_block = adapters.setdefault(block, {})
         _set_at(of_block, path, {"a": a.T, "b": b.T * beside_common})
 
-    layers: dict[str, None] = {}  # names of adapted layers, each once, in order
+    # Names of adapted layers, each once, in order.
+    layers: list[str] = []
     for tree in adapters.values():
-        layers |= {path[-1]: None for path, _ in _pairs(tree)}
+        for path, _ in _pairs(tree):
+            if path[-1] not in layers:
+                layers.append(path[-1])
     return adapters, lora._replace(pattern=",".join(layers))
 
 
@@ -303,8 +314,11 @@ def _check_rank(rank: int, path: Names, fan_in: int, fan_out: int) -> None:
 
 
 def _alpha(lora: Lora, rank: int) -> int | float:
+    """What PEFT divides by the rank to get the scale; whole where it can be."""
     alpha = lora.scale * rank
-    return int(alpha) if alpha == int(alpha) else alpha
+    if alpha == int(alpha):
+        return int(alpha)
+    return alpha
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
@@ -314,6 +328,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{folder / CONFIG} is not readable: give the folder of a PEFT adapter"
         ) from error
+
+    # What else PEFT knows would be read wrongly as plain LoRA.
     unsupported = [name for name in ("peft_type", "bias") if config.get(name) != _PLAIN[name]]
     unsupported += [name for name in _FANCY if config.get(name)]
     if unsupported:

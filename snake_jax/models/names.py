@@ -73,7 +73,7 @@ def canonical_of_encoder(name: str) -> str:
     )
 
 
-def get(params: Params, place: TensorPlace) -> PyTree:
+def get_tensor(params: Params, place: TensorPlace) -> PyTree:
     """The parameter at this place."""
     subtree: PyTree = params
     for key in place.path:
@@ -81,7 +81,7 @@ def get(params: Params, place: TensorPlace) -> PyTree:
     return subtree
 
 
-def put(params: Params, place: TensorPlace, value: np.ndarray) -> None:
+def set_tensor(params: Params, place: TensorPlace, value: np.ndarray) -> None:
     """Sets the parameter at this place."""
     subtree: PyTree = params
     for key in place.path[:-1]:

@@ -46,7 +46,9 @@ class Opt:
     @property
     def table_width(self) -> int:
         """E, of the embedding and output matrices `[V, E]`."""
-        return self.hidden_size if self.word_embed_proj_dim is None else self.word_embed_proj_dim
+        if self.word_embed_proj_dim is None:
+            return self.hidden_size
+        return self.word_embed_proj_dim
 
     @property
     def num_key_value_heads(self) -> int:
@@ -101,8 +103,11 @@ def from_config(config: settings.Config) -> Opt:
     settings.only(config, "attention_dropout", 0)
     settings.only(config, "layerdrop", 0)
     need = {name: settings.required(config, name) for name in _REQUIRED}
-    width, heads = need["hidden_size"], need["num_attention_heads"]
+    width = need["hidden_size"]
+    heads = need["num_attention_heads"]
     settings.divisible(config, "hidden_size", width, "num_attention_heads", heads)
+
+    # What is left out or null has its default.
     given = {name: config[name] for name in _OPTIONAL if config.get(name) is not None}
     return Opt(
         **need,
@@ -145,8 +150,10 @@ class Attention(nn.Module):
             """`[B, T, N, H]`."""
             return linear(name, x).reshape(batch, length, opt.num_attention_heads, -1)
 
+        # N heads of H = D / N dimensions, and back to `[B, T, D]`.
         attended, state = attend(heads("q_proj"), heads("k_proj"), heads("v_proj"))
-        return linear("out_proj", attended.reshape(x.shape)), state
+        merged = attended.reshape(x.shape)
+        return linear("out_proj", merged), state
 
 
 class Block(nn.Module):
@@ -166,16 +173,19 @@ class Block(nn.Module):
         opt = self.architecture
         keys = (None, None) if key is None else jax.random.split(key)
 
+        # x + attention(norm(x)), or norm(x + attention(x)); the same with the MLP.
         normed = self._before("self_attn_layer_norm", x)
         attended, state = Attention(opt, name="self_attn")(normed, attend)
         x = x + dropout(attended, self.dropout, keys[0])
         x = self._after("self_attn_layer_norm", x)
 
-        hidden = self._mlp(self._before("final_layer_norm", x))
+        normed = self._before("final_layer_norm", x)
+        hidden = self._mlp(normed)
         x = x + dropout(hidden, self.dropout, keys[1])
         return self._after("final_layer_norm", x), state
 
     def _mlp(self, x: jax.Array) -> jax.Array:
+        """`fc2(act(fc1(x)))`: `[B, T, D]` to `[B, T, D]`."""
         opt = self.architecture
         hidden = Linear(opt.ffn_dim, opt.enable_bias, opt.init_std, name="fc1")(x)
         hidden = ACTIVATIONS[opt.activation_function](hidden)
@@ -242,18 +252,24 @@ def embed(
     opt: Opt, params: PyTree, ids: jax.Array, positions: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
     """`[B, T]` ids and positions to `[B, T, D]`."""
+    # A token's row, E wide, as wide as the blocks; positions have a row that wide.
     values = take_rows(params["tokens"]["embedding"], ids, dtype)
     if opt.projects:
-        values = values @ dense(params["project_in"]["kernel"], dtype)
+        kernel = dense(params["project_in"]["kernel"], dtype)
+        values = values @ kernel
     rows = positions + POSITION_OFFSET
-    return values + take_rows(params["positions"]["embedding"], rows, dtype)
+    of_positions = take_rows(params["positions"]["embedding"], rows, dtype)
+    return values + of_positions
 
 
 def finish(opt: Opt, params: PyTree, values: jax.Array) -> jax.Array:
     """`[B, T, D]` to what the output matrix multiplies, `[B, T, E]`."""
     if opt.has_final_norm:
-        normed = cast(jax.Array, _norm(opt).apply({"params": params.get("norm", {})}, values))
+        # A norm without scale and bias has no parameters.
+        weights = {"params": params.get("norm", {})}
+        normed = cast(jax.Array, _norm(opt).apply(weights, values))
         values = normed.astype(values.dtype)
     if opt.projects:
-        values = values @ params["project_out"]["kernel"].astype(values.dtype)
+        kernel = params["project_out"]["kernel"].astype(values.dtype)
+        values = values @ kernel
     return values

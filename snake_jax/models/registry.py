@@ -1,5 +1,6 @@
-"""Networks for images by name: those that come with the package, and functions of the user's own as
-`MODULE:FUNCTION`.
+"""Networks for images by name.
+
+Those that come with the package, and functions of the user's own as `MODULE:FUNCTION`.
 """
 
 import importlib
@@ -38,6 +39,8 @@ def find(name: str) -> Callable[..., object]:
         raise UserError(
             f"--model={name}: not one of {', '.join(MODELS)}; a network of yours is MODULE:FUNCTION"
         )
+
+    # The user's own.
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
         raise UserError(f"--model={name}: want MODULE:FUNCTION, as package.module:function")
@@ -74,6 +77,7 @@ def build(
     """
     make = find(name)
     if is_own(name):
+        # Bound before it is called: so that a TypeError of its own keeps its traceback.
         taken = _taken(name, make, options)
         try:
             inspect.signature(make).bind(num_classes, input_shape, **taken)
@@ -81,7 +85,8 @@ def build(
             raise UserError(
                 f"--model={name}: it is called with (num_classes, input_shape, **options): {error}"
             ) from error
-        return _layered(name, make(num_classes, input_shape, **taken), input_shape)
+        made = make(num_classes, input_shape, **taken)
+        return _layered(name, made, input_shape)
     side = _LEAST_SIDE.get(name, 1)
     if min(input_shape[:2]) < side:
         raise UserError(

@@ -17,7 +17,7 @@ from snake_jax.errors import UserError
 from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
 from snake_jax.models.language import LanguageModel, module_of
 from snake_jax.models.linear import PyTree
-from snake_jax.models.names import TensorPlace, get, places
+from snake_jax.models.names import TensorPlace, get_tensor, places
 from snake_jax.params import Params
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -48,23 +48,27 @@ def save_pretrained(
     Raises:
       UserError: a parameter is missing, misshapen or no float array (quantized).
     """
+    # What does not fit is refused before anything is written.
     folder = Path(folder)
     wanted = places(model)
     for name, place in wanted.items():
-        _check(name, place, get(params, place))
+        _check(name, place, get_tensor(params, place))
+
+    # The weights, then what describes them; an index only where there are several files.
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(wanted, params, max_shard_bytes)
     for file, shard in shards.items():
         _write(folder / f"{file}{_PARTIAL}", shard, params)
-    texts = {CONFIG: _config(model, params)}
+    descriptions = {CONFIG: _config(model, params)}
     if len(shards) > 1:
-        texts[INDEX] = _index(shards, params)
-    for file, value in texts.items():
+        descriptions[INDEX] = _index(shards, params)
+    for file, value in descriptions.items():
         _write_json(folder / f"{file}{_PARTIAL}", value)
-    _publish(folder, [*shards, *texts])
+    _publish(folder, [*shards, *descriptions])
 
 
 def _check(name: str, place: TensorPlace, leaf: PyTree) -> None:
+    """Raises UserError where a parameter cannot be saved as this tensor."""
     where = "/".join(place.path)
     if isinstance(leaf, qwix.QArray):
         raise UserError(f"{where} is quantized: save full-precision weights")
@@ -88,7 +92,7 @@ def _shards(
     shards: list[Shard] = [{}]
     filled_bytes = 0
     for name, place in wanted.items():
-        size = _num_bytes(get(params, place))
+        size = _num_bytes(get_tensor(params, place))
         if shards[-1] and filled_bytes + size > max_shard_bytes:
             shards.append({})
             filled_bytes = 0
@@ -96,28 +100,33 @@ def _shards(
         filled_bytes += size
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
-    return {
-        f"model-{i:05}-of-{len(shards):05}.safetensors": shard
-        for i, shard in enumerate(shards, start=1)
-    }
+    named = {}
+    for number, shard in enumerate(shards, start=1):
+        named[f"model-{number:05}-of-{len(shards):05}.safetensors"] = shard
+    return named
 
 
 def _write(path: Path, shard: Shard, params: Params) -> None:
+    """A file of weights: the header's length in 8 bytes, the header, the arrays."""
+    # Where each array will lie, counted from the header's end.
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, place in shard.items():
-        leaf = get(params, place)
+        leaf = get_tensor(params, place)
         end = offset + _num_bytes(leaf)
         code = _CODES[str(leaf.dtype)]
         header[name] = {"dtype": code, "shape": list(place.shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header).encode()
+
     # The arrays begin aligned to eight bytes.
-    text += b" " * (-len(text) % 8)
+    text = json.dumps(header).encode()
+    missing = -len(text) % 8
+    text = text.ljust(len(text) + missing)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
         for place in shard.values():
-            value = np.asarray(get(params, place))
+            value = np.asarray(get_tensor(params, place))
             if place.transposed:
                 value = value.T
             file.write(np.ascontiguousarray(value).view(np.uint8).data)
@@ -125,8 +134,10 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
 
 
 def _config(model: LanguageModel, params: Params) -> dict:
+    """What config.json says, with the dtype of the first tensor."""
     family = module_of(model.architecture)
-    stored = str(get(params, next(iter(places(model).values()))).dtype)
+    first = next(iter(places(model).values()))
+    stored = str(get_tensor(params, first).dtype)
     head = {
         "architectures": [family.HF_CLASS],
         "model_type": family.MODEL_TYPE,
@@ -136,18 +147,20 @@ def _config(model: LanguageModel, params: Params) -> dict:
 
 
 def _index(shards: dict[str, Shard], params: Params) -> dict:
+    """Which file each tensor is in, and the bytes of all."""
     total = 0
     files = {}
     for file, shard in shards.items():
         for name, place in shard.items():
-            total += _num_bytes(get(params, place))
+            total += _num_bytes(get_tensor(params, place))
             files[name] = file
     return {"metadata": {"total_size": total}, "weight_map": files}
 
 
 def _write_json(path: Path, value: dict) -> None:
+    text = json.dumps(value, indent=2) + "\n"
     with path.open("wb") as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+        file.write(text.encode())
         _flush(file)
 
 
@@ -157,12 +170,11 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _publish(folder: Path, files: Iterable[str]) -> None:
-    """Moves all to their final names and removes what an earlier save left: a single file would go
-    before an index.
-    """
+    """Moves all to their final names and removes what an earlier save left."""
     files = list(files)
     for file in files:
         os.replace(folder / f"{file}{_PARTIAL}", folder / file)
+    # Whoever loads the folder takes a single file before an index: an old one must not stay.
     for pattern in (WEIGHTS, INDEX, _SHARDS, f"{_SHARDS}{_PARTIAL}"):
         for old in folder.glob(pattern):
             if old.name not in files:

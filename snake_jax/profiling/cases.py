@@ -98,7 +98,7 @@ def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
         )
     devices = compiled.devices(target)
     heads = architecture.num_attention_heads, architecture.num_key_value_heads
-    sharding.check(config.mesh, config.batch_size, *heads, devices)
+    sharding.check_mesh(config.mesh, config.batch_size, *heads, devices)
     return sharding.make_mesh(config.mesh, devices)
 
 

@@ -108,7 +108,7 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
             f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
         )
     heads = model.architecture.num_attention_heads, model.architecture.num_key_value_heads
-    sharding.check(config.mesh, config.batch_size, *heads)
+    sharding.check_mesh(config.mesh, config.batch_size, *heads)
     if config.mesh and config.cache_prefix == "device":
         raise UserError(
             "--cache_prefix=device is for one device; with --mesh say --cache_prefix=host"

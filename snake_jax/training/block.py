@@ -30,11 +30,15 @@ RECOMPUTE = ("block", "none")
 
 
 def at(tree: PyTree, index: jax.Array) -> PyTree:
-    """One block of a stack of them: every array cut out."""
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+    """One block of a stack of them: `[...]` cut out of every `[N, ...]` array."""
+
+    def cut_out(stacked: jax.Array) -> jax.Array:
+        return lax.dynamic_index_in_dim(stacked, index, keepdims=False)
+
+    return jax.tree.map(cut_out, tree)
 
 
-class Block(NamedTuple):
+class SharedBlock(NamedTuple):
     """What all blocks have in common; hashable, and equal wherever the same program is meant.
 
     Attributes:
@@ -51,7 +55,7 @@ class Block(NamedTuple):
     take: Callable[[PyTree, jax.Array], PyTree] = at
 
 
-class Frozen(NamedTuple):
+class FrozenBlocks(NamedTuple):
     """What the blocks read and the step does not train.
 
     Attributes:
@@ -75,7 +79,7 @@ class Static(NamedTuple):
       input_gradient: whether the backward pass goes on below the trained blocks.
     """
 
-    block: Block
+    block: SharedBlock
     trained: int
     recompute: str
     input_gradient: bool
@@ -84,16 +88,19 @@ class Static(NamedTuple):
 class Read(NamedTuple):
     """Arrays that the blocks read and that get no gradient; see `stack.run`."""
 
-    frozen: Frozen
+    frozen: FrozenBlocks
     context: PyTree
     key: jax.Array | None
     start: jax.Array
 
 
-def forward_block(block: Block, read: Read, i: jax.Array, own: PyTree, x: jax.Array) -> jax.Array:
+def forward_block(
+    block: SharedBlock, read: Read, i: jax.Array, own: PyTree, x: jax.Array
+) -> jax.Array:
     """Block i with this stored own part: `[B, T, D]` to `[B, T, D]`."""
-    base = block.take(read.frozen.base, i)
-    return block.apply(block.thaw(base), block.thaw(own), x, read.context, _block_key(read, i))
+    base = block.thaw(block.take(read.frozen.base, i))
+    thawed_own = block.thaw(own)
+    return block.apply(base, thawed_own, x, read.context, _block_key(read, i))
 
 
 def _linearise(
@@ -101,10 +108,18 @@ def _linearise(
 ) -> tuple[jax.Array, Callable, PyTree]:
     """A block's output, its pullback, and its thawed weights `(base, own)`.
 
-    The pullback takes a gradient `[B, T, D]` to those of `(thawed own part, x)` where the block
-    trains, else to that of `(x,)`: what is not asked for is not traced.
+    With y = f(base, own, x), the pullback takes dL/dy `[B, T, D]` to
+
+        (dL/d own, dL/dx) = ((dy / d own)^T dL/dy, (dy / dx)^T dL/dy)     where the block trains
+        (dL/dx,)          = ((dy / dx)^T dL/dy,)                          where it does not
+
+    dL/d own has the shapes of the thawed own part, dL/dx is `[B, T, D]`. Two functions are
+    differentiated, not one whose weight gradient is thrown away: what is not asked for is not even
+    traced, and keeps nothing.
     """
     block = static.block
+    # Thawed outside of what is differentiated: so they are objects that can be told among the
+    # pullback's leaves, see the head of the file.
     key = _block_key(read, i)
     thawed_base = block.thaw(block.take(read.frozen.base, i))
     thawed_own = block.thaw(own)
@@ -133,8 +148,8 @@ def forward_and_keep(
     if static.recompute == "block":
         return forward_block(static.block, read, i, own, x), [x]
     output, pullback, weights = _linearise(static, read, i, own, x, trains)
-    leaves = jax.tree.leaves(pullback)
-    return output, [leaf for leaf in leaves if not _is_one_of(leaf, weights)]
+    residuals = jax.tree.leaves(pullback)
+    return output, [residual for residual in residuals if not _is_one_of(residual, weights)]
 
 
 def restored_pullback(
@@ -160,7 +175,10 @@ def restored_pullback(
     _, pullback, weights = _linearise(static, read, i, own, jnp.zeros_like(gradient), trains)
     leaves, structure = jax.tree.flatten(pullback)
     remaining = iter(kept)
-    filled = [leaf if _is_one_of(leaf, weights) else next(remaining) for leaf in leaves]
+    filled = []
+    for leaf in leaves:
+        is_weight = _is_one_of(leaf, weights)
+        filled.append(leaf if is_weight else next(remaining))
     return jax.tree.unflatten(structure, filled)
 
 
@@ -171,4 +189,6 @@ def _is_one_of(leaf: jax.Array, weights: PyTree) -> bool:
 
 def _block_key(read: Read, i: jax.Array) -> jax.Array | None:
     """The key that block i draws from: by its place, so in both passes the same."""
-    return None if read.key is None else jax.random.fold_in(read.key, i)
+    if read.key is None:
+        return None
+    return jax.random.fold_in(read.key, i)

@@ -32,11 +32,11 @@ from snake_jax.training.update import (
 )
 
 __all__ = [
-    "Batch",
     "Batches",
     "Distillation",
     "EpochStats",
     "Examples",
+    "ImageBatch",
     "LocalStep",
     "evaluate",
     "local_epoch",
@@ -48,7 +48,7 @@ __all__ = [
 EVALUATION_BATCH = 256
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """What a step learns from.
 
     Attributes:
@@ -65,8 +65,10 @@ class Batch(NamedTuple):
 
     @property
     def divisor(self) -> jax.Array:
-        """Examples of the whole batch that are no padding, at least 1."""
-        return jnp.maximum(self.weight.sum(), 1.0) if self.total is None else self.total
+        """Examples of the whole batch that are no padding, at least 1: a scalar."""
+        if self.total is not None:
+            return self.total
+        return jnp.maximum(self.weight.sum(), 1.0)
 
     def mean(self, values: jax.Array) -> jax.Array:
         """The mean of `[B]` values over the examples that are no padding."""
@@ -74,8 +76,15 @@ class Batch(NamedTuple):
 
 
 class Distillation(NamedTuple):
-    """`loss = task + weight * temperature^2 * cross-entropy(teacher / temperature, student /
-    temperature)`.
+    """How much a step learns from the model as it was received.
+
+    With logits s of the student and t of the teacher, each `[B, K]`,
+
+        loss = task + weight * T^2 * cross-entropy(softmax(t / T), softmax(s / T))
+
+    at the temperature T. The gradient of that cross-entropy shrinks with 1 / T^2; the factor undoes
+    it, so that `weight` means the same at every temperature (Hinton et al. 2015, arXiv 1503.02531,
+    section 2).
     """
 
     temperature: float
@@ -83,7 +92,7 @@ class Distillation(NamedTuple):
 
 
 def local_gradients(step: "LocalStep") -> Gradients:
-    """The gradients of a batch `Batch` on one node that holds all layers."""
+    """The gradients of an `ImageBatch` on one node that holds all layers."""
     return differentiated(local_objective(step))
 
 
@@ -99,7 +108,7 @@ class LocalStep(NamedTuple):
       distillation: None: off.
       compute_dtype: of activations and of the parameters while they are computed with.
       client: what the method has a node do beside the plain step, or None.
-      gradients: of a `Batch`, given the step.
+      gradients: of an `ImageBatch`, given the step.
       parties: groups of layers whose gradients are clipped apart, as each party knows its own only;
         empty: one group.
       auxiliary: layers that train beside the model's (the head of a local loss).
@@ -120,13 +129,15 @@ class LocalStep(NamedTuple):
     @property
     def layer_names(self) -> tuple[str, ...]:
         """The model's order and the auxiliary layers after it."""
-        return self.model.layer_names + tuple(layer.name for layer in self.auxiliary)
+        auxiliary_names = tuple(layer.name for layer in self.auxiliary)
+        return self.model.layer_names + auxiliary_names
 
     @property
     def needs_received(self) -> bool:
         """Whether the trained layers are also needed as the node received them."""
-        by_client = self.client is not None and self.client.needs_received
-        return self.distillation is not None or by_client
+        if self.distillation is not None:
+            return True
+        return self.client is not None and self.client.needs_received
 
     def run(
         self, params: Params, x: jax.Array, key: jax.Array, start: int, stop: int | None
@@ -139,6 +150,9 @@ class LocalStep(NamedTuple):
           key: of the step; what is random in a layer draws from it by the layer's place.
           start: the first layer's index.
           stop: the index after the last layer's; None: to the end.
+
+        Returns:
+          `[B, ...]`, the output of the last layer that runs.
         """
         own_key = key if self.model.stochastic else None
         return self.model.apply(
@@ -191,61 +205,85 @@ def local_epoch(
     and `EpochStats`.
     """
     how = Rule(step.rule, step.clip_norm, step.parties, step.client)
-    gradients_of = step.gradients(step)
+    gradients_of_part = step.gradients(step)
 
     def epoch(
         trainable, states, frozen, received, examples, batches, key, learning_rate, given=None
     ):
-        def gradients_of_part(trainable, frozen, received, picked, key):
-            # Images are read part by part, so that no more of them lie in memory than one passes.
-            augment_key, dropout_key = jax.random.split(key)
-            x = step.normalise(examples.images[picked.indices])
-            if step.augment is not None:
-                x = step.augment(augment_key, x)
-            x = x.astype(step.compute_dtype)
-            part = Batch(x, examples.labels[picked.indices], picked.weight, picked.total)
-            return gradients_of(trainable, frozen, received, part, dropout_key)
+        gradients_of = _reading(step, examples, gradients_of_part)
+        in_parts = batches.weight.ndim == 3  # [S, A, B]
+        if in_parts:
+            gradients_of = _in_parts(gradients_of)
 
         def train_batch(carry, picked, key):
             trainable, states = carry
+            # A scan hands dicts back sorted by their keys; here they follow `trained` again.
             ordered = {name: trainable[name] for name in trained}
-            whole = picked.weight.ndim == 1
-            some = gradients_of_part if whole else _in_parts(gradients_of_part)
-            gradients, loss_sum = some(ordered, frozen, received, picked, key)
-            new = updated(
-                how,
-                gradients,
-                trainable,
-                states,
-                received,
-                given,
-                learning_rate,
-                step.layer_names,
-            )
-            return new, loss_sum
+            gradients, loss_sum = gradients_of(ordered, frozen, received, picked, key)
+            arrays = (gradients, trainable, states, received, given, learning_rate)
+            return updated(how, *arrays, step.layer_names), loss_sum
 
-        def scan_body(carry, row):
+        def skip_batch(carry):
+            return carry, jnp.zeros(())
+
+        def train_active(carry, row):
             picked, key, active = row
-            return lax.cond(
-                active,
-                lambda carry: train_batch(carry, picked, key),
-                lambda carry: (carry, jnp.zeros(())),
-                carry,
-            )
 
-        # All rows are scanned, and those past the node's own steps skipped.
-        rows = batches.indices.shape[0]
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
-        active = jnp.arange(rows) < batches.steps
-        xs = (_Picked(batches.indices, batches.weight), keys, active)
-        (trainable, states), losses = lax.scan(scan_body, (trainable, states), xs)
+            def train(carry):
+                return train_batch(carry, picked, key)
+
+            return lax.cond(active, train, skip_batch, carry)
+
+        # All rows are scanned, and those past the node's own steps skipped: the number of rows is
+        # part of the program, the number of steps is not.
+        num_rows = batches.indices.shape[0]
+        keys = _row_keys(key, num_rows)
+        active = jnp.arange(num_rows) < batches.steps
+        rows = (_Picked(batches.indices, batches.weight), keys, active)
+        (trainable, states), losses = lax.scan(train_active, (trainable, states), rows)
 
         finite = all_finite((losses, trainable))
-        counted = active.reshape(rows, *[1] * (batches.weight.ndim - 1))
-        examples_seen = (batches.weight * counted).sum()
-        return trainable, states, EpochStats(losses.sum(), examples_seen, finite)
+        seen = _examples_seen(batches, active)
+        return trainable, states, EpochStats(losses.sum(), seen, finite)
 
     return epoch
+
+
+def _reading(step: LocalStep, examples: Examples, gradients: Gradients) -> Gradients:
+    """The gradients of a `_Picked` batch, or part of one, whose images are yet to be read.
+
+    Images are read part by part, so that no more of them lie in memory than one pass needs.
+    """
+
+    def of_picked(
+        trainable: Params, frozen: Params, received: Params, picked: _Picked, key: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        augment_key, dropout_key = jax.random.split(key)
+        x = step.normalise(examples.images[picked.indices])
+        if step.augment is not None:
+            x = step.augment(augment_key, x)
+        x = x.astype(step.compute_dtype)
+        labels = examples.labels[picked.indices]
+        part = ImageBatch(x, labels, picked.weight, picked.total)
+        return gradients(trainable, frozen, received, part, dropout_key)
+
+    return of_picked
+
+
+def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:
+    """A key for each row, `[S]`: by its number alone, not by how many rows there are."""
+
+    def key_of_row(number: jax.Array) -> jax.Array:
+        return jax.random.fold_in(key, number)
+
+    return jax.vmap(key_of_row)(jnp.arange(num_rows))
+
+
+def _examples_seen(batches: Batches, active: jax.Array) -> jax.Array:
+    """How many examples the active rows hold that are no padding: a scalar."""
+    ones = [1] * (batches.weight.ndim - 1)
+    of_row = active.reshape(-1, *ones)  # [S, 1] or [S, 1, 1], against the weights
+    return (batches.weight * of_row).sum()
 
 
 def _in_parts(gradients: Gradients) -> Gradients:
@@ -259,60 +297,80 @@ def _in_parts(gradients: Gradients) -> Gradients:
     return of_batch
 
 
-def task_loss(logits: jax.Array, batch: Batch) -> jax.Array:
-    """Mean cross-entropy of `[B, K]` logits."""
-    return batch.mean(
-        optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.labels)
-    )
+def task_loss(logits: jax.Array, batch: ImageBatch) -> jax.Array:
+    """Mean cross-entropy of `[B, K]` logits: a scalar, in float32 whatever the logits are in."""
+    wide = logits.astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(wide, batch.labels)
+    return batch.mean(losses)
 
 
 def local_objective(step: LocalStep) -> Objective:
-    """The loss of a `Batch`, on one node that holds all layers."""
+    """The loss of an `ImageBatch`, on one node that holds all layers."""
     model = step.model
 
     def objective(
-        trainable: Params, frozen: Params, received: Params, batch: Batch, key: jax.Array
+        trainable: Params, frozen: Params, received: Params, batch: ImageBatch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        # What lies below the lowest trained layer depends on nothing that trains.
+        # What lies below the lowest trained layer depends on nothing that trains: the backward pass
+        # ends there, and nothing of those layers is kept for it.
         places = [model.layer_names.index(name) for name in trainable]
         lowest = min(places, default=len(model.layers))
         below = lax.stop_gradient(step.run(frozen, batch.x, key, 0, lowest))
-        logits = step.run({**frozen, **trainable}, below, key, lowest, None).astype(jnp.float32)
+
+        student = {**frozen, **trainable}
+        logits = step.run(student, below, key, lowest, None).astype(jnp.float32)
         task = task_loss(logits, batch)
         loss_sum = task * batch.divisor
         if step.distillation is None:
             return task, loss_sum
 
         # Without randomness teacher and student agree below the lowest trained layer, so that part
-        # runs once.
-        x, start = (batch.x, 0) if model.stochastic else (below, lowest)
-        teacher = model.apply({**frozen, **received}, x, start, prepare=step.prepare)
+        # runs once. With it the teacher, which draws nothing, starts from the images.
+        x, start = below, lowest
+        if model.stochastic:
+            x, start = batch.x, 0
+        teacher = {**frozen, **received}
+        taught_logits = model.apply(teacher, x, start, prepare=step.prepare)
+        taught_logits = lax.stop_gradient(taught_logits.astype(jnp.float32))
+
+        # The formula of `Distillation`.
         temperature, factor = step.distillation
-        taught = lax.stop_gradient(teacher.astype(jnp.float32)) / temperature
-        targets = jax.nn.softmax(taught)
-        distance = batch.mean(optax.softmax_cross_entropy(logits / temperature, targets))
+        targets = jax.nn.softmax(taught_logits / temperature)
+        distances = optax.softmax_cross_entropy(logits / temperature, targets)
+        distance = batch.mean(distances)
         return task + factor * temperature**2 * distance, loss_sum
 
     return objective
 
 
 def evaluate(step: LocalStep) -> Callable[[Params, Examples], tuple[jax.Array, jax.Array]]:
-    """The function `(params, examples) -> (accuracy, mean loss)` over all examples; jit it."""
+    """The function `(params, examples) -> (accuracy, mean loss)` over all examples; jit it.
+
+    Accuracy is the share of hits, from 0 to 1; both are float32 scalars.
+    """
 
     def evaluation(params, examples):
+        # In batches of one size, since a program has one; the last goes on with the first images,
+        # which count for nothing there.
         count = examples.labels.shape[0]
-        rows = -(-count // EVALUATION_BATCH)
-        index = jnp.arange(rows * EVALUATION_BATCH).reshape(rows, EVALUATION_BATCH)
+        num_batches = -(-count // EVALUATION_BATCH)
+        numbers = jnp.arange(num_batches * EVALUATION_BATCH)
+        batches = numbers.reshape(num_batches, EVALUATION_BATCH)
 
         def score(total, index):
             x = step.normalise(examples.images[index % count]).astype(step.compute_dtype)
             logits = step.model.apply(params, x, prepare=step.prepare).astype(jnp.float32)
-            labels, real = examples.labels[index % count], index < count
+            labels = examples.labels[index % count]
+            real = index < count
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             hits = (logits.argmax(-1) == labels) & real
-            return (total[0] + hits.sum(), total[1] + jnp.where(real, losses, 0.0).sum()), None
+            all_hits, loss_sum = total
+            all_hits = all_hits + hits.sum()
+            loss_sum = loss_sum + jnp.where(real, losses, 0.0).sum()
+            return (all_hits, loss_sum), None
 
-        (hits, loss_sum), _ = jax.lax.scan(score, (jnp.zeros((), jnp.int32), jnp.zeros(())), index)
+        nothing = (jnp.zeros((), jnp.int32), jnp.zeros(()))
+        (hits, loss_sum), _ = lax.scan(score, nothing, batches)
         return hits / count, loss_sum / count
 
     return evaluation

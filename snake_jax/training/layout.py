@@ -8,27 +8,32 @@ runs visits asks a layout and knows no more of it.
 Functions that take `Mesh | None` do what one device needs without a mesh.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from snake_jax.params import Params, PyTree, select, without
 from snake_jax.training import quantization, sharding, stack
 from snake_jax.training.image_step import LocalStep
+from snake_jax.training.layer_copies import (
+    casting,
+    freezing,
+    no_blocks,
+    own_copy,
+    slot_setter,
+    stack_of,
+)
 from snake_jax.training.optimizers import OptimizerStates, init_states, renamed
 from snake_jax.training.text_step import (
     ENDS,
-    Frozen,
+    FrozenModel,
     LanguageStep,
     block_roles,
     own_dtype,
     own_items,
 )
-
-Copy = Callable[[PyTree], PyTree]
 
 
 class Start(NamedTuple):
@@ -97,10 +102,18 @@ class ByName:
           step: the local step.
           frozen_dtype: see `quantization.freeze`.
         """
-        self._needs_received, self._frozen_dtype = step.needs_received, frozen_dtype
-        self._freeze = jax.jit(lambda subtree: quantization.freeze(subtree, frozen_dtype))
+
+        def freeze(subtree: PyTree) -> PyTree:
+            return quantization.freeze(subtree, frozen_dtype)
+
+        def fresh(layers: Params) -> OptimizerStates:
+            return init_states(step.rule, layers, step.layer_names)
+
+        self._needs_received = step.needs_received
+        self._frozen_dtype = frozen_dtype
+        self._freeze = jax.jit(freeze)
         # One call: array by array from Python the host's time shows beside a small network's.
-        self._fresh = jax.jit(lambda layers: init_states(step.rule, layers, step.layer_names))
+        self._fresh = jax.jit(fresh)
 
     def names(self, layers: tuple[str, ...]) -> tuple[str, ...]:
         """See `Layout`."""
@@ -116,15 +129,21 @@ class ByName:
     ) -> Start:
         """See `Layout`."""
         del node
+        # What trains, with the states that came along, and fresh ones for the rest.
         received = select(params, layers)
         kept = {name: states[name] for name in layers if name in states}
-        own = received, kept | self._fresh(without(received, kept))
+        fresh = self._fresh(without(received, kept))
+        own = received, kept | fresh
+
+        # What does not, as the node stores it.
         frozen = without(params, layers)
         if self._frozen_dtype != "float32":
             # From the full-precision values, never from another frozen copy.
             frozen = {name: self._freeze(subtree) for name, subtree in frozen.items()}
         if not self._needs_received:
             received = {}
+
+        # A program overwrites what trains: what was received stays as it is beside it.
         if alone:
             own = _copied(own)
             frozen, received = jax.device_put((frozen, received))
@@ -180,23 +199,33 @@ class Stacked:
           frozen_dtype: see `quantization.freeze`.
           ranks: of each node's adapters, where some are smaller than the adapters'.
         """
-        self._step, self._ranks, self._mesh = step, ranks, step.mesh
+        self._step = step
+        self._ranks = ranks
+        self._mesh = step.mesh
         self._items = own_items(step.model, step.adapted)
         # The order that states travel in. It names adapters after all layers.
-        self._every = step.model.layer_names + (self._items if step.adapted else ())
-        self._freeze = freezing(step.mesh, frozen_dtype)
-        self._freeze_own = freezing(step.mesh, own_dtype(frozen_dtype, step.adapted))
-        self._set = setting(step.mesh)
+        self._every = step.model.layer_names
+        if step.adapted:
+            self._every += self._items
 
+        # What puts layers on the device, compiled once.
         def fresh(trainable: Params) -> OptimizerStates:
-            return sharding.kept(step.mesh, init_states(step.rule, trainable, tuple(trainable)))
+            states = init_states(step.rule, trainable, tuple(trainable))
+            return sharding.shard_stored(step.mesh, states)
 
         self._fresh = jax.jit(fresh)
+        self._freeze = freezing(step.mesh, frozen_dtype)
+        self._freeze_own = freezing(step.mesh, own_dtype(frozen_dtype, step.adapted))
+        self._set = slot_setter(step.mesh)
+
+        # What no visit trains is there once and for all.
         self._ends = {name: self._freeze(base[name]) for name in ENDS if name in base}
         self._base: PyTree = {}
         if step.adapted:
             blocks = [base[name] for name in own_items(step.model, False)]
             self._base = stack_of(step.mesh, blocks, self._freeze, self._set)
+
+        # What a visit may train, of the visit before: see `_frozen`.
         self._own: PyTree = None
         self._places: list[_Place] = []
 
@@ -213,6 +242,7 @@ class Stacked:
         alone: bool = True,
     ) -> Start:
         """See `Layout`."""
+        # What trains and the states that came along, by role instead of by name.
         roles = self._roles(layers)
         order = tuple(roles)
         trainable = {role: params[item] for role, item in roles.items()}
@@ -221,11 +251,15 @@ class Stacked:
             if item in states:
                 kept[role] = renamed(states[item], self._every, item, order, role)
         if alone:
-            trainable, kept = own_copy(self._mesh, trainable), own_copy(self._mesh, kept)
+            trainable = own_copy(self._mesh, trainable)
+            kept = own_copy(self._mesh, kept)
+
+        # What was received is a copy of its own, as the program overwrites what trains.
         received: Params = {}
         if self._step.needs_received:
-            # A copy of the device's own, as the program overwrites what trains.
-            received = jax.tree.map(jnp.array, trainable) if alone else trainable
+            received = trainable
+            if alone:
+                received = jax.tree.map(jnp.array, trainable)
         frozen = self._frozen(layers, node, params)
         return Start(trainable, self._fresh(trainable) | kept, frozen, received)
 
@@ -235,12 +269,16 @@ class Stacked:
         """See `Layout`; parameters come to the host."""
         roles = self._roles(layers)
         order = tuple(roles)
-        own = sharding.fetch({item: trainable[role] for role, item in roles.items()})
-        by_item = {}
+        by_name = {}
+        states_by_name = {}
         for role, item in roles.items():
+            by_name[item] = trainable[role]
             if role in states:
-                by_item[item] = renamed(states[role], order, role, self._every, item)
-        return own, by_item if self._mesh is None else sharding.fetch(by_item)
+                states_by_name[item] = renamed(states[role], order, role, self._every, item)
+        fetched = sharding.fetch(by_name)
+        if self._mesh is not None:
+            states_by_name = sharding.fetch(states_by_name)
+        return fetched, states_by_name
 
     def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
         """See `Layout`; a dict whose keys are just the layers has roles instead."""
@@ -255,7 +293,9 @@ class Stacked:
             return {role: node[item] for role, item in roles.items()}
 
         tree = jax.tree.map(by_role, tree, is_leaf=names_layers)
-        return jax.device_put(tree) if self._mesh is None else sharding.put_stored(self._mesh, tree)
+        if self._mesh is None:
+            return jax.device_put(tree)
+        return sharding.put_stored(self._mesh, tree)
 
     def has_prefix(self, layers: tuple[str, ...]) -> bool:
         """See `Layout`: there are blocks below, and neither chance nor the embedding changes."""
@@ -273,113 +313,55 @@ class Stacked:
         """`{role: item}` of what a visit trains."""
         blocks = [item for item in self._items if item in layers]
         roles = dict(zip(block_roles(len(blocks)), blocks, strict=True))
-        return roles | {name: name for name in ENDS if name in layers}
+        for name in ENDS:
+            if name in layers:
+                roles[name] = name
+        return roles
 
     def _first(self, layers: tuple[str, ...]) -> int:
         """Which block is the first that trains."""
         return next(i for i, item in enumerate(self._items) if item in layers)
 
-    def _frozen(self, layers: tuple[str, ...], node: int, params: Params) -> Frozen:
+    def _frozen(self, layers: tuple[str, ...], node: int, params: Params) -> FrozenModel:
         """What the visit reads and does not train, as the node stores it."""
+        # The blocks that wait, in order. Of the stack that the visit before left only those places
+        # are written whose block is another one, or has other values.
         wanted = [_Place(item, params[item]) for item in self._items if item not in layers]
         if not wanted:
             # No layer waits; the program still wants to know what one is like.
-            self._own = no_blocks(self._mesh, self._freeze_own(params[self._items[0]]))
+            like = self._freeze_own(params[self._items[0]])
+            self._own = no_blocks(self._mesh, like)
         elif len(wanted) != len(self._places):
             # Another number of places: a new stack.
             sources = [place.source for place in wanted]
             self._own = stack_of(self._mesh, sources, self._freeze_own, self._set)
         else:
-            for slot, (old, new) in enumerate(zip(self._places, wanted, strict=True)):
+            for slot, new in enumerate(wanted):
+                old = self._places[slot]
                 if old.item != new.item or old.source is not new.source:
-                    self._own = self._set(self._own, self._freeze_own(new.source), slot)
+                    frozen = self._freeze_own(new.source)
+                    self._own = self._set(self._own, frozen, slot)
         self._places = wanted
 
+        # The ends that do not train, those too that another visit may train.
         ends = dict(self._ends)
         for name in ENDS:
             if name in params and name not in layers:
                 ends[name] = self._freeze(params[name])
-        blocks = stack.Frozen(self._base, self._own, jnp.int32(self._first(layers)))
-        return Frozen(blocks, ends, self._columns(node, params))
+        blocks = stack.FrozenBlocks(self._base, self._own, jnp.int32(self._first(layers)))
+        return FrozenModel(blocks, ends, self._columns(node, params))
 
     def _columns(self, node: int, params: Params) -> jax.Array | None:
         """Which columns of the adapters the node trains; None: all."""
         if not self._ranks:
             return None
+        # The columns that there are: those of any matrix `a` `[in, R]`.
         adapters = params[self._items[0]]
-        widths = [
-            leaf.shape[-1]
-            for path, leaf in jax.tree.leaves_with_path(adapters)
-            if path[-1].key == "a"
-        ]
-        return jnp.arange(max(widths)) < self._ranks[node]
-
-
-# How arrays come to lie on a device, or over a mesh of them
-
-
-def freezing(mesh: Mesh | None, dtype: str) -> Copy:
-    """What makes the copy of a layer in full precision that a node stores.
-
-    See `quantization.freeze`.
-    """
-    freeze = jax.jit(lambda subtree: sharding.kept(mesh, quantization.freeze(subtree, dtype)))
-    return lambda subtree: freeze(sharding.put_stored(mesh, subtree))
-
-
-def casting(mesh: Mesh | None, dtype: Any) -> Copy:
-    """What makes a copy of a layer in a floating dtype."""
-    cast = lambda w: jnp.asarray(w).astype(dtype)  # noqa: E731
-    return lambda subtree: jax.tree.map(cast, sharding.put_stored(mesh, subtree))
-
-
-def setting(mesh: Mesh | None) -> Callable[[PyTree, PyTree, int], PyTree]:
-    """What puts a layer's copy into a place of a stack, which it overwrites."""
-
-    def function(rows: PyTree, one: PyTree, slot: jax.Array) -> PyTree:
-        put = lambda all, x: jax.lax.dynamic_update_index_in_dim(all, x, slot, 0)  # noqa: E731
-        return sharding.kept(mesh, jax.tree.map(put, rows, one))
-
-    return jax.jit(function, donate_argnums=0)
-
-
-def stack_of(
-    mesh: Mesh | None, subtrees: Sequence[PyTree], copy: Copy, put: Callable[..., PyTree]
-) -> PyTree:
-    """Copies of layers as one stack; only one of them lies beside it at a time.
-
-    Args:
-      mesh: that they lie over.
-      subtrees: the layers in full precision, in order.
-      copy: see `freezing`, `casting`.
-      put: see `setting`.
-    """
-    rows: PyTree = None
-    for slot, subtree in enumerate(subtrees):
-        one = copy(subtree)
-        if rows is None:
-            rows = _empty(mesh, one, len(subtrees))
-        rows = put(rows, one, slot)
-    return rows
-
-
-def no_blocks(mesh: Mesh | None, one: PyTree) -> PyTree:
-    """A stack of no layers like this copy of one."""
-    return _empty(mesh, one, 0)
-
-
-def own_copy(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Layers or optimizer states in arrays of their own, for a program to overwrite."""
-    return jax.tree.map(jnp.array, tree) if mesh is None else sharding.put_stored(mesh, tree)
-
-
-def _empty(mesh: Mesh | None, one: PyTree, count: int) -> PyTree:
-    like: PyTree = jax.eval_shape(lambda: one)
-
-    def zeros() -> PyTree:
-        return jax.tree.map(lambda w: jnp.zeros((count, *w.shape), w.dtype), like)
-
-    return zeros() if mesh is None else jax.jit(lambda: sharding.kept(mesh, zeros()))()
+        largest_rank = 0
+        for path, leaf in jax.tree.leaves_with_path(adapters):
+            if path[-1].key == "a":
+                largest_rank = max(largest_rank, leaf.shape[-1])
+        return jnp.arange(largest_rank) < self._ranks[node]
 
 
 @jax.jit

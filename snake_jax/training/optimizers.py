@@ -24,11 +24,18 @@ def update_rule(name: str, *, momentum: float, weight_decay: float) -> optax.Gra
       name: sgd (heavy ball), adam, adamw (decoupled decay) or rmsprop.
       momentum: of sgd and rmsprop.
       weight_decay: acts on kernels (arrays of two and more dimensions), not on biases and scales.
+
+    Returns:
+      A chain. Where the decay stands in it makes the difference: before the rule it is part of the
+      gradient, after it (adamw) it is not scaled by the second moment ("Decoupled Weight Decay
+      Regularization", arXiv 1711.05101, algorithm 2).
     """
-    decay = (
-        optax.add_decayed_weights(weight_decay, mask=_kernels) if weight_decay else optax.identity()
-    )
-    trace = optax.trace(momentum) if momentum else optax.identity()
+    decay = optax.identity()
+    if weight_decay:
+        decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
+    trace = optax.identity()
+    if momentum:
+        trace = optax.trace(momentum)
     rules = {
         "sgd": (decay, trace),
         "adam": (decay, optax.scale_by_adam()),
@@ -43,23 +50,37 @@ def init_states(
 ) -> OptimizerStates:
     """Fresh states `{layer: state}` of the trained layers."""
     sparse = _sparse(trainable, layer_names)
-    return {name: _masked(rule, name, layer_names).init(sparse) for name in trainable}
+    states = {}
+    for name in trainable:
+        states[name] = _masked(rule, name, layer_names).init(sparse)
+    return states
 
 
 def renamed(
     state: Any, order: Sequence[str], name: str, new_order: Sequence[str], new_name: str
 ) -> Any:
-    """The state of layer `name` among the layers of `order` as that of `new_name` among those of
-    `new_order`.
+    """A layer's state under another name, among other layers.
+
+    A state holds dicts with every layer's name, all empty but its own (`_sparse`). In a step of
+    language models these are roles, outside of it blocks.
+
+    Args:
+      state: of the layer `name`.
+      order: the names in it.
+      name: the layer's in it.
+      new_order: the names that the result has.
+      new_name: the layer's among them.
     """
 
     def names_layers(node: Any) -> bool:
         return isinstance(node, dict) and node.keys() == set(order)
 
-    def one(node: Any) -> Any:
-        return _sparse({new_name: node[name]}, new_order) if names_layers(node) else node
+    def renamed_node(node: Any) -> Any:
+        if not names_layers(node):
+            return node
+        return _sparse({new_name: node[name]}, new_order)
 
-    return jax.tree.map(one, state, is_leaf=names_layers)
+    return jax.tree.map(renamed_node, state, is_leaf=names_layers)
 
 
 def apply_updates(
@@ -72,8 +93,7 @@ def apply_updates(
     layer_names: Sequence[str],
     parties: Sequence[Sequence[str]] = (),
 ) -> tuple[Params, OptimizerStates]:
-    """One update of the trained layers: clip by the norm of their gradients together, then each
-    layer's rule.
+    """One update of the trained layers: gradients clipped together, then each layer's rule.
 
     Args:
       rule: from `update_rule`.
@@ -86,33 +106,54 @@ def apply_updates(
       parties: groups of layers that are clipped apart; empty: all together.
     """
     if clip_norm:
-        gradients = _clipped(gradients, clip_norm, parties or [tuple(gradients)])
-    updates, sparse = _sparse(gradients, layer_names), _sparse(trainable, layer_names)
+        all_together = [tuple(gradients)]
+        gradients = _clipped(gradients, clip_norm, parties or all_together)
+
+    # Each layer's rule sees its own subtree alone and passes the others on, so that the updates of
+    # all are complete after the last.
+    updates = _sparse(gradients, layer_names)
+    sparse = _sparse(trainable, layer_names)
     new_states = {}
     for name in trainable:
-        updates, new_states[name] = _masked(rule, name, layer_names).update(
-            updates, states[name], sparse
-        )
-    steps = {name: jax.tree.map(lambda u: -learning_rate * u, updates[name]) for name in trainable}
+        own_rule = _masked(rule, name, layer_names)
+        updates, new_states[name] = own_rule.update(updates, states[name], sparse)
+
+    def step(update: jax.Array) -> jax.Array:
+        return -learning_rate * update
+
+    steps = {}
+    for name in trainable:
+        steps[name] = jax.tree.map(step, updates[name])
     return optax.apply_updates(trainable, steps), new_states
 
 
 def _clipped(gradients: Params, norm: float, parties: Sequence[Sequence[str]]) -> Params:
+    """The gradients of each group of layers, scaled down to this norm where theirs is greater."""
     clip = optax.clip_by_global_norm(norm)
-    groups = [{name: gradients[name] for name in party if name in gradients} for party in parties]
-    clipped = [clip.update(group, optax.EmptyState())[0] for group in groups]
-    return {name: subtree for group in clipped for name, subtree in group.items()}
+    clipped: Params = {}
+    for party in parties:
+        group = {name: gradients[name] for name in party if name in gradients}
+        scaled, _ = clip.update(group, optax.EmptyState())
+        clipped |= scaled
+    return clipped
 
 
 def _masked(
     rule: optax.GradientTransformation, name: str, layer_names: Sequence[str]
 ) -> optax.GradientTransformation:
+    """The rule for this layer alone; updates of the others pass as they are."""
     return optax.masked(rule, layer_mask(layer_names, (name,)))
 
 
 def _sparse(subtrees: Params, layer_names: Sequence[str]) -> dict[str, Any]:
+    """Every layer by name, in the model's order; those not given hold no array."""
     return {name: subtrees.get(name, optax.MaskedNode()) for name in layer_names}
 
 
 def _kernels(params: Params) -> Any:
-    return jax.tree.map(lambda w: w.ndim > 1, params)
+    """Of each array whether it decays: a tree of bool."""
+
+    def is_kernel(array: jax.Array) -> bool:
+        return array.ndim > 1
+
+    return jax.tree.map(is_kernel, params)

@@ -33,7 +33,7 @@ ROWS = ("o_proj", "out_proj", "down_proj", "fc2")
 Divided = Mapping[int, tuple[str, ...]]
 
 
-def stored(mesh: Mesh, tree: PyTree) -> PyTree:
+def stored_sharding(mesh: Mesh, tree: PyTree) -> PyTree:
     """Where each array of a tree of weights, gradients or optimizer states is kept.
 
     That follows from the last two names of its path, whatever lies around it. Both axes divide
@@ -46,28 +46,35 @@ def stored(mesh: Mesh, tree: PyTree) -> PyTree:
     return _shardings(mesh, tree, _stored_axes)
 
 
-def gathered(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Where each array lies while it is computed with: as `stored`, and whole along `fsdp`."""
+def gathered_sharding(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Where each array lies while it is computed with: as it is stored, and whole along `fsdp`."""
     return _shardings(mesh, tree, _tensor_axes)
 
 
-def rows(mesh: Mesh, axis: int) -> NamedSharding:
+def row_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     """Where arrays of rows lie: `fsdp` divides this axis of them."""
     undivided: list[tuple[str, ...]] = [()] * axis
     return _named(mesh, [*undivided, (FSDP,)])
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """On all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def step_places(mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Where the arguments of `text_step.train_step` lie: a tree like theirs, of `NamedSharding`."""
+
+    def by_row(_: Any) -> NamedSharding:
+        return row_sharding(mesh, 1)  # `[A, B, T]`
+
+    def everywhere(_: Any) -> NamedSharding:
+        return replicated(mesh)
+
     *weights, batch, key, rate = arguments
-    of_weights = [stored(mesh, tree) for tree in weights]
-    of_batch = jax.tree.map(lambda _: rows(mesh, 1), batch)  # `[A, B, T]`
-    of_key, of_rate = jax.tree.map(lambda _: whole(mesh), (key, rate))
+    of_weights = [stored_sharding(mesh, tree) for tree in weights]
+    of_batch = jax.tree.map(by_row, batch)
+    of_key, of_rate = jax.tree.map(everywhere, (key, rate))
     return (*of_weights, of_batch, of_key, of_rate)
 
 
@@ -131,8 +138,9 @@ def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
     A program's results are said in these words, so that it takes its own results without a move.
     """
     names: list[tuple[str, ...]] = []
-    for some in axes:
-        names.append(tuple(name for name in some if mesh.shape[name] > 1))
+    for of_axis in axes:
+        dividing = tuple(name for name in of_axis if mesh.shape[name] > 1)
+        names.append(dividing)
     while names and not names[-1]:
         names.pop()
     return NamedSharding(mesh, PartitionSpec(*names))

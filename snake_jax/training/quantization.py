@@ -11,6 +11,8 @@ the forward pass.
   scales.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import qwix
@@ -43,14 +45,17 @@ def freeze(subtree: PyTree, dtype: str, scale_dtype: DTypeLike = jnp.float32) ->
         precision: they are small and quantize badly.
       scale_dtype: of the scales of nf4; bfloat16 saves a quarter of a bit.
     """
+
+    def narrowed(w: jax.Array) -> jax.Array:
+        return w.astype(jnp.bfloat16)
+
+    def quantized(path: tuple, w: jax.Array) -> jax.Array | qwix.QArray:
+        return _quantized(path, w, dtype, scale_dtype)
+
     if dtype == "bfloat16":
-        return jax.tree.map(lambda w: w.astype(jnp.bfloat16), subtree)
+        return jax.tree.map(narrowed, subtree)
     if dtype in ("int8", "nf4"):
-
-        def one(path: tuple, w: jax.Array) -> jax.Array | qwix.QArray:
-            return _quantized(path, w, dtype, scale_dtype)
-
-        return jax.tree.map_with_path(one, subtree)
+        return jax.tree.map_with_path(quantized, subtree)
     return subtree
 
 
@@ -88,11 +93,15 @@ def _quantized(
     """One array of a layer, in int8 or nf4; a vector as it is."""
     if w.ndim < 2:
         return w
+    # A kernel is [..., in, out], a table [V, E]: whoever multiplies with it sums over `in` or E,
+    # and an output is an `out` or a row of V.
     is_table = bool(path) and path[-1] == jax.tree_util.DictKey("embedding")
+    outputs, summed = w.ndim - 1, w.ndim - 2
+    if is_table:
+        outputs, summed = 0, 1
     if dtype == "int8":
-        channels = 0 if is_table else w.ndim - 1
-        return qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=[channels])
-    summed = 1 if is_table else w.ndim - 2
+        # One scale an output: it is a factor of the sum, and can be multiplied with after it.
+        return qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=[outputs])
     return _nf4(w, summed, scale_dtype)
 
 
@@ -118,5 +127,8 @@ def _nf4(w: jax.Array, axis: int, scale_dtype: DTypeLike) -> jax.Array | qwix.QA
 
     # The nearest of 16 ascending values: how many of the 15 middles between neighbours lie below.
     middles = (NF4[1:] + NF4[:-1]) / 2
-    codes = sum((relative > middle).astype(jnp.int32) for middle in middles)
+    codes: Any = 0
+    for middle in middles:
+        is_above = relative > middle
+        codes = codes + is_above.astype(jnp.int32)
     return qwix.QArray(codes.astype(jnp.uint4), scale.squeeze(axis + 1), None, "nf4")

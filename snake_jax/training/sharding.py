@@ -1,8 +1,8 @@
 """One model over several devices: a mesh by flag, and what a step does on it.
 
 Where each array lies on a mesh is told in `snake_jax.training.placement`. Here is what a program
-says of it (`kept`, `spread`, `thawed`, `attend`, `token_losses`) and how arrays come there and back
-(`put`, `fetch`).
+says of it (`shard_stored`, `shard_rows`, `thawed`, `attend`, `token_losses`) and how arrays come
+there and back (`put_at`, `fetch`).
 
 Functions that take `Mesh | None` do nothing, or what one device needs, without a mesh.
 """
@@ -28,11 +28,11 @@ from snake_jax.training.placement import (
     AXES,
     FSDP,
     TENSOR,
-    gathered,
-    rows,
+    gathered_sharding,
+    replicated,
+    row_sharding,
     step_places,
-    stored,
-    whole,
+    stored_sharding,
 )
 from snake_jax.training.quantization import thaw
 
@@ -41,20 +41,20 @@ __all__ = (
     "FSDP",
     "TENSOR",
     "attend",
-    "check",
+    "check_mesh",
     "fetch",
-    "gathered",
-    "kept",
+    "gathered_sharding",
     "make_mesh",
-    "on",
-    "put",
+    "put_at",
     "put_everywhere",
     "put_stored",
-    "rows",
+    "row_sharding",
+    "shard_rows",
+    "shard_stored",
+    "sharded_shapes",
     "sizes",
-    "spread",
     "step_places",
-    "stored",
+    "stored_sharding",
     "thawed",
     "token_losses",
 )
@@ -119,7 +119,7 @@ def make_mesh(flag: str, devices: Sequence[Any] | None = None) -> Mesh | None:
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=used)
 
 
-def check(
+def check_mesh(
     flag: str, batch_size: int, heads: int, key_heads: int, devices: Sequence[Any] | None = None
 ) -> None:
     """Checks that there is such a mesh, and that it divides what it has to.
@@ -135,11 +135,14 @@ def check(
       UserError: see `make_mesh`; or it does not.
     """
     if not flag:
+        # Without a mesh each process would train a model of its own.
         if jax.process_count() > 1:
             raise UserError(
                 f"{jax.process_count()} processes need a mesh: say --mesh=fsdp:{jax.device_count()}"
             )
         return
+
+    # Both must divide evenly: each device has whole rows and whole heads.
     axes = sizes(flag)
     if batch_size % axes[FSDP]:
         raise UserError(
@@ -155,7 +158,7 @@ def check(
     make_mesh(flag, devices)
 
 
-def on(mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def sharded_shapes(mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Shapes of these arguments with their places on the mesh, to compile for."""
 
     def shape(array: jax.Array, place: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -164,18 +167,18 @@ def on(mesh: Mesh, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return jax.tree.map(shape, arguments, step_places(mesh, arguments))
 
 
-def kept(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """In a program: has a tree of weights, gradients or optimizer states lie as it is `stored`."""
+def shard_stored(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """In a program: has weights, gradients or optimizer states lie as `stored_sharding` says."""
     if mesh is None:
         return tree
-    return lax.with_sharding_constraint(tree, stored(mesh, tree))
+    return lax.with_sharding_constraint(tree, stored_sharding(mesh, tree))
 
 
-def spread(mesh: Mesh | None, values: jax.Array) -> jax.Array:
+def shard_rows(mesh: Mesh | None, values: jax.Array) -> jax.Array:
     """In a program: has every device hold its own rows of activations `[B, ...]`."""
     if mesh is None:
         return values
-    return lax.with_sharding_constraint(values, rows(mesh, 0))
+    return lax.with_sharding_constraint(values, row_sharding(mesh, 0))
 
 
 def thawed(mesh: Mesh | None, subtree: PyTree, dtype: DTypeLike) -> PyTree:
@@ -193,14 +196,14 @@ def thawed(mesh: Mesh | None, subtree: PyTree, dtype: DTypeLike) -> PyTree:
             return leaf
         return lax.with_sharding_constraint(leaf, place)
 
-    places = gathered(mesh, subtree)
+    places = gathered_sharding(mesh, subtree)
     subtree = jax.tree.map(gather_if_narrow, subtree, places, is_leaf=is_quantized)
     dense = thaw(subtree, dtype)
     # What was gathered already lies there: the constraint moves the wider ones alone.
-    return lax.with_sharding_constraint(dense, gathered(mesh, dense))
+    return lax.with_sharding_constraint(dense, gathered_sharding(mesh, dense))
 
 
-def put(tree: PyTree, places: PyTree) -> PyTree:
+def put_at(tree: PyTree, places: PyTree) -> PyTree:
     """Host arrays, the same in all processes, on a mesh.
 
     A process moves what its own devices hold.
@@ -209,39 +212,39 @@ def put(tree: PyTree, places: PyTree) -> PyTree:
 
 
 def put_stored(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Host arrays as they are `stored`; without a mesh they stay where they are."""
+    """Host arrays where `stored_sharding` says; without a mesh they stay where they are."""
     if mesh is None:
         return tree
-    return put(tree, stored(mesh, tree))
+    return put_at(tree, stored_sharding(mesh, tree))
 
 
 def put_everywhere(mesh: Mesh | None, tree: PyTree) -> PyTree:
     """Arrays that are not on the mesh, on all of its devices; the others as they are."""
     if mesh is None:
         return tree
-    everywhere = whole(mesh)
+    everywhere = replicated(mesh)
 
-    def one(leaf: Any) -> Any:
+    def put_unless_there(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
             place = leaf.sharding
             if isinstance(place, NamedSharding) and place.mesh == mesh:
                 return leaf
         return _put(leaf, everywhere)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(put_unless_there, tree)
 
 
 def fetch(tree: PyTree) -> PyTree:
     """Arrays whole on the host, wherever they lie; of several processes, on the host of each."""
 
-    def one(leaf: Any) -> Any:
+    def fetch_array(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
-            here = leaf.is_fully_addressable or leaf.is_fully_replicated
-            if not here:
+            is_here = leaf.is_fully_addressable or leaf.is_fully_replicated
+            if not is_here:
                 return multihost_utils.process_allgather(leaf, tiled=True)
         return jax.device_get(leaf)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(fetch_array, tree)
 
 
 def _put(array: Any, place: NamedSharding) -> jax.Array:
@@ -250,7 +253,11 @@ def _put(array: Any, place: NamedSharding) -> jax.Array:
         data = _put(jax.random.key_data(array), place)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+    def part_at(index: Any) -> np.ndarray:
+        return host[index]
+
+    return jax.make_array_from_callback(host.shape, place, part_at)
 
 
 def attend(mesh: Mesh | None, segments: jax.Array | None) -> Attend:
@@ -314,22 +321,32 @@ def token_losses(
     ) -> Xent:
         """`[B, T]` losses of the tokens that are here."""
         width = hidden.shape[-1]
+        flat_teacher = None
+        if teacher is not None:
+            flat_teacher = teacher.reshape(-1, width)
         losses = linear_xent(
             hidden.reshape(-1, width),
             table,
             targets.ravel(),
-            teacher=None if teacher is None else teacher.reshape(-1, width),
+            teacher=flat_teacher,
             teacher_table=teacher_table,
             **options,
         )
-        return jax.tree.map(lambda loss: loss.reshape(targets.shape), losses)
+
+        def as_rows(loss: jax.Array) -> jax.Array:
+            return loss.reshape(targets.shape)
+
+        return jax.tree.map(as_rows, losses)
 
     losses = local
     if mesh is not None:
         # A row's tokens are divided too where `tensor` divides their number: else each of its
         # devices would compute the same losses.
-        along_row = TENSOR if targets.shape[1] % mesh.shape[TENSOR] == 0 else None
-        tokens, everywhere = PartitionSpec(FSDP, along_row), PartitionSpec()
+        is_even = targets.shape[1] % mesh.shape[TENSOR] == 0
+        along_row = TENSOR if is_even else None
+        tokens = PartitionSpec(FSDP, along_row)
+        everywhere = PartitionSpec()
         places: Any = (tokens, everywhere, tokens, tokens, everywhere)
         losses = jax.shard_map(local, mesh=mesh, in_specs=places, out_specs=tokens, check_vma=False)
-    return jax.tree.map(jnp.ravel, losses(hidden, table, targets, teacher, teacher_table))
+    by_row = losses(hidden, table, targets, teacher, teacher_table)
+    return jax.tree.map(jnp.ravel, by_row)

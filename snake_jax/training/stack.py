@@ -52,9 +52,9 @@ from jax import lax
 from snake_jax.params import PyTree
 from snake_jax.training.block import (
     RECOMPUTE,
-    Block,
-    Frozen,
+    FrozenBlocks,
     Read,
+    SharedBlock,
     Static,
     at,
     forward_and_keep,
@@ -62,7 +62,7 @@ from snake_jax.training.block import (
     restored_pullback,
 )
 
-__all__ = ("RECOMPUTE", "Block", "Frozen", "at", "below", "run", "stacked")
+__all__ = ("RECOMPUTE", "FrozenBlocks", "SharedBlock", "at", "below", "run", "stack_trees")
 
 
 class _Saved(NamedTuple):
@@ -81,15 +81,19 @@ class _Saved(NamedTuple):
     kept_trained: list[jax.Array]
 
 
-def stacked(subtrees: list[PyTree]) -> PyTree:
-    """Trees of one structure as one, with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *subtrees)
+def stack_trees(subtrees: list[PyTree]) -> PyTree:
+    """N trees of one structure as one, whose leaves have a leading axis: `[N, ...]`."""
+
+    def stack(*leaves: jax.Array) -> jax.Array:
+        return jnp.stack(leaves)
+
+    return jax.tree.map(stack, *subtrees)
 
 
 def run(
-    block: Block,
+    block: SharedBlock,
     trained: PyTree,
-    frozen: Frozen,
+    frozen: FrozenBlocks,
     values: jax.Array,
     context: PyTree = None,
     key: jax.Array | None = None,
@@ -117,13 +121,15 @@ def run(
     Returns:
       `[B, T, D]`, the output of the last block.
     """
-    k = jax.tree.leaves(trained)[0].shape[0]
-    static = Static(block, k, recompute, input_gradient)
+    num_trained = jax.tree.leaves(trained)[0].shape[0]
+    static = Static(block, num_trained, recompute, input_gradient)
     read = Read(frozen, context, key, jnp.int32(start))
     return _run(static, trained, read, values)
 
 
-def below(block: Block, frozen: Frozen, values: jax.Array, context: PyTree = None) -> jax.Array:
+def below(
+    block: SharedBlock, frozen: FrozenBlocks, values: jax.Array, context: PyTree = None
+) -> jax.Array:
     """The blocks below the trained ones, without dropout, up to the input of block `frozen.first`.
 
     Args:
@@ -150,12 +156,14 @@ def _run(static: Static, trained: PyTree, read: Read, values: jax.Array) -> jax.
     first = read.frozen.first
 
     def frozen_step(i: jax.Array, x: jax.Array) -> jax.Array:
-        return _forward_frozen(block, read, i, _slot(static, read, i), x)
+        slot = _slot(static, read, i)
+        return _forward_frozen(block, read, i, slot, x)
 
     def trained_step(x: jax.Array, of: tuple[jax.Array, PyTree]) -> tuple[jax.Array, None]:
         i, own = of
         return forward_block(block, read, i, own, x), None
 
+    # `x[start]` to `x[first]`, to `x[first + k]`, to `x[N]`.
     values = _frozen_loop(static, read.start, first, frozen_step, values)
     trained_blocks = (first + jnp.arange(static.trained), trained)
     values, _ = lax.scan(trained_step, values, trained_blocks)
@@ -199,10 +207,11 @@ def _run_forward(
     else:
         values = _frozen_loop(static, read.start, first, unkept_step, values)
 
-    # A scan stacks what its steps keep: `[k, ...]`.
+    # The trained blocks. A scan stacks what its steps keep: `[k, ...]`.
     trained_blocks = (first + jnp.arange(static.trained), trained)
     values, kept_trained = lax.scan(trained_step, values, trained_blocks)
 
+    # Above the backward pass always comes.
     above = first + static.trained
     values, kept = _frozen_loop(static, above, block.blocks, frozen_step, (values, kept))
     return values, _Saved(trained, read, kept, kept_trained)
@@ -224,6 +233,7 @@ def _run_backward(
         """A step of a loop that goes down from block `upper - 1`; `fori_loop` counts upwards."""
 
         def frozen_step(step: jax.Array, gradient: jax.Array) -> jax.Array:
+            # g[i + 1] to g[i] of a frozen block: its input gradient alone.
             i = upper - 1 - step
             slot = _slot(static, read, i)
             own = static.block.take(read.frozen.own, slot)
@@ -234,42 +244,65 @@ def _run_backward(
 
         return frozen_step
 
-    def trained_step(
-        gradient: jax.Array, of: tuple[jax.Array, PyTree, list[jax.Array]]
-    ) -> tuple[jax.Array, PyTree]:
-        i, own, kept = of
-        pullback = restored_pullback(static, read, i, own, kept, gradient, trains=True)
-        to_thawed, to_input = pullback(gradient)
-        # The pullback ends at thawed weights; from there to the stored ones it is a cast's.
-        _, thaw_pullback = jax.vjp(static.block.thaw, own)
-        (to_own,) = thaw_pullback(to_thawed)
-        return to_input, to_own
-
     # Above the trained blocks: `g[N]` to `g[first + k]`.
-    num_above = static.block.blocks - first - static.trained
-    step = frozen_step_from(static.block.blocks)
-    gradient = _frozen_loop(static, 0, num_above, step, gradient)
+    blocks = static.block.blocks
+    num_above = blocks - first - static.trained
+    gradient = _frozen_loop(static, 0, num_above, frozen_step_from(blocks), gradient)
 
     # The trained blocks: `g[first + k]` to `g[first]`, and their weight gradients on the way.
-    trained_blocks = (first + jnp.arange(static.trained), trained, kept_trained)
-    if static.trained == 1:
-        # Without `input_gradient` nobody reads `g[first]`. In straight-line code the products that
-        # lead to it alone are dead code, which the compiler leaves out. A scan would carry it from
-        # step to step, and what a loop carries is computed.
-        only = jax.tree.map(lambda leaf: leaf[0], trained_blocks)
-        gradient, to_only = trained_step(gradient, only)
-        to_trained = jax.tree.map(lambda leaf: leaf[None], to_only)
-    else:
-        gradient, to_trained = lax.scan(trained_step, gradient, trained_blocks, reverse=True)
+    gradient, to_trained = _trained_backward(static, read, trained, kept_trained, gradient)
 
     # Below: `g[first]` to `g[start]`, or an end.
     if not static.input_gradient:
         return to_trained, None, jnp.zeros_like(gradient)
-    step = frozen_step_from(first)
-    return to_trained, None, _frozen_loop(static, 0, first - read.start, step, gradient)
+    num_below = first - read.start
+    gradient = _frozen_loop(static, 0, num_below, frozen_step_from(first), gradient)
+    return to_trained, None, gradient
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+def _trained_backward(
+    static: Static,
+    read: Read,
+    trained: PyTree,
+    kept_trained: list[jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, PyTree]:
+    """From `g[first + k]` `[B, T, D]` to `g[first]`, and dL/d own `[k, ...]` of the k blocks.
+
+    `trained` and `kept_trained` are `[k, ...]`: own parts, and what the forward pass kept.
+    """
+
+    def step(
+        gradient: jax.Array, of: tuple[jax.Array, PyTree, list[jax.Array]]
+    ) -> tuple[jax.Array, PyTree]:
+        # g[i + 1] to g[i] and dL/d own[i].
+        i, own, kept = of
+        pullback = restored_pullback(static, read, i, own, kept, gradient, trains=True)
+        to_thawed, to_input = pullback(gradient)
+        # The pullback ends at thawed weights; from there to the stored ones it is a cast's:
+        # dL/d own = (d thawed / d own)^T dL/d thawed.
+        _, thaw_pullback = jax.vjp(static.block.thaw, own)
+        (to_own,) = thaw_pullback(to_thawed)
+        return to_input, to_own
+
+    def without_axis(leaf: jax.Array) -> jax.Array:
+        return leaf[0]
+
+    def with_axis(leaf: jax.Array) -> jax.Array:
+        return leaf[None]
+
+    blocks = (read.frozen.first + jnp.arange(static.trained), trained, kept_trained)
+    if static.trained > 1:
+        return lax.scan(step, gradient, blocks, reverse=True)
+
+    # One block alone. Without `input_gradient` nobody reads `g[first]`. In straight-line code the
+    # products that lead to it alone are dead code, which the compiler leaves out. A scan would
+    # carry it from step to step, and what a loop carries is computed.
+    gradient, to_only = step(gradient, jax.tree.map(without_axis, blocks))
+    return gradient, jax.tree.map(with_axis, to_only)
 
 
 def _frozen_loop(
@@ -291,7 +324,7 @@ def _slot(static: Static, read: Read, i: jax.Array) -> jax.Array:
 
 
 def _forward_frozen(
-    block: Block, read: Read, i: jax.Array, slot: jax.Array, x: jax.Array
+    block: SharedBlock, read: Read, i: jax.Array, slot: jax.Array, x: jax.Array
 ) -> jax.Array:
     """Frozen block i, whose own part lies at `slot`: `[B, T, D]` to `[B, T, D]`."""
     return forward_block(block, read, i, block.take(read.frozen.own, slot), x)
@@ -300,7 +333,7 @@ def _forward_frozen(
 def _empty_buffers(static: Static, read: Read, values: jax.Array) -> list[jax.Array]:
     """`[N - k, ...]` zeros for what the frozen blocks keep; `[]` where all blocks train."""
     count = static.block.blocks - static.trained
-    if not count:
+    if count == 0:
         return []
 
     # All frozen blocks keep arrays of the same shapes: those of block 0, not computed.

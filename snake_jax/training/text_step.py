@@ -1,10 +1,10 @@
-"""The local step of language models: some neighbouring blocks train, or their adapters, perhaps
-both ends too.
+"""The local step of language models: some neighbouring blocks train, or their adapters.
 
-One program serves every place of the blocks (`snake_jax.stack`). Losses come straight from hidden
-states and the output matrix, logits are never whole (`snake_jax.kernels.distill_xent`). What trains
-is a dict from a *role* to a subtree: `block_0`, `block_1`, ... for the blocks, in order, and
-`embed`, `head`. (snake_learning_magazine, "Fine-Tuning of LLMs".)
+Both ends may train beside them. One program serves every place of the blocks
+(`snake_jax.training.stack`). Losses come straight from hidden states and the output matrix, logits
+are never whole (`snake_jax.kernels.distill_xent`). What trains is a dict from a *role* to a
+subtree: `block_0`, `block_1`, ... for the blocks, in order, and `embed`, `head`.
+(snake_learning_magazine, "Fine-Tuning of LLMs".)
 """
 
 from collections.abc import Callable
@@ -77,47 +77,55 @@ class LanguageStep(NamedTuple):
         return self.distillation is not None or by_client
 
     @property
-    def block(self) -> stack.Block:
+    def block(self) -> stack.SharedBlock:
         """What the blocks have in common."""
 
         def apply(
             base: PyTree, own: PyTree, values: jax.Array, context: PyTree, key: jax.Array | None
         ) -> jax.Array:
-            hidden = Hidden(sharding.spread(self.mesh, values), *context)
+            # With adapters the base is the block, without them it is the own part.
             weights, adapters = own, {}
             if self.adapted:
                 weights, adapters = base, _scaled(own, self.adapter_scale)
-            new, _ = self.model.attend_block(
-                weights, adapters, hidden, attend(self.mesh, hidden.segments), key
-            )
-            return sharding.spread(self.mesh, new.values)
+            hidden = Hidden(sharding.shard_rows(self.mesh, values), *context)
+            attention = attend(self.mesh, hidden.segments)
+            new, _ = self.model.attend_block(weights, adapters, hidden, attention, key)
+            return sharding.shard_rows(self.mesh, new.values)
 
-        return stack.Block(
-            self.thaw, apply, self.model.num_blocks, of_stack if self.fused else stack.at
-        )
+        take = of_stack if self.fused else stack.at
+        return stack.SharedBlock(self.thaw, apply, self.model.num_blocks, take)
 
     def thaw(self, subtree: PyTree) -> PyTree:
-        """A stored subtree as the arrays that are computed with, whole on every device or its part
-        of the features.
-        """
+        """A stored subtree as computed with: whole on every device, or its part of the features."""
         return sharding.thawed(self.mesh, subtree, self.compute_dtype)
 
 
-class Frozen(NamedTuple):
-    """What a visit reads and does not train: the blocks, the ends that do not train, as `{name:
-    subtree}`, and of the columns of adapters `[R]` bool which the node trains; None: all.
+class FrozenModel(NamedTuple):
+    """What a visit reads and does not train.
+
+    Attributes:
+      blocks: the base of all blocks, and the own parts of those that do not train.
+      ends: `{name: subtree}`, the ends that do not train.
+      columns: `[R]` bool, which columns of the adapters the node trains; None: all.
     """
 
-    blocks: stack.Frozen
+    blocks: stack.FrozenBlocks
     ends: Params
     columns: jax.Array | None = None
 
 
-class Rows(NamedTuple):
-    """Rows of text `[..., B, T]`: ids, the token that follows each, the weight of its loss,
-    positions, and segments or None where each row is one text. `hidden` `[..., B, T, D]`: the input
-    of the first block that trains, computed before, or None. `total`: the weight of the whole batch
-    that these rows are a part of; None outside of a step.
+class TextBatch(NamedTuple):
+    """Rows of text, T tokens each. All but `hidden` and `total` are `[..., B, T]`.
+
+    Attributes:
+      ids: int32, the tokens.
+      targets: int32, the token that follows each.
+      weight: float32, of each target's loss, 0 for padding.
+      positions: int32, of each token in its text.
+      segments: int32, which text of the row a token is of, 0 for padding; None where each row is
+        one text.
+      hidden: `[..., B, T, D]`, the input of the first block that trains, computed before, or None.
+      total: the weight of the whole batch that these rows are a part of; None outside of a step.
     """
 
     ids: jax.Array
@@ -144,10 +152,13 @@ def own_items(model: LanguageModel, adapted: bool) -> tuple[str, ...]:
 
 
 def own_dtype(frozen_dtype: str, adapted: bool) -> str:
-    """How a node stores what may train and does not at the moment: adapters are small, and not
-    quantized.
+    """How a node stores what may train and does not at the moment.
+
+    Adapters are small, and not quantized.
     """
-    return "bfloat16" if adapted and frozen_dtype in ("int8", "nf4") else frozen_dtype
+    if adapted and frozen_dtype in ("int8", "nf4"):
+        return "bfloat16"
+    return frozen_dtype
 
 
 def block_roles(count: int) -> tuple[str, ...]:
@@ -161,9 +172,9 @@ def train_step(
     """The function that trains these roles on one batch; jit it and donate its first two arguments.
 
     It takes `(trainable, states, frozen, received, rows, key, learning_rate, given)`: `{role:
-    subtree}` in float32, their optimizer states, `Frozen`, what trains as it was received (`{}`
-    unless `step.needs_received`), `Rows` of `[A, B, T]` whose A parts are passed one after the
-    other and whose gradients add up, a key, a scalar, and what a client's steps read
+    subtree}` in float32, their optimizer states, `FrozenModel`, what trains as it was received
+    (`{}` unless `step.needs_received`), `TextBatch` of `[A, B, T]` whose A parts are passed one
+    after the other and whose gradients add up, a key, a scalar, and what a client's steps read
     (`update.Client.given`; may be left out). It returns the new subtrees, their states, and
     `EpochStats`, whose examples are tokens.
     """
@@ -172,12 +183,15 @@ def train_step(
 
     def function(trainable, states, frozen, received, rows, key, learning_rate, given=None):
         gradients, nll = summed(gradients_of, trainable, frozen, received, rows, key)
-        mask = None if frozen.columns is None else _columns_mask(frozen.columns)
+        mask = None
+        if frozen.columns is not None:
+            mask = _columns_mask(frozen.columns)
         new, states = updated(
             how, gradients, trainable, states, received, given, learning_rate, roles, mask
         )
         finite = all_finite((nll, new))
-        new, states = sharding.kept(step.mesh, (new, states))
+        # Said of the results too: the next step takes them without a move.
+        new, states = sharding.shard_stored(step.mesh, (new, states))
         return new, states, EpochStats(nll, rows.weight.sum(), finite)
 
     return function
@@ -187,65 +201,73 @@ def _kept_on(mesh: Mesh | None, gradients: Gradients) -> Gradients:
     """The same gradients, summed over the mesh into where the weights lie."""
 
     def kept(
-        trainable: Params, frozen: Frozen, received: Params, rows: Rows, key: jax.Array
+        trainable: Params, frozen: FrozenModel, received: Params, rows: TextBatch, key: jax.Array
     ) -> tuple[Params, jax.Array]:
         found, nll = gradients(trainable, frozen, received, rows, key)
-        return sharding.kept(mesh, found), nll
+        return sharding.shard_stored(mesh, found), nll
 
     return kept
 
 
 def text_objective(step: LanguageStep) -> Objective:
-    """The loss of a part `Rows` of a batch; its sum is that of tokens' negative log-likelihoods."""
+    """The loss of a `TextBatch`; its sum is that of tokens' negative log-likelihoods."""
 
     def loss(
-        trainable: Params, frozen: Frozen, received: Params, rows: Rows, key: jax.Array
+        trainable: Params, frozen: FrozenModel, received: Params, rows: TextBatch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        # The student: the backward pass goes on below its blocks only where the embedding trains.
         ends, own = _parted(trainable, frozen)
         dropout_key = key if step.model.stochastic else None
-        enter = _shared_entrance(step, trainable, frozen, rows)
-        values, start = (_embed(step, ends, rows), 0) if enter is None else enter
-        hidden = _hidden(
-            step, own, frozen, rows, values, start, dropout_key, "embed" in trainable, ends
-        )
+        to_input = "embed" in trainable
+        entrance = _shared_entrance(step, trainable, frozen, rows)
+        values, start = entrance or (_embed(step, ends, rows), 0)
+        hidden = _hidden(step, own, frozen, rows, values, start, dropout_key, to_input, ends)
+
+        # The output matrix, which belongs to the embedding where the two are tied. Teacher and
+        # student share it, unless the student's trains.
+        table_end = "embed" if step.model.tied else "head"
+        table_trains = table_end in trainable
 
         # The teacher is the model as received, without dropout.
         teacher = teacher_table = None
         if step.distillation is not None:
             taught_ends, taught = _parted(received, frozen)
-            values, start = (_embed(step, taught_ends, rows), 0) if enter is None else enter
-            teacher = lax.stop_gradient(
-                _hidden(step, taught, frozen, rows, values, start, None, False, taught_ends)
-            )
-            teacher_table = step.model.table(taught_ends)
+            values, start = entrance or (_embed(step, taught_ends, rows), 0)
+            teacher = _hidden(step, taught, frozen, rows, values, start, None, False, taught_ends)
+            teacher = lax.stop_gradient(teacher)
+            if table_trains:
+                teacher_table = step.model.table(taught_ends)
 
-        # Both share the output matrix, unless the student's trains.
         temperature, factor = step.distillation or (1.0, 0.0)
-        table_trains = ("embed" if step.model.tied else "head") in trainable
         losses = token_losses(
             step.mesh,
             hidden,
             step.model.table(ends),
             rows.targets,
             teacher,
-            teacher_table if table_trains else None,
+            teacher_table,
             temperature=temperature,
             table_gradient=table_trains,
         )
+
+        # The formula of `Distillation`, summed over tokens `[B * T]` and divided once.
         weight = rows.weight.ravel()
         nll = (weight * losses.nll).sum()
         distance = (weight * losses.distance).sum()
-        total = jnp.maximum(weight.sum(), 1.0) if rows.total is None else rows.total
+        total = rows.total
+        if total is None:
+            total = jnp.maximum(weight.sum(), 1.0)
         return (nll + factor * temperature**2 * distance) / total, nll
 
     return loss
 
 
 def _shared_entrance(
-    step: LanguageStep, trainable: Params, frozen: Frozen, rows: Rows
+    step: LanguageStep, trainable: Params, frozen: FrozenModel, rows: TextBatch
 ) -> tuple[jax.Array, jax.Array] | None:
-    """The input of the first block that trains, and which that is; None where more than the blocks
-    from there on depends on what trains or on chance. Student and teacher share it.
+    """The input of the first block that trains, and which that is; student and teacher share it.
+
+    None where more than the blocks from there on depends on what trains, or on chance.
     """
     if rows.hidden is not None:
         return rows.hidden, frozen.blocks.first
@@ -254,60 +276,61 @@ def _shared_entrance(
     return lax.stop_gradient(prefix(step)(frozen, rows)), frozen.blocks.first
 
 
-def prefix(step: LanguageStep) -> Callable[[Frozen, Rows], jax.Array]:
-    """The function `(frozen, rows) -> [B, T, D]`: the input of the first block that trains, without
-    dropout.
-    """
+def prefix(step: LanguageStep) -> Callable[[FrozenModel, TextBatch], jax.Array]:
+    """The function `(frozen, rows) -> [B, T, D]`: the input of the first block that trains."""
 
-    def function(frozen: Frozen, rows: Rows) -> jax.Array:
+    def function(frozen: FrozenModel, rows: TextBatch) -> jax.Array:
         values = _embed(step, frozen.ends, rows)
-        if not any(w.shape[0] for w in jax.tree.leaves(frozen.blocks.own)):
+        has_frozen_blocks = any(w.shape[0] for w in jax.tree.leaves(frozen.blocks.own))
+        if not has_frozen_blocks:
             return values
         return stack.below(step.block, frozen.blocks, values, (rows.positions, rows.segments))
 
     return function
 
 
-def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, Rows], Score]:
+def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch], Score]:
     """The function `(base, own, ends, rows) -> Score` of rows `[B, T]` under the whole model; jit
     it.
 
-    `base` and `own` are `[N, ...]` stacks of all blocks' parts as in `stack.Frozen`, `ends`
+    `base` and `own` are `[N, ...]` stacks of all blocks' parts as in `stack.FrozenBlocks`, `ends`
     embedding and head.
     """
 
-    def function(base: PyTree, own: PyTree, ends: Params, rows: Rows) -> Score:
-        every = stack.Frozen(base, own, jnp.int32(step.model.num_blocks))
-        values = stack.below(
-            step.block, every, _embed(step, ends, rows), (rows.positions, rows.segments)
-        )
+    def function(base: PyTree, own: PyTree, ends: Params, rows: TextBatch) -> Score:
+        # No block trains: all N lie below the first that does.
+        every = stack.FrozenBlocks(base, own, jnp.int32(step.model.num_blocks))
+        embedded = _embed(step, ends, rows)
+        context = (rows.positions, rows.segments)
+        values = stack.below(step.block, every, embedded, context)
         hidden = _finished(step, ends, rows, values)
         losses = token_losses(step.mesh, hidden, step.model.table(ends), rows.targets)
+
         weight = rows.weight.ravel()
         return Score((weight * losses.nll).sum(), (weight * losses.hit).sum(), weight.sum())
 
     return function
 
 
-def _parted(trainable: Params, frozen: Frozen) -> tuple[Params, PyTree]:
+def _parted(trainable: Params, frozen: FrozenModel) -> tuple[Params, PyTree]:
     """Both ends, and the stack of the blocks' own parts."""
-    ends = frozen.ends | {name: trainable[name] for name in ENDS if name in trainable}
+    own_ends = {name: trainable[name] for name in ENDS if name in trainable}
     blocks = [trainable[role] for role in block_roles(len(trainable)) if role in trainable]
-    return ends, stack.stacked(blocks)
+    return frozen.ends | own_ends, stack.stack_trees(blocks)
 
 
-def _embed(step: LanguageStep, ends: Params, rows: Rows) -> jax.Array:
+def _embed(step: LanguageStep, ends: Params, rows: TextBatch) -> jax.Array:
+    """`[B, T, D]`: the input of the first block."""
     tokens = Tokens(rows.ids, rows.positions, rows.segments)
-    return sharding.spread(
-        step.mesh, step.model.embed(ends["embed"], tokens, step.compute_dtype).values
-    )
+    embedded = step.model.embed(ends["embed"], tokens, step.compute_dtype)
+    return sharding.shard_rows(step.mesh, embedded.values)
 
 
 def _hidden(
     step: LanguageStep,
     own: PyTree,
-    frozen: Frozen,
-    rows: Rows,
+    frozen: FrozenModel,
+    rows: TextBatch,
     values: jax.Array,
     start: jax.Array | int,
     key: jax.Array | None,
@@ -315,30 +338,39 @@ def _hidden(
     ends: Params,
 ) -> jax.Array:
     """`[B, T, E]`: what the output matrix multiplies."""
-    context = (rows.positions, rows.segments)
-    options: dict[str, Any] = {
-        "start": start,
-        "recompute": step.recompute,
-        "input_gradient": input_gradient,
-    }
-    values = stack.run(step.block, own, frozen.blocks, values, context, key, **options)
+    values = stack.run(
+        step.block,
+        own,
+        frozen.blocks,
+        values,
+        (rows.positions, rows.segments),
+        key,
+        start=start,
+        recompute=step.recompute,
+        input_gradient=input_gradient,
+    )
     return _finished(step, ends, rows, values)
 
 
-def _finished(step: LanguageStep, ends: Params, rows: Rows, values: jax.Array) -> jax.Array:
+def _finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Array) -> jax.Array:
+    """The last block's output `[B, T, D]` as what the output matrix multiplies, `[B, T, E]`."""
+    # The matrix itself stays stored: it is dequantized a chunk at a time.
     head = {name: subtree for name, subtree in ends["head"].items() if name != "lm_head"}
     return step.model.finish(
-        step.thaw(head), Hidden(sharding.spread(step.mesh, values), rows.positions, rows.segments)
+        step.thaw(head),
+        Hidden(sharding.shard_rows(step.mesh, values), rows.positions, rows.segments),
     )
 
 
 def _columns_mask(columns: jax.Array) -> Mask:
-    """`new` in the columns of adapters (`a` `[in, R]`, `b` `[R, out]`) that the node trains, `old`
-    in the others.
+    """`new` in the columns of adapters that the node trains, `old` in the others.
+
+    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`.
     """
 
     def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(columns if path[-1].key == "a" else columns[:, None], new, old)
+        is_trained = columns if path[-1].key == "a" else columns[:, None]
+        return jnp.where(is_trained, new, old)
 
     def mask(new: Params, old: Params) -> Params:
         masked = dict(new)
@@ -351,11 +383,17 @@ def _columns_mask(columns: jax.Array) -> Mask:
 
 
 def _scaled(adapters: PyTree, scale: float) -> PyTree:
-    """Adapters with their scale in `b`."""
+    """Adapters with their scale in `b`: (x @ a) @ (scale * b) is scale * (x @ a) @ b.
+
+    `b` is the smaller of the two places: the product with x is `[B, T, out]`.
+    """
     if scale == 1.0:
         return adapters
 
-    def one(pair: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def is_pair(tree: PyTree) -> bool:
+        return "b" in tree
+
+    def scaled(pair: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {"a": pair["a"], "b": scale * pair["b"]}
 
-    return jax.tree.map(one, adapters, is_leaf=lambda tree: "b" in tree)
+    return jax.tree.map(scaled, adapters, is_leaf=is_pair)

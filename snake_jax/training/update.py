@@ -65,8 +65,12 @@ class Rule(NamedTuple):
 
 
 class EpochStats(NamedTuple):
-    """Sum of the examples' task losses (without distillation), their number, and whether all
-    results are finite. Examples of language models are tokens.
+    """What an epoch, or a part of it, came to. Examples of language models are tokens.
+
+    Attributes:
+      loss_sum: scalar, of the examples' task losses (without distillation).
+      examples: scalar, how many there were that are no padding.
+      finite: scalar bool, whether all results are finite.
     """
 
     loss_sum: jax.Array
@@ -78,8 +82,8 @@ Objective = Callable[[Params, Any, Params, Any, jax.Array], tuple[jax.Array, jax
 """`(trainable, frozen, received, part, key) -> (loss, loss_sum)` of a part of a batch: what is
 differentiated, the mean over all of the batch, and the sum of the part's task losses.
 
-A part (`image_step.Batch`, `text_step.Rows`) has a `weight` of each example or token, 0 for
-padding, and a `total`: the weight of the whole batch, at least 1, which the mean divides by.
+A part (`image_step.ImageBatch`, `text_step.TextBatch`) has a `weight` of each example or token, 0
+for padding, and a `total`: the weight of the whole batch, at least 1, which the mean divides by.
 """
 
 Gradients = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, jax.Array]]
@@ -119,6 +123,11 @@ def summed(
       received: what trains as it was received, or `{}`.
       batch: the parts of one batch, of which `total` is set here.
       key: each part draws from one of its own.
+
+    Returns:
+      Those of the batch passed at once, but for rounding. With w the weights, the loss of a batch
+      is sum(w * loss) / sum(w); each part divides its sum by the whole batch's `total`, so that
+      losses and gradients of the parts only have to be added.
     """
     total = jnp.maximum(batch.weight.sum(), 1.0)
     count = batch.weight.shape[0]
@@ -129,14 +138,20 @@ def summed(
     def add_part(carry: Any, inputs: Any) -> tuple[Any, None]:
         found, loss_sum = carry
         more, loss_more = of_part(*inputs)
-        return (jax.tree.map(jnp.add, found, more), loss_sum + loss_more), None
+        both = jax.tree.map(jnp.add, found, more)
+        return (both, loss_sum + loss_more), None
+
+    def first(leaf: jax.Array) -> jax.Array:
+        return leaf[0]
+
+    def rest(leaf: jax.Array) -> jax.Array:
+        return leaf[1:]
 
     # The first part gives the sum its place, so that one part alone is no loop.
     parts = (batch, jax.random.split(key, count))
-    carry = of_part(*jax.tree.map(lambda leaf: leaf[0], parts))
+    carry = of_part(*jax.tree.map(first, parts))
     if count > 1:
-        others = jax.tree.map(lambda leaf: leaf[1:], parts)
-        carry, _ = lax.scan(add_part, carry, others)
+        carry, _ = lax.scan(add_part, carry, jax.tree.map(rest, parts))
     return carry
 
 
@@ -163,7 +178,11 @@ def updated(
       learning_rate: scalar.
       layer_names: the order that optimizer states are written in.
       mask: where a node trains a part of these arrays only; None: all of them.
+
+    Returns:
+      What trains, and its states, after the update.
     """
+    # The method's correction comes before the norm is clipped: it is part of the gradient.
     if how.client is not None:
         gradients = how.client.correct(gradients, trainable, received, given)
     if mask is not None:
@@ -187,4 +206,5 @@ def updated(
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite: a scalar bool."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    of_leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(of_leaves).all()

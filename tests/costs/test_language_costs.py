@@ -26,9 +26,9 @@ from snake_jax.training.optimizers import init_states, update_rule
 from snake_jax.training.text_step import (
     ADAPTERS,
     ENDS,
-    Frozen,
+    FrozenModel,
     LanguageStep,
-    Rows,
+    TextBatch,
     own_items,
     train_step,
 )
@@ -291,12 +291,12 @@ def temporary_bytes(blocks, dtype, recompute="block"):
         params = step.model.init(jax.random.key(0))
         freeze = functools.partial(quantization.freeze, dtype=dtype)
         trainable = {"block_0": params[items[0]]}
-        own = stack.stacked([freeze(params[item]) for item in items[1:]])
-        frozen = Frozen(
-            stack.Frozen({}, own, jnp.int32(0)), {end: freeze(params[end]) for end in ENDS}
+        own = stack.stack_trees([freeze(params[item]) for item in items[1:]])
+        frozen = FrozenModel(
+            stack.FrozenBlocks({}, own, jnp.int32(0)), {end: freeze(params[end]) for end in ENDS}
         )
         ids = jnp.zeros((1, ROWS, LENGTH), jnp.int32)
-        rows = Rows(ids, ids, jnp.ones(ids.shape), ids)
+        rows = TextBatch(ids, ids, jnp.ones(ids.shape), ids)
         states = init_states(step.rule, trainable, tuple(trainable))
         return trainable, states, frozen, {}, rows, jax.random.key(0), jnp.float32(0)
 

@@ -101,7 +101,7 @@ def divided(place, shape):
 def test_what_is_divided_is_divided_evenly_and_codes_as_their_scales(name, dtype):
     tree = shapes_of(name, dtype)
     for mesh in MESHES:
-        for way in (sharding.stored, sharding.gathered):
+        for way in (sharding.stored_sharding, sharding.gathered_sharding):
             places = way(mesh, tree)
             for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True):
                 parts = divided(place, leaf.shape)
@@ -122,7 +122,9 @@ def test_nearly_all_that_is_stored_is_divided_by_all_devices():
         tree = shapes_of(name, "int8", adapters)
         for mesh in MESHES[:3]:
             leaves = zip(
-                jax.tree.leaves(tree), jax.tree.leaves(sharding.stored(mesh, tree)), strict=True
+                jax.tree.leaves(tree),
+                jax.tree.leaves(sharding.stored_sharding(mesh, tree)),
+                strict=True,
             )
             here = sum(
                 leaf.size * leaf.dtype.itemsize / np.prod(divided(p, leaf.shape))
@@ -141,22 +143,29 @@ def test_a_stack_and_optimizer_states_lie_as_their_blocks_and_no_axis_of_blocks_
     mesh, block = MESHES[1], shapes_of("opt-125m", "nf4")["block_00"]
     stacked = jax.tree.map(lambda w: jax.ShapeDtypeStruct((8, *w.shape), w.dtype), block)
     for one, many in zip(
-        *(jax.tree.leaves(sharding.stored(mesh, tree)) for tree in (block, stacked)), strict=True
+        *(jax.tree.leaves(sharding.stored_sharding(mesh, tree)) for tree in (block, stacked)),
+        strict=True,
     ):
         assert tuple(many.spec) == ((None, *one.spec) if len(one.spec) else ())
     weights = shapes_of("opt-125m", "float32")["block_00"]
     rule = update_rule("adamw", momentum=0.0, weight_decay=0.1)
     states = jax.eval_shape(lambda: init_states(rule, {"block_0": weights}, ("block_0",)))
-    places = [tuple(place.spec) for place in jax.tree.leaves(sharding.stored(mesh, weights))]
+    places = [
+        tuple(place.spec) for place in jax.tree.leaves(sharding.stored_sharding(mesh, weights))
+    ]
     found = [
-        tuple(place.spec) for place in jax.tree.leaves(sharding.stored(mesh, states)["block_0"])
+        tuple(place.spec)
+        for place in jax.tree.leaves(sharding.stored_sharding(mesh, states)["block_0"])
     ]
     assert found == [(), *places, *places], "the number of steps, and two moments"
 
 
 def test_a_linear_pair_is_divided_along_what_it_has_in_common():
     mesh, block = MESHES[1], shapes_of("llama-3-8b", "bfloat16")["block_00"]
-    stored, gathered = sharding.stored(mesh, block), sharding.gathered(mesh, block)
+    stored, gathered = (
+        sharding.stored_sharding(mesh, block),
+        sharding.gathered_sharding(mesh, block),
+    )
     assert tuple(stored["mlp"]["up_proj"]["kernel"].spec) == ("fsdp", "tensor")
     assert tuple(stored["mlp"]["down_proj"]["kernel"].spec) == ("tensor", "fsdp")
     assert tuple(gathered["mlp"]["up_proj"]["kernel"].spec) == (None, "tensor")

@@ -15,7 +15,7 @@ from snake_jax.costs.compiled import compiled_cost
 from snake_jax.costs.shapes import BatchShape, step_program
 from snake_jax.models import registry
 from snake_jax.params import select
-from snake_jax.training.image_step import Batch, local_epoch, local_gradients
+from snake_jax.training.image_step import ImageBatch, local_epoch, local_gradients
 from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
 from tests.helpers import (
     batches,
@@ -56,7 +56,7 @@ def some_batch(dtype=jnp.float32):
     """Six noise images, the last two of them padding."""
     images, labels = random_examples(6)
     x = (images.astype(dtype) / 255 - 0.5) * 4
-    return Batch(x, labels, jnp.array([1.0, 1, 1, 1, 0, 0]))
+    return ImageBatch(x, labels, jnp.array([1.0, 1, 1, 1, 0, 0]))
 
 
 def by_hand(model, params, batch):

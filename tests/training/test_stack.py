@@ -40,7 +40,7 @@ def thaw(tree):
     return quantization.thaw(tree, X.dtype if not jax.config.jax_enable_x64 else jnp.float64)
 
 
-BLOCK = stack.Block(thaw, apply, N)
+BLOCK = stack.SharedBlock(thaw, apply, N)
 X = jax.random.normal(jax.random.key(9), (2, 3, D))
 
 
@@ -49,9 +49,9 @@ def parts(first, count, based, quantized=False):
     owns = [weights(i, quantized and not first <= i < first + count) for i in range(N)]
     bases = [{"kernel": weights(10 + i)["kernel"]} for i in range(N)] if based else []
     others = [own for i, own in enumerate(owns) if not first <= i < first + count]
-    rest = stack.stacked(others) if others else jax.tree.map(lambda w: w[None][:0], owns[0])
-    frozen = stack.Frozen(stack.stacked(bases) if based else {}, rest, jnp.int32(first))
-    return stack.stacked(owns[first : first + count]), frozen, owns, bases
+    rest = stack.stack_trees(others) if others else jax.tree.map(lambda w: w[None][:0], owns[0])
+    frozen = stack.FrozenBlocks(stack.stack_trees(bases) if based else {}, rest, jnp.int32(first))
+    return stack.stack_trees(owns[first : first + count]), frozen, owns, bases
 
 
 def unrolled(trained, x, owns, bases, first, key):
@@ -175,7 +175,7 @@ def _backward_products(first, input_gradient):
         return apply(base, own, count(x), context, key)
 
     trained, frozen, *_ = parts(first, 1, False)
-    block = stack.Block(thaw, counting, N)
+    block = stack.SharedBlock(thaw, counting, N)
     jax.grad(
         lambda t: loss(stack.run(block, t, frozen, X, CONTEXT, input_gradient=input_gradient))
     )(trained)

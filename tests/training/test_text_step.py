@@ -20,9 +20,9 @@ from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import init_states, update_rule
 from snake_jax.training.text_step import (
     ENDS,
-    Frozen,
+    FrozenModel,
     LanguageStep,
-    Rows,
+    TextBatch,
     block_roles,
     evaluate,
     own_items,
@@ -69,10 +69,10 @@ def rows(seed=0, shape=(1, 2, 7), packed=False):
     positions = jnp.broadcast_to(jnp.arange(shape[-1]), shape)
     weight = (jax.random.uniform(keys[2], shape) < 0.7).astype(jnp.float32)
     if not packed:
-        return Rows(ids, targets, weight, positions)
+        return TextBatch(ids, targets, weight, positions)
     positions = jnp.broadcast_to(jnp.array([0, 1, 2, 3, 0, 1, 0]), shape)
     segments = jnp.broadcast_to(jnp.array([1, 1, 1, 1, 2, 2, 0]), shape)
-    return Rows(ids, targets, weight * (segments > 0), positions, segments)
+    return TextBatch(ids, targets, weight * (segments > 0), positions, segments)
 
 
 def adapters(name, seed=5):
@@ -122,10 +122,10 @@ def parted(name, first, count=1, ends=(), adapted=False, dtype="float32"):
     others = [
         freeze(w) if not adapted else w for i, w in enumerate(own) if not first <= i < first + count
     ]
-    rest = stack.stacked(others) if others else jax.tree.map(lambda w: w[None][:0], own[0])
-    base = stack.stacked([freeze(w) for w in blocks]) if adapted else {}
-    frozen = Frozen(
-        stack.Frozen(base, rest, jnp.int32(first)),
+    rest = stack.stack_trees(others) if others else jax.tree.map(lambda w: w[None][:0], own[0])
+    base = stack.stack_trees([freeze(w) for w in blocks]) if adapted else {}
+    frozen = FrozenModel(
+        stack.FrozenBlocks(base, rest, jnp.int32(first)),
         {n: freeze(params[n]) for n in ENDS if n not in ends},
     )
     return trainable, frozen
@@ -305,8 +305,8 @@ def test_packed_texts_have_the_loss_they_have_apart():
     step, scores = make(), []
     for part in (packed, apart):
         params = weights("llama")
-        own = stack.stacked([params[item] for item in own_items(LLAMA, False)])
-        scores.append(jax.jit(evaluate(step))({}, own, params, Rows(*map(jnp.asarray, part))))
+        own = stack.stack_trees([params[item] for item in own_items(LLAMA, False)])
+        scores.append(jax.jit(evaluate(step))({}, own, params, TextBatch(*map(jnp.asarray, part))))
     close(*scores, rtol=1e-5)
     assert scores[0].tokens == 4
 
@@ -319,7 +319,7 @@ def test_gradients_do_not_cross_from_text_to_text():
     ]
     trainable, frozen = parted("llama", 1)
     packed, apart = packing.pack(pair, 7, 0), packing.pad(pair, [7], 0)[7]
-    batches = [Rows(*(jnp.asarray(part)[None] for part in rows)) for rows in (packed, apart)]
+    batches = [TextBatch(*(jnp.asarray(part)[None] for part in rows)) for rows in (packed, apart)]
     close(*(run(make(), trainable, frozen, batch)[0] for batch in batches))
 
 

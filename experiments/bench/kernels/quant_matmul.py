@@ -176,7 +176,9 @@ def _forms_compiled(
     }
     rows = []
     for name, form in forms.items():
-        steps = mosaic_tpu.steps(x, weight, low_rank, transposed) if name == "mosaic_tpu" else 1
+        steps = (
+            mosaic_tpu.grid_steps(x, weight, low_rank, transposed) if name == "mosaic_tpu" else 1
+        )
         found = described.described(chip, form, (x, weight, low_rank), schedules, steps)
         rows.append({"form": name, "fits": found is not None, **floor, **_counted(found)})
     return rows

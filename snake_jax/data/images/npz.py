@@ -36,6 +36,7 @@ def load_npz(path: str, hold_out: HoldOut = _NO_HOLD_OUT) -> Dataset:
     Raises:
       UserError: nothing is there, or it is not of this form.
     """
+    # An empty path would be the current folder.
     root = Path(os.path.expanduser(path))
     if not path or not root.exists():
         raise UserError(
@@ -68,15 +69,19 @@ def _read_file(file: Path) -> tuple[Split, Split | None, str]:
 
 def _read_folder(folder: Path) -> tuple[Split, Split | None]:
     """Training and test split of a folder."""
-    train = _read_files(sorted(folder.glob("train_*.npz"), key=_natural_order))
+    train_files = sorted(folder.glob("train_*.npz"), key=_natural_order)
+    train = _read_files(train_files)
     if train is None:
         others = sorted(folder.glob("*.npz"))
-        way_out = f"; to read a file of it give npz:{others[0]}" if others else ""
+        way_out = ""
+        if others:
+            way_out = f"; to read a file of it give npz:{others[0]}"
         raise UserError(
             f"{folder}: no train_*.npz in this folder; it needs train_*.npz and test_*.npz with "
             f"keys x and y{way_out}"
         )
-    return train, _read_files(sorted(folder.glob("test_*.npz"), key=_natural_order))
+    test_files = sorted(folder.glob("test_*.npz"), key=_natural_order)
+    return train, _read_files(test_files)
 
 
 def _natural_order(file: Path) -> list[tuple[int, str]]:
@@ -123,23 +128,27 @@ def _pair(file: Path, present: list[str], part: str) -> tuple[str, str] | None:
     Raises:
       UserError: there are images without labels or the reverse, or two pairs.
     """
+    # Of the names that a pair may have, those that are there whole, and those half of which is.
     by_lower_case = {name.lower(): name for name in present}
-    whole, halves = [], []
-    for pair in _spellings(part):
-        there = [name in by_lower_case for name in pair]
-        if all(there):
-            whole.append(pair)
-        elif any(there):
-            halves.append(pair)
+    whole = []
+    missing = []
+    for images, labels in _spellings(part):
+        has_images = images in by_lower_case
+        has_labels = labels in by_lower_case
+        if has_images and has_labels:
+            whole.append((images, labels))
+        elif has_images:
+            missing.append(labels)
+        elif has_labels:
+            missing.append(images)
     if len(whole) > 1:
         raise UserError(
             f"{file}: {', '.join(whole[0])} and {', '.join(whole[1])} are both images and labels "
             f"of one part; leave one pair out"
         )
-    if not whole and halves:
-        (missing,) = [name for name in halves[0] if name not in by_lower_case]
+    if not whole and missing:
         raise UserError(
-            f"{file}: no array named {missing} in it (it has: {_listed(present)}); every part "
+            f"{file}: no array named {missing[0]} in it (it has: {_listed(present)}); every part "
             f"needs images and labels"
         )
     if not whole:

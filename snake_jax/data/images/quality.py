@@ -17,16 +17,27 @@ _PCA_SAMPLE = 5000  # examples the principal axes are fitted on; all are project
 
 
 class QualityReport(NamedTuple):
-    """Numbers of examples kept, dropped and noticed; as a string one line for the log."""
+    """Numbers of examples kept, dropped and noticed; as a string one line for the log.
+
+    Attributes:
+      train_kept: of the training examples.
+      test_kept: of the test examples.
+      train_nonfinite: dropped, NaN or infinity in the image.
+      test_nonfinite: likewise.
+      duplicates: dropped from train, the same image as an earlier one.
+      conflicting_labels: of these, those whose label differs from the one kept.
+      outliers: dropped from train by the isolation forest.
+      test_overlap: kept train images that are in the test split too: noticed, not dropped.
+    """
 
     train_kept: int
     test_kept: int
-    train_nonfinite: int  # dropped: NaN or infinity in the image
+    train_nonfinite: int
     test_nonfinite: int
-    duplicates: int  # dropped from train: the same image as an earlier one
-    conflicting_labels: int  # of these, those whose label differs from the one kept
-    outliers: int  # dropped from train by the isolation forest
-    test_overlap: int  # kept train images that are in the test split too: noticed, not dropped
+    duplicates: int
+    conflicting_labels: int
+    outliers: int
+    test_overlap: int
 
     def __str__(self) -> str:
         return (
@@ -93,6 +104,7 @@ def clean(
 
 
 def _digests(images: np.ndarray) -> list[bytes]:
+    """A hash of each image: equal where all of its bytes are."""
     return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
 
 
@@ -102,11 +114,12 @@ def _first_occurrences(digests: list[bytes], labels: np.ndarray) -> tuple[np.nda
     Also how many later ones carry another label than it.
     """
     first: dict[bytes, int] = {}
-    originals = [first.setdefault(digest, index) for index, digest in enumerate(digests)]
-    original = np.array(originals, int)
-    is_first = original == np.arange(len(original))
-    conflicting = (labels[original] != labels).sum()
-    return np.flatnonzero(is_first), int(conflicting)
+    conflicting = 0
+    for index, digest in enumerate(digests):
+        original = first.setdefault(digest, index)
+        if labels[original] != labels[index]:
+            conflicting += 1
+    return np.array(list(first.values()), int), conflicting
 
 
 def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -1,5 +1,4 @@
-"""Turns in a chat template: where in the rendered text each turn's content stands, what of it the
-assistant wrote, and which special tokens are the template's own.
+"""Turns in a chat template: where each stands in the rendered text, and what the assistant wrote.
 
 Templates are programs: they may trim a content, leave it out or write it elsewhere. So the turns
 are rendered a second time with marks around each content. Where that text without its marks is the
@@ -22,8 +21,13 @@ _MARK = re.compile("\ue000(\\d+)\ue001|\ue002(\\d+)\ue003")
 
 
 class ChatText(NamedTuple):
-    """A conversation as the template writes it; contents: where each turn's content stands in the
-    text, without white space around it, None where that is not known.
+    """A conversation as the template writes it.
+
+    Attributes:
+      text: all of it.
+      turns: as they were given.
+      contents: where each turn's content stands in the text, without white space around it; None
+        where that is not known.
     """
 
     text: str
@@ -58,13 +62,16 @@ def controls(chat: ChatText, tokenizer: Tokenizer, allow_special_tokens: bool) -
                 f"spells the special token {turn.content[start:stop]}, so it cannot be told from "
                 f"the template's own; use --template=plain or --allow_special_tokens"
             )
+
     # Between the contents: so none of a template's tokens reaches into a content.
     found = []
     at = 0
-    for start, stop in sorted(place for place in chat.contents if place is not None):
+    places = [place for place in chat.contents if place is not None]
+    for start, stop in sorted(places):
         found += special_spans(chat.text, tokenizer.special, at, start)
         at = stop
-    return found + special_spans(chat.text, tokenizer.special, at)
+    behind_last = special_spans(chat.text, tokenizer.special, at)
+    return found + behind_last
 
 
 def answers(
@@ -83,17 +90,28 @@ def answers(
     template = tokenizer.chat_template
     assert template is not None
     if template.generated is not None:
-        marked = [span for span in template.generated(_messages(chat.turns)) if span[0] < span[1]]
+        generated = template.generated(_messages(chat.turns))
+        marked = [(start, stop) for start, stop in generated if start < stop]
         # Of a dialogue that is the prompt of a pair the last answer alone trains.
-        num_answers = [turn.role for turn in chat.turns].count(ASSISTANT)
-        return (marked if len(numbers) == num_answers else marked[-1:]), False
+        roles = [turn.role for turn in chat.turns]
+        if len(numbers) < roles.count(ASSISTANT):
+            marked = marked[-1:]
+        return marked, False
+
     last = numbers[-1]
     spans: list[Span] = []
+    previous = 0
     for number in numbers:
-        prompt = template.render(_messages(chat.turns[:number]), True) if number else ""
-        asked = len(prompt) if prompt and chat.text.startswith(prompt) else None
-        previous = spans[-1][1] if spans else 0
-        spans.append(_answer(chat, number, last, asked, previous, tokenizer))
+        # Where a model that is asked would begin, if the finished text goes on from there.
+        asked = None
+        if number:
+            prompt = template.render(_messages(chat.turns[:number]), True)
+            if prompt and chat.text.startswith(prompt):
+                asked = len(prompt)
+        span = _answer(chat, number, last, asked, previous, tokenizer)
+        spans.append(span)
+        _, previous = span
+
     # The template puts nothing behind the last content where the text ends with it.
     closed = chat.text.rstrip()
     place = chat.contents[last]
@@ -121,9 +139,11 @@ def _answer(
       previous: where the answer before ended.
       tokenizer: with the template.
     """
+    # Of the last answer that is known to go on from its prompt, all that the template writes.
     end_of_text = len(chat.text.rstrip())
     if number == last and asked is not None:
         return asked, end_of_text
+
     # Marks tell the place; without them a content that stands in the rest of the text once does.
     place = chat.contents[number]
     if place is None:
@@ -137,17 +157,22 @@ def _answer(
             )
         at = chat.text.index(core, start)
         place = (at, at + len(core))
+
+    # From where a model would begin, to behind what the template closes the turn with.
     start, stop = place
     if asked is not None and asked <= start:
         start = asked
     if number == last:
         return start, end_of_text
-    return start, stop + len(_closing(chat, number, last, stop, tokenizer))
+    closing = _closing(chat, number, last, stop, tokenizer)
+    return start, stop + len(closing)
 
 
 def _closing(chat: ChatText, number: int, last: int, stop: int, tokenizer: Tokenizer) -> str:
-    """What the template puts behind the content of a turn that ends at `stop`: what it puts behind
-    the last one, or else behind this one where it is the last, or the special token there.
+    """What the template puts behind the content of a turn that ends at `stop`.
+
+    That is what it puts behind the last one, or else behind this one where it is the last, or the
+    special token there.
     """
     candidates = []
     at_last = chat.contents[last]
@@ -160,18 +185,20 @@ def _closing(chat: ChatText, number: int, last: int, stop: int, tokenizer: Token
     for closing in candidates:
         if closing and chat.text.startswith(closing, stop):
             return closing
-    for start, end in special_spans(chat.text, tokenizer.special, stop):
-        if start == stop:
-            return chat.text[start:end]
-        break
+    following = special_spans(chat.text, tokenizer.special, stop)
+    if following and following[0][0] == stop:
+        _, end = following[0]
+        return chat.text[stop:end]
     return ""
 
 
 def _messages(turns: Sequence[Turn]) -> Messages:
+    """Turns as templates read them."""
     return [turn._asdict() for turn in turns]
 
 
 def _rendered(turns: tuple[Turn, ...], tokenizer: Tokenizer, open_answer: bool) -> ChatText:
+    """The turns as the template writes them, and where their contents stand."""
     template = tokenizer.chat_template
     assert template is not None
     text = template.render(_messages(turns), open_answer)
@@ -180,6 +207,7 @@ def _rendered(turns: tuple[Turn, ...], tokenizer: Tokenizer, open_answer: bool) 
         marked = template.render(_messages(_marked(turns)), open_answer)
     except UserError:
         return unknown  # a template that checks what a content looks like
+
     # The text between the marks, and where in it each mark stood.
     pieces = []
     length = at = 0
@@ -195,14 +223,19 @@ def _rendered(turns: tuple[Turn, ...], tokenizer: Tokenizer, open_answer: bool) 
             begins.setdefault(int(opening), []).append(length)
         else:
             ends.setdefault(int(closing), []).append(length)
-    if "".join([*pieces, marked[at:]]) != text:
+    pieces.append(marked[at:])
+    if "".join(pieces) != text:
         return unknown
+
     # A content that is written twice, or half, has no place.
     contents: list[Span | None] = []
     for number in range(len(turns)):
-        begin, end = begins.get(number, []), ends.get(number, [])
-        is_once = len(begin) == len(end) == 1 and begin[0] <= end[0]
-        contents.append((begin[0], end[0]) if is_once else None)
+        begin = begins.get(number, [])
+        end = ends.get(number, [])
+        place = None
+        if len(begin) == len(end) == 1 and begin[0] <= end[0]:
+            place = (begin[0], end[0])
+        contents.append(place)
     return ChatText(text, turns, tuple(contents))
 
 
@@ -214,8 +247,8 @@ def _marked(turns: Sequence[Turn]) -> list[Turn]:
         if not core:
             marked.append(turn)
             continue
-        start = turn.content.index(core)
-        before, after = turn.content[:start], turn.content[start + len(core) :]
-        opening, closing = (f"{left}{number}{right}" for left, right in (_OPENING, _CLOSING))
+        before, after = turn.content.split(core, maxsplit=1)
+        opening = f"{_OPENING[0]}{number}{_OPENING[1]}"
+        closing = f"{_CLOSING[0]}{number}{_CLOSING[1]}"
         marked.append(Turn(turn.role, f"{before}{opening}{core}{closing}{after}"))
     return marked

@@ -8,6 +8,7 @@ given spans alone.
 
 import functools
 import json
+import operator
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,14 @@ Span = tuple[int, int]
 
 
 class Encoding(NamedTuple):
-    """ids of a text, and for each the characters `starts[i]` to before `stops[i]` that it stands
-    for, int `[len(ids)]`. Ids of parts of one character share it; an id that stands for no
-    character has an empty span.
+    """A text as L ids, and the characters that each stands for.
+
+    Ids of parts of one character share it; an id that stands for no character has an empty span.
+
+    Attributes:
+      ids: L of them.
+      starts: int `[L]`, the first character of each.
+      stops: int `[L]`, the one after its last.
     """
 
     ids: list[int]
@@ -39,6 +45,7 @@ def covering(encoding: Encoding, spans: Sequence[Span]) -> np.ndarray:
     """`[len(ids)]` bool: the ids that stand for some character of the spans, or for none within."""
     inside = np.zeros(len(encoding.ids), bool)
     for start, stop in spans:
+        # An empty span lies inside where it begins; it has no end after the start.
         begins_before_end = encoding.starts < stop
         ends_after_start = (encoding.stops > start) | (encoding.starts >= start)
         inside |= begins_before_end & ends_after_start
@@ -47,11 +54,20 @@ def covering(encoding: Encoding, spans: Sequence[Span]) -> np.ndarray:
 
 def joined(parts: Sequence[tuple[int, Encoding]]) -> Encoding:
     """The encodings of parts of a text, each with the character that it begins at."""
-    ids = [i for _, part in parts for i in part.ids]
-    starts = [part.starts + at for at, part in parts]
-    stops = [part.stops + at for at, part in parts]
-    none = np.zeros(0, int)
-    return Encoding(ids, np.concatenate([none, *starts]), np.concatenate([none, *stops]))
+    # An empty array first, since nothing cannot be concatenated.
+    ids: list[int] = []
+    starts = [np.zeros(0, int)]
+    stops = [np.zeros(0, int)]
+    for at, part in parts:
+        ids += part.ids
+        starts.append(part.starts + at)
+        stops.append(part.stops + at)
+    return Encoding(ids, np.concatenate(starts), np.concatenate(stops))
+
+
+def single_id(number: int, length: int) -> Encoding:
+    """One id that stands for all of so many characters."""
+    return Encoding([number], np.array([0]), np.array([length]))
 
 
 def between(text: str, controls: Sequence[Span]) -> list[tuple[Span, bool]]:
@@ -71,19 +87,25 @@ def between(text: str, controls: Sequence[Span]) -> list[tuple[Span, bool]]:
 def special_spans(
     text: str, special: Mapping[str, int], start: int = 0, stop: int | None = None
 ) -> list[Span]:
-    """Where the text spells names of special tokens, from `start` to before `stop`: the longest of
-    those that begin at one place.
+    """Where the text spells names of special tokens: the longest of those that begin at one place.
+
+    Args:
+      text: to look in.
+      special: ids of the tokens by name; only the names are read.
+      start: the first character to look at.
+      stop: the one after the last; None: to the end.
     """
     if not special:
         return []
+    if stop is None:
+        stop = len(text)
     pattern = _any_of(tuple(special))
-    return [
-        found.span() for found in pattern.finditer(text, start, len(text) if stop is None else stop)
-    ]
+    return [found.span() for found in pattern.finditer(text, start, stop)]
 
 
 @functools.lru_cache(maxsize=8)
 def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    # Of alternatives a regular expression takes the first that fits.
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)))
 
@@ -91,6 +113,7 @@ def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
 def bytes_encode(text: str, controls: Sequence[Span], edges: Sequence[int]) -> Encoding:
     """The bytes of UTF-8; there are no special tokens to spell."""
     assert not controls
+    # All bytes of a character but its first are 10xxxxxx.
     data = np.frombuffer(text.encode(), np.uint8)
     begins_character = (data & 0b1100_0000) != 0b1000_0000
     character = np.cumsum(begins_character) - 1
@@ -111,9 +134,9 @@ def library_encode(library: Any, special: Mapping[str, int]) -> Encode:
     """
     secret = secrets.token_hex(8)
     names = {text: f"\ue000{secret}.{number}\ue001" for text, number in special.items()}
-    copy = type(library).from_str(
-        json.dumps(_renamed(json.loads(library.to_str()), names, special))
-    )
+    spec = json.loads(library.to_str())
+    renamed = _with_names(spec, names, special)
+    copy = type(library).from_str(json.dumps(renamed))
     copy.no_truncation()
     copy.no_padding()
 
@@ -122,34 +145,57 @@ def library_encode(library: Any, special: Mapping[str, int]) -> Encode:
         pieces = []
         origin = []
         for (start, stop), is_control in between(text, controls):
-            piece = names[text[start:stop]] if is_control else text[start:stop]
-            pieces.append(piece)
+            piece = text[start:stop]
+            places = np.arange(start, stop)
             if is_control:
-                origin.append(np.full(len(piece), start))
-            else:
-                origin.append(np.arange(start, stop))
-        encoded = copy.encode("".join(pieces), add_special_tokens=False)
-        place = np.concatenate([*origin, [len(text)]]).astype(int)
+                piece = names[piece]
+                places = np.full(len(piece), start)
+            pieces.append(piece)
+            origin.append(places)
+        read = "".join(pieces)
+        encoded = copy.encode(read, add_special_tokens=False)
+
+        # Offsets in what the copy reads as offsets in the text; an end may lie behind its last.
+        end = np.array([len(text)])
+        place = np.concatenate([*origin, end]).astype(int)
         offsets = np.array(encoded.offsets, int).reshape(-1, 2)
-        return Encoding(encoded.ids, place[offsets[:, 0]], place[offsets[:, 1]])
+        starts, stops = place[offsets].T
+        return Encoding(encoded.ids, starts, stops)
 
     return encode
 
 
-def _renamed(
+def _with_names(
     spec: dict[str, Any], names: Mapping[str, str], special: Mapping[str, int]
 ) -> dict[str, Any]:
-    """A tokenizer.json with other names for its special tokens, as tokens and in the vocabulary."""
+    """A tokenizer.json with other names for its special tokens, as tokens and in the vocabulary.
+
+    Args:
+      spec: the file's content, which is changed.
+      names: the new name of each special token by its old one.
+      special: their ids by the old names.
+    """
     added = spec.get("added_tokens") or []
     for token in added:
         token["content"] = names.get(token["content"], token["content"])
+
     # A special token that is only in the vocabulary is never found in a text: here it must be.
     listed = {token["id"] for token in added}
     for text, number in special.items():
         if number not in listed:
-            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            added.append({"id": number, "content": names[text], **flags, "special": True})
-    spec["added_tokens"] = sorted(added, key=lambda token: token["id"])
+            token = {
+                "id": number,
+                "content": names[text],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            added.append(token)
+    spec["added_tokens"] = sorted(added, key=operator.itemgetter("id"))
+
+    # A vocabulary is {text: id}, or in id's order [text, score].
     model = spec["model"]
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
@@ -180,16 +226,19 @@ def slow_encode(
     """
 
     def encode(text: str, controls: Sequence[Span], edges: Sequence[int]) -> Encoding:
+        # The library finds just the special tokens that are meant: the text can stay whole.
         if special_spans(text, special) == list(controls):
             return _with_offsets(text, whole, edges)
+
+        # It would find others too.
         parts = []
         for (start, stop), is_control in between(text, controls):
+            piece = text[start:stop]
             if is_control:
-                number = [special[text[start:stop]]]
-                part = Encoding(number, np.array([0]), np.array([stop - start]))
+                part = single_id(special[piece], stop - start)
             else:
                 inside = [edge - start for edge in edges if start < edge < stop]
-                part = _with_offsets(text[start:stop], as_text, inside)
+                part = _with_offsets(piece, as_text, inside)
             parts.append((start, part))
         return joined(parts)
 
@@ -197,16 +246,23 @@ def slow_encode(
 
 
 def _with_offsets(text: str, encode: Callable[[str], list[int]], edges: Sequence[int]) -> Encoding:
-    """Offsets that are exact at `edges` alone: the ids that the text before an edge has in common
-    with the whole lie before it; where the next of its ids is another, one id lies on both sides.
+    """Offsets that are exact at `edges` alone.
+
+    The ids that the text before an edge has in common with the whole lie before it; where the next
+    of its ids is another, one id lies on both sides.
     """
     ids = encode(text)
     starts = np.zeros(len(ids), int)
     stops = np.full(len(ids), len(text))
+    commons = []
+    for edge in sorted(edges):
+        count, is_border = _common(encode(text[:edge]), ids)
+        commons.append((edge, count, is_border))
+
     # Forwards the last edge before an id stays its start, backwards the first behind it its stop.
-    commons = [(edge, *_common(encode(text[:edge]), ids)) for edge in sorted(edges)]
     for edge, count, is_border in commons:
-        starts[count if is_border else count + 1 :] = edge
+        first_behind = count if is_border else count + 1
+        starts[first_behind:] = edge
     for edge, count, _ in reversed(commons):
         stops[:count] = edge
     return Encoding(ids, starts, stops)
@@ -215,6 +271,8 @@ def _with_offsets(text: str, encode: Callable[[str], list[int]], edges: Sequence
 def _common(beginning: list[int], ids: list[int]) -> tuple[int, bool]:
     """How many ids both begin with, and whether those are all of `beginning`."""
     count = 0
-    while count < min(len(beginning), len(ids)) and beginning[count] == ids[count]:
+    for own, whole in zip(beginning, ids, strict=False):
+        if own != whole:
+            break
         count += 1
     return count, count == len(beginning)

@@ -20,7 +20,7 @@ _CELL_CHARACTERS = 2**24
 UTF8 = "utf-8-sig"  # UTF-8 with or without a byte order mark
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """A value of a file, and where it stands there; `fault` says why it could not be read."""
 
     where: str
@@ -36,7 +36,7 @@ def source_name(path: str) -> str:
     return name
 
 
-def read_rows(path: str) -> Iterator[Row]:
+def read_rows(path: str) -> Iterator[SourceRow]:
     """All rows of a file with one of SUFFIXES.
 
     Raises:
@@ -73,7 +73,7 @@ def _opened(path: str) -> TextIO:
     return open(path, encoding=UTF8, newline=newline)
 
 
-def _lines(path: str, file: TextIO) -> Iterator[Row]:
+def _lines(path: str, file: TextIO) -> Iterator[SourceRow]:
     """A row of every line that is not blank."""
     is_first = True
     for number, line in enumerate(file, 1):
@@ -88,12 +88,12 @@ def _lines(path: str, file: TextIO) -> Iterator[Row]:
             )
         is_first = False
         try:
-            yield Row(where, json.loads(line))
+            yield SourceRow(where, json.loads(line))
         except json.JSONDecodeError as error:
-            yield Row(where, None, f"is not JSON ({error.msg}); want one object on each line")
+            yield SourceRow(where, None, f"is not JSON ({error.msg}); want one object on each line")
 
 
-def _array(path: str, file: TextIO) -> Iterator[Row]:
+def _array(path: str, file: TextIO) -> Iterator[SourceRow]:
     """A row of every element of the array; some programs give JSON lines this name too."""
     text = file.read()
     try:
@@ -107,15 +107,15 @@ def _array(path: str, file: TextIO) -> Iterator[Row]:
             f"{path}:{error.lineno}: is not JSON ({error.msg}); want an array of objects"
         ) from None
     if isinstance(value, dict):
-        yield Row(path, value)
+        yield SourceRow(path, value)
         return
     if not isinstance(value, list):
         raise UserError(f"{path}: want an array of objects")
     for number, element in enumerate(value):
-        yield Row(f"{path}[{number}]", element)
+        yield SourceRow(f"{path}[{number}]", element)
 
 
-def _table(path: str, file: TextIO) -> Iterator[Row]:
+def _table(path: str, file: TextIO) -> Iterator[SourceRow]:
     """A row of every line of a table, or of several where a cell has line ends in it."""
     csv.field_size_limit(_CELL_CHARACTERS)
     lines = csv.reader(file, strict=True)
@@ -129,9 +129,9 @@ def _table(path: str, file: TextIO) -> Iterator[Row]:
                 continue
             if len(cells) != len(header):
                 fault = f"has {len(cells)} cells where the header has {len(header)}"
-                yield Row(where, None, fault)
+                yield SourceRow(where, None, fault)
                 continue
-            yield Row(where, dict(zip(header, cells, strict=True)))
+            yield SourceRow(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise UserError(
             f"{path}:{lines.line_num}: is not CSV ({error}); want commas, and quotes around cells "
@@ -139,7 +139,7 @@ def _table(path: str, file: TextIO) -> Iterator[Row]:
         ) from None
 
 
-def _parquet(path: str) -> Iterator[Row]:
+def _parquet(path: str) -> Iterator[SourceRow]:
     """A row of every row of the table, read part by part."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -149,7 +149,7 @@ def _parquet(path: str) -> Iterator[Row]:
             number = 0
             for batch in file.iter_batches():
                 for value in batch.to_pylist():
-                    yield Row(f"{path}[{number}]", value)
+                    yield SourceRow(f"{path}[{number}]", value)
                     number += 1
     except arrow.ArrowInvalid as error:
         reason = str(error).splitlines()[0]

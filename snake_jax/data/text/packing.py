@@ -1,5 +1,4 @@
-"""Ids into the arrays that a model trains on: a fixed number of columns, several texts in a row or
-one.
+"""Ids into the arrays that a model trains on: rows of T columns, several texts in each or one.
 
 A row holds the inputs of its texts, a text of L ids being L - 1 inputs and L - 1 targets, each the
 id that follows. So no target lies in another text, and a row of T columns holds texts of up to T +
@@ -17,7 +16,12 @@ LOSSES = ("completion", "all")
 
 
 class Example(NamedTuple):
-    """One text: ids `[L]` int32, and which of them are to be written, trained `[L]` bool."""
+    """One text of L ids.
+
+    Attributes:
+      ids: int32 `[L]`.
+      trained: bool `[L]`, which of them the model is to learn to write.
+    """
 
     ids: np.ndarray
     trained: np.ndarray
@@ -26,10 +30,12 @@ class Example(NamedTuple):
 class TextRows(NamedTuple):
     """What a model trains on. All are `[N, T]`.
 
-    ids: int32 inputs. targets: int32, the id to predict there. weight: float32, 1 where the target
-      counts, else 0.
-    positions: int32, within its text, from 0. segments: int32, the number of its text in the row,
-      from 1; 0 is padding.
+    Attributes:
+      ids: int32, the inputs.
+      targets: int32, the id to predict there.
+      weight: float32, 1 where the target counts, else 0.
+      positions: int32, within its text, from 0.
+      segments: int32, the number of its text in the row, from 1; 0 is padding.
     """
 
     ids: np.ndarray
@@ -40,8 +46,13 @@ class TextRows(NamedTuple):
 
 
 class Truncation(NamedTuple):
-    """What did not fit: texts whose prompt or response was cut, those left out, and the ids of the
-    longest, uncut.
+    """What did not fit.
+
+    Attributes:
+      cut_prompts: texts whose prompt was cut.
+      cut_responses: texts whose response was cut.
+      dropped: texts left out.
+      longest: ids of the longest text, uncut.
     """
 
     cut_prompts: int
@@ -76,13 +87,16 @@ def truncate(
     examples = []
     kept = []
     for number, (ids, trained) in enumerate(rendered):
+        # The prompt is `ids[:first]`, the response `ids[first:stop]`.
         longest = max(longest, len(ids))
         places = np.flatnonzero(trained)
-        if not len(places) or places[0] == 0:
+        if len(places) == 0 or places[0] == 0:
             continue
-        first, stop = int(places[0]), len(ids)
+        first = int(places[0])
+        stop = len(ids)
         if stop > max_length + 1:
             stop = int(places[-1]) + 1
+
         # The response goes first: the prompt gets the room that it leaves.
         room = max(max_length + 1 - (stop - first), 1)
         prompt = ids[:first]
@@ -92,37 +106,46 @@ def truncate(
         if stop - first > max_length:
             cut_responses += 1
             stop = first + max_length
+
         whole = np.array([*prompt, *ids[first:stop]], np.int32)
-        marks = np.concatenate([np.zeros(len(prompt), bool), trained[first:stop]])
+        of_prompt = np.zeros(len(prompt), bool)
+        marks = np.concatenate([of_prompt, trained[first:stop]])
         examples.append(Example(whole, marks))
         kept.append(number)
     if not examples:
         raise UserError(
             "the data holds no text with a prompt and a response: nothing is left to use"
         )
-    cut = Truncation(cut_prompts, cut_responses, len(rendered) - len(kept), longest)
+    dropped = len(rendered) - len(kept)
+    cut = Truncation(cut_prompts, cut_responses, dropped, longest)
     return examples, np.array(kept, np.int32), cut
 
 
 def divide(
     ids: Sequence[int], trained: np.ndarray, max_length: int
 ) -> list[tuple[Sequence[int], np.ndarray]]:
-    """A text in parts that fit a row of `max_length` inputs. A part begins with the last id of the
-    one before, from which its first target is predicted, so every id is a target once.
+    """A text in parts that fit a row of `max_length` inputs.
+
+    A part begins with the last id of the one before, from which its first target is predicted, so
+    every id is a target once.
     """
     parts = []
-    for start in range(0, max(len(ids) - 1, 1), max_length):
+    num_targets = max(len(ids) - 1, 1)
+    for start in range(0, num_targets, max_length):
         stop = start + max_length + 1
         marks = trained[start:stop].copy()
-        marks[:1] = False
+        marks[:1] = False  # its first id is the target of the part before
         parts.append((ids[start:stop], marks))
     return parts
 
 
 def _cut_left(prompt: Sequence[int], room: int, bos_id: int | None) -> Sequence[int]:
-    if bos_id is not None and prompt[0] == bos_id:
-        return [bos_id, *prompt[len(prompt) - room + 1 :]]
-    return prompt[len(prompt) - room :]
+    """The last `room` ids of a prompt; of one with a begin, that and the last `room` - 1."""
+    begins = bos_id is not None and prompt[0] == bos_id
+    if not begins:
+        return prompt[len(prompt) - room :]
+    behind_begin = len(prompt) - room + 1
+    return [prompt[0], *prompt[behind_begin:]]
 
 
 def pack(
@@ -131,10 +154,20 @@ def pack(
     """Several texts to a row of `max_length` columns, in as few rows as best-fit decreasing needs.
 
     The longest text is placed first, each in the fullest row that has room for it; equals in their
-    order. Raises UserError for an unknown `loss_on`, ValueError for a text that is longer than a
-    row (see `truncate`).
+    order.
+
+    Args:
+      examples: the texts.
+      max_length: T, columns of a row.
+      pad_id: what fills the columns that hold no text.
+      loss_on: one of LOSSES: which targets count.
+
+    Raises:
+      UserError: an unknown `loss_on`.
+      ValueError: a text is longer than a row (see `truncate`).
     """
-    places = _best_fit([len(example.ids) - 1 for example in examples], max_length)
+    sizes = [len(example.ids) - 1 for example in examples]
+    places = _best_fit(sizes, max_length)
     num_rows = 1 + max((row for row, _, _ in places), default=-1)
     return _fill(examples, places, (num_rows, max_length), pad_id, loss_on)
 
@@ -142,8 +175,10 @@ def pack(
 def pad(
     examples: Sequence[Example], lengths: Sequence[int], pad_id: int, loss_on: str = "completion"
 ) -> dict[int, TextRows]:
-    """One text to a row, in the smallest of `lengths` that holds it, in their order; lengths that
-    none needs are left out."""
+    """One text to a row, in the smallest of `lengths` that holds it, in their order.
+
+    Lengths that none needs are left out. Arguments and errors are those of `pack`.
+    """
     chosen = bucket_of(examples, lengths)
     buckets = {}
     for length in sorted(set(chosen.tolist())):
@@ -166,7 +201,10 @@ def bucket_of(examples: Sequence[Example], lengths: Sequence[int]) -> np.ndarray
 
 def fill(rows: TextRows) -> float:
     """The share of columns that hold text, from 0 to 1."""
-    return float((rows.segments > 0).mean()) if rows.segments.size else 0.0
+    if rows.segments.size == 0:
+        return 0.0
+    holds_text = rows.segments > 0
+    return float(holds_text.mean())
 
 
 def target_tokens(rows: TextRows) -> int:
@@ -175,14 +213,20 @@ def target_tokens(rows: TextRows) -> int:
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[tuple[int, int, int]]:
-    """(row, column, segment) for every size."""
-    places = [(0, 0, 0)] * len(sizes)
+    """(row, column, segment) for every size.
+
+    Raises:
+      ValueError: a size is above the capacity, or not above 0.
+    """
     # `rows_with[r]` are the rows with r free columns, and bit r of `open_rooms` says that there are
     # some. So the fullest row with room for a size is the lowest bit from that size on.
     rows_with: dict[int, list[int]] = {}
     open_rooms = 0
-    segments: list[int] = []
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    segments: list[int] = []  # how many texts each row holds
+
+    places = [(0, 0, 0)] * len(sizes)
+    largest_first = np.argsort(-np.array(sizes, int), kind="stable").tolist()
+    for i in largest_first:
         size = sizes[i]
         if not 0 < size <= capacity:
             raise ValueError(f"a text of {size} inputs in rows of {capacity}: truncate first")
@@ -197,6 +241,8 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> list[tuple[int, int, int]]
             room = capacity
             row = len(segments)
             segments.append(0)
+
+        # Texts lie one behind the other, so that the first free column says how many are taken.
         segments[row] += 1
         places[i] = (row, capacity - room, segments[row])
         # The row comes back with the room that is left, also where that is none.
@@ -213,6 +259,7 @@ def _fill(
     pad_id: int,
     loss_on: str,
 ) -> TextRows:
+    """Rows `shape` [N, T] with each text at its place (row, column, segment)."""
     if loss_on not in LOSSES:
         raise UserError(f"--loss_on={loss_on} is unknown; allowed: {', '.join(LOSSES)}")
     ids = np.full(shape, pad_id, np.int32)
@@ -221,6 +268,7 @@ def _fill(
     positions = np.zeros(shape, np.int32)
     segments = np.zeros(shape, np.int32)
     for (text, trained), (row, start, segment) in zip(examples, places, strict=True):
+        # The last id is a target only, the first an input only.
         stop = start + len(text) - 1
         ids[row, start:stop] = text[:-1]
         targets[row, start:stop] = text[1:]

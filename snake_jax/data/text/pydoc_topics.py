@@ -1,10 +1,9 @@
-"""Real text that ships with Python: `pydoc_data.topics`, the pages behind `help("while")`, as
-questions and answers.
+"""Real text that ships with Python: `pydoc_data.topics`, the pages behind `help("while")`.
 
-A topic is a label of Python's documentation. Its sections, and the methods, attributes and commands
-it defines, become the questions; their paragraphs, in pieces of about `ANSWER_CHARS` characters,
-the answers. Topics repeat each other ("compound" holds "if"), so a paragraph is used once. The text
-differs a little between Python versions.
+They become questions and answers. A topic is a label of Python's documentation. Its sections, and
+the methods, attributes and commands it defines, become the questions; their paragraphs, in pieces
+of about `ANSWER_CHARS` characters, the answers. Topics repeat each other ("compound" holds "if"),
+so a paragraph is used once. The text differs a little between Python versions.
 """
 
 import re
@@ -45,17 +44,24 @@ _SIGNATURE = re.compile(
     r"((class|classmethod|static|async|exception) )*!?[\w.]*[\w)]([(.\[]\S*)?( [\[(*=\w.].*)?"
 )
 _SENTENCE_END = re.compile(r'(?<=[.!?)”"]) +(?=[A-Z"“*])|(?<=;) +')
+# A line of a block that is more than prose, and a word that was broken at a hyphen.
+_LAID_OUT = re.compile(r"(?m)^([ |>+]|\* |\d+\. )")
+_BROKEN_WORD = re.compile(r"(?<=[^\W\d_])- (?=[a-z])")
 _SHORTEST_CHARS = 60
 
 
 def pydoc_pairs() -> tuple[Pair, ...]:
     """All questions and answers, in the order of CHAPTERS; the same on every call."""
+    # Every topic with its chapter, those of a newer Python at the end.
     listed = []
+    others = set(topics)
     for chapter, names in CHAPTERS.items():
         for name in names.split():
             listed.append((chapter, name))
-    others = set(topics) - {name for _, name in listed}
-    listed += [("other", name) for name in sorted(others)]
+            others.discard(name)
+    for name in sorted(others):
+        listed.append(("other", name))
+
     # A paragraph is used where it comes first.
     seen: set[str] = set()
     pairs = []
@@ -94,36 +100,49 @@ def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
 def _heading(block: str) -> str:
     """The heading's text where the block is one: a line and a ruler under it."""
     lines = block.strip("\n").split("\n")
-    return lines[0].strip() if len(lines) == 2 and _RULER.fullmatch(lines[1].strip()) else ""
+    if len(lines) != 2:
+        return ""
+    text, ruler = lines
+    if not _RULER.fullmatch(ruler.strip()):
+        return ""
+    return text.strip()
 
 
 def _is_definition(block: str, after: str) -> bool:
-    """A signature such as `str.count(sub[, start])` or `w(here)`, with its description indented
-    below.
+    """Whether it is a signature such as `str.count(sub[, start])` or `w(here)`.
+
+    Its description follows, indented.
     """
+    if not after.startswith("   "):
+        return False
     lines = block.strip("\n").split("\n")
-    named = all(_SIGNATURE.fullmatch(line) and line[-1] not in ".,:;" for line in lines)
-    first = lines[0].split()[0]
-    return (
-        named
-        and after.startswith("   ")
-        and ("(" in lines[0] or "." in first or len(lines[0].split()) == 1)
-    )
+    for line in lines:
+        if not _SIGNATURE.fullmatch(line) or line.endswith((".", ",", ":", ";")):
+            return False
+    # A call, a dotted name, or a word alone: other lines of words are prose.
+    words = lines[0].split()
+    return "(" in lines[0] or "." in words[0] or len(words) == 1
 
 
 def _names(block: str) -> str:
     """The first two of the signatures that share a description."""
-    return " and ".join(line.strip() for line in block.strip("\n").split("\n")[:2])
+    signatures = block.strip("\n").split("\n")
+    return " and ".join(signature.strip() for signature in signatures[:2])
 
 
 def _reflow(block: str, inside: bool) -> str:
-    """Lines of prose are joined; code and grammar (three spaces further in), lists and tables stay
-    as they are, but for their common indent."""
-    verbatim = block.startswith(" " * (6 if inside else 3))
+    """A paragraph of prose with its lines joined.
+
+    Code and grammar (three spaces further in), lists and tables stay as they are, but for their
+    common indent.
+    """
+    code_indent = 6 if inside else 3
+    verbatim = block.startswith(" " * code_indent)
     block = textwrap.dedent(block.strip("\n"))
-    if verbatim or re.search(r"(?m)^([ |>+]|\* |\d+\. )", block):
+    if verbatim or _LAID_OUT.search(block):
         return block
-    return re.sub(r"(?<=[^\W\d_])- (?=[a-z])", "-", " ".join(block.split()))
+    joined = " ".join(block.split())
+    return _BROKEN_WORD.sub("-", joined)
 
 
 def _is_new(paragraph: str, seen: set[str]) -> bool:
@@ -135,26 +154,33 @@ def _is_new(paragraph: str, seen: set[str]) -> bool:
 
 
 def _answers(question: str, paragraphs: list[str]) -> Iterator[tuple[str, str]]:
-    """(prompt, response) for every piece; a prompt after the first names the words it is to go on
-    from.
+    """(prompt, response) for every piece.
+
+    A prompt after the first names the words that it is to go on from.
     """
     for number, piece in enumerate(_pieces(paragraphs)):
-        start = " ".join(piece.split()[:5])
-        yield (question if number == 0 else f'{question}\nGo on from "{start}"'), piece
+        prompt = question
+        if number > 0:
+            start = " ".join(piece.split()[:5])
+            prompt = f'{question}\nGo on from "{start}"'
+        yield prompt, piece
 
 
 def _pieces(paragraphs: list[str]) -> list[str]:
-    """The paragraphs joined up to ANSWER_CHARS; longer ones are cut between sentences, or lines
-    where it is no prose; what would be too short to be an answer joins the piece before, or is left
-    out where there is none.
+    """The paragraphs joined up to ANSWER_CHARS; longer ones are cut (`_cut`).
+
+    What would be too short to be an answer joins the piece before, or is left out where there is
+    none.
     """
     pieces: list[str] = []
     for paragraph in paragraphs:
         for number, part in enumerate(_cut(paragraph)):
-            glue = "\n\n" if number == 0 else " "
-            if pieces and (
-                len(part) < _SHORTEST_CHARS or len(pieces[-1]) + len(part) + 2 <= ANSWER_CHARS
-            ):
+            joins = False
+            if pieces:
+                joined_chars = len(pieces[-1]) + len(part) + 2
+                joins = len(part) < _SHORTEST_CHARS or joined_chars <= ANSWER_CHARS
+            if joins:
+                glue = "\n\n" if number == 0 else " "
                 pieces[-1] += glue + part
             else:
                 pieces.append(part)
@@ -162,11 +188,17 @@ def _pieces(paragraphs: list[str]) -> list[str]:
 
 
 def _cut(paragraph: str) -> list[str]:
+    """A paragraph in parts up to ANSWER_CHARS, cut between lines, or, prose, between sentences."""
     if len(paragraph) <= ANSWER_CHARS:
         return [paragraph]
-    glue = "\n" if "\n" in paragraph else " "
+    if "\n" in paragraph:
+        glue = "\n"
+        pieces = paragraph.split("\n")
+    else:
+        glue = " "
+        pieces = _SENTENCE_END.split(paragraph)
     parts: list[str] = []
-    for part in paragraph.split("\n") if glue == "\n" else _SENTENCE_END.split(paragraph):
+    for part in pieces:
         if parts and len(parts[-1]) + len(part) < ANSWER_CHARS:
             parts[-1] += glue + part
         else:

@@ -53,7 +53,11 @@ class BadRow(UserError):
 class Fields(NamedTuple):
     """Where a data set of known layout keeps its pairs.
 
-    suffix is added to its prompts that lack it; opening is cut off its responses, which repeat it.
+    Attributes:
+      prompt: the prompts' field.
+      response: the responses' field.
+      suffix: is added to prompts that lack it.
+      opening: is cut off responses, which repeat it.
     """
 
     prompt: str
@@ -83,16 +87,23 @@ def parse(record: object, where: str, fields: Fields | None = None) -> Record:
     if not isinstance(record, Mapping):
         kind = _JSON_NAMES.get(type(record), "something else")
         raise BadRow(f"{where}: want an object with fields such as prompt and response, not {kind}")
+
+    # The side it is marked for.
     split = record.get("split")
-    if split is not None and str(split).lower() not in SPLITS:
+    side: str | None = ""
+    if split is not None:
+        side = SPLITS.get(str(split).lower())
+    if side is None:
         raise BadRow(
             f"{where}: split {_shown(split)} is unknown; write train or test, or leave the field "
             f"out"
         )
+
     sample = _sample(record, where, fields)
     if record.get("category") is not None:
-        sample = sample._replace(category=_text(record["category"], "category", where))
-    return Record(sample, "" if split is None else SPLITS[str(split).lower()])
+        category = _text(record["category"], "category", where)
+        sample = sample._replace(category=category)
+    return Record(sample, side)
 
 
 def to_record(sample: Sample) -> dict[str, object]:
@@ -106,6 +117,7 @@ def to_record(sample: Sample) -> dict[str, object]:
 
 
 def _sample(record: Mapping[str, object], where: str, fields: Fields | None) -> Sample:
+    """The sample without its category: see `parse` for which kind."""
     if fields:
         return _pair(record, where, fields)
     for name in CONVERSATIONS:
@@ -118,7 +130,10 @@ def _sample(record: Mapping[str, object], where: str, fields: Fields | None) -> 
 
 
 def _pair(record: Mapping[str, object], where: str, fields: Fields | None) -> Pair:
-    known = fields or Fields(_first(record, PROMPTS, where), _first(record, RESPONSES, where))
+    """The pair in these fields, or in those of the usual names that are there."""
+    known = fields
+    if known is None:
+        known = Fields(_first(record, PROMPTS, where), _first(record, RESPONSES, where))
     for name in (known.prompt, known.response):
         if name not in record:
             raise BadRow(f"{where}: has no field {name}; it has {_listed(record)}")
@@ -127,23 +142,31 @@ def _pair(record: Mapping[str, object], where: str, fields: Fields | None) -> Pa
         prompt += known.suffix
     response = _text(record[known.response], known.response, where)
     response = response.strip().removeprefix(known.opening).strip()
+
     # `input` and `context` belong to an instruction or a question, not to a prompt.
     if not fields and known.prompt != "prompt":
-        parts = [prompt]
         for name in CONTEXTS:
-            if record.get(name) is not None:
-                parts.append(_text(record[name], name, where))
-        prompt = "\n\n".join([parts[0], *filter(str.strip, parts[1:])])
-    return Pair(prompt if prompt.strip() else "", response)
+            if record.get(name) is None:
+                continue
+            context = _text(record[name], name, where)
+            if context.strip():
+                prompt = f"{prompt}\n\n{context}"
+    if not prompt.strip():
+        prompt = ""
+    return Pair(prompt, response)
 
 
 def _conversation(record: Mapping[str, object], name: str, where: str) -> Pair | Conversation:
     """The turns up to the assistant's last; a question and its answer alone are a pair."""
     turns = _turns(record[name], name, where)
+
     # ShareGPT keeps what the system says in a field beside the turns.
     beside = record.get("system")
     if isinstance(beside, str) and beside.strip() and turns[0].role != SYSTEM:
-        turns = [Turn(SYSTEM, _text(beside, "system", where).strip()), *turns]
+        content = _text(beside, "system", where).strip()
+        turns = [Turn(SYSTEM, content), *turns]
+
+    # Behind the assistant's last turn nothing is left to learn.
     last = 0
     for number, turn in enumerate(turns):
         if turn.role == ASSISTANT:
@@ -159,6 +182,7 @@ def _conversation(record: Mapping[str, object], name: str, where: str) -> Pair |
 
 
 def _turns(value: object, name: str, where: str) -> list[Turn]:
+    """The turns in the field `name`, in either of the two forms; raises BadRow for others."""
     wanted = f"{where}: {name} must be a list of objects with role and content, or from and value"
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise BadRow(wanted)
@@ -169,15 +193,18 @@ def _turns(value: object, name: str, where: str) -> list[Turn]:
         known = next((pair for pair in _TURN_FIELDS if set(pair) <= set(turn)), None)
         if known is None:
             raise BadRow(wanted)
-        role, content = known
-        speaker = _ROLES.get(str(turn[role]))
+        role_field, content_field = known
+        role = turn[role_field]
+        speaker = _ROLES.get(str(role))
         if speaker is None:
-            raise BadRow(f"{where}: role {turn[role]} is unknown; allowed: {', '.join(_ROLES)}")
-        turns.append(Turn(speaker, _text(turn[content], content, where).strip()))
+            raise BadRow(f"{where}: role {role} is unknown; allowed: {', '.join(_ROLES)}")
+        content = _text(turn[content_field], content_field, where)
+        turns.append(Turn(speaker, content.strip()))
     return turns
 
 
 def _first(record: Mapping[str, object], names: tuple[str, ...], where: str) -> str:
+    """The first of these fields that the record has; raises BadRow where it has none."""
     found = next((name for name in names if name in record), "")
     if not found:
         raise BadRow(
@@ -187,9 +214,11 @@ def _first(record: Mapping[str, object], names: tuple[str, ...], where: str) -> 
 
 
 def _text(value: object, field: str, where: str) -> str:
-    """The value as text that can be encoded: half of a surrogate pair, which JSON can hold, becomes
-    a question mark.
+    """The value as text that can be encoded.
+
+    Half of a surrogate pair, which JSON can hold, becomes a question mark.
     """
+    # To Python True is a number.
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.data.text.files import SUFFIXES, Row, read_rows, source_name
+from snake_jax.data.text.files import SUFFIXES, SourceRow, read_rows, source_name
 from snake_jax.data.text.pydoc_topics import pydoc_pairs
 from snake_jax.data.text.records import BadRow, Fields, Record, parse
 from snake_jax.data.text.samples import Document, Sample, has_text, question
@@ -38,6 +38,8 @@ class Corpus(NamedTuple):
 
 
 class _Source(NamedTuple):
+    """All records of one source."""
+
     name: str
     records: list[Record]
 
@@ -82,10 +84,18 @@ def load_corpus(
         raise UserError(f"--test_share={test_share:g} must be above 0 and below 1")
     if seed < 0 or limit < 0:
         raise UserError(f"--seed={seed} and --limit={limit} must not be negative")
+
+    # Every source in two sides, which have no question in common.
     notes: list[str] = []
-    sources = [_with_text(source, notes) for source in _read_all(spec, skip_bad_rows, notes)]
+    sources = []
+    for source in _read_all(spec, skip_bad_rows, notes):
+        sources.append(_with_text(source, notes))
     sides = _sides(sources, test_share, seed, notes)
-    test_limit = max(1, round(limit * test_share)) if limit else 0
+
+    # Limited after that: what is held out does not depend on the limit.
+    test_limit = 0
+    if limit:
+        test_limit = max(1, round(limit * test_share))
     train = [_sampled(samples, limit, seed) for samples, _ in sides]
     test = [_sampled(samples, test_limit, seed) for _, samples in sides]
     if not any(train):
@@ -93,13 +103,16 @@ def load_corpus(
             f"--data={spec} leaves no pairs to train on: all are held out; add a source with "
             f"training pairs"
         )
+
+    # Where one source has all of the training samples, its name would be the only category.
     names = [source.name for source in sources]
-    num_training_sources = sum(map(bool, train))
-    own = num_training_sources == 1
+    training_sources = [samples for samples in train if samples]
+    own = len(training_sources) == 1
     return Corpus(spec, _joined(train, names, own), _joined(test, names, own), tuple(notes))
 
 
 def _read_all(spec: str, skip_bad_rows: bool, notes: list[str]) -> list[_Source]:
+    """The sources that a specification names; raises UserError where two have one name."""
     sources = [_read(item.strip(), skip_bad_rows, notes) for item in spec.split(",")]
     names = [source.name for source in sources]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -110,40 +123,65 @@ def _read_all(spec: str, skip_bad_rows: bool, notes: list[str]) -> list[_Source]
 
 
 def _read(item: str, skip_bad_rows: bool, notes: list[str]) -> _Source:
-    """All records of one source, and its name: of a file without folder and suffix, of a hub data
-    set without owner.
+    """All records of one source.
+
+    Its name is that of a file without folder and suffix, of a hub data set without owner.
     """
     if item == "pydoc":
         return _Source(item, [Record(pair, "") for pair in pydoc_pairs()])
     if item.endswith(SUFFIXES):
         name = source_name(item)
-        return _Source(name, _parsed(name, read_rows(item), _record, skip_bad_rows, notes))
-    known = (full for full in HUB if item.lower() in (full.lower(), full.split("/")[1].lower()))
-    full = next(known, item.removeprefix("hub:"))
-    if full not in ("", item) or full in HUB:
+        records = _parsed(name, read_rows(item), _record, skip_bad_rows, notes)
+        return _Source(name, records)
+
+    # A known data set, with its owner or without; any other by `hub:` alone.
+    full = _known_on_hub(item)
+    if not full and item.startswith("hub:"):
+        full = item.removeprefix("hub:")
+    if full:
         name = full.split("/")[-1]
         fields = HUB.get(full)
 
-        def hub_record(row: Row) -> Record:
+        def hub_record(row: SourceRow) -> Record:
             return _hub_record(row, fields)
 
-        return _Source(name, _parsed(name, _hub(full), hub_record, skip_bad_rows, notes))
+        records = _parsed(name, _hub(full), hub_record, skip_bad_rows, notes)
+        return _Source(name, records)
     raise UserError(
         f"--data={item} is unknown; give pydoc, a file ending in {', '.join(SUFFIXES)}, "
         f"{', '.join(HUB)}, or hub:NAME for another data set of the Hugging Face hub"
     )
 
 
+def _known_on_hub(item: str) -> str:
+    """The full name of that data set of HUB, given with its owner or without; "" for no such."""
+    for full in HUB:
+        _, name = full.split("/")
+        if item.lower() in (full.lower(), name.lower()):
+            return full
+    return ""
+
+
 def _parsed(
     name: str,
-    rows: Iterable[Row],
-    make: Callable[[Row], Record],
+    rows: Iterable[SourceRow],
+    make: Callable[[SourceRow], Record],
     skip_bad_rows: bool,
     notes: list[str],
 ) -> list[Record]:
-    """The records of a source's rows. What is wrong is told once, with the count of bad rows: most
-    files that have one have more.
+    """The records of a source's rows.
+
+    Args:
+      name: of the source.
+      rows: of it.
+      make: a row to its record; raises BadRow.
+      skip_bad_rows: see `load_corpus`.
+      notes: what is skipped is added to them.
+
+    Raises:
+      UserError: there are bad rows and they are not to be skipped, or no others.
     """
+    # What is wrong is told once, with the count of bad rows: most files that have one have more.
     records = []
     num_bad = 0
     first_fault = ""
@@ -166,23 +204,26 @@ def _parsed(
     return records
 
 
-def _record(row: Row) -> Record:
+def _record(row: SourceRow) -> Record:
+    """A row of a file as a record; raises BadRow."""
     if row.fault:
         raise BadRow(f"{row.where}: {row.fault}")
     return parse(row.value, row.where)
 
 
-def _hub_record(row: Row, fields: Fields | None) -> Record:
+def _hub_record(row: SourceRow, fields: Fields | None) -> Record:
     """With the mark that `_hub` put where a file has its own field."""
     assert isinstance(row.value, tuple)
     mark, value = row.value
     return parse(value, row.where, fields)._replace(split=mark)
 
 
-def _hub(name: str) -> Iterator[Row]:
-    """The rows of a data set of the hub, each a value (mark, record): its own train and test parts,
-    where it has both, are the marks.
+def _hub(name: str) -> Iterator[SourceRow]:
+    """The rows of a data set of the hub, each a value (mark, record).
+
+    The marks are its own train and test parts, where it has both; else they are empty.
     """
+    # The package is asked for here alone: few need it.
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -196,15 +237,19 @@ def _hub(name: str) -> Iterator[Row]:
         raise UserError(
             f"--data={name}: cannot be loaded from the Hugging Face hub: {reason}"
         ) from None
+
+    # Its test part, else its validation part.
     test = next((split for split in ("test", "validation") if split in splits), "")
     if test and "train" in splits:
         marks = {"train": "train", test: "test"}
     else:
         marks = dict.fromkeys(splits, "")
+
+    # A field `split` of its own would be taken for a mark.
     for split, mark in marks.items():
         for number, row in enumerate(splits[split]):
             record = {key: value for key, value in row.items() if key != "split"}
-            yield Row(f"{name}, {split} row {number}", (mark, record))
+            yield SourceRow(f"{name}, {split} row {number}", (mark, record))
 
 
 def _with_text(source: _Source, notes: list[str]) -> _Source:
@@ -212,7 +257,8 @@ def _with_text(source: _Source, notes: list[str]) -> _Source:
     kept = [record for record in source.records if has_text(record.sample)]
     if not kept:
         raise UserError(f"--data: {source.name} holds no pairs with a prompt and a response")
-    if left_out := len(source.records) - len(kept):
+    left_out = len(source.records) - len(kept)
+    if left_out:
         lacking = "without a prompt or a response"
         if source.noun == "texts":
             lacking = "without text"
@@ -227,31 +273,35 @@ def _sides(
     samples of any.
     """
     sides = [_divided(source, test_share, seed) for source in sources]
+
     # Marks of training alone leave nothing to evaluate on: then they count for nothing.
     if not any(test for _, test in sides):
         for number, source in enumerate(sources):
             unmarked = [record._replace(split="") for record in source.records]
             sides[number] = _divided(_Source(source.name, unmarked), test_share, seed)
+
     held_out: set[str] = set()
     for _, test in sides:
-        held_out.update(map(question, test))
+        for sample in test:
+            held_out.add(question(sample))
+
     # A question held out in one source must not be trained on in another.
     apart = []
     for source, (train, test) in zip(sources, sides, strict=True):
         kept = [sample for sample in train if question(sample) not in held_out]
-        if left_out := len(train) - len(kept):
+        left_out = len(train) - len(kept)
+        if left_out:
+            questions = "prompts" if source.noun == "pairs" else "texts"
             notes.append(
                 f"{source.name}: {left_out} training {source.noun} left out, because their "
-                f"{'prompts' if source.noun == 'pairs' else 'texts'} are held out"
+                f"{questions} are held out"
             )
         apart.append((kept, test))
     return apart
 
 
 def _divided(source: _Source, test_share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(train, test): as marked; of the unmarked samples, all that share a question lie on the same
-    side.
-    """
+    """(train, test): as marked; unmarked samples that share a question lie on the same side."""
     unmarked = [record.sample for record in source.records if not record.split]
     counts: dict[str, int] = {}
     for sample in unmarked:
@@ -263,12 +313,16 @@ def _divided(source: _Source, test_share: float, seed: int) -> tuple[list[Sample
         raise UserError(
             f"--data: {source.name} holds one {noun} only, so none can be held out; add others"
         )
+
     # Questions in a random order, until they have as many samples as are wanted; one stays.
     order = streams.generator(seed, "text/hold_out").permutation(len(questions))
-    sizes = np.cumsum([counts[questions[i]] for i in order])
+    sizes = [counts[questions[i]] for i in order]
+    samples_so_far = np.cumsum(sizes)
     wanted = max(1, round(test_share * len(unmarked)))
-    num_held_out = min(int(np.searchsorted(sizes, wanted)) + 1, len(questions) - 1)
-    held_out = {questions[i] for i in order[: max(num_held_out, 0)]}
+    enough = int(np.searchsorted(samples_so_far, wanted)) + 1
+    num_held_out = max(min(enough, len(questions) - 1), 0)
+    held_out = {questions[i] for i in order[:num_held_out]}
+
     sides: dict[str, list[Sample]] = {"train": [], "test": []}
     for sample, split in source.records:
         drawn = "test" if question(sample) in held_out else "train"
@@ -280,13 +334,18 @@ def _sampled(samples: list[Sample], limit: int, seed: int) -> list[Sample]:
     """At most `limit` of them at random, in their order; 0 means all."""
     if not limit or limit >= len(samples):
         return samples
-    chosen = streams.generator(seed, "text/limit").permutation(len(samples))[:limit]
-    return [samples[i] for i in np.sort(chosen)]
+    shuffled = streams.generator(seed, "text/limit").permutation(len(samples))
+    chosen = np.sort(shuffled[:limit])
+    return [samples[i] for i in chosen]
 
 
 def _joined(sides: Sequence[list[Sample]], names: list[str], own: bool) -> tuple[Sample, ...]:
-    """All samples of all sources, in the categories that they have of their own, or each in that of
-    its source's name.
+    """All samples of all sources, each with its category.
+
+    Args:
+      sides: a source's samples each.
+      names: the sources'.
+      own: whether samples keep a category of their own; else all have their source's name.
     """
     joined = []
     for samples, name in zip(sides, names, strict=True):

@@ -73,20 +73,29 @@ def render(
     """
     check_template(template, tokenizer)
     check_special_tokens(allow_special_tokens, tokenizer)
+
+    # A document is in no template.
+    begin = _begin(tokenizer)
     if isinstance(sample, Document):
         ids = _encoded(sample.text, tokenizer, allow_special_tokens)
-        whole = [*_begin(tokenizer), *ids, tokenizer.eos_id]
-        return Rendered(whole, np.arange(len(whole)) > 0)
+        whole = [*begin, *ids, tokenizer.eos_id]
+        trained = np.ones(len(whole), bool)
+        trained[0] = False
+        return Rendered(whole, trained)
     if _is_chat(template, tokenizer):
         return _render_chat(sample, tokenizer, allow_special_tokens)
+
+    # Encoded whole; offsets, exact at the edges, say which ids are the responses'.
     text, spans = _written(sample, template)
-    controls = special_spans(text, tokenizer.special) if allow_special_tokens else []
-    edges = [edge for span in spans for edge in span]
-    encoding = tokenizer.encode_spans(text, controls, edges)
-    begin = _begin(tokenizer)
+    controls = []
+    if allow_special_tokens:
+        controls = special_spans(text, tokenizer.special)
+    encoding = tokenizer.encode_spans(text, controls, _edges(spans))
     ids = [*begin, *encoding.ids, tokenizer.eos_id]
-    trained = [np.zeros(len(begin), bool), covering(encoding, spans), np.ones(1, bool)]
-    return Rendered(ids, np.concatenate(trained))
+    of_text = covering(encoding, spans)
+    untrained = np.zeros(len(begin), bool)
+    trained = np.concatenate([untrained, of_text, [True]])
+    return Rendered(ids, trained)
 
 
 def render_prompt(
@@ -139,17 +148,16 @@ def writes_date(template: str, tokenizer: Tokenizer) -> bool:
 
 
 def is_dialogue(prompt: str) -> bool:
-    """Whether the prompt is in the form of the hh-rlhf data: turns of "Human:" and "Assistant:",
-    the last one open.
+    """Whether the prompt is in the form of the hh-rlhf data.
+
+    That is turns of "Human:" and "Assistant:", the last one open.
     """
     text = f"\n\n{prompt.strip()}"
     return "\n\nHuman:" in text and text.endswith("\n\nAssistant:")
 
 
 def messages_of(prompt: str) -> tuple[Turn, ...]:
-    """The turns of a dialogue, without the open one, or the whole prompt as one turn of the
-    user.
-    """
+    """The turns of a dialogue without the open one, or the whole prompt as one turn of the user."""
     if not is_dialogue(prompt):
         return (Turn(USER, prompt),)
     opening, *parts = _TURN.split(prompt.strip())
@@ -166,11 +174,25 @@ def _is_chat(template: str, tokenizer: Tokenizer) -> bool:
 
 
 def _begin(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """What a text begins with: one id or none."""
+    if tokenizer.bos_id is None:
+        return []
+    return [tokenizer.bos_id]
+
+
+def _edges(spans: Sequence[Span]) -> list[int]:
+    """The characters at which spans begin and end, in their order."""
+    edges = []
+    for start, stop in spans:
+        edges += [start, stop]
+    return edges
 
 
 def _encoded(text: str, tokenizer: Tokenizer, allow_special_tokens: bool) -> list[int]:
-    controls = special_spans(text, tokenizer.special) if allow_special_tokens else []
+    """The ids of a text alone; special tokens that it spells only where they are allowed."""
+    controls = []
+    if allow_special_tokens:
+        controls = special_spans(text, tokenizer.special)
     return tokenizer.encode_spans(text, controls, ()).ids
 
 
@@ -184,17 +206,22 @@ def _prompt_text(prompt: str, template: str) -> str:
 
 
 def _written(sample: Pair | Conversation, template: str) -> tuple[str, list[Span]]:
-    """The text in all but the chat template, and the spans that are trained. A dialogue's response
-    begins with a space.
-    """
+    """The text in all but the chat template, and the spans that are trained."""
     if isinstance(sample, Pair):
         prompt = _prompt_text(sample.prompt, template)
-        text = prompt + (" " if is_dialogue(sample.prompt) else "") + sample.response
+        # A dialogue's response begins with a space, behind "Assistant:".
+        response = sample.response
+        if is_dialogue(sample.prompt):
+            response = f" {response}"
+        text = prompt + response
         return text, [(len(prompt), len(text))]
+
+    # A conversation in the form of the hh-rlhf data.
     text = ""
     spans = []
     for turn in sample.turns:
-        text += "\n\n" if text else ""
+        if text:
+            text += "\n\n"
         if turn.role == SYSTEM:
             text += turn.content
             continue
@@ -209,6 +236,8 @@ def _written(sample: Pair | Conversation, template: str) -> tuple[str, list[Span
 def _render_chat(
     sample: Pair | Conversation, tokenizer: Tokenizer, allow_special_tokens: bool
 ) -> Rendered:
+    """The ids of a sample in the tokenizer's chat template."""
+    # Which turns are trained: of a pair the response alone.
     if isinstance(sample, Pair):
         turns = (*messages_of(sample.prompt), Turn(ASSISTANT, sample.response))
         answers: Sequence[int] = [len(turns) - 1]
@@ -218,10 +247,13 @@ def _render_chat(
     chat: ChatText = conversations.finished(turns, tokenizer)
     spans, needs_end = conversations.answers(chat, answers, tokenizer)
     controls = conversations.controls(chat, tokenizer, allow_special_tokens)
-    text = chat.text.rstrip() if needs_end else chat.text
-    edges = [edge for span in spans for edge in span]
-    encoding = tokenizer.encode_spans(text, controls, edges)
-    ids, trained = encoding.ids, covering(encoding, spans)
+    text = chat.text
+    if needs_end:
+        text = text.rstrip()
+    encoding = tokenizer.encode_spans(text, controls, _edges(spans))
+    ids = encoding.ids
+    trained = covering(encoding, spans)
+
     # A template that closes no turn would never teach the model to end.
     if needs_end and ids[-1:] != [tokenizer.eos_id]:
         return Rendered([*ids, tokenizer.eos_id], np.append(trained, True))

@@ -1,6 +1,4 @@
-"""From a corpus to what an engine trains on: the rows of all nodes by their length, and which rows
-are whose.
-"""
+"""From a corpus to what an engine trains on: rows by their length, and which are whose."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,12 +25,13 @@ from snake_jax.errors import UserError
 
 
 class NodeRows(NamedTuple):
-    """rows: by length T, the rows `[N_T, T]` of all nodes; packed texts have one length, that of a
-    row.
+    """The rows of all nodes.
 
-    nodes: for every node, by length, the numbers `[n]` int32 of its rows in `rows[T]`; lengths it
-      has none of are left out.
-    target_tokens: `[nodes]` int64, how many targets count in its rows.
+    Attributes:
+      rows: by length T, `[N_T, T]` of all nodes; packed texts have one length, that of a row.
+      nodes: for every node, by length, the numbers `[n]` int32 of its rows in `rows[T]`; lengths it
+        has none of are left out.
+      target_tokens: `[nodes]` int64, how many targets count in its rows.
     """
 
     rows: dict[int, TextRows]
@@ -41,12 +40,19 @@ class NodeRows(NamedTuple):
 
 
 class TextData(NamedTuple):
-    """A corpus ready for training: the nodes' rows, and the held-out text in the same form.
+    """A corpus ready for training.
 
-    samples: what trains; a document that is longer than a row is there once for each of its parts.
-    shards: for every node, the numbers of its samples in `samples`.
-    counts: `[nodes, categories]`, how many of each category.
-    fill: the share of the training rows' columns that hold text.
+    Attributes:
+      train: the nodes' rows.
+      test: the held-out text's rows, by length.
+      samples: what trains; a document that is longer than a row is there once for each of its
+        parts.
+      shards: for every node, the numbers of its samples in `samples`.
+      categories: their names.
+      counts: `[nodes, categories]`, how many of each category.
+      fill: the share of the training rows' columns that hold text, from 0 to 1.
+      train_truncation: what of the training text did not fit.
+      test_truncation: and of the held-out text.
     """
 
     train: NodeRows
@@ -99,20 +105,20 @@ def build_text_data(
             f"{cut.longest} tokens)"
         )
     held_out, _, held_out_cut = _examples(corpus.test, *form)
+
     # Who holds which text.
     samples = tuple(corpus.train[i] for i in kept)
     categories = [sample.category for sample in samples]
     shards = partition_texts(kind, categories, nodes, seed, categories_per_node)
     names, counts = category_counts(shards, categories)
-    # Rows of each node's own texts.
-    per_node = []
-    for shard in shards:
-        per_node.append([examples[i] for i in shard])
+
+    # Rows of each node's own texts; the held-out ones as if one node held them.
+    per_node = [_chosen(examples, shard) for shard in shards]
     train = node_rows(per_node, lengths, tokenizer.pad_id, packing=packing, loss_on=loss_on)
-    test = node_rows([held_out], lengths, tokenizer.pad_id, packing=packing, loss_on=loss_on).rows
+    test = node_rows([held_out], lengths, tokenizer.pad_id, packing=packing, loss_on=loss_on)
     return TextData(
         train=train,
-        test=test,
+        test=test.rows,
         samples=samples,
         shards=shards,
         categories=names,
@@ -131,8 +137,9 @@ def node_rows(
     packing: bool = True,
     loss_on: str = "completion",
 ) -> NodeRows:
-    """The rows of every node's texts, put together, and which are whose. Packed rows have the
-    largest of `lengths`.
+    """The rows of every node's texts, put together, and which are whose.
+
+    Packed rows have the largest of `lengths`.
     """
     # By length, the parts that the nodes have, one after the other, and where the next begins.
     parts: dict[int, list[TextRows]] = {}
@@ -145,13 +152,17 @@ def node_rows(
         else:
             own = pad(examples, lengths, pad_id, loss_on)
         numbers = {}
+        num_targets = 0
         for length, part in own.items():
             start = starts.get(length, 0)
             numbers[length] = np.arange(len(part.ids), dtype=np.int32) + start
             starts[length] = start + len(part.ids)
             parts.setdefault(length, []).append(part)
+            num_targets += target_tokens(part)
         nodes.append(numbers)
-        tokens.append(sum(map(target_tokens, own.values())))
+        tokens.append(num_targets)
+
+    # All parts of a length as one, field by field.
     rows = {}
     for length in sorted(parts):
         fields = zip(*parts[length], strict=True)
@@ -162,7 +173,8 @@ def node_rows(
 def total_fill(rows: dict[int, TextRows]) -> float:
     """The share of the columns of all rows that hold text."""
     columns = [part.segments.size for part in rows.values()]
-    return float(np.average([fill(part) for part in rows.values()], weights=columns))
+    shares = [fill(part) for part in rows.values()]
+    return float(np.average(shares, weights=columns))
 
 
 def describe_truncation(truncation: Truncation) -> str:
@@ -179,18 +191,26 @@ def describe_truncation(truncation: Truncation) -> str:
 
 
 def describe_documents(samples: Sequence[Sample]) -> str:
-    """One line for printing: which samples have no prompt, and what that means; empty where all
-    have one.
+    """One line for printing: which samples have no prompt, and what that means.
+
+    It is empty where all have one.
     """
     documents = [sample for sample in samples if isinstance(sample, Document)]
     if not documents:
         return ""
     count = len(set(documents))
-    parts = f", in {len(documents)} parts of at most a row" if len(documents) > count else ""
+    parts = ""
+    if len(documents) > count:
+        parts = f", in {len(documents)} parts of at most a row"
     return (
         f"continued pre-training on {count} texts{parts}: in no template, the loss is of all their "
         f"tokens"
     )
+
+
+def _chosen(examples: Sequence[Example], numbers: np.ndarray) -> list[Example]:
+    """Those of these numbers, in their order."""
+    return [examples[i] for i in numbers]
 
 
 def _examples(
@@ -216,10 +236,12 @@ def _examples(
 
 
 def _lengths(max_length: int, packing: bool, buckets: Sequence[int]) -> tuple[int, ...]:
+    """The lengths that rows may have, ascending; raises UserError for wrong flags."""
     if buckets and packing:
         raise UserError(
             "--buckets are for --packing=false: packed rows all have --max_length columns"
         )
-    if wrong := [length for length in buckets if not 0 < length <= max_length]:
-        raise UserError(f"--buckets: {wrong[0]} is not between 1 and --max_length={max_length}")
-    return (*sorted(set(buckets) - {max_length}), max_length)
+    for length in buckets:
+        if not 0 < length <= max_length:
+            raise UserError(f"--buckets: {length} is not between 1 and --max_length={max_length}")
+    return tuple(sorted({*buckets, max_length}))

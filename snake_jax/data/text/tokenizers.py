@@ -1,6 +1,4 @@
-"""Text to ids and back: bytes by default, or the tokenizer of a pretrained model from a local
-folder.
-"""
+"""Text to ids and back: bytes, or the tokenizer of a pretrained model from a local folder."""
 
 import codecs
 import contextlib
@@ -11,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snake_jax.data.text import scored_bpe
+from snake_jax.data.text import bpe_files, scored_bpe
 from snake_jax.data.text.chat_template import ChatTemplate, read_chat_template
 from snake_jax.data.text.encoding import (
     Encode,
@@ -38,11 +36,16 @@ _TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 class Tokenizer(NamedTuple):
     """How a model reads text.
 
-    encode_spans: text -> ids with offsets, the ids of special tokens at the given spans alone.
-    decode: ids -> text, without what stands for no text.
-    vocab_size: one more than the largest id. bos_id is None where texts have no begin.
-    special: ids of the special tokens by the name that stands for them in a chat template's text.
-    chat_template: from messages to text, or None.
+    Attributes:
+      name: for people.
+      encode_spans: text -> ids with offsets, the ids of special tokens at the given spans alone.
+      decode: ids -> text, without what stands for no text.
+      vocab_size: one more than the largest id.
+      bos_id: of begin; None where texts have none.
+      eos_id: of end.
+      pad_id: of padding.
+      special: ids of the special tokens by the name that stands for them in a chat template's text.
+      chat_template: from messages to text, or None.
     """
 
     name: str
@@ -64,7 +67,8 @@ def byte_tokenizer() -> Tokenizer:
     """The 256 bytes of UTF-8, then begin 256, end 257 and padding 258."""
 
     def decode(ids: Sequence[int]) -> str:
-        return bytes(int(i) for i in ids if 0 <= i < _BYTES).decode("utf-8", "replace")
+        written = bytes(int(i) for i in ids if 0 <= i < _BYTES)
+        return written.decode("utf-8", "replace")
 
     return Tokenizer(
         name="bytes",
@@ -108,26 +112,30 @@ def _load(path: Path, read: Path, template_date: str) -> Tokenizer:
     if (read / "vocab.json").exists() and (read / "merges.txt").exists():
         return _from_library(path, read, "vocab.json")
     if (path / "tokenizer.model").exists():
-        return _from_pieces(scored_bpe.read_model(path / "tokenizer.model"))
+        return _from_pieces(bpe_files.read_model(path / "tokenizer.model"))
     if found := sorted(path.glob("tok*.bin")):
-        return _from_pieces(scored_bpe.read_bin(found[0]))
+        return _from_pieces(bpe_files.read_bin(found[0]))
     raise UserError(f"--tokenizer={path}: holds no tokenizer; wanted: {_WANTED}")
 
 
 @contextlib.contextmanager
 def _without_marks(folder: Path) -> Iterator[Path]:
-    """The folder, or, where a text file of it begins with a byte order mark, a copy of its text
-    files without: the libraries refuse such files, or take the mark for text.
+    """The folder, or a copy of it whose text files begin without a byte order mark.
+
+    The libraries refuse files with a mark, or take it for text.
     """
-    files = [file for pattern in _TEXT_FILES for file in folder.glob(pattern)]
     marked = []
-    for file in files:
-        with file.open("rb") as opened:
-            if opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+    for pattern in _TEXT_FILES:
+        for file in folder.glob(pattern):
+            with file.open("rb") as opened:
+                beginning = opened.read(len(codecs.BOM_UTF8))
+            if beginning == codecs.BOM_UTF8:
                 marked.append(file)
     if not marked:
         yield folder
         return
+
+    # Files without a mark are linked to, not copied.
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place)
         for file in folder.iterdir():
@@ -140,14 +148,17 @@ def _without_marks(folder: Path) -> Iterator[Path]:
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises UserError where the tokenizer has ids that a model of `vocab_size` has no embedding
-    for.
+    """Raises UserError where the tokenizer has ids that the model has no embedding for.
+
+    Args:
+      tokenizer: the data's.
+      vocab_size: rows of the model's embedding.
     """
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids but the model's "
-            f"embedding only "
-            f"{vocab_size} rows; give the tokenizer that belongs to the model with --tokenizer"
+            f"embedding only {vocab_size} rows; give the tokenizer that belongs to the model with "
+            f"--tokenizer"
         )
 
 
@@ -174,6 +185,7 @@ def _from_transformers(path: Path, read: Path, template_date: str) -> Tokenizer:
         raise UserError(f"--tokenizer={path}: transformers cannot load it: {reason}") from None
     if loaded.eos_token_id is None:
         raise UserError(f"--tokenizer={path}: names no eos_token; add one to tokenizer_config.json")
+
     # What the library calls special, and what it names as begin, end and the like.
     special = dict(zip(loaded.all_special_tokens, loaded.all_special_ids, strict=True))
     for number, token in loaded.added_tokens_decoder.items():
@@ -195,6 +207,9 @@ def _from_transformers(path: Path, read: Path, template_date: str) -> Tokenizer:
         encode_spans = slow_encode(encode_whole, encode_as_text, special)
     if loaded.chat_template:
         _module("jinja2", path)
+    pad_id = loaded.pad_token_id
+    if pad_id is None:
+        pad_id = loaded.eos_token_id
     return Tokenizer(
         name="",
         encode_spans=encode_spans,
@@ -202,7 +217,7 @@ def _from_transformers(path: Path, read: Path, template_date: str) -> Tokenizer:
         vocab_size=1 + max(loaded.get_vocab().values()),
         bos_id=loaded.bos_token_id,
         eos_id=loaded.eos_token_id,
-        pad_id=loaded.eos_token_id if loaded.pad_token_id is None else loaded.pad_token_id,
+        pad_id=pad_id,
         special=special,
         chat_template=read_chat_template(loaded, str(path), template_date),
     )
@@ -231,8 +246,11 @@ def _from_library(path: Path, read: Path, file: str) -> Tokenizer:
 
 def _with_special_ids(loaded: Any, path: Path, read: Path, bos_names: Sequence[str]) -> Tokenizer:
     """Begin, end and padding by config.json where that is there, else by their usual names."""
+    # By the model's config.json first; it may list several ends, of which the first is taken.
     vocabulary = loaded.get_vocab()
-    config = _json(path, read / "config.json") if (read / "config.json").exists() else {}
+    config: dict[str, Any] = {}
+    if (read / "config.json").exists():
+        config = _json(path, read / "config.json")
     ids: dict[str, int | None] = {}
     for field, names in (("bos", bos_names), ("eos", _EOS), ("pad", ("<pad>", "<|pad|>"))):
         given = config.get(f"{field}_token_id")
@@ -246,6 +264,8 @@ def _with_special_ids(loaded: Any, path: Path, read: Path, bos_names: Sequence[s
             f"--tokenizer={path}: no end of text among {', '.join(_EOS)}; add a "
             f"tokenizer_config.json"
         )
+
+    # Special are these, and what the library calls so.
     marks = {i for i in ids.values() if i is not None}
     special = {text: i for text, i in vocabulary.items() if i in marks}
     for number, token in loaded.get_added_tokens_decoder().items():
@@ -253,8 +273,12 @@ def _with_special_ids(loaded: Any, path: Path, read: Path, bos_names: Sequence[s
             special[token.content] = number
 
     def decode(numbers: Sequence[int]) -> str:
-        return loaded.decode([int(i) for i in numbers if i not in marks], skip_special_tokens=True)
+        text_ids = [int(i) for i in numbers if i not in marks]
+        return loaded.decode(text_ids, skip_special_tokens=True)
 
+    pad_id = ids["pad"]
+    if pad_id is None:
+        pad_id = eos_id
     return Tokenizer(
         name="",
         encode_spans=library_encode(loaded, special),
@@ -262,7 +286,7 @@ def _with_special_ids(loaded: Any, path: Path, read: Path, bos_names: Sequence[s
         vocab_size=1 + max(vocabulary.values()),
         bos_id=ids["bos"],
         eos_id=eos_id,
-        pad_id=eos_id if ids["pad"] is None else ids["pad"],
+        pad_id=pad_id,
         special=special,
     )
 
@@ -277,6 +301,7 @@ def _is_fast(path: Path, file: Path) -> bool:
 
 
 def _json(path: Path, file: Path) -> dict[str, Any]:
+    """A file's JSON object; raises UserError where it holds none."""
     try:
         content = json.loads(file.read_text(encoding=UTF8))
     except ValueError:
@@ -289,6 +314,7 @@ def _json(path: Path, file: Path) -> dict[str, Any]:
 
 
 def _module(name: str, path: Path) -> Any:
+    """A package that only some tokenizers need; raises UserError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -298,4 +324,6 @@ def _module(name: str, path: Path) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """What an error says, in one line that is not too long."""
+    words = str(error).split()
+    return " ".join(words)[:300]

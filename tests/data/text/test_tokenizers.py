@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from snake_jax.data.text.scored_bpe import merge
+from snake_jax.data.text.scored_bpe import merge_symbols
 from snake_jax.data.text.tokenizers import byte_tokenizer, check_fits, load_tokenizer
 from snake_jax.errors import UserError
 
@@ -136,7 +136,7 @@ def slow_merge(text, scores):
 )
 @example("abab", {"ab": 0.0, "abab": -1.0})
 def test_merging_with_a_heap_is_merging_by_the_definition(text, scores):
-    assert merge(text, scores) == slow_merge(text, scores)
+    assert merge_symbols(text, scores) == slow_merge(text, scores)
 
 
 @PROPERTY
@@ -146,7 +146,7 @@ def test_cutting_a_text_into_chunks_changes_no_id(tmp_path_factory, text, pieces
     (folder / "tok.bin").write_bytes(bin_file(pieces))
     tokenizer = load_tokenizer(str(folder))
     scores = {piece: -float(i) for i, piece in enumerate(pieces)}
-    spelled = merge(f" {text}", scores) if text else []
+    spelled = merge_symbols(f" {text}", scores) if text else []
     expected = [
         i
         for s in spelled
