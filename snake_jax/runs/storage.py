@@ -81,8 +81,10 @@ def common(paths: Sequence[str], flag: str) -> str:
     if len(buckets) > 1:
         raise UserError(f"the runs lie in {len(buckets)} places; say with --{flag} where to write")
     if buckets == {""}:
-        return os.path.commonpath([os.path.realpath(path) for path in paths])
-    return _BUCKET + os.path.commonpath([path.removeprefix(_BUCKET) for path in paths])
+        here = [os.path.realpath(path) for path in paths]
+        return os.path.commonpath(here)
+    in_bucket = [path.removeprefix(_BUCKET) for path in paths]
+    return _BUCKET + os.path.commonpath(in_bucket)
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
