@@ -23,7 +23,9 @@ def main(given: Given) -> None:
         _check_processes(config, flags)
         configs = seeds.parse(flags.seeds, config) if flags.seeds else [config]
         setups = [loop.prepare(config) for config in configs]
-        about = f"{one_run.describe(setups[0])}\n{defaults.said(setups[0], flags)}".rstrip()
+        described = one_run.describe(setups[0])
+        by_default = defaults.said(setups[0], flags)
+        about = f"{described}\n{by_default}".rstrip()
         with training(flags) as how:
             if flags.seeds:
                 seeds.run(setups, folder, about, how, launch.warn)

@@ -12,7 +12,8 @@ from snake_jax.runs import storage
 
 def main(given: Given) -> None:
     """Reads the runs, prints the table, draws the picture."""
-    paths, flags = given.paths, given.flags
+    paths = given.paths
+    flags = given.flags
     if not paths:
         raise UserError(
             "no runs to compare: give their folders, as in snake-jax compare runs/a runs/b"

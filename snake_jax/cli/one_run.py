@@ -60,6 +60,22 @@ class Trace(NamedTuple):
 NO_TRACE = Trace()
 
 
+def _never() -> bool:
+    return False
+
+
+def _always() -> bool:
+    return True
+
+
+def _begin_at_once(job: OpenRun) -> None:
+    del job
+
+
+def _end_at_once(state: loop.State, folder: epath.Path) -> None:
+    del state, folder
+
+
 class How(NamedTuple):
     """How a launch trains.
 
@@ -71,14 +87,14 @@ class How(NamedTuple):
 
     events: bool = False
     trace: Trace = NO_TRACE
-    terminated: Callable[[], bool] = lambda: False
+    terminated: Callable[[], bool] = _never
 
 
 def train(
     job: OpenRun,
     update: Update,
     events: bool,
-    going_on: Callable[[], bool] = lambda: True,
+    going_on: Callable[[], bool] = _always,
     trace: Trace = NO_TRACE,
 ) -> loop.State:
     """Does what is left of the run and writes its summary; returns the state after it.
@@ -112,8 +128,8 @@ def carry_out(
     folder: str,
     about: str,
     how: How,
-    begin: Callable[[OpenRun], None] = lambda job: None,
-    end: Callable[[loop.State, epath.Path], None] = lambda state, path: None,
+    begin: Callable[[OpenRun], None] = _begin_at_once,
+    end: Callable[[loop.State, epath.Path], None] = _end_at_once,
 ) -> None:
     """A run in its folder from where it stands to its end, told on the terminal.
 
@@ -125,10 +141,16 @@ def carry_out(
       begin: is called before training.
       end: is called with the last state and the folder, after the curves are drawn.
     """
+
+    def going_on() -> bool:
+        # A process that is terminated ends all, after the same round.
+        return not processes.any_of(how.terminated())
+
     workdir = Workdir(folder, setup.config)
     try:
         # What can still be refused, before anything is printed.
-        job = OpenRun(setup, workdir, workdir.resume(setup, launch.warn))
+        state = workdir.resume(setup, launch.warn)
+        job = OpenRun(setup, workdir, state)
         check_trace(how.trace, job.total - job.state.rounds)
         print(about)
         place = where(job)
@@ -137,10 +159,7 @@ def carry_out(
         begin(job)
         shown = processes.is_first()
         with progress(job.total, job.state.rounds, job.unit, enabled=shown) as update:
-            # One that is terminated ends all, after the same round.
-            state = train(
-                job, update, how.events, lambda: not processes.any_of(how.terminated()), how.trace
-            )
+            state = train(job, update, how.events, going_on, how.trace)
         if state.rounds < job.total:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():

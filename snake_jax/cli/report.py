@@ -8,7 +8,8 @@ from snake_jax.runs import storage
 
 def main(given: Given) -> None:
     """Reads the runs, writes the page, says where it is."""
-    paths, output = given.paths, given.flags.output
+    paths = given.paths
+    output = given.flags.output
     if len(paths) != 1:
         raise UserError(f"one folder of runs is wanted, not {len(paths)}: snake-jax report runs")
     if output:
