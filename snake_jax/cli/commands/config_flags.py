@@ -53,9 +53,8 @@ def _help(field: dataclasses.Field) -> str:
     rules = field.metadata
     allowed_values = rules.get("choices")
     if allowed_values is None:
-        allowed_values = [
-            f"{words} {rules[rule]}" for rule, words in _BOUNDS.items() if rule in rules
-        ]
+        bounds = [rule for rule in _BOUNDS if rule in rules]
+        allowed_values = [f"{_BOUNDS[rule]} {rules[rule]}" for rule in bounds]
     allowed = ", ".join(allowed_values)
     text = rules["help"].format(**_REGISTERED)
     return f"{text} ({allowed})" if allowed else text
