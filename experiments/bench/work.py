@@ -1,5 +1,4 @@
-"""The work that every contestant does, as one file of arrays, and how it is asked for round after
-round.
+"""The work that every contestant does, as one file of arrays, and how it is asked for.
 
 Imports numpy alone, so that a peer's interpreter needs nothing of this project's but this folder.
 What this library draws at random, the order of a node's examples, is therefore in the file too.

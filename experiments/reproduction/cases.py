@@ -109,10 +109,15 @@ def every_seed(cases: Iterable[Case], scale: Scale) -> list[Case]:
 
 
 def ordered(cases: Iterable[Case]) -> list[Case]:
-    """Each case once, those of few local epochs first, so that what is there when time runs out can
-    be used.
+    """Each case once, those of few local epochs first.
+
+    So what is there when time runs out can be used.
     """
-    return sorted(dict.fromkeys(cases), key=lambda case: (case.epochs, case.seed))
+    return sorted(dict.fromkeys(cases), key=_epochs_and_seed)
+
+
+def _epochs_and_seed(case: Case) -> tuple[int, int]:
+    return case.epochs, case.seed
 
 
 def of_figures(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]:

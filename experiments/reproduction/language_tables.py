@@ -36,8 +36,8 @@ _AXES = {
 def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Numbers]:
     """A row a run: what it reached and took, and what it took until it was as good as FL's.
 
-    FL's is the finished run that is alike else. Sums are over lines of metrics; `..._to_fl` are up to
-    the first evaluation that is at least as good.
+    FL's is the finished run that is alike else. Sums are over lines of metrics; `..._to_fl` are up
+    to the first evaluation that is at least as good.
     """
     rows = []
     for case, run in found.items():

@@ -1,7 +1,7 @@
 """Compares `linear_xent` with its definition and with tokamax's fused loss.
 
-They are compiled for TPUs, and timed where it runs. What is compared is what they all do: the summed
-loss and its gradient in the hidden states, the table a constant.
+They are compiled for TPUs, and timed where it runs. What is compared is what they all do: the
+summed loss and its gradient in the hidden states, the table a constant.
 """
 
 import functools
