@@ -1,4 +1,4 @@
-"""A setting of a configuration as a dataclass field: default, help text, and rules that it keeps.
+"""A option of a configuration as a dataclass field: default, help text, and rules that it keeps.
 
 `snake_jax.config` builds its classes from these; launches read the same metadata for their flags.
 """
@@ -11,10 +11,10 @@ from typing import Any
 from snake_jax.errors import UserError
 
 LARGEST = 1e30
-"""The greatest number that a setting takes: float32 arithmetic has room to spare beyond it."""
+"""The greatest number that a option takes: float32 arithmetic has room to spare beyond it."""
 
 
-def setting(default: Any, help: str, **rules: Any) -> Any:
+def option(default: Any, help: str, **rules: Any) -> Any:
     """A field of a configuration.
 
     Args:
@@ -38,7 +38,7 @@ def pick(flag: str, value: str, allowed: Iterable[str]) -> str:
     return value
 
 
-def check(field: dataclasses.Field, value: Any) -> None:
+def check_value(field: dataclasses.Field, value: Any) -> None:
     """Refuses a value that breaks the rules of its field.
 
     Raises:

@@ -194,7 +194,7 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
         state = workdir.resume(setup, say)
         job = OpenRun(setup, workdir, state)
         try:
-            one_run.train(job, _tell_nobody, False, going_on)
+            one_run.finish_rounds(job, _tell_nobody, False, going_on)
         except loop.Diverged as error:
             return f"stopped: {error}"
         done = len(workdir.records)

@@ -61,7 +61,7 @@ def main(given: Given) -> None:
         row["matmul"] = _compiled(row, batch_size, "matmul")
         print(f"compiled: {row['frozen_dtype']}, distilled {row['distilled']}", file=sys.stderr)
 
-    tables = accounting_tables.markdown(numbers)
+    tables = accounting_tables.all_tables(numbers)
     if results:
         text = json.dumps(numbers, indent=1)
         Path(results).write_text(text + "\n")
@@ -76,7 +76,7 @@ def main(given: Given) -> None:
 
 def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
-    model = vgg11()
+    model = papers_vgg11()
     costs = layer_costs(model, batch_size)
     layers: list[Row] = []
     for cost in costs:
@@ -93,7 +93,7 @@ def analytic(batch_size: int) -> Row:
     }
 
 
-def vgg11(lowering: str = "matmul") -> LayeredModel:
+def papers_vgg11(lowering: str = "matmul") -> LayeredModel:
     """The papers' network: 32x32x3 images, 10 classes."""
     return registry.build("vgg11", 10, (32, 32, 3), conv=lowering)
 
@@ -150,7 +150,7 @@ def _memory(
 
 def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
     """What the compiler says of a row's step, with this convolution."""
-    step = step_of(vgg11(lowering), row.get("distilled", False))
+    step = step_of(papers_vgg11(lowering), row.get("distilled", False))
     cost = compiled_cost(
         step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
     )

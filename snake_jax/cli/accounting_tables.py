@@ -26,7 +26,7 @@ def insert(file: Path, tables: str) -> str:
     return f"{before}{BEGIN}\n{tables}{END}{after}"
 
 
-def markdown(numbers: Row) -> str:
+def all_tables(numbers: Row) -> str:
     """All tables."""
     known = []
     for key, value in numbers["machine"].items():

@@ -22,7 +22,7 @@ def main(given: Given) -> None:
         runs = read_runs(folders)
         print(comparison_table(runs, flags.format))
         folder = flags.output or storage.common(paths, "output")
-        picture = storage.place(folder, "output") / "comparison.png"
+        picture = storage.path_of(folder, "output") / "comparison.png"
         with storage.stored(picture) as file:
             plot_curves(runs, file)
     # Beside the table, not in it: standard output may go into a file or a parser.

@@ -21,7 +21,7 @@ _TOLD = (
 )
 
 
-def said(setup: Setup, flags: FlagValues) -> str:
+def said_of_defaults(setup: Setup, flags: FlagValues) -> str:
     """One line with the settings that were left at their defaults and apply to this run.
 
     Empty where all of them were given.

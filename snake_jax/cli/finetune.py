@@ -28,7 +28,7 @@ def main(given: Given) -> None:
     with cluster.together(flags):
         config = text_inputs.with_first_day(config, workdir)
         setup = loop.prepare(config)
-        about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
+        about = f"{text_results.describe_texts(setup)}\n{defaults.said_of_defaults(setup, flags)}"
         begin = partial(_begin, flags)
         end = partial(_end, flags, setup)
         with training(flags) as how:

@@ -38,7 +38,7 @@ def overview() -> str:
     return "\n".join(parts)
 
 
-def page(command: Command, values: FlagValues, full: bool) -> str:
+def command_page(command: Command, values: FlagValues, full: bool) -> str:
     """The page of a command.
 
     Args:

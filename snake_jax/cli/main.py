@@ -121,7 +121,7 @@ def parse(command: Command, values: FlagValues, argv: Sequence[str]) -> list[str
 
 
 def _explain(command: Command, values: FlagValues, full: bool) -> NoReturn:
-    print(help_page.page(command, values, full), end="")
+    print(help_page.command_page(command, values, full), end="")
     sys.exit(0)
 
 

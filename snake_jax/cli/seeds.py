@@ -29,7 +29,7 @@ from snake_jax.runs.workdir import Workdir
 Diverged = dict[int, loop.Diverged]
 
 
-def parse(text: str, config: ImageConfig) -> list[ImageConfig]:
+def seed_configs(text: str, config: ImageConfig) -> list[ImageConfig]:
     """A configuration for each seed of `--seeds`.
 
     Raises:
@@ -80,7 +80,7 @@ def _named(seeds: Sequence[str]) -> str:
     return f"{word} {', '.join(seeds)}"
 
 
-def run(
+def run_seeds(
     setups: Sequence[loop.Setup],
     workdir: str,
     about: str,
@@ -100,7 +100,7 @@ def run(
       UserError: the seeds are not runs of one method, or the folder is another run's.
     """
     check_alike(setups)
-    folder = storage.place(workdir, "workdir")
+    folder = storage.path_of(workdir, "workdir")
     if how.trace.folder:
         raise UserError(
             f"--trace_dir={how.trace.folder}: seeds train side by side; trace one of them by --seed"
@@ -154,7 +154,7 @@ def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
             for job in jobs:
                 seed = job.setup.config.seed
                 try:
-                    one_run.train(job, _of_seed(seed, update, lock), how.events, going_on)
+                    one_run.finish_rounds(job, _of_seed(seed, update, lock), how.events, going_on)
                 except loop.Diverged as error:
                     diverged[seed] = error
                 except BaseException:
@@ -194,7 +194,7 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
         runs = [read_run(path) for path in local]
         for run, path in zip(runs, paths, strict=True):
             with storage.stored(path / "curves.png") as picture:
-                one_run.draw(run, picture)
+                one_run.draw_curves(run, picture)
     if diverged:
         lines = [f"seed {seed}: {error}" for seed, error in diverged.items()]
         raise launch.failed("; ".join(lines))

@@ -99,12 +99,14 @@ def train(
     folder = Workdir(workdir, setup.config)
     try:
         state = folder.resume(setup, _warn)
-        yield from kept(setup, folder, state)
+        yield from kept_rounds(setup, folder, state)
     finally:
         folder.close()
 
 
-def kept(setup: Setup[Config, Data, Model], folder: Workdir, state: State) -> Iterator[Report]:
+def kept_rounds(
+    setup: Setup[Config, Data, Model], folder: Workdir, state: State
+) -> Iterator[Report]:
     """The rounds that are left, each kept in the folder before it is given; then the summary.
 
     Args:
@@ -115,20 +117,20 @@ def kept(setup: Setup[Config, Data, Model], folder: Workdir, state: State) -> It
     engine = loop.make_engine(setup)
 
     def keep(last: State) -> None:
-        folder.keep(last, compiled(folder, engine))
+        folder.keep(last, compilations_in_all(folder, engine))
 
     try:
         for report in loop.train(setup, engine, state, keep):
-            folder.add(report, compiled(folder, engine))
+            folder.add(report, compilations_in_all(folder, engine))
             yield report
-        in_all = compiled(folder, engine)
+        in_all = compilations_in_all(folder, engine)
         summary = loop.summarise(setup, in_all, folder.records, engine)
         folder.finish(summary)
     finally:
         engine.close()
 
 
-def compiled(folder: Workdir, engine: Engine) -> Compilations:
+def compilations_in_all(folder: Workdir, engine: Engine) -> Compilations:
     """What was compiled in all processes of the run so far."""
     before = folder.earlier
     now = engine.compilations

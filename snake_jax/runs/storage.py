@@ -31,7 +31,7 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(_BUCKET)
 
 
-def place(text: str | os.PathLike, flag: str) -> epath.Path:
+def path_of(text: str | os.PathLike, flag: str) -> epath.Path:
     """The path that a flag names.
 
     Args:
@@ -166,7 +166,7 @@ def fetched(folders: Sequence[str | os.PathLike]) -> Iterator[list[Path]]:
 
 def _fetch(folder: str | os.PathLike, copies: Path) -> Path:
     """Copies results, under the same names: reports name runs by the ends of their paths."""
-    source = place(folder, "workdir")
+    source = path_of(folder, "workdir")
     local = copies / os.fspath(source).removeprefix(_BUCKET)
     todo = [(source, local)]
     while todo:

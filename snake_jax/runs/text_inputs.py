@@ -164,7 +164,7 @@ def with_first_day(config: TextConfig, workdir: str) -> TextConfig:
     # The first process alone reads the folder; it tells the others the day.
     stored: object = None
     if processes.is_first() and not config.template_date:
-        file = storage.place(workdir, "workdir") / "config.json"
+        file = storage.path_of(workdir, "workdir") / "config.json"
         # What is wrong with the folder is said where it is opened.
         with contextlib.suppress(OSError, ValueError):
             stored = json.loads(file.read_text())

@@ -24,7 +24,7 @@ _COPIED = (
 )
 
 
-def describe(setup: TextSetup) -> str:
+def describe_texts(setup: TextSetup) -> str:
     """What a run trains on what, a line each.
 
     Model, data, what was cut, each node's part, memory, distillation.
@@ -116,7 +116,7 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
     ids = templates.render_prompt(
         prompt, tokenizer, setup.config.template, setup.config.allow_special_tokens
     )
-    weights = jax.tree.map(jnp.asarray, whole_model(setup, params))
+    weights = jax.tree.map(jnp.asarray, merged_model(setup, params))
     (answer_ids,) = generate(
         setup.model,
         weights,
@@ -128,7 +128,7 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
     return tokenizer.decode(answer_ids).strip()
 
 
-def whole_model(setup: TextSetup, params: Params) -> Params:
+def merged_model(setup: TextSetup, params: Params) -> Params:
     """The model after training, float32, adapters merged into the weights.
 
     Args:
@@ -152,7 +152,7 @@ def save_model(setup: TextSetup, params: Params, folder: Path) -> Path:
     Returns:
       The folder.
     """
-    save_pretrained(folder, setup.model, whole_model(setup, params))
+    save_pretrained(folder, setup.model, merged_model(setup, params))
     source = Path(setup.config.tokenizer or setup.config.model)
     for pattern in _COPIED:
         for file in source.glob(pattern):

@@ -62,7 +62,7 @@ class Workdir:
         Raises:
           UserError: it holds a run with other flags, is in use, or is no usable folder.
         """
-        self.path = storage.place(path, "workdir")
+        self.path = storage.path_of(path, "workdir")
         self.records: list[Record] = []
         self.earlier = Compilations(0, 0.0, None)
         self._ledger_lines = 0

@@ -186,7 +186,7 @@ def test_the_doors_of_experiments_are_the_same_program():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         command = COMMANDS[name]
-        assert done.stdout == help_page.page(command, main.define(command), full=False)
+        assert done.stdout == help_page.command_page(command, main.define(command), full=False)
 
 
 # The home folder

@@ -270,7 +270,7 @@ def test_other_places_are_refused(place):
         UserError,
         match=rf"--workdir={place}: give a folder, or one in a bucket as gs://BUCKET/FOLDER",
     ):
-        storage.place(place, "workdir")
+        storage.path_of(place, "workdir")
 
 
 def test_a_missing_client_is_said_with_what_to_install(monkeypatch):
@@ -279,7 +279,7 @@ def test_a_missing_client_is_said_with_what_to_install(monkeypatch):
 
     monkeypatch.setattr("etils.epath.gpath.PosixGPath.exists", missing)
     with pytest.raises(UserError, match=re.escape("pip install -e '.[gcs]'")):
-        storage.place("gs://bucket/run", "workdir")
+        storage.path_of("gs://bucket/run", "workdir")
 
 
 def test_an_unreachable_bucket_is_one_line(monkeypatch):
@@ -291,7 +291,7 @@ def test_an_unreachable_bucket_is_one_line(monkeypatch):
         UserError,
         match=r"--workdir=gs://bucket/run: the bucket cannot be reached \(no credentials\)",
     ):
-        storage.place("gs://bucket/run", "workdir")
+        storage.path_of("gs://bucket/run", "workdir")
 
 
 def test_runs_of_several_places_have_no_common_folder(tmp_path):

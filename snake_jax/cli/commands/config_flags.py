@@ -29,7 +29,7 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
 
 
-def define(values: FlagValues, kind: type[RunConfig]) -> None:
+def define_settings(values: FlagValues, kind: type[RunConfig]) -> None:
     """Defines the flags of a configuration."""
     for field in dataclasses.fields(kind):
         define_flag = _DEFINE[field.type]

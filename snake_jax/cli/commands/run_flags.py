@@ -7,7 +7,7 @@ from snake_jax.cli import presets
 from snake_jax.errors import UserError
 
 
-def define(values: FlagValues) -> None:
+def define_run(values: FlagValues) -> None:
     """Defines the flags."""
     presets.define_flag(values)
     flags.DEFINE_string(
