@@ -29,6 +29,11 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 def pick(flag: str, value: str, allowed: Iterable[str]) -> str:
     """`value` if it is one of `allowed`.
 
+    Args:
+      flag: its name, for the message.
+      value: given for it.
+      allowed: all that may be given.
+
     Raises:
       UserError: it is not; the message lists what is allowed.
     """

@@ -1,5 +1,4 @@
-"""What a step takes of memory: state by formula, what the compiler reserves, what the process grows
-by.
+"""What a step takes of memory: by formula, by the compiler, and as the process grows.
 
 Full training against Snake's visits and adapters, compiled for this machine's CPU.
 """
@@ -31,8 +30,12 @@ NOTES = (
 
 
 class TrainingWay(NamedTuple):
-    """One way to train: what its state takes by formula, and a program with its arguments in
-    place.
+    """One way to train.
+
+    Attributes:
+      subject: its name in the table.
+      state_bytes: by formula.
+      step: a program with its arguments in place.
     """
 
     subject: str

@@ -145,7 +145,13 @@ def settings_of(run: Run) -> Record:
 
 
 def from_summary(run: Run, key: str, otherwise: Any = None) -> Any:
-    """A value of summary.json; `otherwise` where there is none."""
+    """A value of summary.json.
+
+    Args:
+      run: to read.
+      key: of the summary.
+      otherwise: what is given where the run is not finished, or has no such value.
+    """
     value = (run.summary or {}).get(key)
     return otherwise if value is None else value
 
@@ -204,7 +210,13 @@ def curve_from_start(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cost_to_reach(run: Run, target: float, axis: str) -> float | None:
-    """Position on `axis` of the first evaluation at least as good as `target`; None without one."""
+    """Position of the first evaluation at least as good as `target`; None without one.
+
+    Args:
+      run: to read.
+      target: of its figure of merit.
+      axis: one of `axes_of(run)`.
+    """
     x, y = curve(run, axis)
     good = y <= target if merit_of(run).lower_is_better else y >= target
     reached = np.flatnonzero(good)

@@ -91,11 +91,13 @@ def train(
       Diverged: a visit's loss is not finite.
     """
     setup = job.task.setup(job, data)
+    # Without a folder the reports are all that comes of it.
     if not workdir:
         engine = loop.make_engine(setup)
         state = loop.initial_state(setup)
         yield from loop.train(setup, engine, state, _keep_nothing)
         return
+    # Who stops reading reports early ends the run, and must not keep others out of the folder.
     folder = Workdir(workdir, setup.config)
     try:
         state = folder.resume(setup, _warn)

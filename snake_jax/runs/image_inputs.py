@@ -39,9 +39,15 @@ class Images(NamedTuple):
 def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
     """The data set cleaned, cut down, normalised and laid out over the nodes as the flags say.
 
+    Args:
+      config: of the run.
+      algorithm: its method, which may put all nodes' examples together.
+      loaded: the data set as its source has it.
+
     Raises:
       UserError: it cannot be.
     """
+    # Examples are dropped and held out before nodes are given any: all nodes' data is one here.
     dataset, report = clean(loaded, outliers=config.outliers, seed=config.seed)
     quality = str(report)
     if loaded.note:

@@ -88,11 +88,17 @@ def prepare(config: ImageConfig) -> ImageSetup:
 def make_job(config: ImageConfig, algorithm: Algorithm, model: LayeredModel) -> ImageJob:
     """The job of training this network; it needs no data.
 
+    Args:
+      config: of the run.
+      algorithm: its method.
+      model: the network, by the configuration's name for it or one's own.
+
     Raises:
       UserError: cuts or layers that the model has not, or a wrong node file.
     """
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)
+    # A node that has a loss of its own needs a head for it.
     auxiliary: tuple[Layer, ...] = ()
     if algorithm.local_losses:
         head = registry.linear_head(AUXILIARY, _num_outputs(model))
@@ -297,7 +303,7 @@ def sizes_of(job: ImageJob) -> Sizes:
 
 
 def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
-    """`outcome -> {role: FLOPs}`: its steps times those of one, counted for full batches."""
+    """`outcome -> {role: FLOPs}`: the steps of a visit times the FLOPs of one of a full batch."""
     model = job.model
     examples = _step_examples(job.config)
     costs = layer_costs(model, examples)

@@ -151,6 +151,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
 
 
 def _check_parallel(config: RunConfig) -> None:
+    """Nodes side by side leave no room for what concerns one node at a time."""
     flag = f"--parallel={config.parallel}"
     if config.mode == "peer_to_peer":
         raise UserError(f"{flag}: the server averages the nodes; leave --mode=client_server")
@@ -234,7 +235,13 @@ def items(job: Job) -> tuple[str, ...]:
 
 
 def with_companions(sizes: Sizes, names: Sequence[str], kinds: Sequence[str]) -> Sizes:
-    """Bytes of layers, and of companions that are as large as their layers in full precision."""
+    """Bytes of layers, and of companions that are as large as their layers in full precision.
+
+    Args:
+      sizes: bytes of layers and optimizer states.
+      names: of the layers.
+      kinds: of companions that each layer has.
+    """
     beside = {}
     for kind in kinds:
         for name in names:

@@ -11,8 +11,9 @@ from snake_jax.runs.setup import Setup
 
 
 def synchronisations(setup: Setup, results: Sequence[Outcome]) -> int:
-    """How often a party waited for another: for gradients over a cut, and for the slowest node of a
-    round.
+    """How often a party waited for another.
+
+    For gradients over a cut, and for the slowest node of a round.
     """
     iterations = sum(result.iterations for result in results)
     over_cuts = chains.round_trips(messages(setup)) * iterations

@@ -73,6 +73,7 @@ def load_model(
     Raises:
       UserError: there is no such model, or it is none that can be trained here.
     """
+    # A folder of one's own goes before a preset of the same name.
     folder = Path(config.model)
     if config.model in PRESETS and not folder.exists():
         return _untrained(config, tokenizer)
@@ -85,6 +86,7 @@ def load_model(
     model = build(architecture, dropout=config.dropout, name=folder.resolve().name)
     check_pretrained(config.model, model)
 
+    # Gigabytes, so they are read when the run begins, not when its flags are looked at.
     def read_weights() -> Params:
         _, weights = load_pretrained(config.model, dropout=config.dropout)
         return weights
@@ -117,6 +119,12 @@ def prepare_data(
 ) -> Texts:
     """The text of the flags, in rows of tokens, laid out over the nodes.
 
+    Args:
+      config: of the run.
+      algorithm: its method, which may put all nodes' rows together.
+      tokenizer: of the text.
+      weights: gives the model's, see `Texts`.
+
     Raises:
       UserError: there is none, or it cannot be.
     """
@@ -127,6 +135,7 @@ def prepare_data(
         limit=config.limit,
         skip_bad_rows=config.skip_bad_rows,
     )
+    # A row that holds one text is as long as it needs to be, of a few lengths: a program each.
     buckets: tuple[int, ...] = ()
     if not config.packing:
         buckets = tuple(config.max_length >> halvings for halvings in range(_BUCKETS))
@@ -178,7 +187,12 @@ def with_first_day(config: TextConfig, workdir: str) -> TextConfig:
 
 
 def template_date(config: TextConfig, tokenizer: tokenizers.Tokenizer, day: str) -> str:
-    """The day that the texts of the run hold; empty where they hold none.
+    """The day that the texts of the run hold, as 2026-01-31; empty where they hold none.
+
+    Args:
+      config: of the run.
+      tokenizer: whose chat template may write a day.
+      day: that it would write.
 
     Raises:
       UserError: the flag names one all the same.

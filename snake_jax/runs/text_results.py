@@ -149,6 +149,11 @@ def merged_model(setup: TextSetup, params: Params) -> Params:
 def save_model(setup: TextSetup, params: Params, folder: Path) -> Path:
     """Writes the whole model and its tokenizer's files as `transformers` loads them.
 
+    Args:
+      setup: of the run.
+      params: what may train, after it.
+      folder: on this machine.
+
     Returns:
       The folder.
     """
@@ -161,7 +166,16 @@ def save_model(setup: TextSetup, params: Params, folder: Path) -> Path:
 
 
 def save_adapter(setup: TextSetup, params: Params, folder: Path) -> Path:
-    """Writes the adapters as `peft` loads them; returns the folder."""
+    """Writes the adapters as `peft` loads them.
+
+    Args:
+      setup: of the run.
+      params: what may train, after it.
+      folder: on this machine.
+
+    Returns:
+      The folder.
+    """
     blocks = own_items(setup.model, False)
     adapters = {index: params[name + ADAPTERS] for index, name in enumerate(blocks)}
     settings = make_lora(setup.config)

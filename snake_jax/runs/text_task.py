@@ -101,9 +101,15 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
     """The job of training this language model; it needs no data and reads no weights.
 
+    Args:
+      config: of the run.
+      algorithm: its method.
+      model: the network.
+
     Raises:
       UserError: the method cuts models, or a flag names what the model has not.
     """
+    # What images have and language models have not yet.
     if algorithm.chain is not whole_model:
         whole = [name for name, other in ALGORITHMS.items() if other.chain is whole_model]
         raise UserError(

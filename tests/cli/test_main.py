@@ -110,7 +110,9 @@ def test_help_is_given_though_other_words_are_wrong(snake_jax):
 
 
 def test_every_flag_of_a_command_has_one_section():
-    every = [flag for flags in GROUPS.values() for flag in flags]
+    every = []
+    for flags in GROUPS.values():
+        every += flags
     assert len(every) == len(set(every))
     for command in COMMANDS.values():
         own = main.FlagValues()

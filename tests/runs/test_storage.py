@@ -152,12 +152,10 @@ def test_a_damaged_object_is_noticed_and_the_checkpoint_before_it_used(bucket, s
         add(folder, fresh, number)
     folder.close()
     data = epath.Path(f"{bucket}/run/checkpoints/2/arrays")
-    pieces = [
-        entry
-        for part in (data / "d", data / "ocdbt.process_0" / "d")
-        if part.exists()
-        for entry in part.iterdir()
-    ]
+    pieces = []
+    for part in (data / "d", data / "ocdbt.process_0" / "d"):
+        if part.exists():
+            pieces += part.iterdir()
     largest = max(pieces, key=lambda entry: len(entry.read_bytes()))
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
