@@ -1,5 +1,4 @@
-"""Writes the partition of CIFAR-10 that Flower's fednova baseline trains on, for
-`experiments.classify` to use.
+"""Writes the partition of CIFAR-10 that Flower's fednova baseline trains on.
 
   python -m experiments.fednova_partition --output=runs/fednova_partition.json
   python -m experiments.classify --flagfile=experiments/presets/fednova_vgg11.flags \\
@@ -28,38 +27,47 @@ DATASET = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string("output", "runs/fednova_partition.json", "file to write")
 
-_CLIENTS, _ALPHA, _SEED, _LEAST = 16, 0.1, 2020, 10
+_CLIENTS = 16
+_ALPHA = 0.1
+_SEED = 2020
+_LEAST = 10  # examples that every client has; a draw that leaves one with fewer is done again
 
 
 def main(_: list[str]) -> None:
     """Draws and writes it."""
     train = sources.load_dataset(DATASET.value).train
     shards = draw(train.labels)
+    text = json.dumps([shard.tolist() for shard in shards])
+    file = Path(OUTPUT.value)
     try:
-        Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(OUTPUT.value).write_text(json.dumps([shard.tolist() for shard in shards]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     except OSError as error:
         raise UserError(
             f"--output={OUTPUT.value}: {error.strerror}; give a file that can be written"
         ) from error
-    print(partition.counts_table(shards, train.labels, int(train.labels.max()) + 1))
+    classes = int(train.labels.max()) + 1
+    print(partition.counts_table(shards, train.labels, classes))
 
 
 def draw(labels: np.ndarray) -> list[np.ndarray]:
     """The indices of every client, from the draws that the baseline makes."""
     rng = np.random.RandomState(_SEED)
     while True:
-        shards: list[np.ndarray] = [np.zeros(0, np.int64)] * _CLIENTS
+        shards = [np.zeros(0, np.int64) for _ in range(_CLIENTS)]
         for label in range(int(labels.max()) + 1):
             members = np.flatnonzero(labels == label)
             rng.shuffle(members)
             shares = rng.dirichlet(np.full(_CLIENTS, _ALPHA))
-            shares *= [len(shard) < len(labels) / _CLIENTS for shard in shards]
-            cuts = (np.cumsum(shares / shares.sum()) * len(members)).astype(int)[:-1]
-            shards = [
-                np.concatenate(pair) for pair in zip(shards, np.split(members, cuts), strict=True)
-            ]
-        if min(map(len, shards)) >= _LEAST:
+            # A client with its even share gets no more.
+            for client, shard in enumerate(shards):
+                if len(shard) >= len(labels) / _CLIENTS:
+                    shares[client] = 0
+            ends = np.cumsum(shares / shares.sum()) * len(members)
+            parts = np.split(members, ends.astype(int)[:-1])
+            for client, part in enumerate(parts):
+                shards[client] = np.concatenate([shards[client], part])
+        if min(len(shard) for shard in shards) >= _LEAST:
             return shards
 
 

@@ -90,7 +90,8 @@ def main(_: list[str]) -> None:
         if mine:
             studies.append((_study(topic), mine))
     if LIST.value:
-        print("\n".join(_listing(study, mine) for study, mine in studies))
+        for study, mine in studies:
+            print(_listing(study, mine))
         return
     if REDRAW.value:
         for study, mine in studies:
@@ -127,7 +128,8 @@ def _draw(study: Study, chosen: Sequence[str]) -> None:
     for figure in chosen:
         files = figures.write(study, figure)
         if files:
-            _say("\n".join(map(str, files)))
+            for file in files:
+                _say(str(file))
         else:
             _say(f"figure {figure}: no run has anything to draw yet")
 
@@ -150,7 +152,8 @@ def _study(topic: Topic) -> Study:
     """A topic's study as the flags say."""
     name = pick("scale", SCALE.value, topic.scales)
     scale = topic.scales[name]
-    workdir, results = Path(WORKDIR.value) / name, Path(RESULTS.value) / name
+    workdir = Path(WORKDIR.value) / name
+    results = Path(RESULTS.value) / name
     if SEEDS.value:
         scale = scale._replace(seeds=_seeds(SEEDS.value))
     runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
@@ -166,13 +169,16 @@ def _study(topic: Topic) -> Study:
 
 def _seeds(text: str) -> tuple[int, ...]:
     """Of --seeds, each once."""
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
+    seeds: list[int] = []
+    for part in text.split(","):
+        word = part.strip()
         if not word.isdecimal():
             raise UserError(
                 f"--seeds={text}: {word or 'a gap'} is no seed; want whole numbers as 0,1,2"
             )
-    return tuple(dict.fromkeys(int(word) for word in words))
+        if int(word) not in seeds:
+            seeds.append(int(word))
+    return tuple(seeds)
 
 
 def _recorded(file: Path) -> Sources:
@@ -209,13 +215,14 @@ def _listing(study: Study, chosen: Sequence[str]) -> str:
     todo = [case for case in every if not study.finished(case)]
     lines = []
     for case in every:
-        used = [f for f in chosen if case in study.topic.of_figure(f, study.scale)]
-        what = f"figure {', '.join(used)}" if used else "tuning"
+        used = [figure for figure in chosen if case in study.topic.of_figure(figure, study.scale)]
+        purpose = f"figure {', '.join(used)}" if used else "tuning"
         cost = "finished"
         if case in todo:
-            steps, took_s = cases.steps_of(case, study.scale), timer.estimate(study, [case])
+            steps = cases.steps_of(case, study.scale)
+            took_s = timer.estimate(study, [case])
             cost = f"{steps:,} steps, about {clock(took_s)}"
-        lines.append(f"{study.name(case)}: {what}; {cost}")
+        lines.append(f"{study.name(case)}: {purpose}; {cost}")
     rates = "; after tuning with the rates it finds" if TUNE.value else ""
     all_s = timer.estimate(study, todo)
     lines.append(f"{len(todo)} runs, about {clock(all_s)} on the machine of the scale{rates}")
@@ -229,21 +236,24 @@ def _say(message: str) -> None:
 def _write_study(
     study: Study, chosen: Sequence[str], every: Sequence[Case], seconds: float
 ) -> None:
-    """study.json: with what, on what and for how long; of the latest launch, the runs' seconds of
-    all.
+    """study.json: with what, on what and for how long.
+
+    Of the latest launch; the runs' seconds are those of all launches.
     """
     # The command as others can type it: without this machine's folders.
     words = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--results"))]
     for source in study.sources.values():
         words = [word.replace(source, study.topic.public(source)) for word in words]
 
-    train_s, unfinished = {}, []
+    train_s = {}
+    unfinished = []
     for case in every:
+        name = study.name(case)
         if study.finished(case):
             metrics = read_run(study.folder(case)).metrics
-            train_s[study.name(case)] = sum(record["train_s"] for record in metrics)
+            train_s[name] = sum(record["train_s"] for record in metrics)
         else:
-            unfinished.append(study.name(case))
+            unfinished.append(name)
     here = machine()
     named = ("processor", "cores", "python", "backend", "jax", "jaxlib")
     content = {
@@ -257,8 +267,9 @@ def _write_study(
         "train_s": train_s,
         "unfinished": unfinished,
     }
+    text = json.dumps(content, indent=2)
     file = study.results / f"study{study.topic.suffix}.json"
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    file.write_text(text + "\n")
 
 
 if __name__ == "__main__":

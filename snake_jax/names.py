@@ -1,7 +1,7 @@
-"""What there is to choose from, by name, for help texts: a command's `--help` must not wait for
-jax, which the registries themselves import.
+"""What there is to choose from, by name, for help texts.
 
-A test compares each of these with its registry.
+A command's `--help` must not wait for jax, which the registries themselves import. A test compares
+each of these with its registry.
 """
 
 # The list of methods: snake_jax.algorithms.registry imports each from the module of its name.

@@ -1,5 +1,6 @@
 """Parameters as a dict from layer name to subtree: sub-dicts, masks, and what they weigh."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,31 +19,36 @@ def select(params: Params, names: Iterable[str]) -> Params:
 
 def without(params: Params, names: Iterable[str]) -> Params:
     """The sub-dict of all but the named layers."""
-    names = set(names)
-    return {name: subtree for name, subtree in params.items() if name not in names}
+    left_out = set(names)
+    return {name: subtree for name, subtree in params.items() if name not in left_out}
 
 
 def layer_mask(layer_names: Iterable[str], trained: Iterable[str]) -> dict[str, bool]:
-    """A mask for `optax.masked`: True for the trained layers; a prefix of any parameter tree in
-    this order.
+    """A mask for `optax.masked`: True for the trained layers.
+
+    It is a prefix of any tree of parameters in this order.
     """
-    trained = set(trained)
-    return {name: name in trained for name in layer_names}
+    chosen = set(trained)
+    return {name: name in chosen for name in layer_names}
 
 
 def num_params(tree: PyTree) -> int:
     """How many numbers a tree holds."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes of a tree's arrays as they are stored and sent: two 4-bit values a byte, scales
-    included.
-    """
-    return sum(
-        -(-int(np.prod(leaf.shape)) * _bits(leaf.dtype) // 8) for leaf in jax.tree.leaves(tree)
-    )
+    """Bytes of a tree's arrays as they are stored and sent: two 4-bit values a byte, scales too."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        bits = math.prod(leaf.shape) * _bits(leaf.dtype)
+        # An odd number of 4-bit values fills its last byte by half.
+        total += math.ceil(bits / 8)
+    return total
 
 
 def _bits(dtype: np.dtype) -> int:
-    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
+    # NumPy says one byte of an int4; JAX knows its four bits.
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits
+    return 8 * dtype.itemsize

@@ -1,5 +1,4 @@
-"""Several processes as one run: which of them speaks, what it tells the others, and what any of
-them knows.
+"""Several processes as one run: which of them speaks, and what they tell each other.
 
 All processes carry out the same rounds; the first alone reads and writes the run's folder. In a run
 of one process all of this is free.
@@ -28,27 +27,32 @@ def from_first(tree: Tree) -> Tree:
     Args:
       tree: of arrays; those of the others give shapes and types.
     """
-    return jax.tree.map(_array_from_first, tree) if jax.process_count() > 1 else tree
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(_array_from_first, tree)
 
 
 def text_from_first(text: str) -> str:
     """The first process's text in all."""
     if jax.process_count() == 1:
         return text
-    content = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-    return from_first(content if is_first() else np.zeros(size, np.uint8)).tobytes().decode()
+    own = np.frombuffer(text.encode(), np.uint8)
+    # The others have to know how much they are to receive.
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(own.size)))
+    if not is_first():
+        own = np.zeros(size, np.uint8)
+    return from_first(own).tobytes().decode()
 
 
 def any_of(fact: bool) -> bool:
-    """Whether it holds in any process; all have to ask. When it returns, all have done what comes
-    before.
+    """Whether it holds in any process; all have to ask.
+
+    When it returns, all have done what comes before.
     """
-    return (
-        bool(np.any(multihost_utils.process_allgather(np.bool_(fact))))
-        if jax.process_count() > 1
-        else fact
-    )
+    if jax.process_count() == 1:
+        return fact
+    facts = multihost_utils.process_allgather(np.bool_(fact))
+    return bool(np.any(facts))
 
 
 def put(tree: Tree, place: Sharding | None) -> Tree:
@@ -64,8 +68,9 @@ def put(tree: Tree, place: Sharding | None) -> Tree:
 
 
 def whole(tree: Tree, home: jax.Device | None) -> Tree:
-    """Arrays that lie over devices, each whole in all processes: on the host where other processes
-    have parts of it.
+    """Arrays that lie over devices, each whole in all processes.
+
+    On the host where other processes have parts of them.
 
     Args:
       tree: of arrays.
@@ -78,12 +83,20 @@ def whole(tree: Tree, home: jax.Device | None) -> Tree:
 
 @functools.cache
 def _placing(place: Sharding) -> Callable[[Any], Any]:
-    """`device_put` does this neither for keys nor, to every device, for arrays of a device."""
-    return jax.jit(lambda tree: tree, out_shardings=place)
+    """A program that lays arrays over devices of several processes.
+
+    `device_put` does this neither for keys nor, to every device, for arrays of a device.
+    """
+
+    def unchanged(tree: Any) -> Any:
+        return tree
+
+    return jax.jit(unchanged, out_shardings=place)
 
 
 def _array_from_first(array: jax.Array | np.ndarray) -> np.ndarray:
     """As bytes: the broadcast is a sum over processes, in which a float's -0 becomes 0."""
     own = np.asarray(jax.device_get(array), order="C")
-    sent = multihost_utils.broadcast_one_to_all(own.reshape(-1).view(np.uint8))
-    return np.asarray(sent).view(own.dtype).reshape(own.shape)
+    own_bytes = own.reshape(-1).view(np.uint8)
+    sent = np.asarray(multihost_utils.broadcast_one_to_all(own_bytes))
+    return sent.view(own.dtype).reshape(own.shape)

@@ -55,12 +55,14 @@ def generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
       name: one of `NAMES`.
       *numbers: which of the streams of that name, each at least 0 and below 2^32.
     """
-    return np.random.default_rng(_sequence(seed, name, numbers))
+    sequence = _sequence(seed, name, numbers)
+    return np.random.default_rng(sequence)
 
 
 def integer(seed: int, name: str) -> int:
     """A number below 2^32 drawn for a library that takes nothing but a seed."""
-    return int(_sequence(seed, name, ()).generate_state(1)[0])
+    (number,) = _sequence(seed, name, ()).generate_state(1)
+    return int(number)
 
 
 def key(seed: int, name: str) -> jax.Array:
@@ -71,6 +73,7 @@ def key(seed: int, name: str) -> jax.Array:
 def _sequence(seed: int, name: str, numbers: tuple[int, ...]) -> np.random.SeedSequence:
     if name not in NAMES:
         raise ValueError(f"{name} is no stream of snake_jax.streams.NAMES")
+    # Two words of the name's digest tell names apart, the count tells (1,) from (1, 0).
     digest = hashlib.sha256(name.encode()).digest()
     words = np.frombuffer(digest[:8], "<u4").tolist()
     return np.random.SeedSequence(seed, spawn_key=(*words, len(numbers), *numbers))

@@ -1,3 +1,4 @@
-"""Benchmarks of steps, visits, rounds and memory beside peers: `python -m experiments.bench
-SUITE`.
+"""Benchmarks of steps, visits, rounds and memory beside peers.
+
+`python -m experiments.bench SUITE` measures one.
 """

@@ -56,8 +56,9 @@ FAIL = flags.DEFINE_bool(
 def main(arguments: list[str]) -> None:
     """One suite here, several in a process each."""
     suites = SUITES if arguments == ["all"] else tuple(arguments)
-    if wrong := [name for name in suites if name not in SUITES]:
-        raise UserError(f"{wrong[0]}: not one of {', '.join(SUITES)}, all")
+    for name in suites:
+        if name not in SUITES:
+            raise UserError(f"{name}: not one of {', '.join(SUITES)}, all")
     if not suites:
         raise UserError(f"say which: {', '.join(SUITES)} or all")
     if UPDATE.value and QUICK.value:
@@ -72,23 +73,35 @@ def main(arguments: list[str]) -> None:
 def _one(suite: str) -> int:
     """Measures and reports; the exit code."""
     module = importlib.import_module(f"experiments.bench.{suite}")
-    pythons = PEER_PYTHON.value, FEDJAX_PYTHON.value or PEER_PYTHON.value
-    header, started = results.header(), time.perf_counter()
-    measured = module.run(Request(REPEATS.value, QUICK.value, *pythons, CORES.value, _say))
+    peer_python = PEER_PYTHON.value
+    request = Request(
+        REPEATS.value,
+        QUICK.value,
+        peer_python,
+        FEDJAX_PYTHON.value or peer_python,
+        CORES.value,
+        _say,
+    )
+    machine = results.header()
+    started = time.perf_counter()
+    measured = module.run(request)
+    took_s = time.perf_counter() - started
+
+    # The load before and after says whether others were at work.
+    load_1min, _, _ = os.getloadavg()
+    machine |= {"load_1min_after": round(load_1min, 2), "cores_used": CORES.value}
     result = {
         "suite": suite,
         "command": _command(suite),
         "quick": QUICK.value,
-        "machine": header
-        | {"load_1min_after": round(os.getloadavg()[0], 2), "cores_used": CORES.value},
+        "machine": machine,
         **measured._asdict(),
-        "took_s": round(time.perf_counter() - started),
+        "took_s": round(took_s),
     }
     text, found = document.report(result)
     print(text)
-    _say(
-        f"wrote {results.write(results.COMMITTED if UPDATE.value else Path(OUTPUT.value), result)}"
-    )
+    folder = results.COMMITTED if UPDATE.value else Path(OUTPUT.value)
+    _say(f"wrote {results.write(folder, result)}")
     if UPDATE.value:
         document.update()
     return 1 if found and FAIL.value else 0
@@ -96,38 +109,37 @@ def _one(suite: str) -> int:
 
 def _each(suites: Sequence[str]) -> int:
     """Every suite in a process of its own; the greatest exit code."""
-    codes = {}
+    failed = []
+    greatest_code = 0
     for suite in suites:
         _say(f"suite {suite}")
-        codes[suite] = subprocess.run(
-            [sys.executable, "-m", "experiments.bench", suite, *_given()]
-        ).returncode
-        if codes[suite] == 130:
+        command = [sys.executable, "-m", "experiments.bench", suite, *_given()]
+        code = subprocess.run(command).returncode
+        if code == 130:
             raise KeyboardInterrupt
-    if failed := [suite for suite, code in codes.items() if code]:
-        _say(f"failed: {', '.join(failed)}; again: {_command(' '.join(failed))}")
-    return max(codes.values())
+        if code:
+            failed.append(suite)
+            greatest_code = max(greatest_code, code)
+    if failed:
+        again = _command(" ".join(failed))
+        _say(f"failed: {', '.join(failed)}; again: {again}")
+    return greatest_code
 
 
 def _given() -> list[str]:
     """The flags of this process, for another."""
-    return [
-        flag.serialize()
-        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-        if flag.present
-    ]
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    return [flag.serialize() for flag in own if flag.present]
 
 
 def _command(suites: str) -> str:
     """What was typed, without where interpreters lie."""
-    given = [
-        part
-        for part in _given()
-        if not part.startswith(("--peer_python", "--fedjax_python", "--output"))
-    ]
-    names = [name for name in ("peer", "fedjax") if flags.FLAGS[f"{name}_python"].present]
-    pythons = [f"--{name}_python={name.upper()}_VENV/bin/python" for name in names]
-    return f"python -m experiments.bench {suites} {shlex.join([*given, *pythons])}".strip()
+    places = ("--peer_python", "--fedjax_python", "--output")
+    words = [word for word in _given() if not word.startswith(places)]
+    for name in ("peer", "fedjax"):
+        if flags.FLAGS[f"{name}_python"].present:
+            words.append(f"--{name}_python={name.upper()}_VENV/bin/python")
+    return f"python -m experiments.bench {suites} {shlex.join(words)}".strip()
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,4 @@
-"""Fine-tuning block after block in PyTorch: `requires_grad` switched by a plain loop, or by BAdam's
-optimizer.
+"""Fine-tuning block after block in PyTorch: blocks switched by a plain loop, or by BAdam.
 
 BAdam: "A Memory Efficient Full Parameter Optimization Method for Large Language Models" (arXiv
 2404.02827), as its authors' package has it.

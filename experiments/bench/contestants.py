@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,8 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class Kind(NamedTuple):
-    """What a contestant is called, its module here, the package that it needs and how to get
-    that.
+    """What a contestant is, for people and for the launch of its process.
+
+    Attributes:
+      label: what it is called.
+      module: of `experiments.bench`.
+      package: that its interpreter needs.
+      install: how to get that.
     """
 
     label: str
@@ -59,14 +65,22 @@ class Contestant:
           options: for its module.
           environment: added to this process's.
         """
-        self.kind, self.name = kind, f"{KINDS[kind].label}{variant and ', '}{variant}"
-        self.missing, self.start_s = "", 0.0
+        self.kind = kind
+        self.name = KINDS[kind].label
+        if variant:
+            self.name += f", {variant}"
+        self.missing = ""
+        self.start_s = 0.0
+        # What it says of itself, of its first round, and of those that count.
         self.told: dict[str, Any] = {}
         self.first: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
         self.checked = Path()
-        self._python, self._options, self._environment = python, options, environment
+        self._python = python
+        self._options = options
+        self._environment = environment
         self._process: subprocess.Popen[str]
+        # Closed, as that of a process that has ended: there is nothing to end before the start.
         self._stdin: IO[str] = io.StringIO()
         self._stdin.close()
         self._stdout: IO[str] = self._stdin
@@ -82,19 +96,22 @@ class Contestant:
         if kind.package and not _importable(self._python, kind.package):
             self.missing = f"{kind.package}: not installed ({kind.install})"
             return
-        stem = "".join(c if c.isalnum() else "_" for c in self.name)
-        self.checked, self._errors = file.with_name(f"{stem}.npz"), file.with_name(f"{stem}.log")
+        stem = re.sub(r"[\W_]", "_", self.name)
+        self.checked = file.with_name(f"{stem}.npz")
+        self._errors = file.with_name(f"{stem}.log")
         command = [
             self._python,
             "-m",
             f"experiments.bench.{kind.module}",
             str(file),
             str(self.checked),
+            json.dumps(self._options),
         ]
+        # Its last words are kept: they say why it failed.
         with self._errors.open("w") as errors:
             started = time.perf_counter()
             self._process = subprocess.Popen(
-                [*command, json.dumps(self._options)],
+                command,
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self._environment},
                 stdin=subprocess.PIPE,
@@ -104,7 +121,8 @@ class Contestant:
             )
         assert self._process.stdin
         assert self._process.stdout
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._stdin = self._process.stdin
+        self._stdout = self._process.stdout
         self.told = self._heard()
         self.first = self._asked()
         self.start_s = time.perf_counter() - started
@@ -156,27 +174,32 @@ class Contestant:
 
 def _importable(python: str, package: str) -> bool:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
-    return subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    asked = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True)
+    return asked.returncode == 0
 
 
 def _last_words(errors: str) -> str:
     """The last line of a traceback, without what follows it."""
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    named = [
-        line
-        for line in lines
-        if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))
-    ]
-    return (named or lines or ["it said nothing"])[-1]
+    last = "it said nothing"
+    last_named = ""
+    for line in errors.splitlines():
+        if not line.strip():
+            continue
+        last = line.strip()
+        # `package.module.SomeError: what happened`
+        kind, _, _ = last.partition(":")
+        _, _, name = kind.rpartition(".")
+        if name.endswith(("Error", "Exception", "Interrupt")):
+            last_named = last
+    return last_named or last
 
 
 def fastest(
     variants: Sequence[Contestant], file: Path, rounds: int
 ) -> tuple[Contestant, dict[str, float]]:
-    """The fastest of several and each one's median seconds; all were tried one after the other, and
-    have ended.
+    """The fastest of several and each one's median seconds.
 
-    A single one is not tried.
+    All were tried one after the other, and have ended. A single one is not tried.
 
     Args:
       variants: of one contestant.
@@ -184,7 +207,9 @@ def fastest(
       rounds: after the first.
     """
     trials: dict[str, float] = {}
-    for variant in variants if len(variants) > 1 else ():
+    if len(variants) == 1:
+        return variants[0], trials
+    for variant in variants:
         variant.start(file)
         for _ in range(rounds):
             variant.round()
@@ -193,4 +218,14 @@ def fastest(
             return variant, trials
         trials[variant.name] = median(variant.seconds)
         variant.rounds.clear()
-    return min(variants, key=lambda variant: trials.get(variant.name, 0.0)), trials
+    least = min(trials.values())
+    chosen = next(variant for variant in variants if trials[variant.name] == least)
+    return chosen, trials
+
+
+def over_base(contestant: Contestant, base: Contestant) -> list[float]:
+    """A contestant's seconds over another's, turn by turn."""
+    ratios = []
+    for seconds, base_seconds in zip(contestant.seconds, base.seconds, strict=True):
+        ratios.append(seconds / base_seconds)
+    return ratios

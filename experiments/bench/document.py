@@ -1,5 +1,6 @@
-"""docs/performance.md from the committed results: `python -m experiments.bench.document` writes it
-anew.
+"""docs/performance.md from the committed results.
+
+`python -m experiments.bench.document` writes it anew.
 """
 
 import re
@@ -12,10 +13,16 @@ _PART = re.compile(r"(<!-- bench (\w+): begin -->\n).*?(<!-- bench \2: end -->)"
 
 
 def filled(page: str) -> str:
-    """The page with every committed result between its marks, `<!-- bench SUITE: begin -->` and
-    `... end -->`.
+    """The page with every committed result between its marks.
+
+    They are `<!-- bench SUITE: begin -->` and `... end -->`.
     """
-    return _PART.sub(lambda part: part[1] + _section(part[2]) + part[3], page)
+
+    def between_marks(part: re.Match[str]) -> str:
+        begin, suite, end = part.groups()
+        return f"{begin}{_section(suite)}{end}"
+
+    return _PART.sub(between_marks, page)
 
 
 def update() -> None:
@@ -25,24 +32,22 @@ def update() -> None:
 
 def heading(result: dict[str, Any]) -> str:
     """Command, machine, versions and peers, a line each."""
-    machine = ", ".join(
-        f"{name} {value}" for name, value in result["machine"].items() if value is not None
-    )
-    peers = "; ".join(f"{name} {version}" for name, version in result["peers"].items())
-    lines = [
-        f"`{result['command']}`, {result['took_s']} s",
-        machine,
-        *([f"peers: {peers}"] if peers else []),
-    ]
+    known = []
+    for name, value in result["machine"].items():
+        if value is not None:
+            known.append(f"{name} {value}")
+    lines = [f"`{result['command']}`, {result['took_s']} s", ", ".join(known)]
+    peers = [f"{name} {version}" for name, version in result["peers"].items()]
+    if peers:
+        lines.append(f"peers: {'; '.join(peers)}")
     return "\n".join(lines)
 
 
 def report(result: results.Result) -> tuple[str, list[results.Change]]:
     """A result, and what it is compared with, as text; the regressions."""
-    committed = results.COMMITTED / f"{result['suite']}.json"
-    lines, found = results.comparison(
-        result, results.read(committed) if committed.exists() else None
-    )
+    file = results.COMMITTED / f"{result['suite']}.json"
+    committed = results.read(file) if file.exists() else None
+    lines, found = results.comparison(result, committed)
     text = [
         heading(result),
         "",

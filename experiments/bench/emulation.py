@@ -1,5 +1,4 @@
-"""FedAvg rounds by every executor of this library, and by peers: which way to emulate nodes is the
-fastest.
+"""FedAvg rounds by every executor of this library, and by peers: which emulation is the fastest.
 
 What the nodes compute is noise in the shape of CIFAR-10, enough of it that steps and not calls
 decide.

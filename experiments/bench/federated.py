@@ -1,5 +1,4 @@
-"""Rounds of federated learning on one machine: this library beside a PyTorch loop, Flower's
-simulation and fedjax.
+"""Rounds of federated learning on one machine: this library beside PyTorch, Flower and fedjax.
 
 Every contestant is a process that waits until it is asked for a round. They are asked in turn, so
 that all see the same load of the machine, and none works while another does. All start from the
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.bench import contestants, ours, work
-from experiments.bench.contestants import Contestant
+from experiments.bench.contestants import Contestant, over_base
 from experiments.bench.rows import HIGHER, LOWER, Measured, Request, Row, measured
 from snake_jax import streams
 from snake_jax.config import ImageConfig
@@ -29,7 +28,8 @@ from snake_jax.data.images.dataset import Split
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 
-MODEL, SEED = "cnn", 0
+MODEL = "cnn"
+SEED = 0
 LEARNING_RATE = 0.003
 """Without clipping the library's default of 0.02 kills this network's units; the time is the
 same.
@@ -87,6 +87,7 @@ def run(
         config, task = prepare(sizes, repeats, Path(folder))
         work.save(task, file)
         everyone, trials = _contest(sizes, config, file, repeats, request)
+        # Parameters to compare lie in the folder.
         rows, detail = _results(table, goals, task, everyone)
     peers = {}
     for contestant in everyone:
@@ -114,10 +115,13 @@ def _contest(
             trials |= tried
             everyone.append(chosen)
             chosen.start(file)
-        for turn in range(work.CHECKED_ROUNDS - 1 + repeats):
-            request.say(f"round {turn + 1} of {work.CHECKED_ROUNDS - 1 + repeats}")
+        # The first round was each one's start.
+        not_counted = work.CHECKED_ROUNDS - 1
+        turns = not_counted + repeats
+        for turn in range(turns):
+            request.say(f"round {turn + 1} of {turns}")
             for contestant in everyone:
-                contestant.round(counted=turn >= work.CHECKED_ROUNDS - 1)
+                contestant.round(counted=turn >= not_counted)
     finally:
         for contestant in everyone:
             contestant.close()
@@ -132,8 +136,7 @@ def _peer(contestant: Contestant) -> str:
 
 
 def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], work.Work]:
-    """The configuration of ours, as keyword arguments of ImageConfig, and the same as work for
-    everybody.
+    """The configuration of ours, as keyword arguments of ImageConfig, and the same as work for all.
 
     Raises:
       UserError: the data set is missing or too small.
@@ -161,12 +164,13 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
         "seed": SEED,
     }
     setup = loop.prepare(ImageConfig(**config))
+    prepared = setup.data.dataset
     task = work.Work(
-        images=setup.data.dataset.train.images,
-        labels=setup.data.dataset.train.labels,
+        images=prepared.train.images,
+        labels=prepared.train.labels,
         orders=orders(setup.data.shards, rounds, SEED),
-        mean=np.asarray(setup.data.dataset.mean, np.float32),
-        std=np.asarray(setup.data.dataset.std, np.float32),
+        mean=np.asarray(prepared.mean, np.float32),
+        std=np.asarray(prepared.std, np.float32),
         params=ours.named(loop.initial_state(setup).params),
         batch_size=sizes.batch,
         learning_rate=LEARNING_RATE,
@@ -177,8 +181,9 @@ def prepare(sizes: Sizes, repeats: int, folder: Path) -> tuple[dict[str, Any], w
 
 
 def orders(shards: Sequence[np.ndarray], rounds: int, seed: int) -> list[list[np.ndarray]]:
-    """For each round and node the node's examples in the order in which a visit of one epoch takes
-    them: every round is a turn.
+    """For each round and node the node's examples in the order in which a visit takes them.
+
+    The visit is of one epoch, and every round is a turn.
     """
     found = []
     for number in range(rounds):
@@ -198,14 +203,14 @@ def _splits(dataset: str, wanted: int) -> tuple[Split, Split]:
     if len(found.train.labels) < wanted:
         raise UserError(f"{dataset}: {wanted} examples wanted, {len(found.train.labels)} there")
     chosen = rng.permutation(len(found.train.labels))[:wanted]
-    return Split(found.train.images[chosen], found.train.labels[chosen]), found.test
+    train = Split(found.train.images[chosen], found.train.labels[chosen])
+    return train, found.test
 
 
 def _noise(rng: np.random.Generator, count: int) -> Split:
-    return Split(
-        rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-        np.arange(count, dtype=np.int32) % 10,
-    )
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int32) % 10
+    return Split(images, labels)
 
 
 def _results(
@@ -216,7 +221,8 @@ def _results(
     mine = [contestant for contestant in ran if contestant.kind == "ours"]
     if not mine:
         raise UnlikeWork(f"none of ours ran: {everyone[0].missing}")
-    base = min(mine, key=lambda contestant: median(contestant.seconds))
+    medians = [median(contestant.seconds) for contestant in mine]
+    base = mine[medians.index(min(medians))]
 
     # Whoever trained on something else is no contestant. A Snake cycle is other work on purpose.
     off = {}
@@ -244,8 +250,9 @@ def _results(
 
 
 def difference(task: work.Work, contestant: Contestant, base: Contestant) -> float:
-    """How far a contestant's checked parameters are from ours, over what those changed; 1 where it
-    did other steps.
+    """How far a contestant's checked parameters are from ours, over what those changed.
+
+    1 where it did other steps.
     """
     if _counts(contestant) != _counts(base):
         return 1.0
@@ -264,8 +271,9 @@ def _rows(
     table: str, goals: dict[str, float], contestant: Contestant, base: Contestant
 ) -> list[Row]:
     seconds = contestant.seconds
-    an_example_us = [1e6 * s / contestant.first["examples"] for s in seconds]
-    over_ours = [s / b for s, b in zip(seconds, base.seconds, strict=True)]
+    examples = contestant.first["examples"]
+    an_example_us = [1e6 * round_s / examples for round_s in seconds]
+    over_ours = over_base(contestant, base)
     better = HIGHER if contestant.kind in PEERS else LOWER
     goal = goals.get(contestant.kind)
     name = contestant.name
@@ -283,20 +291,22 @@ def _num_params(task: work.Work) -> int:
 
 def _field(sizes: Sizes, config: dict[str, Any], request: Request) -> list[list[Contestant]]:
     """Everyone's variants, of which the fastest is to take part."""
-    field = [
-        [_mine("ours", executor, {**config, "executor": executor}, 1, request)]
-        for executor in sizes.executors
-    ]
+    field = []
+    for executor in sizes.executors:
+        ours_config = {**config, "executor": executor}
+        field.append([_mine("ours", executor, ours_config, 1, request)])
     if sizes.snake:
         # A cycle makes a report a visit, where a round of FedAvg makes one.
         snake: dict[str, Any] = {**config, "algorithm": "snake"}
         one_cycle: dict[str, Any] = {**snake, "cycles": 1}
-        visits = len(loop.planned(loop.prepare(ImageConfig(**one_cycle))))
+        setup = loop.prepare(ImageConfig(**one_cycle))
+        visits = len(loop.planned(setup))
         field.append([_mine("snake", "", snake, visits, request)])
-    python = request.peer_python
-    field.append([Contestant("torch", "", python, {"cores": request.cores}, {})])
-    field.append([_flower(cpus, request) for cpus in sorted({1, request.cores})])
-    field.append([Contestant("fedjax", "", request.fedjax_python, {}, {})])
+
+    torch_loop = Contestant("torch", "", request.peer_python, {"cores": request.cores}, {})
+    flowers = [_flower(cpus, request) for cpus in sorted({1, request.cores})]
+    fedjax = Contestant("fedjax", "", request.fedjax_python, {}, {})
+    field += [[torch_loop], flowers, [fedjax]]
     return field
 
 

@@ -1,5 +1,4 @@
-"""fedjax's federated averaging over the same network, written for its `for_each_client` on the jit
-backend.
+"""fedjax's federated averaging over the same network, by its `for_each_client` on the jit backend.
 
 XLA's own convolution, as any fedjax model has; its pmap backend needs `jax.device_put_replicated`,
 which jax 0.10 has not.
@@ -9,6 +8,7 @@ which jax 0.10 has not.
 
 import functools
 import importlib.metadata
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,21 @@ from experiments.bench.work import Done, Line, Work, load
 
 
 def apply(params: dict[str, tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
-    """Images [B,H,W,3] to logits [B,classes]: convolutions with ReLU and 2x2 max pooling, then
-    dense layers with ReLU between them.
+    """Images `[B, H, W, 3]` to logits `[B, classes]`.
+
+    Convolutions with ReLU and 2x2 max pooling, then dense layers with ReLU between them.
     """
     last = list(params)[-1]
+    layout = ("NHWC", "HWIO", "NHWC")
+    window = (1, 2, 2, 1)
     for name, (kernel, bias) in params.items():
         if kernel.ndim == 4:
-            layout = ("NHWC", "HWIO", "NHWC")
             x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-            window = (1, 2, 2, 1)
             x = jax.nn.relu(x + bias)
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
         else:
-            x = x.reshape(x.shape[0], -1) @ kernel + bias
+            flat = x.reshape(x.shape[0], -1)
+            x = flat @ kernel + bias
             if name != last:
                 x = jax.nn.relu(x)
     return x
@@ -53,7 +55,8 @@ def averaging(work: Work) -> fedjax.FederatedAlgorithm:
         if not work.clip_norm:
             return grads
         clip = optax.clip_by_global_norm(work.clip_norm)
-        return clip.update(grads, optax.EmptyState())[0]
+        clipped, _ = clip.update(grads, optax.EmptyState())
+        return clipped
 
     # Examples come in the order of the work; the server takes the mean as it is.
     client = fedjax.optimizers.sgd(work.learning_rate, work.momentum)
@@ -66,7 +69,7 @@ def main(work_file: str, checked_file: str, _: str) -> None:
     """Does the rounds that are asked for."""
     line = Line(Path(checked_file))
     work = load(Path(work_file))
-    x, y = work.normalised(), work.labels
+    images = work.normalised()
     algorithm = averaging(work)
     state = algorithm.init(jax.tree.map(jnp.asarray, work.params))
     key = jax.random.key(0)
@@ -78,9 +81,9 @@ def main(work_file: str, checked_file: str, _: str) -> None:
         clients = []
         steps = 0
         for node, order in enumerate(work.orders[number]):
-            data = fedjax.ClientDataset({"x": x[order], "y": y[order]})
+            data = fedjax.ClientDataset({"x": images[order], "y": work.labels[order]})
             clients.append((node, data, key))
-            steps += -(-len(order) // work.batch_size)
+            steps += math.ceil(len(order) / work.batch_size)
         state, _told = algorithm.apply(state, clients)
         params = jax.block_until_ready(state.params)
         done = Done(None, steps, work.examples)

@@ -1,5 +1,4 @@
-"""Fine-tuning a small Llama block after block: tokens a second beside BAdam and a PyTorch loop, in
-turn.
+"""Fine-tuning a small Llama block after block: tokens a second beside BAdam and a PyTorch loop.
 
 Everybody starts from the same weights, takes the same rows in the same order, and trains the same
 block in the same turn with AdamW from fresh states. So the losses must agree; where somebody's do
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from experiments.bench import contestants, llama
-from experiments.bench.contestants import Contestant
+from experiments.bench.contestants import Contestant, over_base
 from experiments.bench.federated import UnlikeWork
 from experiments.bench.rows import HIGHER, Measured, Request, Row, measured
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines.text_batches import epoch_batches
 
-REPEATS, STEPS = 9, 8
+REPEATS = 9
+STEPS = 8
 TABLE = "Fine-tuning a block after the other"
 GREATEST_DIFFERENCE = 0.02
 """Between two losses, over what training lowered ours by."""
@@ -29,22 +29,21 @@ GREATEST_DIFFERENCE = 0.02
 
 def run(request: Request) -> Measured:
     """Ours, the loop and BAdam."""
-    sizes, repeats = llama.QUICK if request.quick else llama.SIZES, request.repeats or REPEATS
+    sizes = llama.QUICK if request.quick else llama.SIZES
+    repeats = request.repeats or REPEATS
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         everyone = _contest(sizes, repeats, Path(folder), request)
     rows = _rows(sizes, everyone)
-    peers = {
-        contestants.KINDS[one.kind].label: one.missing
-        or ", ".join(f"{name} {version}" for name, version in one.told["versions"].items())
-        for one in everyone[1:]
-    }
-    notes = [
+    peers = {}
+    for contestant in everyone[1:]:
+        label = contestants.KINDS[contestant.kind].label
+        peers[label] = contestant.missing or contestant.versions()
+    note = (
         f"A Llama of {sizes.blocks} blocks of width {sizes.hidden}, float32, {STEPS} steps of "
-        f"{sizes.batch} x "
-        f"{sizes.length} tokens a block; ours is a visit of the executor, with the blocks' way to "
-        f"the host and back."
-    ]
-    return Measured(rows, peers, notes)
+        f"{sizes.batch} x {sizes.length} tokens a block; ours is a visit of the executor, with the "
+        "blocks' way to the host and back."
+    )
+    return Measured(rows, peers, [note])
 
 
 def tokens(sizes: llama.Sizes, turn: int) -> np.ndarray:
@@ -57,24 +56,28 @@ def tokens(sizes: llama.Sizes, turn: int) -> np.ndarray:
 
 def _contest(sizes: llama.Sizes, repeats: int, folder: Path, request: Request) -> list[Contestant]:
     """Everyone after all turns, ended."""
+    # One file of rows for everybody; the first turn is not counted.
     file = folder / "work.npz"
-    np.savez(file, tokens=np.stack([tokens(sizes, turn) for turn in range(1 + repeats)]))
+    turns = [tokens(sizes, turn) for turn in range(1 + repeats)]
+    np.savez(file, tokens=np.stack(turns))
     llama.save(sizes, folder / "model")
     options: dict[str, Any] = {
         "model": str(folder / "model"),
         "cores": request.cores,
         "blocks": sizes.blocks,
+        "sizes": sizes,
+        "steps": STEPS,
+        "learning_rate": llama.LEARNING_RATE,
     }
-    options |= {"sizes": sizes, "steps": STEPS, "learning_rate": llama.LEARNING_RATE}
-
-    def peer(kind: str) -> Contestant:
-        return Contestant(kind, "", request.peer_python, {**options, "badam": kind == "badam"}, {})
-
+    loop_options = {**options, "badam": False}
+    badam_options = {**options, "badam": True}
     everyone = [
         Contestant("blocks", "", sys.executable, options, {}),
-        peer("torch_blocks"),
-        peer("badam"),
+        Contestant("torch_blocks", "", request.peer_python, loop_options, {}),
+        Contestant("badam", "", request.peer_python, badam_options, {}),
     ]
+
+    # In turn, so that all see the same load of the machine.
     try:
         for contestant in everyone:
             request.say(f"start: {contestant.name}")
@@ -93,24 +96,26 @@ def _rows(sizes: llama.Sizes, everyone: Sequence[Contestant]) -> list[Row]:
     ours, *others = everyone
     if ours.missing:
         raise UnlikeWork(f"ours did not run: {ours.missing}")
-    ran = [one for one in others if not one.missing]
-    if unlike := [
-        one.name for one in ran if difference(losses(one), losses(ours)) > GREATEST_DIFFERENCE
-    ]:
+    ran = [contestant for contestant in others if not contestant.missing]
+
+    # Whoever trained to other losses did other work.
+    unlike = []
+    for peer in ran:
+        if difference(losses(peer), losses(ours)) > GREATEST_DIFFERENCE:
+            unlike.append(peer.name)
+    if unlike:
         raise UnlikeWork(f"{', '.join(unlike)}: not the losses of ours, so the times mean nothing")
+
     count = STEPS * sizes.batch * sizes.length
     rows = []
-    for one in (ours, *ran):
-        rows.append(
-            measured(TABLE, one.name, "speed", [count / s for s in one.seconds], "tokens/s")
-        )
-        over = [s / b for s, b in zip(one.seconds, ours.seconds, strict=True)]
-        rows += (
-            [measured(TABLE, one.name, "over ours", over, better=HIGHER, limit=1.0)]
-            if one is not ours
-            else []
-        )
-        rows.append(Row(TABLE, one.name, "start", one.start_s, "s"))
+    for contestant in (ours, *ran):
+        name = contestant.name
+        speeds = [count / seconds for seconds in contestant.seconds]
+        rows.append(measured(TABLE, name, "speed", speeds, "tokens/s"))
+        if contestant is not ours:
+            over = over_base(contestant, ours)
+            rows.append(measured(TABLE, name, "over ours", over, better=HIGHER, limit=1.0))
+        rows.append(Row(TABLE, name, "start", contestant.start_s, "s"))
     return rows
 
 

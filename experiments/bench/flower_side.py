@@ -1,5 +1,4 @@
-"""Flower's simulation (Ray) of the same FedAvg: clients that train as `torch_side` does, the
-strategy FedAvg.
+"""Flower's simulation (Ray) of the same FedAvg, with clients that train as `torch_side` does.
 
 A client's process keeps images and model from one call to the next. The clock runs from one
 server-side evaluation, of which there is nothing but the waiting, to the next.

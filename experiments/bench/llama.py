@@ -1,6 +1,4 @@
-"""A small Llama and its steps: all layers, one block, or adapters of all blocks, AdamW in
-float32.
-"""
+"""A small Llama and its steps: all layers, one block, or adapters of all blocks, by AdamW."""
 
 import functools
 from pathlib import Path
@@ -93,15 +91,16 @@ def shifted(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def language_step(sizes: Sizes, adapted: bool = False) -> LanguageStep:
-    """What the step is, besides its arrays; all that the backward pass reads is kept, as PyTorch
-    keeps it.
+    """What the step is, besides its arrays.
+
+    All that the backward pass reads is kept, as PyTorch keeps it.
     """
     rule = update_rule("adamw", momentum=0.0, weight_decay=0.0)
     return LanguageStep(model_of(sizes), rule, clip_norm=0.0, adapted=adapted, recompute="none")
 
 
 class Trains(NamedTuple):
-    """Which blocks train: the first, how many; and which ends."""
+    """Which blocks train: the first, how many; and both ends or none."""
 
     first: int
     blocks: int
@@ -112,21 +111,26 @@ def trained(sizes: Sizes, way: str) -> tuple[str, ...]:
     """The names of what `full`, `block I` or `LoRA` trains, in the model's order."""
     chosen = trains(sizes, way)
     items = own_items(model_of(sizes), way == "LoRA")
-    below = [name for name in ENDS[:1] if name in chosen.ends]
-    above = [name for name in ENDS[1:] if name in chosen.ends]
-    return (*below, *items[chosen.first : chosen.first + chosen.blocks], *above)
+    blocks = items[chosen.first : chosen.first + chosen.blocks]
+    if chosen.ends:
+        embed, head = chosen.ends
+        return (embed, *blocks, head)
+    return tuple(blocks)
 
 
 def trains(sizes: Sizes, way: str) -> Trains:
     """What `full`, `block I` or `LoRA` trains."""
     if way.startswith("block"):
-        return Trains(int(way.split()[1]), 1)
-    return Trains(0, sizes.blocks, ENDS if way == "full" else ())
+        number = int(way.removeprefix("block "))
+        return Trains(number, 1)
+    ends = ENDS if way == "full" else ()
+    return Trains(0, sizes.blocks, ends)
 
 
 def flops(sizes: Sizes, way: str) -> int:
-    """FLOPs of a step as ours computes it: logits are never kept, so the output matrix is run once
-    more.
+    """FLOPs of a step as ours computes it.
+
+    Logits are never kept, so the output matrix is run once more.
     """
     step = language_step(sizes, adapted=way == "LoRA")
     adapters = lora.Lora(sizes.rank) if step.adapted else None
@@ -135,9 +139,7 @@ def flops(sizes: Sizes, way: str) -> int:
 
 
 class Step:
-    """A compiled training step that owns its donated state; one call is one step on the same
-    batch.
-    """
+    """A compiled training step that owns its donated state; a call is a step on the same batch."""
 
     def __init__(self, sizes: Sizes, way: str) -> None:
         """Compiles.
@@ -146,30 +148,31 @@ class Step:
           sizes: of everything.
           way: see `trains`.
         """
-        step, chosen, params = (
-            language_step(sizes, adapted=way == "LoRA"),
-            trains(sizes, way),
-            params_of(sizes),
-        )
+        step = language_step(sizes, adapted=way == "LoRA")
+        chosen = trains(sizes, way)
+        params = params_of(sizes)
         base, own = _parts(sizes, step.adapted)
-        trained = own[chosen.first : chosen.first + chosen.blocks]
-        rest = own[: chosen.first] + own[chosen.first + chosen.blocks :]
-        trainable = dict(zip(block_roles(len(trained)), trained, strict=True)) | select(
-            params, chosen.ends
-        )
+
+        # What trains, by its roles; copies, since every call gives its state away.
+        stop = chosen.first + chosen.blocks
+        blocks = own[chosen.first : stop]
+        trainable = dict(zip(block_roles(len(blocks)), blocks, strict=True))
+        trainable |= select(params, chosen.ends)
         trainable = jax.tree.map(jnp.copy, trainable)
-        none = jax.tree.map(lambda w: w[None][:0], own[0])
-        blocks = stack.FrozenBlocks(
+        states = init_states(step.rule, trainable, tuple(trainable))
+        self.state: tuple[Any, ...] = (trainable, states)
+
+        # What does not, in stacks; one without blocks has their shapes all the same.
+        rest = own[: chosen.first] + own[stop:]
+        frozen_blocks = stack.FrozenBlocks(
             stack.stack_trees(base) if base else {},
-            stack.stack_trees(rest) if rest else none,
+            stack.stack_trees(rest) if rest else jax.tree.map(_no_blocks, own[0]),
             jnp.int32(chosen.first),
         )
         frozen_ends = {name: params[name] for name in ENDS if name not in chosen.ends}
-        frozen = FrozenModel(blocks, frozen_ends)
-        self.state: tuple[Any, ...] = trainable, init_states(step.rule, trainable, tuple(trainable))
         self.fixed: tuple[Any, ...] = (
-            frozen,
-            {},
+            FrozenModel(frozen_blocks, frozen_ends),
+            {},  # nothing to correct by
             rows(ids(sizes)),
             jax.random.key(0),
             jnp.float32(LEARNING_RATE),
@@ -188,19 +191,27 @@ def rows(tokens: np.ndarray) -> TextBatch:
     """Tokens `[B, T]` as one part of a batch."""
     targets, weight = shifted(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return TextBatch(*(jnp.asarray(part)[None] for part in (tokens, targets, weight, positions)))
+    parts = [jnp.asarray(part)[None] for part in (tokens, targets, weight, positions)]
+    return TextBatch(*parts)
+
+
+def _no_blocks(array: jax.Array) -> jax.Array:
+    """A stack of none: `[0, ...]`."""
+    return jnp.zeros((0, *array.shape), array.dtype)
 
 
 def _parts(sizes: Sizes, adapted: bool) -> tuple[list[PyTree], list[PyTree]]:
-    """The blocks' bases and own parts: with adapters the weights and these, without nothing and the
-    weights.
+    """The blocks' bases and own parts.
+
+    With adapters the weights and these, without nothing and the weights.
     """
     params = params_of(sizes)
     blocks = [params[name] for name in own_items(model_of(sizes), False)]
     if not adapted:
         return [], blocks
+    settings = lora.Lora(sizes.rank)
     keys = jax.random.split(jax.random.key(1), len(blocks))
-    adapters = lora.Lora(sizes.rank)
-    return blocks, [
-        lora.init(key, block, adapters) for key, block in zip(keys, blocks, strict=True)
-    ]
+    adapters = []
+    for key, block in zip(keys, blocks, strict=True):
+        adapters.append(lora.init(key, block, settings))
+    return blocks, adapters

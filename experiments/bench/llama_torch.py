@@ -1,5 +1,6 @@
-"""The same Llama steps in PyTorch: `transformers`, adapters by `peft`. Import only where both are
-importable.
+"""The same Llama steps in PyTorch: `transformers`, adapters by `peft`.
+
+Import only where both are importable.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""What a step takes of memory: state by formula, what the compiler reserves, what the process grows
-by.
+"""What a step takes of memory: by formula, by the compiler, and as the process grows.
 
 Full training against Snake's visits and adapters, compiled for this machine's CPU.
 """
@@ -31,8 +30,12 @@ NOTES = (
 
 
 class TrainingWay(NamedTuple):
-    """One way to train: what its state takes by formula, and a program with its arguments in
-    place.
+    """One way to train.
+
+    Attributes:
+      subject: its name in the table.
+      state_bytes: by formula.
+      step: a program with its arguments in place.
     """
 
     subject: str
@@ -42,9 +45,8 @@ class TrainingWay(NamedTuple):
 
 def run(request: Request) -> Measured:
     """All cases, those of a network under its full step."""
-    network, sizes = Network(), llama.SIZES
-    if request.quick:
-        network, sizes = vgg.QUICK, llama.QUICK
+    network = vgg.QUICK if request.quick else Network()
+    sizes = llama.QUICK if request.quick else llama.SIZES
     rows: list[Row] = []
     for ways in (_vgg(network), _llama(sizes)):
         full_peak = 0.0  # of the first way, which trains everything
@@ -59,7 +61,8 @@ def run(request: Request) -> Measured:
 
 
 def _vgg(network: Network) -> Iterator[TrainingWay]:
-    step, names = vgg.local_step(network), network.build(vgg.OURS).layer_names
+    step = vgg.local_step(network)
+    names = step.model.layer_names
     middle = names[len(names) // 2]
     for trained in (names, (names[0], middle, names[-1]), (middle,)):
         state = state_bytes(step, tuple(trained)).total
@@ -101,8 +104,9 @@ def _rows(way: TrainingWay, repeats: int) -> list[Row]:
 
 
 def grown_bytes(call: Callable[[], object]) -> int | None:
-    """By how much this process's resident memory grows at most during a call; None: this system
-    does not tell.
+    """By how much this process's resident memory grows at most during a call.
+
+    None: this system does not tell.
     """
     if sys.platform != "linux":
         return None

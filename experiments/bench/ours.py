@@ -1,5 +1,4 @@
-"""Rounds by this library, as `experiments.classify` runs them: visits, merge, ledger and metrics,
-without evaluation.
+"""Rounds by this library, as `experiments.classify` runs them, without evaluation.
 
   python -m experiments.bench.ours WORK.npz CHECKED.npz '{"config": {...}, "reports": 1}'
 
@@ -24,9 +23,13 @@ def named(params: tree.Params) -> Params:
     """Kernel and bias of every layer: of its two arrays the bias is the one of one dimension."""
     found = {}
     for name, subtree in params.items():
-        bias, kernel = sorted(jax.tree.leaves(subtree), key=lambda leaf: leaf.ndim)
+        bias, kernel = sorted(jax.tree.leaves(subtree), key=np.ndim)
         found[name] = np.asarray(kernel), np.asarray(bias)
     return found
+
+
+def _keep_nothing(state: loop.State) -> None:
+    del state
 
 
 def main(work_file: str, checked_file: str, options: str) -> None:
@@ -42,7 +45,7 @@ def main(work_file: str, checked_file: str, options: str) -> None:
         np.testing.assert_array_equal(np.sort(shard), np.sort(order))
     executor = loop.make_engine(setup)
     state = loop.initial_state(setup)
-    reports = loop.train(setup, executor, state, keep=lambda _: None)
+    reports = loop.train(setup, executor, state, keep=_keep_nothing)
     versions = {name: sys.modules[name].__version__ for name in ("jax", "jaxlib")}
     line.ready(named(state.params), variant=f"{len(jax.devices())} devices", versions=versions)
 

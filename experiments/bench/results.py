@@ -18,15 +18,18 @@ from snake_jax.errors import UserError
 COMMITTED = Path(__file__).parents[1] / "results" / "bench"
 RULE = (
     "a ratio or a number of bytes is a regression where it is worse than the committed one by "
-    "more than both spreads "
-    "(between quartiles) together; bytes have none"
+    "more than both spreads (between quartiles) together; bytes have none"
 )
 Result = dict[str, Any]
 
 
 class Change(NamedTuple):
-    """A row that got worse: its committed value, its value now, and by how much it might have
-    been.
+    """A row that got worse.
+
+    Attributes:
+      row: as it is now.
+      before: its committed value.
+      allowed: by how much it might have been worse.
     """
 
     row: Row
@@ -45,7 +48,8 @@ def write(folder: Path, result: Result) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{result['suite']}.json"
     rows = [row._asdict() for row in result["rows"]]
-    file.write_text(json.dumps(result | {"rows": rows}, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(result | {"rows": rows}, indent=1, allow_nan=False)
+    file.write_text(text + "\n")
     return file
 
 
@@ -57,7 +61,8 @@ def read(file: Path) -> Result:
     """
     try:
         result = json.loads(file.read_text())
-        return result | {"rows": [Row(**row) for row in result["rows"]]}
+        rows = [Row(**row) for row in result["rows"]]
+        return result | {"rows": rows}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: no result of a benchmark ({error}); measure it anew with --update"
@@ -84,7 +89,9 @@ def regressions(now: Result, before: Result) -> list[Change]:
         old = committed.get(row.key)
         if old is None or not row.better:
             continue
-        worse_by = old.value - row.value if row.better == HIGHER else row.value - old.value
+        worse_by = row.value - old.value
+        if row.better == HIGHER:
+            worse_by = -worse_by
         allowed = row.spread + old.spread
         if worse_by > allowed:
             found.append(Change(row, old.value, allowed))
@@ -126,4 +133,8 @@ def _other_versions(now: Result, before: Result) -> list[tuple[str, str]]:
 def _missing(now: Sequence[Row], before: Sequence[Row]) -> list[str]:
     """Lines of tables that the committed result has more of."""
     there = {row.key for row in now}
-    return sorted({f"{row.subject}: {row.name}" for row in before if row.key not in there})
+    missing = set()
+    for row in before:
+        if row.key not in there:
+            missing.add(f"{row.subject}: {row.name}")
+    return sorted(missing)

@@ -1,6 +1,4 @@
-"""What a suite is asked for and what it gives: rows of numbers, each with its spread, its direction
-and its goal.
-"""
+"""What a suite is asked for and what it gives: numbers with spread, direction and goal."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -111,10 +109,17 @@ def walls_ms(samples: Sequence[Sample], steps: int = 1) -> list[float]:
 
 
 def paired(samples: Sequence[Sample], base: Sequence[Sample], scale: float = 1.0) -> list[float]:
-    """One function's time over another's in the same round, times `scale`: load that comes and goes
-    cancels.
+    """One function's time over another's in the same round: load that comes and goes cancels.
+
+    Args:
+      samples: of the one.
+      base: of the other; who left earlier ends the rounds.
+      scale: multiplied in.
     """
-    return [scale * s.wall_s / b.wall_s for s, b in zip(samples, base, strict=False)]
+    ratios = []
+    for sample, base_sample in zip(samples, base, strict=False):
+        ratios.append(scale * sample.wall_s / base_sample.wall_s)
+    return ratios
 
 
 def importable(package: str) -> str:

@@ -1,5 +1,4 @@
-"""Training steps: VGG-11 and a small Llama, full and in part, beside PyTorch's, the FLOPs and the
-matrix product.
+"""Training steps: VGG-11 and a small Llama, full and in part, beside PyTorch's and the FLOPs.
 
 A partial step should take of the full step's time what it takes of its FLOPs (the papers'
 near-linear acceleration); PyTorch trains the same layers from the same weights with `requires_grad`
@@ -39,8 +38,13 @@ Run = Callable[[], object]
 
 
 class TimedStep(NamedTuple):
-    """One way to train: programs of `STEPS` steps, ours and perhaps a peer's; FLOPs of one step of
-    ours.
+    """One way to train.
+
+    Attributes:
+      subject: its name in tables.
+      ours: a call is `STEPS` steps.
+      flops: of one step of ours.
+      peer: likewise, a peer's; None where there is none.
     """
 
     subject: str
@@ -52,14 +56,18 @@ class TimedStep(NamedTuple):
 def run(request: Request) -> Measured:
     """Both networks."""
     repeats = request.repeats or REPEATS
-    network, sizes, largest = Network(), llama.SIZES, product()
-    if request.quick:
-        network, sizes, largest = vgg.QUICK, llama.QUICK, product(64)
+    network = vgg.QUICK if request.quick else Network()
+    sizes = llama.QUICK if request.quick else llama.SIZES
+    largest = product(64) if request.quick else product()
     torch = importable("torch")
     rows, layout = _vgg(network, largest, repeats, request, bool(torch))
     with_transformers = bool(torch and importable("transformers"))
     rows += _llama(sizes, largest, repeats, request, with_transformers)
-    peers = {"torch": f"{torch}, {layout}" if torch else "not importable: pip install torch"}
+
+    # What the peers were, or why they were not there.
+    peers = {"torch": "not importable: pip install torch"}
+    if torch:
+        peers["torch"] = f"{torch}, {layout}"
     for name in ("transformers", "peft"):
         peers[name] = importable(name) or f"not importable: pip install {name}"
     return Measured(rows, peers, NOTES)
@@ -127,39 +135,44 @@ def case_rows(
 def _vgg(
     network: Network, product: Product, repeats: int, request: Request, torch: bool
 ) -> tuple[list[Row], str]:
-    """The full step, and for every middle layer the visit's step with both ends and without; the
-    peer's layout.
+    """The full step, and for every middle layer the visit's step with both ends and without.
+
+    Returns:
+      The rows, and the peer's layout.
     """
     table = VGG.format(batch=network.batch)
     names = network.build(vgg.OURS).layer_names
     ends = [(names[0], middle, names[-1]) for middle in names[1:-1]]
     alone = [(middle,) for middle in names[1:-1]]
-    wanted = [names, *ends, *alone]
+    parts = [*ends, *alone]
     if request.quick:
-        wanted = wanted[:2]
-    peer, layout = _fastest_layout(network, names, request) if torch else (None, "")
+        parts = parts[:1]
+    peer = None
+    layout = ""
+    if torch:
+        peer, layout = _fastest_layout(network, names, request)
 
-    def case(trained: Sequence[str]) -> TimedStep:
-        subject = "full" if trained is names else " ".join(trained)
+    def case(subject: str, trained: Sequence[str]) -> TimedStep:
         ours = vgg.Step(network, trained, STEPS)
         theirs = peer(trained) if peer else None
         return TimedStep(subject, ours, vgg.flops(network, trained), theirs)
 
-    full, rows = case(names), []
-    for trained in wanted:
-        one = full if trained is names else case(trained)
-        request.say(f"VGG-11: {one.subject}")
-        rows += case_rows(table, one, full, product, repeats, GREATEST_OFF)
-        if trained is names:
-            rows += _xla(table, network, full, repeats)
+    # The full step first, since all others are set against it.
+    request.say("VGG-11: full")
+    full = case("full", names)
+    rows = case_rows(table, full, full, product, repeats, GREATEST_OFF)
+    rows += _xla(table, network, full, repeats)
+    for trained in parts:
+        part = case(" ".join(trained), trained)
+        request.say(f"VGG-11: {part.subject}")
+        rows += case_rows(table, part, full, product, repeats, GREATEST_OFF)
     return rows, layout
 
 
 def _xla(table: str, network: Network, full: TimedStep, repeats: int) -> list[Row]:
-    """Ours over the same step with XLA's own convolution, which is at its best outside of a
-    loop.
-    """
-    alone = vgg.Step(network, network.build(vgg.OURS).layer_names, lowering="xla", looped=False)
+    """Ours over the step with XLA's own convolution, which is at its best outside of a loop."""
+    names = network.build(vgg.OURS).layer_names
+    alone = vgg.Step(network, names, lowering="xla", looped=False)
     samples = interleaved({"ours": full.ours, "xla": alone}, repeats, budget_s=10.0)
     ratios = paired(samples["ours"], samples["xla"], 1 / STEPS)
     return [measured(table, full.subject, "ours / XLA's convolution", ratios, better=LOWER)]
@@ -174,10 +187,13 @@ def _fastest_layout(
     def peer(trained: Sequence[str], last: bool) -> Run:
         return repeated(vgg_torch.step(network, trained, request.cores, last))
 
-    tried = interleaved({str(last): peer(names, last) for last in (False, True)}, 3)
-    last = min(tried, key=lambda name: min(sample.wall_s for sample in tried[name])) == "True"
-    layout = "channels last" if last else "channels first"
-    return functools.partial(peer, last=last), layout
+    tried = interleaved({"first": peer(names, False), "last": peer(names, True)}, 3)
+    least_s = {}
+    for name, samples in tried.items():
+        least_s[name] = min(sample.wall_s for sample in samples)
+    if least_s["last"] < least_s["first"]:
+        return functools.partial(peer, last=True), "channels last"
+    return functools.partial(peer, last=False), "channels first"
 
 
 def repeated(step: Callable[[], object]) -> Run:
@@ -197,11 +213,12 @@ def _llama(
     table = LLAMA.format(**sizes._asdict())
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         llama.save(sizes, Path(folder))
-        cases = _llama_cases(sizes, Path(folder), request, torch)
-        full, rows = next(cases), []
-        for case in (full, *cases):
+        # The full step comes first; all others are set against it.
+        cases = list(_llama_cases(sizes, Path(folder), request, torch))
+        rows = []
+        for case in cases:
             request.say(f"Llama: {case.subject}")
-            rows += case_rows(table, case, full, product, repeats)
+            rows += case_rows(table, case, cases[0], product, repeats)
     return rows
 
 
@@ -210,10 +227,12 @@ def _llama_cases(
 ) -> Iterator[TimedStep]:
     """The full step, a block at either end and in the middle, adapters of all blocks."""
     last = sizes.blocks - 1
-    for way in ("full", *(f"block {at}" for at in sorted({0, last // 2, last})), "LoRA"):
+    blocks = [f"block {number}" for number in sorted({0, last // 2, last})]
+    for way in ("full", *blocks, "LoRA"):
         peer = None
         if torch and (way != "LoRA" or importable("peft")):
             from experiments.bench import llama_torch
 
             peer = repeated(llama_torch.step(folder, sizes, way, request.cores))
-        yield TimedStep(way, repeated(llama.Step(sizes, way)), llama.flops(sizes, way), peer)
+        ours = repeated(llama.Step(sizes, way))
+        yield TimedStep(way, ours, llama.flops(sizes, way), peer)

@@ -1,6 +1,6 @@
 """Rows as tables, for terminals and in Markdown: a line a subject, a column a name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from experiments.bench.rows import HIGHER, Row
 
@@ -12,14 +12,19 @@ def text(rows: Sequence[Row]) -> str:
     """All tables with their goals, for a terminal."""
     parts = []
     for title, mine in _by_table(rows).items():
-        lines = _cells(mine)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         parts.append(title)
-        for line in lines:
-            first = line[0].ljust(widths[0])
-            others = map(str.rjust, line[1:], widths[1:])
-            parts.append("  ".join([first, *others]))
-        parts += [*goals(mine), ""]
+        lines = _cells(mine)
+        # Columns are as wide as their widest cell; names stand left, numbers right.
+        widths = []
+        for column in zip(*lines, strict=True):
+            widths.append(max(len(cell) for cell in column))
+        for subject, *cells in lines:
+            padded = [subject.ljust(widths[0])]
+            for cell, width in zip(cells, widths[1:], strict=True):
+                padded.append(cell.rjust(width))
+            parts.append("  ".join(padded))
+        parts += goals(mine)
+        parts.append("")
     return "\n".join(parts)
 
 
@@ -28,9 +33,12 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = []
     for title, mine in _by_table(rows).items():
         head, *body = _cells(mine)
-        rule = [":--"] + ["--:"] * (len(head) - 1)
+        rule = [":--"]
+        for _ in head[1:]:
+            rule.append("--:")
         lines = [f"| {' | '.join(line)} |" for line in (head, rule, *body)]
-        parts += [f"{title}:", "\n".join(lines)]
+        parts.append(f"{title}:")
+        parts.append("\n".join(lines))
         said = [f"- {goal}" for goal in goals(mine)]
         if said:
             parts.append("\n".join(said))
@@ -42,10 +50,14 @@ def goals(rows: Sequence[Row]) -> list[str]:
     columns: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
         if row.limit is not None:
-            columns.setdefault((row.name, row.limit, row.better), []).append(row)
+            key = (row.name, row.limit, row.better)
+            columns.setdefault(key, []).append(row)
     lines = []
     for (name, limit, better), column in columns.items():
-        missed = [f"{row.subject} ({_number(row.value)})" for row in column if not row.met]
+        missed = []
+        for row in column:
+            if not row.met:
+                missed.append(f"{row.subject} ({_number(row.value)})")
         said = f"missed by {', '.join(missed)}" if missed else "met"
         bound = "at least" if better == HIGHER else "at most"
         met = len(column) - len(missed)
@@ -71,13 +83,15 @@ def _cells(rows: Sequence[Row]) -> Cells:
 
     # Columns stand in the order of the line that has most of them, then those that it has not.
     fullest = max(lines.values(), key=len)
-    names = _unique([*fullest, *units])
+    names = list(dict.fromkeys([*fullest, *units]))
     head = [""]
     for name in names:
-        head.append(f"{name}, {units[name]}" if units[name] else name)
+        unit = units[name]
+        head.append(f"{name}, {unit}" if unit else name)
     body = []
     for subject, line in lines.items():
-        body.append([subject, *(_cell(line.get(name)) for name in names)])
+        cells = [_cell(line.get(name)) for name in names]
+        body.append([subject, *cells])
     return [head, *body]
 
 
@@ -92,8 +106,6 @@ def _cell(row: Row | None) -> str:
 
 def _number(value: float) -> str:
     """Three digits, all those before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -90,7 +90,9 @@ class Trainer:
 
 def together(every: Sequence[Done]) -> Done:
     """All nodes' work of a round as one."""
-    loss_sum, steps, examples = 0.0, 0, 0
+    loss_sum = 0.0
+    steps = 0
+    examples = 0
     for done in every:
         loss_sum += (done.loss or 0.0) * done.examples
         steps += done.steps
@@ -119,8 +121,9 @@ def network(params: Params) -> nn.Sequential:
 
 
 def to_torch(params: Params) -> list[torch.Tensor]:
-    """Kernels and biases in PyTorch's layout: [Cout,Cin,Kh,Kw], [Cout,Cin], the first dense layer's
-    inputs C,H,W.
+    """Kernels and biases in PyTorch's layout: `[Cout, Cin, Kh, Kw]` and `[Cout, Cin]`.
+
+    The first dense layer's inputs are in the order C, H, W.
     """
     tensors = []
     channels = _flattened_channels(params)
@@ -147,7 +150,8 @@ def from_torch(tensors: Sequence[torch.Tensor], like: Params) -> Params:
             inputs, outputs = kernel.shape
             by_channel = turned.reshape(channels[name], -1, outputs)
             turned = np.moveaxis(by_channel, 0, 1).reshape(inputs, outputs)
-        found[name] = np.array(turned, order="C"), np.array(arrays.pop(0).reshape(bias.shape))
+        their_bias = arrays.pop(0).reshape(bias.shape)
+        found[name] = np.array(turned, order="C"), np.array(their_bias)
     return found
 
 
@@ -166,8 +170,10 @@ def _flattened_channels(params: Params) -> dict[str, int]:
 
 
 def fastest(work: Work, cores: int) -> tuple[Trainer, str, dict[str, float]]:
-    """The trainer of the fastest of one or all threads and either layout, its name, and each one's
-    fastest epoch.
+    """The trainer of the fastest of one or all threads and either layout.
+
+    Returns:
+      It, its name, and each variant's fastest epoch in seconds.
     """
     variants = {}
     for threads in sorted({1, cores}):
@@ -180,7 +186,8 @@ def fastest(work: Work, cores: int) -> tuple[Trainer, str, dict[str, float]]:
         _epoch_s(trainer, weights)  # the first is not counted
         seconds[name] = min(_epoch_s(trainer, weights) for _ in range(TRIALS))
     name = min(seconds, key=seconds.__getitem__)
-    return Trainer(work, *variants[name]), name, seconds
+    threads, channels_last = variants[name]
+    return Trainer(work, threads, channels_last), name, seconds
 
 
 def _epoch_s(trainer: Trainer, weights: list[torch.Tensor]) -> float:

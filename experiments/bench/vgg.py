@@ -16,7 +16,8 @@ from snake_jax.params import Params, select, without
 from snake_jax.training.image_step import Batches, EpochStats, Examples, LocalStep, local_epoch
 from snake_jax.training.optimizers import apply_updates, init_states, update_rule
 
-LEARNING_RATE, MOMENTUM = 1e-3, 0.9
+LEARNING_RATE = 1e-3
+MOMENTUM = 0.9
 OURS = "matmul"
 QUICK = Network("cnn", batch=4, side=8, width=0.5)
 """For `--quick` and tests."""
@@ -30,29 +31,37 @@ def params_of(network: Network) -> Params:
 
 def batch(network: Network) -> tuple[np.ndarray, np.ndarray]:
     """Noise images [B,H,W,3] and their labels [B]."""
-    images = np.random.default_rng(1).normal(size=(network.batch, network.side, network.side, 3))
-    return images.astype(np.float32), np.arange(network.batch, dtype=np.int32) % CLASSES
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(network.batch, network.side, network.side, 3))
+    labels = np.arange(network.batch, dtype=np.int32) % CLASSES
+    return images.astype(np.float32), labels
 
 
 def flops(network: Network, trained: Sequence[str]) -> int:
     """FLOPs of a step that trains these layers, taps on padding with them."""
-    return step_flops(layer_costs(network.build(OURS), network.batch), trained)
+    costs = layer_costs(network.build(OURS), network.batch)
+    return step_flops(costs, trained)
 
 
 def local_step(network: Network, lowering: str = OURS) -> LocalStep:
-    """What the step is, besides its arrays: plain SGD with momentum, neither clipping nor
-    distillation.
+    """What the step is, besides its arrays.
+
+    Plain SGD with momentum, neither clipping nor distillation.
     """
     rule = update_rule("sgd", momentum=MOMENTUM, weight_decay=0.0)
-    return LocalStep(network.build(lowering), rule, clip_norm=0.0, normalise=lambda x: x)
+    return LocalStep(network.build(lowering), rule, clip_norm=0.0, normalise=_unchanged)
+
+
+def _unchanged(images: jax.Array) -> jax.Array:
+    """The batch is noise about zero as it is."""
+    return images
 
 
 class Step:
-    """A compiled `local_epoch` of `steps` batches that owns its donated state; one call is one call
-    of the program.
+    """A compiled `local_epoch` of `steps` batches that owns its donated state.
 
-    With `looped=False` the same step once, outside the loop: inside, XLA leaves its own
-    convolutions in a slow form.
+    One call is one call of the program. With `looped=False` the same step once, outside the loop:
+    inside, XLA leaves its own convolutions in a slow form.
     """
 
     def __init__(
@@ -72,18 +81,25 @@ class Step:
           lowering: of the convolutions.
           looped: whether steps run in the loop of `local_epoch`.
         """
-        step, params = local_step(network, lowering), params_of(network)
+        step = local_step(network, lowering)
+        params = params_of(network)
+        # Copies, since every call gives its state away.
         trainable = jax.tree.map(jnp.copy, select(params, trained))
-        self.state: tuple[Any, ...] = (
-            trainable,
-            init_states(step.rule, trainable, step.model.layer_names),
+        states = init_states(step.rule, trainable, step.model.layer_names)
+        self.state: tuple[Any, ...] = (trainable, states)
+
+        examples, batches = _epoch(network, steps)
+        self.fixed: tuple[Any, ...] = (
+            without(params, trained),
+            {},  # nothing to correct by
+            examples,
+            batches,
+            jax.random.key(0),
+            jnp.float32(LEARNING_RATE),
         )
-        schedule = *_epoch(network, steps), jax.random.key(0), jnp.float32(LEARNING_RATE)
-        self.fixed: tuple[Any, ...] = without(params, trained), {}, *schedule
         function = local_epoch(step, tuple(trained)) if looped else _lone_step(step)
-        self.program = (
-            jax.jit(function, donate_argnums=(0, 1)).lower(*self.state, *self.fixed).compile()
-        )
+        jitted = jax.jit(function, donate_argnums=(0, 1))
+        self.program = jitted.lower(*self.state, *self.fixed).compile()
 
     def __call__(self) -> EpochStats:
         """Trains on."""
@@ -95,10 +111,10 @@ class Step:
 def _epoch(network: Network, steps: int) -> tuple[Examples, Batches]:
     """The same batch `steps` times."""
     images, labels = batch(network)
+    examples = Examples(jnp.asarray(images), jnp.asarray(labels))
     index = jnp.tile(jnp.arange(network.batch, dtype=jnp.int32), (steps, 1))
-    return Examples(jnp.asarray(images), jnp.asarray(labels)), Batches(
-        index, jnp.ones(index.shape), jnp.int32(steps)
-    )
+    batches = Batches(index, jnp.ones(index.shape), jnp.int32(steps))
+    return examples, batches
 
 
 def _lone_step(step: LocalStep) -> Any:

@@ -1,5 +1,6 @@
-"""The same step in PyTorch, frozen layers with `requires_grad` off. Import only where torch is
-importable.
+"""The same step in PyTorch, frozen layers with `requires_grad` off.
+
+Import only where torch is importable.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from experiments.bench.kernels.conv import Network, Stage, stages
 def step(
     network: Network, trained: Sequence[str], threads: int, channels_last: bool
 ) -> Callable[[], float]:
-    """One call is one training step of these layers from `vgg.params_of`; it returns the loss
-    before the step.
+    """One call is one training step of these layers from `vgg.params_of`.
+
+    It returns the loss before the step.
 
     Args:
       network: which.
@@ -29,10 +31,12 @@ def step(
     layers = {stage.name: _filled(stage) for stage in stages(network, vgg.params_of(network))}
     for name, layer in layers.items():
         layer.requires_grad_(name in trained)
+
+    # Fused updates, and everything in one layout: PyTorch at its fastest.
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model: Any = _sequential(network, layers)
     model.to(memory_format=layout)
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=vgg.LEARNING_RATE, momentum=vgg.MOMENTUM, fused=True)
     images, labels = vgg.batch(network)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=layout)
@@ -49,30 +53,38 @@ def step(
 
 
 def _sequential(network: Network, layers: dict[str, nn.Module]) -> nn.Sequential:
-    """ReLU after every layer but the last. Flattens channels first: the last image must be a single
-    pixel.
+    """ReLU after every layer but the last.
+
+    Flattens channels first: the last image must be a single pixel.
     """
     parts: list[nn.Module] = []
+    flat = False
     for stage in stages(network, vgg.params_of(network)):
-        if stage.kernel.ndim == 2 and not any(isinstance(part, nn.Flatten) for part in parts):
+        is_dense = stage.kernel.ndim == 2
+        if is_dense and not flat:
             parts.append(nn.Flatten())
+            flat = True
         parts += [layers[stage.name], nn.ReLU()]
-        parts += [nn.MaxPool2d(2)] if stage.kernel.ndim == 4 and stage.y[1] < stage.x[1] else []
-    return nn.Sequential(*parts[:-1])
+        shrinks = not is_dense and stage.y[1] < stage.x[1]
+        if shrinks:
+            parts.append(nn.MaxPool2d(2))
+    parts.pop()  # no ReLU after the last
+    return nn.Sequential(*parts)
 
 
 def _filled(stage: Stage) -> nn.Module:
-    """A convolution or dense layer of a stage's parameters; PyTorch's kernels are [Cout,Cin,Kh,Kw]
-    and [Cout,Cin].
+    """A convolution or dense layer of a stage's parameters.
+
+    PyTorch's kernels are `[Cout, Cin, Kh, Kw]` and `[Cout, Cin]`.
     """
-    kernel, bias = np.asarray(stage.kernel), np.asarray(stage.bias)
+    kernel = np.asarray(stage.kernel)
+    bias = np.asarray(stage.bias)
     *window, inputs, outputs = kernel.shape
-    layer = (
-        nn.Conv2d(inputs, outputs, tuple(window), padding=1)
-        if window
-        else nn.Linear(inputs, outputs)
-    )
-    layer.load_state_dict(
-        {"weight": torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1))), "bias": torch.tensor(bias)}
-    )
+    layer: nn.Module
+    if window:
+        layer = nn.Conv2d(inputs, outputs, tuple(window), padding=1)
+    else:
+        layer = nn.Linear(inputs, outputs)
+    turned = np.moveaxis(kernel, (-1, -2), (0, 1))
+    layer.load_state_dict({"weight": torch.tensor(turned), "bias": torch.tensor(bias)})
     return layer

@@ -24,28 +24,34 @@ from snake_jax.engines.local import LocalEngine
 from snake_jax.training.image_step import Examples
 from snake_jax.training.text_step import own_items
 
-REPEATS, BATCHES = 9, 10
+REPEATS = 9
+BATCHES = 10
 TABLE = f"Visits of {BATCHES} batches"
 NOTES = ("Bare steps are one call of the compiled loop for VGG-11, one call a step for the Llama.",)
 
 
 def run(request: Request) -> Measured:
     """A visit of either kind of network."""
-    network, sizes = Network(), llama.SIZES
-    if request.quick:
-        network, sizes = vgg.QUICK, llama.QUICK
+    network = vgg.QUICK if request.quick else Network()
+    sizes = llama.QUICK if request.quick else llama.SIZES
     repeats = request.repeats or REPEATS
+    rows: list[Row] = []
+
+    # A visit that trains all, and one of Snake: first, middle and last layer.
     names = network.build(vgg.OURS).layer_names
     middle = names[len(names) // 2]
-    rows: list[Row] = []
-    for trained in (names, (names[0], middle, names[-1])):
-        subject = f"VGG-11, {'full' if trained is names else ' '.join(trained)}"
+    ways = {"full": names, f"{names[0]} {middle} {names[-1]}": (names[0], middle, names[-1])}
+    for way, trained in ways.items():
+        subject = f"VGG-11, {way}"
         request.say(f"visit: {subject}")
+        visit = vision_visit(network, trained)
         steps = vgg.Step(network, trained, BATCHES)
-        rows += _rows(subject, vision_visit(network, trained), steps, repeats)
+        rows += _rows(subject, visit, steps, repeats)
+
     request.say("visit: Llama")
-    way = f"block {sizes.blocks // 2}"
-    rows += _rows(f"Llama, {way}", language_visit(sizes), repeated(llama.Step(sizes, way)), repeats)
+    block = f"block {sizes.blocks // 2}"
+    visit = language_visit(sizes)
+    rows += _rows(f"Llama, {block}", visit, repeated(llama.Step(sizes, block)), repeats)
     return Measured(rows, {}, NOTES)
 
 
@@ -77,34 +83,51 @@ def vision_visit(network: Network, trained: tuple[str, ...]) -> Callable[[], obj
     count = BATCHES * network.batch
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, network.side, network.side, 3)).astype(np.float32)
-    examples = Examples(jnp.asarray(images), jnp.arange(count, dtype=jnp.int32) % 10)
+    labels = jnp.arange(count, dtype=jnp.int32) % 10
+    examples = Examples(jnp.asarray(images), labels)
     settings = VisitSettings(
         local_epochs=1, batch_size=network.batch, frozen_dtype="float32", early_stop=0.0, seed=0
     )
-    step, shards = vgg.local_step(network), [np.arange(count)]
-    engine = image_engine(step, examples, examples, shards, settings)
-    params, visit = vgg.params_of(network), Visit(0, 0, 0, tuple(trained))
-    return lambda: run_visits(engine, [visit], params, {}, vgg.LEARNING_RATE)[0].layers
+    shards = [np.arange(count)]
+    engine = image_engine(vgg.local_step(network), examples, examples, shards, settings)
+    params = vgg.params_of(network)
+    visit = Visit(0, 0, 0, tuple(trained))
+
+    def carry_out() -> object:
+        (outcome,) = run_visits(engine, [visit], params, {}, vgg.LEARNING_RATE)
+        return outcome.layers
+
+    return carry_out
 
 
 def language_visit(sizes: llama.Sizes) -> Callable[[], object]:
     """A call is one visit of one node that trains the middle block, of one epoch."""
     engine = language_engine(sizes, BATCHES)
-    params, item = (
-        jax.device_get(llama.params_of(sizes)),
-        own_items(llama.model_of(sizes), False)[sizes.blocks // 2],
-    )
-    visit = Visit(0, 0, 0, (item,))
-    return lambda: run_visits(engine, [visit], params, {}, llama.LEARNING_RATE)[0].layers
+    params = jax.device_get(llama.params_of(sizes))
+    blocks = own_items(llama.model_of(sizes), False)
+    visit = Visit(0, 0, 0, (blocks[sizes.blocks // 2],))
+
+    def carry_out() -> object:
+        (outcome,) = run_visits(engine, [visit], params, {}, llama.LEARNING_RATE)
+        return outcome.layers
+
+    return carry_out
 
 
 def language_engine(sizes: llama.Sizes, batches: int) -> LocalEngine:
     """The emulation of one node that holds so many batches."""
     tokens = llama.ids(sizes, batches * sizes.batch)
     positions = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), tokens.shape)
-    rows = packing.TextRows(tokens, *llama.shifted(tokens), positions, np.ones_like(tokens))
+    one_text_a_row = np.ones_like(tokens)
+    rows = packing.TextRows(tokens, *llama.shifted(tokens), positions, one_text_a_row)
     shard = {sizes.length: np.arange(len(tokens), dtype=np.int32)}
     config = TextConfig(batch_size=sizes.batch, frozen_dtype="float32")
-    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    settings = VisitSettings(
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        frozen_dtype=config.frozen_dtype,
+        early_stop=config.early_stop,
+        seed=config.seed,
+    )
     train = {sizes.length: rows}
     return text_engine(llama.language_step(sizes), {}, train, train, [shard], settings)

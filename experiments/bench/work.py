@@ -1,5 +1,4 @@
-"""The work that every contestant does, as one file of arrays, and how it is asked for round after
-round.
+"""The work that every contestant does, as one file of arrays, and how it is asked for.
 
 Imports numpy alone, so that a peer's interpreter needs nothing of this project's but this folder.
 What this library draws at random, the order of a node's examples, is therefore in the file too.
@@ -30,8 +29,9 @@ _ARRAYS = ("images", "labels", "mean", "std")
 
 
 class Work(NamedTuple):
-    """Rounds of FedAvg: in each every node trains one epoch from the mean, plain SGD with momentum
-    that begins at zero.
+    """Rounds of FedAvg: in each every node trains one epoch from the mean.
+
+    Plain SGD with momentum that begins at zero.
 
     Attributes:
       images: `[N, H, W, 3]` uint8, all nodes'.
@@ -83,8 +83,12 @@ class Work(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A round's mean loss over its examples, each before the step that it is in, and how much was
-    done.
+    """What a round did.
+
+    Attributes:
+      loss: mean over its examples, each before the step that it is in; None: not known.
+      steps: of all nodes.
+      examples: of all nodes.
     """
 
     loss: float | None
@@ -159,8 +163,9 @@ def _layers(arrays: dict[str, np.ndarray]) -> Params:
 
 
 def difference(params: Params, reference: Params, start: Params) -> float:
-    """Norm of `params - reference` over that of `reference - start`: 1 is as wrong as not having
-    trained.
+    """Norm of `params - reference` over that of `reference - start`.
+
+    1 is as wrong as not having trained.
     """
     return _distance(params, reference) / _distance(reference, start)
 
@@ -175,8 +180,9 @@ def _distance(params: Params, others: Params) -> float:
 
 
 class Line:
-    """A contestant's end of the line: it answers on what was its standard output, where nothing
-    else may write now.
+    """A contestant's end of the line.
+
+    It answers on what was its standard output, where nothing else may write now.
     """
 
     def __init__(self, checked: Path) -> None:
@@ -197,8 +203,9 @@ class Line:
         self._say({"parameters": count, "python": sys.version.split()[0], **told})
 
     def asked(self) -> bool:
-        """Waits for the next request; false where there will be none. The clock of the round
-        starts.
+        """Waits for the next request; false where there will be none.
+
+        The clock of the round starts.
         """
         wanted = bool(sys.stdin.readline().strip())
         self._started = time.perf_counter()

@@ -1,8 +1,7 @@
-"""What the house is made of, counted: sizes, density, names and imports, beside seven codebases of
-the field.
+"""What the house is made of, counted, beside seven codebases of the field.
 
-  python -m experiments.house            prints the table that docs/design.md shows
-  python -m experiments.house --update   also writes experiments/results/house.json
+python -m experiments.house            prints the table that docs/design.md shows
+python -m experiments.house --update   also writes experiments/results/house.json
 """
 
 import json

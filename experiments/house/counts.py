@@ -1,8 +1,11 @@
-"""Sizes, density and names of one part of the house. Each number is counted as it was when the
-house was planned, so that the field's numbers of that day stand beside it.
+"""Sizes, density and names of one part of the house.
+
+Each number is counted as it was when the house was planned, so that the field's numbers of that day
+stand beside it.
 """
 
 import ast
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -88,21 +91,35 @@ Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 def measure(root: Path, tops: Sequence[str]) -> House:
     """Counts the files below `root/top` for each top folder."""
     sources = list(sources_of(root, tops))
-    functions = [node for source in sources for node in _functions(source)]
-    function_lines = [node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno]
-    parameters = [_parameters(node) for node in functions]
-    lines = [line for source in sources for line in source.lines]
+    functions: list[Function] = []
+    lines: list[str] = []
+    for source in sources:
+        functions += _functions(source)
+        lines += source.lines
     filled = [line for line in lines if line.strip()]
 
+    # Sizes, of functions with their docstrings.
+    file_lines = [len(source.lines) for source in sources]
+    function_lines = [node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno]
+    long_functions = sum(count > LONG_FUNCTION for count in function_lines)
+    parameters = [len(_all_arguments(node)) for node in functions]
+
     # Density: what a reader meets on a line.
-    nodes, comprehensions, nested, lambdas = 0, 0, 0, 0
+    nodes = 0
+    comprehensions = 0
+    nested = 0
+    lambdas = 0
     for source in sources:
         for node in ast.walk(source.tree):
             nodes += 1
-            lambdas += isinstance(node, ast.Lambda)
+            if isinstance(node, ast.Lambda):
+                lambdas += 1
             if isinstance(node, Comprehension):
                 comprehensions += 1
-                nested += _is_nested(node)
+                if _is_nested(node):
+                    nested += 1
+    long_lines = sum(len(line) > LONG_LINE for line in lines)
+    comments = sum(line.lstrip().startswith("#") for line in filled)
 
     # What is promised: functions and methods that others may call.
     public = [node for node in functions if not node.name.startswith("_")]
@@ -112,11 +129,9 @@ def measure(root: Path, tops: Sequence[str]) -> House:
     return House(
         lines=len(lines),
         files=len(sources),
-        file_lines=spread([len(source.lines) for source in sources]),
+        file_lines=spread(file_lines),
         function_lines=spread(function_lines),
-        long_functions_percent=_percent(
-            sum(count > LONG_FUNCTION for count in function_lines), len(functions)
-        ),
+        long_functions_percent=_percent(long_functions, len(functions)),
         parameters_mean=statistics.fmean(parameters),
         parameters=spread(parameters),
         many_parameters=sum(count > MANY_PARAMETERS for count in parameters),
@@ -124,10 +139,8 @@ def measure(root: Path, tops: Sequence[str]) -> House:
         comprehensions=1000 * comprehensions / len(lines),
         nested_comprehensions=1000 * nested / len(lines),
         lambdas=1000 * lambdas / len(filled),
-        long_lines_percent=_percent(sum(len(line) > LONG_LINE for line in lines), len(lines)),
-        comment_lines_percent=_percent(
-            sum(line.lstrip().startswith("#") for line in filled), len(filled)
-        ),
+        long_lines_percent=_percent(long_lines, len(lines)),
+        comment_lines_percent=_percent(comments, len(filled)),
         documented_percent=_percent(documented, len(public)),
         typed_percent=_percent(typed, len(public)),
         repeated_classes_percent=_repeated(sources, "class"),
@@ -140,8 +153,8 @@ def measure(root: Path, tops: Sequence[str]) -> House:
 def spread(counts: Sequence[int]) -> Spread:
     """Of at least one count; the 90th percentile is the least count that nine in ten reach."""
     ordered = sorted(counts)
-    ninth = -(-9 * len(ordered) // 10)  # rounded up
-    return Spread(statistics.median(ordered), ordered[ninth - 1], ordered[-1])
+    nine_in_ten = math.ceil(9 * len(ordered) / 10)
+    return Spread(statistics.median(ordered), ordered[nine_in_ten - 1], ordered[-1])
 
 
 def _percent(part: int, whole: int) -> float:
@@ -174,10 +187,6 @@ def _all_arguments(node: Function) -> list[ast.arg]:
     return [argument for argument in found if argument.arg not in ("self", "cls")]
 
 
-def _parameters(node: Function) -> int:
-    return len(_all_arguments(node))
-
-
 def _is_typed(node: Function) -> bool:
     annotations = [argument.annotation for argument in _all_arguments(node)]
     return None not in (*annotations, node.returns)
@@ -205,7 +214,8 @@ def _repeated(sources: Sequence[Source], kind: Kind) -> float:
     count: Counter[str] = Counter()
     for source in sources:
         count.update(_public(source, kind))
-    return _percent(sum(times > 1 for times in count.values()), len(count))
+    repeated = [name for name, times in count.items() if times > 1]
+    return _percent(len(repeated), len(count))
 
 
 def _top(folder: Path) -> tuple[int, int]:

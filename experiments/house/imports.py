@@ -25,27 +25,32 @@ class Imports(NamedTuple):
 
 
 def imports_of(root: Path) -> Imports:
-    """Counts the library's imports, those inside functions too; the order is that of
-    tests/test_imports.py.
+    """Counts the library's imports, those inside functions too.
+
+    The order is that of tests/test_imports.py.
     """
     order = _order_of_folders(root)
-    sources = list(sources_of(root, PARTS["library"]))
-    rooms = {_room(root, source.path) for source in sources}
+    rooms: set[str] = set()
     arrows: set[tuple[str, str]] = set()
     upward = 0
-    for source in sources:
+    for source in sources_of(root, PARTS["library"]):
         here = _room(root, source.path)
+        here_stands = order.index(_folder(here, order))
+        rooms.add(here)
         for target in set(_targets(root, source)):
             there = _room(root, target)
+            there_stands = order.index(_folder(there, order))
             if there != here:
                 arrows.add((here, there))
-            upward += order.index(_folder(there, order)) > order.index(_folder(here, order))
+            if there_stands > here_stands:
+                upward += 1
     return Imports(len(rooms), len(arrows), _cycles(arrows), upward)
 
 
 def _order_of_folders(root: Path) -> tuple[str, ...]:
     """`ORDER` of tests/test_imports.py, where the rule is told."""
-    for node in ast.parse((root / "tests/test_imports.py").read_text()).body:
+    text = (root / "tests/test_imports.py").read_text()
+    for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ORDER":
             return ast.literal_eval(node.value)
     raise ValueError("tests/test_imports.py has no ORDER")
@@ -113,6 +118,7 @@ def _folder(room: str, order: Sequence[str]) -> str:
 
 def _cycles(arrows: set[tuple[str, str]]) -> int:
     """Groups of several rooms each of which reaches all others of its group."""
+    # Where each room leads, step by step.
     reached: dict[str, set[str]] = {}
     for start in {here for here, _ in arrows}:
         seen: set[str] = set()
@@ -124,8 +130,11 @@ def _cycles(arrows: set[tuple[str, str]]) -> int:
                     seen.add(second)
                     waiting.append(second)
         reached[start] = seen
+
+    # A room that leads to itself is in a circle with all that lead back to it.
     groups = set()
     for start, seen in reached.items():
         if start in seen:
-            groups.add(frozenset(other for other in seen if start in reached.get(other, set())))
+            back = [other for other in seen if start in reached.get(other, set())]
+            groups.add(frozenset(back))
     return len(groups)

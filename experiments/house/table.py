@@ -47,9 +47,7 @@ FIELD = {
 
 
 def table(houses: dict[str, House]) -> str:
-    """The parts of this house, now and before, and the field's projects in Markdown, a column
-    each.
-    """
+    """This house's parts, now and before, and the field's projects in Markdown, a column each."""
     columns = {part: cells(house) for part, house in houses.items()}
     columns |= BEFORE | FIELD
     head = ["", *columns]

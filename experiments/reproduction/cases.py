@@ -1,6 +1,4 @@
-"""What the studies of images and of language have in common: cases, the scales they are run at,
-tuning, names.
-"""
+"""What the studies of images and of language have in common: cases, scales, tuning, names."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -109,10 +107,15 @@ def every_seed(cases: Iterable[Case], scale: Scale) -> list[Case]:
 
 
 def ordered(cases: Iterable[Case]) -> list[Case]:
-    """Each case once, those of few local epochs first, so that what is there when time runs out can
-    be used.
+    """Each case once, those of few local epochs first.
+
+    So what is there when time runs out can be used.
     """
-    return sorted(dict.fromkeys(cases), key=lambda case: (case.epochs, case.seed))
+    return sorted(dict.fromkeys(cases), key=_epochs_and_seed)
+
+
+def _epochs_and_seed(case: Case) -> tuple[int, int]:
+    return case.epochs, case.seed
 
 
 def of_figures(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]:
@@ -124,8 +127,9 @@ def of_figures(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]
 
 
 def tuning(topic: Topic, figures: Iterable[str], scale: Scale) -> list[Case]:
-    """The tuning runs: every method and partition of the figures, each rate of the grid, one seed,
-    least E.
+    """The tuning runs: every method and partition of the figures, each rate of the grid.
+
+    Of one seed and the least E.
     """
     pairs: dict[tuple[str, str], None] = {}  # each once, in order
     for figure in figures:
@@ -157,8 +161,12 @@ def cycles_of(case: Case, scale: Scale) -> int:
 
 
 def steps_of(case: Case, scale: Scale, all_examples: int = 50_000) -> int:
-    """About how many steps a case's run takes: a cycle passes all data E times. CIFAR-10 has 50,000
-    examples.
+    """About how many steps a case's run takes: a cycle passes all data E times.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      all_examples: where the scale takes all there are; CIFAR-10 has 50,000.
     """
     examples = float(scale.train_examples or all_examples)
     if case.tried is not None:

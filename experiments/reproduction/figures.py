@@ -10,7 +10,7 @@ from experiments.reproduction.runs import Study
 from snake_jax.report.figures import plot_figure, plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
-FIGURES = tuple(sorted(figure for topic in TOPICS for figure in topic.figures))
+FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
 _SHOW = {vision.TOPIC.name: vision_figures, language.TOPIC.name: language_figures}
 
 
@@ -45,29 +45,42 @@ def write(study: Study, figure: str) -> list[Path]:
     for case in cases:
         if case not in found or not study.finished(case):
             missing.append(study.name(case))
-    parts = [f"# Figure {figure}: {title}", *show.sections(study, figure, rows, found)]
+    parts = [f"# Figure {figure}: {title}"]
+    parts += show.sections(study, figure, rows, found)
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    return [picture, *_files(study, figure, parts, {"rows": rows, "missing": missing})]
+    numbers = {"rows": rows, "missing": missing}
+    return [picture, *_files(study, figure, parts, numbers)]
 
 
 def _layers(study: Study) -> list[Path]:
     """Figure 4, which is counted from shapes."""
     rows = tables.layers_table()
+    names = []
+    shares: dict[str, list[float]] = {
+        "parameters": [],
+        "forward FLOPs": [],
+        "visit's bytes / FL's": [],
+        "visit's FLOPs / FL's": [],
+        "visit's memory / FL's": [],
+    }
     forward = sum(row["forward_flops"] for row in rows)
     params = sum(row["parameters"] for row in rows)
-    shares = {
-        "parameters": [row["parameters"] / params for row in rows],
-        "forward FLOPs": [row["forward_flops"] / forward for row in rows],
-        "visit's bytes / FL's": [row["visit_bytes_share"] for row in rows],
-        "visit's FLOPs / FL's": [row["visit_flops_share"] for row in rows],
-        "visit's memory / FL's": [row["visit_memory_share"] for row in rows],
-    }
-    picture = plot_layers([row["layer"] for row in rows], shares, study.results / "figure4.png")
+    for row in rows:
+        names.append(row["layer"])
+        shares["parameters"].append(row["parameters"] / params)
+        shares["forward FLOPs"].append(row["forward_flops"] / forward)
+        shares["visit's bytes / FL's"].append(row["visit_bytes_share"])
+        shares["visit's FLOPs / FL's"].append(row["visit_flops_share"])
+        shares["visit's memory / FL's"].append(row["visit_memory_share"])
+    picture = plot_layers(names, shares, study.results / "figure4.png")
+
+    # The first and the last layer train in every visit, so the mean is over the others.
     middle = rows[1:-1]
     means = {}
     for kind in ("bytes", "flops", "memory"):
-        means[kind] = 100 * sum(row[f"visit_{kind}_share"] for row in middle) / len(middle)
+        together = sum(row[f"visit_{kind}_share"] for row in middle)
+        means[kind] = 100 * together / len(middle)
     text = (
         "Full-width VGG-11 for 32x32x3 images and 10 classes, counted from shapes, a batch of 32; "
         "nothing is trained. A visit trains the first layer, this one and the last, and sends "
@@ -82,8 +95,10 @@ def _layers(study: Study) -> list[Path]:
 
 def _files(study: Study, figure: str, parts: Sequence[str], numbers: dict[str, Any]) -> list[Path]:
     markdown = study.results / f"figure{figure}.md"
-    markdown.write_text("\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts)
+    markdown.write_text(text + "\n")
     content = {"figure": figure, "scale": study.scale_name, **numbers}
     plain = study.results / f"figure{figure}.json"
-    plain.write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1)
+    plain.write_text(text + "\n")
     return [markdown, plain]

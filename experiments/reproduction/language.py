@@ -1,9 +1,8 @@
-"""The papers' fine-tuning study: Snake Learning and FL on a language model, whole blocks or LoRA, E
-in {1, 3}.
+"""The papers' fine-tuning study: Snake Learning and FL on a language model, E in {1, 3}.
 
-Figure 6 of the magazine (IID) and figure 9 of arXiv 2405.03372 (Non-IID: each node holds one data
-set). There is a node for every block, as in the papers: a cycle of Snake Learning and a round of FL
-both pass all nodes' text once.
+Whole blocks or LoRA. Figure 6 of the magazine (IID) and figure 9 of arXiv 2405.03372 (Non-IID: each
+node holds one data set). There is a node for every block, as in the papers: a cycle of Snake
+Learning and a round of FL both pass all nodes' text once.
 """
 
 import hashlib
@@ -134,29 +133,35 @@ def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> 
       UserError: a scale that the user has to give model or text for.
     """
     settings = SCALES[scale].settings
-    model, data = model or settings["model"], data or SCALES[scale].data
+    model = model or settings["model"]
+    data = data or SCALES[scale].data
+
+    # An untrained model shows that everything runs, and nothing of the papers.
     untrained = model in PRESETS and not Path(model).exists()
     if not model or (untrained and scale != "smoke" and not listing):
         raise UserError(
             f"--scale={scale}: figures {' and '.join(FIGURES)} fine-tune a pretrained model: give "
-            f"--text_model=DIR, a "
-            "folder of a Llama or an OPT as Hugging Face saves it"
+            "--text_model=DIR, a folder of a Llama or an OPT as Hugging Face saves it"
         )
     if not data:
         raise UserError(
             f"--scale={scale}: figures {' and '.join(FIGURES)} need text: give "
-            f"--text_data=A.jsonl,B.jsonl, a file of "
-            "prompts and responses for each data set"
+            "--text_data=A.jsonl,B.jsonl, a file of prompts and responses for each data set"
         )
+
+    # The file that tuning reads is named by what it is drawn from.
     choice = [data, settings["limit"], settings.get("test_share"), SCALES[scale].seeds[0]]
-    name = f"{_TRAINING_PART}_{hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:8]}.jsonl"
+    digest = hashlib.sha256(json.dumps(choice).encode()).hexdigest()
+    name = f"{_TRAINING_PART}_{digest[:8]}.jsonl"
     return {"model": model, "data": data, _TRAINING_PART: str(workdir / name)}
 
 
 def blocks(model: str) -> int:
     """Of a preset or of the model in a folder."""
-    preset = None if Path(model).exists() else PRESETS.get(model)
-    return (preset or read_architecture(Path(model))).num_hidden_layers
+    folder = Path(model)
+    if model in PRESETS and not folder.exists():
+        return PRESETS[model].num_hidden_layers
+    return read_architecture(folder).num_hidden_layers
 
 
 def of_figure(figure: str, scale: Scale) -> list[Case]:
@@ -168,8 +173,15 @@ def of_figure(figure: str, scale: Scale) -> list[Case]:
 
 
 def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConfig:
-    """The configuration of a case's run. A tuning run trains and is evaluated on parts of the
-    training text.
+    """The configuration of a case's run.
+
+    A tuning run trains and is evaluated on parts of the training text.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      given: where model and text are.
+      rate: the learning rate.
     """
     nodes = blocks(given["model"])
     method = METHODS[case.method].flags
@@ -193,8 +205,9 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConf
 
 
 def hold_out(scale: Scale, given: Sources) -> None:
-    """Writes the training text that tuning divides again, so that no run of it sees held-out text
-    of the study.
+    """Writes the training text that tuning divides again.
+
+    So no run of it sees held-out text of the study.
     """
     settings = scale.settings
     share = settings.get("test_share", TextConfig().test_share)

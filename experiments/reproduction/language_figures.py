@@ -37,11 +37,14 @@ def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
     """A row of panels for each E."""
     groups: dict[Case, list[Run]] = {}
     for case, run in found.items():
-        groups.setdefault(case._replace(seed=0), []).append(run)
+        any_seed = case._replace(seed=0)
+        groups.setdefault(any_seed, []).append(run)
     drawn: dict[str, list[Line]] = {}
     for case, runs in groups.items():
-        line = Line(METHODS[case.method].label, runs, *_LOOKS[case.method])
-        drawn.setdefault(f"E = {case.epochs}", []).append(line)
+        colour, style = _LOOKS[case.method]
+        line = Line(METHODS[case.method].label, runs, colour, style)
+        row = f"E = {case.epochs}"
+        drawn.setdefault(row, []).append(line)
     return drawn
 
 
@@ -72,12 +75,13 @@ def _about(study: Study, blocks: int) -> str:
         pairs = f"{settings['limit']:,} training pairs of each source"
     cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
     rates = "tuned, see learning_rates_language.json" if study.rates else "the scale's, not tuned"
+    seeds = ", ".join(str(seed) for seed in scale.seeds)
     return (
         f"Scale {study.scale_name}: {model}, {blocks} blocks and as many nodes; {data}, {pairs}; "
         f"rows of {human(settings['max_length'])} tokens, several texts to a row, batch "
         f"{settings['batch_size']}; AdamW, LoRA of rank {settings['lora_rank']}, what does not "
         f"train stored as {settings['frozen_dtype']}; cycles (rounds): {cycles}; seeds "
-        f"{', '.join(map(str, scale.seeds))}; learning rates {rates}. FL's whole model has "
+        f"{seeds}; learning rates {rates}. FL's whole model has "
         f"embedding and head too, which Snake Learning leaves as they are. Perplexity is of "
         f"held-out responses, all sources together. Iterations of all nodes count; per node is "
         f"their number over the number of nodes."

@@ -11,6 +11,8 @@ from experiments.reproduction.run_numbers import (
     Column,
     Numbers,
     by_case,
+    learning_rate,
+    least_cycles,
     markdown,
     mean,
     notes,
@@ -32,37 +34,39 @@ _AXES = {
 
 
 def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Numbers]:
-    """A row a run: what it reached and took, and what it took until it was as good as FL's finished
-    run, alike else.
+    """A row a run: what it reached and took, and what it took until it was as good as FL's.
 
-    Sums are over lines of metrics; `..._to_fl` are up to the first evaluation that is at least as
-    good.
+    FL's is the finished run that is alike else. Sums are over lines of metrics; `..._to_fl` are up
+    to the first evaluation that is at least as good.
     """
-    return [_of_run(study, case, run, found.get(_fl(case))) for case, run in found.items()]
-
-
-def _fl(case: Case) -> Case:
-    return case._replace(method=case.method.replace("snake", "fedavg"))
+    rows = []
+    for case, run in found.items():
+        fl = case._replace(method=case.method.replace("snake", "fedavg"))
+        rows.append(_of_run(study, case, run, found.get(fl)))
+    return rows
 
 
 def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Numbers:
-    nodes = run.config["nodes"]
     cycles = len({record["cycle"] for record in run.metrics})
     evaluated = [record for record in run.metrics if record["perplexity"] is not None]
+    iterations = total(run, "iterations")
     sent = total(run, "bytes_up") + total(run, "bytes_down")
-    seconds, tokens = total(run, "train_s"), total(run, "tokens")
+    seconds = total(run, "train_s")
+    tokens = total(run, "tokens")
     numbers: Numbers = {
         "run": study.name(case),
         **of_case(case),
         "finished": run.summary is not None,
         "learning_rate": run.config["learning_rate"],
         "cycles": cycles,
+        # What it reached.
         "perplexity_before": before(run),
         "perplexity_after": final(run),
         "best_perplexity": best(run),
         "next_token_accuracy": evaluated[-1]["accuracy"],
-        "iterations": total(run, "iterations"),
-        "iterations_per_node": total(run, "iterations") / nodes,
+        # What it took, of all nodes together where nothing else is said.
+        "iterations": iterations,
+        "iterations_per_node": iterations / run.config["nodes"],
         "tokens": tokens,
         "target_tokens": total(run, "target_tokens"),
         "bytes": sent,
@@ -80,20 +84,19 @@ def _of_run(study: Study, case: Case, run: Run, fl: Run | None) -> Numbers:
 
 
 def _to_fl(run: Run, fl: Run | None, axis: str) -> float | None:
-    if fl is None or fl.summary is None or (goal := final(fl)) is None:
+    if fl is None or fl.summary is None:
         return None
-    return cost_to_reach(run, goal, axis)
+    goal = final(fl)
+    return None if goal is None else cost_to_reach(run, goal, axis)
 
 
 def markdown_of(rows: Sequence[Numbers]) -> str:
-    """Perplexity and cost, seeds of a case in one line: the mean, and least to greatest where there
-    are several.
-    """
+    """Perplexity and cost, the seeds of a case in one line: see `several`."""
     columns: list[Column] = [
         ("perplexity before", several("perplexity_before", significant)),
         ("after", several("perplexity_after", significant)),
         ("best", several("best_perplexity", significant)),
-        ("cycles", lambda rs: str(min(r["cycles"] for r in rs))),
+        ("cycles", least_cycles),
         ("iterations per node", several("iterations_per_node", human)),
         ("tokens", several("tokens", human)),
         ("bytes", several("bytes", BYTES)),
@@ -102,14 +105,19 @@ def markdown_of(rows: Sequence[Numbers]) -> str:
         ("trainable parameters", several("trainable_params", human)),
         ("node's state", several("state_bytes", BYTES)),
         ("compiled peak", several("peak_train_bytes", BYTES)),
-        ("learning rate", lambda rs: f"{rs[0]['learning_rate']:g}"),
+        ("learning rate", learning_rate),
     ]
-    return markdown(rows, columns, lambda group: _name(group[0], len(group)))
+    return markdown(rows, columns, _line_name)
+
+
+def _line_name(group: Sequence[Numbers]) -> str:
+    return _name(group[0], len(group))
 
 
 def against(rows: Sequence[Numbers]) -> list[str]:
-    """Sentences: each finished case of Snake Learning beside FL's of the same training, partition
-    and E.
+    """Sentences: each finished case of Snake Learning beside FL's.
+
+    FL's is that of the same training, partition and E.
     """
     groups = {}
     for group in by_case(rows):
@@ -139,5 +147,6 @@ def _beside(group: Sequence[Numbers], others: Sequence[Numbers]) -> str:
 
 
 def _name(row: Numbers, seeds: int) -> str:
-    partition, method = PARTITIONS[row["partition"]], METHODS[row["method"]].label
+    partition = PARTITIONS[row["partition"]]
+    method = METHODS[row["method"]].label
     return f"{partition}: {method}, E = {row['epochs']}{notes(row, seeds)}"

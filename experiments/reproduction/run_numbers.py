@@ -29,7 +29,8 @@ def by_case(runs: Sequence[Numbers]) -> list[list[Numbers]]:
     """Runs that differ in their seed alone, together."""
     groups: dict[tuple[object, ...], list[Numbers]] = {}
     for numbers in runs:
-        groups.setdefault(case_key(numbers), []).append(numbers)
+        key = case_key(numbers)
+        groups.setdefault(key, []).append(numbers)
     return list(groups.values())
 
 
@@ -51,7 +52,9 @@ def several(key: str, show: Callable[[float], str]) -> Callable[[Sequence[Number
             return f"{UNKNOWN} ({len(known)} of {len(runs)}: {average})"
         if len(runs) == 1:
             return average
-        return f"{average} ({show(min(known))} to {show(max(known))})"
+        least = show(min(known))
+        greatest = show(max(known))
+        return f"{average} ({least} to {greatest})"
 
     return text
 
@@ -79,8 +82,22 @@ def markdown(
     """A table with a line for each case."""
     body = []
     for group in by_case(runs):
-        body.append([name(group), *(show(group) for _, show in columns)])
-    return table(["", *(head for head, _ in columns)], body)
+        line = [name(group)]
+        for _, show in columns:
+            line.append(show(group))
+        body.append(line)
+    heads = [head for head, _ in columns]
+    return table(["", *heads], body)
+
+
+def least_cycles(group: Sequence[Numbers]) -> str:
+    """A column's text: the cycles that every seed has finished."""
+    return str(min(numbers["cycles"] for numbers in group))
+
+
+def learning_rate(group: Sequence[Numbers]) -> str:
+    """A column's text: the learning rate, which is one for all seeds."""
+    return f"{group[0]['learning_rate']:g}"
 
 
 def of_case(case: Case) -> Numbers:

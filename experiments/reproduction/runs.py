@@ -1,6 +1,4 @@
-"""Carries out cases: each a run in its own folder, gone on with after a kill, not repeated once
-finished.
-"""
+"""Carries out cases: each a run in its own folder, gone on with after a kill, never repeated."""
 
 import json
 import math
@@ -59,7 +57,9 @@ class Study(NamedTuple):
         if case.tried is not None:
             return case.tried
         recorded = self.rates.get(f"{case.method}/{case.partition}")
-        return self.scale.rates[case.method] if recorded is None else recorded["chosen"]
+        if recorded is not None:
+            return recorded["chosen"]
+        return self.scale.rates[case.method]
 
     def name(self, case: Case) -> str:
         """The run's folder below `workdir`."""
@@ -107,14 +107,18 @@ class Study(NamedTuple):
 
 
 class Clock:
-    """Tells when time is up, and how long what is left will take, from what finished runs of the
-    topic took.
+    """Tells when time is up, and how long what is left will take.
+
+    The latter from what finished runs of the topic took.
     """
 
     def __init__(self, minutes: float) -> None:
         """Starts now; `minutes` 0 is no limit."""
-        self._started, self._limit = time.monotonic(), minutes * 60 or math.inf
-        self._steps, self._seconds = Counter[str](), defaultdict[str, float](float)
+        self._started = time.monotonic()
+        self._limit = minutes * 60 if minutes else math.inf
+        # By the names of topics.
+        self._steps = Counter[str]()
+        self._seconds = defaultdict[str, float](float)
 
     def going_on(self) -> bool:
         """Whether there is time left."""
@@ -127,7 +131,9 @@ class Clock:
 
     def estimate(self, study: Study, todo: Sequence[Case]) -> float:
         """Seconds for these cases."""
-        steps, seconds = self._steps[study.topic.name], self._seconds[study.topic.name]
+        steps = self._steps[study.topic.name]
+        seconds = self._seconds[study.topic.name]
+        # Before the first run is over there is only what the scale's machine took.
         step_s = seconds / steps if steps else study.scale.step_s
         return step_s * sum(cases.steps_of(case, study.scale) for case in todo)
 
@@ -149,6 +155,8 @@ def carry_out(
         say(f"{len(wanted) - len(todo)} of {len(wanted)} runs were finished before")
     if todo:
         _keep_programs(study.workdir / _PROGRAMS)
+
+    # Runs side by side end together: when time is up, or when one of them failed.
     stop = threading.Event()
 
     def going_on() -> bool:
@@ -183,9 +191,10 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
     setup = loop.prepare(study.config(case))
     workdir = Workdir(study.folder(case), setup.config)
     try:
-        job = OpenRun(setup, workdir, workdir.resume(setup, say))
+        state = workdir.resume(setup, say)
+        job = OpenRun(setup, workdir, state)
         try:
-            one_run.train(job, lambda record: None, False, going_on)
+            one_run.finish_rounds(job, _tell_nobody, False, going_on)
         except loop.Diverged as error:
             return f"stopped: {error}"
         done = len(workdir.records)
@@ -194,6 +203,10 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
     if not study.finished(case):
         return f"stopped after {done} of {job.total}"
     return _reached(workdir.records[-1])
+
+
+def _tell_nobody(record: Record) -> None:
+    del record
 
 
 def _reached(last: Record) -> str:
@@ -207,8 +220,9 @@ def _reached(last: Record) -> str:
 
 
 def _keep_programs(folder: Path) -> None:
-    """Runs that differ in learning rate, order or schedule alone share compiled programs; so do
-    later launches.
+    """Has compiled programs kept: runs alike but for rate, order or schedule share them.
+
+    So do later launches.
     """
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009  set at run time
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,17 +231,20 @@ def _keep_programs(folder: Path) -> None:
 
 
 def keep(study: Study, wanted: Sequence[Case]) -> None:
-    """Adds configuration, metrics and summary of finished runs to those that are kept; this
-    machine's paths stay out.
+    """Adds configuration, metrics and summary of finished runs to those that are kept.
+
+    This machine's paths stay out.
     """
     file = study.results / kept.FILE
     lines = kept.read_lines(file)
     for case in wanted:
-        if study.finished(case):
-            line = kept.line_of(read_run(study.folder(case)))
-            for source in study.sources.values():
-                line = line.replace(json.dumps(source), json.dumps(study.topic.public(source)))
-            lines.append(line)
+        if not study.finished(case):
+            continue
+        line = kept.line_of(read_run(study.folder(case)))
+        for source in study.sources.values():
+            public = study.topic.public(source)
+            line = line.replace(json.dumps(source), json.dumps(public))
+        lines.append(line)
     if lines:
         kept.write_lines(file, lines)
 

@@ -14,6 +14,8 @@ from experiments.reproduction.run_numbers import (
     Numbers,
     by_case,
     case_key,
+    learning_rate,
+    least_cycles,
     markdown,
     mean,
     notes,
@@ -31,7 +33,7 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers
 from snake_jax.nodes.ledger import optimizer_item
-from snake_jax.report.runs import Run, cost_to_reach
+from snake_jax.report.runs import Run, cost_to_reach, from_summary
 from snake_jax.report.units import human, percent
 from snake_jax.runs import loop
 from snake_jax.runs.job import state_like
@@ -49,8 +51,9 @@ def label(case: Case) -> str:
 
 
 def of_run(study: Study, case: Case, run: Run) -> Numbers:
-    """What a run reached and took; sums are over its lines of metrics, `to_target` up to the first
-    evaluation there.
+    """What a run reached and took.
+
+    Sums are over its lines of metrics, `..._to_target` up to the first evaluation there.
     """
     nodes = run.config["nodes"]
     cycles = len({record["cycle"] for record in run.metrics})
@@ -102,21 +105,28 @@ def _visits(run: Run) -> int:
 
 
 def node_memory(setup: Setup) -> Numbers:
-    """Bytes of weights, gradients, optimizer states and teacher at the node that holds most in any
-    visit of a cycle.
+    """Bytes at the node that holds most in any visit of a cycle, by what they are.
+
+    Weights, gradients, optimizer states and teacher.
     """
     params, states, *_ = state_like(setup.job, setup.layer_names)
     sizes = transfer_sizes(params, setup.config.frozen_dtype, states)
+
+    # What each node of a visit holds of the model.
+    held_by: list[list[str]] = []
+    for role in roles(setup.chain):
+        if role == ON_SERVER:
+            continue
+        names = list(held(setup.chain, setup.model.layer_names, role))
+        # A node that makes its own gradients, as accelerated FL's, has a head for that.
+        if role == ON_NODE:
+            names += [layer.name for layer in setup.auxiliary]
+        held_by.append(names)
+
     most: Numbers = {"together": -1}
     for visits in loop.planned(setup):
         for visit in visits:
-            for role in roles(setup.chain):
-                if role == ON_SERVER:
-                    continue
-                # A node that makes its own gradients, as accelerated FL's, has a head for that.
-                names = list(held(setup.chain, setup.model.layer_names, role))
-                if role == ON_NODE:
-                    names += [layer.name for layer in setup.auxiliary]
+            for names in held_by:
                 parts = _parts_bytes(sizes.full, sizes.frozen, names, visit.layers, setup.distilled)
                 if parts["together"] > most["together"]:
                     most = parts
@@ -153,32 +163,38 @@ def _parts_bytes(
 
 
 def methods_row(study: Study, case: Case, run: Run) -> Numbers:
-    """The row of figure 2. The compiler's peak is a node's only where the node holds the whole
-    model.
-    """
+    """The row of figure 2."""
     setup = loop.prepare(study.config(case))
-    peak = (run.summary or {}).get("peak_train_bytes") if len(setup.chain) == 1 else None
-    return of_run(study, case, run) | {
-        "node_memory": node_memory(setup),
-        "compiled_peak_bytes": peak,
-    }
+    # The compiler's peak is a node's only where the node holds the whole model.
+    peak = None
+    if len(setup.chain) == 1:
+        peak = from_summary(run, "peak_train_bytes")
+    numbers = of_run(study, case, run)
+    numbers["node_memory"] = node_memory(setup)
+    numbers["compiled_peak_bytes"] = peak
+    return numbers
 
 
 def layers_table(batch_size: int = 32) -> list[Numbers]:
-    """Figure 4: full-width VGG-11, a batch's FLOPs of each layer, and of a visit that trains it
-    beside first and last.
+    """Figure 4: a batch's FLOPs of each layer of full-width VGG-11, and what a visit of it takes.
 
-    Shares are of training all layers; memory is weights, gradients and momentum.
+    A visit trains the layer beside first and last. Shares are of training all layers; memory is
+    weights, gradients and momentum.
     """
     model = registry.build("vgg11", CLASSES, IMAGE)
     costs = layer_costs(model, batch_size)
-    sizes = transfer_sizes(jax.eval_shape(model.init, jax.random.key(0)), "float32").full
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    sizes = transfer_sizes(params, "float32").full
     always = resolve_layers("always_train", "first,last", model.layer_names)
-    full, whole = step_flops(costs, model.layer_names), sum(sizes.values())
+    full_flops = step_flops(costs, model.layer_names)
+    whole_bytes = sum(sizes.values())
     rows = []
     for index, cost in enumerate(costs):
         trained = [name for name in model.layer_names if name == cost.name or name in always]
         sent = sum(sizes[name] for name in trained)
+        flops = step_flops(costs, trained)
+        # All weights; of what trains a gradient and a momentum, each as large, besides.
+        memory = whole_bytes + 2 * sent
         rows.append(
             {
                 "layer": cost.name,
@@ -188,11 +204,11 @@ def layers_table(batch_size: int = 32) -> list[Numbers]:
                 "weight_gradient_flops": cost.weight_gradient,
                 "visit_trains": trained,
                 "visit_bytes_up": sent,
-                "visit_bytes_share": sent / whole,
-                "visit_flops": step_flops(costs, trained),
-                "visit_flops_share": step_flops(costs, trained) / full,
-                "visit_memory_bytes": whole + 2 * sent,
-                "visit_memory_share": (whole + 2 * sent) / (3 * whole),
+                "visit_bytes_share": sent / whole_bytes,
+                "visit_flops": flops,
+                "visit_flops_share": flops / full_flops,
+                "visit_memory_bytes": memory,
+                "visit_memory_share": memory / (3 * whole_bytes),
             }
         )
     return rows
@@ -208,45 +224,49 @@ def layers_markdown(rows: Sequence[Numbers]) -> str:
         "weight gradient",
         "visit sends",
         "visit's FLOPs",
+        "of full training",
+        "visit's memory",
+        "of full training",
     ]
-    head += ["of full training", "visit's memory", "of full training"]
-    body = [
-        [
-            row["layer"],
-            f"{row['parameters']:,}",
-            *(
-                FLOPS(row[f"{kind}_flops"])
-                for kind in ("forward", "input_gradient", "weight_gradient")
-            ),
-            BYTES(row["visit_bytes_up"]),
-            FLOPS(row["visit_flops"]),
-            percent(row["visit_flops_share"]),
-            BYTES(row["visit_memory_bytes"]),
-            percent(row["visit_memory_share"]),
-        ]
-        for row in rows
-    ]
+    body = []
+    for row in rows:
+        body.append(
+            [
+                row["layer"],
+                f"{row['parameters']:,}",
+                FLOPS(row["forward_flops"]),
+                FLOPS(row["input_gradient_flops"]),
+                FLOPS(row["weight_gradient_flops"]),
+                BYTES(row["visit_bytes_up"]),
+                FLOPS(row["visit_flops"]),
+                percent(row["visit_flops_share"]),
+                BYTES(row["visit_memory_bytes"]),
+                percent(row["visit_memory_share"]),
+            ]
+        )
     return table(head, body)
 
 
 def runs_markdown(rows: Sequence[Numbers], target: float) -> str:
-    """Accuracy and cost, seeds of a case in one line: the mean, and least to greatest where there
-    are several.
-    """
+    """Accuracy and cost, the seeds of a case in one line: see `several`."""
     goal = percent(target)
     columns: list[Column] = [
         ("final accuracy", several("final_accuracy", percent)),
         ("best", several("best_accuracy", percent)),
-        ("cycles", lambda rs: str(min(r["cycles"] for r in rs))),
+        ("cycles", least_cycles),
         ("iterations per node", several("iterations_per_node", human)),
         (f"to {goal}: iterations per node", several("iterations_per_node_to_target", human)),
         ("bytes", several("bytes_to_target", BYTES)),
         ("FLOPs", several("flops_to_target", FLOPS)),
         ("bytes in all", several("bytes", BYTES)),
         ("FLOPs in all", several("train_flops", FLOPS)),
-        ("learning rate", lambda rs: f"{rs[0]['learning_rate']:g}"),
+        ("learning rate", learning_rate),
     ]
-    return markdown(rows, columns, lambda group: _row_name(group[0], len(group)))
+    return markdown(rows, columns, _line_name)
+
+
+def _line_name(group: Sequence[Numbers]) -> str:
+    return _row_name(group[0], len(group))
 
 
 def methods_markdown(rows: Sequence[Numbers], target: float) -> str:
@@ -257,34 +277,50 @@ def methods_markdown(rows: Sequence[Numbers], target: float) -> str:
         ("bytes a cycle or round", several("bytes_per_cycle", BYTES)),
         ("a visit of a node", several("bytes_per_visit", BYTES)),
         (f"bytes to {goal}", several("bytes_to_target", BYTES)),
-        ("node's state", lambda rs: BYTES(max(r["node_memory"]["together"] for r in rs))),
+        ("node's state", _most_memory),
         ("compiled peak", several("compiled_peak_bytes", BYTES)),
         ("FLOPs of a node", several("node_flops", FLOPS)),
         ("FLOPs of the server", several("server_flops", FLOPS)),
         ("synchronisations", several("synchronisations", human)),
         ("simulated time", several("simulated_s", SECONDS)),
-        ("learning rate", lambda rs: f"{rs[0]['learning_rate']:g}"),
+        ("learning rate", learning_rate),
     ]
-    return markdown(rows, columns, lambda group: METHODS[group[0]["method"]].label)
+    return markdown(rows, columns, _method_name)
+
+
+def _most_memory(group: Sequence[Numbers]) -> str:
+    return BYTES(max(numbers["node_memory"]["together"] for numbers in group))
+
+
+def _method_name(group: Sequence[Numbers]) -> str:
+    return METHODS[group[0]["method"]].label
 
 
 def against(rows: Sequence[Numbers], base: Mapping[str, Any]) -> list[str]:
-    """Sentences: the mean final accuracy of each finished case as a share of that of the base,
-    alike otherwise.
+    """Sentences: each finished case's mean final accuracy as a share of that of the base.
+
+    The base is alike otherwise.
     """
+    finished_base = []
+    for numbers in rows:
+        is_base = all(numbers[key] == value for key, value in base.items())
+        if is_base and numbers["finished"]:
+            finished_base.append(numbers)
+
     lines = []
     for group in by_case(rows):
+        first = group[0]
         others = []
-        for numbers in rows:
-            is_base = all(numbers[key] == value for key, value in base.items())
-            alike = all(numbers[key] == group[0][key] for key in ("partition", "epochs"))
-            if is_base and alike and numbers["finished"]:
+        for numbers in finished_base:
+            alike = all(numbers[key] == first[key] for key in ("partition", "epochs"))
+            if alike:
                 others.append(numbers)
-        if not others or case_key(others[0]) == case_key(group[0]):
+        if not others or case_key(others[0]) == case_key(first):
             continue
         if all(numbers["finished"] for numbers in group):
             share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
-            name, other = _row_name(group[0], 0), _row_name(others[0], 0)
+            name = _row_name(first, 0)
+            other = _row_name(others[0], 0)
             lines.append(f"{name}: {percent(share)} of the accuracy of {other}.")
     return lines
 

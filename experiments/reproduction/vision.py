@@ -1,6 +1,4 @@
-"""The papers' classification study: what is run for each figure at each scale, as
-configurations.
-"""
+"""The papers' classification study: the configurations that each figure takes at each scale."""
 
 from experiments.reproduction.cases import (
     Case,
@@ -129,7 +127,14 @@ def of_figure(figure: str, scale: Scale) -> list[Case]:
 
 
 def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
-    """The configuration of a case's run, evaluated once a cycle."""
+    """The configuration of a case's run, evaluated once a cycle.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      sources: where the data is.
+      rate: the learning rate.
+    """
     cycles = cycles_of(case, scale)
     given = {
         **scale.settings,
@@ -149,8 +154,9 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
     }
     if case.interrupted:
         # The same visit of every cycle, counted from the first of the run.
-        first, planned = _interrupted_turn(scale), visits_planned(scale)
-        turns = [first + cycle * planned for cycle in range(cycles)]
+        first = _interrupted_turn(scale)
+        visits = visits_planned(scale)
+        turns = [first + cycle * visits for cycle in range(cycles)]
         given["interrupt"] = ",".join(f"{turn}@{INTERRUPTED_AT:g}" for turn in turns)
     return ImageConfig(**given)
 
@@ -193,8 +199,9 @@ def _assignments(scale: Scale) -> tuple[tuple[str, ...], ...]:
 
 
 def _lines_a_cycle(case: Case, scale: Scale) -> int:
-    """Lines of metrics that a cycle has: one of methods that average a round, else one a visit; a
-    visit that is taken over makes two.
+    """Lines of metrics that a cycle has: one of methods that average a round, else one a visit.
+
+    A visit that is taken over makes two.
     """
     if case.method in AVERAGING:
         return 1

@@ -33,27 +33,32 @@ def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
 
 
 def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
-    """A row of panels for each partition, in it a line for each case that differs in more than its
-    seed.
-    """
+    """A row of panels for each partition, in it a line for each case, its seeds together."""
     drawn = {}
     for partition, called in PARTITIONS.items():
         groups: dict[Case, list[Run]] = {}
         for case, run in found.items():
             if case.partition == partition:
-                groups.setdefault(case._replace(seed=0), []).append(run)
-        if groups:
-            drawn[called] = [
-                Line(_label(figure, case), runs, *_look(figure, case))
-                for case, runs in groups.items()
-            ]
+                any_seed = case._replace(seed=0)
+                groups.setdefault(any_seed, []).append(run)
+        in_row = []
+        for case, runs in groups.items():
+            colour, style = _look(figure, case)
+            in_row.append(Line(_label(figure, case), runs, colour, style))
+        if in_row:
+            drawn[called] = in_row
     return drawn
 
 
 def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
     """The numbers of each run."""
-    of = tables.methods_row if figure == "2" else tables.of_run
-    return [of(study, case, run) for case, run in found.items()]
+    numbers = []
+    for case, run in found.items():
+        if figure == "2":
+            numbers.append(tables.methods_row(study, case, run))
+        else:
+            numbers.append(tables.of_run(study, case, run))
+    return numbers
 
 
 def sections(
@@ -79,7 +84,9 @@ def _label(figure: str, case: Case) -> str:
         return "Interrupted" if case.interrupted else "Normal"
     if figure == "8":
         return case.order.capitalize()
-    return METHODS[case.method].label if figure == "2" else tables.label(case)
+    if figure == "2":
+        return METHODS[case.method].label
+    return tables.label(case)
 
 
 def _look(figure: str, case: Case) -> tuple[int, int]:
@@ -100,13 +107,15 @@ def _about(study: Study) -> str:
     settings = scale.settings
     examples = f"{scale.train_examples:,}" if scale.train_examples else "all"
     cycles = ", ".join(f"{count} for E = {epochs}" for epochs, count in scale.cycles.items())
-    goal = (
-        "the papers' target" if scale.target == 0.6 else "this scale's target, not the papers' 60 %"
-    )
+    seeds = ", ".join(str(seed) for seed in scale.seeds)
+    if scale.target == 0.6:
+        goal = "the papers' target"
+    else:
+        goal = "this scale's target, not the papers' 60 %"
     return (
         f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g}, "
         f"{examples} training examples over {settings['nodes']} nodes, batch "
-        f"{settings['batch_size']}; cycles (rounds): {cycles}; seeds "
-        f"{', '.join(map(str, scale.seeds))}. {100 * scale.target:.0f} % is {goal}. Iterations of "
-        f"all nodes count; per node is their number over the number of nodes."
+        f"{settings['batch_size']}; cycles (rounds): {cycles}; seeds {seeds}. "
+        f"{100 * scale.target:.0f} % is {goal}. Iterations of all nodes count; per node is their "
+        "number over the number of nodes."
     )

@@ -1,6 +1,4 @@
-"""Carries out `snake-jax accounting`: VGG-11 layer by layer, counted from shapes and by the
-compiler.
-"""
+"""Carries out `snake-jax accounting`: VGG-11 layer by layer, from shapes and by the compiler."""
 
 import json
 import sys
@@ -27,7 +25,8 @@ from snake_jax.runs.job import chosen_algorithm
 from snake_jax.training.image_step import LocalStep
 
 MIDDLE = "conv8"  # of the memory table: no layer has more parameters
-NODES, CYCLES = 9, 3
+NODES = 9
+CYCLES = 3
 SPARING = (
     {"frozen_dtype": "float32"},
     {"frozen_dtype": "bfloat16"},
@@ -40,7 +39,9 @@ Row = dict[str, Any]
 
 def main(given: Given) -> None:
     """Counts, compiles, prints or writes."""
-    batch_size, output, results = given.flags.batch, given.flags.output, given.flags.results
+    batch_size = given.flags.batch
+    output = given.flags.output
+    results = given.flags.results
     numbers: Row = {
         "command": given.line,
         "machine": _machine(),
@@ -50,6 +51,8 @@ def main(given: Given) -> None:
     # The file is looked at before minutes of compiling, so that one without marks costs none.
     if output:
         accounting_tables.insert(Path(output), "")
+
+    # Minutes of compiling, so each program is told of.
     for row in numbers["steps"]:
         for lowering in ("matmul", "xla"):
             row[lowering] = _compiled(row, batch_size, lowering)
@@ -57,12 +60,15 @@ def main(given: Given) -> None:
     for row in numbers["memory"]:
         row["matmul"] = _compiled(row, batch_size, "matmul")
         print(f"compiled: {row['frozen_dtype']}, distilled {row['distilled']}", file=sys.stderr)
-    tables = accounting_tables.markdown(numbers)
+
+    tables = accounting_tables.all_tables(numbers)
     if results:
-        Path(results).write_text(json.dumps(numbers, indent=1) + "\n")
+        text = json.dumps(numbers, indent=1)
+        Path(results).write_text(text + "\n")
         print(results)
     if output:
-        Path(output).write_text(accounting_tables.insert(Path(output), tables))
+        text = accounting_tables.insert(Path(output), tables)
+        Path(output).write_text(text)
         print(output)
     else:
         print(tables)
@@ -70,14 +76,15 @@ def main(given: Given) -> None:
 
 def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
-    model = vgg11()
+    model = papers_vgg11()
     costs = layer_costs(model, batch_size)
     layers: list[Row] = []
     for cost in costs:
         layers.append({"layer": cost.name, "params": cost.params, "forward_flops": cost.forward})
     steps = []
     for row in _assignments(model):
-        steps.append({**row, "flops": step_flops(costs, row["trained"])})
+        flops = step_flops(costs, row["trained"])
+        steps.append({**row, "flops": flops})
     return {
         "layers": layers,
         "steps": steps,
@@ -86,7 +93,7 @@ def analytic(batch_size: int) -> Row:
     }
 
 
-def vgg11(lowering: str = "matmul") -> LayeredModel:
+def papers_vgg11(lowering: str = "matmul") -> LayeredModel:
     """The papers' network: 32x32x3 images, 10 classes."""
     return registry.build("vgg11", 10, (32, 32, 3), conv=lowering)
 
@@ -94,7 +101,8 @@ def vgg11(lowering: str = "matmul") -> LayeredModel:
 def step_of(model: LayeredModel, distilled: bool = False) -> LocalStep:
     """The step of the defaults of `ImageConfig`, distillation apart."""
     config = ImageConfig(distill="on" if distilled else "off")
-    return image_task.make_step(image_task.make_job(config, chosen_algorithm(config), model))
+    job = image_task.make_job(config, chosen_algorithm(config), model)
+    return image_task.make_step(job)
 
 
 def _assignments(model: LayeredModel) -> Iterator[Row]:
@@ -102,11 +110,10 @@ def _assignments(model: LayeredModel) -> Iterator[Row]:
     names = model.layer_names
     yield {"kind": "full", "layer": "all", "trained": list(names)}
     for middle in names:
-        yield {
-            "kind": "ends",
-            "layer": middle,
-            "trained": [n for n in names if n in (names[0], middle, names[-1])],
-        }
+        # The first and the last layer may be the middle one too.
+        wanted = (names[0], middle, names[-1])
+        trained = [name for name in names if name in wanted]
+        yield {"kind": "ends", "layer": middle, "trained": trained}
     for middle in names:
         yield {"kind": "alone", "layer": middle, "trained": [middle]}
 
@@ -143,7 +150,7 @@ def _memory(
 
 def _compiled(row: Row, batch_size: int, lowering: str) -> Row:
     """What the compiler says of a row's step, with this convolution."""
-    step = step_of(vgg11(lowering), row.get("distilled", False))
+    step = step_of(papers_vgg11(lowering), row.get("distilled", False))
     cost = compiled_cost(
         step, tuple(row["trained"]), batch_size, row.get("frozen_dtype", "float32")
     )
@@ -176,7 +183,8 @@ def _traffic(model: LayeredModel, **variant: Any) -> Row:
         rows = []
         for layers, up, down in visits:
             # Snake's visits train the first layer, the middle one and the last; FedAvg's all.
-            rows.append([layers[1] if len(layers) == 3 else "all", up, down])
+            name = layers[1] if len(layers) == 3 else "all"
+            rows.append([name, up, down])
         cycles.append(rows)
     told: Row = {}
     for key in ("algorithm", "nodes", "mode", "cached", "frozen_dtype"):

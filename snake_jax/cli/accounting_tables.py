@@ -6,7 +6,8 @@ from typing import Any
 
 from snake_jax.errors import UserError
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+BEGIN = "<!-- tables: begin -->"
+END = "<!-- tables: end -->"
 Row = dict[str, Any]
 
 
@@ -25,7 +26,7 @@ def insert(file: Path, tables: str) -> str:
     return f"{before}{BEGIN}\n{tables}{END}{after}"
 
 
-def markdown(numbers: Row) -> str:
+def all_tables(numbers: Row) -> str:
     """All tables."""
     known = []
     for key, value in numbers["machine"].items():
@@ -69,7 +70,8 @@ def _flops(numbers: Row) -> list[str]:
     rows = []
     for row in [*ends, full]:
         layer = layers.get(row["layer"], whole)
-        params, forward = f"{layer['params']:,}", _mega(layer["forward_flops"])
+        params = f"{layer['params']:,}"
+        forward = _mega(layer["forward_flops"])
         rows.append([row["layer"], params, forward, *_step_cells(row, full)])
     # The same with the layer alone.
     alone = []
@@ -96,16 +98,19 @@ def _padding(numbers: Row) -> list[str]:
     """What XLA's own convolution is counted as, which leaves out what meets the zero padding."""
     steps = numbers["steps"]
     full = steps[0]
-    by = {(row["kind"], row["layer"]): row for row in steps}
     native = full["xla"]["flops"]
+    by_kind = {(row["kind"], row["layer"]): row for row in steps}
+
+    # Each layer between first and last, and beside that the layer alone.
     rows = []
     for layer in numbers["layers"]:
         name = layer["layer"]
         cells = [name]
         for kind in ("ends", "alone"):
-            row = by[kind, name]
+            row = by_kind[kind, name]
             flops = row["xla"]["flops"]
-            cells += [_mega(flops), _left_out(row), f"{flops / native:.3f}"]
+            share = f"{flops / native:.3f}"
+            cells += [_mega(flops), _left_out(row), share]
         rows.append(cells)
     rows.append(["all", _mega(native), _left_out(full), "1.000", "", "", ""])
     head = [
@@ -120,12 +125,10 @@ def _padding(numbers: Row) -> list[str]:
     return [
         "### What the compiler counts for its own convolution",
         "The same steps with `--conv=xla`, in MFLOP. The compiler leaves out the multiplications "
-        "whose input pixel "
-        f"lies on the zero padding, in the full step {_left_out(full)} of its count for the "
-        f"matrix products: little "
-        "of conv1 with its 32x32 pixels, more than half of conv7 and conv8, where four of nine "
-        "taps meet one of the "
-        "2x2 pixels. `train_flops` counts them all, in every lowering, so that runs compare.",
+        "whose input pixel lies on the zero padding, in the full step "
+        f"{_left_out(full)} of its count for the matrix products: little of conv1 with its 32x32 "
+        "pixels, more than half of conv7 and conv8, where four of nine taps meet one of the 2x2 "
+        "pixels. `train_flops` counts them all, in every lowering, so that runs compare.",
         table(head, rows),
     ]
 
@@ -151,11 +154,9 @@ def _memory(numbers: Row) -> list[str]:
     return [
         "### Memory of a step",
         "In MB. The four kinds of state follow from shapes; arguments (state and one batch) and "
-        "temporaries "
-        "(activations, patches, gradients) are the compiler's, with convolution as matrix "
-        "products. With `--conv=xla` "
-        f"the temporaries of the first two rows are {_megabytes(native['full'])} and "
-        f"{_megabytes(native['ends'])}.",
+        "temporaries (activations, patches, gradients) are the compiler's, with convolution as "
+        "matrix products. With `--conv=xla` the temporaries of the first two rows are "
+        f"{_megabytes(native['full'])} and {_megabytes(native['ends'])}.",
         table(head, map(_memory_cells, numbers["memory"])),
     ]
 
@@ -192,12 +193,15 @@ def _bytes(numbers: Row) -> list[str]:
     # A row for each visit of the last cycle, in which receivers have all that they can have kept.
     last_cycles = [row["cycles"][-1] for row in (uncached, cached, peers)]
     per_layer = []
-    for plain, kept, peer in zip(*last_cycles, strict=True):
-        layer, up, down = plain
-        down_cached, onward = kept[2], peer[1] + peer[2]
+    for of_uncached, of_cached, of_peers in zip(*last_cycles, strict=True):
+        layer, up, down = of_uncached
+        _, _, down_cached = of_cached
+        _, peers_up, peers_down = of_peers
+        onward = peers_up + peers_down
         cells = [layer]
         for size in (up, down, down_cached, onward):
             cells.append(_megabytes(size))
+        # FedAvg sends the whole model both ways.
         for sent in (up + down, up + down_cached, onward):
             cells.append(f"{100 * sent / (2 * whole):.1f} %")
         per_layer.append(cells)
@@ -213,13 +217,15 @@ def _bytes(numbers: Row) -> list[str]:
     ]
     cycles = []
     for row in numbers["traffic"]:
-        cycles.append([_variant_name(row, fedavg["nodes"]), *_cycle_cells(row, whole)])
-    first, last = "first cycle, MB a visit", "third cycle, MB a visit"
+        name = _variant_name(row, fedavg["nodes"])
+        cycles.append([name, *_cycle_cells(row, whole)])
+    first = "first cycle, MB a visit"
+    last = "third cycle, MB a visit"
     return [
         "### Bytes of a visit",
         f"In MB, weights in float32 (the model: {_megabytes(whole)}), {fedavg['nodes']} nodes, "
-        f"visits of the third "
-        f"cycle, from the ledger. FedAvg sends {_megabytes(2 * whole)} for each node and round.",
+        "visits of the third cycle, from the ledger. FedAvg sends "
+        f"{_megabytes(2 * whole)} for each node and round.",
         table(head, per_layer),
         "Mean over the visits of a cycle, by the same functions that fill `ledger.jsonl`:",
         table(["", first, "of FedAvg", last, "of FedAvg"], cycles),
@@ -248,7 +254,8 @@ def _cycle_cells(row: Row, whole: int) -> list[str]:
     """Mean bytes of a visit in the first and the last cycle, and as a share of FedAvg's."""
     cells = []
     for cycle in (row["cycles"][0], row["cycles"][-1]):
-        mean = sum(up + down for _, up, down in cycle) / len(cycle)
+        sent = sum(up + down for _, up, down in cycle)
+        mean = sent / len(cycle)
         cells += [_megabytes(mean), f"{100 * mean / (2 * whole):.1f} %"]
     return cells
 

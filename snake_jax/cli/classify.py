@@ -21,12 +21,14 @@ def main(given: Given) -> None:
     config = config_flags.from_flags(flags, ImageConfig)
     with cluster.together(flags):
         _check_processes(config, flags)
-        configs = seeds.parse(flags.seeds, config) if flags.seeds else [config]
+        configs = seeds.seed_configs(flags.seeds, config) if flags.seeds else [config]
         setups = [loop.prepare(config) for config in configs]
-        about = f"{one_run.describe(setups[0])}\n{defaults.said(setups[0], flags)}".rstrip()
+        described = one_run.describe_images(setups[0])
+        by_default = defaults.said_of_defaults(setups[0], flags)
+        about = f"{described}\n{by_default}".rstrip()
         with training(flags) as how:
             if flags.seeds:
-                seeds.run(setups, folder, about, how, launch.warn)
+                seeds.run_seeds(setups, folder, about, how, launch.warn)
             else:
                 one_run.carry_out(setups[0], folder, about, how)
 

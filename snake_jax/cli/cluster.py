@@ -1,5 +1,4 @@
-"""One run of several processes: the hosts of a TPU slice or of a GPU cluster, or processes started
-by hand.
+"""One run of several processes: hosts of a TPU slice or GPU cluster, or started by hand.
 
   snake-jax finetune ... --distributed
   snake-jax finetune ... --coordinator_address=HOST:PORT --num_processes=2 --process_id=0

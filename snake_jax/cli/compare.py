@@ -12,7 +12,8 @@ from snake_jax.runs import storage
 
 def main(given: Given) -> None:
     """Reads the runs, prints the table, draws the picture."""
-    paths, flags = given.paths, given.flags
+    paths = given.paths
+    flags = given.flags
     if not paths:
         raise UserError(
             "no runs to compare: give their folders, as in snake-jax compare runs/a runs/b"
@@ -21,7 +22,7 @@ def main(given: Given) -> None:
         runs = read_runs(folders)
         print(comparison_table(runs, flags.format))
         folder = flags.output or storage.common(paths, "output")
-        picture = storage.place(folder, "output") / "comparison.png"
+        picture = storage.path_of(folder, "output") / "comparison.png"
         with storage.stored(picture) as file:
             plot_curves(runs, file)
     # Beside the table, not in it: standard output may go into a file or a parser.

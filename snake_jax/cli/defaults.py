@@ -1,5 +1,6 @@
-"""The defaults that a run has without having been asked: printed, since what is not typed is easily
-overlooked.
+"""The defaults that a run has without having been asked.
+
+They are printed, since what is not typed is easily overlooked.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ _TOLD = (
 )
 
 
-def said(setup: Setup, flags: FlagValues) -> str:
+def said_of_defaults(setup: Setup, flags: FlagValues) -> str:
     """One line with the settings that were left at their defaults and apply to this run.
 
     Empty where all of them were given.
@@ -45,9 +46,7 @@ def said(setup: Setup, flags: FlagValues) -> str:
 
 
 def frozen(setup: Setup) -> str:
-    """What does not train at a node, and so is stored in `--frozen_dtype`; empty: everything
-    trains.
-    """
+    """What does not train at a node, and so is stored in `--frozen_dtype`; empty: all trains."""
     config: RunConfig = setup.config
     if isinstance(config, TextConfig) and config.lora_rank:
         return "how the base under the adapters is stored at a node"

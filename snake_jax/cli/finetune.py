@@ -27,8 +27,9 @@ def main(given: Given) -> None:
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
     with cluster.together(flags):
-        setup = loop.prepare(text_inputs.with_first_day(config, workdir))
-        about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
+        config = text_inputs.with_first_day(config, workdir)
+        setup = loop.prepare(config)
+        about = f"{text_results.describe_texts(setup)}\n{defaults.said_of_defaults(setup, flags)}"
         if flags.show_rows:
             rows = setup.data.rows.train.rows
             about += "\n\n" + shown.show(rows, setup.data.tokenizer, flags.show_rows)
@@ -61,11 +62,15 @@ def _save(
     flags: FlagValues, setup: loop.Setup, state: loop.State, folder: epath.Path
 ) -> list[epath.Path]:
     """Writes what `--save` asks for; returns the folders."""
-    wanted = {"model": text_results.save_model, "adapter": text_results.save_adapter}
     written = []
-    for name, save in wanted.items():
-        if flags.save in (name, "both"):
-            with storage.stored(folder / name) as local:
-                save(setup, state.params, local)
-            written.append(folder / name)
+    if flags.save in ("model", "both"):
+        place = folder / "model"
+        with storage.stored(place) as local:
+            text_results.save_model(setup, state.params, local)
+        written.append(place)
+    if flags.save in ("adapter", "both"):
+        place = folder / "adapter"
+        with storage.stored(place) as local:
+            text_results.save_adapter(setup, state.params, local)
+        written.append(place)
     return written

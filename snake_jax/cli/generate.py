@@ -33,12 +33,15 @@ def main(given: Given) -> None:
     model, params = load_pretrained(flags.model)
     tokenizers.check_fits(tokenizer, model.vocab_size)
     adapters = _adapters(flags, model)
+
     # All that may be wrong has been looked at; now something is computed.
+    on_device = jax.tree.map(jnp.asarray, params)
+    most_tokens = flags.max_new_tokens or _room(prompts, model.max_positions)
     answers = generate(
         model,
-        jax.tree.map(jnp.asarray, params),
+        on_device,
         prompts,
-        max_new_tokens=flags.max_new_tokens or _room(prompts, model.max_positions),
+        max_new_tokens=most_tokens,
         temperature=flags.temperature,
         top_k=flags.top_k,
         top_p=flags.top_p,
@@ -48,7 +51,8 @@ def main(given: Given) -> None:
         dtype=jnp.dtype(flags.compute_dtype),
     )
     for prompt, answer in zip(flags.prompt, answers, strict=True):
-        print(f"> {prompt}\n{tokenizer.decode(answer).strip()}\n")
+        text = tokenizer.decode(answer).strip()
+        print(f"> {prompt}\n{text}\n")
 
 
 def _adapters(flags: FlagValues, model: LanguageModel) -> dict[str, Params]:

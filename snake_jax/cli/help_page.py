@@ -38,7 +38,7 @@ def overview() -> str:
     return "\n".join(parts)
 
 
-def page(command: Command, values: FlagValues, full: bool) -> str:
+def command_page(command: Command, values: FlagValues, full: bool) -> str:
     """The page of a command.
 
     Args:
@@ -47,17 +47,20 @@ def page(command: Command, values: FlagValues, full: bool) -> str:
       full: whether all flags are shown, or those that a newcomer needs.
     """
     shown = [name for name in _named(values) if full or name in command.newcomers]
-    parts = [
-        textwrap.fill(f"snake-jax {command.name}: {command.purpose}", _WIDTH) + "\n",
-        command.text,
-    ]
+    title = textwrap.fill(f"snake-jax {command.name}: {command.purpose}", _WIDTH)
+    parts = [f"{title}\n", command.text]
     for group in (*GROUPS, OTHER):
         members = _in_order(group, shown)
         if members:
-            lines = [_line(values[name]) for name in members]
-            parts.append("\n".join([f"{group}:", *lines, ""]))
-    own = [name for name in _named(values) if group_of(name) != OTHER]
-    rest = len(set(own) - set(shown))
+            lines = [f"{group}:"]
+            lines += [_line(values[name]) for name in members]
+            parts.append("\n".join([*lines, ""]))
+
+    # How many are left out of the command's own; absl's are not counted.
+    rest = 0
+    for name in _named(values):
+        if name not in shown and group_of(name) != OTHER:
+            rest += 1
     if rest:
         parts.append(f"{rest} more flags: snake-jax {command.name} --helpfull\n")
     return "\n".join(parts)
@@ -82,7 +85,8 @@ def _line(flag: flags.Flag) -> str:
     """A flag, its help and its default."""
     name = f"[no]{flag.name}" if flag.boolean else flag.name
     default = ""
-    if not (flag.default is None or flag.default is False or flag.default in ("", [])):
+    says_nothing = flag.default is None or flag.default is False or flag.default in ("", [])
+    if not says_nothing:
         words = (flag.default_as_str or "").strip("'")
         default = f" (default {words})"
     meaning = " ".join((flag.help or "").split())

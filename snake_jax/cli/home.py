@@ -1,5 +1,6 @@
-"""`~` in the values of flags. A shell expands it at the beginning of a word only, and `--data=~/x`
-has it elsewhere.
+"""`~` in the values of flags.
+
+A shell expands it at the beginning of a word only, and `--data=~/x` has it elsewhere.
 """
 
 import os

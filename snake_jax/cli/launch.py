@@ -1,5 +1,6 @@
-"""What every launch shares: wrong input is one line on stderr and exit code 2, --help is exit code
-0.
+"""What every launch shares.
+
+Wrong input is one line on stderr and exit code 2, --help is exit code 0.
 """
 
 import os
@@ -28,15 +29,19 @@ def run(
       parser: takes the command line, gives the program's name and the arguments that are no flags.
       argv: the command line; None: that of the process.
     """
+
+    def call(rest: list[str]) -> int:
+        return _call(main, rest[1:])
+
+    def parse(words: Sequence[str]) -> list[str]:
+        return _parse(words, arguments, parser)
+
     try:
-        app.run(
-            lambda rest: _call(main, rest[1:]),
-            argv=argv,
-            flags_parser=lambda words: _parse(words, arguments, parser),
-        )
+        app.run(call, argv=argv, flags_parser=parse)
     except BrokenPipeError:  # the reader of our output has left, as in `... | head`
         # What is still to be written goes nowhere, also in the flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
         sys.exit(141)
 
 

@@ -1,8 +1,7 @@
-"""The program `snake-jax`: which command is meant, what its flags say, and the module that does the
-work.
+"""The program `snake-jax`: which command is meant, and what its flags say.
 
-  snake-jax --help
-  python -m snake_jax --help
+snake-jax --help
+python -m snake_jax --help
 """
 
 import importlib
@@ -117,11 +116,12 @@ def parse(command: Command, values: FlagValues, argv: Sequence[str]) -> list[str
         _forget(values)
         rest = values([program, *before, *words])
     home.expand_flags(values)
-    return [rest[0], *(home.expanded(path) for path in rest[1:])]
+    paths = [home.expanded(path) for path in rest[1:]]
+    return [rest[0], *paths]
 
 
 def _explain(command: Command, values: FlagValues, full: bool) -> NoReturn:
-    print(help_page.page(command, values, full), end="")
+    print(help_page.command_page(command, values, full), end="")
     sys.exit(0)
 
 

@@ -23,7 +23,7 @@ from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
 from snake_jax.runs import loop, storage
-from snake_jax.runs.front import kept
+from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
 
 
@@ -45,7 +45,7 @@ class OpenRun(NamedTuple):
         return self.setup.algorithm.unit
 
 
-class Trace(NamedTuple):
+class ProfilerTrace(NamedTuple):
     """A profile of some rounds.
 
     Attributes:
@@ -57,7 +57,23 @@ class Trace(NamedTuple):
     rounds: int = 0
 
 
-NO_TRACE = Trace()
+NO_TRACE = ProfilerTrace()
+
+
+def _never() -> bool:
+    return False
+
+
+def _always() -> bool:
+    return True
+
+
+def _begin_at_once(job: OpenRun) -> None:
+    del job
+
+
+def _end_at_once(state: loop.State, folder: epath.Path) -> None:
+    del state, folder
 
 
 class How(NamedTuple):
@@ -70,16 +86,16 @@ class How(NamedTuple):
     """
 
     events: bool = False
-    trace: Trace = NO_TRACE
-    terminated: Callable[[], bool] = lambda: False
+    trace: ProfilerTrace = NO_TRACE
+    terminated: Callable[[], bool] = _never
 
 
-def train(
+def finish_rounds(
     job: OpenRun,
     update: Update,
     events: bool,
-    going_on: Callable[[], bool] = lambda: True,
-    trace: Trace = NO_TRACE,
+    going_on: Callable[[], bool] = _always,
+    trace: ProfilerTrace = NO_TRACE,
 ) -> loop.State:
     """Does what is left of the run and writes its summary; returns the state after it.
 
@@ -93,7 +109,7 @@ def train(
     state = job.state
     told = _events(job.workdir) if events and processes.is_first() else contextlib.nullcontext()
     with told as tell:
-        reports = kept(job.setup, job.workdir, state)
+        reports = kept_rounds(job.setup, job.workdir, state)
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
@@ -112,8 +128,8 @@ def carry_out(
     folder: str,
     about: str,
     how: How,
-    begin: Callable[[OpenRun], None] = lambda job: None,
-    end: Callable[[loop.State, epath.Path], None] = lambda state, path: None,
+    begin: Callable[[OpenRun], None] = _begin_at_once,
+    end: Callable[[loop.State, epath.Path], None] = _end_at_once,
 ) -> None:
     """A run in its folder from where it stands to its end, told on the terminal.
 
@@ -125,10 +141,16 @@ def carry_out(
       begin: is called before training.
       end: is called with the last state and the folder, after the curves are drawn.
     """
+
+    def going_on() -> bool:
+        # A process that is terminated ends all, after the same round.
+        return not processes.any_of(how.terminated())
+
     workdir = Workdir(folder, setup.config)
     try:
         # What can still be refused, before anything is printed.
-        job = OpenRun(setup, workdir, workdir.resume(setup, launch.warn))
+        state = workdir.resume(setup, launch.warn)
+        job = OpenRun(setup, workdir, state)
         check_trace(how.trace, job.total - job.state.rounds)
         print(about)
         place = where(job)
@@ -137,10 +159,7 @@ def carry_out(
         begin(job)
         shown = processes.is_first()
         with progress(job.total, job.state.rounds, job.unit, enabled=shown) as update:
-            # One that is terminated ends all, after the same round.
-            state = train(
-                job, update, how.events, lambda: not processes.any_of(how.terminated()), how.trace
-            )
+            state = finish_rounds(job, update, how.events, going_on, how.trace)
         if state.rounds < job.total:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():
@@ -157,11 +176,11 @@ def _show(workdir: Workdir) -> None:
     ):
         run = read_run(folder)
         print(comparison_table([run]))
-        draw(run, picture)
+        draw_curves(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
 
 
-def draw(run: Run, picture: Path) -> None:
+def draw_curves(run: Run, picture: Path) -> None:
     """A run's curves."""
     # Here, since Matplotlib takes a second, and only a run that has come to its end needs it.
     from snake_jax.report.plots import plot_run
@@ -183,7 +202,7 @@ def ends_told() -> Iterator[None]:
         raise KeyboardInterrupt("the same command goes on from the last finished visit") from None
 
 
-def check_trace(trace: Trace, left: int) -> None:
+def check_trace(trace: ProfilerTrace, left: int) -> None:
     """Refuses a profile of rounds that there are not.
 
     Args:
@@ -197,14 +216,14 @@ def check_trace(trace: Trace, left: int) -> None:
         )
 
 
-def _traced(reports: Iterator[loop.Report], trace: Trace) -> Iterator[loop.Report]:
+def _traced(reports: Iterator[loop.Report], trace: ProfilerTrace) -> Iterator[loop.Report]:
     """The same reports; some are made, and dealt with, under the profiler."""
     # The programs are compiled in the first round, which would hide all else.
     yield next(reports)
     options = jax.profiler.ProfileOptions()
     # Python's own calls would make files of hundreds of megabytes.
     options.python_tracer_level = 0
-    place = storage.place(trace.folder, "trace_dir")
+    place = storage.path_of(trace.folder, "trace_dir")
     with storage.stored(place) as folder, jax.profiler.trace(folder, profiler_options=options):
         yield from itertools.islice(reports, trace.rounds)
     yield from reports
@@ -239,7 +258,7 @@ def _events(workdir: Workdir) -> Iterator[Update]:
         yield events
 
 
-def describe(setup: loop.Setup) -> str:
+def describe_images(setup: loop.Setup) -> str:
     """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
     config, data = setup.config, setup.data
     dataset = data.dataset
@@ -269,7 +288,7 @@ def keep_programs(path: str) -> None:
     Raises:
       UserError: it cannot be written to.
     """
-    folder = storage.place(path, "compilation_cache_dir")
+    folder = storage.path_of(path, "compilation_cache_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

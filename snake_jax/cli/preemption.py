@@ -1,5 +1,4 @@
-"""A SIGTERM, which clouds send before they take a machine: the run ends where the same command goes
-on from.
+"""A SIGTERM, which clouds send before they take a machine: the run ends so that it can go on.
 
 The round (a visit, with most methods) that is being trained may end within `--grace_s`; then it is
 kept as every round is, and the run ends. Otherwise the process ends in the middle of it: what is
@@ -16,6 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from snake_jax.cli import cluster, launch
 
@@ -27,6 +27,10 @@ def ended(where: str, goes_on_from: str = "there") -> launch.Ended:
     return launch.Ended(f"terminated {where}; the same command goes on from {goes_on_from}", CODE)
 
 
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    del number, frame
+
+
 @contextlib.contextmanager
 def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether a SIGTERM has come.
@@ -36,7 +40,8 @@ def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
     Args:
       grace_s: how long what is done inside may go on after it.
     """
-    come, over = threading.Event(), threading.Event()
+    come = threading.Event()  # the signal
+    over = threading.Event()  # what is done inside
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
@@ -54,7 +59,7 @@ def heeded(grace_s: float) -> Iterator[Callable[[], bool]]:
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     # Python's handler does nothing: what wakes the thread is the byte that the C handler writes.
-    handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    handler = signal.signal(signal.SIGTERM, _do_nothing)
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield come.is_set

@@ -1,6 +1,4 @@
-"""Carries out `snake-jax profile`: tables of what training takes of a node, or the search for what
-fits.
-"""
+"""Carries out `snake-jax profile`: what training takes of a node, or the search for what fits."""
 
 import sys
 from collections.abc import Sequence
@@ -59,7 +57,8 @@ def _asked(flags: FlagValues) -> Ask:
 
 
 def _profile(asked: Ask, given: Given) -> None:
-    flags, target = given.flags, given.flags.target
+    flags = given.flags
+    target = flags.target
     works = [cases.work(way.train, way.config, asked.model, target) for way in asked.ways]
     if target and any(len(work.job.chain) > 1 for work in works):
         raise UserError(
@@ -76,7 +75,8 @@ def _profile(asked: Ask, given: Given) -> None:
     found = [cases.case(work, reference, chosen) for work in works]
     # What the compiler says, and the clock where the device is here. Steps on a mesh are compiled
     # and not timed: the peaks are those of one device.
-    device, peaks = None if flags.mesh else build.present(target), None
+    device = None if flags.mesh else build.present(target)
+    peaks = None
     if target:
         reference = build.compiled(reference, full.subject, {}, _note)
         found = [_compiled(case, work, reference) for case, work in zip(found, works, strict=True)]

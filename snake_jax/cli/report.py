@@ -8,13 +8,14 @@ from snake_jax.runs import storage
 
 def main(given: Given) -> None:
     """Reads the runs, writes the page, says where it is."""
-    paths, output = given.paths, given.flags.output
+    paths = given.paths
+    output = given.flags.output
     if len(paths) != 1:
         raise UserError(f"one folder of runs is wanted, not {len(paths)}: snake-jax report runs")
     if output:
-        page = storage.place(output, "output")
+        page = storage.path_of(output, "output")
     else:
-        page = storage.place(paths[0], "output") / "report.html"
+        page = storage.path_of(paths[0], "output") / "report.html"
     with storage.fetched(paths) as (folder,), storage.stored(page) as file:
         _, runs = write_page(folder, file)
         size_bytes = file.stat().st_size

@@ -29,19 +29,20 @@ from snake_jax.runs.workdir import Workdir
 Diverged = dict[int, loop.Diverged]
 
 
-def parse(text: str, config: ImageConfig) -> list[ImageConfig]:
+def seed_configs(text: str, config: ImageConfig) -> list[ImageConfig]:
     """A configuration for each seed of `--seeds`.
 
     Raises:
       UserError: not distinct whole numbers, or an executor that needs all devices itself.
     """
-    words = [word.strip() for word in text.split(",")]
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise UserError(
-            f"--seeds={text}: {wrong[0] or 'a gap'} is no seed; want whole numbers as 0,1,2"
-        )
-    seeds = [int(word) for word in words]
+    seeds = []
+    for part in text.split(","):
+        word = part.strip()
+        if not word.isdecimal():
+            raise UserError(
+                f"--seeds={text}: {word or 'a gap'} is no seed; want whole numbers as 0,1,2"
+            )
+        seeds.append(int(word))
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds={text}: names a seed twice")
     if config.executor in ("pmap", "shard_map"):
@@ -58,9 +59,14 @@ def check_alike(setups: Sequence[loop.Setup]) -> None:
     Raises:
       UserError: they differ; it happens where `--distill=auto` and the seeds draw other partitions.
     """
-    distilled = [str(setup.config.seed) for setup in setups if setup.distilled]
-    plain = [str(setup.config.seed) for setup in setups if not setup.distilled]
-    every = [str(setup.config.seed) for setup in setups]
+    every, distilled, plain = [], [], []
+    for setup in setups:
+        seed = str(setup.config.seed)
+        every.append(seed)
+        if setup.distilled:
+            distilled.append(seed)
+        else:
+            plain.append(seed)
     if distilled and plain:
         raise UserError(
             f"--seeds={','.join(every)} --distill=auto: distillation would be on for "
@@ -70,10 +76,11 @@ def check_alike(setups: Sequence[loop.Setup]) -> None:
 
 
 def _named(seeds: Sequence[str]) -> str:
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
+    word = "seed" if len(seeds) == 1 else "seeds"
+    return f"{word} {', '.join(seeds)}"
 
 
-def run(
+def run_seeds(
     setups: Sequence[loop.Setup],
     workdir: str,
     about: str,
@@ -93,7 +100,7 @@ def run(
       UserError: the seeds are not runs of one method, or the folder is another run's.
     """
     check_alike(setups)
-    folder = storage.place(workdir, "workdir")
+    folder = storage.path_of(workdir, "workdir")
     if how.trace.folder:
         raise UserError(
             f"--trace_dir={how.trace.folder}: seeds train side by side; trace one of them by --seed"
@@ -102,13 +109,17 @@ def run(
         raise UserError(f"--workdir={folder} holds a run of one seed; give another for --seeds")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_shared_programs())
-        devices = itertools.cycle(jax.devices())
-        jobs = [_open(setup, folder, next(devices), stack, warn) for setup in setups]
+        # All folders are opened before one seed trains: what can be refused is refused now.
+        jobs = []
+        for setup, device in zip(setups, itertools.cycle(jax.devices()), strict=False):
+            jobs.append(_open(setup, folder, device, stack, warn))
         print(about)
         for job in jobs:
-            print(f"seed {job.setup.config.seed}: {one_run.where(job) or 'begins'}")
+            place = one_run.where(job) or "begins"
+            print(f"seed {job.setup.config.seed}: {place}")
         diverged = _train(jobs, how)
-    _report([setup.config.seed for setup in setups], folder, diverged)
+    seeds = [setup.config.seed for setup in setups]
+    _report(seeds, folder, diverged)
 
 
 def _open(
@@ -121,7 +132,8 @@ def _open(
     workdir = Workdir(folder / f"seed_{setup.config.seed}", setup.config)
     stack.callback(workdir.close)
     with jax.default_device(device):
-        return OpenRun(setup, workdir, workdir.resume(setup, warn))
+        state = workdir.resume(setup, warn)
+    return OpenRun(setup, workdir, state)
 
 
 def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
@@ -131,7 +143,8 @@ def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
     """
     lanes = len(jax.devices())
     diverged = Diverged()
-    stop, lock = threading.Event(), threading.Lock()
+    stop = threading.Event()
+    lock = threading.Lock()  # of what is told on the terminal
 
     def going_on() -> bool:
         return not stop.is_set() and not how.terminated()
@@ -141,7 +154,7 @@ def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
             for job in jobs:
                 seed = job.setup.config.seed
                 try:
-                    one_run.train(job, _of_seed(seed, update, lock), how.events, going_on)
+                    one_run.finish_rounds(job, _of_seed(seed, update, lock), how.events, going_on)
                 except loop.Diverged as error:
                     diverged[seed] = error
                 except BaseException:
@@ -150,13 +163,14 @@ def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
                 if not going_on():
                     return
 
+    # One bar for the rounds of all seeds.
     total = sum(job.total for job in jobs)
     done = sum(job.state.rounds for job in jobs)
     with progress(total, done, jobs[0].unit) as update, ThreadPoolExecutor(lanes) as pool:
         futures = []
-        for i, device in enumerate(jax.devices()):
+        for number, device in enumerate(jax.devices()):
             # Every `lanes`-th job, which is how `run` dealt out the devices.
-            own = jobs[i::lanes]
+            own = jobs[number::lanes]
             if own:
                 futures.append(pool.submit(lane, own, device, update))
         one_run.wait(futures, stop)
@@ -180,7 +194,7 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
         runs = [read_run(path) for path in local]
         for run, path in zip(runs, paths, strict=True):
             with storage.stored(path / "curves.png") as picture:
-                one_run.draw(run, picture)
+                one_run.draw_curves(run, picture)
     if diverged:
         lines = [f"seed {seed}: {error}" for seed, error in diverged.items()]
         raise launch.failed("; ".join(lines))
@@ -188,7 +202,8 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
     with storage.stored(folder / "summary.json") as file:
         write_spread(both, file)
     print(spread_table(both))
-    print(f"runs: {', '.join(map(str, paths))}")
+    names = ", ".join(str(path) for path in paths)
+    print(f"runs: {names}")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from snake_jax.params import select, without
 from snake_jax.profiling import cut, subjects, traffic
 from snake_jax.profiling.rows import Case, Row, Sent
 from snake_jax.profiling.subjects import Subject
-from snake_jax.runs import image_task, text_task
+from snake_jax.runs import image_task, text_checks, text_task
 from snake_jax.runs.job import Job, chosen_algorithm, planned
 from snake_jax.training import sharding
 
@@ -73,7 +73,7 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
 
 def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Work:
     config, step = job.config, text_task.make_step(job)
-    text_task.check_products(config)
+    text_checks.check_products(config)
     step = step._replace(mesh=_mesh(config, job.model.architecture, target))
     adapters = text_task.make_lora(config) if step.adapted else None
     batch = BatchShape(config.batch_size, config.max_length, config.packing)

@@ -9,7 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from snake_jax.errors import UserError
 from snake_jax.report.merits import Merit
@@ -80,5 +86,5 @@ def _logarithmic(panel: Axes, span: float) -> None:
         between = (1, 2, 5) if span < 1e3 else (1,)
     panel.set_yscale("log")
     panel.yaxis.set_major_locator(LogLocator(subs=between))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     panel.yaxis.set_minor_locator(NullLocator())

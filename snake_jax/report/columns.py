@@ -79,7 +79,10 @@ def _merit_columns(merit: Merit) -> list[PageColumn]:
     """A figure of merit's own; runs of another one have dashes in them."""
 
     def where_it_leads(value: Callable[[Run], Any]) -> Callable[[Run], Any]:
-        return lambda run: value(run) if merit_of(run) == merit else None
+        def of(run: Run) -> Any:
+            return value(run) if merit_of(run) == merit else None
+
+        return of
 
     columns = []
     if merit.before is not None:
@@ -94,6 +97,10 @@ def _merit_columns(merit: Merit) -> list[PageColumn]:
         show = percent if one.unit == "%" else partial(human, unit=one.unit)
         columns.append(PageColumn(one.key, one.label, value, show))
     return columns
+
+
+def _name(run: Run) -> str:
+    return run.name
 
 
 def _word(run: Run, key: str) -> Any:
@@ -132,8 +139,14 @@ def _status(run: Run) -> str:
     return f"unfinished, {begun} cycles"
 
 
+def _position(run: Run, axis: str) -> float:
+    positions = along(run, axis)
+    return float(positions[-1])
+
+
 def _end(axis: str) -> Callable[[Run], float]:
-    return lambda run: float(along(run, axis)[-1])
+    """Where a run stands on an axis at its end."""
+    return partial(_position, axis=axis)
 
 
 def _sum_where_measured(run: Run, field: str) -> float | None:
@@ -151,7 +164,7 @@ def _in(unit: str) -> Callable[[float], str]:
 
 
 SETTINGS = (
-    PageColumn("name", "run", lambda run: run.name),
+    PageColumn("name", "run", _name),
     PageColumn("algorithm", "algorithm", partial(_word, key="algorithm")),
     PageColumn("model", "model", _model),
     PageColumn("dataset", "dataset", _data),

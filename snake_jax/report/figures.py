@@ -4,6 +4,7 @@ A row of panels for each way to spread the data (IID, Non-IID), a curve for each
 it a band over its seeds.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from snake_jax.report.canvas import (
     COLOURS,
@@ -58,11 +60,15 @@ def panels_of(run: Run) -> dict[str, tuple[str, str]]:
 
     Rows of text are all about as long, so tokens would repeat iterations: seconds stand there.
     """
-    axes = axes_of(run)
+    if counts_tokens(run):
+        names = ("bytes", "flops", "seconds")
+    else:
+        names = ("examples", "bytes", "flops")
     panels = {PER_NODE: ("iterations per node", "")}
-    names = ("bytes", "flops", "seconds") if counts_tokens(run) else ("examples", "bytes", "flops")
+    axes = axes_of(run)
     for name in names:
-        panels[name] = (axes[name].label, axes[name].unit)
+        axis = axes[name]
+        panels[name] = (axis.label, axis.unit)
     return panels
 
 
@@ -79,15 +85,23 @@ def band(runs: Sequence[Run], axis: str) -> Band:
 
     Leads with what the models were before training where that is known of every seed.
     """
-    curves = [curve_on(run, axis) for run in runs]
-    shared = min(len(x) for x, _ in curves)
-    xs = np.stack([x[:shared] for x, _ in curves])  # [seeds, evaluations]
-    ys = np.stack([y[:shared] for _, y in curves])
+    positions = []
+    values = []
+    for run in runs:
+        x, y = curve_on(run, axis)
+        positions.append(x)
+        values.append(y)
+    shared = min(len(x) for x in positions)
+    xs = np.stack([x[:shared] for x in positions])  # [seeds, evaluations]
+    ys = np.stack([y[:shared] for y in values])
+
+    # Before training all stand at 0 of every axis.
     starts = [before(run) for run in runs]
     if None not in starts:
-        xs = np.pad(xs, ((0, 0), (1, 0)))
+        origins = np.zeros(len(runs))
+        xs = np.column_stack([origins, xs])
         ys = np.column_stack([np.array(starts, float), ys])
-    return Band(xs.mean(0), ys.mean(0), ys.min(0), ys.max(0))
+    return Band(xs.mean(axis=0), ys.mean(axis=0), ys.min(axis=0), ys.max(axis=0))
 
 
 def plot_figure(
@@ -96,8 +110,9 @@ def plot_figure(
     title: str,
     target: float | None = None,
 ) -> Path:
-    """The runs' figure of merit against each of `panels_of`: a row of panels for every entry, as
-    IID and Non-IID.
+    """The runs' figure of merit against each of `panels_of`.
+
+    There is a row of panels for every entry, as IID and Non-IID.
 
     Args:
       rows: title of the row to its lines; at least one line has a run.
@@ -118,9 +133,14 @@ def plot_figure(
     panels = picture.subplots(len(rows), len(axes), sharey=True, sharex="col", squeeze=False)
 
     # All rows share an axis, so it reaches as far as the longest run of any row.
-    ends, scales = {}, {}
+    ends = {}
+    scales = {}
     for axis, (_, unit) in axes.items():
-        ends[axis] = max(curve_on(run, axis)[0][-1] for run in runs)
+        last_positions = []
+        for run in runs:
+            x, _ = curve_on(run, axis)
+            last_positions.append(x[-1])
+        ends[axis] = max(last_positions)
         scales[axis] = scale_for(ends[axis], unit)
 
     # A row of panels for each way to spread the data, a panel for each axis.
@@ -137,15 +157,19 @@ def plot_figure(
     for panel, (axis, (label, _)) in zip(panels[-1], axes.items(), strict=True):
         panel.set_xlabel(axis_label(label, scales[axis]))
 
-    # A method has one entry in the legend, though it stands in every row.
+    handles = _handles(rows)
+    picture.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    picture.suptitle(title, fontsize=11)
+    return save(picture, output_path)
+
+
+def _handles(rows: Mapping[str, Sequence[Line]]) -> list[Line2D]:
+    """What the legend shows: a method has one entry, though it stands in every row."""
     handles = {}
     for lines in rows.values():
         for line in lines:
             handles[line.label] = Line2D([], [], label=line.label, **_style(line))
-    shown = list(handles.values())
-    picture.legend(handles=shown, loc="outside lower center", ncols=5, frameon=False)
-    picture.suptitle(title, fontsize=11)
-    return save(picture, output_path)
+    return list(handles.values())
 
 
 def plot_layers(
@@ -163,11 +187,13 @@ def plot_layers(
     """
     picture = new_figure(3.2 * len(parts), 0.3 * len(names) + 1.1)
     panels = picture.subplots(1, len(parts), sharey=True, squeeze=False)[0]
-    for i, (panel, (title, shares)) in enumerate(zip(panels, parts.items(), strict=True)):
-        panel.barh(range(len(names)), shares, color=COLOURS[i % len(COLOURS)])
-        panel.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
+    colours = itertools.cycle(COLOURS)
+    for panel, title, colour in zip(panels, parts, colours, strict=False):
+        panel.barh(range(len(names)), parts[title], color=colour)
+        panel.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
         panel.set_title(title, fontsize=10)
         look(panel)
+    # The first layer is on top.
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return save(picture, output_path)
@@ -185,13 +211,14 @@ def _draw(panel: Axes, line: Line, axis: str, factor: float) -> None:
     if not line.runs:
         return
     found = band(line.runs, axis)
-    x, style = found.x / factor, _style(line)
+    x = found.x / factor
+    style = _style(line)
     if len(x) > FEW:
         style["marker"] = None
     panel.plot(x, found.mean, **style)
+    # A single seed has no spread.
     if len(line.runs) > 1:
-        shade = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
-        panel.fill_between(x, found.low, found.high, **shade)
+        panel.fill_between(x, found.low, found.high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _style(line: Line) -> dict[str, Any]:

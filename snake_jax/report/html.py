@@ -37,7 +37,8 @@ from snake_jax.report.runs import (
 )
 
 PAGE_AXES = {**TOKEN_AXES, "clock": Axis("simulated time", "s", ("clock_s",))}
-PER_NODE, NUMBER = "iterations_per_node", "number"
+PER_NODE = "iterations_per_node"
+NUMBER = "number"
 SCRIPTS = ("page_tables.js", "page_curves.js", "page_schedule.js", "page.js")  # the last one starts
 _HERE = Path(__file__).parent
 
@@ -53,8 +54,9 @@ def write_page(folder: str | Path, output_path: str | Path) -> tuple[Path, int]:
         written.
     """
     runs = find_runs(folder)
+    data = page_data(runs, f"Runs in {Path(folder).resolve().name}")
+    text = page(data)
     path = Path(output_path)
-    text = page(page_data(runs, f"Runs in {Path(folder).resolve().name}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -66,8 +68,9 @@ def write_page(folder: str | Path, output_path: str | Path) -> tuple[Path, int]:
 
 
 def find_runs(folder: str | Path) -> list[Run]:
-    """The runs at any depth under `folder` with at least one finished visit, named by their path
-    in it.
+    """The runs at any depth under `folder` with at least one finished visit.
+
+    They are named by their path in it.
 
     Raises:
       UserError: no such folder, no runs in it, or a damaged file in a run.
@@ -79,8 +82,11 @@ def find_runs(folder: str | Path) -> list[Run]:
         )
     runs = []
     for path in sorted(_folders_with_metrics(root)):
-        name = root.resolve().name if path == root else path.relative_to(root).as_posix()
-        runs.append(read_run(path)._replace(name=name))
+        run = read_run(path)
+        # The folder itself may be a run; its path in itself is no name.
+        if path != root:
+            run = run._replace(name=path.relative_to(root).as_posix())
+        runs.append(run)
     if not runs:
         raise UserError(
             f"{root}: no runs in it (no folder with a finished visit in a metrics.jsonl)"
@@ -90,14 +96,19 @@ def find_runs(folder: str | Path) -> list[Run]:
 
 def page(data: Mapping[str, Any]) -> str:
     """The whole page as text; `data` is what `page_data` gave."""
+    scripts = [_part(name) for name in SCRIPTS]
     parts = {
         "title": escape(data["title"]),
         "style": _part("page.css"),
         "data": script_json(data),
-        "script": "\n".join(map(_part, SCRIPTS)),
+        "script": "\n".join(scripts),
     }
+
+    def filled(place: re.Match[str]) -> str:
+        return parts[place[1]]
+
     # In one pass, so that nothing inside the data is taken for a place to fill.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", filled, _part("page.html"))
 
 
 def script_json(value: Any) -> str:
@@ -119,13 +130,19 @@ def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
 
     # What the page's scripts read of curves and columns.
     values = []
-    for one in curves:
-        value = {"key": one.key, "label": one.label, "unit": one.unit, "factors": one.factors}
-        values.append(value)
+    for curve in curves:
+        values.append(
+            {
+                "key": curve.key,
+                "label": curve.label,
+                "unit": curve.unit,
+                "factors": curve.factors,
+            }
+        )
     heads = []
     for column in columns:
-        number = column.show is not None
-        heads.append({"key": column.key, "label": column.label, "number": number})
+        is_number = column.show is not None
+        heads.append({"key": column.key, "label": column.label, "number": is_number})
     return {"title": title, "axes": axes, "values": values, "columns": heads, "runs": shown}
 
 
@@ -135,8 +152,8 @@ def _curves(runs: Sequence[Run]) -> list[Curve]:
     found: dict[str, Curve] = {}
     for merit in MERITS:
         if merit in merits:
-            for one in merit.curves:
-                found.setdefault(one.key, one)
+            for curve in merit.curves:
+                found.setdefault(curve.key, curve)
     return list(found.values())
 
 
@@ -150,10 +167,14 @@ def _axes() -> list[dict[str, str]]:
 
 
 def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
-    merit, start = merit_of(run), before(run)
+    merit = merit_of(run)
     y = {}
-    for one in merit.curves:
-        y[one.key] = [_rounded(record.get(one.field)) for record in run.metrics]
+    for curve in merit.curves:
+        y[curve.key] = [_rounded(record.get(curve.field)) for record in run.metrics]
+    start = {}
+    untrained = before(run)
+    if untrained is not None:
+        start[merit.field] = _rounded(untrained)
     cells = {column.key: cell(column, run) for column in columns}
     config = {key: _shown(value) for key, value in config_of(run).items()}
     return {
@@ -162,7 +183,7 @@ def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
         "config": config,
         "x": _positions(run),
         "y": y,
-        "start": {} if start is None else {merit.field: _rounded(start)},
+        "start": start,
         "layers": layer_order(run.metrics),
         "visits": _visits(run.metrics),
         "ledger": ledger(run),
@@ -174,7 +195,9 @@ def _positions(run: Run) -> dict[str, list[float | None]]:
     totals = {}
     for key, axis in PAGE_AXES.items():
         if any(has_measured(run, field) for field in axis.fields):
-            totals[key] = np.sum([cumulative(run, field) for field in axis.fields], axis=0)
+            parts = [cumulative(run, field) for field in axis.fields]
+            totals[key] = np.sum(parts, axis=0)
+    # What every run has, whatever was measured.
     if "iterations" in totals:
         totals[PER_NODE] = totals["iterations"] / _num_nodes(run)
     totals[NUMBER] = np.arange(1.0, len(run.metrics) + 1)
@@ -202,15 +225,16 @@ def _nodes(record: Record) -> list[Any]:
 
 def _visits(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the schedule shows of each line; `layers` are indices into `layer_order`."""
-    index = {name: i for i, name in enumerate(layer_order(records))}
+    index = {name: place for place, name in enumerate(layer_order(records))}
     visits = []
     for number, record in enumerate(records):
+        layers = record.get("layers") or []
         visits.append(
             {
                 "visit": record.get("visit", number),
                 "cycle": record.get("cycle"),
                 "nodes": _nodes(record),
-                "layers": sorted(index[name] for name in record.get("layers") or []),
+                "layers": sorted(index[name] for name in layers),
                 "event": record.get("event") or "",
             }
         )
@@ -244,7 +268,9 @@ def _rounded(value: Any) -> float | None:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     number = float(value)
-    return int(number) if number.is_integer() else float(f"{number:.7g}")
+    if number.is_integer():
+        return int(number)
+    return float(f"{number:.7g}")
 
 
 def _plain(value: Any) -> Any:
@@ -253,4 +279,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

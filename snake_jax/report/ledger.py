@@ -26,24 +26,33 @@ def ledger(run: Run) -> dict[str, Any] | None:
         return None
 
     # Columns and rows of the table: every reason and every place that some transfer names.
-    reasons = sorted({one["why"] for one in transfers}, key=_in_order_of_reasons)
+    whys: set[str] = set()
     names: set[str] = set()
-    for one in transfers:
-        names.update((one["source"], one["destination"]))
+    for transfer in transfers:
+        whys.add(transfer["why"])
+        names.add(transfer["source"])
+        names.add(transfer["destination"])
+    reasons = sorted(whys, key=_in_order_of_reasons)
     places: dict[str, dict[str, Any]] = {}
     for name in sorted(names, key=_server_first):
-        places[name] = {"name": name, "sent": [0] * len(reasons), "received": [0] * len(reasons)}
+        sent = [0 for _ in reasons]
+        received = [0 for _ in reasons]
+        places[name] = {"name": name, "sent": sent, "received": received}
 
     # Every transfer counts twice: where it left, and where it arrived.
-    up, down = 0, 0
-    for one in transfers:
-        reason = reasons.index(one["why"])
-        places[one["source"]]["sent"][reason] += one["bytes"]
-        places[one["destination"]]["received"][reason] += one["bytes"]
-        if one["source"] == SERVER:
-            down += one["bytes"]
+    up = 0
+    down = 0
+    for transfer in transfers:
+        source = transfer["source"]
+        destination = transfer["destination"]
+        size = transfer["bytes"]
+        column = reasons.index(transfer["why"])
+        places[source]["sent"][column] += size
+        places[destination]["received"][column] += size
+        if source == SERVER:
+            down += size
         else:
-            up += one["bytes"]
+            up += size
 
     # The metrics count the same bytes on their own; the page says whether both agree.
     metrics_up = sum(record.get("bytes_up") or 0 for record in run.metrics)
@@ -64,7 +73,8 @@ def _read_transfers(path: Path) -> list[Record] | None:
     if not path.exists():
         return None
     transfers = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         if not line.strip() or not line.endswith("\n"):
             continue
         try:
@@ -79,7 +89,9 @@ def _read_transfers(path: Path) -> list[Record] | None:
 
 
 def _in_order_of_reasons(why: str) -> tuple[int, str]:
-    return (REASONS.index(why), "") if why in REASONS else (len(REASONS), why)
+    if why in REASONS:
+        return REASONS.index(why), ""
+    return len(REASONS), why
 
 
 def _server_first(place: str) -> tuple[bool, str, int, str]:

@@ -1,5 +1,6 @@
 """Pictures of runs: the figure of merit against what it cost, and what one run did."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from snake_jax.report.runs import (
 from snake_jax.report.units import axis_label, human, scale_for, short
 
 MANY_LAYERS = 20
+FEW_RUNS = 4  # up to which a legend has a line for each thing that it says of a run
 # Rows of a text are cut and packed and say little, so tokens stand in the place of examples.
 _PICTURED = ("iterations", "examples", "bytes", "flops", "seconds")
 _TEXT_PICTURED = ("iterations", "tokens", "bytes", "flops", "seconds")
@@ -77,8 +79,9 @@ def plot_curves(
         axes = _TEXT_PICTURED if counts_tokens(runs[0]) else _PICTURED
 
     # A panel an axis and one for the legend, at most three beside each other.
-    columns = min(3, len(axes) + 1)
-    rows = -(-(len(axes) + 1) // columns)
+    count = len(axes) + 1
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
     figure = new_figure(4.6 * columns, 3.5 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for panel, axis in zip(panels, axes, strict=False):
@@ -86,11 +89,19 @@ def plot_curves(
     for panel in panels[len(axes) :]:
         panel.axis("off")
 
-    handles = panels[0].get_legend_handles_labels()
-    size = 11 if len(runs) <= 4 else 8
-    panels[len(axes)].legend(*handles, loc="center", frameon=False, labelspacing=1.2, fontsize=size)
-    for row in range(rows):
-        panels[row * columns].set_ylabel(merit.label)
+    # All panels have the same curves, so one legend in the free panel serves them all.
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[len(axes)].legend(
+        handles,
+        labels,
+        loc="center",
+        frameon=False,
+        labelspacing=1.2,
+        fontsize=11 if len(runs) <= FEW_RUNS else 8,
+    )
+    # They share the vertical axis, so only the first of a row says what it is.
+    for first_of_row in panels[::columns]:
+        first_of_row.set_ylabel(merit.label)
     return save(figure, output_path)
 
 
@@ -108,16 +119,23 @@ def plot_run(run: Run, output_path: str | Path) -> Path:
     row_height = 0.26 if len(layers) <= MANY_LAYERS else 0.16
     strip = max(1.2, row_height * len(layers))
     figure = new_figure(9, 6 + strip)
-    panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip])
-    for panel, draw in zip(panels, (_merit, _loss, _bytes), strict=False):
-        draw(panel, run)
+    merit_panel, loss_panel, bytes_panel, strip_panel = figure.subplots(
+        4, 1, sharex=True, height_ratios=[2.2, 1.6, 1.6, strip]
+    )
+    _merit(merit_panel, run)
+    _loss(loss_panel, run)
+    _bytes(bytes_panel, run)
+    for panel in (merit_panel, loss_panel, bytes_panel):
         _cycle_lines(panel, run)
-    _layer_strip(panels[3], run, layers)
-    panels[3].set_xlim(0, max(1.0, along(run, "iterations")[-1]) * 1.01)
-    panels[3].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _layer_strip(strip_panel, run, layers)
+
+    # The panels share their horizontal axis, which stands under the last one.
+    iterations = along(run, "iterations")[-1]
+    strip_panel.set_xlim(0, max(1.0, iterations) * 1.01)
+    strip_panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    strip_panel.set_xlabel("iterations; thin lines are the ends of cycles")
     figure.align_ylabels()
-    panels[3].set_xlabel("iterations; thin lines are the ends of cycles")
-    panels[0].set_title(_caption(run), fontsize=11)
+    merit_panel.set_title(_caption(run), fontsize=11)
     return save(figure, output_path)
 
 
@@ -137,9 +155,12 @@ def layer_order(records: Iterable[Record]) -> list[str]:
     # Again and again the first by name of those whose predecessors are all placed; any, where lines
     # contradict each other.
     order: list[str] = []
-    while left := [name for name in before if name not in order]:
-        free = [name for name in left if before[name] <= set(order)]
-        order.append(min(free or left, key=_natural))
+    left = list(before)
+    while left:
+        free = [name for name in left if before[name].isdisjoint(left)]
+        following = min(free or left, key=_natural)
+        order.append(following)
+        left.remove(following)
     return order
 
 
@@ -153,36 +174,43 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _merit_panel(panel: Axes, runs: Sequence[Run], axis: str) -> None:
-    what = axes_of(runs[0])[axis]
-    scale = scale_for(max(along(run, axis)[-1] for run in runs), what.unit)
-    for i, run in enumerate(runs):
+    shown = axes_of(runs[0])[axis]
+    farthest = max(along(run, axis)[-1] for run in runs)
+    scale = scale_for(farthest, shown.unit)
+    for number, run in enumerate(runs):
         x, y = curve_from_start(run, axis)
-        label = _legend(run, airy=len(runs) <= 4)
-        panel.plot(x / scale.factor, y, label=label, **_line(i, len(x)))
-    panel.set_xlabel(axis_label(what.label, scale))
+        label = _legend(run, airy=len(runs) <= FEW_RUNS)
+        panel.plot(x / scale.factor, y, label=label, **_line(number, len(x)))
+    panel.set_xlabel(axis_label(shown.label, scale))
     panel.set_xlim(left=0)
     merit_axis(panel, merit_of(runs[0]))
     look(panel)
 
 
-def _line(i: int, points: int) -> dict[str, Any]:
-    """How the curve of the i-th run is drawn."""
+def _line(number: int, points: int) -> dict[str, Any]:
+    """How the curve of a run is drawn, by its number among the runs."""
+    # When all colours were used, they come again in another style.
+    times_through, colour = divmod(number, len(COLOURS))
+    marker = MARKERS[number % len(MARKERS)] if points <= FEW else None
     return {
-        "color": COLOURS[i % len(COLOURS)],
-        "linestyle": STYLES[i // len(COLOURS) % len(STYLES)],
+        "color": COLOURS[colour],
+        "linestyle": STYLES[times_through % len(STYLES)],
         "linewidth": 1.6,
-        "marker": MARKERS[i % len(MARKERS)] if points <= FEW else None,
+        "marker": marker,
         "markersize": 3.5,
     }
 
 
 def _legend(run: Run, airy: bool) -> str:
-    merit, value, axes = merit_of(run), final(run), axes_of(run)
+    merit = merit_of(run)
+    value = final(run)
+    reached = f"no {merit.name} yet" if value is None else merit.said(value)
+    axes = axes_of(run)
     sent = human(along(run, "bytes")[-1], axes["bytes"].unit)
     work = human(along(run, "flops")[-1], axes["flops"].unit)
-    reached = f"no {merit.name} yet" if value is None else merit.said(value)
     separator = "\n" if airy else ", "
-    return f"{run.name}\n" + separator.join((reached, f"{sent} sent", f"{work} of training"))
+    said = separator.join((reached, f"{sent} sent", f"{work} of training"))
+    return f"{run.name}\n{said}"
 
 
 def _caption(run: Run) -> str:
@@ -209,10 +237,11 @@ def _merit(panel: Axes, run: Run) -> None:
 
 
 def _loss(panel: Axes, run: Run) -> None:
-    for i, (field, label) in enumerate((("loss", "training"), ("test_loss", merit_of(run).split))):
+    labels = {"loss": "training", "test_loss": merit_of(run).split}
+    for number, (field, label) in enumerate(labels.items()):
         x, y = curve(run, "iterations", field)
         if x.size:
-            panel.plot(x, y, label=label, **_line(i, len(x)))
+            panel.plot(x, y, label=label, **_line(number, len(x)))
     panel.set_ylabel("loss")
     if panel.lines:
         panel.legend(frameon=False, fontsize=8, loc="upper right")
@@ -220,27 +249,33 @@ def _loss(panel: Axes, run: Run) -> None:
 
 
 def _bytes(panel: Axes, run: Run) -> None:
-    x = np.concatenate([[0.0], along(run, "iterations")])
-    up = np.concatenate([[0.0], cumulative(run, "bytes_up")])
-    down = np.concatenate([[0.0], cumulative(run, "bytes_down")])
+    x = _from_zero(along(run, "iterations"))
+    up = _from_zero(cumulative(run, "bytes_up"))
+    down = _from_zero(cumulative(run, "bytes_down"))
     scale = scale_for(max(up[-1], down[-1]), "B")
     # Dashed: up and down are often equal, and one would hide the other.
-    for amount, label, colour, style in (
-        (up, "up", COLOURS[0], "-"),
-        (down, "down", COLOURS[1], "--"),
-    ):
-        amount = amount / scale.factor
-        panel.step(x, amount, color=colour, linestyle=style, where="post", label=label)
+    panel.step(x, up / scale.factor, color=COLOURS[0], linestyle="-", where="post", label="up")
+    panel.step(x, down / scale.factor, color=COLOURS[1], linestyle="--", where="post", label="down")
     panel.set_ylabel(f"{scale.unit} sent")
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False, fontsize=8, loc="upper left")
     look(panel)
 
 
+def _from_zero(totals: np.ndarray) -> np.ndarray:
+    """Running totals after each visit, led by where they begin."""
+    return np.concatenate([[0.0], totals])
+
+
 def _cycle_lines(panel: Axes, run: Run) -> None:
     x = along(run, "iterations")
-    cycles = [record.get("cycle") for record in run.metrics]
-    ends = [x[i] for i in range(len(cycles) - 1) if cycles[i] != cycles[i + 1]]
+    ends = []
+    for visit in range(len(run.metrics) - 1):
+        cycle = run.metrics[visit].get("cycle")
+        following = run.metrics[visit + 1].get("cycle")
+        if cycle != following:
+            ends.append(x[visit])
+    # Of very many cycles the lines would hide the curves.
     if len(ends) <= FEW:
         for end in ends:
             panel.axvline(end, color="0.75", linewidth=0.8, zorder=0)
@@ -249,25 +284,35 @@ def _cycle_lines(panel: Axes, run: Run) -> None:
 def _layer_strip(panel: Axes, run: Run, layers: list[str]) -> None:
     """A row a layer, a block a visit, coloured and, where there is room, numbered by the node."""
     stops = along(run, "iterations")
-    starts = np.concatenate([[0.0], stops[:-1]])
+    starts = _from_zero(stops[:-1])
     paints = _node_paints(run)
+    numbered = len(run.metrics) <= FEW
     for row, layer in enumerate(layers):
-        # The visits that trained the layer.
-        numbers = []
-        for number, record in enumerate(run.metrics):
-            if layer in (record.get("layers") or []):
-                numbers.append(number)
-        found = [paints.get(_one_node(run.metrics[i]), MANY_NODES) for i in numbers]
-
-        spans = [(starts[i], stops[i] - starts[i]) for i in numbers]
-        fills = [paint.fill for paint in found]
+        # A block for each visit that trained the layer.
+        spans: list[tuple[float, float]] = []
+        fills = []
+        for record, start, stop in zip(run.metrics, starts, stops, strict=True):
+            if layer not in (record.get("layers") or []):
+                continue
+            paint = paints.get(_one_node(record), MANY_NODES)
+            spans.append((start, stop - start))
+            fills.append(paint.fill)
+            if numbered:
+                panel.text(
+                    (start + stop) / 2,
+                    row,
+                    _node_label(record, layer),
+                    fontsize=6,
+                    color=paint.ink,
+                    ha="center",
+                    va="center",
+                    clip_on=True,
+                )
         panel.broken_barh(spans, (row - 0.45, 0.9), facecolors=fills, edgecolor="white", lw=0.4)
-        if len(run.metrics) <= FEW:
-            for i, paint in zip(numbers, found, strict=True):
-                middle, text = (starts[i] + stops[i]) / 2, _node_label(run.metrics[i], layer)
-                where: dict[str, Any] = {"ha": "center", "va": "center", "clip_on": True}
-                panel.text(middle, row, text, fontsize=6, color=paint.ink, **where)
-    panel.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= MANY_LAYERS else 7)
+
+    # The first layer is on top.
+    size = 8 if len(layers) <= MANY_LAYERS else 7
+    panel.set_yticks(range(len(layers)), layers, fontsize=size)
     panel.set_ylim(len(layers) - 0.5, -0.5)
     panel.set_ylabel("layers trained,\nby node")
     panel.spines[["top", "right"]].set_visible(False)
@@ -286,16 +331,21 @@ def _node_label(record: Record, layer: str) -> str:
     node = _one_node(record)
     if node is not None:
         return str(node)
-    return f"{len(record.get('node') or [])} nodes" if layer == record["layers"][0] else ""
+    if layer != record["layers"][0]:
+        return ""
+    nodes = record.get("node") or []
+    return f"{len(nodes)} nodes"
 
 
 def _node_paints(run: Run) -> dict[int | None, Paint]:
     """Each node's colours, along viridis: in order for every kind of sight, and in grey."""
-    nodes = sorted({node for record in run.metrics if (node := _one_node(record)) is not None})
+    found = {_one_node(record) for record in run.metrics}
+    nodes = sorted(node for node in found if node is not None)
+    # The ends of viridis are too dark and too pale for a number on them.
     shades = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(nodes)))
     paints: dict[int | None, Paint] = {}
-    for i, (node, shade) in enumerate(zip(nodes, shades, strict=True)):
+    for number, (node, shade) in enumerate(zip(nodes, shades, strict=True)):
         # The first half of viridis is dark.
-        ink = "white" if 2 * i < len(nodes) else "black"
+        ink = "white" if 2 * number < len(nodes) else "black"
         paints[node] = Paint(tuple(shade), ink)
     return paints

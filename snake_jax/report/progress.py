@@ -29,12 +29,16 @@ def progress(
       enabled: False prints nothing.
     """
     if not enabled:
-        yield lambda record: None
+        yield _say_nothing
     elif sys.stdout.isatty():
         with _bar(total_visits, done, unit) as update:
             yield update
     else:
         yield _lines(total_visits, done, unit)
+
+
+def _say_nothing(record: Record) -> None:
+    del record
 
 
 def progress_text(record: Record) -> str:
@@ -72,14 +76,17 @@ def _nodes(node: int | list[int] | None) -> str:
 
 
 def _lines(total: int, done: int, unit: str) -> Update:
-    start, first = time.monotonic(), done
+    start = time.monotonic()
+    first = done
+    width = len(str(total))
 
     def update(record: Record) -> None:
         nonlocal done
         done += 1
         # As fast as on average since this process began.
-        left = (time.monotonic() - start) / (done - first) * (total - done)
-        count = f"{done:>{len(str(total))}}/{total}"
+        seconds_each = (time.monotonic() - start) / (done - first)
+        left = seconds_each * (total - done)
+        count = f"{done:>{width}}/{total}"
         print(f"{unit} {count}  {progress_text(record)}  left {clock(left)}", flush=True)
 
     return update
@@ -102,4 +109,8 @@ def _bar(total: int, done: int, unit: str) -> Iterator[Update]:
     )
     with Progress(*columns, console=Console(file=sys.stdout), expand=True) as bar:
         task = bar.add_task("", total=total, completed=done)
-        yield lambda record: bar.update(task, advance=1, description=progress_text(record))
+
+        def update(record: Record) -> None:
+            bar.update(task, advance=1, description=progress_text(record))
+
+        yield update

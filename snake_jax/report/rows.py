@@ -104,28 +104,29 @@ def _merit_rows(merit: Merit) -> list[TableRow]:
 
 def cost_rows() -> list[TableRow]:
     """What a run costs its nodes and the network."""
-    flops, sent = _end("flops"), _end("bytes")
+    flops = _end("flops")
+    flops_per_iteration = _per(flops, _end("iterations"))
+    sent = _end("bytes")
+    sent_per_cycle = _per(sent, _cycles)
+    sent_per_visit = _per(sent, _node_visits)
     return [
         TableRow("train_flops", "training FLOPs", flops, _in("FLOP")),
-        TableRow(
-            "flops_per_iteration", "  an iteration", _per(flops, _end("iterations")), _in("FLOP")
-        ),
+        TableRow("flops_per_iteration", "  an iteration", flops_per_iteration, _in("FLOP")),
         _summary_row("peak_train_bytes", "peak memory at a node", "B"),
         TableRow("bytes", "bytes sent, up and down", sent, _in("B")),
         TableRow("bytes_up", "  up", _sum("bytes_up"), _in("B")),
         TableRow("bytes_down", "  down", _sum("bytes_down"), _in("B")),
-        TableRow("bytes_per_cycle", "  a cycle or round", _per(sent, _cycles), _in("B")),
-        TableRow("bytes_per_node_visit", "  a visit of a node", _per(sent, _node_visits), _in("B")),
+        TableRow("bytes_per_cycle", "  a cycle or round", sent_per_cycle, _in("B")),
+        TableRow("bytes_per_node_visit", "  a visit of a node", sent_per_visit, _in("B")),
     ]
 
 
 def _state_rows(runs: Sequence[Run]) -> list[TableRow]:
     """What a node holds by formula, where a run records it: fine-tuning runs do."""
+    state = _summary_row("state_bytes", "state at a node", "B")
+    trainable = _summary_row("trainable_params", "trainable parameters")
     rows = []
-    for row in (
-        _summary_row("state_bytes", "state at a node", "B"),
-        _summary_row("trainable_params", "trainable parameters"),
-    ):
+    for row in (state, trainable):
         if any(row.value(run) is not None for run in runs):
             rows.append(row)
     return rows
@@ -188,13 +189,24 @@ def _sum(field: str) -> Callable[[Run], float]:
 
 def _end(axis: str) -> Callable[[Run], float]:
     """Where a run stands on an axis at its end."""
-    return lambda run: float(along(run, axis)[-1])
+
+    def of(run: Run) -> float:
+        positions = along(run, axis)
+        return float(positions[-1])
+
+    return of
 
 
 def _per(
     amount: Callable[[Run], float], count: Callable[[Run], float]
 ) -> Callable[[Run], float | None]:
-    return lambda run: amount(run) / count(run) if count(run) else None
+    """The amount for each of what is counted; None of a run in which there is none."""
+
+    def of(run: Run) -> float | None:
+        number = count(run)
+        return amount(run) / number if number else None
+
+    return of
 
 
 def _node_visits(run: Run) -> int:
@@ -207,4 +219,5 @@ def _node_visits(run: Run) -> int:
 
 
 def _cycles(run: Run) -> int:
-    return len({record.get("cycle") for record in run.metrics})
+    cycles = {record.get("cycle") for record in run.metrics}
+    return len(cycles)

@@ -122,11 +122,16 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     parts = [run.path.resolve().parts for run in runs]
     if len(set(parts)) < len(parts):
         raise UserError(f"{', '.join(map(str, paths))}: the same run twice")
+    # Longer and longer ends, until no two are alike.
     depth = 1
-    while len({part[-depth:] for part in parts}) < len(parts):
+    ends = [path[-depth:] for path in parts]
+    while len(set(ends)) < len(ends):
         depth += 1
-    names = ["/".join(part[-depth:]) for part in parts]
-    return [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
+        ends = [path[-depth:] for path in parts]
+    named = []
+    for run, end in zip(runs, ends, strict=True):
+        named.append(run._replace(name="/".join(end)))
+    return named
 
 
 def config_of(run: Run) -> Record:
@@ -140,14 +145,21 @@ def settings_of(run: Run) -> Record:
 
 
 def from_summary(run: Run, key: str, otherwise: Any = None) -> Any:
-    """A value of summary.json; `otherwise` where there is none."""
+    """A value of summary.json.
+
+    Args:
+      run: to read.
+      key: of the summary.
+      otherwise: what is given where the run is not finished, or has no such value.
+    """
     value = (run.summary or {}).get(key)
     return otherwise if value is None else value
 
 
 def cumulative(run: Run, field: str) -> np.ndarray:
     """`[visits]` running total of a field after each visit; null counts as nothing."""
-    return np.cumsum([record.get(field) or 0 for record in run.metrics], dtype=np.float64)
+    amounts = [record.get(field) or 0 for record in run.metrics]
+    return np.cumsum(amounts, dtype=np.float64)
 
 
 def total(run: Run, field: str) -> float:
@@ -164,7 +176,8 @@ def along(run: Run, axis: str) -> np.ndarray:
     axes = axes_of(run)
     if axis not in axes:
         raise UserError(f"axis {axis}: not one of {', '.join(axes)}")
-    return np.sum([cumulative(run, field) for field in axes[axis].fields], axis=0)
+    totals = [cumulative(run, field) for field in axes[axis].fields]
+    return np.sum(totals, axis=0)
 
 
 def curve(run: Run, axis: str, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -191,11 +204,19 @@ def curve_from_start(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
     start = before(run)
     if start is None:
         return x, y
-    return np.concatenate([[0.0], x]), np.concatenate([[start], y])
+    x_from_start = np.concatenate([[0.0], x])
+    y_from_start = np.concatenate([[start], y])
+    return x_from_start, y_from_start
 
 
 def cost_to_reach(run: Run, target: float, axis: str) -> float | None:
-    """Position on `axis` of the first evaluation at least as good as `target`; None without one."""
+    """Position of the first evaluation at least as good as `target`; None without one.
+
+    Args:
+      run: to read.
+      target: of its figure of merit.
+      axis: one of `axes_of(run)`.
+    """
     x, y = curve(run, axis)
     good = y <= target if merit_of(run).lower_is_better else y >= target
     reached = np.flatnonzero(good)
@@ -217,7 +238,7 @@ def final(run: Run) -> float | None:
 def best(run: Run) -> float | None:
     """The figure of merit at the best evaluation."""
     merit = merit_of(run)
-    values = curve(run, "iterations")[1]
+    _, values = curve(run, "iterations")
     if not values.size:
         return from_summary(run, merit.best)
     extreme = values.min() if merit.lower_is_better else values.max()
@@ -226,14 +247,16 @@ def best(run: Run) -> float | None:
 
 def last(run: Run, field: str) -> float | None:
     """A field at the last visit that measured it; None where none did."""
-    values = curve(run, "iterations", field)[1]
+    _, values = curve(run, "iterations", field)
     return float(values[-1]) if values.size else None
 
 
 def throughput(run: Run) -> float | None:
     """Tokens a second of training, over the whole run; None where either was not measured."""
     seconds = total(run, "train_s")
-    return total(run, "tokens") / seconds if seconds and counts_tokens(run) else None
+    if not seconds or not counts_tokens(run):
+        return None
+    return total(run, "tokens") / seconds
 
 
 def _number(value: Any) -> float:

@@ -53,13 +53,13 @@ def spread(runs: Sequence[Run]) -> Record:
     names += _COST
     fields = {}
     for name in names:
-        fields[name] = _moments([summary.get(name) for summary in summaries])
-    config = {name: value for name, value in runs[0].config.items() if name != "seed"}
-    return {
-        "seeds": [summary.get("seed") for summary in summaries],
-        "fields": fields,
-        "config": config,
-    }
+        values = [summary.get(name) for summary in summaries]
+        fields[name] = _moments(values)
+    seeds = [summary.get("seed") for summary in summaries]
+    # All that the runs share.
+    config = dict(runs[0].config)
+    config.pop("seed", None)
+    return {"seeds": seeds, "fields": fields, "config": config}
 
 
 def spread_table(found: Record) -> str:
@@ -77,18 +77,23 @@ def spread_table(found: Record) -> str:
         lines.append(line)
 
     # Names to the left, numbers to the right of columns as wide as their widest cell.
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(len(cell) for cell in column))
     text = []
     for name, *cells in lines:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        text.append("  ".join([name.ljust(first), *padded]))
+        padded = [name.ljust(widths[0])]
+        for cell, width in zip(cells, widths[1:], strict=True):
+            padded.append(cell.rjust(width))
+        text.append("  ".join(padded))
     return "\n".join(text)
 
 
 def write_spread(found: Record, file: Path) -> None:
     """Writes what `spread` found as JSON, in one step: a reader finds all of it or nothing."""
+    text = json.dumps(found, indent=2, allow_nan=False)
     part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    part.write_text(text + "\n")
     part.replace(file)
 
 
@@ -103,5 +108,6 @@ def _of_merit(merit: Merit) -> Shown:
 def _moments(values: list[Any]) -> Record:
     if None in values:
         return {"mean": None, "std": None, "values": values}
+    mean = statistics.fmean(values)
     std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "values": values}
+    return {"mean": mean, "std": std, "values": values}

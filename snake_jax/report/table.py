@@ -39,9 +39,13 @@ def comparison_table(runs: Sequence[Run], format: str = "text") -> str:
     Raises:
       UserError: an unknown format, or runs without a common figure of merit.
     """
-    if format not in FORMATS:
-        raise UserError(f"--format={format}: not one of {', '.join(FORMATS)}")
-    return {"text": _text, "markdown": _markdown, "json": _json}[format](runs)
+    if format == "text":
+        return _text(runs)
+    if format == "markdown":
+        return _markdown(runs)
+    if format == "json":
+        return _json(runs)
+    raise UserError(f"--format={format}: not one of {', '.join(FORMATS)}")
 
 
 def headline(run: Run, other: Run) -> str:
@@ -51,16 +55,22 @@ def headline(run: Run, other: Run) -> str:
       UserError: they have different figures of merit.
     """
     merit = common_merit([run, other])
-    ours, theirs = final(run), final(other)
     parts = []
+    ours = final(run)
+    theirs = final(other)
     if ours is not None and theirs is not None:
         parts.append(_merit_difference(merit, ours, theirs))
+
+    # A run that is not finished may know no memory yet; a run of one place sends nothing.
     rows = {row.key: row for row in cost_rows()}
     for key, more, less, what in _HEADLINE:
-        ours, theirs = rows[key].value(run), rows[key].value(other)
+        ours = rows[key].value(run)
+        theirs = rows[key].value(other)
         if ours is not None and theirs:
-            parts.append(f"{_change(ours / theirs - 1, more, less)} {what}")
-    return f"{run.name} against {other.name}: {', '.join(parts) or 'nothing to compare yet'}"
+            change = _change(ours / theirs - 1, more, less)
+            parts.append(f"{change} {what}")
+    said = ", ".join(parts) or "nothing to compare yet"
+    return f"{run.name} against {other.name}: {said}"
 
 
 def _merit_difference(merit: Merit, ours: float, theirs: float) -> str:
@@ -71,9 +81,11 @@ def _merit_difference(merit: Merit, ours: float, theirs: float) -> str:
 
 
 def _change(share: float, more: str, less: str) -> str:
+    # Printed to a tenth of a percent, it would be 0.0 %.
     if abs(share) < 5e-4:
         return "the same"
-    return f"{percent(abs(share))} {less if share < 0 else more}"
+    word = less if share < 0 else more
+    return f"{percent(abs(share))} {word}"
 
 
 def _points(ours: float, theirs: float) -> str:
@@ -87,17 +99,23 @@ def _factor(ours: float, theirs: float) -> str:
 def _set_against(row: TableRow, value: Any, first: Any) -> str:
     if not row.against or value is None or first is None:
         return ""
-    return _points(value, first) if row.against == "difference" else _factor(value, first)
+    if row.against == "difference":
+        return _points(value, first)
+    return _factor(value, first)
 
 
 def _cells(row: TableRow, runs: Sequence[Run]) -> list[str]:
     """The first run's value, then each other run's and how it stands to the first."""
-    values = [row.value(run) for run in runs]
-    shown = [UNKNOWN if value is None else row.show(value) for value in values]
-    cells = shown[:1]
-    for value, text in zip(values[1:], shown[1:], strict=True):
-        cells += [text, _set_against(row, value, values[0])]
+    first = row.value(runs[0])
+    cells = [_shown(row, first)]
+    for run in runs[1:]:
+        value = row.value(run)
+        cells += [_shown(row, value), _set_against(row, value, first)]
     return cells
+
+
+def _shown(row: TableRow, value: Any) -> str:
+    return UNKNOWN if value is None else row.show(value)
 
 
 def _table(runs: Sequence[Run]) -> Table:
@@ -122,34 +140,49 @@ def _text(runs: Sequence[Run]) -> str:
     labels = max(len(label) for label, _ in table.body)
     widths = [len(cell) for cell in table.head]
     for _, cells in table.body:
-        for i, cell in enumerate(cells):
-            widths[i] = max(widths[i], len(cell))
+        for column, cell in enumerate(cells):
+            widths[column] = max(widths[column], len(cell))
 
     # Headlines, an empty line, the table.
     text = _headlines(runs)
     if text:
         text.append("")
     for label, cells in [("", table.head), *table.body]:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
-        text.append("  ".join([label.ljust(labels), *padded]).rstrip())
+        padded = [label.ljust(labels)]
+        # The heading of a group has no cells.
+        for cell, width in zip(cells, widths, strict=False):
+            padded.append(cell.rjust(width))
+        text.append("  ".join(padded).rstrip())
     return "\n".join(text)
 
 
 def _markdown(runs: Sequence[Run]) -> str:
     table = _table(runs)
-    columns = len(table.head)
+    # Each headline is a paragraph of its own.
     text = [f"{line}\n" for line in _headlines(runs)]
-    text += ["| | " + " | ".join(table.head) + " |", "| --- |" + " ---: |" * columns]
+    text.append(_markdown_row("", table.head))
+    text.append("| --- |" + " ---: |" * len(table.head))
     for label, cells in table.body:
-        shown = label.strip() if cells else f"**{label}**"
-        text.append(f"| {shown} | " + " | ".join(cells or [""] * columns) + " |")
+        if cells:
+            text.append(_markdown_row(f"{label.strip()} ", cells))
+        else:
+            empty = ["" for _ in table.head]
+            text.append(_markdown_row(f"**{label}** ", empty))
     return "\n".join(text)
 
 
+def _markdown_row(label: str, cells: Sequence[str]) -> str:
+    return f"| {label}| {' | '.join(cells)} |"
+
+
 def _json(runs: Sequence[Run]) -> str:
-    values: list[dict[str, Any]] = [{"name": run.name} for run in runs]
+    shown_rows: list[TableRow] = []
     for _, rows in groups(runs):
-        for row in rows:
-            for run, of_run in zip(runs, values, strict=True):
-                of_run[row.key] = row.value(run)
+        shown_rows += rows
+    values = []
+    for run in runs:
+        of_run = {"name": run.name}
+        for row in shown_rows:
+            of_run[row.key] = row.value(run)
+        values.append(of_run)
     return json.dumps({"headlines": _headlines(runs), "runs": values}, indent=2)

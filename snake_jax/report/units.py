@@ -19,7 +19,9 @@ def scale_for(largest: float, unit: str) -> Scale:
     if unit == "s":
         if largest >= 7200:
             return Scale(3600, "h")
-        return Scale(60, "min") if largest >= 300 else Scale(1, "s")
+        if largest >= 300:
+            return Scale(60, "min")
+        return Scale(1, "s")
     for factor, prefix in PREFIXES:
         if abs(largest) >= factor:
             return Scale(factor, prefix + unit)
@@ -38,7 +40,8 @@ def human(value: float, unit: str = "") -> str:
     Counts (no unit) are printed in full.
     """
     if not unit:
-        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+        decimals = 0 if float(value).is_integer() else 2
+        return f"{value:,.{decimals}f}"
     # Rounded first, so that 999,999 is 1 MB and not 1000 kB.
     rounded = float(f"{value:.3g}")
     scale = scale_for(rounded, unit)
@@ -46,8 +49,10 @@ def human(value: float, unit: str = "") -> str:
     size = abs(scaled)
     if size >= 100 or scaled == 0:
         decimals = 0
+    elif size >= 10:
+        decimals = 1
     else:
-        decimals = 1 if size >= 10 else 2
+        decimals = 2
     return f"{scaled:.{decimals}f} {scale.unit}"
 
 
@@ -66,7 +71,9 @@ def clock(seconds: float) -> str:
     """`95` as `1:35`, `4000` as `1:06:40`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}"
 
 
 def short(name: str) -> str:

@@ -48,7 +48,8 @@ class Checkpoints:
           UserError: it cannot be made, or is no folder.
         """
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        here, folder = jax.process_index(), epath.Path(path)
+        here = jax.process_index()
+        folder = epath.Path(path)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             enable_async_checkpointing=False,
@@ -77,8 +78,9 @@ class Checkpoints:
             return
         # On the host: orbax writes down where arrays lie, and the next process may have other
         # devices.
-        arrays = _flatten(jax.device_get(saved.tree))
-        checksums = {name: _checksum(value) for name, value in arrays.items()}
+        on_host = jax.device_get(saved.tree)
+        arrays = _flatten(on_host)
+        checksums = {name: _checksum(array) for name, array in arrays.items()}
         meta = {**saved.meta, "checksums": checksums}
         items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
         self._manager.save(saved.rounds, args=items)
@@ -130,7 +132,8 @@ class Checkpoints:
             if _checksum(array) != checksums[name]:
                 raise ValueError(f"checksum of array {name} differs")
             arrays[name] = array
-        return Saved(step, jax.tree.unflatten(jax.tree.structure(target), arrays.values()), meta)
+        tree = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
+        return Saved(step, tree, meta)
 
     def _read(self, step: int, name: str) -> np.ndarray:
         """One array of a checkpoint.
@@ -143,7 +146,8 @@ class Checkpoints:
             restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
             partial_restore=True,
         )
-        return self._manager.restore(step, args=ocp.args.Composite(arrays=args))["arrays"][name]
+        restored = self._manager.restore(step, args=ocp.args.Composite(arrays=args))
+        return restored["arrays"][name]
 
     def close(self) -> None:
         """Ends the manager's threads."""
@@ -161,4 +165,5 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
 
 
 def _checksum(array: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(jax.device_get(array)).view(np.uint8).data)
+    on_host = np.ascontiguousarray(jax.device_get(array))
+    return zlib.crc32(on_host.view(np.uint8).data)

@@ -23,7 +23,8 @@ from snake_jax.data.images.dataset import Split, checked_split, make_dataset
 from snake_jax.engines.contract import Compilations, Engine
 from snake_jax.models.layered import LayeredModel
 from snake_jax.runs import image_task, loop
-from snake_jax.runs.image_task import ImageJob, Images
+from snake_jax.runs.image_inputs import ARRAYS, Images, prepare_data
+from snake_jax.runs.image_task import ImageJob
 from snake_jax.runs.job import Config, Data, Model, check_fit
 from snake_jax.runs.job import Job as AnyJob
 from snake_jax.runs.loop import Report, State
@@ -48,9 +49,7 @@ def Job(model: LayeredModel, algorithm: Algorithm | str = "snake", **settings: A
     """
     if isinstance(algorithm, str):
         algorithm = ALGORITHMS[pick("algorithm", algorithm, ALGORITHMS)]
-    config = ImageConfig(
-        algorithm=algorithm.name, model=model.name, dataset=image_task.ARRAYS, **settings
-    )
+    config = ImageConfig(algorithm=algorithm.name, model=model.name, dataset=ARRAYS, **settings)
     check_fit(config, algorithm)
     return image_task.make_job(config, algorithm, model)
 
@@ -68,8 +67,8 @@ def image_data(job: ImageJob, train: Arrays, test: Arrays) -> Images:
     """
     train_split = _split("train arrays", train)
     test_split = _split("test arrays", test)
-    dataset = make_dataset(image_task.ARRAYS, train_split, test_split)
-    return image_task.prepare_data(job.config, job.algorithm, dataset)
+    dataset = make_dataset(ARRAYS, train_split, test_split)
+    return prepare_data(job.config, job.algorithm, dataset)
 
 
 def _split(where: str, arrays: Arrays) -> Split:
@@ -92,19 +91,24 @@ def train(
       Diverged: a visit's loss is not finite.
     """
     setup = job.task.setup(job, data)
+    # Without a folder the reports are all that comes of it.
     if not workdir:
         engine = loop.make_engine(setup)
-        yield from loop.train(setup, engine, loop.initial_state(setup), _keep_nothing)
+        state = loop.initial_state(setup)
+        yield from loop.train(setup, engine, state, _keep_nothing)
         return
+    # Who stops reading reports early ends the run, and must not keep others out of the folder.
     folder = Workdir(workdir, setup.config)
     try:
         state = folder.resume(setup, _warn)
-        yield from kept(setup, folder, state)
+        yield from kept_rounds(setup, folder, state)
     finally:
         folder.close()
 
 
-def kept(setup: Setup[Config, Data, Model], folder: Workdir, state: State) -> Iterator[Report]:
+def kept_rounds(
+    setup: Setup[Config, Data, Model], folder: Workdir, state: State
+) -> Iterator[Report]:
     """The rounds that are left, each kept in the folder before it is given; then the summary.
 
     Args:
@@ -113,22 +117,31 @@ def kept(setup: Setup[Config, Data, Model], folder: Workdir, state: State) -> It
       state: to go on from, see `Workdir.resume`.
     """
     engine = loop.make_engine(setup)
+
+    def keep(last: State) -> None:
+        folder.keep(last, compilations_in_all(folder, engine))
+
     try:
-        for report in loop.train(
-            setup, engine, state, lambda last: folder.keep(last, compiled(folder, engine))
-        ):
-            folder.add(report, compiled(folder, engine))
+        for report in loop.train(setup, engine, state, keep):
+            folder.add(report, compilations_in_all(folder, engine))
             yield report
-        folder.finish(loop.summarise(setup, compiled(folder, engine), folder.records, engine))
+        in_all = compilations_in_all(folder, engine)
+        summary = loop.summarise(setup, in_all, folder.records, engine)
+        folder.finish(summary)
     finally:
         engine.close()
 
 
-def compiled(folder: Workdir, engine: Engine) -> Compilations:
+def compilations_in_all(folder: Workdir, engine: Engine) -> Compilations:
     """What was compiled in all processes of the run so far."""
-    before, now = folder.earlier, engine.compilations
-    peak_bytes = max(before.peak_bytes or 0, now.peak_bytes or 0) or None
-    return Compilations(before.programs + now.programs, before.seconds + now.seconds, peak_bytes)
+    before = folder.earlier
+    now = engine.compilations
+    peaks = [peak for peak in (before.peak_bytes, now.peak_bytes) if peak]
+    return Compilations(
+        before.programs + now.programs,
+        before.seconds + now.seconds,
+        max(peaks, default=None),
+    )
 
 
 def _keep_nothing(state: State) -> None:

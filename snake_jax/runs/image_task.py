@@ -1,13 +1,11 @@
-"""The task of the papers' first study: networks for images. From a configuration to a checked
-setup.
+"""The task of the papers' first study: networks for images.
+
+From a configuration to a checked setup; what it reads is in `image_inputs`.
 """
 
-import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +23,19 @@ from snake_jax.costs import memory
 from snake_jax.costs.flops import chain_step_flops, step_flops
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
 from snake_jax.costs.traffic import transfer_sizes
-from snake_jax.data import partition
-from snake_jax.data.divergence import label_divergence
-from snake_jax.data.images import augmentation, sources, subsets
-from snake_jax.data.images.dataset import Dataset, Split, normalise
-from snake_jax.data.images.quality import clean
+from snake_jax.data.images import augmentation, sources
+from snake_jax.data.images.dataset import Split, normalise
 from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import LocalEngine
-from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel, resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_params, select
 from snake_jax.runs import records
+from snake_jax.runs.image_inputs import Images, named_by_content, prepare_data
 from snake_jax.runs.job import (
     Job,
     Task,
@@ -55,27 +50,10 @@ from snake_jax.training.image_step import Examples, LocalStep, local_gradients
 from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
 from snake_jax.training.update import Gradients
 
-ANY_MEAN, ANY_STD = (0.5,) * 3, (0.25,) * 3
-ARRAYS = "arrays"
+ANY_MEAN = (0.5, 0.5, 0.5)
+ANY_STD = (0.25, 0.25, 0.25)
+
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-class Images(NamedTuple):
-    """The images of a run.
-
-    Attributes:
-      dataset: cleaned, with the statistics to normalise by.
-      shards: each node's indices into the training examples, as the method trains on them.
-      divergence: between the nodes' label distributions, by `config.distill_measure`.
-      quality: what cleaning did, one line.
-    """
-
-    dataset: Dataset
-    shards: Sequence[np.ndarray]
-    divergence: float
-    quality: str
-
-
 ImageJob = Job[ImageConfig, Images, LayeredModel]
 ImageSetup = Setup[ImageConfig, Images, LayeredModel]
 
@@ -90,50 +68,41 @@ def prepare(config: ImageConfig) -> ImageSetup:
     algorithm = chosen_algorithm(config)
     pick("augment", config.augment, augmentation.AUGMENTATIONS)
     registry.find(config.model)
+
     loaded = sources.load_dataset(config.dataset, test_share=config.test_share, seed=config.seed)
     data = prepare_data(config, algorithm, loaded)
-    options = {name: getattr(config, name) for name in ("width", "norm", "dropout", "conv", "init")}
-    shape = data.dataset.train.images.shape[1:]
-    model = registry.build(config.model, data.dataset.num_classes, shape, **options)
-    return make_setup(make_job(config, algorithm, model), data)
-
-
-def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
-    """The data set cleaned, cut down, normalised and laid out over the nodes as the flags say.
-
-    Raises:
-      UserError: it cannot be.
-    """
-    note = loaded.note
-    dataset, quality = clean(loaded, outliers=config.outliers, seed=config.seed)
-    dataset = subsets.subsample(
-        dataset,
-        train_examples=config.train_examples,
-        validation=config.validation,
-        seed=config.seed,
+    model = registry.build(
+        config.model,
+        data.dataset.num_classes,
+        data.dataset.train.images.shape[1:],
+        width=config.width,
+        norm=config.norm,
+        dropout=config.dropout,
+        conv=config.conv,
+        init=config.init,
     )
-    dataset = _scaled(dataset, config.pixel_std)
-    labels = dataset.train.labels
-    shards = partition.split_over_nodes(
-        config.partition, labels, config.nodes, config.alpha, config.seed
-    )
-    counts = partition.label_counts(shards, labels, dataset.num_classes)
-    divergence = label_divergence(counts, config.distill_measure)
-    done = f"{note}\n{quality}" if note else str(quality)
-    return Images(dataset, algorithm.shards(shards), divergence, done)
+    job = make_job(config, algorithm, model)
+    return make_setup(job, data)
 
 
 def make_job(config: ImageConfig, algorithm: Algorithm, model: LayeredModel) -> ImageJob:
     """The job of training this network; it needs no data.
+
+    Args:
+      config: of the run.
+      algorithm: its method.
+      model: the network, by the configuration's name for it or one's own.
 
     Raises:
       UserError: cuts or layers that the model has not, or a wrong node file.
     """
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)
+    # A node that has a loss of its own needs a head for it.
     auxiliary: tuple[Layer, ...] = ()
     if algorithm.local_losses:
-        auxiliary = (registry.linear_head(AUXILIARY, _num_outputs(model)),)
+        head = registry.linear_head(AUXILIARY, _num_outputs(model))
+        auxiliary = (head,)
     return Job(
         config,
         algorithm,
@@ -147,16 +116,27 @@ def make_job(config: ImageConfig, algorithm: Algorithm, model: LayeredModel) -> 
     )
 
 
+def _num_outputs(model: LayeredModel) -> int:
+    """How many classes a network tells apart."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
+    outputs = jax.eval_shape(model.apply, params, x)
+    return outputs.shape[-1]
+
+
 def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     """The job on this data.
 
     Raises:
       UserError: a node cannot hold what it is to train, or an interruption makes no sense.
     """
-    config, steps = _named(job.config, data.dataset), []
-    job = job._replace(config=config, plan=job.plan._replace(config=config))
+    config = named_by_content(job.config, data.dataset)
+    plan = job.plan._replace(config=config)
+    job = job._replace(config=config, plan=plan)
+    steps = []
     for shard in data.shards:
-        steps.append(math.ceil(len(shard) / _step_examples(config)) * config.local_epochs)
+        steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
+        steps.append(steps_per_epoch * config.local_epochs)
     return assembled(job, data, data.divergence, steps)
 
 
@@ -165,46 +145,12 @@ def _step_examples(config: ImageConfig) -> int:
     return config.batch_size * config.accumulate
 
 
-def _named(config: ImageConfig, dataset: Dataset) -> ImageConfig:
-    """The configuration with arrays of one's own named by what they hold.
-
-    So a run that goes on with other arrays is refused, as one with another data set is.
-    """
-    if config.dataset != ARRAYS:
-        return config
-    digest = hashlib.sha256()
-    for split in (dataset.train, dataset.test):
-        for array in split:
-            digest.update(np.ascontiguousarray(array).data)
-    return dataclasses.replace(config, dataset=f"{ARRAYS}:{digest.hexdigest()[:16]}")
-
-
-def _num_outputs(model: LayeredModel) -> int:
-    """How many classes a network tells apart."""
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    x = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
-    return jax.eval_shape(model.apply, params, x).shape[-1]
-
-
-def _scaled(dataset: Dataset, text: str) -> Dataset:
-    """The data set with other deviations to divide by, where the flag gives some."""
-    if not text:
-        return dataset
-    channels, example = len(dataset.std), ",".join(f"{value:.4f}" for value in dataset.std)
-    try:
-        std = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        std = ()
-    if len(std) != channels or not all(0 < value <= 1 for value in std):
-        raise UserError(
-            f"--pixel_std={text}: want {channels} numbers in (0, 1], a channel each; the data's: "
-            f"{example}"
-        )
-    return dataset._replace(std=std)
-
-
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """Which node takes which visit of a cycle, and which can; both empty where nobody asked.
+
+    Args:
+      job: of the run.
+      steps: optimizer steps of a visit at each node.
 
     Raises:
       UserError: a node cannot hold what it is to train.
@@ -213,21 +159,27 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     asked = config.assign != "serpentine" or bool(config.node_file)
     if not asked or "assign" not in job.algorithm.flags:
         return {}, {}
+
+    # A node without the memory for a visit cannot take it over either, so who can is kept.
     groups = schedule.serpentine(job.plan, 0)
-    problem, hop_bytes = _assignment_problem(job, groups, steps)
+    problem, model_bytes = _assignment_problem(job, groups, steps)
     able = {}
     for index, layers in enumerate(groups):
         holds = np.flatnonzero(problem.bytes[index] <= problem.memory_bytes)
         able[layers] = tuple(holds.tolist())
+
+    # Nodes that take turns need no assignment, but each must hold what comes to it.
     if config.assign == "serpentine":
-        assignment.check(problem, assignment.serpentine(len(groups), config.nodes))
+        in_turn = assignment.serpentine(len(groups), config.nodes)
+        assignment.check(problem, in_turn)
         return {}, able
     if config.assign == "proportional":
         nodes = assignment.proportional(problem)
     elif config.assign == "milp":
         nodes = assignment.milp(problem, config.assign_objective)
     else:
-        nodes = assignment.greedy(problem, *assignment.make_hops(job.fleet, hop_bytes))
+        hops = assignment.make_hops(job.fleet, model_bytes)
+        nodes = assignment.greedy(problem, *hops)
     return dict(zip(groups, nodes, strict=True)), able
 
 
@@ -238,38 +190,49 @@ def _assignment_problem(
 
     Transfers are those of nodes without any copy; memory is that of parameters, gradients,
     optimizer states, frozen layers and teacher, without activations.
+
+    Args:
+      job: of the run.
+      groups: the layers of each visit of a cycle.
+      steps: optimizer steps of a visit at each node.
     """
-    config, sizes, step = job.config, sizes_of(job), make_step(job)
+    config = job.config
+    sizes = sizes_of(job)
+    step = make_step(job)
     costs = layer_costs(job.model, _step_examples(config))
+
+    # A row a visit: what it holds, sends and computes is the same at every node.
     state_bytes, traffic, flops = [], [], []
     for layers in groups:
         state = memory.state_bytes(step, layers, config.frozen_dtype)
         state_bytes.append(state.total)
         up = sum(sizes.full[name] for name in layers)
-        rest = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
-        traffic.append((up + rest, up))
+        frozen_bytes = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
+        traffic.append((up + frozen_bytes, up))
         flops.append(
             step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
         )
+
+    # The greedy assignment counts what a hop from node to node sends by itself.
     transfers = None if config.assign == "greedy" else traffic
     problem = assignment.make_problem(groups, flops, state_bytes, steps, job.fleet, transfers)
-    return problem, sum(sizes.full[name] for name in job.layer_names)
+    model_bytes = sum(sizes.full[name] for name in job.layer_names)
+    return problem, model_bytes
 
 
 def init_params(job: ImageJob, key: jax.Array) -> Params:
-    """Fresh parameters of the model and of auxiliary layers, which sit on the output of the chain's
-    first segment.
+    """Fresh parameters of the model and of auxiliary layers.
+
+    Auxiliary layers sit on the output of the chain's first segment.
     """
     params = job.model.init(key)
     x = jax.ShapeDtypeStruct((1, *job.model.input_shape), np.float32)
-    at_cut = jax.eval_shape(
-        lambda params, x: job.model.apply(params, x, 0, job.chain[0].stop), params, x
-    )
-    first = len(job.model.layers)
-    heads = {
-        layer.name: layer.init(jax.random.fold_in(key, first + i), at_cut)
-        for i, layer in enumerate(job.auxiliary)
-    }
+    first_segment = functools.partial(job.model.apply, start=0, stop=job.chain[0].stop)
+    at_cut = jax.eval_shape(first_segment, params, x)
+    heads = {}
+    # Keys go on where those of the model's layers end.
+    for number, layer in enumerate(job.auxiliary, start=len(job.model.layers)):
+        heads[layer.name] = layer.init(jax.random.fold_in(key, number), at_cut)
     return params | heads
 
 
@@ -309,21 +272,26 @@ def _gradients(job: ImageJob) -> Callable[[LocalStep], Gradients]:
     """How the chain's parties come to their gradients."""
     if job.auxiliary:
         return local_loss_gradients(job.chain[0].stop, job.auxiliary[0])
-    return split_gradients(chains.cuts(job.chain)) if len(job.chain) > 1 else local_gradients
+    if len(job.chain) > 1:
+        return split_gradients(chains.cuts(job.chain))
+    return local_gradients
 
 
 def _parties(job: ImageJob) -> tuple[tuple[str, ...], ...]:
-    """The layers of each place that a chain's visit lies on; a place clips the gradients that it
-    knows.
+    """The layers of each place that a chain's visit lies on; empty for one that is not cut.
+
+    A place clips the gradients that it knows.
     """
-    names, chain = job.model.layer_names, job.chain
+    chain = job.chain
     if len(chain) == 1:
         return ()
-    beside = tuple(layer.name for layer in job.auxiliary)
-    return tuple(
-        chains.held(chain, names, role) + (beside if role == ON_NODE else ())
-        for role in chains.roles(chain)
-    )
+    parties = []
+    for role in chains.roles(chain):
+        layers = chains.held(chain, job.model.layer_names, role)
+        if role == ON_NODE:
+            layers += tuple(layer.name for layer in job.auxiliary)
+        parties.append(layers)
+    return tuple(parties)
 
 
 def sizes_of(job: ImageJob) -> Sizes:
@@ -335,22 +303,33 @@ def sizes_of(job: ImageJob) -> Sizes:
 
 
 def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
-    """`visit -> {role: FLOPs}`: its steps times those of one, which are counted for full
-    batches.
-    """
-    config, model = job.config, job.model
-    costs = layer_costs(model, _step_examples(config))
+    """`outcome -> {role: FLOPs}`: the steps of a visit times the FLOPs of one of a full batch."""
+    model = job.model
+    examples = _step_examples(job.config)
+    costs = layer_costs(model, examples)
+
+    # A cut model trains all its layers in every visit, so one count serves all.
+    by_role: Mapping[int, int] = {}
     if len(job.chain) > 1:
-        heads = auxiliary_costs(model, job.chain, job.auxiliary, _step_examples(config))
-        divided = chain_step_flops(job.chain, costs, heads, not job.algorithm.local_losses)
-        return lambda result: {role: result.iterations * flops for role, flops in divided.items()}
-    step = functools.partial(step_flops, costs, teacher=job.distilled, stochastic=model.stochastic)
-    return lambda result: {ON_NODE: result.iterations * step(result.visit.layers)}
+        heads = auxiliary_costs(model, job.chain, job.auxiliary, examples)
+        gradients = not job.algorithm.local_losses
+        by_role = chain_step_flops(job.chain, costs, heads, gradients)
+
+    def visit_flops(outcome: Outcome) -> Mapping[int, int]:
+        per_step = by_role
+        if not per_step:
+            layers = outcome.visit.layers
+            flops = step_flops(costs, layers, teacher=job.distilled, stochastic=model.stochastic)
+            per_step = {ON_NODE: flops}
+        return {role: outcome.iterations * flops for role, flops in per_step.items()}
+
+    return visit_flops
 
 
 def make_engine(setup: ImageSetup) -> LocalEngine:
     """The node emulation of this setup; puts the data on the device."""
-    config, dataset = setup.config, setup.data.dataset
+    config = setup.config
+    dataset = setup.data.dataset
     settings = VisitSettings(
         config.local_epochs,
         config.batch_size,
@@ -361,7 +340,8 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
         config.accumulate,
     )
     step = make_step(setup.job, dataset.mean, dataset.std)
-    train, test = _examples(dataset.train), _examples(dataset.test)
+    train = _examples(dataset.train)
+    test = _examples(dataset.test)
     return image_engine(step, train, test, setup.data.shards, settings, config.executor)
 
 
@@ -371,11 +351,13 @@ def _examples(split: Split) -> Examples:
 
 def _fresh(setup: ImageSetup) -> Params:
     key = streams.key(setup.config.seed, "key/weights")
-    return jax.jit(functools.partial(init_params, setup.job))(key)
+    make = jax.jit(functools.partial(init_params, setup.job))
+    return make(key)
 
 
 def _like(job: ImageJob) -> Params:
-    return jax.eval_shape(functools.partial(init_params, job), jax.random.key(0))
+    make = functools.partial(init_params, job)
+    return jax.eval_shape(make, jax.random.key(0))
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
@@ -383,15 +365,20 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
     return {}
 
 
+_SUMMARISED = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
+
+
 def _summary(
     setup: ImageSetup, engine: Engine | None, lines: Sequence[records.Record]
 ) -> records.Record:
     del engine
     config = setup.config
-    named = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
+    settings = {name: getattr(config, name) for name in _SUMMARISED}
+    # Auxiliary layers train, but are no part of the model that is left in the end.
+    params = select(_like(setup.job), setup.model.layer_names)
     return {
-        **{name: getattr(config, name) for name in named},
-        "num_params": num_params(select(_like(setup.job), setup.model.layer_names)),
+        **settings,
+        "num_params": num_params(params),
         **records.of_accuracy(lines, config.target_accuracy),
     }
 

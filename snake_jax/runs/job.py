@@ -122,11 +122,14 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     Raises:
       UserError: there is one, or flags contradict each other.
     """
-    special = {flag for other in ALGORITHMS.values() for flag in other.flags}
-    useless = special - algorithm.flags
+    useless: set[str] = set()
+    for other in ALGORITHMS.values():
+        useless |= other.flags - algorithm.flags
     if isinstance(config, TextConfig) and config.lora_rank:
         # Beside adapters there is always something frozen: the base under them.
         useless -= {"frozen_dtype"}
+
+    # A flag that is off, or as it is by default, asks for nothing.
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in useless and value not in (field.default, "off"):
@@ -135,6 +138,8 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
                 f"--{field.name}={value}: {algorithm.name} has no use for it; it is for "
                 f"{', '.join(users)}"
             )
+
+    # Flags that contradict each other, and what only the method itself can tell.
     for flag in ("nodes_per_round", "parallel"):
         value = getattr(config, flag)
         if value > config.nodes:
@@ -146,6 +151,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
 
 
 def _check_parallel(config: RunConfig) -> None:
+    """Nodes side by side leave no room for what concerns one node at a time."""
     flag = f"--parallel={config.parallel}"
     if config.mode == "peer_to_peer":
         raise UserError(f"{flag}: the server averages the nodes; leave --mode=client_server")
@@ -163,11 +169,13 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last = planned(job)[-1][-1].turn
+    last_round = planned(job)[-1]
+    last_turn = last_round[-1].turn
     for turn in schedule.interruptions(job.config):
-        if turn > last:
+        if turn > last_turn:
             raise UserError(
-                f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is {last}"
+                f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is "
+                f"{last_turn}"
             )
 
 
@@ -190,7 +198,8 @@ def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:
     if job.config.carry_optimizer_state:
         companions = (*companions, ledger.OPTIMIZER)
     names = job.model.layer_names
-    return Exchange(job.config, sizes, job.chain, names, job.layer_names[len(names) :], companions)
+    beside = job.layer_names[len(names) :]
+    return Exchange(job.config, sizes, job.chain, names, beside, companions)
 
 
 def planned_transfers(
@@ -202,15 +211,17 @@ def planned_transfers(
       job: of the run.
       sizes: see `exchange_of`.
     """
-    exchange, traffic = exchange_of(job, sizes), job.algorithm.traffic
+    exchange = exchange_of(job, sizes)
+    traffic = job.algorithm.traffic
     network = ledger.start(items(job))
     for visits in planned(job):
-        transfers = []
+        transfers: list[Transfer] = []
         for visit in visits:
-            network, sent = traffic.deliveries(exchange, network, visit)
-            transfers += sent
-        network, sent = traffic.commit(exchange, network, visits, visits)
-        yield visits, [*transfers, *sent]
+            network, delivered = traffic.deliveries(exchange, network, visit)
+            transfers += delivered
+        network, returned = traffic.commit(exchange, network, visits, visits)
+        transfers += returned
+        yield visits, transfers
 
 
 def items(job: Job) -> tuple[str, ...]:
@@ -218,16 +229,24 @@ def items(job: Job) -> tuple[str, ...]:
     names = job.layer_names
     beside = []
     for kind in job.algorithm.companions:
-        beside += [ledger.companion(name, kind) for name in names]
+        for name in names:
+            beside.append(ledger.companion(name, kind))
     return (*names, *beside)
 
 
 def with_companions(sizes: Sizes, names: Sequence[str], kinds: Sequence[str]) -> Sizes:
-    """Bytes of layers, and of companions that are as large as their layers in full precision."""
+    """Bytes of layers, and of companions that are as large as their layers in full precision.
+
+    Args:
+      sizes: bytes of layers and optimizer states.
+      names: of the layers.
+      kinds: of companions that each layer has.
+    """
     beside = {}
     for kind in kinds:
         for name in names:
-            beside[ledger.companion(name, kind)] = sizes.full.get(name, 0)
+            item = ledger.companion(name, kind)
+            beside[item] = sizes.full.get(name, 0)
     return Sizes({**sizes.full, **beside}, {**sizes.frozen, **beside})
 
 
@@ -259,7 +278,9 @@ def state_like(
         params = job.task.like(job)
         states = init_states(make_rule(job.config), params, job.layer_names)
         memory = job.algorithm.memory(job.config, params)
-        remembered = {node: client.memory(params) for node in nodes} if client else {}
+        remembered = {}
+        if client:
+            remembered = {node: client.memory(params) for node in nodes}
         return params, select(states, layers_with_state), memory, remembered
 
     return jax.eval_shape(make)

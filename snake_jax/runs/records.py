@@ -157,13 +157,21 @@ def of_perplexity(lines: Sequence[Record], target: float) -> Record:
 def first_reached(
     lines: Sequence[Record], field: str, target: float, lower_is_better: bool = False
 ) -> int | None:
-    """Index of the first line whose field is at least as good as `target`; None without one."""
-    for i, line in enumerate(lines):
+    """Index of the first line whose field is at least as good as `target`; None without one.
+
+    Args:
+      lines: of a run; the field is None in those of rounds that were not evaluated.
+      field: a figure of merit.
+      target: for it.
+      lower_is_better: of this figure.
+    """
+    for index, line in enumerate(lines):
         value = line[field]
         if value is None:
             continue
-        if value <= target if lower_is_better else value >= target:
-            return i
+        reached = value <= target if lower_is_better else value >= target
+        if reached:
+            return index
     return None
 
 

@@ -11,11 +11,15 @@ from snake_jax.runs.setup import Setup
 
 
 def synchronisations(setup: Setup, results: Sequence[Outcome]) -> int:
-    """How often a party waited for another: for gradients over a cut, and for the slowest node of a
-    round.
+    """How often a party waited for another.
+
+    For gradients over a cut, and for the slowest node of a round.
     """
-    trips = chains.round_trips(messages(setup))
-    return trips * sum(r.iterations for r in results) + (len(results) > 1)
+    iterations = sum(result.iterations for result in results)
+    over_cuts = chains.round_trips(messages(setup)) * iterations
+    # Nodes side by side wait once, at the end, for the slowest of them.
+    at_end = 1 if len(results) > 1 else 0
+    return over_cuts + at_end
 
 
 def messages(setup: Setup) -> tuple[chains.Message, ...]:
@@ -31,13 +35,22 @@ def elapsed(
     transfers: Sequence[Transfer],
     flops: Sequence[Mapping[int, int]],
 ) -> clock.Elapsed:
-    """What the round takes by the clock."""
+    """What the round takes by the clock.
+
+    Args:
+      setup: of the run.
+      now_s: when the round begins, in seconds of the clock.
+      results: of its visits.
+      transfers: made for it.
+      flops: of each visit, by role.
+    """
     works = []
     for result, by_role in zip(results, flops, strict=True):
         works.append(_work(setup, result, by_role, transfers))
     turn = results[0].visit.turn if results else 0
     trace = clock.trace_of(setup.config)
-    return clock.elapse(setup.fleet, trace, now_s, turn, works, synchronised=len(works) > 1)
+    side_by_side = len(works) > 1
+    return clock.elapse(setup.fleet, trace, now_s, turn, works, synchronised=side_by_side)
 
 
 def _work(
@@ -46,9 +59,20 @@ def _work(
     """One visit's part of a round. Without traffic the data is in one place: the server's."""
     visit = result.visit
     if setup.algorithm.at_server:
-        return clock.Work({ledger.SERVER: sum(by_role.values())}, (), 0, None)
+        total = sum(by_role.values())
+        return clock.Work({ledger.SERVER: total}, (), 0, None)
+
+    # A visit that lies over several nodes is alone in its round: all that is sent is its own.
     own = chains.place_of(ON_NODE, visit)
-    mine = [t for t in transfers if visit.others or own in (t.source, t.destination)]
-    at = {chains.place_of(role, visit): flops for role, flops in by_role.items()}
-    batch = sum(message.why != "labels" for message in messages(setup))
-    return clock.Work(at, mine, batch * result.iterations, visit.node)
+    mine = []
+    for transfer in transfers:
+        if visit.others or own in (transfer.source, transfer.destination):
+            mine.append(transfer)
+
+    flops_at = {}
+    for role, flops in by_role.items():
+        flops_at[chains.place_of(role, visit)] = flops
+
+    # Labels go along with activations, so they cost no message of their own.
+    awaited = [message for message in messages(setup) if message.why != "labels"]
+    return clock.Work(flops_at, mine, len(awaited) * result.iterations, visit.node)

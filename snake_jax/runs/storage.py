@@ -31,7 +31,7 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(_BUCKET)
 
 
-def place(text: str | os.PathLike, flag: str) -> epath.Path:
+def path_of(text: str | os.PathLike, flag: str) -> epath.Path:
     """The path that a flag names.
 
     Args:
@@ -81,8 +81,10 @@ def common(paths: Sequence[str], flag: str) -> str:
     if len(buckets) > 1:
         raise UserError(f"the runs lie in {len(buckets)} places; say with --{flag} where to write")
     if buckets == {""}:
-        return os.path.commonpath([os.path.realpath(path) for path in paths])
-    return _BUCKET + os.path.commonpath([path.removeprefix(_BUCKET) for path in paths])
+        here = [os.path.realpath(path) for path in paths]
+        return os.path.commonpath(here)
+    in_bucket = [path.removeprefix(_BUCKET) for path in paths]
+    return _BUCKET + os.path.commonpath(in_bucket)
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
@@ -164,7 +166,7 @@ def fetched(folders: Sequence[str | os.PathLike]) -> Iterator[list[Path]]:
 
 def _fetch(folder: str | os.PathLike, copies: Path) -> Path:
     """Copies results, under the same names: reports name runs by the ends of their paths."""
-    source = place(folder, "workdir")
+    source = path_of(folder, "workdir")
     local = copies / os.fspath(source).removeprefix(_BUCKET)
     todo = [(source, local)]
     while todo:

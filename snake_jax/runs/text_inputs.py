@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,8 @@ from snake_jax.runs import storage
 
 # What the folder of a tokenizer may hold.
 TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "tok*.bin", "vocab.json", "merges.txt")
-_BUCKETS = (
-    4  # rows of one text each have a length of max_length over a power of two, down to an eighth
-)
+# Rows of one text each have a length of max_length over a power of two: so many, down to an eighth.
+_BUCKETS = 4
 
 
 class Texts(NamedTuple):
@@ -57,37 +57,58 @@ class Texts(NamedTuple):
 
 def tokenizer_beside(model: str) -> str:
     """A model's folder where it holds a tokenizer too, else nothing: bytes."""
-    return (
-        model
-        if any(file for pattern in TOKENIZER_FILES for file in Path(model).glob(pattern))
-        else ""
-    )
+    for pattern in TOKENIZER_FILES:
+        if any(Path(model).glob(pattern)):
+            return model
+    return ""
 
 
 def load_model(
     config: TextConfig, tokenizer: tokenizers.Tokenizer
 ) -> tuple[LanguageModel, Callable[[], Params]]:
-    """The model of a folder or preset, and a function that gives its weights, float32 on the
-    host.
+    """The model of a folder or preset, and a function that gives its weights.
+
+    The weights are float32 and on the host.
+
+    Raises:
+      UserError: there is no such model, or it is none that can be trained here.
     """
-    if config.model in PRESETS and not Path(config.model).exists():
-        # An untrained model has no vocabulary of its own to keep.
-        sizes = (
-            {"vocab_size": -(-tokenizer.vocab_size // 8) * 8}
-            if config.model.startswith("tiny")
-            else {}
-        )
-        model = from_preset(config.model, dropout=config.dropout, **sizes)
-        return model, lambda: jax.device_get(model.init(streams.key(config.seed, "key/weights")))
-    if not Path(config.model).is_dir():
+    # A folder of one's own goes before a preset of the same name.
+    folder = Path(config.model)
+    if config.model in PRESETS and not folder.exists():
+        return _untrained(config, tokenizer)
+    if not folder.is_dir():
         known = ", ".join(PRESETS)
         raise UserError(
             f"--model={config.model}: no such folder, and no preset; presets are {known}"
         )
-    architecture = read_architecture(Path(config.model))
-    model = build(architecture, dropout=config.dropout, name=Path(config.model).resolve().name)
+    architecture = read_architecture(folder)
+    model = build(architecture, dropout=config.dropout, name=folder.resolve().name)
     check_pretrained(config.model, model)
-    return model, lambda: load_pretrained(config.model, dropout=config.dropout)[1]
+
+    # Gigabytes, so they are read when the run begins, not when its flags are looked at.
+    def read_weights() -> Params:
+        _, weights = load_pretrained(config.model, dropout=config.dropout)
+        return weights
+
+    return model, read_weights
+
+
+def _untrained(
+    config: TextConfig, tokenizer: tokenizers.Tokenizer
+) -> tuple[LanguageModel, Callable[[], Params]]:
+    """A preset with fresh weights."""
+    sizes = {}
+    if config.model.startswith("tiny"):
+        # Nobody knows its vocabulary, so it takes the tokenizer's, rounded up to eights.
+        sizes["vocab_size"] = math.ceil(tokenizer.vocab_size / 8) * 8
+    model = from_preset(config.model, dropout=config.dropout, **sizes)
+
+    def draw_weights() -> Params:
+        key = streams.key(config.seed, "key/weights")
+        return jax.device_get(model.init(key))
+
+    return model, draw_weights
 
 
 def prepare_data(
@@ -97,6 +118,12 @@ def prepare_data(
     weights: Callable[[], Params],
 ) -> Texts:
     """The text of the flags, in rows of tokens, laid out over the nodes.
+
+    Args:
+      config: of the run.
+      algorithm: its method, which may put all nodes' rows together.
+      tokenizer: of the text.
+      weights: gives the model's, see `Texts`.
 
     Raises:
       UserError: there is none, or it cannot be.
@@ -108,7 +135,10 @@ def prepare_data(
         limit=config.limit,
         skip_bad_rows=config.skip_bad_rows,
     )
-    buckets = () if config.packing else tuple(config.max_length >> k for k in range(_BUCKETS))
+    # A row that holds one text is as long as it needs to be, of a few lengths: a program each.
+    buckets: tuple[int, ...] = ()
+    if not config.packing:
+        buckets = tuple(config.max_length >> halvings for halvings in range(_BUCKETS))
     rows = text_data.build_text_data(
         corpus,
         tokenizer,
@@ -136,12 +166,14 @@ def prepare_data(
 
 
 def with_first_day(config: TextConfig, workdir: str) -> TextConfig:
-    """With the day that the folder's run began on, where its chat template writes one and the flag
-    names none: a run that goes on trains on the text that it began with.
+    """With the day that the folder's run began on, where the flag names none.
+
+    A run whose chat template writes a day goes on with the text that it began with.
     """
+    # The first process alone reads the folder; it tells the others the day.
     stored: object = None
     if processes.is_first() and not config.template_date:
-        file = storage.place(workdir, "workdir") / "config.json"
+        file = storage.path_of(workdir, "workdir") / "config.json"
         # What is wrong with the folder is said where it is opened.
         with contextlib.suppress(OSError, ValueError):
             stored = json.loads(file.read_text())
@@ -150,13 +182,17 @@ def with_first_day(config: TextConfig, workdir: str) -> TextConfig:
         named = ("model", "tokenizer", "template")
         if all(stored.get(name) == getattr(config, name) for name in named):
             day = str(stored.get("template_date", ""))
-    return dataclasses.replace(
-        config, template_date=config.template_date or processes.text_from_first(day)
-    )
+    day = config.template_date or processes.text_from_first(day)
+    return dataclasses.replace(config, template_date=day)
 
 
 def template_date(config: TextConfig, tokenizer: tokenizers.Tokenizer, day: str) -> str:
-    """The day that the texts of the run hold; empty where they hold none.
+    """The day that the texts of the run hold, as 2026-01-31; empty where they hold none.
+
+    Args:
+      config: of the run.
+      tokenizer: whose chat template may write a day.
+      day: that it would write.
 
     Raises:
       UserError: the flag names one all the same.
@@ -182,8 +218,9 @@ def _quality(corpus: sources.Corpus, rows: text_data.TextData) -> str:
 
 
 def _ranks(config: TextConfig) -> tuple[int, ...]:
-    """Each node's rank; nodes take the listed ones in turn, or by what they compute: the fastest
-    has `lora_rank`.
+    """Each node's rank; empty: all have `lora_rank`.
+
+    Nodes take the listed ones in turn, or by what they compute: the fastest has `lora_rank`.
     """
     if not config.rank:
         return ()
@@ -191,24 +228,38 @@ def _ranks(config: TextConfig) -> tuple[int, ...]:
         raise UserError(f"--rank={config.rank}: there are no adapters with --lora_rank=0")
     if config.rank == "capability":
         speeds = [node.flops_per_s for node in of_config(config).nodes]
-        return tuple(max(1, round(config.lora_rank * speed / max(speeds))) for speed in speeds)
-    words = config.rank.split(",")
-    if wrong := [
-        w for w in words if not w.strip().isdecimal() or not 0 < int(w) <= config.lora_rank
-    ]:
-        raise UserError(
-            f"--rank={config.rank}: {wrong[0] or 'a gap'} is no rank from 1 to "
-            f"--lora_rank={config.lora_rank}"
-        )
-    return tuple(int(words[node % len(words)]) for node in range(config.nodes))
+        fastest = max(speeds)
+        return tuple(max(1, round(config.lora_rank * speed / fastest)) for speed in speeds)
+    listed = []
+    for word in config.rank.split(","):
+        if not word.strip().isdecimal() or not 0 < int(word) <= config.lora_rank:
+            raise UserError(
+                f"--rank={config.rank}: {word or 'a gap'} is no rank from 1 to "
+                f"--lora_rank={config.lora_rank}"
+            )
+        listed.append(int(word))
+    return tuple(listed[node % len(listed)] for node in range(config.nodes))
 
 
-def _shards(pool: Callable[[Any], Any], rows: Sequence[Shard]) -> list[Shard]:
-    """Each node's rows by length, as the method trains on them."""
-    lengths = sorted({length for shard in rows for length in shard})
+def _shards(pool: Callable[[Any], Any], rows: Sequence[Shard]) -> Sequence[Shard]:
+    """Each node's rows by length, as the method trains on them.
+
+    Args:
+      pool: `shards -> shards` of the method, which may put all nodes' rows together.
+      rows: each node's, by length.
+    """
+    lengths: set[int] = set()
+    for shard in rows:
+        lengths |= shard.keys()
     none = np.zeros(0, np.int32)
-    parts = {length: pool([shard.get(length, none) for shard in rows]) for length in lengths}
-    count = len(next(iter(parts.values())))
-    return [
-        {length: part[i] for length, part in parts.items() if len(part[i])} for i in range(count)
-    ]
+
+    # A method pools rows of one length at a time. How many shards come out is its affair.
+    pooled: list[dict[int, np.ndarray]] = []
+    for length in sorted(lengths):
+        parts = pool([shard.get(length, none) for shard in rows])
+        if not pooled:
+            pooled = [{} for _ in parts]
+        for shard, part in zip(pooled, parts, strict=True):
+            if len(part):
+                shard[length] = part
+    return pooled

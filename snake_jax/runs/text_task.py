@@ -25,7 +25,6 @@ from snake_jax.costs.flops import passed_flops
 from snake_jax.costs.layers import row_costs
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
-from snake_jax.engines.build import check as check_emulation
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import VisitSettings
@@ -49,6 +48,7 @@ from snake_jax.runs.job import (
     state_like,
 )
 from snake_jax.runs.setup import Setup, assembled
+from snake_jax.runs.text_checks import check_model
 from snake_jax.runs.text_inputs import (
     Texts,
     load_model,
@@ -82,7 +82,8 @@ def prepare(config: TextConfig) -> TextSetup:
     tokenizers.check_fits(tokenizer, model.vocab_size)
     check_model(config, model)
     job = make_job(config, algorithm, model)
-    jax.eval_shape(lambda: _like(job))  # a rank above a layer's width is said here
+    # A rank above a layer's width is said here.
+    _like(job)
 
     data = prepare_data(config, algorithm, tokenizer, weights)
     return make_setup(job, data)
@@ -97,32 +98,18 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
     return assembled(job, data, data.divergence, ())
 
 
-def check_model(config: TextConfig, model: LanguageModel) -> None:
-    """Refuses rows, meshes and kernels that the model or each other cannot take.
-
-    Raises:
-      UserError: there is one.
-    """
-    if config.max_length > model.max_positions:
-        raise UserError(
-            f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
-        )
-    heads = model.architecture.num_attention_heads, model.architecture.num_key_value_heads
-    sharding.check_mesh(config.mesh, config.batch_size, *heads)
-    if config.mesh and config.cache_prefix == "device":
-        raise UserError(
-            "--cache_prefix=device is for one device; with --mesh say --cache_prefix=host"
-        )
-    check_products(config)
-    check_emulation(config.executor, bool(config.mesh), bool(config.rank), config.cache_prefix)
-
-
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
     """The job of training this language model; it needs no data and reads no weights.
+
+    Args:
+      config: of the run.
+      algorithm: its method.
+      model: the network.
 
     Raises:
       UserError: the method cuts models, or a flag names what the model has not.
     """
+    # What images have and language models have not yet.
     if algorithm.chain is not whole_model:
         whole = [name for name, other in ALGORITHMS.items() if other.chain is whole_model]
         raise UserError(
@@ -134,13 +121,16 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
             f"--assign={config.assign}: blocks are alike, so nodes take turns; leave "
             "--assign=serpentine"
         )
+    trainable, always = _trainable(config, algorithm, model)
+    # One segment of all layers, also where the plan's, which may train, are fewer.
+    whole_chain = (Segment(ON_NODE, 0, len(model.layer_names)),)
     return Job(
         config,
         algorithm,
         model,
         TASK,
-        Plan(config, *_trainable(config, algorithm, model)),
-        (Segment(ON_NODE, 0, len(model.layer_names)),),  # the plan's layers may be fewer
+        Plan(config, trainable, always),
+        whole_chain,
         of_config(config),
         adapters=own_items(model, True) if config.lora_rank else (),
         distilled=config.distill == "on" and "distill" in algorithm.flags,
@@ -170,39 +160,23 @@ def _trainable(
             )
     if not algorithm.trains_parts and not config.lora_rank:
         ends = ENDS
-    order = []
+    trainable = []
     for name in model.layer_names:
         if name not in ENDS:
-            order.append(name + ADAPTERS if config.lora_rank else name)
+            trainable.append(name + ADAPTERS if config.lora_rank else name)
         elif name in ends:
-            order.append(name)
-    return tuple(order), ends if algorithm.trains_parts else ()
-
-
-def check_products(config: TextConfig) -> None:
-    """Refuses kernels for what is not stored in codes on one device.
-
-    Raises:
-      UserError: the configuration asks for that.
-    """
-    if config.frozen_matmul == "dequantize":
-        return
-    if config.mesh:
-        raise UserError(
-            "--frozen_matmul=fused is for one device; with --mesh say --frozen_matmul=dequantize"
-        )
-    if config.frozen_dtype not in ("int8", "nf4"):
-        raise UserError(
-            f"--frozen_matmul=fused: --frozen_dtype={config.frozen_dtype} has no codes; say int8 "
-            f"or nf4"
-        )
+            trainable.append(name)
+    always = ends if algorithm.trains_parts else ()
+    return tuple(trainable), always
 
 
 def compute_dtype(config: TextConfig) -> Any:
     """Of activations and of weights while they are computed with."""
     if config.compute_dtype != "auto":
         return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if jax.default_backend() == "cpu":
+        return jnp.dtype("float32")
+    return jnp.dtype("bfloat16")
 
 
 def make_step(job: TextJob) -> LanguageStep:
@@ -223,12 +197,23 @@ def make_step(job: TextJob) -> LanguageStep:
 
 
 def make_engine(setup: TextSetup) -> LocalEngine:
-    """Nodes emulated one after the other; puts what never trains on the device."""
-    config, data = setup.config, setup.data
+    """The node emulation of this setup; puts what never trains on the device."""
+    config = setup.config
+    data = setup.data
     step = make_step(setup.job)._replace(mesh=sharding.make_mesh(config.mesh))
-    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    settings = VisitSettings(
+        config.local_epochs,
+        config.batch_size,
+        config.frozen_dtype,
+        config.early_stop,
+        config.seed,
+        config.carry_optimizer_state,
+        config.accumulate,
+        config.cache_prefix,
+    )
     base = without(data.weights(), setup.plan.layer_names)
-    train, test = data.rows.train.rows, data.rows.test
+    train = data.rows.train.rows
+    test = data.rows.test
     return text_engine(step, base, train, test, data.shards, settings, data.ranks, config.executor)
 
 
@@ -238,7 +223,8 @@ def _params(setup: TextSetup) -> Params:
     weights = select(setup.data.weights(), names)
     if not setup.job.adapters:
         return weights
-    return {**weights, **jax.device_get(_adapters(setup.job))}
+    adapters = jax.device_get(_adapters(setup.job))
+    return weights | adapters
 
 
 def _like(job: TextJob) -> Params:
@@ -246,7 +232,8 @@ def _like(job: TextJob) -> Params:
     weights = {name: shapes[name] for name in job.plan.layer_names if name in shapes}
     if not job.adapters:
         return weights
-    return weights | jax.eval_shape(functools.partial(_adapters, job))
+    make_adapters = functools.partial(_adapters, job)
+    return weights | jax.eval_shape(make_adapters)
 
 
 def _shapes(job: TextJob) -> Params:
@@ -257,9 +244,10 @@ def _adapters(job: TextJob) -> Params:
     """Fresh adapters of every block; a block's depend on the seed and its place alone."""
     blocks = own_items(job.model, False)
     block = _shapes(job)[blocks[0]]
-    settings, key = make_lora(job.config), streams.key(job.config.seed, "key/adapters")
+    settings = make_lora(job.config)
     # Blocks are alike: one compilation makes the adapters of all.
-    fresh = jax.jit(lambda key: lora.init(key, block, settings))
+    fresh = jax.jit(functools.partial(lora.init, block=block, lora=settings))
+    key = streams.key(job.config.seed, "key/adapters")
     adapters = {}
     for index, name in enumerate(blocks):
         adapters[name + ADAPTERS] = fresh(jax.random.fold_in(key, index))
@@ -282,14 +270,19 @@ def _sizes(job: TextJob) -> Sizes:
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[int, int]]:
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
-    draws = {"teacher": job.distilled, "stochastic": job.model.stochastic}
 
     def flops(outcome: Outcome) -> Mapping[int, int]:
         assert outcome.text is not None, "a visit on a language model counts its text"
         total = 0
         for passed in outcome.text.passed:
             costs = row_costs(job.model, adapters, step.recompute, passed.length)
-            total += passed_flops(costs, outcome.visit.layers, passed, **draws)
+            total += passed_flops(
+                costs,
+                outcome.visit.layers,
+                passed,
+                teacher=job.distilled,
+                stochastic=job.model.stochastic,
+            )
         return {ON_NODE: total}
 
     return flops
@@ -298,11 +291,12 @@ def _work(job: TextJob) -> Callable[[Outcome], Mapping[int, int]]:
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
     texts = [outcome.text for outcome in outcomes if outcome.text is not None]
     tokens = sum(text.tokens for text in texts)
+    target_tokens = sum(text.target_tokens for text in texts)
     seconds = sum(outcome.train_s for outcome in outcomes)
     return {
         "perplexity": None if scores is None else _perplexity(scores.loss),
         "tokens": tokens,
-        "target_tokens": sum(text.target_tokens for text in texts),
+        "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
     }
 
@@ -328,14 +322,18 @@ _SUMMARISED = (
 def _summary(
     setup: TextSetup, engine: Engine | None, lines: Sequence[records.Record]
 ) -> records.Record:
-    config, job = setup.config, setup.job
+    config = setup.config
+    job = setup.job
+    settings = {name: getattr(config, name) for name in _SUMMARISED}
     before = None
     if engine is not None:
-        before = _perplexity(engine.evaluate(_params(setup)).loss)
+        untrained = engine.evaluate(_params(setup))
+        before = _perplexity(untrained.loss)
+    trained = select(_like(job), largest_visit(job))
     return {
-        **{name: getattr(config, name) for name in _SUMMARISED},
+        **settings,
         "num_params": num_params(_shapes(job)),
-        "trainable_params": num_params(select(_like(job), largest_visit(job))),
+        "trainable_params": num_params(trained),
         "state_bytes": visit_state(job).total,
         "tokens": sum(line["tokens"] for line in lines),
         "target_tokens": sum(line["target_tokens"] for line in lines),
@@ -346,15 +344,19 @@ def _summary(
 
 def largest_visit(job: TextJob) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
-    every = [visit.layers for visits in planned(job) for visit in visits]
-    return max(every, key=len)
+    largest: tuple[str, ...] = ()
+    for visits in planned(job):
+        for visit in visits:
+            if len(visit.layers) > len(largest):
+                largest = visit.layers
+    return largest
 
 
 def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
-    step, config = make_step(job), job.config
-    adapters = make_lora(config) if step.adapted else None
-    return memory.state_bytes(step, largest_visit(job), config.frozen_dtype, adapters)
+    step = make_step(job)
+    adapters = make_lora(job.config) if step.adapted else None
+    return memory.state_bytes(step, largest_visit(job), job.config.frozen_dtype, adapters)
 
 
 TASK: Task[TextConfig, Texts, LanguageModel] = Task(

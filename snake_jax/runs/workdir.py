@@ -1,5 +1,6 @@
-"""The folder of a run: config.json, metrics.jsonl, ledger.jsonl, checkpoints/, summary.json, and
-how it goes on.
+"""The folder of a run: what it keeps, and how a run goes on from it.
+
+It holds config.json, metrics.jsonl, ledger.jsonl, checkpoints/ and summary.json.
 
 A round is finished once its checkpoint is written. Its lines are written before, so on resume lines
 past the checkpoint are cut off and their rounds done again, with the same result. Whole files are
@@ -14,6 +15,7 @@ processes the first alone has the folder, and tells the others what it held.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -31,6 +33,7 @@ from snake_jax.config import RunConfig, differences
 from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
+from snake_jax.params import PyTree
 from snake_jax.runs import storage
 from snake_jax.runs.checkpoint import Checkpoints, Saved
 from snake_jax.runs.job import state_like
@@ -45,8 +48,12 @@ _OWNER = "owner.json"
 
 
 class Workdir:
-    """An open run folder; in all processes but the first a stand-in that reads and writes
-    nothing.
+    """An open run folder; a stand-in that reads and writes nothing in all processes but the first.
+
+    Attributes:
+      path: of the folder.
+      records: the lines of metrics.jsonl so far.
+      earlier: what was compiled before this process went on with the run.
     """
 
     def __init__(self, path: str | os.PathLike, config: RunConfig) -> None:
@@ -55,7 +62,7 @@ class Workdir:
         Raises:
           UserError: it holds a run with other flags, is in use, or is no usable folder.
         """
-        self.path = storage.place(path, "workdir")
+        self.path = storage.path_of(path, "workdir")
         self.records: list[Record] = []
         self.earlier = Compilations(0, 0.0, None)
         self._ledger_lines = 0
@@ -69,10 +76,11 @@ class Workdir:
     def _enter(self, config: RunConfig, stack: contextlib.ExitStack) -> Checkpoints:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not storage.is_bucket(self.path):
+            in_bucket = storage.is_bucket(self.path)
+            if not in_bucket:
                 stack.enter_context(_lock(self.path))
             self._claim(config)
-            self._own = _become_owner(self.path) if storage.is_bucket(self.path) else None
+            self._own = _become_owner(self.path) if in_bucket else None
         except OSError as error:
             reason = error.strerror or error
             raise UserError(
@@ -83,45 +91,63 @@ class Workdir:
         return checkpoints
 
     def _claim(self, config: RunConfig) -> None:
+        """Writes config.json, unless what is there is another run's or no run's."""
         file = self.path / "config.json"
+        ours = dataclasses.asdict(config)
         stored = _read_object(file)
         if stored is None:
-            if {entry.name for entry in storage.entries(self.path)} - {storage.part_of(file).name}:
+            # A kill may have left the part that config.json was being written to.
+            names = {entry.name for entry in storage.entries(self.path)}
+            if names - {storage.part_of(file).name}:
                 raise UserError(
                     f"--workdir={self.path} holds files but no run (no config.json); give a new "
                     f"folder"
                 )
-        elif missing := [name for name in dataclasses.asdict(config) if name not in stored]:
+        else:
+            self._check_same(config, stored)
+        # They may differ in what a run may change on its way.
+        if stored != ours:
+            _write_json(file, ours)
+
+    def _check_same(self, config: RunConfig, stored: Record) -> None:
+        missing = [name for name in dataclasses.asdict(config) if name not in stored]
+        if missing:
             raise UserError(
                 f"--workdir={self.path} holds a run begun with another version of snake_jax, which "
                 f"had no --{missing[0]}; give another --workdir"
             )
-        elif other := differences(config, stored):
+        other = differences(config, stored)
+        if other:
             raise UserError(
                 f"--workdir={self.path} holds a run with other flags: {', '.join(other)}; "
                 "use those, or another --workdir"
             )
-        if stored != dataclasses.asdict(config):
-            _write_json(file, dataclasses.asdict(config))
 
     def resume(self, setup: Setup, warn: Callable[[str], None]) -> State:
-        """The state to go on from: that of the newest sound checkpoint, or a fresh one; the same in
-        all processes.
+        """The state to go on from, the same in all processes.
+
+        That of the newest sound checkpoint, or a fresh one.
 
         Args:
           setup: of this configuration.
           warn: is told of damaged checkpoints.
+
+        Raises:
+          UserError: no checkpoint can be read, or the lines do not go with it.
         """
         saved = self._restore(setup, warn) if self._checkpoints else None
-        rounds = int(processes.from_first(np.int32(saved.rounds if saved else -1)))
+        own_rounds = saved.rounds if saved else -1
+        rounds = int(processes.from_first(np.int32(own_rounds)))
         if rounds < 0:
             return initial_state(setup)
-        meta, self.records = json.loads(
-            processes.text_from_first(json.dumps([saved.meta, self.records] if saved else ""))
-        )
-        tree = processes.from_first(
-            saved.tree if saved else _zeros(state_like(setup.job, meta["states"], meta["nodes"]))
-        )
+
+        # Only the first process has read the checkpoint: it sends the others text, then arrays,
+        # whose shapes they must know before.
+        own_text = json.dumps([saved.meta, self.records]) if saved else ""
+        meta, self.records = json.loads(processes.text_from_first(own_text))
+        tree = saved.tree if saved else _zeros(_expected(setup, meta))
+        tree = processes.from_first(tree)
+
         self.earlier = Compilations(meta["num_compilations"], meta["compile_s"], meta["peak_bytes"])
         params, states, memory, nodes = jax.device_put(tree)
         failures = {int(number): tuple(events) for number, events in meta["failures"].items()}
@@ -130,9 +156,7 @@ class Workdir:
 
     def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
         assert self._checkpoints is not None
-        saved = self._checkpoints.restore(
-            lambda meta: state_like(setup.job, meta["states"], meta["nodes"]), warn
-        )
+        saved = self._checkpoints.restore(functools.partial(_expected, setup), warn)
         if saved is None:
             self._start_anew()
         else:
@@ -153,8 +177,9 @@ class Workdir:
         self._ledger_lines += len(report.transfers)
         if self._checkpoints:
             self._check_owner()
+            sent = [transfer._asdict() for transfer in report.transfers]
             storage.append(self.path / "metrics.jsonl", [report.record])
-            storage.append(self.path / "ledger.jsonl", [t._asdict() for t in report.transfers])
+            storage.append(self.path / "ledger.jsonl", sent)
         self.keep(report.state, compiled)
 
     def keep(self, state: State, compiled: Compilations) -> None:
@@ -194,11 +219,10 @@ class Workdir:
             )
 
     def _start_anew(self) -> None:
-        """No checkpoint yet: at most the first round's line was written. More lines are results to
-        be kept.
-        """
+        """Without a checkpoint at most the first round's line was written; more are results."""
         file = self.path / "metrics.jsonl"
-        if file.exists() and file.read_bytes().count(b"\n") > 1:
+        lines = file.read_bytes().count(b"\n") if file.exists() else 0
+        if lines > 1:
             raise UserError(
                 f"{file} has results, but {self.path / 'checkpoints'} has no checkpoint to go on "
                 f"from; "
@@ -210,6 +234,11 @@ class Workdir:
         self.records = _keep_lines(self.path / "metrics.jsonl", records)
         _keep_lines(self.path / "ledger.jsonl", ledger_lines)
         self._ledger_lines = ledger_lines
+
+
+def _expected(setup: Setup, meta: Record) -> tuple[PyTree, ...]:
+    """The shapes of the arrays that a checkpoint with this description holds."""
+    return state_like(setup.job, meta["states"], meta["nodes"])
 
 
 def _become_owner(folder: epath.Path) -> Record:
@@ -226,7 +255,8 @@ def _lock(folder: epath.Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        # A file system without locks keeps nobody out.
+        with contextlib.suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -238,8 +268,13 @@ def _lock(folder: epath.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), shapes)
+def _zeros(shapes: PyTree) -> PyTree:
+    """Arrays of these shapes on the host, to receive others into."""
+
+    def zeros(like: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.zeros(like.shape, like.dtype)
+
+    return jax.tree.map(zeros, shapes)
 
 
 def _keep_lines(file: epath.Path, count: int) -> list[Record]:
@@ -253,12 +288,14 @@ def _keep_lines(file: epath.Path, count: int) -> list[Record]:
         raise UserError(
             f"{file} has {len(lines)} lines, its checkpoint knows {count}; give another --workdir"
         )
-    storage.replace(file, "".join(line + "\n" for line in lines))
+    kept = "".join(line + "\n" for line in lines)
+    storage.replace(file, kept)
     return records
 
 
 def _write_json(file: epath.Path, content: Record) -> None:
-    storage.replace(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False)
+    storage.replace(file, text + "\n")
 
 
 def _read_object(file: epath.Path) -> Record | None:

@@ -14,7 +14,7 @@ def said(name, *words):
     values = main.define(COMMANDS[name])
     main.parse(COMMANDS[name], values, ["snake-jax", *words])
     kind = ImageConfig if name == "classify" else TextConfig
-    return defaults.said(loop.prepare(config_flags.from_flags(values, kind)), values)
+    return defaults.said_of_defaults(loop.prepare(config_flags.from_flags(values, kind)), values)
 
 
 @pytest.fixture

@@ -110,7 +110,9 @@ def test_help_is_given_though_other_words_are_wrong(snake_jax):
 
 
 def test_every_flag_of_a_command_has_one_section():
-    every = [flag for flags in GROUPS.values() for flag in flags]
+    every = []
+    for flags in GROUPS.values():
+        every += flags
     assert len(every) == len(set(every))
     for command in COMMANDS.values():
         own = main.FlagValues()
@@ -186,7 +188,7 @@ def test_the_doors_of_experiments_are_the_same_program():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         command = COMMANDS[name]
-        assert done.stdout == help_page.page(command, main.define(command), full=False)
+        assert done.stdout == help_page.command_page(command, main.define(command), full=False)
 
 
 # The home folder

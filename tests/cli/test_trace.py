@@ -38,8 +38,11 @@ def traced(folder):
     """
     (file,) = folder.rglob("*.xplane.pb")
     assert len(list(folder.rglob("*.trace.json.gz"))) == 1
-    planes = ProfileData.from_file(str(file)).planes
-    return [event.name for plane in planes for line in plane.lines for event in line.events]
+    names = []
+    for plane in ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            names += [event.name for event in line.events]
+    return names
 
 
 def test_it_has_the_rounds_after_the_first_by_name(launch, tmp_path):

@@ -68,6 +68,11 @@ def both(folder, workdir, way, *more):
     ]
 
 
+def measured(lines, name):
+    """The values of a field in the lines that have one."""
+    return [line[name] for line in lines if line[name] is not None]
+
+
 @pytest.fixture(scope="module")
 def two(files):
     """The folder of a run of two processes, and what they print."""
@@ -90,8 +95,8 @@ def test_two_processes_end_as_one_with_the_devices_of_both(files, two, tmp_path,
     pair = results(folder), results(tmp_path)
     assert pair[0]["ledger"] == pair[1]["ledger"]
     for name in ("loss", "test_loss", "tokens", "train_flops", "bytes_up", "bytes_down"):
-        lines = [[line[name] for line in end["metrics"] if line[name] is not None] for end in pair]
-        np.testing.assert_allclose(*lines, rtol=1e-5)
+        of_two, of_one = (measured(end["metrics"], name) for end in pair)
+        np.testing.assert_allclose(of_two, of_one, rtol=1e-5)
     (steps, arrays), (others, alone) = (end["arrays"] for end in pair)
     assert steps == others == 3
     for name, array in arrays.items():
@@ -125,5 +130,8 @@ def test_a_mesh_of_some_processes_is_one_line(files, tmp_path, mesh, reason):
     processes = both(files, tmp_path, "blocks", f"--mesh={mesh}")
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    (line,) = [line for _, stderr in outputs for line in stderr.splitlines() if reason in line]
+    told = []
+    for _, stderr in outputs:
+        told += [line for line in stderr.splitlines() if reason in line]
+    (line,) = told
     assert line.startswith("error: ")

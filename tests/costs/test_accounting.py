@@ -218,7 +218,7 @@ def test_the_committed_numbers_are_those_of_this_code(part):
 def test_the_committed_tables_are_those_of_the_committed_numbers():
     file = ROOT / "docs/accounting.md"
     assert file.read_text() == accounting_tables.insert(
-        file, accounting_tables.markdown(_committed())
+        file, accounting_tables.all_tables(_committed())
     )
 
 

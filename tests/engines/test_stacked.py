@@ -362,13 +362,13 @@ def test_a_kept_prefix_changes_no_bit_and_saves_work():
 def test_a_prefix_that_cannot_be_kept_is_off_with_a_word(flags, reason):
     flags = {"cache_prefix": "host", "local_epochs": 2} | LORA | flags
     setup, executor, _, reports = run(**flags)
-    assert f"--cache_prefix=host is off: {reason}" in text_results.describe(setup)
+    assert f"--cache_prefix=host is off: {reason}" in text_results.describe_texts(setup)
     assert {program.kind for program in executor._programs} == {"train", "evaluate"}
     assert same_bits(reports[-1].state.params, final(**flags | {"cache_prefix": "off"}))
 
 
 def test_a_kept_prefix_is_not_spoken_of_where_it_is_kept():
-    assert "cache_prefix" not in text_results.describe(
+    assert "cache_prefix" not in text_results.describe_texts(
         run(local_epochs=3, cache_prefix="host", **LORA)[0]
     )
 
@@ -384,7 +384,9 @@ def test_a_kept_prefix_is_not_spoken_of_where_it_is_kept():
 )
 def test_what_a_tied_end_trains_is_said(ends, words):
     setup = loop.prepare(TextConfig(**SMALL | FULL | {"always_train": ends}))
-    told = [line for line in text_results.describe(setup).splitlines() if "output matrix" in line]
+    told = [
+        line for line in text_results.describe_texts(setup).splitlines() if "output matrix" in line
+    ]
     assert len(told) == bool(words)
     assert all(words in line for line in told)
 

@@ -134,7 +134,8 @@ def test_a_broken_result_is_one_line_with_the_way_out(tmp_path, text):
 
 def test_load_that_all_feel_cancels_in_paired_ratios():
     load = [1.0, 5.0, 2.0]
-    ours, base = ([Sample(seconds * x, 0.0) for x in load] for seconds in (3.0, 2.0))
+    ours = [Sample(3.0 * x, 0.0) for x in load]
+    base = [Sample(2.0 * x, 0.0) for x in load]
     assert rows.paired(ours, base, scale=0.5) == pytest.approx([0.75] * 3)
     assert rows.measured("T", "s", "n", rows.paired(ours, base)).spread == pytest.approx(0)
     assert rows.walls_ms(base, steps=4) == [500.0, 2500.0, 1000.0]

@@ -201,9 +201,14 @@ def test_figures_share_runs_and_differ_in_what_they_say(made):
 def test_the_interrupted_layers_visit_is_taken_over_in_every_cycle(made):
     run = study_of(made).read(Case("snake", "iid", interrupted=True))
     layer = vision.interrupted_layer(SMOKE)
-    cut = [(record["cycle"], record["event"]) for record in run.metrics if record["event"]]
-    assert cut == [(cycle, event) for cycle in range(2) for event in ("interrupted", "takeover")]
-    assert all(layer in record["layers"] for record in run.metrics if record["event"])
+    cut = [record for record in run.metrics if record["event"]]
+    assert [(record["cycle"], record["event"]) for record in cut] == [
+        (0, "interrupted"),
+        (0, "takeover"),
+        (1, "interrupted"),
+        (1, "takeover"),
+    ]
+    assert all(layer in record["layers"] for record in cut)
     assert run.metrics[-1]["accuracy"] is not None
 
 
@@ -320,9 +325,10 @@ def test_fine_tuning_rows_are_the_sums_of_the_kept_metrics(made):
 @pytest.mark.parametrize(("figure", "partition"), language.FIGURES.items())
 def test_fine_tuning_runs_are_what_the_figure_says(made, figure, partition):
     rows = numbers(made, figure)["rows"]
-    assert [(row["epochs"], row["method"]) for row in rows] == [
-        (e, m) for e in (1, 3) for m in language.METHODS
-    ]
+    assert [row["method"] for row in rows] == [*language.METHODS, *language.METHODS]
+    each = len(language.METHODS)
+    assert [row["epochs"] for row in rows[:each]] == [1] * each
+    assert [row["epochs"] for row in rows[each:]] == [3] * each
     for row in rows:
         lines, _, config = kept_of(made, row)
         assert (config["partition"], config["local_epochs"], config["nodes"]) == (

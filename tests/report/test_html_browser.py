@@ -276,12 +276,14 @@ def test_the_ledger_of_another_run(opened):
 
 
 def test_the_snake_is_drawn(opened):
-    cells = [
-        (c.get_attribute("data-visit"), c.get_attribute("data-layer"))
-        for c in opened.all("#schedule .cell")
-    ]
-    middle = [LAYERS[1 + visit % 3] for visit in range(6)]
-    assert set(cells) == {(str(v), name) for v in range(6) for name in ("conv1", middle[v], "fc")}
+    cells = []
+    for cell in opened.all("#schedule .cell"):
+        cells.append((cell.get_attribute("data-visit"), cell.get_attribute("data-layer")))
+    expected = set()
+    for visit in range(6):
+        for name in ("conv1", LAYERS[1 + visit % 3], "fc"):
+            expected.add((str(visit), name))
+    assert set(cells) == expected
     assert len(cells) == 18
     assert opened.texts("#schedule-layers text") == [*LAYERS, "visit"]
     assert len(opened.all("#schedule .bead")) == 6

@@ -152,12 +152,10 @@ def test_a_damaged_object_is_noticed_and_the_checkpoint_before_it_used(bucket, s
         add(folder, fresh, number)
     folder.close()
     data = epath.Path(f"{bucket}/run/checkpoints/2/arrays")
-    pieces = [
-        entry
-        for part in (data / "d", data / "ocdbt.process_0" / "d")
-        if part.exists()
-        for entry in part.iterdir()
-    ]
+    pieces = []
+    for part in (data / "d", data / "ocdbt.process_0" / "d"):
+        if part.exists():
+            pieces += part.iterdir()
     largest = max(pieces, key=lambda entry: len(entry.read_bytes()))
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -270,7 +268,7 @@ def test_other_places_are_refused(place):
         UserError,
         match=rf"--workdir={place}: give a folder, or one in a bucket as gs://BUCKET/FOLDER",
     ):
-        storage.place(place, "workdir")
+        storage.path_of(place, "workdir")
 
 
 def test_a_missing_client_is_said_with_what_to_install(monkeypatch):
@@ -279,7 +277,7 @@ def test_a_missing_client_is_said_with_what_to_install(monkeypatch):
 
     monkeypatch.setattr("etils.epath.gpath.PosixGPath.exists", missing)
     with pytest.raises(UserError, match=re.escape("pip install -e '.[gcs]'")):
-        storage.place("gs://bucket/run", "workdir")
+        storage.path_of("gs://bucket/run", "workdir")
 
 
 def test_an_unreachable_bucket_is_one_line(monkeypatch):
@@ -291,7 +289,7 @@ def test_an_unreachable_bucket_is_one_line(monkeypatch):
         UserError,
         match=r"--workdir=gs://bucket/run: the bucket cannot be reached \(no credentials\)",
     ):
-        storage.place("gs://bucket/run", "workdir")
+        storage.path_of("gs://bucket/run", "workdir")
 
 
 def test_runs_of_several_places_have_no_common_folder(tmp_path):

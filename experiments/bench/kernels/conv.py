@@ -1,12 +1,14 @@
-"""Times every pass of VGG-11's convolutions beside XLA's own, PyTorch's and the bare matrix product
-of the same size.
+"""Times every pass of VGG-11's convolutions beside XLA's own, PyTorch's and the bare product.
 
-Ours and the bare product run in a loop of `LOOP` calls inside one program, as training runs them:
-fresh memory is paid for once. XLA's own convolution is timed alone, because it is slower in a loop;
-PyTorch's as PyTorch runs it. Whole steps are timed by `experiments.bench`.
+That is the matrix product of the same size. Ours and the bare product run in a loop of `LOOP` calls
+inside one program, as training runs them: fresh memory is paid for once. XLA's own convolution is
+timed alone, because it is slower in a loop; PyTorch's as PyTorch runs it. Whole steps are timed by
+`experiments.bench`.
 """
 
+import functools
 import importlib.util
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from experiments.bench.kernels.conv_tables import report
-from snake_jax.costs.timing import interleaved, machine, paired_ratio, summary
+from snake_jax.costs.timing import Sample, interleaved, machine, paired_ratio, summary
 from snake_jax.kernels import conv
 from snake_jax.kernels.conv.shapes import ConvShape
 from snake_jax.models import registry
@@ -45,9 +47,7 @@ Run = Callable[[], object]
 
 
 class Network(NamedTuple):
-    """Which network is timed: the defaults are VGG-11 with 9,750,922 parameters for 32x32x3
-    images.
-    """
+    """Which network is timed: by default VGG-11 of 9,750,922 parameters for 32x32x3 images."""
 
     model: str = "vgg11"
     batch: int = 32
@@ -90,26 +90,29 @@ def run(
     with_torch: bool = True,
     size: int = LARGEST_PRODUCT,
 ) -> dict:
-    """Measures everything; the result is what --json prints. Times are milliseconds, rates GFLOP/s,
-    sizes examples.
+    """Measures everything; the result is what --json prints.
+
+    Times are milliseconds, rates GFLOP/s, sizes examples.
     """
-    network, largest = network or Network(), product(size)
+    network = network or Network()
     with_torch = with_torch and importlib.util.find_spec("torch") is not None
     header = machine()
-    fastest_s = min(
-        sample.wall_s for sample in interleaved({"product": largest.run}, repeats)["product"]
-    )
+
+    # What this machine can do at best, which every pass is set against.
+    largest = product(size)
+    samples = interleaved({"product": largest.run}, repeats)
+    fastest_s = min(sample.wall_s for sample in samples["product"])
     peak_gflops = largest.flops / fastest_s / 1e9
+
+    layers = []
+    for layer in convolutions(network):
+        layers += _layer_rows(layer, repeats, peak_gflops, with_torch)
     return {
         "suite": "conv",
         "machine": header,
         "sizes": network._asdict(),
         "peak_gflops": peak_gflops,
-        "layers": [
-            row
-            for layer in convolutions(network)
-            for row in _layer_rows(layer, repeats, peak_gflops, with_torch)
-        ],
+        "layers": layers,
     }
 
 
@@ -119,8 +122,9 @@ def stages(network: Network, params: Params) -> list[Stage]:
     x = jax.ShapeDtypeStruct((network.batch, *model.input_shape), jnp.float32)
     found = []
     for index, name in enumerate(model.layer_names):
-        y = jax.eval_shape(lambda p, x, at=index: model.apply(p, x, at, at + 1), params, x)
-        bias, kernel = sorted(jax.tree.leaves(params[name]), key=lambda leaf: leaf.ndim)
+        layer = functools.partial(model.apply, start=index, stop=index + 1)
+        y = jax.eval_shape(layer, params, x)
+        bias, kernel = sorted(jax.tree.leaves(params[name]), key=np.ndim)
         found.append(Stage(name, x.shape, y.shape, kernel, bias))
         x = y
     return found
@@ -128,12 +132,12 @@ def stages(network: Network, params: Params) -> list[Stage]:
 
 def convolutions(network: Network) -> list[ConvShape]:
     """Those of the layers that are convolutions, all of them 3x3, SAME, without strides."""
-    shapes = jax.eval_shape(network.build(OURS).init, jax.random.key(0))
-    return [
-        ConvShape(s.name, _four(s.x), _four(s.kernel.shape))
-        for s in stages(network, shapes)
-        if s.kernel.ndim == 4
-    ]
+    params = jax.eval_shape(network.build(OURS).init, jax.random.key(0))
+    shapes = []
+    for stage in stages(network, params):
+        if stage.kernel.ndim == 4:
+            shapes.append(ConvShape(stage.name, _four(stage.x), _four(stage.kernel.shape)))
+    return shapes
 
 
 def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -155,26 +159,27 @@ def _layer_rows(
         sides["torch"] = torch_side.passes(layer)
     rows = []
     for name in PASSES:
-        samples = interleaved(
-            {side: passes[name] for side, passes in sides.items()}, repeats, budget_s=1.0
-        )
-        each = {
-            side: [s._replace(wall_s=s.wall_s / n, cpu_s=s.cpu_s / n) for s in taken]
-            for side, taken in samples.items()
-            for n in [LOOP if side in ("ours", "product") else 1]
-        }
-        timed = {
-            side: _rated(summary(taken), layer.flops, peak_gflops) for side, taken in each.items()
-        }
-        ratios = {
-            f"ours / {side}": paired_ratio(each["ours"], each[side])
-            for side in each
-            if side != "ours"
-        }
+        calls = {side: passes[name] for side, passes in sides.items()}
+        samples = interleaved(calls, repeats, budget_s=1.0)
+        # A call of ours, and of the bare product, is a loop of several.
+        for side in ("ours", "product"):
+            samples[side] = [_one_of(LOOP, sample) for sample in samples[side]]
+
+        timed = {}
+        ratios = {}
+        for side, taken in samples.items():
+            timed[side] = _rated(summary(taken), layer.flops, peak_gflops)
+            if side != "ours":
+                ratios[f"ours / {side}"] = paired_ratio(samples["ours"], taken)
         rows.append(
             {"layer": layer.name, "pass": name, "flops": layer.flops, **timed, "ratios": ratios}
         )
     return rows
+
+
+def _one_of(calls: int, sample: Sample) -> Sample:
+    """What one of several calls took."""
+    return sample._replace(wall_s=sample.wall_s / calls, cpu_s=sample.cpu_s / calls)
 
 
 def _rated(timed: dict[str, float], flops: int, peak_gflops: float) -> dict[str, float]:
@@ -184,14 +189,26 @@ def _rated(timed: dict[str, float], flops: int, peak_gflops: float) -> dict[str,
 
 def looped_passes(layer: ConvShape) -> dict[str, Run]:
     """Our passes, `LOOP` times each on as many inputs."""
-    x, w, g = _draw((LOOP, *layer.x), layer.w, (LOOP, *layer.y))
+    xs, w, gs = _draw((LOOP, *layer.x), layer.w, (LOOP, *layer.y))
     forward = _forward(layer, OURS)
+
+    def forward_of(w: jax.Array, x: jax.Array) -> jax.Array:
+        return forward(x, w)
+
+    def input_gradient(at: tuple[jax.Array, jax.Array], g: jax.Array) -> jax.Array:
+        x, w = at
+        _, backward = jax.vjp(forward, x, w)
+        return backward(g)[0]
+
+    def weight_gradient(w: jax.Array, given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, g = given
+        _, backward = jax.vjp(forward, x, w)
+        return backward(g)[1]
+
     return {
-        "forward": _looped(lambda w, x: forward(x, w), w, x),
-        "input gradient": _looped(lambda xw, g: jax.vjp(forward, *xw)[1](g)[0], (x[0], w), g),
-        "weight gradient": _looped(
-            lambda w, xg: jax.vjp(forward, xg[0], w)[1](xg[1])[1], w, (x, g)
-        ),
+        "forward": _looped(forward_of, w, xs),
+        "input gradient": _looped(input_gradient, (xs[0], w), gs),
+        "weight gradient": _looped(weight_gradient, w, (xs, gs)),
     }
 
 
@@ -201,30 +218,43 @@ def bare_products(layer: ConvShape) -> dict[str, Run]:
     Patches are [M,K] with M = B Ho Wo and K = Kh Kw Cin, weights [K,N], gradients of the result
     [M,N].
     """
-    m, n = layer.y[0] * layer.y[1] * layer.y[2], layer.w[3]
+    batch, height, width, n = layer.y
+    m = batch * height * width
     k = layer.flops // (2 * m * n)
     patches, g, ws, gs = _draw((m, k), (m, n), (LOOP, k, n), (LOOP, m, n))
-    contract_last, contract_first = (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
+    no_batch: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    # [M,N] with [K,N] over N, and [M,K] with [M,N] over M: no operand is turned in memory.
+    over_last = functools.partial(lax.dot_general, dimension_numbers=(((1,), (1,)), no_batch))
+    over_first = functools.partial(lax.dot_general, dimension_numbers=(((0,), (0,)), no_batch))
     return {
         "forward": _looped(jnp.dot, patches, ws),
-        "input gradient": _looped(lambda g, w: lax.dot_general(g, w, contract_last), g, ws),
-        "weight gradient": _looped(lambda p, g: lax.dot_general(p, g, contract_first), patches, gs),
+        "input gradient": _looped(over_last, g, ws),
+        "weight gradient": _looped(over_first, patches, gs),
     }
 
 
 def _xla_passes(layer: ConvShape) -> dict[str, Run]:
     x, w, g = _draw(layer.x, layer.w, layer.y)
     forward = _forward(layer, "xla")
+
+    def input_gradient(x: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
+        _, backward = jax.vjp(forward, x, w)
+        return backward(g)[0]
+
+    def weight_gradient(x: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
+        _, backward = jax.vjp(forward, x, w)
+        return backward(g)[1]
+
     return {
         "forward": _compiled(forward, x, w),
-        "input gradient": _compiled(lambda x, w, g: jax.vjp(forward, x, w)[1](g)[0], x, w, g),
-        "weight gradient": _compiled(lambda x, w, g: jax.vjp(forward, x, w)[1](g)[1], x, w, g),
+        "input gradient": _compiled(input_gradient, x, w, g),
+        "weight gradient": _compiled(weight_gradient, x, w, g),
     }
 
 
 def _forward(layer: ConvShape, lowering: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return lambda x, w: conv.conv2d(
-        x, w, strides=layer.strides, padding=layer.padding, lowering=lowering
+    return functools.partial(
+        conv.conv2d, strides=layer.strides, padding=layer.padding, lowering=lowering
     )
 
 
@@ -234,20 +264,25 @@ def _draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _looped(function: Callable[[Any, Any], jax.Array], fixed: Any, stacked: Any) -> Run:
-    """Calls of `function(fixed, one)` for each of the stacked, in one program that gives the last
-    result.
+    """Calls of `function(fixed, one)` for each of the stacked, in one program.
+
+    It gives the last result.
     """
 
     def every(fixed: Any, stacked: Any) -> jax.Array:
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
-        like = jax.eval_shape(function, fixed, one)
-        return lax.scan(
-            lambda _, one: (function(fixed, one), None), jnp.zeros(like.shape, like.dtype), stacked
-        )[0]
+        def call(last: jax.Array, one: Any) -> tuple[jax.Array, None]:
+            del last
+            return function(fixed, one), None
+
+        # Before the first call there is no result; its place is of the same shape.
+        first = jax.tree.map(operator.itemgetter(0), stacked)
+        like = jax.eval_shape(function, fixed, first)
+        last, _ = lax.scan(call, jnp.zeros(like.shape, like.dtype), stacked)
+        return last
 
     return _compiled(every, fixed, stacked)
 
 
 def _compiled(function: Callable[..., jax.Array], *args: Any) -> Run:
     program = jax.jit(function).lower(*args).compile()
-    return lambda: program(*args)
+    return functools.partial(program, *args)

@@ -1,6 +1,4 @@
-"""What the compiler says of a function for a TPU that is not here: memory, bytes, and cycles of its
-schedule.
-"""
+"""What the compiler says of a function for a TPU that is not here: memory, bytes and cycles."""
 
 import contextlib
 import math
@@ -49,8 +47,9 @@ class Described(NamedTuple):
 
 @contextlib.contextmanager
 def dumped_schedules() -> Iterator[Path]:
-    """A folder that the TPU compiler dumps schedules into. Only before it is first used can it be
-    told.
+    """A folder that the TPU compiler dumps schedules into.
+
+    Only before it is first used can it be told.
     """
     before = os.environ.get("LIBTPU_INIT_ARGS", "")
     with tempfile.TemporaryDirectory() as folder:
@@ -71,18 +70,28 @@ def described(
     schedules: Path | None = None,
     steps: int = 1,
 ) -> Described | None:
-    """Compiles for `tpu:chip`; None where the compiler refuses for want of memory. `steps`: of a
-    Pallas call's grid.
+    """Compiles for `tpu:chip`; None where the compiler refuses for want of memory.
+
+    Args:
+      chip: such as `v5e`.
+      function: to compile.
+      shapes: its arguments' shapes and types.
+      schedules: folder of `dumped_schedules`; None: cycles are not counted.
+      steps: of a Pallas call's grid.
     """
-    for old in schedules.iterdir() if schedules else ():
-        old.unlink()
+    # Dumps of the program before are not this one's.
+    if schedules:
+        for old in schedules.iterdir():
+            old.unlink()
     device = compiled.devices(f"tpu:{chip}")[0]
     with jax.default_device(device):  # kernels ask which chip it is
         program = compiled.compile_placed(function, compiled.placed(device, shapes))
     if isinstance(program, compiled.Refused):
         return None
     text = program.program.as_text()
-    cycles = scheduled_cycles(text, _bundles(schedules), steps) if schedules else None
+    cycles = None
+    if schedules:
+        cycles = scheduled_cycles(text, _bundles(schedules), steps)
     return Described(program.memory.temporaries, program.accessed_bytes, cycles, text)
 
 
@@ -94,22 +103,36 @@ class Placed(NamedTuple):
 
 
 def placed(program: str, dtype: str, shape: tuple[int, int]) -> Placed:
-    """Where the kernels of a compiled program write arrays of this dtype (`f32`) and shape, or of
-    its transpose.
+    """Where the kernels of a compiled program write arrays of a shape, or of its transpose.
+
+    Args:
+      program: as the compiler prints it.
+      dtype: such as `f32`.
+      shape: of two sides.
     """
+    # What a fusion computes inside is written nowhere.
     inside = set(re.findall(r"calls=%([\w.-]+)", program))
-    written, computation = [], ""
+    vmem = 0
+    hbm = 0
+    computation = ""
     for line in program.splitlines():
-        if header := re.match(r"(?:ENTRY )?%([\w.-]+) \(", line):
+        header = re.match(r"(?:ENTRY )?%([\w.-]+) \(", line)
+        if header:
             computation = header[1]
-        elif computation not in inside and (
-            result := re.match(r".* = (.*?) (?:fusion|custom-call|copy)\(", line)
-        ):
-            written += re.findall(rf"{dtype}\[(\d+),(\d+)\](\{{[^}}]*\}})", result[1])
-    places = [
-        "S(1)" in layout for *sides, layout in written if sorted(map(int, sides)) == sorted(shape)
-    ]
-    return Placed(sum(places), len(places) - sum(places))
+            continue
+        result = re.match(r".* = (.*?) (?:fusion|custom-call|copy)\(", line)
+        if computation in inside or not result:
+            continue
+        written = re.findall(rf"{dtype}\[(\d+),(\d+)\](\{{[^}}]*\}})", result[1])
+        for rows, columns, layout in written:
+            if sorted([int(rows), int(columns)]) != sorted(shape):
+                continue
+            # Memory space 1 is VMEM.
+            if "S(1)" in layout:
+                vmem += 1
+            else:
+                hbm += 1
+    return Placed(vmem, hbm)
 
 
 def scheduled_cycles(program: str, bundles: dict[str, int], steps: int) -> int | None:

@@ -1,8 +1,7 @@
-"""Compares `linear_xent` with its definition and with tokamax's fused loss: compiled for TPUs, and
-timed where it runs.
+"""Compares `linear_xent` with its definition and with tokamax's fused loss.
 
-What is compared is what they all do: the summed loss and its gradient in the hidden states, the
-table a constant.
+They are compiled for TPUs, and timed where it runs. What is compared is what they all do: the
+summed loss and its gradient in the hidden states, the table a constant.
 """
 
 import functools
@@ -35,20 +34,30 @@ TOKAMAX_BLOCKS = {"v5e": (1024, 512, 512), "v6e": (1024, 512, 2048)}
 def run(
     repeats: int = 15, chips: Sequence[str] = described.CHIPS, shapes: Sequence[XentShape] = LARGE
 ) -> dict[str, Any]:
-    """Measures everything; the result is what --json prints. Rows of what is not here are
-    missing.
+    """Measures everything; the result is what --json prints.
+
+    Rows of what is not here are missing.
     """
     header = machine()
     peaks = roofline.measured(repeats, (_dtype(),))
-    on_cpu = jax.default_backend() == "cpu"
-    timed = [
-        row for shape in ((MIDDLE,) if on_cpu else shapes) for row in _timed(shape, peaks, repeats)
-    ]
+
+    # A CPU would take minutes for the large shapes.
+    timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
+    timed = []
+    for shape in timed_shapes:
+        timed += _timed(shape, peaks, repeats)
+
+    # The compiler for TPUs is optional, and its rows are all there or none is.
+    rows: list[dict[str, Any]] = []
+    missing = None
     try:
-        rows = [row for chip in chips for shape in shapes for row in _compiled(chip, shape)]
-        missing = None
+        found = []
+        for chip in chips:
+            for shape in shapes:
+                found += _compiled(chip, shape)
+        rows = found
     except UserError as error:
-        rows, missing = [], str(error)
+        missing = str(error)
     return {
         "suite": "distill_xent",
         "machine": header,
@@ -71,13 +80,13 @@ def _ours(lowering: str) -> Form:
 def _tokamax(
     hidden: jax.Array, table: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Its own choice for the device here; it takes the table as [E, V], which is how it is given to
-    it.
-    """
-    loss = functools.partial(
-        importlib.import_module("tokamax").linear_softmax_cross_entropy_loss, reduction="sum"
-    )
-    return jax.value_and_grad(lambda hidden: loss(hidden, targets, table))(hidden)
+    """Its own choice for the device here; it takes the table as `[E, V]`."""
+    tokamax = importlib.import_module("tokamax")
+
+    def loss(hidden: jax.Array) -> jax.Array:
+        return tokamax.linear_softmax_cross_entropy_loss(hidden, targets, table, reduction="sum")
+
+    return jax.value_and_grad(loss)(hidden)
 
 
 def _tokamax_kernel(
@@ -85,9 +94,8 @@ def _tokamax_kernel(
 ) -> tuple[jax.Array, jax.Array]:
     """Its TPU kernels, called directly: its API asks the device here which chip it is."""
     kernels = importlib.import_module(TOKAMAX_KERNELS)
-    sizes = dict(
-        zip(("b_block_size", "h_block_size", "v_block_size"), TOKAMAX_BLOCKS[chip], strict=True)
-    )
+    tokens, width, vocabulary = TOKAMAX_BLOCKS[chip]
+    sizes = {"b_block_size": tokens, "h_block_size": width, "v_block_size": vocabulary}
     loss, sums = kernels.linear_softmax_cross_entropy_loss_fwd_pallas_mosaic_tpu(
         hidden, targets, table, reduction="sum", **sizes
     )
@@ -98,27 +106,37 @@ def _tokamax_kernel(
 
 
 def _timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[str, Any]]:
-    forms: dict[str, Form] = {"definition": _ours("xla"), "chunked": _ours("chunked")}
     hidden, table, targets = _arguments(shape, _dtype())
-    given = dict.fromkeys(forms, (hidden, table, targets))
+    given = (hidden, table, targets)
+    forms: dict[str, tuple[Form, Any]] = {
+        "definition": (_ours("xla"), given),
+        "chunked": (_ours("chunked"), given),
+    }
     if importlib.util.find_spec("tokamax"):
         flags.FLAGS.mark_as_parsed()  # else it reads this program's own flags as its settings
-        forms["tokamax"] = _tokamax
-        given["tokamax"] = (hidden, table.T, targets)
-    programs = {name: jax.jit(form).lower(*given[name]).compile() for name, form in forms.items()}
-    calls = {name: functools.partial(program, *given[name]) for name, program in programs.items()}
+        forms["tokamax"] = (_tokamax, (hidden, table.T, targets))
+
+    # Compiled before the first is timed.
+    programs: dict[str, Any] = {}
+    calls = {}
+    for name, (form, arguments) in forms.items():
+        programs[name] = jax.jit(form).lower(*arguments).compile()
+        calls[name] = functools.partial(programs[name], *arguments)
+
+    # A product for the loss, and one for its gradient.
+    flops = 2 * _flops(shape)
+    least_ms = 1e3 * peaks.least_s(flops, _floor_bytes(shape, hidden, table))
     rows = []
     for name, samples in interleaved(calls, repeats, budget_s=10.0).items():
         taken = summary(samples)
-        least_ms = 1e3 * peaks.least_s(2 * _flops(shape), _floor_bytes(shape, hidden, table))
-        memory: Any = programs[name].memory_analysis()
-        share = {"least_ms": least_ms, "of_roofline": least_ms / taken["median_ms"]}
+        memory = programs[name].memory_analysis()
         rows.append(
             {
                 "shape": shape.name,
                 "form": name,
                 **taken,
-                **share,
+                "least_ms": least_ms,
+                "of_roofline": least_ms / taken["median_ms"],
                 "temporary_bytes": memory.temp_size_in_bytes,
             }
         )
@@ -131,14 +149,12 @@ def _dtype() -> Any:
 
 
 def _arguments(shape: XentShape, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (shape.tokens, shape.width), dtype)
-    table = jax.random.normal(keys[1], (shape.vocabulary, shape.width), dtype) / shape.width**0.5
-    return (
-        hidden,
-        table.astype(dtype),
-        jax.random.randint(keys[2], (shape.tokens,), 0, shape.vocabulary),
-    )
+    hidden_key, table_key, targets_key = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(hidden_key, (shape.tokens, shape.width), dtype)
+    table = jax.random.normal(table_key, (shape.vocabulary, shape.width), dtype)
+    table = (table / shape.width**0.5).astype(dtype)
+    targets = jax.random.randint(targets_key, (shape.tokens,), 0, shape.vocabulary)
+    return hidden, table, targets
 
 
 def _compiled(chip: str, shape: XentShape) -> list[dict[str, Any]]:
@@ -150,31 +166,30 @@ def _compiled(chip: str, shape: XentShape) -> list[dict[str, Any]]:
     }
     if importlib.util.find_spec("tokamax"):
         forms["tokamax"] = (functools.partial(_tokamax_kernel, chip), turned)
+
+    # The least that the chip could take, by its arithmetic or by its memory.
     flops_s, bytes_s = described.PEAKS[chip]
     floor_bytes = _floor_bytes(shape, hidden, table)
-    least_ms = 1e3 * max(2 * _flops(shape) / flops_s, floor_bytes / bytes_s)
+    least_s = max(2 * _flops(shape) / flops_s, floor_bytes / bytes_s)
     rows = []
     for name, (form, given) in forms.items():
-        said = {
+        found = described.described(chip, form, (hidden, given, targets))
+        row = {
             "chip": chip,
             "shape": shape.name,
             "form": name,
             "floor_bytes": floor_bytes,
-            "least_ms": least_ms,
+            "least_ms": 1e3 * least_s,
+            "fits": found is not None,
         }
-        found = described.described(chip, form, (hidden, given, targets))
-        rows.append(
-            said
-            | {"fits": found is not None}
-            | ({} if found is None else _counted(shape, name, found))
-        )
+        if found is not None:
+            row |= _counted(shape, name, found)
+        rows.append(row)
     return rows
 
 
 def _counted(shape: XentShape, form: str, found: described.Described) -> dict[str, Any]:
-    """Temporaries, and for our forms where float32 logits lie: whole, and a tile of
-    `linear_xent`.
-    """
+    """Temporaries, and for our forms where float32 logits lie, whole or as a tile."""
     if form == "tokamax":
         return {"temporary_bytes": found.temporary_bytes}
     chunk, tokens = tile(shape.tokens, shape.vocabulary, shape.width, 2)
@@ -190,7 +205,5 @@ def _flops(shape: XentShape) -> int:
 
 
 def _floor_bytes(shape: XentShape, hidden: Any, table: Any) -> int:
-    """Hidden states and table read once for the loss and once for the gradient, the gradient
-    written.
-    """
+    """Both operands read once for the loss and once for the gradient, the gradient written."""
     return 3 * num_bytes(hidden) + 2 * num_bytes(table)

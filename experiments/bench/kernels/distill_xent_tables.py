@@ -17,8 +17,10 @@ def _timed(rows: Sequence[dict[str, Any]]) -> list[str]:
         "MB of temporaries"
     ]
     for row in rows:
+        name = f"{row['shape']:24}{row['form']:12}"
         time = f"{row['median_ms']:9.1f} ({row['spread_ms']:6.1f}) {row['of_roofline']:6.2f}"
-        lines.append(f"{row['shape']:24}{row['form']:12}{time}{row['temporary_bytes'] / 1e6:9.1f}")
+        temporary_mb = row["temporary_bytes"] / 1e6
+        lines.append(f"{name}{time}{temporary_mb:9.1f}")
     return lines
 
 
@@ -34,7 +36,10 @@ def _compiled(rows: Sequence[dict[str, Any]]) -> list[str]:
             continue
         counts = ""
         if "whole_logits" in row:
-            whole, tiles = row["whole_logits"], row["tiles_of_logits"]
-            counts = f"{whole['vmem'] + whole['hbm']:5}{tiles['hbm']:5}{tiles['vmem']:5}"
-        lines.append(f"{name}{row['temporary_bytes'] / 1e6:9.1f}{counts}")
+            whole = row["whole_logits"]
+            whole_anywhere = whole["vmem"] + whole["hbm"]
+            tiles = row["tiles_of_logits"]
+            counts = f"{whole_anywhere:5}{tiles['hbm']:5}{tiles['vmem']:5}"
+        temporary_mb = row["temporary_bytes"] / 1e6
+        lines.append(f"{name}{temporary_mb:9.1f}{counts}")
     return lines

@@ -1,8 +1,10 @@
-"""Compares the forms of `quant_matmul` with qwix and a dense product: compiled for TPUs, and timed
-where it runs.
+"""Compares the forms of `quant_matmul` with qwix and a dense product.
+
+They are compiled for TPUs, and timed where it runs.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,27 +37,30 @@ LOWERINGS = {"cpu": ("xla",), "gpu": ("xla", "triton"), "tpu": ("xla", "mosaic_t
 def run(
     repeats: int = 15, chips: Sequence[str] = described.CHIPS, shapes: Sequence[QuantShape] = LARGE
 ) -> dict[str, Any]:
-    """Measures everything; the result is what --json prints. Without a TPU compiler only the device
-    here is timed.
+    """Measures everything; the result is what --json prints.
+
+    Without a TPU compiler only the device here is timed.
     """
     header = machine()
-    timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
     peaks = roofline.measured(repeats)
-    timed = [
-        row
-        for shape in timed_shapes
-        for kind in KINDS
-        for row in _timed(shape, kind, peaks, repeats)
-    ]
-    rows, missing = [], None
+
+    # A CPU would take minutes for the large shapes.
+    timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
+    timed = []
+    for shape in timed_shapes:
+        for kind in KINDS:
+            timed += _timed(shape, kind, peaks, repeats)
+
+    # The compiler for TPUs is optional, and its rows are all there or none is.
+    rows: list[dict[str, Any]] = []
+    missing = None
     try:
         with described.dumped_schedules() as schedules:
-            rows = [
-                row
-                for chip in chips
-                for shape in shapes
-                for row in _compiled(chip, shape, schedules)
-            ]
+            found = []
+            for chip in chips:
+                for shape in shapes:
+                    found += _compiled(chip, shape, schedules)
+        rows = found
     except UserError as error:
         missing = str(error)
     return {
@@ -71,7 +76,8 @@ def run(
 
 def stored(shape: QuantShape, kind: str) -> qwix.QArray:
     """A random weight as a node stores it."""
-    weight = jax.random.normal(jax.random.key(0), (shape.inputs, shape.outputs)) / shape.inputs**0.5
+    drawn = jax.random.normal(jax.random.key(0), (shape.inputs, shape.outputs))
+    weight = drawn / math.sqrt(shape.inputs)
     return freeze({"kernel": weight}, kind)["kernel"]
 
 
@@ -83,28 +89,37 @@ def _timed(
     for direction, transposed in DIRECTIONS.items():
         width = shape.outputs if transposed else shape.inputs
         x = jax.random.normal(jax.random.key(1), (shape.rows, width), jnp.bfloat16)
-        forms = _forms(shape, weight, transposed)
-        programs = {name: jax.jit(form).lower(x, weight).compile() for name, form in forms.items()}
-        calls = {name: functools.partial(program, x, weight) for name, program in programs.items()}
-        plain = jax.jit(
-            lambda w, t=transposed: dense(w, jnp.bfloat16).T if t else dense(w, jnp.bfloat16)
-        )(weight)
+
+        # Compiled before the first is timed, beside a product with the weight as it was.
+        calls = {}
+        for name, form in _forms(shape, weight, transposed).items():
+            program = jax.jit(form).lower(x, weight).compile()
+            calls[name] = functools.partial(program, x, weight)
+        plain = jax.jit(functools.partial(_plain, transposed=transposed))(weight)
         calls["dense weight"] = functools.partial(jax.jit(jnp.dot), x, plain)
-        least_s = peaks.least_s(shape.flops, _floor_bytes(shape, weight, x, None))
-        for form, samples in interleaved(calls, repeats, budget_s=3.0).items():
+
+        floor_bytes = _floor_bytes(shape, weight, x, None)
+        least_ms = 1e3 * peaks.least_s(shape.flops, floor_bytes)
+        for form_name, samples in interleaved(calls, repeats, budget_s=3.0).items():
             taken = summary(samples)
-            share = {"least_ms": 1e3 * least_s, "of_roofline": 1e3 * least_s / taken["median_ms"]}
             rows.append(
                 {
                     "shape": shape.name,
                     "kind": kind,
                     "pass": direction,
-                    "form": form,
+                    "form": form_name,
                     **taken,
-                    **share,
+                    "least_ms": least_ms,
+                    "of_roofline": least_ms / taken["median_ms"],
                 }
             )
     return rows
+
+
+def _plain(weight: qwix.QArray, transposed: bool) -> jax.Array:
+    """The weight in bfloat16, `[K, N]`, or `[N, K]` for the product of the backward pass."""
+    kernel = dense(weight, jnp.bfloat16)
+    return kernel.T if transposed else kernel
 
 
 def _forms(
@@ -118,12 +133,17 @@ def _forms(
 
         def gradient(g: jax.Array, w: qwix.QArray) -> jax.Array:
             x = jnp.zeros((shape.rows, shape.inputs), g.dtype)
-            return jax.vjp(lambda x: forward(x, w), x)[1](g)[0]
+            _, backward = jax.vjp(functools.partial(forward, w=w), x)
+            (input_gradient,) = backward(g)
+            return input_gradient
 
         return gradient if transposed else forward
 
     forms = {lowering: ours(lowering) for lowering in LOWERINGS[jax.default_backend()]}
-    return forms if transposed else forms | {"qwix": _qwix}
+    # qwix has no backward pass of its own.
+    if not transposed:
+        forms["qwix"] = _qwix
+    return forms
 
 
 def _qwix(x: jax.Array, weight: qwix.QArray) -> jax.Array:
@@ -138,50 +158,57 @@ def _compiled(chip: str, shape: QuantShape, schedules: Path) -> list[dict[str, A
             for direction, transposed in DIRECTIONS.items():
                 if transposed and shape.rows < LEAST_TRAINED_ROWS:
                     continue
-                said = {
+                about = {
                     "chip": chip,
                     "shape": shape.name,
                     "kind": kind,
                     "rank": rank,
                     "pass": direction,
                 }
-                rows += [
-                    said | row
-                    for row in _forms_compiled(chip, shape, weight, rank, transposed, schedules)
-                ]
+                for row in _forms_compiled(chip, shape, weight, rank, transposed, schedules):
+                    rows.append(about | row)
     return rows
 
 
 def _forms_compiled(
     chip: str, shape: QuantShape, weight: qwix.QArray, rank: int, transposed: bool, schedules: Path
 ) -> list[dict[str, Any]]:
-    width, across = (shape.inputs, shape.outputs)[:: -1 if transposed else 1]
+    if transposed:
+        width, across = shape.outputs, shape.inputs
+    else:
+        width, across = shape.inputs, shape.outputs
     # Shapes stand for the arrays: for the chip a program is only compiled.
     x: Any = jax.ShapeDtypeStruct((shape.rows, width), jnp.bfloat16)
-    factors: Any = [
-        jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((shape.rows, rank), (rank, across))
-    ]
-    low_rank = LowRank(*factors) if rank else None
+    low_rank = None
+    if rank:
+        low: Any = jax.ShapeDtypeStruct((shape.rows, rank), jnp.bfloat16)
+        up: Any = jax.ShapeDtypeStruct((rank, across), jnp.bfloat16)
+        low_rank = LowRank(low, up)
     forms: dict[str, Callable[..., jax.Array]] = {
         "xla": functools.partial(reference.matmul, transposed=transposed),
         "mosaic_tpu": functools.partial(mosaic_tpu.matmul, transposed=transposed),
     }
     if not rank and not transposed:
-        forms["qwix"] = lambda x, w, _: _qwix(x, w)
+        forms["qwix"] = _qwix_without_adapters
+
+    # The least that the chip could take, by its arithmetic or by its memory.
     flops_s, bytes_s = described.PEAKS[chip]
     floor_bytes = _floor_bytes(shape, weight, x, low_rank)
-    floor = {
-        "floor_bytes": floor_bytes,
-        "least_ms": 1e3 * max(shape.flops / flops_s, floor_bytes / bytes_s),
-    }
+    least_s = max(shape.flops / flops_s, floor_bytes / bytes_s)
+    floor = {"floor_bytes": floor_bytes, "least_ms": 1e3 * least_s}
     rows = []
     for name, form in forms.items():
-        steps = (
-            mosaic_tpu.grid_steps(x, weight, low_rank, transposed) if name == "mosaic_tpu" else 1
-        )
+        steps = 1
+        if name == "mosaic_tpu":
+            steps = mosaic_tpu.grid_steps(x, weight, low_rank, transposed)
         found = described.described(chip, form, (x, weight, low_rank), schedules, steps)
         rows.append({"form": name, "fits": found is not None, **floor, **_counted(found)})
     return rows
+
+
+def _qwix_without_adapters(x: jax.Array, weight: qwix.QArray, low_rank: None) -> jax.Array:
+    del low_rank
+    return _qwix(x, weight)
 
 
 def _counted(found: described.Described | None) -> dict[str, Any]:

@@ -14,8 +14,9 @@ def report(result: dict[str, Any]) -> str:
 def _timed(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["Timed here: median ms (spread between quartiles), share of the roofline"]
     for row in rows:
+        name = f"{row['shape']:28}{row['kind']:6}{row['pass']:16}{row['form']:14}"
         time = f"{row['median_ms']:9.2f} ({row['spread_ms']:6.2f}) {row['of_roofline']:6.2f}"
-        lines.append(f"{row['shape']:28}{row['kind']:6}{row['pass']:16}{row['form']:14}{time}")
+        lines.append(f"{name}{time}")
     return lines
 
 
@@ -31,7 +32,9 @@ def _compiled(rows: Sequence[dict[str, Any]]) -> list[str]:
         if not row["fits"]:
             lines.append(f"{name} refused")
             continue
+        line = name
+        for key in ("accessed_bytes", "floor_bytes", "temporary_bytes"):
+            line += f"{row[key] / 1e6:9.1f}"
         cycles = "-" if row["cycles"] is None else f"{row['cycles'] / 1e3:.0f}"
-        sizes = [row["accessed_bytes"], row["floor_bytes"], row["temporary_bytes"]]
-        lines.append(name + "".join(f"{size / 1e6:9.1f}" for size in sizes) + f"{cycles:>9}")
+        lines.append(f"{line}{cycles:>9}")
     return lines

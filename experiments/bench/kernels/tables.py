@@ -1,6 +1,4 @@
-"""What the kernels' benchmark tables have in common: machine, peaks, what was timed and what was
-compiled.
-"""
+"""What the kernels' benchmark tables share: machine, peaks, what was timed and compiled."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +20,11 @@ def report(result: dict[str, Any], timed: Table, compiled: Table) -> str:
     lines.append(
         f"measured here: {peaks['flops_s'] / 1e9:.0f} GFLOP/s, {peaks['bytes_s'] / 1e9:.1f} GB/s"
     )
-    rows = result["compiled"]
-    below = compiled(rows) if rows else [f"not compiled for TPUs: {result['not_compiled']}"]
-    return "\n".join([*lines, "", *timed(result["timed"]), "", *below])
+    lines.append("")
+    lines += timed(result["timed"])
+    lines.append("")
+    if result["compiled"]:
+        lines += compiled(result["compiled"])
+    else:
+        lines.append(f"not compiled for TPUs: {result['not_compiled']}")
+    return "\n".join(lines)

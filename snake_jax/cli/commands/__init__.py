@@ -1,5 +1,7 @@
-"""The commands by name: what each is for, its help text and its flags. The work is elsewhere, in
-the module that a command names, which is imported once the flags are right.
+"""The commands by name: what each is for, its help text and its flags.
+
+The work is elsewhere, in the module that a command names, which is imported once the flags are
+right.
 """
 
 from snake_jax.cli.commands.accounting import ACCOUNTING

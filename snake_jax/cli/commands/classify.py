@@ -25,8 +25,8 @@ Flax model as [(name, module), ...]; options are width, norm, dropout, conv and 
 
 
 def _define(values: FlagValues) -> None:
-    config_flags.define(values, ImageConfig)
-    run_flags.define(values)
+    config_flags.define_settings(values, ImageConfig)
+    run_flags.define_run(values)
     flags.DEFINE_string(
         "seeds",
         "",

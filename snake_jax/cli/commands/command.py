@@ -1,5 +1,6 @@
-"""What a command is, and what it is given. Nothing here or in `commands/` imports jax, so that help
-and wrong flags are answered at once.
+"""What a command is, and what it is given.
+
+Nothing here or in `commands/` imports jax, so that help and wrong flags are answered at once.
 """
 
 import shlex

@@ -1,6 +1,4 @@
-"""Absl flags from the table in `snake_jax.config`: a flag for every field, with its help, default
-and rules.
-"""
+"""Absl flags from the fields of `snake_jax.config`, with their help, defaults and rules."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,10 +29,11 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
 
 
-def define(values: FlagValues, kind: type[RunConfig]) -> None:
+def define_settings(values: FlagValues, kind: type[RunConfig]) -> None:
     """Defines the flags of a configuration."""
     for field in dataclasses.fields(kind):
-        _DEFINE[field.type](field.name, field.default, _help(field), flag_values=values)
+        define_flag = _DEFINE[field.type]
+        define_flag(field.name, field.default, _help(field), flag_values=values)
 
 
 def from_flags(values: FlagValues, kind: type[Kind]) -> Kind:
@@ -52,7 +51,10 @@ def from_flags(values: FlagValues, kind: type[Kind]) -> Kind:
 def _help(field: dataclasses.Field) -> str:
     """The field's help with the values it allows."""
     rules = field.metadata
-    bounds = [f"{words} {rules[rule]}" for rule, words in _BOUNDS.items() if rule in rules]
-    allowed = ", ".join(rules.get("choices", bounds))
+    allowed_values = rules.get("choices")
+    if allowed_values is None:
+        bounds = [rule for rule in _BOUNDS if rule in rules]
+        allowed_values = [f"{_BOUNDS[rule]} {rules[rule]}" for rule in bounds]
+    allowed = ", ".join(allowed_values)
     text = rules["help"].format(**_REGISTERED)
     return f"{text} ({allowed})" if allowed else text

@@ -23,8 +23,8 @@ fine-tuned model with adapters merged, or, with --save=adapter, adapter/ for the
 
 
 def _define(values: FlagValues) -> None:
-    config_flags.define(values, TextConfig)
-    run_flags.define(values)
+    config_flags.define_settings(values, TextConfig)
+    run_flags.define_run(values)
     flags.DEFINE_enum(
         "save",
         "model",

@@ -19,6 +19,7 @@ answered, all in one batch. --template=none takes the text as it stands, to be c
 
 def _define(values: FlagValues) -> None:
     _define_inputs(values)
+    # How an answer is drawn.
     flags.DEFINE_integer(
         "max_new_tokens",
         None,
@@ -59,6 +60,7 @@ def _define(values: FlagValues) -> None:
 
 
 def _define_inputs(values: FlagValues) -> None:
+    # The model: whole, or with an adapter beside it.
     flags.DEFINE_string(
         "model",
         "",
@@ -71,6 +73,7 @@ def _define_inputs(values: FlagValues) -> None:
         "folder of an adapter, as the library peft writes it",
         flag_values=values,
     )
+    # What it is asked, and how that becomes tokens.
     flags.DEFINE_multi_string(
         "prompt", None, "what to answer; may be given several times", flag_values=values
     )

@@ -45,6 +45,7 @@ def _define_subject(values: FlagValues) -> None:
         f"{models}, MODULE:FUNCTION, or a folder with config.json",
         flag_values=values,
     )
+    # Ways to train are combined: a table for every pair of these two.
     flags.DEFINE_list(
         "train",
         [],
@@ -63,6 +64,7 @@ def _define_subject(values: FlagValues) -> None:
         "rows of the tables: names or numbers of layers by comma, or all",
         flag_values=values,
     )
+    # For which device, which need not be here.
     flags.DEFINE_string(
         "target",
         "",
@@ -79,6 +81,7 @@ def _define_subject(values: FlagValues) -> None:
 
 def _define_step(values: FlagValues) -> None:
     """The settings of a step, with the names that a run's have; empty: as in a run."""
+    # What passes at once.
     flags.DEFINE_integer(
         "batch_size",
         None,
@@ -90,6 +93,7 @@ def _define_step(values: FlagValues) -> None:
         "max_length", None, "tokens in a row; empty: 512", lower_bound=8, flag_values=values
     )
     flags.DEFINE_bool("distill", False, "with a teacher", flag_values=values)
+    # How it is computed, which changes memory and time but not what is learned.
     flags.DEFINE_string(
         "mesh",
         None,
@@ -139,6 +143,7 @@ def _define_method(values: FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    # Where layers lie, of methods that cut the network.
     flags.DEFINE_string(
         "cut",
         None,

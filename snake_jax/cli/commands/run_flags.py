@@ -7,7 +7,7 @@ from snake_jax.cli import presets
 from snake_jax.errors import UserError
 
 
-def define(values: FlagValues) -> None:
+def define_run(values: FlagValues) -> None:
     """Defines the flags."""
     presets.define_flag(values)
     flags.DEFINE_string(
@@ -16,6 +16,7 @@ def define(values: FlagValues) -> None:
         "folder of the run, here or as gs://BUCKET/FOLDER; a run there goes on",
         flag_values=values,
     )
+    # What a run writes besides, to be looked at.
     flags.DEFINE_bool(
         "tensorboard", False, "write TensorBoard events into the workdir", flag_values=values
     )
@@ -38,6 +39,7 @@ def define(values: FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    # When the machine is taken away.
     flags.DEFINE_float(
         "grace_s",
         20.0,

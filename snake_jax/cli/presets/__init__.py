@@ -58,7 +58,7 @@ def read(name: str) -> Preset:
         )
     text = (_FOLDER / f"{name}.flags").read_text()
     lines = text.splitlines()
-    summary, *comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    summary, *comments = itertools.takewhile(_is_comment, lines)
     header: dict[str, str] = {}
     for comment in comments:
         words = comment.removeprefix("#").strip()
@@ -71,6 +71,10 @@ def read(name: str) -> Preset:
             header[last] = f"{header[last]} {words}"
     given = tuple(line for line in lines if line.startswith("--"))
     return Preset(name, summary.removeprefix("# "), header, given, text)
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
 
 
 def define_flag(values: FlagValues) -> None:

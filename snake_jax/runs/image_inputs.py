@@ -1,0 +1,107 @@
+"""What a run on images reads: a data set, cleaned, cut down, and laid out over the nodes."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from snake_jax.algorithms.base import Algorithm
+from snake_jax.config import ImageConfig
+from snake_jax.data import partition
+from snake_jax.data.divergence import label_divergence
+from snake_jax.data.images import subsets
+from snake_jax.data.images.dataset import Dataset
+from snake_jax.data.images.quality import clean
+from snake_jax.errors import UserError
+
+ARRAYS = "arrays"
+"""The data set of a run on arrays of one's own, as its configuration names it."""
+
+
+class Images(NamedTuple):
+    """The images of a run.
+
+    Attributes:
+      dataset: cleaned, with the statistics to normalise by.
+      shards: each node's indices into the training examples, as the method trains on them.
+      divergence: between the nodes' label distributions, by `config.distill_measure`.
+      quality: what cleaning did, one line.
+    """
+
+    dataset: Dataset
+    shards: Sequence[np.ndarray]
+    divergence: float
+    quality: str
+
+
+def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
+    """The data set cleaned, cut down, normalised and laid out over the nodes as the flags say.
+
+    Args:
+      config: of the run.
+      algorithm: its method, which may put all nodes' examples together.
+      loaded: the data set as its source has it.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    # Examples are dropped and held out before nodes are given any: all nodes' data is one here.
+    dataset, report = clean(loaded, outliers=config.outliers, seed=config.seed)
+    quality = str(report)
+    if loaded.note:
+        quality = f"{loaded.note}\n{quality}"
+    dataset = subsets.subsample(
+        dataset,
+        train_examples=config.train_examples,
+        validation=config.validation,
+        seed=config.seed,
+    )
+    if config.pixel_std:
+        dataset = dataset._replace(std=_pixel_std(config.pixel_std, dataset))
+
+    labels = dataset.train.labels
+    shards = partition.split_over_nodes(
+        config.partition, labels, config.nodes, config.alpha, config.seed
+    )
+    # Divergence is one of the nodes' data, whatever the method then makes of their shards.
+    counts = partition.label_counts(shards, labels, dataset.num_classes)
+    divergence = label_divergence(counts, config.distill_measure)
+    return Images(dataset, algorithm.shards(shards), divergence, quality)
+
+
+def _pixel_std(text: str, dataset: Dataset) -> tuple[float, ...]:
+    """The deviations to divide channels by that `--pixel_std` gives.
+
+    Raises:
+      UserError: they are not one for each of the data set's channels.
+    """
+    channels = len(dataset.std)
+    try:
+        std = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        std = ()
+    in_range = all(0 < value <= 1 for value in std)
+    if len(std) != channels or not in_range:
+        example = ",".join(f"{value:.4f}" for value in dataset.std)
+        raise UserError(
+            f"--pixel_std={text}: want {channels} numbers in (0, 1], a channel each; the data's: "
+            f"{example}"
+        )
+    return std
+
+
+def named_by_content(config: ImageConfig, dataset: Dataset) -> ImageConfig:
+    """The configuration with arrays of one's own named by what they hold.
+
+    So a run that goes on with other arrays is refused, as one with another data set is.
+    """
+    if config.dataset != ARRAYS:
+        return config
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        for array in split:
+            digest.update(np.ascontiguousarray(array).data)
+    name = f"{ARRAYS}:{digest.hexdigest()[:16]}"
+    return dataclasses.replace(config, dataset=name)

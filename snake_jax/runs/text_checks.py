@@ -1,0 +1,51 @@
+"""What flags of a run on text ask for together, and a model or another flag cannot take."""
+
+from snake_jax.config import TextConfig
+from snake_jax.engines.build import check as check_emulation
+from snake_jax.errors import UserError
+from snake_jax.models.language import LanguageModel
+from snake_jax.training import sharding
+
+
+def check_model(config: TextConfig, model: LanguageModel) -> None:
+    """Refuses rows, meshes and kernels that the model or each other cannot take.
+
+    Raises:
+      UserError: there is one.
+    """
+    if config.max_length > model.max_positions:
+        raise UserError(
+            f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
+        )
+    architecture = model.architecture
+    sharding.check_mesh(
+        config.mesh,
+        config.batch_size,
+        architecture.num_attention_heads,
+        architecture.num_key_value_heads,
+    )
+    if config.mesh and config.cache_prefix == "device":
+        raise UserError(
+            "--cache_prefix=device is for one device; with --mesh say --cache_prefix=host"
+        )
+    check_products(config)
+    check_emulation(config.executor, bool(config.mesh), bool(config.rank), config.cache_prefix)
+
+
+def check_products(config: TextConfig) -> None:
+    """Refuses kernels for what is not stored in codes on one device.
+
+    Raises:
+      UserError: the configuration asks for that.
+    """
+    if config.frozen_matmul == "dequantize":
+        return
+    if config.mesh:
+        raise UserError(
+            "--frozen_matmul=fused is for one device; with --mesh say --frozen_matmul=dequantize"
+        )
+    if config.frozen_dtype not in ("int8", "nf4"):
+        raise UserError(
+            f"--frozen_matmul=fused: --frozen_dtype={config.frozen_dtype} has no codes; say int8 "
+            f"or nf4"
+        )
