@@ -7,7 +7,6 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 
 import dataclasses
 import math
-from typing import Any
 
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
@@ -395,19 +394,3 @@ class TextConfig(RunConfig):
     target_perplexity: float = option(
         0.0, "perplexity whose cost the summary reports; 0: none", low=0
     )
-
-
-def differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
-    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`.
-
-    What `may_change` does not count.
-    """
-    ours = dataclasses.asdict(here)
-    free = {field.name for field in dataclasses.fields(here) if "may_change" in field.metadata}
-    found = []
-    for name in ours | there:
-        mine = ours.get(name)
-        theirs = there.get(name)
-        if mine != theirs and name not in free:
-            found.append(f"--{name}={theirs} (here {mine})")
-    return found

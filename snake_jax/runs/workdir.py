@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 
 from snake_jax import processes
-from snake_jax.config import RunConfig, differences
+from snake_jax.config import RunConfig
 from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
@@ -116,7 +116,7 @@ class Workdir:
                 f"--workdir={self.path} holds a run begun with another version of snake_jax, which "
                 f"had no --{missing[0]}; give another --workdir"
             )
-        other = differences(config, stored)
+        other = _differences(config, stored)
         if other:
             raise UserError(
                 f"--workdir={self.path} holds a run with other flags: {', '.join(other)}; "
@@ -309,3 +309,19 @@ def _read_object(file: epath.Path) -> Record | None:
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged (a JSON object was expected); give another --workdir")
     return content
+
+
+def _differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
+    """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`.
+
+    What `may_change` does not count.
+    """
+    ours = dataclasses.asdict(here)
+    free = {field.name for field in dataclasses.fields(here) if "may_change" in field.metadata}
+    found = []
+    for name in ours | there:
+        mine = ours.get(name)
+        theirs = there.get(name)
+        if mine != theirs and name not in free:
+            found.append(f"--{name}={theirs} (here {mine})")
+    return found
