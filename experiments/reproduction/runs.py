@@ -16,13 +16,13 @@ from experiments.reproduction import cases, kept
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
 from snake_jax.cli import one_run
 from snake_jax.cli.one_run import OpenRun
-from snake_jax.config import RunConfig, differences
+from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 from snake_jax.report.merits import Record, merit_of_lines
 from snake_jax.report.runs import Run, final, read_run
 from snake_jax.report.units import clock
 from snake_jax.runs import loop
-from snake_jax.runs.workdir import Workdir
+from snake_jax.runs.workdir import Workdir, differences
 
 _PROGRAMS = "programs"
 Rates = dict[str, dict[str, Any]]

@@ -116,7 +116,7 @@ class Workdir:
                 f"--workdir={self.path} holds a run begun with another version of snake_jax, which "
                 f"had no --{missing[0]}; give another --workdir"
             )
-        other = _differences(config, stored)
+        other = differences(config, stored)
         if other:
             raise UserError(
                 f"--workdir={self.path} holds a run with other flags: {', '.join(other)}; "
@@ -311,7 +311,7 @@ def _read_object(file: epath.Path) -> Record | None:
     return content
 
 
-def _differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
+def differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
     """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`.
 
     What `may_change` does not count.
