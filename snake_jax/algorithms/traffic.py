@@ -14,8 +14,9 @@ from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_NODE, Chain
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
-from snake_jax.nodes import ledger
+from snake_jax.nodes import ledger, places
 from snake_jax.nodes.ledger import Network, Sizes, Transfer
+from snake_jax.nodes.places import Place
 
 Sent = tuple[Network, list[Transfer]]
 
@@ -47,7 +48,10 @@ class Exchange(NamedTuple):
         """The layers of a visit that its node trains, and what travels with them."""
         held = set(self.held())
         layers = tuple(name for name in visit.layers if name in held)
-        beside = [ledger.companion(name, kind) for kind in self.companions for name in layers]
+        beside = []
+        for kind in self.companions:
+            for name in layers:
+                beside.append(ledger.companion(name, kind))
         return (*layers, *beside)
 
 
@@ -81,7 +85,7 @@ def _from_server(exchange: Exchange, network: Network, visit: Visit) -> Sent:
         network,
         exchange.sizes,
         visit.turn,
-        visit.node,
+        places.node(visit.node),
         exchange.trained_at_node(visit),
         cached=exchange.config.cached,
         held=exchange.held(),
@@ -95,7 +99,7 @@ def _from_server_or_holder(exchange: Exchange, network: Network, visit: Visit) -
         network,
         exchange.sizes,
         visit.turn,
-        visit.node,
+        places.node(visit.node),
         cached=exchange.config.cached,
         held=exchange.held(),
     )
@@ -109,9 +113,12 @@ def _merged_at_server(
     for visit in visits:
         if visit in returned:
             trained = exchange.trained_at_node(visit)
-            transfers.append(ledger.hand_in(exchange.sizes, visit.turn, visit.node, trained))
+            node = places.node(visit.node)
+            transfers.append(ledger.hand_in(exchange.sizes, visit.turn, node, trained))
     if returned:
-        renewed = dict.fromkeys((*visits[0].layers, *exchange.trained_at_node(visits[0])))
+        # All visits of a round train the same; some of it, where the model is cut, at the server.
+        first = visits[0]
+        renewed = dict.fromkeys((*first.layers, *exchange.trained_at_node(first)))
         network = ledger.aggregated(network, tuple(renewed))
     return network, transfers
 
@@ -125,18 +132,21 @@ def _handed_on(
     if not returned:
         return network, []
     (visit,) = visits
-    trained, transfers = exchange.trained_at_node(visit), list[Transfer]()
+    node = places.node(visit.node)
+    trained = exchange.trained_at_node(visit)
+    transfers: list[Transfer] = []
     if exchange.config.mode == "client_server":
         network, transfers = ledger.commit_to_server(
-            network, exchange.sizes, visit.turn, visit.node, trained
+            network, exchange.sizes, visit.turn, node, trained
         )
     else:
-        network = ledger.commit_at_holder(network, visit.node, trained)
-    elsewhere = tuple(name for name in visit.layers if name not in exchange.held())
+        network = ledger.commit_at_holder(network, node, trained)
+    held = exchange.held()
+    elsewhere = tuple(name for name in visit.layers if name not in held)
     return ledger.aggregated(network, elsewhere), transfers
 
 
-def _segments(exchange: Exchange, visit: Visit) -> dict[str, tuple[str, ...]]:
+def _segments(exchange: Exchange, visit: Visit) -> dict[Place, tuple[str, ...]]:
     """`{place: layers}` of a visit's chain."""
     found = {}
     for role in chains.roles(exchange.chain):

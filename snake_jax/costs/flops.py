@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from snake_jax.algorithms.chain import ON_NODE, Chain, roles
+from snake_jax.algorithms.chain import ON_NODE, Chain, Role, roles
 from snake_jax.algorithms.visits import Passed
 
 
@@ -151,7 +151,7 @@ def _lowest(costs: Sequence[LayerCost], trained: Sequence[str]) -> int:
 
 def chain_step_flops(
     chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
-) -> Mapping[int, int]:
+) -> Mapping[Role, int]:
     """FLOPs of one step by role, all layers trained: the sums of `chain_step_parts`."""
     parts = chain_step_parts(chain, costs, auxiliary, gradients)
     return {role: flops.total for role, flops in parts.items()}
@@ -159,7 +159,7 @@ def chain_step_flops(
 
 def chain_step_parts(
     chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
-) -> Mapping[int, StepFlops]:
+) -> Mapping[Role, StepFlops]:
     """FLOPs of one step of a cut model by role and by what they are for, all layers trained.
 
     Args:

@@ -14,10 +14,9 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
-from snake_jax.nodes import places
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.places import SERVER, Place
+from snake_jax.nodes.places import KINDS, SERVER, Kind, Place
 
 _HOUR_S = 3600.0
 _ABSENCES = 64  # drawn at first; doubled until they reach far enough
@@ -27,8 +26,7 @@ class Work(NamedTuple):
     """What a visit does.
 
     Attributes:
-      flops: `{place: FLOPs}`, places by their words as in the ledger. The nodes in it and the
-        visiting one take part.
+      flops: `{place: FLOPs}`. The nodes in it and the visiting one take part.
       transfers: the visit's rows of the ledger.
       exchanges: messages to and fro in the visit, beyond one a row of the ledger: a batch's
         activations are one, its gradient another. Their bytes are in `transfers`.
@@ -37,10 +35,10 @@ class Work(NamedTuple):
         on nobody (the server works alone).
     """
 
-    flops: Mapping[str, int]
+    flops: Mapping[Place, int]
     transfers: Sequence[Transfer]
     exchanges: int
-    node: int | None
+    node: Place | None
 
 
 class Elapsed(NamedTuple):
@@ -84,32 +82,6 @@ class Trace(NamedTuple):
     drop_rate_per_hour: float = 0.0
     rejoin_s: float = 0.0
     seed: int = 0
-
-
-class _Message(NamedTuple):
-    """A transfer between places."""
-
-    source: Place
-    destination: Place
-    bytes: int
-
-
-class _Visit(NamedTuple):
-    """`Work` with its places read: what everything below works on.
-
-    Attributes:
-      flops: `{place: FLOPs}`.
-      messages: its transfers.
-      exchanges: as in `Work`.
-      node: whose presence it depends on, if any.
-      members: the nodes that take part, each once.
-    """
-
-    flops: Mapping[Place, int]
-    messages: Sequence[_Message]
-    exchanges: int
-    node: Place | None
-    members: tuple[Place, ...]
 
 
 class _Spent(NamedTuple):
@@ -161,8 +133,7 @@ def elapse(
       works: its visits.
       synchronised: whether nodes that are done wait for the last.
     """
-    visits = [_read(work) for work in works]
-    spent = [_spend(fleet, trace, now_s, turn, visit) for visit in visits]
+    spent = [_spend(fleet, trace, now_s, turn, work) for work in works]
     totals_s = [each.active_s + each.away_s for each in spent]
     longest_s = max(totals_s, default=0.0)
 
@@ -176,10 +147,10 @@ def elapse(
 
     node_joules = 0.0
     server_joules = 0.0
-    for visit in visits:
-        of_nodes, of_server = _joules(fleet, visit)
-        node_joules += of_nodes
-        server_joules += of_server
+    for work in works:
+        joules = _joules(fleet, work)
+        node_joules += joules["node"]
+        server_joules += joules["server"]
     return Elapsed(
         seconds=longest_s,
         node_joules=node_joules,
@@ -190,51 +161,44 @@ def elapse(
     )
 
 
-def _read(work: Work) -> _Visit:
-    """The words of places are read here and nowhere else."""
-    flops = {places.parse(word): flops for word, flops in work.flops.items()}
-    messages = []
-    for sent in work.transfers:
-        source = places.parse(sent.source)
-        destination = places.parse(sent.destination)
-        messages.append(_Message(source, destination, sent.bytes))
-    node = None
-    if work.node is not None:
-        node = places.node(work.node)
+def _members(work: Work) -> tuple[Place, ...]:
+    """The nodes that take part, each once.
 
-    # In a fixed order, so that sums over them are the same bit for bit in every process.
-    members = [place for place in flops if place.kind == "node"]
-    if node is not None and node not in members:
-        members.append(node)
-    return _Visit(flops, messages, work.exchanges, node, tuple(members))
+    In a fixed order, so that sums over them are the same bit for bit in every process.
+    """
+    members = [place for place in work.flops if place.kind == "node"]
+    if work.node is not None and work.node not in members:
+        members.append(work.node)
+    return tuple(members)
 
 
-def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, visit: _Visit) -> _Spent:
+def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, work: Work) -> _Spent:
     """The seconds of one visit from `now_s`."""
+    members = _members(work)
+
     # One thing at a time: seconds of activity add up, whoever is active.
     compute_s = {}
-    for place, flops in visit.flops.items():
+    for place, flops in work.flops.items():
         compute_s[place] = _compute_s(fleet, trace, turn, place, flops)
-    message_s = [_message_s(fleet, message) for message in visit.messages]
-    exchanges_s = visit.exchanges * _exchange_s(fleet, visit)
-    active_s = sum(compute_s.values()) + sum(message_s) + exchanges_s
+    transfer_s = [_transfer_s(fleet, transfer) for transfer in work.transfers]
+    exchanges_s = work.exchanges * _exchange_s(fleet, work, members)
+    active_s = sum(compute_s.values()) + sum(transfer_s) + exchanges_s
 
-    # Members are busy while they compute and while they send or receive; both ends of a message
+    # Members are busy while they compute and while they send or receive; both ends of a transfer
     # are. In the rest of the activity they wait.
-    computing_s = sum(compute_s.get(place, 0.0) for place in visit.members)
+    computing_s = sum(compute_s.get(place, 0.0) for place in members)
     sending_s = 0.0
-    for message, seconds in zip(visit.messages, message_s, strict=True):
-        for place in (message.source, message.destination):
-            if place in visit.members:
+    for transfer, seconds in zip(work.transfers, transfer_s, strict=True):
+        for place in (transfer.source, transfer.destination):
+            if place in members:
                 sending_s += seconds
-    members = len(visit.members)
-    idle_s = members * active_s - (computing_s + sending_s)
+    idle_s = len(members) * active_s - (computing_s + sending_s)
 
     away_s, drops = 0.0, 0
-    if visit.node is not None:
-        away_s, drops = _away(fleet, trace, visit.node.index, now_s, active_s)
+    if work.node is not None:
+        away_s, drops = _away(fleet, trace, work.node.index, now_s, active_s)
     # Sums in another order differ in the last bit; nobody waits less than nothing.
-    return _Spent(active_s, away_s, drops, members, max(0.0, idle_s))
+    return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 
 
 def _compute_s(fleet: Fleet, trace: Trace, turn: int, place: Place, flops: int) -> float:
@@ -244,36 +208,36 @@ def _compute_s(fleet: Fleet, trace: Trace, turn: int, place: Place, flops: int) 
     return seconds
 
 
-def _message_s(fleet: Fleet, message: _Message) -> float:
-    sender = figures_of(fleet, message.source)
-    receiver = figures_of(fleet, message.destination)
+def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
+    sender = figures_of(fleet, transfer.source)
+    receiver = figures_of(fleet, transfer.destination)
     rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return message.bytes / rate + sender.latency_s + receiver.latency_s
+    return transfer.bytes / rate + sender.latency_s + receiver.latency_s
 
 
-def _exchange_s(fleet: Fleet, visit: _Visit) -> float:
+def _exchange_s(fleet: Fleet, work: Work, members: tuple[Place, ...]) -> float:
     """Latency of a message between the two slowest of the places that take part.
 
     A lone node talks to the server.
     """
-    ends = list(visit.members)
-    if SERVER in visit.flops or len(ends) < 2:
+    ends = list(members)
+    if SERVER in work.flops or len(ends) < 2:
         ends.append(SERVER)
     latencies_s = sorted(figures_of(fleet, place).latency_s for place in ends)
     return sum(latencies_s[-2:])
 
 
-def _joules(fleet: Fleet, visit: _Visit) -> tuple[float, float]:
-    """Of the nodes and of the server: computing, and at both ends of every message."""
-    joules = {"node": 0.0, "server": 0.0}
-    for place, flops in visit.flops.items():
+def _joules(fleet: Fleet, work: Work) -> dict[Kind, float]:
+    """By kind of place: computing, and at both ends of every transfer."""
+    joules = dict.fromkeys(KINDS, 0.0)
+    for place, flops in work.flops.items():
         figures = figures_of(fleet, place)
         joules[place.kind] += flops * figures.joules_per_flop
-    for message in visit.messages:
-        for place in (message.source, message.destination):
+    for transfer in work.transfers:
+        for place in (transfer.source, transfer.destination):
             figures = figures_of(fleet, place)
-            joules[place.kind] += message.bytes * figures.joules_per_byte
-    return joules["node"], joules["server"]
+            joules[place.kind] += transfer.bytes * figures.joules_per_byte
+    return joules
 
 
 def _slowdown(trace: Trace, turn: int, node: int) -> float:

@@ -151,7 +151,7 @@ def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
     if not work.job.algorithm.at_server:
         sent = traffic.by_assignment(work.job, work.sizes)
     if len(work.job.chain) > 1:
-        return cut.place_rows(work.job, next(iter(sent.values())))
+        return cut.party_rows(work.job, next(iter(sent.values())))
     found = []
     for layer, trained in assignments(work).items():
         if layer == ALL or chosen(layer):

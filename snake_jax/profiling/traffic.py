@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from snake_jax.nodes import ledger
-from snake_jax.nodes.ledger import Sizes
+from snake_jax.nodes import places
+from snake_jax.nodes.ledger import Sizes, bytes_up_down
 from snake_jax.profiling.rows import Sent
 from snake_jax.runs.job import Job, planned_transfers
 
@@ -21,9 +21,11 @@ def cycles(job: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]
     found: list[list[tuple[tuple[str, ...], int, int]]] = [[] for _ in range(job.config.cycles)]
     for visits, transfers in planned_transfers(job, sizes):
         for visit in visits:
-            own = ledger.place(visit.node)
-            mine = [t for t in transfers if visit.others or own in (t.source, t.destination)]
-            found[visit.cycle].append((visit.layers, *ledger.bytes_up_down(mine)))
+            node = places.node(visit.node)
+            mine = transfers
+            if not visit.others:
+                mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
+            found[visit.cycle].append((visit.layers, *bytes_up_down(mine)))
     return found
 
 

@@ -17,7 +17,7 @@ from snake_jax import streams
 from snake_jax.algorithms import assignment, schedule
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
-from snake_jax.algorithms.chain import ON_NODE
+from snake_jax.algorithms.chain import ON_NODE, Role
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
@@ -334,7 +334,7 @@ def sizes_of(job: ImageJob) -> Sizes:
     return transfer_sizes(params, config.frozen_dtype, states)
 
 
-def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
+def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[Role, int]]:
     """`visit -> {role: FLOPs}`: its steps times those of one, which are counted for full
     batches.
     """

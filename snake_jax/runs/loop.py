@@ -192,7 +192,7 @@ def _record(
     transfers: list[Transfer],
     scores: Scores | None,
     rate: float,
-    flops: Sequence[Mapping[int, int]],
+    flops: Sequence[Mapping[chains.Role, int]],
     took: Elapsed,
 ) -> dict[str, Any]:
     """What a round's line of metrics says."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.chain import ON_NODE
+from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.visits import Outcome
-from snake_jax.nodes import clock, ledger
+from snake_jax.nodes import clock, places
 from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER
 from snake_jax.runs.setup import Setup
 
 
@@ -29,7 +30,7 @@ def elapsed(
     now_s: float,
     results: Sequence[Outcome],
     transfers: Sequence[Transfer],
-    flops: Sequence[Mapping[int, int]],
+    flops: Sequence[Mapping[Role, int]],
 ) -> clock.Elapsed:
     """What the round takes by the clock."""
     works = []
@@ -41,14 +42,23 @@ def elapsed(
 
 
 def _work(
-    setup: Setup, result: Outcome, by_role: Mapping[int, int], transfers: Sequence[Transfer]
+    setup: Setup, result: Outcome, by_role: Mapping[Role, int], transfers: Sequence[Transfer]
 ) -> clock.Work:
     """One visit's part of a round. Without traffic the data is in one place: the server's."""
     visit = result.visit
     if setup.algorithm.at_server:
-        return clock.Work({ledger.SERVER: sum(by_role.values())}, (), 0, None)
-    own = chains.place_of(ON_NODE, visit)
-    mine = [t for t in transfers if visit.others or own in (t.source, t.destination)]
-    at = {chains.place_of(role, visit): flops for role, flops in by_role.items()}
+        total = sum(by_role.values())
+        return clock.Work({SERVER: total}, (), 0, None)
+    node = places.node(visit.node)
+    flops = {}
+    for role, count in by_role.items():
+        flops[chains.place_of(role, visit)] = count
+
+    # A visit over several nodes is alone in its round, so all that was sent is its own.
+    mine = list(transfers)
+    if not visit.others:
+        mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
+
+    # Labels go up with activations: they are no message of their own.
     batch = sum(message.why != "labels" for message in messages(setup))
-    return clock.Work(at, mine, batch * result.iterations, visit.node)
+    return clock.Work(flops, mine, batch * result.iterations, node)

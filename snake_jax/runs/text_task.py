@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from snake_jax import processes, streams
 from snake_jax.algorithms.base import Algorithm, whole_model
-from snake_jax.algorithms.chain import ON_NODE, Segment
+from snake_jax.algorithms.chain import ON_NODE, Role, Segment
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
@@ -279,12 +279,12 @@ def _sizes(job: TextJob) -> Sizes:
     return transfer_sizes(params, config.frozen_dtype, states, base=rest)
 
 
-def _work(job: TextJob) -> Callable[[Outcome], Mapping[int, int]]:
+def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
     draws = {"teacher": job.distilled, "stochastic": job.model.stochastic}
 
-    def flops(outcome: Outcome) -> Mapping[int, int]:
+    def flops(outcome: Outcome) -> Mapping[Role, int]:
         assert outcome.text is not None, "a visit on a language model counts its text"
         total = 0
         for passed in outcome.text.passed:

@@ -154,7 +154,7 @@ class Workdir:
         if self._checkpoints:
             self._check_owner()
             storage.append(self.path / "metrics.jsonl", [report.record])
-            storage.append(self.path / "ledger.jsonl", [t._asdict() for t in report.transfers])
+            storage.append(self.path / "ledger.jsonl", [*map(ledger.to_row, report.transfers)])
         self.keep(report.state, compiled)
 
     def keep(self, state: State, compiled: Compilations) -> None:

@@ -12,11 +12,12 @@ from snake_jax.nodes import clock
 from snake_jax.nodes.clock import Elapsed, Trace, Work, elapse, trace_of
 from snake_jax.nodes.fleet import Fleet, Node, make_fleet
 from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER, node
 
 # A round number for each: 1000 FLOP/s, 50 B/s up and 100 down, half a second of latency.
 NODE = Node(1e3, 1000, 50.0, 100.0, 0.5, 2.0, 3.0)
-SERVER = Node(1e4, 1000, 200.0, 400.0, 0.25, 0.5, 0.1)
-FLEET = Fleet((NODE, NODE._replace(flops_per_s=500.0, latency_s=1.0), NODE), SERVER, 100.0)
+SERVER_NODE = Node(1e4, 1000, 200.0, 400.0, 0.25, 0.5, 0.1)
+FLEET = Fleet((NODE, NODE._replace(flops_per_s=500.0, latency_s=1.0), NODE), SERVER_NODE, 100.0)
 CALM = Trace()
 
 
@@ -24,17 +25,15 @@ def _send(source, destination, sent_bytes):
     return Transfer(0, source, destination, ("conv1",), sent_bytes, "update")
 
 
-def _work(node=0, flops=3000, sent_bytes=0, exchanges=0, server_flops=0):
-    places = {f"node{node}": flops} | ({"server": server_flops} if server_flops else {})
-    transfers = [
-        _send("server", f"node{node}", sent_bytes),
-        _send(f"node{node}", "server", sent_bytes),
-    ]
-    return Work(places, transfers if sent_bytes else [], exchanges, node)
+def _work(number=0, flops=3000, sent_bytes=0, exchanges=0, server_flops=0):
+    visitor = node(number)
+    places = {visitor: flops} | ({SERVER: server_flops} if server_flops else {})
+    transfers = [_send(SERVER, visitor, sent_bytes), _send(visitor, SERVER, sent_bytes)]
+    return Work(places, transfers if sent_bytes else [], exchanges, visitor)
 
 
 def _alone(windows=(), **figures):
-    return Fleet((NODE._replace(windows=windows, **figures),), SERVER, 100.0)
+    return Fleet((NODE._replace(windows=windows, **figures),), SERVER_NODE, 100.0)
 
 
 def _seconds(fleet, work, now_s=0.0, trace=CALM, turn=0):
@@ -55,7 +54,7 @@ def test_a_local_visit_by_hand():
 
 
 def test_a_transfer_between_nodes_is_as_fast_as_the_slower_end():
-    work = Work({"node1": 500}, [_send("node0", "node1", 100)], 0, 1)
+    work = Work({node(1): 500}, [_send(node(0), node(1), 100)], 0, node(1))
     took = elapse(FLEET, CALM, 0.0, 0, [work], False)
     assert took == Elapsed(
         2.0 + 1.5 + 1.0, node_joules=1000 + 600, server_joules=0, wait_s=0, away_s=0, drops=0
@@ -73,7 +72,8 @@ def test_a_split_visit_waits_for_the_server_and_for_messages():
 
 
 def test_in_a_chain_of_nodes_all_wait_for_one_another():
-    work = Work({"node0": 1000, "node1": 1000, "node2": 3000}, [_send("node0", "node1", 50)], 2, 0)
+    flops = {node(0): 1000, node(1): 1000, node(2): 3000}
+    work = Work(flops, [_send(node(0), node(1), 50)], 2, node(0))
     took = elapse(FLEET, CALM, 0.0, 0, [work], False)
     transfer_s, exchanges_s = 1.0 + 1.5, 2 * 1.5
     assert took.seconds == 1 + 2 + 3 + transfer_s + exchanges_s
@@ -88,13 +88,13 @@ def test_a_synchronised_round_waits_for_the_slowest():
 
 
 def test_all_nodes_of_a_chain_that_is_done_wait():
-    chain = Work({"node0": 1000, "node2": 1000}, [], 0, 0)
+    chain = Work({node(0): 1000, node(2): 1000}, [], 0, node(0))
     assert elapse(FLEET, CALM, 0.0, 0, [chain, _work(1)], True).wait_s == 2 * 1 + 2 * (6 - 2)
 
 
 def test_the_server_alone_has_nobody_to_wait_for():
     took = elapse(
-        _alone(((50.0, 60.0),)), CALM, 0.0, 0, [Work({"server": 20_000}, [], 0, None)], True
+        _alone(((50.0, 60.0),)), CALM, 0.0, 0, [Work({SERVER: 20_000}, [], 0, None)], True
     )
     assert took == Elapsed(2.0, node_joules=0, server_joules=10_000, wait_s=0, away_s=0, drops=0)
 
@@ -129,7 +129,7 @@ def test_windows_that_touch_are_one_also_across_the_period():
 
 
 def test_away_time_of_one_is_wait_of_the_others():
-    fleet = Fleet((NODE, NODE._replace(windows=((10.0, 20.0),))), SERVER, 100.0)
+    fleet = Fleet((NODE, NODE._replace(windows=((10.0, 20.0),))), SERVER_NODE, 100.0)
     took = elapse(fleet, CALM, 0.0, 0, [_work(0), _work(1)], True)
     assert (took.seconds, took.wait_s, took.away_s) == (13, 10, 10)
 
