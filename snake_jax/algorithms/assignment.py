@@ -153,7 +153,7 @@ def _chosen(values: np.ndarray, nodes: Nodes) -> np.ndarray:
     return values[groups, list(nodes)]
 
 
-def check(problem: Problem, nodes: Nodes) -> None:
+def check_memory(problem: Problem, nodes: Nodes) -> None:
     """Says whether an assignment that was made without regard to memory can be carried out.
 
     Raises:
@@ -190,10 +190,10 @@ def _human(count: float) -> str:
     return f"{count:.3g} B"
 
 
-def serpentine(groups: int, nodes: int, first: int = 0) -> Nodes:
+def in_turns(groups: int, nodes: int, first: int = 0) -> Nodes:
     """The papers' order: the group of turn v at node `v mod nodes`, from turn `first`.
 
-    It knows no memory: see `check`.
+    It knows no memory: see `check_memory`.
     """
     return tuple((first + group) % nodes for group in range(groups))
 

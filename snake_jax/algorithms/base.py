@@ -45,7 +45,7 @@ class Merge(NamedTuple, Generic[Sum]):
     finish: Callable[[Plan, Round, Params, PyTree, Sum], tuple[Params, PyTree]]
 
 
-def whole_model(plan: Plan) -> Chain:
+def all_on_node(plan: Plan) -> Chain:
     """All layers on the visiting node."""
     return (Segment(ON_NODE, 0, len(plan.layer_names)),)
 
@@ -111,7 +111,7 @@ class Algorithm(NamedTuple):
     shared: Callable[[PyTree], PyTree] = nothing_shared
     client: Callable[[RunConfig], Client | None] = no_client
     companions: tuple[str, ...] = ()
-    chain: Callable[[Plan], Chain] = whole_model
+    chain: Callable[[Plan], Chain] = all_on_node
     local_losses: bool = False
     shards: Callable[[Shards], Shards] = as_they_lie
     at_server: bool = False
@@ -135,7 +135,7 @@ def _cycle_after_cycle(rounds_of: Callable[[Plan, int], Rounds], plan: Plan) -> 
         yield from rounds_of(plan, cycle)
 
 
-def planned(algorithm: Algorithm, plan: Plan) -> list[Round]:
+def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
     """All rounds of a run, in order, where nothing fails but what the flags ask for."""
     course = algorithm.rounds(plan)
     found = [struck(plan.config, next(course))]

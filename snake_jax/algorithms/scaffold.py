@@ -31,7 +31,7 @@ from snake_jax.params import Params, PyTree, select
 from snake_jax.training.update import Client
 
 
-class Sums(NamedTuple):
+class Means(NamedTuple):
     """Running means over the nodes of a round: of their weights, and of what c_i changed by."""
 
     layers: Params
@@ -90,30 +90,30 @@ def _client(config: RunConfig) -> Client:
     return Client(_zeros, _difference, _corrected, _new_control)
 
 
-def _no_sums(plan: Plan, visits: Round, params: Params, control: PyTree) -> Sums:
+def _no_means(plan: Plan, visits: Round, params: Params, control: PyTree) -> Means:
     del plan, visits, params, control
-    return Sums({}, {}, 0)
+    return Means({}, {}, 0)
 
 
-def _add(sums: Sums, outcome: Outcome) -> Sums:
-    nodes = sums.nodes + 1
+def _add(means: Means, outcome: Outcome) -> Means:
+    nodes = means.nodes + 1
     new = (outcome.layers, outcome.report)
-    if sums.nodes:
+    if means.nodes:
         share = np.float32(1 / nodes)
-        old = (sums.layers, sums.change)
+        old = (means.layers, means.change)
         new = jax.tree.map(lambda m, w: m + share * (w - m), old, new)
-    return Sums(*new, nodes)
+    return Means(*new, nodes)
 
 
 def _finish(
-    plan: Plan, visits: Round, params: Params, control: PyTree, sums: Sums
+    plan: Plan, visits: Round, params: Params, control: PyTree, means: Means
 ) -> tuple[Params, PyTree]:
     del visits
-    if not sums.nodes:
+    if not means.nodes:
         return params, control
-    share = np.float32(sums.nodes / plan.config.nodes)
-    moved = jax.tree.map(lambda c, d: c + share * d, control, sums.change)
-    return {**params, **sums.layers}, moved
+    share = np.float32(means.nodes / plan.config.nodes)
+    moved = jax.tree.map(lambda c, d: c + share * d, control, means.change)
+    return {**params, **means.layers}, moved
 
 
 def _check(config: RunConfig) -> None:
@@ -129,7 +129,7 @@ SCAFFOLD = Algorithm(
     name="scaffold",
     rounds=every_cycle(_rounds),
     traffic=STAR,
-    merge=Merge(_no_sums, _add, _finish),
+    merge=Merge(_no_means, _add, _finish),
     memory=_server_control,
     shared=_control_itself,
     client=_client,

@@ -9,7 +9,7 @@ _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(.*channel_id=
 _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
 
 
-class Sent(NamedTuple):
+class Collective(NamedTuple):
     """Messages of one kind, a loop's body counted once, as compilers do.
 
     Attributes:
@@ -21,8 +21,8 @@ class Sent(NamedTuple):
     num_bytes: int
 
 
-def sent(program: str) -> dict[str, Sent]:
-    """What a program sends, by kind and type of its arrays: `{"all-gather s8": Sent(...)}`.
+def sent(program: str) -> dict[str, Collective]:
+    """What a program sends, by kind and type of its arrays: `{"all-gather s8": Collective(...)}`.
 
     Args:
       program: `compiled.as_text()`. A message that is written down in several places, as the TPU's
@@ -44,7 +44,7 @@ def sent(program: str) -> dict[str, Sent]:
                 by_channel = found.setdefault(f"{kind} {dtype}", {})
                 by_channel[channel] = max(by_channel.get(channel, 0), num_bytes)
     return {
-        name: Sent(len(channels), sum(channels.values()))
+        name: Collective(len(channels), sum(channels.values()))
         for name, channels in sorted(found.items())
     }
 

@@ -179,7 +179,7 @@ def compiled_cost(
     return CompiledCost(int(built.flops), memory.arguments, memory.temporaries + memory.results)
 
 
-def row_costs(
+def counted_row_costs(
     model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, device: Any
 ) -> tuple[LayerCost, ...]:
     """`layers.row_costs` as a device's compiler counts them.

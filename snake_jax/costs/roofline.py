@@ -30,7 +30,7 @@ class Peaks(NamedTuple):
         return max(flops / self.flops_s, moved_bytes / self.bytes_s)
 
 
-def measured(
+def measured_peaks(
     repeats: int, dtypes: Sequence[DTypeLike] = (jnp.bfloat16, jnp.float32), device: Any = None
 ) -> Peaks:
     """The fastest of `repeats` products in each dtype, summed in float32, and of as many copies.

@@ -51,7 +51,7 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def summary(samples: Sequence[Sample]) -> dict[str, float]:
+def sample_summary(samples: Sequence[Sample]) -> dict[str, float]:
     """Milliseconds of all samples, and their number.
 
     The keys: `median_ms`, `fastest_ms`, `spread_ms` (between the quartiles), `cpu_ms` (the median)

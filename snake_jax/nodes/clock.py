@@ -22,7 +22,7 @@ _HOUR_S = 3600.0
 _ABSENCES = 64  # drawn at first; doubled until they reach far enough
 
 
-class Work(NamedTuple):
+class VisitWork(NamedTuple):
     """What a visit does.
 
     Attributes:
@@ -64,7 +64,7 @@ class Elapsed(NamedTuple):
     drops: int
 
 
-class Trace(NamedTuple):
+class Faults(NamedTuple):
     """What goes wrong.
 
     A pure function of the seed, the node, and the turn (stragglers) or the time (drops).
@@ -102,9 +102,9 @@ class _Spent(NamedTuple):
     idle_s: float
 
 
-def trace_of(config: RunConfig) -> Trace:
+def trace_of(config: RunConfig) -> Faults:
     """The trace that the flags describe."""
-    return Trace(
+    return Faults(
         config.straggler_rate,
         config.straggler_slowdown,
         config.drop_rate_per_hour,
@@ -114,7 +114,12 @@ def trace_of(config: RunConfig) -> Trace:
 
 
 def elapse(
-    fleet: Fleet, trace: Trace, now_s: float, turn: int, works: Sequence[Work], synchronised: bool
+    fleet: Fleet,
+    trace: Faults,
+    now_s: float,
+    turn: int,
+    works: Sequence[VisitWork],
+    synchronised: bool,
 ) -> Elapsed:
     """Seconds and joules of a round.
 
@@ -161,7 +166,7 @@ def elapse(
     )
 
 
-def _members(work: Work) -> tuple[Place, ...]:
+def _members(work: VisitWork) -> tuple[Place, ...]:
     """The nodes that take part, each once.
 
     In a fixed order, so that sums over them are the same bit for bit in every process.
@@ -172,7 +177,7 @@ def _members(work: Work) -> tuple[Place, ...]:
     return tuple(members)
 
 
-def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, work: Work) -> _Spent:
+def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork) -> _Spent:
     """The seconds of one visit from `now_s`."""
     members = _members(work)
 
@@ -201,7 +206,7 @@ def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, work: Work) -> _
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 
 
-def _compute_s(fleet: Fleet, trace: Trace, turn: int, place: Place, flops: int) -> float:
+def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
     seconds = flops / figures_of(fleet, place).flops_per_s
     if place.kind == "node":
         seconds *= _slowdown(trace, turn, place.index)
@@ -215,7 +220,7 @@ def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
     return transfer.bytes / rate + sender.latency_s + receiver.latency_s
 
 
-def _exchange_s(fleet: Fleet, work: Work, members: tuple[Place, ...]) -> float:
+def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
     """Latency of a message between the two slowest of the places that take part.
 
     A lone node talks to the server.
@@ -227,7 +232,7 @@ def _exchange_s(fleet: Fleet, work: Work, members: tuple[Place, ...]) -> float:
     return sum(latencies_s[-2:])
 
 
-def _joules(fleet: Fleet, work: Work) -> dict[Kind, float]:
+def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
     """By kind of place: computing, and at both ends of every transfer."""
     joules = dict.fromkeys(KINDS, 0.0)
     for place, flops in work.flops.items():
@@ -240,7 +245,7 @@ def _joules(fleet: Fleet, work: Work) -> dict[Kind, float]:
     return joules
 
 
-def _slowdown(trace: Trace, turn: int, node: int) -> float:
+def _slowdown(trace: Faults, turn: int, node: int) -> float:
     if not trace.straggler_rate:
         return 1.0
     drawn = streams.generator(trace.seed, "clock/stragglers", turn, node).random()
@@ -248,7 +253,7 @@ def _slowdown(trace: Trace, turn: int, node: int) -> float:
 
 
 def _away(
-    fleet: Fleet, trace: Trace, node: int, start_s: float, active_s: float
+    fleet: Fleet, trace: Faults, node: int, start_s: float, active_s: float
 ) -> tuple[float, int]:
     """Seconds that a visit of `active_s` from `start_s` stands still until it is done.
 
@@ -293,7 +298,7 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     raise AssertionError("a window of the next period ends after now")
 
 
-def _absence(trace: Trace, node: int, now_s: float) -> tuple[float, float]:
+def _absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
     """The first absence that ends after `now_s`, as the times of dropping and of being back."""
     if not trace.drop_rate_per_hour:
         return math.inf, math.inf
@@ -308,7 +313,7 @@ def _absence(trace: Trace, node: int, now_s: float) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _absences(trace: Trace, node: int, count: int) -> np.ndarray:
+def _absences(trace: Faults, node: int, count: int) -> np.ndarray:
     """`[count, 2]`: when the node drops and is back, since the start of the run.
 
     More of them begin with the same.

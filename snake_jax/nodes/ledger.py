@@ -344,6 +344,6 @@ def from_json(stored: Mapping[str, Any]) -> Network:
     """
     held = {}
     for word, copies in stored["held"].items():
-        held[places.parse(word)] = {item: Copy(*copy) for item, copy in copies.items()}
-    holder = places.parse(stored["holder"])
+        held[places.from_word(word)] = {item: Copy(*copy) for item, copy in copies.items()}
+    holder = places.from_word(stored["holder"])
     return Network(stored["latest"], held, holder, tuple(stored["trained"]))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snake_jax.algorithms.base import whole_model
+from snake_jax.algorithms.base import all_on_node
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
 from snake_jax.costs.compiled import devices
@@ -118,7 +118,7 @@ def load(name: str) -> Model:
 
 def _methods_for_text() -> tuple[str, ...]:
     """Those that do not cut a model."""
-    return tuple(name for name, method in ALGORITHMS.items() if method.chain is whole_model)
+    return tuple(name for name, method in ALGORITHMS.items() if method.chain is all_on_node)
 
 
 def _text_defaults(

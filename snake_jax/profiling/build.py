@@ -4,18 +4,19 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from snake_jax.costs import shapes
 from snake_jax.costs.compiled import Compiled, devices
 from snake_jax.costs.roofline import Peaks
 from snake_jax.profiling import measure, subjects
 from snake_jax.profiling.measure import FULL
-from snake_jax.profiling.rows import Built, Case, Row
+from snake_jax.profiling.rows import Built, Case, ProfileRow
 from snake_jax.profiling.subjects import Subject
 
 Note = Callable[[str], None]
 Programs = dict[Hashable, Built]
 
 
-def compiled(row: Row, subject: Subject, programs: Programs, note: Note) -> Row:
+def compiled_row(row: ProfileRow, subject: Subject, programs: Programs, note: Note) -> ProfileRow:
     """The row with what the compiler says; assignments that share a program share its compilation.
 
     Args:
@@ -24,7 +25,7 @@ def compiled(row: Row, subject: Subject, programs: Programs, note: Note) -> Row:
       programs: of the subject, compiled before; those compiled here are added.
       note: is told of each compilation.
     """
-    key = subjects.program_key(subject, row.trained)
+    key = shapes.program_key(subject.step, row.trained)
     if key not in programs:
         programs[key] = _built(row, subject)
         note(f"{row.layer}: {_said(programs[key])}")
@@ -33,9 +34,9 @@ def compiled(row: Row, subject: Subject, programs: Programs, note: Note) -> Row:
     return row._replace(built=built, counted=counted)
 
 
-def _built(row: Row, subject: Subject) -> Built:
+def _built(row: ProfileRow, subject: Subject) -> Built:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    result = subjects.compiled_step(subject, row.trained)
+    result = subjects.compile_subject(subject, row.trained)
     return Built(result, time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
 
@@ -50,7 +51,7 @@ def present(target: str) -> Any | None:
     return devices(target)[0] if target and ":" not in target else None
 
 
-def measured(
+def measured_case(
     case: Case, subject: Subject, full: Subject, device: Any, at_best: Peaks, note: Note
 ) -> Case:
     """The case with its steps, and the full one, timed on a device, where they fit.
@@ -76,17 +77,17 @@ def measured(
     runners: dict[str, Callable[[], Any]] = {}
     arrays: dict[Hashable, list[Any]] = {}
     for row in rows:
-        shared = arrays.setdefault(subjects.program_key(subject, row.trained), [])
+        shared = arrays.setdefault(shapes.program_key(subject.step, row.trained), [])
         runners[row.layer] = _runner(row, subject, shared)
     if whole is not None:
         runners[FULL] = _runner(whole, full, [])
 
-    found = measure.steps(rows, whole, runners, at_best, device)
+    found = measure.timed_steps(rows, whole, runners, at_best, device)
     every = tuple(row._replace(measured=found.get(row.layer)) for row in case.rows)
     return case._replace(rows=every, full=case.full._replace(measured=found.get(FULL)))
 
 
-def _runner(row: Row, subject: Subject, arrays: list[Any]) -> Callable[[], Any]:
+def _runner(row: ProfileRow, subject: Subject, arrays: list[Any]) -> Callable[[], Any]:
     assert row.built is not None
     assert isinstance(row.built.result, Compiled)
     return subjects.runner(subject, row.trained, row.built.result, arrays)

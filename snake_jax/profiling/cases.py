@@ -18,7 +18,7 @@ from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import select, without
 from snake_jax.profiling import cut, subjects, traffic
-from snake_jax.profiling.rows import Case, Row, Sent
+from snake_jax.profiling.rows import Case, ProfileRow, Sent
 from snake_jax.profiling.subjects import Subject
 from snake_jax.runs import image_task, text_task
 from snake_jax.runs.job import Job, chosen_algorithm, planned
@@ -140,7 +140,7 @@ def _about(layers: tuple[str, ...], always: Sequence[str], every: Sequence[str])
     return "+".join(middle or layers)
 
 
-def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
+def profile_rows(work: Work, chosen: Callable[[str], bool]) -> tuple[ProfileRow, ...]:
     """The rows of the assignments whose layers are chosen; of a cut model those of its places.
 
     Args:
@@ -159,14 +159,14 @@ def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def case(work: Work, reference: Row, chosen: Callable[[str], bool]) -> Case:
+def case(work: Work, reference: ProfileRow, chosen: Callable[[str], bool]) -> Case:
     """All that shapes say of a way to train and store."""
-    return Case(work.train, work.frozen_dtype, rows(work, chosen), reference)
+    return Case(work.train, work.frozen_dtype, profile_rows(work, chosen), reference)
 
 
-def reference(work: Work) -> Row:
+def reference(work: Work) -> ProfileRow:
     """The row of full training."""
-    (row,) = rows(work, lambda _: True)
+    (row,) = profile_rows(work, lambda _: True)
     return row
 
 

@@ -10,7 +10,7 @@ from snake_jax.costs import memory
 from snake_jax.costs.flops import chain_step_parts
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
 from snake_jax.params import num_params, select
-from snake_jax.profiling.rows import Row, Sent
+from snake_jax.profiling.rows import ProfileRow, Sent
 from snake_jax.runs import image_task
 from snake_jax.runs.job import Job, make_rule
 
@@ -47,7 +47,7 @@ def _title(role: Role) -> str:
     return role.kind
 
 
-def party_rows(job: Job, sent: Sent) -> tuple[Row, ...]:
+def party_rows(job: Job, sent: Sent) -> tuple[ProfileRow, ...]:
     """A row for each party of a cut model; the weights of a visit go to and from its node.
 
     Args:
@@ -63,7 +63,7 @@ def party_rows(job: Job, sent: Sent) -> tuple[Row, ...]:
     rows = []
     for party in parties(job):
         held = select(params, party.layers)
-        row = Row(
+        row = ProfileRow(
             layer=party.name,
             trained=party.layers,
             params=num_params(held),

@@ -21,7 +21,7 @@ from snake_jax.profiling.subjects import Subject
 LEAST_LENGTH, LEAST_RANK = 128, 8
 
 
-def largest(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
+def largest_launch(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
     """What the largest step is that fits, and how to launch a run of such.
 
     Args:
@@ -62,7 +62,7 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], No
         return work.subject, max(visits, key=lambda layers: _state(work, layers).total)
 
     def compiled(candidate: Candidate) -> Compiled | Refused:
-        return subjects.compiled_step(*largest_visit(candidate, target))
+        return subjects.compile_subject(*largest_visit(candidate, target))
 
     # Gradients are temporaries to the compiler, which may do without them all at once.
     def least_bytes(candidate: Candidate) -> int:
@@ -82,7 +82,7 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], No
         compiled=compiled,
         least_bytes=least_bytes,
         capacity_bytes=capacity_bytes,
-        note=lambda tried: note(said(tried)),
+        note=lambda tried: note(_said(tried)),
     )
 
 
@@ -105,15 +105,15 @@ def configured(config: RunConfig, candidate: Candidate) -> RunConfig:
     return dataclasses.replace(config, **changes)
 
 
-def said(tried: Tried) -> str:
+def _said(tried: Tried) -> str:
     """A try, in a line."""
     peak = "does not fit"
     if tried.peak_bytes is not None:
         peak = f"fits, {tried.peak_bytes / 2**30:.2f} GiB"
-    return f"{words(tried.candidate)}: {peak}, {tried.wall_s:.1f} s"
+    return f"{_words(tried.candidate)}: {peak}, {tried.wall_s:.1f} s"
 
 
-def words(candidate: Candidate) -> str:
+def _words(candidate: Candidate) -> str:
     """A candidate, in words."""
     size = f"{candidate.batch} images"
     if candidate.length:
@@ -127,7 +127,7 @@ def _told(way: Way, model: Model, found: Tried, capacity_bytes: int) -> str:
     peak_bytes = found.peak_bytes or 0
     percent = 100 * peak_bytes / capacity_bytes
     size = f"{peak_bytes / 2**30:.2f} GiB, {percent:.0f} % of the device"
-    lines = [f"{words(found.candidate)}: {size}"]
+    lines = [f"{_words(found.candidate)}: {size}"]
     if isinstance(config, TextConfig):
         lines += _evaluated(config, way, model, capacity_bytes)
     return "\n".join([*lines, command(config)])

@@ -12,7 +12,7 @@ from snake_jax.costs import roofline
 from snake_jax.costs.compiled import Compiled
 from snake_jax.costs.roofline import Peaks
 from snake_jax.costs.timing import Sample, interleaved, paired_ratio
-from snake_jax.profiling.rows import Built, Measured, Row
+from snake_jax.profiling.rows import Built, Measured, ProfileRow
 
 FULL = "full"
 REPEATS, BUDGET_S = 9, 20.0  # rounds, and seconds after which a slow step leaves out rounds
@@ -20,7 +20,7 @@ REPEATS, BUDGET_S = 9, 20.0  # rounds, and seconds after which a slow step leave
 
 def peaks(device: Any, dtype: DTypeLike) -> Peaks:
     """What a device of this machine was seen to do at best, its products in `dtype`."""
-    return roofline.measured(REPEATS, (dtype,), device)
+    return roofline.measured_peaks(REPEATS, (dtype,), device)
 
 
 def free_bytes(device: Any) -> int:
@@ -43,9 +43,9 @@ def _free_of_machine_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def steps(
-    rows: Sequence[Row],
-    full: Row | None,
+def timed_steps(
+    rows: Sequence[ProfileRow],
+    full: ProfileRow | None,
     runners: Mapping[str, Callable[[], Any]],
     at_best: Peaks,
     device: Any,
@@ -76,7 +76,7 @@ def steps(
 
 
 def _measured(
-    row: Row,
+    row: ProfileRow,
     samples: Sequence[Sample],
     full: Sequence[Sample] | None,
     peak_bytes: int | None,
@@ -87,7 +87,7 @@ def _measured(
     return Measured(step_s, ratio, peak_bytes, least_s(row, at_best) / step_s)
 
 
-def least_s(row: Row, at_best: Peaks) -> float:
+def least_s(row: ProfileRow, at_best: Peaks) -> float:
     """Seconds that the step takes at least, at the peak rates.
 
     Those of its FLOPs, or of its arguments and results moved once.

@@ -18,7 +18,14 @@ from snake_jax.profiling import cut, formula, tables
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.formula import Formula
-from snake_jax.profiling.rows import Case, Row, built_record, largest, record, state_record
+from snake_jax.profiling.rows import (
+    Case,
+    ProfileRow,
+    built_record,
+    largest_row,
+    record,
+    state_record,
+)
 from snake_jax.profiling.subjects import unbroken_length
 from snake_jax.profiling.tables import Section
 from snake_jax.report.units import human
@@ -119,7 +126,7 @@ def _left_out(profile: Profile, model: LanguageModel) -> str:
     ends = f"{end_params(model):,} parameters of embedding and head, which are no block"
     temporaries = []
     for case in profile.cases:
-        row = largest(case)
+        row = largest_row(case)
         if row.built is not None and row.built.memory is not None:
             temporaries.append(max(0, row.built.memory.temporaries - row.state.gradients))
     activations = "activations and other temporaries"
@@ -160,13 +167,15 @@ def _compared(profile: Profile) -> str:
 def as_table(profile: Profile) -> str:
     """For a terminal."""
     return "\n\n".join(
-        [title(profile), *map(tables.text, _sections(profile)), "\n".join(notes(profile))]
+        [title(profile), *map(tables.text_table, _sections(profile)), "\n".join(notes(profile))]
     )
 
 
 def as_markdown(profile: Profile) -> str:
     """For a document."""
-    return "\n\n".join([title(profile), *map(tables.markdown, _sections(profile)), *notes(profile)])
+    return "\n\n".join(
+        [title(profile), *map(tables.markdown_table, _sections(profile)), *notes(profile)]
+    )
 
 
 def as_json(profile: Profile) -> str:
@@ -205,7 +214,7 @@ def _cut_sends(profile: Profile) -> list[tuple[str, int]]:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    most = largest(case)
+    most = largest_row(case)
     return {
         "train": case.train,
         "frozen_dtype": case.frozen_dtype,
@@ -231,7 +240,7 @@ def as_csv(profile: Profile) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _line(train: str, dtype: str, row: Row, full: Row) -> dict[str, Any]:
+def _line(train: str, dtype: str, row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     found = record(row, full)
     return {"train": train, "frozen_dtype": dtype, **found, "trained": "+".join(row.trained)}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from snake_jax.profiling.rows import Case, Row, largest
+from snake_jax.profiling.rows import Case, ProfileRow, largest_row
 from snake_jax.profiling.tables import memory_scale
 from snake_jax.report.canvas import COLOURS, look, new_figure, save
 from snake_jax.report.units import scale_for
@@ -28,7 +28,7 @@ TEMPORARIES = "activations and other\ncompiled temporaries"
 _MANY = 14  # bars from which on labels stand upright
 
 
-def draw(path: str | Path, title: str, cases: Sequence[Case]) -> Path:
+def draw_profile(path: str | Path, title: str, cases: Sequence[Case]) -> Path:
     """Writes a PNG: what each case holds at most, and what a step of each layer of the first case
     takes.
 
@@ -48,9 +48,9 @@ def _memory(panel: Axes, cases: Sequence[Case]) -> None:
     scale = memory_scale(full)
     names, rows = [], []
     for case in cases:
-        if largest(case).trained != full.trained:
+        if largest_row(case).trained != full.trained:
             names.append(_name(case))
-            rows.append(largest(case))
+            rows.append(largest_row(case))
     names.append("full")
     rows.append(full)
     parts = {}
@@ -62,7 +62,7 @@ def _memory(panel: Axes, cases: Sequence[Case]) -> None:
     panel.set_ylabel(f"{scale.unit} that a node holds")
 
 
-def _temporaries(row: Row) -> int:
+def _temporaries(row: ProfileRow) -> int:
     """Beyond the gradients, which are temporaries to the compiler."""
     memory = row.built.memory if row.built else None
     return max(0, memory.temporaries - row.state.gradients) if memory else 0

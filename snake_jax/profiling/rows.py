@@ -80,7 +80,7 @@ class Measured(NamedTuple):
     roofline: float
 
 
-class Row(NamedTuple):
+class ProfileRow(NamedTuple):
     """One assignment.
 
     Attributes:
@@ -118,16 +118,16 @@ class Case(NamedTuple):
 
     train: str
     frozen_dtype: str
-    rows: tuple[Row, ...]
-    full: Row
+    rows: tuple[ProfileRow, ...]
+    full: ProfileRow
 
 
-def largest(case: Case) -> Row:
+def largest_row(case: Case) -> ProfileRow:
     """The row that holds the most."""
     return max(case.rows, key=lambda row: row.state.total)
 
 
-def record(row: Row, full: Row) -> dict[str, Any]:
+def record(row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     """A row as a flat record; names say the units, `of_full` shares of full training."""
     found: dict[str, Any] = {
         "layer": row.layer,

@@ -17,7 +17,7 @@ from snake_jax.costs.shapes import BatchShape, Step, StepProgram
 from snake_jax.models import lora
 from snake_jax.models.attention import SCORE_BYTES
 from snake_jax.models.language import LanguageModel
-from snake_jax.profiling.rows import Counted, Row, Sent
+from snake_jax.profiling.rows import Counted, ProfileRow, Sent
 
 
 class Subject(NamedTuple):
@@ -38,7 +38,9 @@ class Subject(NamedTuple):
     adapters: lora.Lora | None = None
 
 
-def row_of(subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | None = None) -> Row:
+def row_of(
+    subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | None = None
+) -> ProfileRow:
     """What shapes alone say of an assignment.
 
     Args:
@@ -47,17 +49,17 @@ def row_of(subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | 
       trained: what trains.
       sent: bytes that the visit sends.
     """
-    return Row(
+    return ProfileRow(
         layer=layer,
         trained=trained,
         params=sum(cost.params for cost in _costs(subject) if cost.name in trained),
-        flops=step_parts(subject, trained),
+        flops=subject_flops(subject, trained),
         state=state(subject, trained),
         sent=sent,
     )
 
 
-def step_parts(subject: Subject, trained: tuple[str, ...]) -> StepFlops:
+def subject_flops(subject: Subject, trained: tuple[str, ...]) -> StepFlops:
     """FLOPs of a step, by what they are for."""
     return _walked(subject, _costs(subject), trained)
 
@@ -72,12 +74,7 @@ def _state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
     return memory.state_bytes(subject.step, trained, subject.frozen_dtype, subject.adapters)
 
 
-def program_key(subject: Subject, trained: tuple[str, ...]) -> tuple[str, ...]:
-    """Assignments for which it is equal share a program."""
-    return shapes.program_key(subject.step, trained)
-
-
-def compiled_step(subject: Subject, trained: tuple[str, ...]) -> Compiled | Refused:
+def compile_subject(subject: Subject, trained: tuple[str, ...]) -> Compiled | Refused:
     """A step, compiled for the subject's target."""
     return compiled.compiled_step(_program(subject, trained), _device(subject))
 
@@ -97,12 +94,12 @@ def counted(
     if not isinstance(model, LanguageModel):
         if isinstance(built, Refused):
             return None
-        return Counted(built.flops, step_parts(subject, trained).total)
+        return Counted(built.flops, subject_flops(subject, trained).total)
     short = subject._replace(batch=batch._replace(length=unbroken_length(model, batch.length)))
     recompute = shapes.recompute_of(subject.step)
     costs = _compilers_costs(model, subject.adapters, recompute, short.batch.length)
     by_compiler = _walked(short, costs, trained)
-    return Counted(batch.size * by_compiler.total, step_parts(short, trained).total)
+    return Counted(batch.size * by_compiler.total, subject_flops(short, trained).total)
 
 
 def runner(
@@ -175,4 +172,4 @@ def _compilers_costs(
 
     It counts in seconds what that of a described TPU counts in minutes.
     """
-    return compiled.row_costs(model, adapters, recompute, length, jax.devices()[0])
+    return compiled.counted_row_costs(model, adapters, recompute, length, jax.devices()[0])

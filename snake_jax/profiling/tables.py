@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from snake_jax.costs.flops import StepFlops
 from snake_jax.profiling.formula import FROZEN_BYTES, FULL_BYTES, TRAINED_BYTES, Formula
-from snake_jax.profiling.rows import Case, Row, largest
+from snake_jax.profiling.rows import Case, ProfileRow, largest_row
 from snake_jax.report.units import Scale, percent, scale_for
 
 _GIB, _MIB = 2**30, 2**20
@@ -20,7 +20,7 @@ class Column(NamedTuple):
     """A heading, the number of a row or None, and how it is written."""
 
     head: str
-    value: Callable[[Row], float | None]
+    value: Callable[[ProfileRow], float | None]
     show: Callable[[float], str]
 
 
@@ -81,7 +81,7 @@ def _flops(case: Case) -> list[StepFlops]:
     return [row.flops for row in case.rows]
 
 
-def memory_scale(full: Row) -> Scale:
+def memory_scale(full: ProfileRow) -> Scale:
     """GiB for large models, MiB for others."""
     return Scale(_GIB, "GiB") if full.state.total >= _GIB else Scale(_MIB, "MiB")
 
@@ -89,11 +89,11 @@ def memory_scale(full: Row) -> Scale:
 # Columns
 
 
-def _at(path: str) -> Callable[[Row], float | None]:
+def _at(path: str) -> Callable[[ProfileRow], float | None]:
     """The number of a row at a path such as `sent.up`; None where there is nothing on the way."""
     names = path.split(".")
 
-    def value(row: Row) -> float | None:
+    def value(row: ProfileRow) -> float | None:
         found: Any = row
         for name in names:
             if found is None:
@@ -104,11 +104,11 @@ def _at(path: str) -> Callable[[Row], float | None]:
     return value
 
 
-def _share(path: str, whole: float) -> Callable[[Row], float | None]:
+def _share(path: str, whole: float) -> Callable[[ProfileRow], float | None]:
     """The number at a path as a part of a whole."""
     part = _at(path)
 
-    def value(row: Row) -> float | None:
+    def value(row: ProfileRow) -> float | None:
         found = part(row)
         return None if found is None else found / whole
 
@@ -132,7 +132,7 @@ def _difference(value: float) -> str:
     return f"{100 * value:+.2f} %"
 
 
-def _flops_columns(full: Row, scale: Scale) -> list[Column]:
+def _flops_columns(full: ProfileRow, scale: Scale) -> list[Column]:
     in_unit = _in_unit(scale, 3)
     return [
         Column("trainable", _at("params"), _count),
@@ -148,7 +148,7 @@ def _flops_columns(full: Row, scale: Scale) -> list[Column]:
     ]
 
 
-def _memory_columns(full: Row, scale: Scale) -> list[Column]:
+def _memory_columns(full: ProfileRow, scale: Scale) -> list[Column]:
     in_unit = _in_unit(scale, 2)
 
     def peak_or_refusal(value: float) -> str:
@@ -173,7 +173,7 @@ def _tenths(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _peak(row: Row) -> float | None:
+def _peak(row: ProfileRow) -> float | None:
     """The compiled peak in bytes; `_REFUSED` where the compiler refuses."""
     if row.built is None:
         return None
@@ -191,7 +191,7 @@ def _sent_columns(scale: Scale) -> list[Column]:
     ]
 
 
-def _measured_columns(full: Row) -> list[Column]:
+def _measured_columns(full: ProfileRow) -> list[Column]:
     return [
         Column("ms a step", _at("measured.step_s"), _in_unit(Scale(1e-3, "ms"), 1)),
         Column("of full", _at("measured.of_full"), percent),
@@ -220,12 +220,12 @@ def _section(title: str, unit: str, case: Case, columns: Sequence[Column]) -> Se
     return Section(title, [unit, *(column.head for column in used)], lines)
 
 
-def _used(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+def _used(columns: Sequence[Column], rows: Sequence[ProfileRow]) -> list[Column]:
     """The columns in which some row has a number other than zero."""
     return [column for column in columns if any(column.value(row) for row in rows)]
 
 
-def _cells(row: Row, columns: Sequence[Column]) -> list[str]:
+def _cells(row: ProfileRow, columns: Sequence[Column]) -> list[str]:
     cells = []
     for column in columns:
         value = column.value(row)
@@ -234,7 +234,7 @@ def _cells(row: Row, columns: Sequence[Column]) -> list[str]:
 
 
 def _extremes(
-    rows: Sequence[Row], columns: Sequence[Column], pick: Callable[[list[float]], float]
+    rows: Sequence[ProfileRow], columns: Sequence[Column], pick: Callable[[list[float]], float]
 ) -> list[str]:
     cells = []
     for column in columns:
@@ -258,7 +258,7 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
     """A line for each case, of its row that holds the most; and full training."""
     full = cases[0].full
     scale = memory_scale(full)
-    rows = [largest(case) for case in cases]
+    rows = [largest_row(case) for case in cases]
     used = _used(_memory_columns(full, scale), (*rows, full))
     lines = []
     for case, row in zip(cases, rows, strict=True):
@@ -279,7 +279,7 @@ def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Secti
         sizes = [in_unit(formula.full_bytes), in_unit(formula.block_bytes)]
         lines.append([formula.counted, f"{formula.params:,}", str(formula.blocks), *sizes])
     for case in cases:
-        row = largest(case)
+        row = largest_row(case)
         if row.trained == full.trained:
             continue
         name, params = f"{case.train}, frozen as {case.frozen_dtype}", f"{full.params:,}"
@@ -294,7 +294,7 @@ def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Secti
     return Section(title, ["", "parameters", "N", "full", "a part"], lines)
 
 
-def _compiled(row: Row, show: Callable[[float], str]) -> str:
+def _compiled(row: ProfileRow, show: Callable[[float], str]) -> str:
     peak = _peak(row)
     if peak is None:
         return ""
@@ -304,7 +304,7 @@ def _compiled(row: Row, show: Callable[[float], str]) -> str:
 # Forms
 
 
-def text(section: Section) -> str:
+def text_table(section: Section) -> str:
     """The table in columns of one width."""
     lines = [section.head, *section.lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -318,7 +318,7 @@ def text(section: Section) -> str:
     return "\n".join(written)
 
 
-def markdown(section: Section) -> str:
+def markdown_table(section: Section) -> str:
     """The table in Markdown, under its title."""
     numbers = len(section.head) - section.labels
     rule = ["---"] * section.labels + ["---:"] * numbers

@@ -220,7 +220,7 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
         holds = np.flatnonzero(problem.bytes[index] <= problem.memory_bytes)
         able[layers] = tuple(holds.tolist())
     if config.assign == "serpentine":
-        assignment.check(problem, assignment.serpentine(len(groups), config.nodes))
+        assignment.check_memory(problem, assignment.in_turns(len(groups), config.nodes))
         return {}, able
     if config.assign == "proportional":
         nodes = assignment.proportional(problem)

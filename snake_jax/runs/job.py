@@ -173,7 +173,7 @@ def check_interruptions(job: Job) -> None:
 
 def planned(job: Job) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
-    return base.planned(job.algorithm, job.plan)
+    return base.planned_rounds(job.algorithm, job.plan)
 
 
 def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:

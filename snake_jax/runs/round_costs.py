@@ -15,11 +15,11 @@ def synchronisations(setup: Setup, results: Sequence[Outcome]) -> int:
     """How often a party waited for another: for gradients over a cut, and for the slowest node of a
     round.
     """
-    trips = chains.round_trips(messages(setup))
+    trips = chains.round_trips(batch_messages(setup))
     return trips * sum(r.iterations for r in results) + (len(results) > 1)
 
 
-def messages(setup: Setup) -> tuple[chains.Message, ...]:
+def batch_messages(setup: Setup) -> tuple[chains.Message, ...]:
     """What every batch sends over the cuts."""
     gradients = not setup.algorithm.local_losses
     return chains.messages(setup.chain, setup.model, setup.config.compute_dtype, gradients)
@@ -43,12 +43,12 @@ def elapsed(
 
 def _work(
     setup: Setup, result: Outcome, by_role: Mapping[Role, int], transfers: Sequence[Transfer]
-) -> clock.Work:
+) -> clock.VisitWork:
     """One visit's part of a round. Without traffic the data is in one place: the server's."""
     visit = result.visit
     if setup.algorithm.at_server:
         total = sum(by_role.values())
-        return clock.Work({SERVER: total}, (), 0, None)
+        return clock.VisitWork({SERVER: total}, (), 0, None)
     node = places.node(visit.node)
     flops = {}
     for role, count in by_role.items():
@@ -60,5 +60,5 @@ def _work(
         mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
 
     # Labels go up with activations: they are no message of their own.
-    batch = sum(message.why != "labels" for message in messages(setup))
-    return clock.Work(flops, mine, batch * result.iterations, node)
+    batch = sum(message.why != "labels" for message in batch_messages(setup))
+    return clock.VisitWork(flops, mine, batch * result.iterations, node)

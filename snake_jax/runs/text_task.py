@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.base import Algorithm, whole_model
+from snake_jax.algorithms.base import Algorithm, all_on_node
 from snake_jax.algorithms.chain import ON_NODE, Role, Segment
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
@@ -123,8 +123,8 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
     Raises:
       UserError: the method cuts models, or a flag names what the model has not.
     """
-    if algorithm.chain is not whole_model:
-        whole = [name for name, other in ALGORITHMS.items() if other.chain is whole_model]
+    if algorithm.chain is not all_on_node:
+        whole = [name for name, other in ALGORITHMS.items() if other.chain is all_on_node]
         raise UserError(
             f"--algorithm={config.algorithm} cuts models, which language models cannot be yet; "
             f"say {', '.join(whole)}"

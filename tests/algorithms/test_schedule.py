@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snake_jax.algorithms.base import planned
+from snake_jax.algorithms.base import planned_rounds
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan, interruptions, learning_rate, serpentine
 from snake_jax.config import ImageConfig
@@ -18,7 +18,7 @@ def _plan(always=(LAYERS[0], LAYERS[-1]), **flags):
 
 
 def _visits(plan, algorithm="snake"):
-    return [visit for visits in planned(ALGORITHMS[algorithm], plan) for visit in visits]
+    return [visit for visits in planned_rounds(ALGORITHMS[algorithm], plan) for visit in visits]
 
 
 def test_the_papers_schedule_nine_middle_layers_over_nine_nodes():
@@ -126,7 +126,7 @@ def test_a_takeover_needs_a_second_node():
 
 def test_fedavg_samples_nodes_without_replacement_anew_each_round():
     plan = _plan(nodes=20, cycles=30, nodes_per_round=4)
-    rounds = planned(ALGORITHMS["fedavg"], plan)
+    rounds = planned_rounds(ALGORITHMS["fedavg"], plan)
     picked = [tuple(visit.node for visit in visits) for visits in rounds]
     assert all(len(set(p)) == 4 for p in picked)
     assert len(set(picked)) > 20

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from experiments.bench.kernels.conv_tables import report
-from snake_jax.costs.timing import interleaved, machine, paired_ratio, summary
+from snake_jax.costs.timing import interleaved, machine, paired_ratio, sample_summary
 from snake_jax.kernels import conv
 from snake_jax.kernels.conv.shapes import ConvShape
 from snake_jax.models import registry
@@ -164,7 +164,8 @@ def _layer_rows(
             for n in [LOOP if side in ("ours", "product") else 1]
         }
         timed = {
-            side: _rated(summary(taken), layer.flops, peak_gflops) for side, taken in each.items()
+            side: _rated(sample_summary(taken), layer.flops, peak_gflops)
+            for side, taken in each.items()
         }
         ratios = {
             f"ours / {side}": paired_ratio(each["ours"], each[side])

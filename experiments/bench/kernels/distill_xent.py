@@ -18,7 +18,7 @@ from absl import flags
 from experiments.bench.kernels import described
 from experiments.bench.kernels.distill_xent_tables import report
 from snake_jax.costs import roofline
-from snake_jax.costs.timing import interleaved, machine, summary
+from snake_jax.costs.timing import interleaved, machine, sample_summary
 from snake_jax.errors import UserError
 from snake_jax.kernels.distill_xent import linear_xent, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, MIDDLE, XentShape
@@ -39,7 +39,7 @@ def run(
     missing.
     """
     header = machine()
-    peaks = roofline.measured(repeats, (_dtype(),))
+    peaks = roofline.measured_peaks(repeats, (_dtype(),))
     on_cpu = jax.default_backend() == "cpu"
     timed = [
         row for shape in ((MIDDLE,) if on_cpu else shapes) for row in _timed(shape, peaks, repeats)
@@ -109,7 +109,7 @@ def _timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[s
     calls = {name: functools.partial(program, *given[name]) for name, program in programs.items()}
     rows = []
     for name, samples in interleaved(calls, repeats, budget_s=10.0).items():
-        taken = summary(samples)
+        taken = sample_summary(samples)
         least_ms = 1e3 * peaks.least_s(2 * _flops(shape), _floor_bytes(shape, hidden, table))
         memory: Any = programs[name].memory_analysis()
         share = {"least_ms": least_ms, "of_roofline": least_ms / taken["median_ms"]}

@@ -14,7 +14,7 @@ import qwix
 from experiments.bench.kernels import described
 from experiments.bench.kernels.quant_matmul_tables import report
 from snake_jax.costs import roofline
-from snake_jax.costs.timing import interleaved, machine, summary
+from snake_jax.costs.timing import interleaved, machine, sample_summary
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import mosaic_tpu, quant_matmul, reference
@@ -40,7 +40,7 @@ def run(
     """
     header = machine()
     timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
-    peaks = roofline.measured(repeats)
+    peaks = roofline.measured_peaks(repeats)
     timed = [
         row
         for shape in timed_shapes
@@ -92,7 +92,7 @@ def _timed(
         calls["dense weight"] = functools.partial(jax.jit(jnp.dot), x, plain)
         least_s = peaks.least_s(shape.flops, _floor_bytes(shape, weight, x, None))
         for form, samples in interleaved(calls, repeats, budget_s=3.0).items():
-            taken = summary(samples)
+            taken = sample_summary(samples)
             share = {"least_ms": 1e3 * least_s, "of_roofline": 1e3 * least_s / taken["median_ms"]}
             rows.append(
                 {
