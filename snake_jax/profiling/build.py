@@ -35,20 +35,26 @@ def compiled_row(row: ProfileRow, subject: Subject, programs: Programs, note: No
 
 
 def _built(row: ProfileRow, subject: Subject) -> Built:
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    wall_start_s = time.perf_counter()
+    cpu_start_s = time.process_time()
     result = subjects.compile_subject(subject, row.trained)
-    return Built(result, time.perf_counter() - wall_s, time.process_time() - cpu_s)
+    wall_s = time.perf_counter() - wall_start_s
+    cpu_s = time.process_time() - cpu_start_s
+    return Built(result, wall_s, cpu_s)
 
 
 def _said(built: Built) -> str:
-    memory = built.memory
-    outcome = f"peak {memory.peak / 2**30:.2f} GiB" if memory else "does not fit"
+    outcome = "does not fit"
+    if built.memory is not None:
+        outcome = f"peak {built.memory.peak / 2**30:.2f} GiB"
     return f"{outcome}, compiled in {built.wall_s:.1f} s ({built.cpu_s:.1f} s of this process)"
 
 
 def present(target: str) -> Any | None:
     """The device of this machine that a target names; None for none and for described ones."""
-    return devices(target)[0] if target and ":" not in target else None
+    if not target or ":" in target:
+        return None
+    return devices(target)[0]
 
 
 def measured_case(
@@ -65,10 +71,15 @@ def measured_case(
       note: is told what does not run.
     """
     # What fits into the memory that is free.
-    rows = [row for row in case.rows if measure.runs_here(row.built, device)]
-    whole = case.full if measure.runs_here(case.full.built, device) else None
-    left_out = [row.layer for row in case.rows if row not in rows]
-    if whole is None:
+    rows, left_out = [], []
+    for row in case.rows:
+        if measure.runs_here(row.built, device):
+            rows.append(row)
+        else:
+            left_out.append(row.layer)
+    whole: ProfileRow | None = case.full
+    if not measure.runs_here(case.full.built, device):
+        whole = None
         left_out.append(FULL)
     if left_out:
         note(f"{', '.join(left_out)}: not run, it does not fit into the memory that is free")
@@ -77,14 +88,18 @@ def measured_case(
     runners: dict[str, Callable[[], Any]] = {}
     arrays: dict[Hashable, list[Any]] = {}
     for row in rows:
-        shared = arrays.setdefault(shapes.program_key(subject.step, row.trained), [])
+        key = shapes.program_key(subject.step, row.trained)
+        shared = arrays.setdefault(key, [])
         runners[row.layer] = _runner(row, subject, shared)
     if whole is not None:
         runners[FULL] = _runner(whole, full, [])
 
     found = measure.timed_steps(rows, whole, runners, at_best, device)
-    every = tuple(row._replace(measured=found.get(row.layer)) for row in case.rows)
-    return case._replace(rows=every, full=case.full._replace(measured=found.get(FULL)))
+    every = []
+    for row in case.rows:
+        every.append(row._replace(measured=found.get(row.layer)))
+    full_row = case.full._replace(measured=found.get(FULL))
+    return case._replace(rows=tuple(every), full=full_row)
 
 
 def _runner(row: ProfileRow, subject: Subject, arrays: list[Any]) -> Callable[[], Any]:

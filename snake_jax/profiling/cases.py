@@ -58,13 +58,14 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
       UserError: flags that the method has no use for.
     """
     dtype = "-" if train == "full" else config.frozen_dtype
+    algorithm = chosen_algorithm(config)
     if isinstance(config, TextConfig):
         assert isinstance(model, LanguageModel)
-        text_job = text_task.make_job(config, chosen_algorithm(config), model)
+        text_job = text_task.make_job(config, algorithm, model)
         return _of_text(train, dtype, text_job, target)
     assert isinstance(config, ImageConfig)
     assert isinstance(model, LayeredModel)
-    job = image_task.make_job(config, chosen_algorithm(config), model)
+    job = image_task.make_job(config, algorithm, model)
     step = image_task.make_step(job)
     subject = Subject(step, BatchShape(config.batch_size), config.frozen_dtype, target)
     sizes = transfer_sizes(job.task.like(job), config.frozen_dtype)
@@ -72,23 +73,31 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
 
 
 def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Work:
-    config, step = job.config, text_task.make_step(job)
+    config = job.config
     text_task.check_products(config)
-    step = step._replace(mesh=_mesh(config, job.model.architecture, target))
+    mesh = _mesh(config, job.model.architecture, target)
+    step = text_task.make_step(job)._replace(mesh=mesh)
     adapters = text_task.make_lora(config) if step.adapted else None
+
+    # Where everything trains nothing is stored frozen: the dtype is of no account.
     batch = BatchShape(config.batch_size, config.max_length, config.packing)
     stored = "bfloat16" if dtype == "-" else config.frozen_dtype
     subject = Subject(step, batch, stored, target, adapters)
 
     # What travels: all that a plan's visits may train, and the rest as it is stored.
-    params = select(shapes.trainable_shapes(job.model, adapters), job.plan.layer_names)
+    trainable = shapes.trainable_shapes(job.model, adapters)
+    params = select(trainable, job.plan.layer_names)
     base = without(shapes.model_shapes(job.model), params)
     sizes = transfer_sizes(params, config.frozen_dtype, base=base)
     return Work(train, dtype, job, subject, sizes)
 
 
 def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
-    """Over the devices of the target."""
+    """Over the devices of the target.
+
+    Raises:
+      UserError: there is a mesh and no target, or it does not divide batch and heads.
+    """
     if not config.mesh:
         return None
     if not target:
@@ -97,8 +106,13 @@ def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
             f"--target=tpu:v5e:2x4"
         )
     devices = compiled.devices(target)
-    heads = architecture.num_attention_heads, architecture.num_key_value_heads
-    sharding.check(config.mesh, config.batch_size, *heads, devices)
+    sharding.check(
+        config.mesh,
+        config.batch_size,
+        architecture.num_attention_heads,
+        architecture.num_key_value_heads,
+        devices,
+    )
     return sharding.make_mesh(config.mesh, devices)
 
 
@@ -127,9 +141,16 @@ def assignments(work: Work) -> dict[str, tuple[str, ...]]:
     named = {}
     for visits in planned(work.job):
         for visit in visits:
-            named[_about(visit.layers, plan.always, plan.layer_names)] = visit.layers
-    order = {name: place for place, name in enumerate(plan.layer_names)}
-    return dict(sorted(named.items(), key=lambda item: order.get(item[1][-1], 0)))
+            about = _about(visit.layers, plan.always, plan.layer_names)
+            named[about] = visit.layers
+
+    # A cycle may go through the layers in any order: here by the last that a visit trains.
+    order = {name: index for index, name in enumerate(plan.layer_names)}
+
+    def by_last(about: str) -> int:
+        return order.get(named[about][-1], 0)
+
+    return {about: named[about] for about in sorted(named, key=by_last)}
 
 
 def _about(layers: tuple[str, ...], always: Sequence[str], every: Sequence[str]) -> str:
@@ -151,7 +172,9 @@ def profile_rows(work: Work, chosen: Callable[[str], bool]) -> tuple[ProfileRow,
     if not work.job.algorithm.at_server:
         sent = traffic.by_assignment(work.job, work.sizes)
     if len(work.job.chain) > 1:
-        return cut.party_rows(work.job, next(iter(sent.values())))
+        # A cut model trains whole at every visit: they all send the same.
+        of_visit = next(iter(sent.values()))
+        return cut.party_rows(work.job, of_visit)
     found = []
     for layer, trained in assignments(work).items():
         if layer == ALL or chosen(layer):
@@ -166,8 +189,13 @@ def case(work: Work, reference: ProfileRow, chosen: Callable[[str], bool]) -> Ca
 
 def reference(work: Work) -> ProfileRow:
     """The row of full training."""
-    (row,) = profile_rows(work, lambda _: True)
+    (row,) = profile_rows(work, _every)
     return row
+
+
+def _every(layer: str) -> bool:
+    del layer
+    return True
 
 
 def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
@@ -177,8 +205,8 @@ def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
       UserError: no layer is called so.
     """
     if flag == "all":
-        return lambda _: True
-    wanted = set()
+        return _every
+    wanted: set[str] = set()
     for word in flag.split(","):
         found = [name for name in names if _is_called(name, word)]
         if not found:
@@ -186,7 +214,11 @@ def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
                 f"--layers={flag}: {word or 'a gap'} is none of {', '.join(names)}; or say all"
             )
         wanted.update(found)
-    return lambda name: name in wanted
+
+    def is_wanted(name: str) -> bool:
+        return name in wanted
+
+    return is_wanted
 
 
 def _is_called(name: str, word: str) -> bool:

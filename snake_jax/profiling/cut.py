@@ -1,5 +1,6 @@
 """Cut models as the profiler tells of them: the parties that hold layers, and what they send."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -54,10 +55,12 @@ def party_rows(job: Job, sent: Sent) -> tuple[ProfileRow, ...]:
       job: of the split method.
       sent: bytes of weights of a visit.
     """
-    params = jax.eval_shape(lambda: image_task.init_params(job, jax.random.key(0)))
-    batch_size, rule = job.config.batch_size, make_rule(job.config)
-    costs = layer_costs(job.model, batch_size)
-    beside = auxiliary_costs(job.model, job.chain, job.auxiliary, batch_size)
+    params = jax.eval_shape(functools.partial(image_task.init_params, job), jax.random.key(0))
+    rule = make_rule(job.config)
+
+    # Gradients cross the cuts unless both sides have losses of their own.
+    costs = layer_costs(job.model, job.config.batch_size)
+    beside = auxiliary_costs(job.model, job.chain, job.auxiliary, job.config.batch_size)
     gradients = not job.algorithm.local_losses
     flops = chain_step_parts(job.chain, costs, beside, gradients)
     rows = []
@@ -88,4 +91,6 @@ def cut_bytes(job: Job) -> list[tuple[str, int]]:
 
 
 def _words(message: chains.Message) -> str:
-    return message.why if message.why == message.item else f"{message.why} of {message.item}"
+    if message.why == message.item:
+        return message.why
+    return f"{message.why} of {message.item}"

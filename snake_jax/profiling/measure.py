@@ -15,7 +15,8 @@ from snake_jax.costs.timing import Sample, interleaved, paired_ratio
 from snake_jax.profiling.rows import Built, Measured, ProfileRow
 
 FULL = "full"
-REPEATS, BUDGET_S = 9, 20.0  # rounds, and seconds after which a slow step leaves out rounds
+REPEATS = 9  # rounds
+BUDGET_S = 20.0  # seconds after which slow steps leave out rounds
 
 
 def peaks(device: Any, dtype: DTypeLike) -> Peaks:
@@ -50,8 +51,9 @@ def timed_steps(
     at_best: Peaks,
     device: Any,
 ) -> dict[str, Measured]:
-    """Times each row's step, and the full one, in turns, so that load that comes and goes falls on
-    all alike.
+    """Times each row's step, and the full one, in turns.
+
+    Load that comes and goes falls on all alike.
 
     Args:
       rows: compiled ones.
@@ -66,13 +68,18 @@ def timed_steps(
     every = {row.layer: row for row in rows}
     if full is not None:
         every[FULL] = full
-    held = {layer: _peak_bytes(device, runners[layer]) for layer in every}
-    in_turns = {layer: runners[layer] for layer in every}
+
+    # Memory first: each step is the first of its program, so a peak that grows is its own.
+    held, in_turns = {}, {}
+    for layer in every:
+        held[layer] = _peak_bytes(device, runners[layer])
+        in_turns[layer] = runners[layer]
     samples = interleaved(in_turns, REPEATS, BUDGET_S / len(every))
-    return {
-        layer: _measured(row, samples[layer], samples.get(FULL), held[layer], at_best)
-        for layer, row in every.items()
-    }
+    of_full = samples.get(FULL)
+    found = {}
+    for layer, row in every.items():
+        found[layer] = _measured(row, samples[layer], of_full, held[layer], at_best)
+    return found
 
 
 def _measured(
@@ -96,8 +103,9 @@ def least_s(row: ProfileRow, at_best: Peaks) -> float:
       row: with its program.
       at_best: the rates.
     """
-    memory = row.built.memory if row.built else None
-    moved_bytes = memory.arguments + memory.results if memory else 0
+    moved_bytes = 0
+    if row.built is not None and row.built.memory is not None:
+        moved_bytes = row.built.memory.arguments + row.built.memory.results
     return at_best.least_s(row.flops.total, moved_bytes)
 
 
@@ -110,7 +118,13 @@ def runs_here(built: Built | None, device: Any) -> bool:
 
 def _peak_bytes(device: Any, runner: Callable[[], Any]) -> int | None:
     """What the device held at most in a step, where it tells and nothing before it held more."""
-    before = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    before_bytes = _held_at_most(device)
     jax.block_until_ready(runner())
-    after = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    return after if after is not None and after != before else None
+    after_bytes = _held_at_most(device)
+    return None if after_bytes == before_bytes else after_bytes
+
+
+def _held_at_most(device: Any) -> int | None:
+    """Bytes that the device has ever held; None where it does not tell."""
+    stats = device.memory_stats() or {}
+    return stats.get("peak_bytes_in_use")

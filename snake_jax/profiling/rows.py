@@ -10,8 +10,7 @@ from snake_jax.costs.memory import StateBytes
 
 
 class Sent(NamedTuple):
-    """Bytes of weights that a visit sends once every layer has been trained, by whether receivers
-    keep what they got.
+    """Bytes of weights that a visit sends once every layer has been trained.
 
     Attributes:
       up: handed in to the server.
@@ -124,7 +123,11 @@ class Case(NamedTuple):
 
 def largest_row(case: Case) -> ProfileRow:
     """The row that holds the most."""
-    return max(case.rows, key=lambda row: row.state.total)
+    return max(case.rows, key=_state_bytes)
+
+
+def _state_bytes(row: ProfileRow) -> int:
+    return row.state.total
 
 
 def record(row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
@@ -140,6 +143,8 @@ def record(row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     found |= state_record(row.state)
     found["of_full_flops"] = row.flops.total / full.flops.total
     found["of_full_state"] = row.state.total / full.state.total
+
+    # What was not counted or measured has no keys at all.
     if row.sent is not None:
         for name, size in row.sent._asdict().items():
             found[f"sent_{name}_bytes"] = size
@@ -156,13 +161,17 @@ def record(row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
 
 def state_record(state: StateBytes) -> dict[str, int]:
     """Bytes by kind, and their sum."""
-    kinds = {f"{name}_bytes": size for name, size in state._asdict().items()}
-    return kinds | {"state_bytes": state.total}
+    found = {}
+    for name, size in state._asdict().items():
+        found[f"{name}_bytes"] = size
+    found["state_bytes"] = state.total
+    return found
 
 
 def built_record(built: Built | None) -> dict[str, Any]:
-    """How compiling went: what is reserved or why it is refused, what is sent, and how long it
-    took; nothing where nothing was compiled.
+    """How compiling went: what is reserved or why it is refused, what is sent, and how long.
+
+    Nothing where nothing was compiled.
     """
     if built is None:
         return {}
@@ -170,9 +179,11 @@ def built_record(built: Built | None) -> dict[str, Any]:
     if isinstance(built.result, Refused):
         return {"refused": built.result.reason, **seconds}
     memory = built.result.memory
-    kinds = {f"compiled_{name}_bytes": size for name, size in memory._asdict().items()}
-    kinds["compiled_peak_bytes"] = memory.peak
-    return {**kinds, **_collectives_record(built.result), **seconds}
+    reserved = {}
+    for name, size in memory._asdict().items():
+        reserved[f"compiled_{name}_bytes"] = size
+    reserved["compiled_peak_bytes"] = memory.peak
+    return {**reserved, **_collectives_record(built.result), **seconds}
 
 
 def _collectives_record(compiled: Compiled) -> dict[str, int]:

@@ -49,10 +49,14 @@ def row_of(
       trained: what trains.
       sent: bytes that the visit sends.
     """
+    params = 0
+    for cost in _costs(subject):
+        if cost.name in trained:
+            params += cost.params
     return ProfileRow(
         layer=layer,
         trained=trained,
-        params=sum(cost.params for cost in _costs(subject) if cost.name in trained),
+        params=params,
         flops=subject_flops(subject, trained),
         state=state(subject, trained),
         sent=sent,
@@ -95,11 +99,15 @@ def counted(
         if isinstance(built, Refused):
             return None
         return Counted(built.flops, subject_flops(subject, trained).total)
-    short = subject._replace(batch=batch._replace(length=unbroken_length(model, batch.length)))
+
+    # The compiler is given a row of text, the formula the whole batch.
+    length = unbroken_length(model, batch.length)
+    short = subject._replace(batch=batch._replace(length=length))
     recompute = shapes.recompute_of(subject.step)
-    costs = _compilers_costs(model, subject.adapters, recompute, short.batch.length)
-    by_compiler = _walked(short, costs, trained)
-    return Counted(batch.size * by_compiler.total, subject_flops(short, trained).total)
+    costs = _compilers_costs(model, subject.adapters, recompute, length)
+    row_flops = _walked(short, costs, trained).total
+    formula_flops = subject_flops(short, trained).total
+    return Counted(batch.size * row_flops, formula_flops)
 
 
 def runner(
@@ -120,6 +128,7 @@ def runner(
             arrays += shapes.zeros(program)
         _, _, *rest = program.aimed(tuple(arrays))
 
+    # What trains and its optimizer states are donated: the results are the next step's.
     def one_step() -> Any:
         arrays[0], arrays[1], stats = built.program(arrays[0], arrays[1], *rest)
         return stats
@@ -132,7 +141,9 @@ def unbroken_length(model: LanguageModel, length: int) -> int:
 
     In parts it would be a loop, which the compiler counts once.
     """
-    while 4 * model.architecture.num_attention_heads * length**2 > SCORE_BYTES:
+    heads = model.architecture.num_attention_heads
+    # The scores of a row, [heads, length, length] in float32, 4 bytes each.
+    while 4 * heads * length**2 > SCORE_BYTES:
         length //= 2
     return length
 

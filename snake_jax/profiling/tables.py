@@ -4,7 +4,6 @@ Columns say how a number is got and written; a column that is all zero is left o
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from snake_jax.costs.flops import StepFlops
@@ -41,8 +40,10 @@ def sections(unit: str, cases: Sequence[Case]) -> list[Section]:
       cases: ways to train and store.
     """
     found = [_memory_of_cases(cases)]
-    for number, case in enumerate(cases):
-        found += _by_layer(unit, case, before=cases[:number])
+    told: list[Case] = []
+    for case in cases:
+        found += _by_layer(unit, case, before=told)
+        told.append(case)
     return found
 
 
@@ -55,25 +56,34 @@ def _by_layer(unit: str, case: Case, before: Sequence[Case]) -> list[Section]:
       before: cases that were told before. FLOPs that one of them has, stored in another way, are
         not told again.
     """
+    tables = []
+    full = case.full
     name = case.train
     if case.frozen_dtype != "-":
         name = f"{case.train}, frozen as {case.frozen_dtype}"
-    tables = []
-    if not any(_flops(earlier) == _flops(case) for earlier in before):
-        scale = scale_for(case.full.flops.total, "FLOP")
+
+    # Storage changes no product, so cases that only store otherwise have the same FLOPs.
+    told = [_flops(earlier) for earlier in before]
+    if _flops(case) not in told:
+        scale = scale_for(full.flops.total, "FLOP")
         title = f"{scale.unit} of a step: {case.train}"
-        tables.append(_section(title, unit, case, _flops_columns(case.full, scale)))
-    if len({row.state for row in case.rows}) > 1:
-        scale = memory_scale(case.full)
+        tables.append(_section(title, unit, case, _flops_columns(full, scale)))
+
+    # Where all rows hold the same, the table of cases has said it.
+    states = {row.state for row in case.rows}
+    if len(states) > 1:
+        scale = memory_scale(full)
         title = f"{scale.unit} that a node holds: {name}"
-        tables.append(_section(title, unit, case, _memory_columns(case.full, scale)))
+        tables.append(_section(title, unit, case, _memory_columns(full, scale)))
+
+    # What is sent is told in the unit of the whole model in float32, 4 bytes a number.
     if any(row.sent for row in case.rows):
-        scale = scale_for(4 * case.full.params, "B")
+        scale = scale_for(4 * full.params, "B")
         title = f"{scale.unit} of weights that a visit sends: {name}"
         tables.append(_section(title, unit, case, _sent_columns(scale)))
     if any(row.measured for row in case.rows):
         title = f"Measured: {name}"
-        tables.append(_section(title, unit, case, _measured_columns(case.full)))
+        tables.append(_section(title, unit, case, _measured_columns(full)))
     return tables
 
 
@@ -177,7 +187,9 @@ def _peak(row: ProfileRow) -> float | None:
     """The compiled peak in bytes; `_REFUSED` where the compiler refuses."""
     if row.built is None:
         return None
-    return row.built.memory.peak if row.built.memory else _REFUSED
+    if row.built.memory is None:
+        return _REFUSED
+    return row.built.memory.peak
 
 
 def _sent_columns(scale: Scale) -> list[Column]:
@@ -210,19 +222,28 @@ def _section(title: str, unit: str, case: Case, columns: Sequence[Column]) -> Se
     Neighbours with the same numbers share a line.
     """
     used = _used(columns, (*case.rows, case.full))
-    lines = _joined([[row.layer, *_cells(row, used)] for row in case.rows])
+    of_rows = []
+    for row in case.rows:
+        of_rows.append([row.layer, *_cells(row, used)])
+    lines = _joined(of_rows)
+
+    # Of one line or two the extremes can be seen.
     if len(lines) > 2:
         lines.append(["least", *_extremes(case.rows, used, min)])
         lines.append(["most", *_extremes(case.rows, used, max)])
     full = ["full training", *_cells(case.full, used)]
     if full not in lines:
         lines.append(full)
-    return Section(title, [unit, *(column.head for column in used)], lines)
+    return Section(title, [unit, *_heads(used)], lines)
 
 
 def _used(columns: Sequence[Column], rows: Sequence[ProfileRow]) -> list[Column]:
     """The columns in which some row has a number other than zero."""
-    return [column for column in columns if any(column.value(row) for row in rows)]
+    return [column for column in columns if any(map(column.value, rows))]
+
+
+def _heads(columns: Sequence[Column]) -> list[str]:
+    return [column.head for column in columns]
 
 
 def _cells(row: ProfileRow, columns: Sequence[Column]) -> list[str]:
@@ -234,23 +255,31 @@ def _cells(row: ProfileRow, columns: Sequence[Column]) -> list[str]:
 
 
 def _extremes(
-    rows: Sequence[ProfileRow], columns: Sequence[Column], pick: Callable[[list[float]], float]
+    rows: Sequence[ProfileRow],
+    columns: Sequence[Column],
+    pick: Callable[[list[float]], float],
 ) -> list[str]:
     cells = []
     for column in columns:
-        values = [column.value(row) for row in rows]
-        found = [value for value in values if value is not None]
+        found = []
+        for row in rows:
+            value = column.value(row)
+            if value is not None:
+                found.append(value)
         cells.append(column.show(pick(found)) if found else "")
     return cells
 
 
 def _joined(lines: Sequence[list[str]]) -> list[list[str]]:
     """Lines with neighbours that differ in their first cell alone as one."""
-    joined = []
-    for numbers, group in groupby(lines, key=lambda line: line[1:]):
-        names = [line[0] for line in group]
-        name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        joined.append([name, *numbers])
+    joined: list[list[str]] = []
+    first = ""
+    for name, *numbers in lines:
+        if joined and joined[-1][1:] == numbers:
+            joined[-1][0] = f"{first} to {name}"
+        else:
+            first = name
+            joined.append([name, *numbers])
     return joined
 
 
@@ -263,9 +292,12 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
     lines = []
     for case, row in zip(cases, rows, strict=True):
         lines.append([case.train, case.frozen_dtype, row.layer, *_cells(row, used)])
-    if not any(row.trained == full.trained for row in rows):
+
+    # Where a case trains all, full training has its line already.
+    trained = [row.trained for row in rows]
+    if full.trained not in trained:
         lines.append(["full", "-", "all", *_cells(full, used)])
-    head = ["train", "frozen as", "of the most", *(column.head for column in used)]
+    head = ["train", "frozen as", "of the most", *_heads(used)]
     return Section(f"{scale.unit} that a node holds", head, lines, labels=3)
 
 
@@ -278,16 +310,20 @@ def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Secti
     for formula in formulas:
         sizes = [in_unit(formula.full_bytes), in_unit(formula.block_bytes)]
         lines.append([formula.counted, f"{formula.params:,}", str(formula.blocks), *sizes])
+
+    # A case that trains all is no part to set against the formula's.
+    params = f"{full.params:,}"
     for case in cases:
         row = largest_row(case)
         if row.trained == full.trained:
             continue
-        name, params = f"{case.train}, frozen as {case.frozen_dtype}", f"{full.params:,}"
+        name = f"{case.train}, frozen as {case.frozen_dtype}"
         sizes = [in_unit(full.state.total), in_unit(row.state.total)]
         lines.append([f"state by shapes: {name}", params, "", *sizes])
         if row.built:
             peaks = [_compiled(full, in_unit), _compiled(row, in_unit)]
             lines.append([f"compiled peak: {name}", params, "", *peaks])
+
     of_block = f"{FROZEN_BYTES} + {TRAINED_BYTES}/N where one of N equal blocks trains"
     by_formula = f"{scale.unit} by the papers' formula, {FULL_BYTES} bytes a parameter in full"
     title = f"{by_formula}, {of_block}; and in truth"
@@ -307,7 +343,9 @@ def _compiled(row: ProfileRow, show: Callable[[float], str]) -> str:
 def text_table(section: Section) -> str:
     """The table in columns of one width."""
     lines = [section.head, *section.lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(map(len, column)))
     written = [section.title]
     for line in lines:
         cells = []
@@ -320,7 +358,10 @@ def text_table(section: Section) -> str:
 
 def markdown_table(section: Section) -> str:
     """The table in Markdown, under its title."""
-    numbers = len(section.head) - section.labels
-    rule = ["---"] * section.labels + ["---:"] * numbers
-    lines = ["| " + " | ".join(line) + " |" for line in (section.head, rule, *section.lines)]
-    return "\n".join([section.title, "", *lines])
+    rule = []
+    for number in range(len(section.head)):
+        rule.append("---" if number < section.labels else "---:")
+    written = [section.title, ""]
+    for line in (section.head, rule, *section.lines):
+        written.append("| " + " | ".join(line) + " |")
+    return "\n".join(written)
