@@ -1,5 +1,4 @@
-"""Where the layers of a visit lie: segments of the model on the visiting node, on the server, on
-other nodes.
+"""Where the layers of a visit lie: segments of the model on nodes and server.
 
 A local method's chain is one segment on the visiting node. Split methods cut the model: every batch
 then sends an activation over each boundary and, unless both sides have losses of their own, a
@@ -21,6 +20,7 @@ from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes import places
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.nodes.places import Kind, Place
+from snake_jax.params import LayerNames
 
 LABEL_BYTES = 4
 
@@ -85,7 +85,7 @@ def cuts(chain: Chain) -> tuple[int, ...]:
     return tuple(segment.start for segment in chain[1:])
 
 
-def held(chain: Chain, names: Sequence[str], role: Role) -> tuple[str, ...]:
+def held(chain: Chain, names: Sequence[str], role: Role) -> LayerNames:
     """The layers that a role holds, in model order."""
     found: list[str] = []
     for segment in chain:

@@ -19,38 +19,46 @@ from snake_jax.algorithms.base import (
     no_mean,
 )
 from snake_jax.algorithms.proximal import proximal_client
-from snake_jax.algorithms.schedule import Plan, side_by_side
+from snake_jax.algorithms.schedule import Plan, whole_side_by_side
 from snake_jax.algorithms.traffic import STAR
-from snake_jax.algorithms.visits import Round, Rounds
+from snake_jax.algorithms.visits import Round
 from snake_jax.config import RunConfig
 from snake_jax.params import Params, PyTree
 
 
-def _rounds(plan: Plan, cycle: int) -> Rounds:
-    return side_by_side(plan, cycle, plan.layer_names)
-
-
 def _no_velocity(config: RunConfig, params: Params) -> Params:
-    return jax.tree.map(jnp.zeros_like, params) if config.server_momentum else {}
+    """The server's memory: as large as the model, and nothing without momentum."""
+    if not config.server_momentum:
+        return {}
+    return jax.tree.map(jnp.zeros_like, params)
 
 
 def _finish(
     plan: Plan, visits: Round, params: Params, velocity: PyTree, mean: Mean
 ) -> tuple[Params, PyTree]:
-    """The mean; with momentum a step along the average of the mean updates."""
+    """The mean; with momentum a step along the average of the mean updates.
+
+    With the model x, the mean m of what the nodes trained and the momentum b: v <- b v + (m - x)
+    and x <- x + v. Without momentum x + (m - x) would be m but for rounding: it is m.
+    """
     del visits
+    # No outcome: nobody came back, and the model stays as it is.
     if not mean.layers:
         return params, velocity
     momentum = plan.config.server_momentum
     if not momentum:
         return mean.layers, velocity
-    velocity = jax.tree.map(lambda v, m, p: momentum * v + (m - p), velocity, mean.layers, params)
+
+    def moved(v: jax.Array, m: jax.Array, x: jax.Array) -> jax.Array:
+        return momentum * v + (m - x)
+
+    velocity = jax.tree.map(moved, velocity, mean.layers, params)
     return jax.tree.map(jnp.add, params, velocity), velocity
 
 
 FEDAVG = Algorithm(
     name="fedavg",
-    rounds=every_cycle(_rounds),
+    rounds=every_cycle(whole_side_by_side),
     traffic=STAR,
     merge=Merge(no_mean, add_to_mean, _finish),
     memory=_no_velocity,

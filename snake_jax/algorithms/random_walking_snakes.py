@@ -22,6 +22,7 @@ from snake_jax.errors import UserError
 
 
 def _rounds(plan: Plan, cycle: int) -> Rounds:
+    """Every node is the head once a cycle, in an order drawn for the cycle."""
     config = of_images(plan.config)
     heads = shuffled_nodes(config, cycle)
     for index, head in enumerate(heads):
@@ -39,6 +40,7 @@ def _chain(plan: Plan) -> Chain:
     Raises:
       UserError: there are fewer nodes, or fewer layers, than segments.
     """
+    # Both nodes and layers bound the snake's length.
     length = of_images(plan.config).snake_length
     layers = len(plan.layer_names)
     if length > min(layers, plan.config.nodes):

@@ -79,6 +79,7 @@ def _arrays(result: str, begun: bool) -> dict[str, int]:
 
 def _num_bytes(dtype: str, shape: str) -> int:
     """Of an array of a type such as `bf16` and a shape such as `8,128`."""
+    # Names of types end in their bits, but for that of truth values, which take a byte.
     bits = 8 if dtype == "pred" else int(dtype.lstrip("bsuf"))
     sizes = shape.split(",") if shape else []
     count = math.prod(map(int, sizes))

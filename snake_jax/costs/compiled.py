@@ -93,6 +93,7 @@ def devices(target: str) -> list[Any]:
     Raises:
       UserError: an unknown target, no such device, or no TPU compiler here.
     """
+    # After the colon a target is a described one: its compiler runs anywhere, the chip is nowhere.
     kind, *described = target.split(":")
     if kind == "tpu" and 1 <= len(described) <= 2:
         return _described(target, *described)
@@ -129,6 +130,7 @@ def compile_placed(
       arguments: their shapes, `placed`.
       donate: numbers of the arguments whose place results may take.
     """
+    # Too much memory is an answer; whatever else the compiler says is a bug.
     lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
     try:
         program: Any = lowered.compile()
@@ -161,6 +163,7 @@ def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refuse
       program: from `shapes.step_program`. One of a mesh is compiled for that.
       device: to compile for otherwise; None: this machine's.
     """
+    # A step on a mesh is for the mesh's devices, described ones too.
     arguments = program.arguments
     if program.mesh is not None:
         arguments = sharding.on(program.mesh, arguments)
@@ -253,6 +256,7 @@ def _loss_of(model: LanguageModel, length: int) -> tuple[Callable[..., jax.Array
 
 def _reason(text: str) -> str:
     """The line of a refusal that has the numbers, else its first."""
+    # A refusal is pages long: the line that compares what is needed with what there is says it.
     first, *others = text.splitlines() or [""]
     for line in (first, *others):
         if "Used" in line or "Exceeded" in line or "exceed" in line:

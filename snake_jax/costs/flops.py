@@ -144,6 +144,7 @@ def passed_flops(
       teacher: see `step_parts`.
       stochastic: see `step_parts`.
     """
+    # Rows that were passed to fill the cache of what the lowest trained layer reads.
     if passed.prefix:
         below = costs[: _lowest(costs, trained)]
         return passed.rows * sum(cost.forward for cost in below)

@@ -54,11 +54,13 @@ def state_bytes(
       frozen_dtype: of the others, see `quantization.freeze`.
       adapters: which; None where whole layers train.
     """
+    # All that does not train lies frozen beside what does, adapters of other blocks too.
     held = shapes.held_shapes(step.model, adapters)
     trainable = select(held, trained)
     frozen_bytes = 0
     for name, subtree in without(held, trained).items():
         frozen_bytes += stored_bytes(subtree, shapes.stored_dtype(name, frozen_dtype))
+    # The model as received is another copy of what trains; frozen layers are shared with it.
     state = trained_bytes(trainable, step.rule)
     received = state.trained if step.needs_received else 0
     return state._replace(frozen=frozen_bytes, received=received)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
-from snake_jax.params import Params, PyTree, select, without
+from snake_jax.params import LayerNames, Params, PyTree, select, without
 from snake_jax.training import quantization, stack
 from snake_jax.training.image_step import Batches, Examples, LocalStep, local_epoch
 from snake_jax.training.optimizers import init_states
@@ -144,16 +144,17 @@ def recompute_of(step: Step) -> str:
     return step.recompute if isinstance(step, LanguageStep) else "none"
 
 
-def first_alike(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+def first_alike(step: Step, trained: Sequence[str]) -> LayerNames:
     """What trains, the first blocks in the place of others: they are alike."""
     if not isinstance(step, LanguageStep):
         return tuple(trained)
+    # So many blocks from the bottom hold and compute what any other so many would.
     items = own_items(step.model, step.adapted)
     count = len(_among(items, trained))
     return (*items[:count], *_among(ENDS, trained))
 
 
-def program_key(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+def program_key(step: Step, trained: Sequence[str]) -> LayerNames:
     """What trains, up to what is one program: which of the alike blocks it is, is an argument."""
     if not isinstance(step, LanguageStep):
         return tuple(trained)
@@ -189,7 +190,7 @@ def step_program(
 
 
 def _of_images(
-    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str
+    step: LocalStep, trained: LayerNames, batch_size: int, frozen_dtype: str
 ) -> StepProgram:
     """`image_step.local_epoch` over a single batch."""
     # What a node holds: the teacher is the trained layers as received, frozen ones are shared.

@@ -29,6 +29,7 @@ def interleaved(
     A function that has used `budget_s` seconds leaves after its third round, so a slow one does not
     hold up the rest; sample i of every function is from the same round.
     """
+    # The round that is not counted: compilation and first touches of memory fall into it.
     samples: dict[str, list[Sample]] = {}
     for name, function in functions.items():
         samples[name] = []
@@ -91,6 +92,7 @@ def paired_ratio(samples: Sequence[Sample], base: Sequence[Sample]) -> float:
       samples: of the one function, from `interleaved`.
       base: of the other; rounds that one of both left out do not count.
     """
+    # Sample i of both is from the same round, so load at that time fell on both.
     ratios = []
     for sample, base_sample in zip(samples, base, strict=False):
         ratios.append(sample.wall_s / base_sample.wall_s)

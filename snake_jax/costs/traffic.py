@@ -54,6 +54,7 @@ def stored_bytes(subtree: PyTree, dtype: str) -> int:
       subtree: its arrays, or their shapes.
       dtype: see `quantization.freeze`.
     """
+    # Shapes can be a key of the cache, arrays cannot.
     leaves, structure = jax.tree.flatten(subtree)
     shapes = []
     for leaf in leaves:

@@ -149,7 +149,9 @@ def elapse(
             late_s += each.members * (longest_s - total_s)
     idle_s = sum(each.idle_s for each in spent)
     away_s = sum(each.away_s for each in spent)
+    drops = sum(each.drops for each in spent)
 
+    # Energy is spent whoever waits.
     node_joules = 0.0
     server_joules = 0.0
     for work in works:
@@ -162,7 +164,7 @@ def elapse(
         server_joules=server_joules,
         wait_s=late_s + idle_s,
         away_s=away_s,
-        drops=sum(each.drops for each in spent),
+        drops=drops,
     )
 
 
@@ -207,6 +209,7 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
 
 
 def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
+    """FLOPs over the place's rate; servers are no stragglers."""
     seconds = flops / figures_of(fleet, place).flops_per_s
     if place.kind == "node":
         seconds *= _slowdown(trace, turn, place.index)
@@ -214,6 +217,7 @@ def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int)
 
 
 def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
+    """Bytes over the slower of both links, and both ends' latencies."""
     sender = figures_of(fleet, transfer.source)
     receiver = figures_of(fleet, transfer.destination)
     rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
@@ -225,15 +229,18 @@ def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> fl
 
     A lone node talks to the server.
     """
+    # Two nodes that share a model talk to each other, unless the server holds a part too.
     ends = list(members)
     if SERVER in work.flops or len(ends) < 2:
         ends.append(SERVER)
-    latencies_s = sorted(figures_of(fleet, place).latency_s for place in ends)
+    latencies_s = [figures_of(fleet, place).latency_s for place in ends]
+    latencies_s.sort()
     return sum(latencies_s[-2:])
 
 
 def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
     """By kind of place: computing, and at both ends of every transfer."""
+    # Joules add up whatever happens at the same time.
     joules = dict.fromkeys(KINDS, 0.0)
     for place, flops in work.flops.items():
         figures = figures_of(fleet, place)
@@ -246,18 +253,20 @@ def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
 
 
 def _slowdown(trace: Faults, turn: int, node: int) -> float:
+    """How many times slower a node computes in this turn."""
     if not trace.straggler_rate:
         return 1.0
-    drawn = streams.generator(trace.seed, "clock/stragglers", turn, node).random()
-    return trace.slowdown if drawn < trace.straggler_rate else 1.0
+    rng = streams.generator(trace.seed, "clock/stragglers", turn, node)
+    is_straggler = rng.random() < trace.straggler_rate
+    return trace.slowdown if is_straggler else 1.0
 
 
 def _away(
     fleet: Fleet, trace: Faults, node: int, start_s: float, active_s: float
 ) -> tuple[float, int]:
-    """Seconds that a visit of `active_s` from `start_s` stands still until it is done.
+    """Seconds that a visit of `active_s` from `start_s` stands still until it is done, and drops.
 
-    Also how often its node drops in its middle.
+    The visit goes from event to event: a window opens or closes, its node drops or is back.
     """
     now_s, left_s = start_s, active_s
     away_s, drops = 0.0, 0
@@ -286,6 +295,8 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     """The first stretch of being free that ends after `now_s`."""
     if not node.windows:
         return -math.inf, math.inf
+
+    # Windows repeat: stretch number n of a window lies n periods later.
     current = math.floor(now_s / period_s)
     # Compared as the absolute times that callers go on from, so that rounding cannot make one
     # stretch come twice; a period before and after, because `now_s` may lie at a border.
@@ -302,6 +313,7 @@ def _absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
     """The first absence that ends after `now_s`, as the times of dropping and of being back."""
     if not trace.drop_rate_per_hour:
         return math.inf, math.inf
+    # The draws are a fixed sequence of the node: as many of them as reach beyond now.
     count = _ABSENCES
     absences = _absences(trace, node, count)
     while absences[-1, 1] <= now_s:
@@ -318,7 +330,10 @@ def _absences(trace: Faults, node: int, count: int) -> np.ndarray:
 
     More of them begin with the same.
     """
-    draws = streams.generator(trace.seed, "clock/drops", node).exponential(size=(count, 2))
+    rng = streams.generator(trace.seed, "clock/drops", node)
+    draws = rng.exponential(size=(count, 2))  # of mean 1
+
+    # A node is present, then gone, then present, and so on: the sums of these spans are the times.
     present_s = _HOUR_S / trace.drop_rate_per_hour
-    spans_s = draws * (present_s, trace.rejoin_s)  # present, gone, present, gone, ...
+    spans_s = draws * (present_s, trace.rejoin_s)
     return np.cumsum(spans_s).reshape(count, 2)

@@ -22,6 +22,7 @@ from snake_jax.nodes import places
 from snake_jax.nodes.places import SERVER, Place
 
 OPTIMIZER = "optimizer"
+Items = tuple[str, ...]
 
 
 class Transfer(NamedTuple):
@@ -35,7 +36,7 @@ class Transfer(NamedTuple):
     visit: int
     source: Place
     destination: Place
-    layers: tuple[str, ...]
+    layers: Items
     bytes: int
     why: str
 
@@ -61,7 +62,10 @@ class Network(NamedTuple):
     latest: Mapping[str, int]
     held: Mapping[Place, Mapping[str, Copy]]
     holder: Place = SERVER
-    trained: tuple[str, ...] = ()
+    trained: Items = ()
+
+
+Exchanged = tuple[Network, list[Transfer]]  # the state after, and what was sent
 
 
 class Sizes(NamedTuple):
@@ -98,11 +102,11 @@ def deliveries_from_server(
     sizes: Sizes,
     visit: int,
     node: Place,
-    trained: tuple[str, ...],
+    trained: Items,
     *,
     cached: bool,
     held: Iterable[str] | None = None,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """What the server sends a node before its visit.
 
     Args:
@@ -114,6 +118,7 @@ def deliveries_from_server(
       cached: whether the node still has what it was sent before.
       held: the layers that it needs to have; None: all.
     """
+    # What travels beside a layer is needed where that layer trains, and nowhere else.
     if held is None:
         held = [item for item in network.latest if not is_companion(item)]
     layers = set(held)
@@ -134,19 +139,22 @@ def deliveries_from_holder(
     *,
     cached: bool,
     held: Iterable[str] | None = None,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """What the previous holder of the model sends the next, as for `deliveries_from_server`."""
+    # A node whose turn comes again has the model still.
     source = network.holder
     if source == node:
         return network, []
 
-    # Optimizer states go along, since the next node may go on from them.
+    # All in full precision, since the next node may train any of it; with optimizer states, since
+    # it may go on from them.
     needed = tuple(network.latest)
     if held is not None:
         layers = tuple(held)
         carried = {*layers, *map(optimizer_item, layers)}
         needed = tuple(item for item in network.latest if item in carried)
-    fresh: tuple[str, ...] = ()
+    # From a node comes what it has just trained; from the server, at the start, nothing has been.
+    fresh: Items = ()
     if source != SERVER:
         fresh = network.trained
     needs = dict.fromkeys(needed, True)
@@ -157,10 +165,10 @@ def deliveries_along_chain(
     network: Network,
     sizes: Sizes,
     visit: int,
-    segments: Mapping[Place, tuple[str, ...]],
+    segments: Mapping[Place, Items],
     *,
     cached: bool,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """What several nodes that hold a segment each get from whoever trained it last.
 
     Args:
@@ -189,20 +197,20 @@ def deliveries_along_chain(
 
 
 def commit_to_server(
-    network: Network, sizes: Sizes, visit: int, node: Place, trained: tuple[str, ...]
-) -> tuple[Network, list[Transfer]]:
+    network: Network, sizes: Sizes, visit: int, node: Place, trained: Items
+) -> Exchanged:
     """A node has trained these items and hands them in: both have the new versions."""
     network = _renew(network, trained, (node, SERVER))
     return network, [hand_in(sizes, visit, node, trained)]
 
 
-def commit_at_holder(network: Network, node: Place, trained: tuple[str, ...]) -> Network:
+def commit_at_holder(network: Network, node: Place, trained: Items) -> Network:
     """A node has trained these items and holds the current model until the next one gets it."""
     network = _renew(network, trained, (node,))
     return network._replace(holder=node, trained=trained)
 
 
-def commit_along_chain(network: Network, segments: Mapping[Place, tuple[str, ...]]) -> Network:
+def commit_along_chain(network: Network, segments: Mapping[Place, Items]) -> Network:
     """Several nodes have trained a segment each, `{place: items}`."""
     for destination, items in segments.items():
         network = _renew(network, items, (destination,))
@@ -218,12 +226,12 @@ def _newest(network: Network, item: str) -> Place:
     raise AssertionError("some place has the latest version of every item")
 
 
-def hand_in(sizes: Sizes, visit: int, node: Place, trained: tuple[str, ...]) -> Transfer:
+def hand_in(sizes: Sizes, visit: int, node: Place, trained: Items) -> Transfer:
     """What a node sends the server to be merged with others' (then `aggregated`)."""
     return _transfer(visit, node, SERVER, dict.fromkeys(trained, True), sizes, "update")
 
 
-def aggregated(network: Network, items: tuple[str, ...]) -> Network:
+def aggregated(network: Network, items: Items) -> Network:
     """The server has merged or trained these items: its copies are new, and nobody else's."""
     return _renew(network, items, (SERVER,))
 
@@ -235,10 +243,12 @@ def _deliver(
     source: Place,
     destination: Place,
     needs: Mapping[str, bool],
-    fresh: tuple[str, ...],
+    fresh: Items,
     cached: bool,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """Sends what `destination` lacks of `needs` (`{item: in full precision}`)."""
+    # A place that was never sent anything is told from one that has forgotten all: its first
+    # transfer is called initial.
     known = network.held.get(destination)
     cache: dict[str, Copy] = {}
     if known is not None and cached:
@@ -269,12 +279,13 @@ def _deliver(
 
 
 def _serves(copy: Copy | None, version: int, full: bool) -> bool:
+    """Whether a copy is of this version and precise enough; one in full precision always is."""
     if copy is None or copy.version != version:
         return False
     return copy.full or not full
 
 
-def _renew(network: Network, items: tuple[str, ...], holders: tuple[Place, ...]) -> Network:
+def _renew(network: Network, items: Items, holders: tuple[Place, ...]) -> Network:
     """A new version of `items`, held in full precision by `holders` alone."""
     latest = dict(network.latest)
     new = {}
@@ -295,6 +306,7 @@ def _renew(network: Network, items: tuple[str, ...], holders: tuple[Place, ...])
 def _transfer(
     visit: int, source: Place, destination: Place, items: Mapping[str, bool], sizes: Sizes, why: str
 ) -> Transfer:
+    """A row of items, `{item: in full precision}`, with the sum of their bytes."""
     total = 0
     for item, full in items.items():
         total += sizes.full[item] if full else sizes.frozen[item]

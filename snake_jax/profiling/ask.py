@@ -69,6 +69,7 @@ def resolve(
     Raises:
       UserError: what makes no sense, in one line.
     """
+    # The model decides what kind of run it is.
     model = load(name)
     kind, other = "images", "text"
     if isinstance(model, LanguageModel):
@@ -136,9 +137,11 @@ def _text_defaults(
     Raises:
       UserError: rows that are longer than the model has positions.
     """
+    # A run's default may be more than a small model has positions.
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:
         raise UserError(f"--max_length={length}: {model.name} has {model.max_positions} positions")
+    # bfloat16 is what accelerators compute with; a CPU's libraries do it in float32.
     platform = devices(target)[0].platform if target else ""
     arithmetic = "float32" if platform == "cpu" else "bfloat16"
     return {"max_length": length, "compute_dtype": settings.get("compute_dtype", arithmetic)}

@@ -12,8 +12,9 @@ from snake_jax.profiling.measure import FULL
 from snake_jax.profiling.rows import Built, Case, ProfileRow
 from snake_jax.profiling.subjects import Subject
 
-Note = Callable[[str], None]
+Note = Callable[[str], None]  # is told, in a line, of what takes a while
 Programs = dict[Hashable, Built]
+Runner = Callable[[], Any]
 
 
 def compiled_row(row: ProfileRow, subject: Subject, programs: Programs, note: Note) -> ProfileRow:
@@ -25,6 +26,7 @@ def compiled_row(row: ProfileRow, subject: Subject, programs: Programs, note: No
       programs: of the subject, compiled before; those compiled here are added.
       note: is told of each compilation.
     """
+    # Which of the alike blocks trains is an argument: blocks share one program.
     key = shapes.program_key(subject.step, row.trained)
     if key not in programs:
         programs[key] = _built(row, subject)
@@ -35,6 +37,7 @@ def compiled_row(row: ProfileRow, subject: Subject, programs: Programs, note: No
 
 
 def _built(row: ProfileRow, subject: Subject) -> Built:
+    """The row's program, and how long it took to compile."""
     wall_start_s = time.perf_counter()
     cpu_start_s = time.process_time()
     result = subjects.compile_subject(subject, row.trained)
@@ -85,7 +88,7 @@ def measured_case(
         note(f"{', '.join(left_out)}: not run, it does not fit into the memory that is free")
 
     # Steps of one program share its arguments: they are as large as the model.
-    runners: dict[str, Callable[[], Any]] = {}
+    runners: dict[str, Runner] = {}
     arrays: dict[Hashable, list[Any]] = {}
     for row in rows:
         key = shapes.program_key(subject.step, row.trained)
@@ -94,6 +97,7 @@ def measured_case(
     if whole is not None:
         runners[FULL] = _runner(whole, full, [])
 
+    # Each row gets what was measured of it; those that were left out get nothing.
     found = measure.timed_steps(rows, whole, runners, at_best, device)
     every = []
     for row in case.rows:
@@ -102,7 +106,8 @@ def measured_case(
     return case._replace(rows=tuple(every), full=full_row)
 
 
-def _runner(row: ProfileRow, subject: Subject, arrays: list[Any]) -> Callable[[], Any]:
+def _runner(row: ProfileRow, subject: Subject, arrays: list[Any]) -> Runner:
+    """The row's step as a function of nothing; `arrays` are shared by steps of one program."""
     assert row.built is not None
     assert isinstance(row.built.result, Compiled)
     return subjects.runner(subject, row.trained, row.built.result, arrays)

@@ -16,7 +16,7 @@ from snake_jax.errors import UserError
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import select, without
+from snake_jax.params import LayerNames, select, without
 from snake_jax.profiling import cut, subjects, traffic
 from snake_jax.profiling.rows import Case, ProfileRow, Sent
 from snake_jax.profiling.subjects import Subject
@@ -25,6 +25,8 @@ from snake_jax.runs.job import Job, chosen_algorithm, planned
 from snake_jax.training import sharding
 
 ALL = "all"  # of a row whose visit trains all that may train
+
+Choice = Callable[[str], bool]  # whether a layer of this name is asked for
 
 
 class Work(NamedTuple):
@@ -73,6 +75,7 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
 
 
 def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Work:
+    """`work` of a language model."""
     config = job.config
     text_task.check_products(config)
     mesh = _mesh(config, job.model.architecture, target)
@@ -126,6 +129,7 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
       model: of the same kind.
       target: see `compiled.devices`; empty: nothing is to be compiled.
     """
+    # All that decides what a step computes and how large it is; the rest is as a run has it.
     same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum"]
     changed: dict[str, Any] = {"algorithm": "fedavg"}
     if isinstance(config, TextConfig):
@@ -135,7 +139,7 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
     return work("full", type(config)(**kept, **changed), model, target)
 
 
-def assignments(work: Work) -> dict[str, tuple[str, ...]]:
+def assignments(work: Work) -> dict[str, LayerNames]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
     plan = work.job.plan
     named = {}
@@ -153,22 +157,24 @@ def assignments(work: Work) -> dict[str, tuple[str, ...]]:
     return {about: named[about] for about in sorted(named, key=by_last)}
 
 
-def _about(layers: tuple[str, ...], always: Sequence[str], every: Sequence[str]) -> str:
+def _about(layers: LayerNames, always: Sequence[str], every: Sequence[str]) -> str:
     """The layer that a visit is about, or several: those that not every visit trains."""
+    # A whole model of one middle layer is a visit to that layer, as any other of its cycle.
     middle = [name for name in layers if name not in always]
     if layers == tuple(every) and len(middle) != 1:
         return ALL
     return "+".join(middle or layers)
 
 
-def profile_rows(work: Work, chosen: Callable[[str], bool]) -> tuple[ProfileRow, ...]:
+def profile_rows(work: Work, chosen: Choice) -> tuple[ProfileRow, ...]:
     """The rows of the assignments whose layers are chosen; of a cut model those of its places.
 
     Args:
       work: a way to train.
       chosen: of a layer's name.
     """
-    sent: Mapping[tuple[str, ...], Sent] = {}
+    # Where data and model are in one place, nothing travels.
+    sent: Mapping[LayerNames, Sent] = {}
     if not work.job.algorithm.at_server:
         sent = traffic.by_assignment(work.job, work.sizes)
     if len(work.job.chain) > 1:
@@ -182,7 +188,7 @@ def profile_rows(work: Work, chosen: Callable[[str], bool]) -> tuple[ProfileRow,
     return tuple(found)
 
 
-def case(work: Work, reference: ProfileRow, chosen: Callable[[str], bool]) -> Case:
+def case(work: Work, reference: ProfileRow, chosen: Choice) -> Case:
     """All that shapes say of a way to train and store."""
     return Case(work.train, work.frozen_dtype, profile_rows(work, chosen), reference)
 
@@ -198,7 +204,7 @@ def _every(layer: str) -> bool:
     return True
 
 
-def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
+def choice(flag: str, names: Sequence[str]) -> Choice:
     """Which layers a flag names: all, or names and numbers that names end with, by comma.
 
     Raises:
@@ -206,6 +212,7 @@ def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
     """
     if flag == "all":
         return _every
+    # Every word has to name something: a layer that is misspelt is told, not left out.
     wanted: set[str] = set()
     for word in flag.split(","):
         found = [name for name in names if _is_called(name, word)]
@@ -233,6 +240,7 @@ def _base(name: str) -> str:
 
 
 def _number(name: str) -> int | None:
+    """The number that a layer's name ends with; None without one."""
     base = _base(name)
     digits = base[len(base.rstrip("0123456789")) :]
     return int(digits) if digits else None

@@ -10,7 +10,7 @@ from snake_jax.algorithms.chain import ON_NODE, Role
 from snake_jax.costs import memory
 from snake_jax.costs.flops import chain_step_parts
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
-from snake_jax.params import num_params, select
+from snake_jax.params import LayerNames, num_params, select
 from snake_jax.profiling.rows import ProfileRow, Sent
 from snake_jax.runs import image_task
 from snake_jax.runs.job import Job, make_rule
@@ -27,7 +27,7 @@ class Party(NamedTuple):
 
     name: str
     role: Role
-    layers: tuple[str, ...]
+    layers: LayerNames
 
 
 def parties(job: Job) -> tuple[Party, ...]:
@@ -63,6 +63,8 @@ def party_rows(job: Job, sent: Sent) -> tuple[ProfileRow, ...]:
     beside = auxiliary_costs(job.model, job.chain, job.auxiliary, job.config.batch_size)
     gradients = not job.algorithm.local_losses
     flops = chain_step_parts(job.chain, costs, beside, gradients)
+
+    # What a visit sends is told once, at its node.
     rows = []
     for party in parties(job):
         held = select(params, party.layers)
@@ -80,6 +82,7 @@ def party_rows(job: Job, sent: Sent) -> tuple[ProfileRow, ...]:
 
 def cut_bytes(job: Job) -> list[tuple[str, int]]:
     """What a step sends over the cuts, as words and bytes, in the order of sending."""
+    # A message is one of a batch's examples each: a step sends as many.
     titles = {party.role: party.name for party in parties(job)}
     gradients = not job.algorithm.local_losses
     found = []

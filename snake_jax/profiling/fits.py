@@ -148,6 +148,7 @@ def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried
       candidates: in order.
       attempt: tries one.
     """
+    # Often what was asked for fits: it is tried first, and the bisection is of the rest.
     low, high = 0, len(candidates)
     found: Tried | None = None
     while low < high:
@@ -208,6 +209,7 @@ def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: i
 
 
 def _try(search: Search, candidate: Candidate) -> Tried:
+    """Tries a candidate, and tells of it."""
     start_s = time.perf_counter()
     peak_bytes = _peak_bytes(search, candidate)
     wall_s = time.perf_counter() - start_s
@@ -218,8 +220,11 @@ def _try(search: Search, candidate: Candidate) -> Tried:
 
 def _peak_bytes(search: Search, candidate: Candidate) -> int | None:
     """The compiler's, where the candidate fits."""
+    # The formula takes no time, so what it knows not to fit is not compiled.
     if search.least_bytes(candidate) > search.capacity_bytes:
         return None
+
+    # What a compiler does not refuse may still be more than there is.
     built = search.compiled(candidate)
     if isinstance(built, Refused) or built.memory.peak > search.capacity_bytes:
         return None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from snake_jax.algorithms.registry import ALGORITHMS
@@ -11,8 +11,10 @@ from snake_jax.costs import memory
 from snake_jax.costs.compiled import Compiled, Refused, devices
 from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
+from snake_jax.params import LayerNames
 from snake_jax.profiling import build, cases, fits, measure, subjects
 from snake_jax.profiling.ask import Ask, Way
+from snake_jax.profiling.build import Note
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.fits import Candidate, Search, Tried
 from snake_jax.profiling.subjects import Subject
@@ -22,7 +24,7 @@ LEAST_RANK = 8
 _TOLD = ("model", "algorithm", "frozen_dtype", "batch_size", "max_length", "lora_rank")
 
 
-def largest_launch(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
+def largest_launch(ask: Ask, target: str, note: Note) -> str | None:
     """What the largest step is that fits, and how to launch a run of such.
 
     Args:
@@ -59,11 +61,12 @@ def largest_launch(ask: Ask, target: str, note: Callable[[str], None]) -> str | 
     return None if found is None else _told(way, model, found, capacity_bytes)
 
 
-def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], None]) -> Search:
+def _search(ask: Ask, target: str, capacity_bytes: int, note: Note) -> Search:
+    """What to search in, from what was asked for and what there is."""
     way = ask.ways[0]
 
     # A candidate fits where its largest visit does.
-    def largest_visit(candidate: Candidate, target: str) -> tuple[Subject, tuple[str, ...]]:
+    def largest_visit(candidate: Candidate, target: str) -> tuple[Subject, LayerNames]:
         config = configured(way.config, candidate)
         work = cases.work(way.train, config, ask.model, target)
         return work.subject, _largest_visit(work)
@@ -81,6 +84,7 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], No
     def tell(tried: Tried) -> None:
         note(_said(tried))
 
+    # What else may give way; 0 stands for what there is none of.
     lengths: tuple[int, ...] = (0,)
     ranks: tuple[int, ...] = (0,)
     if isinstance(way.config, TextConfig):
@@ -98,10 +102,10 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], No
     )
 
 
-def _largest_visit(work: Work) -> tuple[str, ...]:
+def _largest_visit(work: Work) -> LayerNames:
     """What the visit trains that holds the most; of several the first."""
 
-    def held_bytes(trained: tuple[str, ...]) -> int:
+    def held_bytes(trained: LayerNames) -> int:
         return subjects.state(work.subject, trained).total
 
     return max(cases.assignments(work).values(), key=held_bytes)
@@ -115,6 +119,7 @@ def _dtypes(ways: Sequence[Way]) -> list[str]:
 
 def configured(config: RunConfig, candidate: Candidate) -> RunConfig:
     """The configuration of a run that takes such steps."""
+    # Storage of what does not train is no matter where all of it does.
     changes: dict[str, Any] = {"batch_size": candidate.batch}
     if ALGORITHMS[config.algorithm].trains_parts or candidate.rank:
         changes["frozen_dtype"] = candidate.frozen_dtype
@@ -141,6 +146,7 @@ def _words(candidate: Candidate) -> str:
 
 
 def _told(way: Way, model: Model, found: Tried, capacity_bytes: int) -> str:
+    """The candidate that was found, and the launch of a run with it."""
     config = configured(way.config, found.candidate)
     peak_bytes = found.peak_bytes or 0
     percent = 100 * peak_bytes / capacity_bytes

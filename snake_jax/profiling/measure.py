@@ -26,6 +26,7 @@ def peaks(device: Any, dtype: DTypeLike) -> Peaks:
 
 def free_bytes(device: Any) -> int:
     """Memory that a program may still take: as the device tells, or the operating system."""
+    # Accelerators count their own memory; a CPU's is the machine's.
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -34,6 +35,7 @@ def free_bytes(device: Any) -> int:
 
 def _free_of_machine_bytes() -> int:
     """What the operating system could give without swapping; else, what nobody has."""
+    # Linux tells what it could give; elsewhere pages that nobody has are the best that is known.
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:
@@ -65,6 +67,7 @@ def timed_steps(
     Returns:
       By layer, `FULL` among them.
     """
+    # Full training takes turns with the rows, to be compared with them round by round.
     every = {row.layer: row for row in rows}
     if full is not None:
         every[FULL] = full
@@ -89,6 +92,7 @@ def _measured(
     peak_bytes: int | None,
     at_best: Peaks,
 ) -> Measured:
+    """Medians of a step's samples; shares of the full step and of the roofline."""
     step_s = median(sample.wall_s for sample in samples)
     ratio = None if full is None else paired_ratio(samples, full)
     return Measured(step_s, ratio, peak_bytes, least_s(row, at_best) / step_s)
@@ -118,6 +122,8 @@ def runs_here(built: Built | None, device: Any) -> bool:
 
 def _peak_bytes(device: Any, runner: Callable[[], Any]) -> int | None:
     """What the device held at most in a step, where it tells and nothing before it held more."""
+    # The device keeps the highest mark of its life: where a step does not raise it, an earlier
+    # program held more, and nothing is known of this one.
     before_bytes = _held_at_most(device)
     jax.block_until_ready(runner())
     after_bytes = _held_at_most(device)

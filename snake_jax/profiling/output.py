@@ -65,6 +65,7 @@ def title(profile: Profile) -> str:
 
 
 def _batch(profile: Profile) -> str:
+    """What a step takes at once, for people."""
     config, model = profile.works[0].job.config, profile.ask.model
     if isinstance(model, LanguageModel):
         return f"{config.batch_size} x {config.max_length} tokens"
@@ -87,6 +88,7 @@ def formulas(profile: Profile) -> tuple[Formula, ...]:
 
 
 def _sections(profile: Profile) -> list[Section]:
+    """All tables, in the order in which they are told."""
     unit = "place" if _cut(profile) else "layer"
     found = tables.sections(unit, profile.cases)
 
@@ -108,6 +110,7 @@ def _cut(profile: Profile) -> bool:
 
 def notes(profile: Profile) -> list[str]:
     """What a reader has to know about the numbers."""
+    # Units first; then what the numbers leave out, and what measured ones are relative to.
     found = [
         "GiB and MiB are 2**30 and 2**20 bytes, other prefixes decimal; a multiplication and an "
         "addition are 2 FLOPs."
@@ -234,6 +237,7 @@ def _cut_sends(profile: Profile) -> list[tuple[str, int]]:
 
 
 def _case(case: Case) -> dict[str, Any]:
+    """A case as a record, of its row that holds the most; its rows beside it."""
     most = largest_row(case)
     return {
         "train": case.train,
@@ -266,6 +270,7 @@ def as_csv(profile: Profile) -> str:
 
 
 def _line(train: str, dtype: str, row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
+    """A row as a line of CSV."""
     found = record(row, full)
     return {"train": train, "frozen_dtype": dtype, **found, "trained": "+".join(row.trained)}
 

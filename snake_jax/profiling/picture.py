@@ -46,6 +46,7 @@ def draw_profile(path: str | Path, title: str, cases: Sequence[Case]) -> Path:
 
 
 def _memory(panel: Axes, cases: Sequence[Case]) -> None:
+    """Bars of the bytes that a node holds, by kind."""
     full = cases[0].full
     scale = memory_scale(full)
 
@@ -89,6 +90,7 @@ def _name(case: Case) -> str:
 
 
 def _flops(panel: Axes, case: Case) -> None:
+    """Bars of a case's FLOPs, by what they are for."""
     rows = [*case.rows, case.full._replace(layer="full")]
     scale = scale_for(case.full.flops.total, "FLOP")
     parts = {}
@@ -102,6 +104,7 @@ def _flops(panel: Axes, case: Case) -> None:
 
 def _bars(panel: Axes, names: Sequence[str], parts: dict[str, list[float]]) -> None:
     """A bar for each name, of parts on top of one another; a part has its colour, zero or not."""
+    # Each part stands on the sum of those below it.
     positions = range(len(names))
     base = np.zeros(len(names))
     for colour, (word, sizes) in zip(COLOURS, parts.items(), strict=False):

@@ -7,6 +7,7 @@ from snake_jax.costs import collectives
 from snake_jax.costs.compiled import Compiled, CompiledMemory, Refused
 from snake_jax.costs.flops import StepFlops
 from snake_jax.costs.memory import StateBytes
+from snake_jax.params import LayerNames
 
 
 class Sent(NamedTuple):
@@ -95,7 +96,7 @@ class ProfileRow(NamedTuple):
     """
 
     layer: str
-    trained: tuple[str, ...]
+    trained: LayerNames
     params: int
     flops: StepFlops
     state: StateBytes
@@ -132,6 +133,7 @@ def _state_bytes(row: ProfileRow) -> int:
 
 def record(row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     """A row as a flat record; names say the units, `of_full` shares of full training."""
+    # What shapes say there is of every row.
     found: dict[str, Any] = {
         "layer": row.layer,
         "trained": list(row.trained),
@@ -191,6 +193,7 @@ def _collectives_record(compiled: Compiled) -> dict[str, int]:
 
     `collective_all_gather_s8_messages` and `_bytes`, and so on: all messages before all bytes.
     """
+    # The program's text is the only place where a compiler tells of messages.
     found = collectives.sent(compiled.program.as_text())
     messages, num_bytes = {}, {}
     for kind, sent in found.items():

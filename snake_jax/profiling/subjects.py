@@ -17,6 +17,7 @@ from snake_jax.costs.shapes import BatchShape, Step, StepProgram
 from snake_jax.models import lora
 from snake_jax.models.attention import SCORE_BYTES
 from snake_jax.models.language import LanguageModel
+from snake_jax.params import LayerNames
 from snake_jax.profiling.rows import Counted, ProfileRow, Sent
 
 
@@ -39,7 +40,7 @@ class Subject(NamedTuple):
 
 
 def row_of(
-    subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | None = None
+    subject: Subject, layer: str, trained: LayerNames, sent: Sent | None = None
 ) -> ProfileRow:
     """What shapes alone say of an assignment.
 
@@ -63,29 +64,28 @@ def row_of(
     )
 
 
-def subject_flops(subject: Subject, trained: tuple[str, ...]) -> StepFlops:
+def subject_flops(subject: Subject, trained: LayerNames) -> StepFlops:
     """FLOPs of a step, by what they are for."""
     return _walked(subject, _costs(subject), trained)
 
 
-def state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
+def state(subject: Subject, trained: LayerNames) -> StateBytes:
     """Bytes that a node holds through a visit."""
+    # Alike blocks hold the same: counted once for all assignments of as many.
     return _state(subject, shapes.first_alike(subject.step, trained))
 
 
 @functools.lru_cache(maxsize=256)
-def _state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
+def _state(subject: Subject, trained: LayerNames) -> StateBytes:
     return memory.state_bytes(subject.step, trained, subject.frozen_dtype, subject.adapters)
 
 
-def compile_subject(subject: Subject, trained: tuple[str, ...]) -> Compiled | Refused:
+def compile_subject(subject: Subject, trained: LayerNames) -> Compiled | Refused:
     """A step, compiled for the subject's target."""
     return compiled.compiled_step(_program(subject, trained), _device(subject))
 
 
-def counted(
-    subject: Subject, trained: tuple[str, ...], built: Compiled | Refused
-) -> Counted | None:
+def counted(subject: Subject, trained: LayerNames, built: Compiled | Refused) -> Counted | None:
     """The compiler's count of a step's FLOPs beside the formula's; None where there is none.
 
     Args:
@@ -96,6 +96,7 @@ def counted(
     """
     model, batch = subject.step.model, subject.batch
     if not isinstance(model, LanguageModel):
+        # Networks for images have no loops: the step as compiled is what is counted.
         if isinstance(built, Refused):
             return None
         return Counted(built.flops, subject_flops(subject, trained).total)
@@ -111,7 +112,7 @@ def counted(
 
 
 def runner(
-    subject: Subject, trained: tuple[str, ...], built: Compiled, arrays: list[Any]
+    subject: Subject, trained: LayerNames, built: Compiled, arrays: list[Any]
 ) -> Callable[[], Any]:
     """A function of nothing that does one step more on this machine's device.
 
@@ -148,7 +149,7 @@ def unbroken_length(model: LanguageModel, length: int) -> int:
     return length
 
 
-def _program(subject: Subject, trained: tuple[str, ...]) -> StepProgram:
+def _program(subject: Subject, trained: LayerNames) -> StepProgram:
     return shapes.step_program(
         subject.step, trained, subject.batch, subject.frozen_dtype, subject.adapters
     )
@@ -159,7 +160,8 @@ def _device(subject: Subject) -> Any:
     return compiled.devices(subject.target)[0] if subject.target else None
 
 
-def _walked(subject: Subject, costs: tuple[LayerCost, ...], trained: tuple[str, ...]) -> StepFlops:
+def _walked(subject: Subject, costs: tuple[LayerCost, ...], trained: LayerNames) -> StepFlops:
+    """FLOPs of a step by the costs of its layers, with the step's teacher and dropout."""
     step = subject.step
     return flops.step_parts(
         costs,

@@ -14,13 +14,16 @@ from snake_jax.report.units import Scale, percent, scale_for
 _GIB, _MIB = 2**30, 2**20
 _REFUSED = -1  # in the place of a peak's bytes, where the compiler refuses
 
+Value = Callable[[ProfileRow], float | None]  # a number of a row; None where it has none
+Show = Callable[[float], str]  # how a number is written
+
 
 class Column(NamedTuple):
     """A heading, the number of a row or None, and how it is written."""
 
     head: str
-    value: Callable[[ProfileRow], float | None]
-    show: Callable[[float], str]
+    value: Value
+    show: Show
 
 
 class Section(NamedTuple):
@@ -99,7 +102,7 @@ def memory_scale(full: ProfileRow) -> Scale:
 # Columns
 
 
-def _at(path: str) -> Callable[[ProfileRow], float | None]:
+def _at(path: str) -> Value:
     """The number of a row at a path such as `sent.up`; None where there is nothing on the way."""
     names = path.split(".")
 
@@ -114,7 +117,7 @@ def _at(path: str) -> Callable[[ProfileRow], float | None]:
     return value
 
 
-def _share(path: str, whole: float) -> Callable[[ProfileRow], float | None]:
+def _share(path: str, whole: float) -> Value:
     """The number at a path as a part of a whole."""
     part = _at(path)
 
@@ -125,7 +128,7 @@ def _share(path: str, whole: float) -> Callable[[ProfileRow], float | None]:
     return value
 
 
-def _in_unit(scale: Scale, digits: int) -> Callable[[float], str]:
+def _in_unit(scale: Scale, digits: int) -> Show:
     """A number in the unit of a scale."""
 
     def show(value: float) -> str:
@@ -143,6 +146,7 @@ def _difference(value: float) -> str:
 
 
 def _flops_columns(full: ProfileRow, scale: Scale) -> list[Column]:
+    """FLOPs by what they are for, and the compiler's count beside their sum."""
     in_unit = _in_unit(scale, 3)
     return [
         Column("trainable", _at("params"), _count),
@@ -159,6 +163,7 @@ def _flops_columns(full: ProfileRow, scale: Scale) -> list[Column]:
 
 
 def _memory_columns(full: ProfileRow, scale: Scale) -> list[Column]:
+    """Bytes by kind, and what the compiler reserves."""
     in_unit = _in_unit(scale, 2)
 
     def peak_or_refusal(value: float) -> str:
@@ -193,6 +198,7 @@ def _peak(row: ProfileRow) -> float | None:
 
 
 def _sent_columns(scale: Scale) -> list[Column]:
+    """Bytes by whence and where to, and whether the receiver keeps what it was sent."""
     in_unit = _in_unit(scale, 3)
     return [
         Column("up", _at("sent.up"), in_unit),
@@ -204,6 +210,7 @@ def _sent_columns(scale: Scale) -> list[Column]:
 
 
 def _measured_columns(full: ProfileRow) -> list[Column]:
+    """The clock's share of the full step beside the share that FLOPs alone would make."""
     return [
         Column("ms a step", _at("measured.step_s"), _in_unit(Scale(1e-3, "ms"), 1)),
         Column("of full", _at("measured.of_full"), percent),
@@ -221,6 +228,7 @@ def _section(title: str, unit: str, case: Case, columns: Sequence[Column]) -> Se
 
     Neighbours with the same numbers share a line.
     """
+    # A column that is zero in every row tells nothing.
     used = _used(columns, (*case.rows, case.full))
     of_rows = []
     for row in case.rows:
@@ -247,6 +255,7 @@ def _heads(columns: Sequence[Column]) -> list[str]:
 
 
 def _cells(row: ProfileRow, columns: Sequence[Column]) -> list[str]:
+    """A row's numbers as they are written; empty where it has none."""
     cells = []
     for column in columns:
         value = column.value(row)
@@ -259,6 +268,7 @@ def _extremes(
     columns: Sequence[Column],
     pick: Callable[[list[float]], float],
 ) -> list[str]:
+    """The least or the greatest of each column, of the rows that have a number in it."""
     cells = []
     for column in columns:
         found = []
@@ -272,6 +282,7 @@ def _extremes(
 
 def _joined(lines: Sequence[list[str]]) -> list[list[str]]:
     """Lines with neighbours that differ in their first cell alone as one."""
+    # A run of equal lines grows by its last name: "block_00 to block_22".
     joined: list[list[str]] = []
     first = ""
     for name, *numbers in lines:
@@ -289,6 +300,8 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
     scale = memory_scale(full)
     rows = [largest_row(case) for case in cases]
     used = _used(_memory_columns(full, scale), (*rows, full))
+
+    # The largest visit of a case decides what a node has to have.
     lines = []
     for case, row in zip(cases, rows, strict=True):
         lines.append([case.train, case.frozen_dtype, row.layer, *_cells(row, used)])
@@ -330,7 +343,8 @@ def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Secti
     return Section(title, ["", "parameters", "N", "full", "a part"], lines)
 
 
-def _compiled(row: ProfileRow, show: Callable[[float], str]) -> str:
+def _compiled(row: ProfileRow, show: Show) -> str:
+    """A peak as it is written; empty where nothing was compiled."""
     peak = _peak(row)
     if peak is None:
         return ""
@@ -342,6 +356,7 @@ def _compiled(row: ProfileRow, show: Callable[[float], str]) -> str:
 
 def text_table(section: Section) -> str:
     """The table in columns of one width."""
+    # Words stand to the left of their column, numbers to the right.
     lines = [section.head, *section.lines]
     widths = []
     for column in zip(*lines, strict=True):

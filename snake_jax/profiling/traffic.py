@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from snake_jax.nodes import places
 from snake_jax.nodes.ledger import Sizes, bytes_up_down
+from snake_jax.params import LayerNames
 from snake_jax.profiling.rows import Sent
 from snake_jax.runs.job import Job, planned_transfers
 
@@ -24,7 +25,7 @@ class VisitBytes(NamedTuple):
       down: bytes sent by the server.
     """
 
-    trained: tuple[str, ...]
+    trained: LayerNames
     up: int
     down: int
 
@@ -46,12 +47,12 @@ def cycles(job: Job, sizes: Sizes) -> list[list[VisitBytes]]:
     return found
 
 
-def by_assignment(job: Job, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
+def by_assignment(job: Job, sizes: Sizes) -> Mapping[LayerNames, Sent]:
     """`{what trains: bytes}` of the visits of a late cycle, in both modes where there are two."""
     # The same visits in the same order, whether or not nodes keep what they are sent.
     fresh = _late(job, sizes, "client_server", cached=False)
     kept = _late(job, sizes, "client_server", cached=True)
-    found: dict[tuple[str, ...], Sent] = {}
+    found: dict[LayerNames, Sent] = {}
     for visit, kept_visit in zip(fresh, kept, strict=True):
         if visit.trained not in found:
             found[visit.trained] = Sent(visit.up, visit.down, kept_visit.down)
@@ -61,7 +62,7 @@ def by_assignment(job: Job, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
     # Node to node all that a visit sends goes on to the next.
     fresh = _late(job, sizes, "peer_to_peer", cached=False)
     kept = _late(job, sizes, "peer_to_peer", cached=True)
-    both: dict[tuple[str, ...], Sent] = {}
+    both: dict[LayerNames, Sent] = {}
     for visit, kept_visit in zip(fresh, kept, strict=True):
         if visit.trained not in both:
             both[visit.trained] = found[visit.trained]._replace(

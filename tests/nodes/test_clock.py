@@ -27,9 +27,13 @@ def _send(source, destination, sent_bytes):
 
 def _work(number=0, flops=3000, sent_bytes=0, exchanges=0, server_flops=0):
     visitor = node(number)
-    places = {visitor: flops} | ({SERVER: server_flops} if server_flops else {})
-    transfers = [_send(SERVER, visitor, sent_bytes), _send(visitor, SERVER, sent_bytes)]
-    return VisitWork(places, transfers if sent_bytes else [], exchanges, visitor)
+    places = {visitor: flops}
+    if server_flops:
+        places[SERVER] = server_flops
+    transfers = []
+    if sent_bytes:
+        transfers = [_send(SERVER, visitor, sent_bytes), _send(visitor, SERVER, sent_bytes)]
+    return VisitWork(places, transfers, exchanges, visitor)
 
 
 def _alone(windows=(), **figures):
@@ -193,9 +197,9 @@ def test_more_absences_begin_with_the_same():
 
 def test_nodes_and_seeds_drop_at_their_own_times():
     trace = Faults(drop_rate_per_hour=1.0, rejoin_s=10.0, seed=5)
-    firsts = [
-        clock._absence(t, node, 0.0) for t in (trace, trace._replace(seed=6)) for node in range(3)
-    ]
+    firsts = []
+    for seeded in (trace, trace._replace(seed=6)):
+        firsts += [clock._absence(seeded, number, 0.0) for number in range(3)]
     assert len(set(firsts)) == 6
 
 
