@@ -10,6 +10,7 @@ import numpy as np
 
 PyTree = Any
 Params = dict[str, PyTree]
+LayerNames = tuple[str, ...]  # in the model's order
 
 
 def select(params: Params, names: Iterable[str]) -> Params:

@@ -1,10 +1,11 @@
 """Whole visits by the ledger: its deliveries and what is committed after them, in one call."""
 
-from snake_jax.nodes import ledger
+from snake_jax.nodes import ledger, places
 
 
 def visit_client_server(network, sizes, visit, node, trained, *, cached, returns=True, held=None):
-    """A visit through the server."""
+    """A visit of the node of a number, through the server."""
+    node = places.node(node)
     network, down = ledger.deliveries_from_server(
         network, sizes, visit, node, trained, cached=cached, held=held
     )
@@ -15,7 +16,8 @@ def visit_client_server(network, sizes, visit, node, trained, *, cached, returns
 
 
 def visit_peer_to_peer(network, sizes, visit, node, trained, *, cached, returns=True, held=None):
-    """A visit that gets the model from the previous holder."""
+    """A visit of the node of a number, which gets the model from the previous holder."""
+    node = places.node(node)
     network, sent = ledger.deliveries_from_holder(
         network, sizes, visit, node, cached=cached, held=held
     )

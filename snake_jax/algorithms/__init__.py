@@ -1,3 +1,1 @@
-"""Methods: who trains which layers when, where the layers lie, what travels, and how results are
-merged.
-"""
+"""Methods: who trains which layers when, what travels, and how results are merged."""

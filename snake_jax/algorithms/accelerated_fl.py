@@ -1,5 +1,6 @@
-"""Accelerated FL: nodes train the first layers with an auxiliary head, the server the rest, each on
-a loss of its own.
+"""Accelerated FL: nodes train the first layers with a head of their own, the server the rest.
+
+Each has a loss of its own.
 
 Han et al., "Accelerating Federated Learning with Split Learning on Locally Generated Losses", ICML
 Workshop on Federated Learning 2021. Activations and labels go up and no gradient comes back; the
@@ -22,6 +23,7 @@ from snake_jax.training.split import AUXILIARY
 
 
 def _rounds(plan: Plan, cycle: int) -> Rounds:
+    """The nodes of a round train their head too."""
     return side_by_side(plan, cycle, (*plan.layer_names, AUXILIARY))
 
 

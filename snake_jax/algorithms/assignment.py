@@ -9,6 +9,7 @@ the model, and nothing but `makespan` and `greedy` makes methods spread the grou
 is the cheapest for every group, `duration` and `energy` choose it for all.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from snake_jax.errors import UserError
 from snake_jax.nodes.fleet import Fleet, Node
+from snake_jax.params import LayerNames
 
 Nodes = tuple[int, ...]
 _BRANCHES = 2000  # of the solver; a limit in seconds would make the result depend on the machine
@@ -45,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(
-    assignments: Sequence[tuple[str, ...]],
+    assignments: Sequence[LayerNames],
     step_flops: Sequence[int],
     state_bytes: Sequence[int],
     steps: Sequence[int],
@@ -63,14 +65,16 @@ def make_problem(
       transfer_bytes: `(down, up)` of each visit, between node and server; None: left out, as for
         `greedy`, which is told of hops apart.
     """
-    transfers = transfer_bytes or [(0, 0)] * len(assignments)
-    transferred = np.array(transfers, np.float64)  # [G, 2]
+    transferred = np.zeros((len(assignments), 2))  # [G, 2]
+    if transfer_bytes:
+        transferred[:] = transfer_bytes
     down = transferred[:, [0]]  # [G, 1]
     up = transferred[:, [1]]
+
+    # A node does its own number of steps of each group: [G] FLOPs times [N] steps is [G, N].
     of_step = np.array(step_flops, np.float64)
     num_steps = np.array(steps, np.float64)
-    flops = np.outer(of_step, num_steps)  # [G, N]
-
+    flops = np.outer(of_step, num_steps)
     seconds = flops / _column(fleet, "flops_per_s")
     if transfer_bytes is not None:
         to_node_s = _link_s([fleet.server], fleet.nodes, down)
@@ -84,10 +88,12 @@ def make_problem(
     joules = joules + (down + up) * _column(fleet, "joules_per_byte")
     cost = joules * _column(fleet, "energy_price") + server_cost
 
+    # A visit needs as much wherever it is: the same for all nodes.
     state = np.array(state_bytes, np.float64)
     needed = np.broadcast_to(state[:, None], seconds.shape)
-    groups = tuple("+".join(layers) for layers in assignments)
-    return Problem(groups, seconds, cost, needed, _column(fleet, "memory_bytes"))
+    groups = tuple(map("+".join, assignments))
+    memory_bytes = _column(fleet, "memory_bytes")
+    return Problem(groups, seconds, cost, needed, memory_bytes)
 
 
 def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,14 +103,16 @@ def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """
     senders = (*fleet.nodes, fleet.server)
     sent_bytes = np.array(hop_bytes)
-    rows = [_link_s([sender], fleet.nodes, sent_bytes) for sender in senders]
+    rows, prices = [], []
+    for sender in senders:
+        rows.append(_link_s([sender], fleet.nodes, sent_bytes))
+        prices.append(hop_bytes * sender.joules_per_byte * sender.energy_price)
     seconds = np.array(rows)
 
     # The sender pays for sending, the receiver, a node, for receiving.
-    prices = [hop_bytes * place.joules_per_byte * place.energy_price for place in senders]
-    of_place = np.array(prices)
-    of_nodes = of_place[:-1]
-    cost = of_place[:, None] + of_nodes
+    of_sender = np.array(prices)
+    of_receiver = of_sender[:-1]
+    cost = of_sender[:, None] + of_receiver
     diagonal = np.arange(len(fleet.nodes))
     seconds[diagonal, diagonal] = 0.0
     cost[diagonal, diagonal] = 0.0
@@ -113,18 +121,22 @@ def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _column(fleet: Fleet, name: str) -> np.ndarray:
     """`[N]` a figure of each node."""
-    return np.array([getattr(node, name) for node in fleet.nodes], np.float64)
+    return _figures(fleet.nodes, name)
+
+
+def _figures(nodes: Sequence[Node], name: str) -> np.ndarray:
+    return np.array([getattr(node, name) for node in nodes], np.float64)
 
 
 def _link_s(
     senders: Sequence[Node], receivers: Sequence[Node], sent_bytes: np.ndarray
 ) -> np.ndarray:
     """Seconds of a message from each to each; one of the two sides is a single place."""
-    up = np.array([node.up_bytes_per_s for node in senders])
-    down = np.array([node.down_bytes_per_s for node in receivers])
-    sender_s = np.array([node.latency_s for node in senders])
-    receiver_s = np.array([node.latency_s for node in receivers])
-    return sent_bytes / np.minimum(up, down) + (sender_s + receiver_s)
+    up = _figures(senders, "up_bytes_per_s")
+    down = _figures(receivers, "down_bytes_per_s")
+    slower = np.minimum(up, down)
+    latency_s = _figures(senders, "latency_s") + _figures(receivers, "latency_s")
+    return sent_bytes / slower + latency_s
 
 
 def makespan(problem: Problem, nodes: Nodes) -> float:
@@ -153,32 +165,39 @@ def _chosen(values: np.ndarray, nodes: Nodes) -> np.ndarray:
     return values[groups, list(nodes)]
 
 
-def check(problem: Problem, nodes: Nodes) -> None:
+def check_memory(problem: Problem, nodes: Nodes) -> None:
     """Says whether an assignment that was made without regard to memory can be carried out.
 
     Raises:
       UserError: a node cannot hold its group.
     """
     for group, node in enumerate(nodes):
-        if problem.bytes[group, node] > problem.memory_bytes[node]:
+        needed = problem.bytes[group, node]
+        held = problem.memory_bytes[node]
+        if needed > held:
             raise UserError(
-                f"{problem.groups[group]} with its optimizer needs "
-                f"{_human(problem.bytes[group, node])}; node{node} has "
-                f"{_human(problem.memory_bytes[node])}: --assign=proportional, milp and greedy "
-                f"heed memory"
+                f"{problem.groups[group]} with its optimizer needs {_human(needed)}; node{node} "
+                f"has {_human(held)}: --assign=proportional, milp and greedy heed memory"
             )
 
 
 def _fits(problem: Problem) -> np.ndarray:
-    """`[G, N]` whether a node can hold a group; raises UserError where none can."""
-    fits = problem.bytes <= problem.memory_bytes
-    for group in np.flatnonzero(~fits.any(axis=1)):
-        memory = problem.memory_bytes
+    """`[G, N]` whether a node can hold a group.
+
+    Raises:
+      UserError: a group fits no node.
+    """
+    memory = problem.memory_bytes
+    fits = problem.bytes <= memory
+    for group, name in enumerate(problem.groups):
+        if fits[group].any():
+            continue
         largest = int(memory.argmax())
+        needed = problem.bytes[group, largest]
         raise UserError(
-            f"{problem.groups[group]} with its optimizer needs "
-            f"{_human(problem.bytes[group, largest])}; none of the {len(memory)} nodes can hold "
-            f"it, the largest (node{largest}) has {_human(memory[largest])}: {_LESS_MEMORY}"
+            f"{name} with its optimizer needs {_human(needed)}; none of the {len(memory)} nodes "
+            f"can hold it, the largest (node{largest}) has {_human(memory[largest])}: "
+            f"{_LESS_MEMORY}"
         )
     return fits
 
@@ -190,10 +209,10 @@ def _human(count: float) -> str:
     return f"{count:.3g} B"
 
 
-def serpentine(groups: int, nodes: int, first: int = 0) -> Nodes:
+def in_turns(groups: int, nodes: int, first: int = 0) -> Nodes:
     """The papers' order: the group of turn v at node `v mod nodes`, from turn `first`.
 
-    It knows no memory: see `check`.
+    It knows no memory: see `check_memory`.
     """
     return tuple((first + group) % nodes for group in range(groups))
 
@@ -210,13 +229,17 @@ def proportional(problem: Problem) -> Nodes:
       UserError: a group fits no node.
     """
     seconds = np.where(_fits(problem), problem.seconds, np.inf)
-    busy_s = np.zeros(seconds.shape[1])
-    chosen = [0] * len(seconds)
-    for group in np.argsort(-seconds.min(axis=1), kind="stable"):
-        node = int((busy_s + seconds[group]).argmin())
+    num_groups, num_nodes = seconds.shape
+    least_s = seconds.min(axis=1)
+    longest_first = np.argsort(-least_s, kind="stable")
+    busy_s = np.zeros(num_nodes)
+    chosen = np.zeros(num_groups, np.int64)
+    for group in longest_first:
+        done_s = busy_s + seconds[group]
+        node = done_s.argmin()
         chosen[group] = node
-        busy_s[node] += seconds[group, node]
-    return tuple(chosen)
+        busy_s[node] = done_s[node]
+    return tuple(chosen.tolist())
 
 
 def milp(problem: Problem, objective: str) -> Nodes:
@@ -244,7 +267,7 @@ def milp(problem: Problem, objective: str) -> Nodes:
         # and no single visit of a better assignment costs more than all of this one.
         allowed = fits & (costs <= bound * (1 + 1e-9))
         known += _solve(costs / bound, allowed, objective == "makespan")
-    return min(known, key=lambda nodes: value(problem, nodes))
+    return min(known, key=functools.partial(value, problem))
 
 
 def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[Nodes]:
@@ -278,12 +301,13 @@ def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[No
         least_s = 0.0
         weights = np.append(scaled.ravel(), 0.0)
 
+    # Every x is 0 or 1, and 0 where it is not allowed; t is any number from its least on.
+    least = np.append(np.zeros(costs.size), least_s)
+    most = np.append(allowed.ravel(), np.inf)
     result = optimize.milp(
         c=weights,
         integrality=np.append(np.ones(costs.size), 0),
-        bounds=optimize.Bounds(
-            np.append(np.zeros(costs.size), least_s), np.append(allowed.ravel(), np.inf)
-        ),
+        bounds=optimize.Bounds(least, most),
         constraints=constraints,
         options={"mip_rel_gap": 0.0, "node_limit": _BRANCHES},
     )
@@ -325,11 +349,14 @@ def greedy(
     Raises:
       UserError: a group fits no node.
     """
+    # Seconds and joules as one price, in seconds: of visits [G, N], of hops [N + 1, N].
+    score = problem.seconds + energy_weight * problem.joules_cost
+    hop = hop_seconds + energy_weight * hop_cost
+
+    # The last row of hops is the server's, so that holder -1 is its index.
     fits = _fits(problem)
     visits = np.zeros(len(problem.memory_bytes))
     chosen = []
-    score = problem.seconds + energy_weight * problem.joules_cost
-    hop = hop_seconds + energy_weight * hop_cost
     for group in range(len(problem.groups)):
         fewest = visits[fits[group]].min()
         eligible = fits[group] & (visits == fewest)

@@ -17,7 +17,7 @@ from snake_jax.algorithms.traffic import Traffic
 from snake_jax.algorithms.visits import Ending, Outcome, Round, Rounds
 from snake_jax.config import ImageConfig, RunConfig
 from snake_jax.errors import UserError
-from snake_jax.params import Params, PyTree
+from snake_jax.params import LayerNames, Params, PyTree
 from snake_jax.training.update import Client
 
 Shards = Sequence[np.ndarray]
@@ -45,7 +45,7 @@ class Merge(NamedTuple, Generic[Sum]):
     finish: Callable[[Plan, Round, Params, PyTree, Sum], tuple[Params, PyTree]]
 
 
-def whole_model(plan: Plan) -> Chain:
+def all_on_node(plan: Plan) -> Chain:
     """All layers on the visiting node."""
     return (Segment(ON_NODE, 0, len(plan.layer_names)),)
 
@@ -111,7 +111,7 @@ class Algorithm(NamedTuple):
     shared: Callable[[PyTree], PyTree] = nothing_shared
     client: Callable[[RunConfig], Client | None] = no_client
     companions: tuple[str, ...] = ()
-    chain: Callable[[Plan], Chain] = whole_model
+    chain: Callable[[Plan], Chain] = all_on_node
     local_losses: bool = False
     shards: Callable[[Shards], Shards] = as_they_lie
     at_server: bool = False
@@ -135,18 +135,21 @@ def _cycle_after_cycle(rounds_of: Callable[[Plan, int], Rounds], plan: Plan) -> 
         yield from rounds_of(plan, cycle)
 
 
-def planned(algorithm: Algorithm, plan: Plan) -> list[Round]:
+def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
     """All rounds of a run, in order, where nothing fails but what the flags ask for."""
+    # A method decides what comes next when it is told how a round went: here as the flags have it.
     course = algorithm.rounds(plan)
     found = [struck(plan.config, next(course))]
     while True:
         endings = []
         for visit in found[-1]:
-            endings.append(Ending(visit, visit.event if visit.event in UNFINISHED else ""))
+            event = visit.event if visit.event in UNFINISHED else ""
+            endings.append(Ending(visit, event))
         try:
-            found.append(struck(plan.config, course.send(tuple(endings))))
+            visits = course.send(tuple(endings))
         except StopIteration:
             return found
+        found.append(struck(plan.config, visits))
 
 
 class Mean(NamedTuple):
@@ -173,6 +176,7 @@ def add_to_mean(mean: Mean, outcome: Outcome) -> Mean:
     `m + (held / all) (w - m)`: of one outcome it is that outcome, bit for bit, and of equal ones
     it is any of them.
     """
+    # The first outcome is taken as it is: a mean with zeros would round.
     examples = mean.examples + outcome.examples_held
     if not mean.layers:
         return Mean(outcome.layers, examples)
@@ -182,7 +186,12 @@ def add_to_mean(mean: Mean, outcome: Outcome) -> Mean:
 
 @jax.jit
 def _towards(mean: Params, layers: Params, share: jax.Array) -> Params:
-    return jax.tree.map(lambda m, w: m + share * (w - m), mean, layers)
+    """`m + share (w - m)` of all arrays; one compiled program a structure."""
+
+    def moved(m: jax.Array, w: jax.Array) -> jax.Array:
+        return m + share * (w - m)
+
+    return jax.tree.map(moved, mean, layers)
 
 
 def put_mean(
@@ -211,7 +220,8 @@ def node_and_server(plan: Plan) -> Chain:
     Raises:
       UserError: the flags leave the server no layer, or name none of the model's.
     """
-    names, config = plan.layer_names, of_images(plan.config)
+    names = plan.layer_names
+    config = of_images(plan.config)
     cut = _cut_index(config.cut, names)
     end = len(names) - config.tail
     if not 0 < cut < end:
@@ -225,7 +235,12 @@ def node_and_server(plan: Plan) -> Chain:
     return (*both, Segment(ON_NODE, end, len(names)))
 
 
-def _cut_index(text: str, names: tuple[str, ...]) -> int:
+def _cut_index(text: str, names: LayerNames) -> int:
+    """How many layers a cut leaves below it, from a number of them or the last one's name.
+
+    Raises:
+      UserError: neither.
+    """
     if text in names:
         return names.index(text) + 1
     if text.isdecimal():

@@ -14,7 +14,9 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 
 
 def _pooled(shards: Shards) -> Shards:
-    return [np.sort(np.concatenate(list(shards)))]
+    """One shard with the data of all, in the order of the data set, however it was divided."""
+    together = np.concatenate(list(shards))
+    return [np.sort(together)]
 
 
 CENTRALISED = Algorithm(

@@ -1,5 +1,4 @@
-"""Where the layers of a visit lie: segments of the model on the visiting node, on the server, on
-other nodes.
+"""Where the layers of a visit lie: segments of the model on nodes and server.
 
 A local method's chain is one segment on the visiting node. Split methods cut the model: every batch
 then sends an activation over each boundary and, unless both sides have losses of their own, a
@@ -7,28 +6,47 @@ gradient back. FLOPs by place, what a place holds, and the messages follow from 
 """
 
 import functools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from snake_jax.algorithms.visits import Visit
 from snake_jax.models.layered import LayeredModel
-from snake_jax.nodes.ledger import SERVER, Transfer, place
+from snake_jax.nodes import places
+from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import Kind, Place
+from snake_jax.params import LayerNames
 
 LABEL_BYTES = 4
-ON_NODE, ON_SERVER = 0, -1  # roles; role j > 0: the j-th other node of the visit
+
+
+@dataclass(frozen=True)
+class Role:
+    """A place as a visit sees it, before it is known which node that is.
+
+    Attributes:
+      kind: of the place.
+      index: among the visit's nodes: 0 is the visiting one, j the j-th of `Visit.others`. Of
+        another kind of place, which of them.
+    """
+
+    kind: Kind
+    index: int = 0
+
+
+ON_NODE = Role("node")
+ON_SERVER = Role("server")
 
 
 class Segment(NamedTuple):
-    """Layers `start` to `stop` (exclusive) of the order, on the place that a visit's role stands
-    for.
-    """
+    """Layers `start` to `stop` (exclusive) of the order, on the place of a role."""
 
-    role: int
+    role: Role
     start: int
     stop: int
 
@@ -37,20 +55,29 @@ Chain = tuple[Segment, ...]  # in the order of the forward pass; the first is wi
 
 
 class Message(NamedTuple):
-    """What a batch sends: from role to role, which layer's output (or labels), bytes for each
-    example, and why.
+    """What a batch sends.
+
+    Attributes:
+      source: whence.
+      destination: where to.
+      item: the layer whose output it is, or for which a gradient; or labels.
+      bytes: of one example.
+      why: activations, gradients or labels.
     """
 
-    source: int
-    destination: int
+    source: Role
+    destination: Role
     item: str
     bytes: int
     why: str
 
 
-def place_of(role: int, visit: Visit) -> str:
-    """The name of a role's place in the ledger."""
-    return SERVER if role == ON_SERVER else place((visit.node, *visit.others)[role])
+def place_of(role: Role, visit: Visit) -> Place:
+    """The place that a role stands for in a visit."""
+    if role.kind != "node":
+        return Place(role.kind, role.index)
+    nodes = (visit.node, *visit.others)
+    return places.node(nodes[role.index])
 
 
 def cuts(chain: Chain) -> tuple[int, ...]:
@@ -58,17 +85,16 @@ def cuts(chain: Chain) -> tuple[int, ...]:
     return tuple(segment.start for segment in chain[1:])
 
 
-def held(chain: Chain, names: Sequence[str], role: int) -> tuple[str, ...]:
+def held(chain: Chain, names: Sequence[str], role: Role) -> LayerNames:
     """The layers that a role holds, in model order."""
-    return tuple(
-        name
-        for segment in chain
-        if segment.role == role
-        for name in names[segment.start : segment.stop]
-    )
+    found: list[str] = []
+    for segment in chain:
+        if segment.role == role:
+            found.extend(names[segment.start : segment.stop])
+    return tuple(found)
 
 
-def roles(chain: Chain) -> tuple[int, ...]:
+def roles(chain: Chain) -> tuple[Role, ...]:
     """Each role once, in the order of the forward pass."""
     return tuple(dict.fromkeys(segment.role for segment in chain))
 
@@ -86,22 +112,27 @@ def messages(
     """
     if len(chain) == 1:
         return ()
+
+    # Up the chain goes the output of the last layer below each boundary.
     sizes = _output_bytes(model, compute_dtype)
-    names = model.layer_names
-    forward = [
-        Message(low.role, high.role, names[low.stop - 1], sizes[low.stop - 1], "activations")
-        for low, high in pairwise(chain)
-    ]
-    labels = (
-        [Message(ON_NODE, chain[-1].role, "labels", LABEL_BYTES, "labels")]
-        if chain[-1].role != ON_NODE
-        else []
-    )
-    back = [
-        m._replace(source=m.destination, destination=m.source, why="gradients")
-        for m in reversed(forward)
-    ]
-    return (*forward, *labels, *(back if gradients else ()))
+    sent = []
+    for low, high in pairwise(chain):
+        top = low.stop - 1
+        name = model.layer_names[top]
+        sent.append(Message(low.role, high.role, name, sizes[top], "activations"))
+    forward = list(sent)
+
+    # The loss is where the last segment is, and labels are where the data is.
+    last = chain[-1].role
+    if last != ON_NODE:
+        sent.append(Message(ON_NODE, last, "labels", LABEL_BYTES, "labels"))
+
+    # A gradient is as large as the output that it is for, and goes the other way.
+    if gradients:
+        for message in reversed(forward):
+            source, destination = message.destination, message.source
+            sent.append(Message(source, destination, message.item, message.bytes, "gradients"))
+    return tuple(sent)
 
 
 def round_trips(sent: Sequence[Message]) -> int:
@@ -111,27 +142,26 @@ def round_trips(sent: Sequence[Message]) -> int:
 
 def transfers(sent: Sequence[Message], visit: Visit, examples: int) -> list[Transfer]:
     """The ledger's rows for a visit's messages, all batches together."""
-    return [
-        Transfer(
-            visit.turn,
-            place_of(message.source, visit),
-            place_of(message.destination, visit),
-            (message.item,),
-            message.bytes * examples,
-            message.why,
-        )
-        for message in sent
-        if examples
-    ]
+    if not examples:
+        return []
+    rows = []
+    for message in sent:
+        source = place_of(message.source, visit)
+        destination = place_of(message.destination, visit)
+        total = message.bytes * examples
+        rows.append(Transfer(visit.turn, source, destination, (message.item,), total, message.why))
+    return rows
 
 
 @functools.lru_cache(maxsize=8)
 def _output_bytes(model: LayeredModel, compute_dtype: str) -> list[int]:
     """Bytes of each layer's output for one example."""
-    x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.dtype(compute_dtype))
+    dtype = jnp.dtype(compute_dtype)
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), dtype)
     params = jax.eval_shape(model.init, jax.random.key(0))
     found = []
     for index in range(len(model.layers)):
-        x = jax.eval_shape(lambda p, x, i=index: model.apply(p, x, i, i + 1), params, x)
-        found.append(int(np.prod(x.shape)) * jnp.dtype(compute_dtype).itemsize)
+        layer = functools.partial(model.apply, start=index, stop=index + 1)
+        x = jax.eval_shape(layer, params, x)
+        found.append(math.prod(x.shape) * dtype.itemsize)
     return found

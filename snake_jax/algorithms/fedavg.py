@@ -16,14 +16,10 @@ from snake_jax.algorithms.base import (
     no_mean,
 )
 from snake_jax.algorithms.proximal import proximal_client
-from snake_jax.algorithms.schedule import Plan, side_by_side
+from snake_jax.algorithms.schedule import Plan, whole_side_by_side
 from snake_jax.algorithms.traffic import STAR
-from snake_jax.algorithms.visits import Round, Rounds
+from snake_jax.algorithms.visits import Round
 from snake_jax.params import Params, PyTree
-
-
-def _rounds(plan: Plan, cycle: int) -> Rounds:
-    return side_by_side(plan, cycle, plan.layer_names)
 
 
 def _finish(
@@ -31,6 +27,7 @@ def _finish(
 ) -> tuple[Params, PyTree]:
     """The server's step towards the mean; none where no node handed in."""
     del visits
+    # No outcome: nobody came back, and the model stays as it is.
     if not mean.layers:
         return params, memory
     return server_optimizers.step(plan.config, params, memory, mean.layers)
@@ -42,7 +39,7 @@ SERVER_FLAGS = frozenset(
 
 FEDAVG = Algorithm(
     name="fedavg",
-    rounds=every_cycle(_rounds),
+    rounds=every_cycle(whole_side_by_side),
     traffic=STAR,
     merge=Merge(no_mean, add_to_mean, _finish),
     memory=server_optimizers.memory,

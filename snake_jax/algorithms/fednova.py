@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, Merge, every_cycle
-from snake_jax.algorithms.schedule import Plan, side_by_side
+from snake_jax.algorithms.schedule import Plan, whole_side_by_side
 from snake_jax.algorithms.traffic import STAR
-from snake_jax.algorithms.visits import Outcome, Round, Rounds
+from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree, select
@@ -50,10 +50,6 @@ def gradients_worth(steps: int, momentum: float) -> float:
     """|a|_1: so many plain steps of a constant gradient move a node as far as these steps do."""
     faded = momentum * (1 - momentum**steps) / (1 - momentum)
     return (steps - faded) / (1 - momentum)
-
-
-def _rounds(plan: Plan, cycle: int) -> Rounds:
-    return side_by_side(plan, cycle, plan.layer_names)
 
 
 def _no_sums(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Sums:
@@ -96,7 +92,7 @@ def _check(config: RunConfig) -> None:
 
 FEDNOVA = Algorithm(
     name="fednova",
-    rounds=every_cycle(_rounds),
+    rounds=every_cycle(whole_side_by_side),
     traffic=STAR,
     merge=Merge(_no_sums, _add, _finish),
     unit="round",

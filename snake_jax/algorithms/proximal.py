@@ -10,12 +10,13 @@ import functools
 import jax
 
 from snake_jax.config import RunConfig
-from snake_jax.params import Params, PyTree
+from snake_jax.params import LayerNames, Params, PyTree
 from snake_jax.training.update import Client
 
 
 def proximal_client(config: RunConfig) -> Client | None:
     """The client of the configuration's mu; None where it is 0."""
+    # Without the term a step needs no copy of what was received, and none is made.
     if not config.proximal:
         return None
     return Client(
@@ -31,7 +32,11 @@ def _pulled(
 ) -> Params:
     """Gradients of the loss with its proximal term."""
     del given
-    return jax.tree.map(lambda g, w, old: g + mu * (w - old), gradients, trainable, received)
+
+    def pulled(gradient: jax.Array, w: jax.Array, old: jax.Array) -> jax.Array:
+        return gradient + mu * (w - old)
+
+    return jax.tree.map(pulled, gradients, trainable, received)
 
 
 def _nothing_remembered(params: Params) -> PyTree:
@@ -39,7 +44,7 @@ def _nothing_remembered(params: Params) -> PyTree:
     return {}
 
 
-def _nothing_given(shared: PyTree, memory: PyTree, layers: tuple[str, ...]) -> PyTree:
+def _nothing_given(shared: PyTree, memory: PyTree, layers: LayerNames) -> PyTree:
     del shared, memory, layers
     return {}
 

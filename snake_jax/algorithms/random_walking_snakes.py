@@ -7,8 +7,6 @@ is the nodes before it in that order, taken as a ring). Activations go down the 
 up, batch by batch; when it moves on, each segment goes to the next node.
 """
 
-import numpy as np
-
 from snake_jax.algorithms.base import (
     NETWORK_FLAGS,
     REPLACE,
@@ -16,7 +14,7 @@ from snake_jax.algorithms.base import (
     every_cycle,
     of_images,
 )
-from snake_jax.algorithms.chain import Chain, Segment
+from snake_jax.algorithms.chain import Chain, Role, Segment
 from snake_jax.algorithms.schedule import Plan, shuffled_nodes
 from snake_jax.algorithms.traffic import WALK
 from snake_jax.algorithms.visits import Rounds, Visit
@@ -24,26 +22,43 @@ from snake_jax.errors import UserError
 
 
 def _rounds(plan: Plan, cycle: int) -> Rounds:
+    """Every node is the head once a cycle, in an order drawn for the cycle."""
     config = of_images(plan.config)
     heads = shuffled_nodes(config, cycle)
-    for place, head in enumerate(heads):
-        body = [heads[(place - back) % config.nodes] for back in range(1, config.snake_length)]
-        turn = cycle * config.nodes + place
+    for index, head in enumerate(heads):
+        # The body are the heads before this one, the nearest first, taken as a ring.
+        body = []
+        for back in range(1, config.snake_length):
+            body.append(heads[(index - back) % config.nodes])
+        turn = cycle * config.nodes + index
         yield (Visit(turn, cycle, head, plan.layer_names, others=tuple(body)),)
 
 
 def _chain(plan: Plan) -> Chain:
-    """As many segments of about equally many layers as the snake is long."""
-    length, layers = of_images(plan.config).snake_length, len(plan.layer_names)
+    """As many segments of about equally many layers as the snake is long.
+
+    Raises:
+      UserError: there are fewer nodes, or fewer layers, than segments.
+    """
+    # Both nodes and layers bound the snake's length.
+    length = of_images(plan.config).snake_length
+    layers = len(plan.layer_names)
     if length > min(layers, plan.config.nodes):
         raise UserError(
             f"--snake_length={length}: a snake needs a node and a layer for each segment; there "
             f"are {plan.config.nodes} nodes and {layers} layers"
         )
-    segments, start = [], 0
-    for role, part in enumerate(np.array_split(np.arange(layers), length)):
-        segments.append(Segment(role, start, start + len(part)))
-        start += len(part)
+
+    # The layers that are left over by the division go to the first segments, one each.
+    each, left_over = divmod(layers, length)
+    segments = []
+    start = 0
+    for index in range(length):
+        stop = start + each
+        if index < left_over:
+            stop += 1
+        segments.append(Segment(Role("node", index), start, stop))
+        start = stop
     return tuple(segments)
 
 

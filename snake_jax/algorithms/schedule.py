@@ -18,6 +18,7 @@ from snake_jax import streams
 from snake_jax.algorithms.visits import Ending, Round, Rounds, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+from snake_jax.params import LayerNames
 
 UNFINISHED = ("interrupted", "lost")
 
@@ -35,13 +36,13 @@ class Plan(NamedTuple):
     """
 
     config: RunConfig
-    layer_names: tuple[str, ...]
-    always: tuple[str, ...]
-    visitors: Mapping[tuple[str, ...], int] = {}
-    able: Mapping[tuple[str, ...], tuple[int, ...]] = {}
+    layer_names: LayerNames
+    always: LayerNames
+    visitors: Mapping[LayerNames, int] = {}
+    able: Mapping[LayerNames, tuple[int, ...]] = {}
 
 
-def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
+def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
     """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time.
 
     With first and last layer always trained these are the paper's middle layers 2 .. N-1 (magazine,
@@ -50,14 +51,21 @@ def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
     config = plan.config
     middle = [name for name in plan.layer_names if name not in plan.always]
     size = config.layers_per_visit
-    groups = [middle[start : start + size] for start in range(0, len(middle), size)]
+    groups = []
+    for start in range(0, len(middle), size):
+        groups.append(middle[start : start + size])
     if not groups:
-        groups = [[]]
+        groups.append([])
+
+    # The serpent goes up the layers; others go down, or in an order drawn for the cycle.
     if config.order == "reverse":
         groups.reverse()
     elif config.order == "random":
         rng = streams.generator(config.seed, "schedule/layers", cycle)
-        groups = [groups[index] for index in rng.permutation(len(groups))]
+        drawn = rng.permutation(len(groups))
+        groups = [groups[index] for index in drawn]
+
+    # A visit trains its group and what always trains, in the model's order.
     assignments = []
     for group in groups:
         trained = {*group, *plan.always}
@@ -68,7 +76,7 @@ def serpentine(plan: Plan, cycle: int) -> tuple[tuple[str, ...], ...]:
 def relay(
     plan: Plan,
     cycle: int,
-    assignments: Sequence[tuple[str, ...]],
+    assignments: Sequence[LayerNames],
     nodes: Sequence[int] | None = None,
 ) -> Rounds:
     """One visit after the other, or `parallel` nodes side by side.
@@ -83,15 +91,22 @@ def relay(
       nodes: the node of each turn; None: turn v is node `v mod nodes`, or the `parallel` nodes that
         follow the last.
     """
+    # Turns are counted through the run: in them, not in cycles, nodes take turns.
     config = plan.config
     first = cycle * len(assignments)
     for index, layers in enumerate(assignments):
         turn = first + index
         start = turn * config.parallel if nodes is None else nodes[index]
-        side = [(start + offset) % config.nodes for offset in range(config.parallel)]
-        endings = yield tuple(Visit(turn, cycle, node, layers) for node in side)
-        if len(endings) == 1:
-            yield from taken_over(plan, endings[0])
+        visits = []
+        for offset in range(config.parallel):
+            node = (start + offset) % config.nodes
+            visits.append(Visit(turn, cycle, node, layers))
+        endings = yield tuple(visits)
+
+        # A lone node's turn goes on until somebody has finished it.
+        if len(visits) == 1:
+            (ending,) = endings
+            yield from taken_over(plan, ending)
 
 
 def taken_over(plan: Plan, ending: Ending) -> Rounds:
@@ -100,11 +115,14 @@ def taken_over(plan: Plan, ending: Ending) -> Rounds:
     After an upload the next node goes on where the other one stopped; after a loss it starts again
     from the model before the visit (snake_learning_magazine, "Node Management"; arXiv 2405.03372).
     """
+    # Who takes over may be lost too: then the next one does, until somebody is done.
     while ending.event in UNFINISHED:
         visit = ending.visit
-        done = visit.share[1] if ending.event == "interrupted" else visit.share[0]
+        began, ended = visit.share
+        done = ended if ending.event == "interrupted" else began
         node = stand_in(plan, visit)
-        (ending,) = yield (visit._replace(node=node, share=(done, 1.0), event="takeover"),)
+        takeover = visit._replace(node=node, share=(done, 1.0), event="takeover")
+        (ending,) = yield (takeover,)
 
 
 def stand_in(plan: Plan, visit: Visit) -> int:
@@ -113,6 +131,7 @@ def stand_in(plan: Plan, visit: Visit) -> int:
     Raises:
       UserError: no other node can.
     """
+    # Where no memory is known all nodes can hold any visit.
     count = plan.config.nodes
     able = plan.able.get(visit.layers, range(count))
     for offset in range(1, count):
@@ -126,10 +145,17 @@ def stand_in(plan: Plan, visit: Visit) -> int:
     )
 
 
-def side_by_side(plan: Plan, cycle: int, layers: tuple[str, ...]) -> Rounds:
-    """A cycle is one round of all or the sampled nodes."""
-    nodes = sampled_nodes(plan.config, cycle)
-    yield tuple(Visit(cycle, cycle, node, layers) for node in nodes)
+def whole_side_by_side(plan: Plan, cycle: int) -> Rounds:
+    """A cycle is one round of all or the sampled nodes, which train the whole model."""
+    return side_by_side(plan, cycle, plan.layer_names)
+
+
+def side_by_side(plan: Plan, cycle: int, layers: LayerNames) -> Rounds:
+    """A cycle is one round of all or the sampled nodes, which train these layers."""
+    visits = []
+    for node in sampled_nodes(plan.config, cycle):
+        visits.append(Visit(cycle, cycle, node, layers))
+    yield tuple(visits)
 
 
 def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
@@ -137,7 +163,8 @@ def sampled_nodes(config: RunConfig, cycle: int) -> list[int]:
     if not config.nodes_per_round:
         return list(range(config.nodes))
     rng = streams.generator(config.seed, "schedule/sampled", cycle)
-    return sorted(rng.choice(config.nodes, config.nodes_per_round, replace=False).tolist())
+    drawn = rng.choice(config.nodes, config.nodes_per_round, replace=False)
+    return sorted(drawn.tolist())
 
 
 def shuffled_nodes(config: RunConfig, cycle: int) -> list[int]:
@@ -155,13 +182,15 @@ def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
       done: share of all turns before it, for the schedule that follows those. Turns and not rounds,
         so that a visit that another node takes over has the rate that it would have had.
     """
-    if config.lr_schedule == "cosine_visits":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    start = config.learning_rate
     if config.lr_schedule == "factor":
-        return config.learning_rate * config.lr_decay**cycle
+        return start * config.lr_decay**cycle
+    # Half a cosine from 1 to 0, over the turns or over the cycles.
+    if config.lr_schedule == "cosine_visits":
+        return start * 0.5 * (1 + math.cos(math.pi * done))
     if config.lr_schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * cycle / config.cycles))
-    return config.learning_rate
+        return start * 0.5 * (1 + math.cos(math.pi * cycle / config.cycles))
+    return start
 
 
 def struck(config: RunConfig, visits: Round) -> Round:
@@ -169,13 +198,19 @@ def struck(config: RunConfig, visits: Round) -> Round:
 
     Who takes over is never struck again, so every turn ends.
     """
+    # A node that is told in time hands in what it has; else its work is lost.
     shares = interruptions(config)
     event = "interrupted" if config.interruption == "upload" else "lost"
     found = []
     for visit in visits:
-        share = None if visit.event else shares.get(visit.turn, _fault(config, visit.turn))
-        cut = visit if share is None else visit._replace(share=(0.0, share), event=event)
-        found.append(cut)
+        if visit.event:
+            found.append(visit)
+            continue
+        # What the flags name goes before what falls to a turn by chance.
+        share = shares.get(visit.turn, _fault(config, visit.turn))
+        if share is not None:
+            visit = visit._replace(share=(0.0, share), event=event)
+        found.append(visit)
     return tuple(found)
 
 
@@ -198,22 +233,33 @@ def interruptions(config: RunConfig) -> dict[int, float]:
         raise UserError(
             "--interrupt and --fault_rate need an idle node to take over: set --nodes to at least 2"
         )
-    words = [word.strip() for word in config.interrupt.split(",")] if config.interrupt else []
-    shares = dict(_interruption(word) for word in words)
-    if len(shares) < len(words):
-        raise UserError(f"--interrupt={config.interrupt}: names a visit twice")
+    shares: dict[int, float] = {}
+    if not config.interrupt:
+        return shares
+    for word in config.interrupt.split(","):
+        turn, share = _interruption(word.strip())
+        if turn in shares:
+            raise UserError(f"--interrupt={config.interrupt}: names a visit twice")
+        shares[turn] = share
     return shares
 
 
 def _interruption(word: str) -> tuple[int, float]:
-    turn, at, share = word.partition("@")
+    """The turn and the share of a word such as `4@0.25`; half where it says no share.
+
+    Raises:
+      UserError: it is no such word.
+    """
+    # Turn -1 stands for what cannot be read.
+    number, at, part = word.partition("@")
     try:
-        parsed = int(turn), float(share if at else 0.5)
+        turn = int(number)
+        share = float(part) if at else 0.5
     except ValueError:
-        parsed = -1, 0.0
-    if parsed[0] < 0 or not 0 <= parsed[1] < 1:
+        turn, share = -1, 0.0
+    if turn < 0 or not 0 <= share < 1:
         raise UserError(
             f"--interrupt={word}: want VISIT or VISIT@SHARE with VISIT from 0 and SHARE in [0, 1), "
             "as 4@0.25"
         )
-    return parsed
+    return turn, share

@@ -14,8 +14,11 @@ from snake_jax.algorithms.visits import Rounds
 def _rounds(plan: Plan, cycle: int) -> Rounds:
     """Every node once a cycle, all layers."""
     config = plan.config
-    nodes = shuffled_nodes(config, cycle) if config.shuffle_nodes else range(config.nodes)
-    return relay(plan, cycle, [plan.layer_names] * config.nodes, nodes)
+    nodes = list(range(config.nodes))
+    if config.shuffle_nodes:
+        nodes = shuffled_nodes(config, cycle)
+    assignments = [plan.layer_names for _ in nodes]
+    return relay(plan, cycle, assignments, nodes)
 
 
 SEQUENTIAL = Algorithm(

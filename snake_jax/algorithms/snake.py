@@ -27,7 +27,9 @@ _OWN_FLAGS = frozenset(
 def _rounds(plan: Plan, cycle: int) -> Rounds:
     """Every middle layer once a cycle; `parallel` nodes train it side by side."""
     assignments = serpentine(plan, cycle)
-    nodes = [plan.visitors[layers] for layers in assignments] if plan.visitors else None
+    nodes: list[int] | None = None
+    if plan.visitors:
+        nodes = [plan.visitors[layers] for layers in assignments]
     return relay(plan, cycle, assignments, nodes)
 
 

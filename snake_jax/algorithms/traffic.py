@@ -14,10 +14,10 @@ from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_NODE, Chain
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
-from snake_jax.nodes import ledger
-from snake_jax.nodes.ledger import Network, Sizes, Transfer
-
-Sent = tuple[Network, list[Transfer]]
+from snake_jax.nodes import ledger, places
+from snake_jax.nodes.ledger import Exchanged, Items, Network, Sizes, Transfer
+from snake_jax.nodes.places import Place
+from snake_jax.params import LayerNames
 
 
 class Exchange(NamedTuple):
@@ -35,19 +35,23 @@ class Exchange(NamedTuple):
     config: RunConfig
     sizes: Sizes
     chain: Chain
-    layer_names: tuple[str, ...]
-    beside: tuple[str, ...] = ()
+    layer_names: LayerNames
+    beside: LayerNames = ()
     companions: tuple[str, ...] = ()
 
-    def held(self) -> tuple[str, ...]:
+    def held(self) -> LayerNames:
         """The layers that a visiting node has, frozen ones included."""
         return chains.held(self.chain, self.layer_names, ON_NODE) + self.beside
 
-    def trained_at_node(self, visit: Visit) -> tuple[str, ...]:
+    def trained_at_node(self, visit: Visit) -> Items:
         """The layers of a visit that its node trains, and what travels with them."""
+        # Of a cut model the others train elsewhere.
         held = set(self.held())
         layers = tuple(name for name in visit.layers if name in held)
-        beside = [ledger.companion(name, kind) for kind in self.companions for name in layers]
+        beside = []
+        for kind in self.companions:
+            for name in layers:
+                beside.append(ledger.companion(name, kind))
         return (*layers, *beside)
 
 
@@ -60,42 +64,45 @@ class Traffic(NamedTuple):
         its visits those returned that handed in, or kept, what they trained.
     """
 
-    deliveries: Callable[[Exchange, Network, Visit], Sent]
-    commit: Callable[[Exchange, Network, Round, Sequence[Visit]], Sent]
+    deliveries: Callable[[Exchange, Network, Visit], Exchanged]
+    commit: Callable[[Exchange, Network, Round, Sequence[Visit]], Exchanged]
 
 
-def _nothing_before(exchange: Exchange, network: Network, visit: Visit) -> Sent:
+def _nothing_before(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
     del exchange, visit
     return network, []
 
 
 def _nothing_after(
     exchange: Exchange, network: Network, visits: Round, returned: Sequence[Visit]
-) -> Sent:
+) -> Exchanged:
     del exchange, visits, returned
     return network, []
 
 
-def _from_server(exchange: Exchange, network: Network, visit: Visit) -> Sent:
+def _from_server(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
+    """The node gets what it is to hold, whoever trained it last."""
     return ledger.deliveries_from_server(
         network,
         exchange.sizes,
         visit.turn,
-        visit.node,
+        places.node(visit.node),
         exchange.trained_at_node(visit),
         cached=exchange.config.cached,
         held=exchange.held(),
     )
 
 
-def _from_server_or_holder(exchange: Exchange, network: Network, visit: Visit) -> Sent:
+def _from_server_or_holder(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
+    """As `--mode` says."""
     if exchange.config.mode == "client_server":
         return _from_server(exchange, network, visit)
+    # Whoever is next may have to train, or pass on, any layer: all of it goes from node to node.
     return ledger.deliveries_from_holder(
         network,
         exchange.sizes,
         visit.turn,
-        visit.node,
+        places.node(visit.node),
         cached=exchange.config.cached,
         held=exchange.held(),
     )
@@ -103,41 +110,53 @@ def _from_server_or_holder(exchange: Exchange, network: Network, visit: Visit) -
 
 def _merged_at_server(
     exchange: Exchange, network: Network, visits: Round, returned: Sequence[Visit]
-) -> Sent:
+) -> Exchanged:
     """Nodes hand in what they trained; the server's copies are new, and nobody else's."""
+    # What a lost visit trained never arrives.
     transfers = []
     for visit in visits:
         if visit in returned:
             trained = exchange.trained_at_node(visit)
-            transfers.append(ledger.hand_in(exchange.sizes, visit.turn, visit.node, trained))
+            node = places.node(visit.node)
+            transfers.append(ledger.hand_in(exchange.sizes, visit.turn, node, trained))
     if returned:
-        renewed = dict.fromkeys((*visits[0].layers, *exchange.trained_at_node(visits[0])))
+        # All visits of a round train the same; some of it, where the model is cut, at the server.
+        first = visits[0]
+        renewed = dict.fromkeys((*first.layers, *exchange.trained_at_node(first)))
         network = ledger.aggregated(network, tuple(renewed))
     return network, transfers
 
 
 def _handed_on(
     exchange: Exchange, network: Network, visits: Round, returned: Sequence[Visit]
-) -> Sent:
+) -> Exchanged:
     """A lone node hands in, or keeps, what it trained; the server keeps its part of a cut model."""
     if len(visits) > 1:
         return _merged_at_server(exchange, network, visits, returned)
     if not returned:
         return network, []
+
+    # The node's part: to the server, or kept until the next node is to have it.
     (visit,) = visits
-    trained, transfers = exchange.trained_at_node(visit), list[Transfer]()
+    node = places.node(visit.node)
+    trained = exchange.trained_at_node(visit)
+    transfers: list[Transfer] = []
     if exchange.config.mode == "client_server":
         network, transfers = ledger.commit_to_server(
-            network, exchange.sizes, visit.turn, visit.node, trained
+            network, exchange.sizes, visit.turn, node, trained
         )
     else:
-        network = ledger.commit_at_holder(network, visit.node, trained)
-    elsewhere = tuple(name for name in visit.layers if name not in exchange.held())
+        network = ledger.commit_at_holder(network, node, trained)
+
+    # The server's part of a cut model was trained where it lies.
+    held = exchange.held()
+    elsewhere = tuple(name for name in visit.layers if name not in held)
     return ledger.aggregated(network, elsewhere), transfers
 
 
-def _segments(exchange: Exchange, visit: Visit) -> dict[str, tuple[str, ...]]:
+def _segments(exchange: Exchange, visit: Visit) -> dict[Place, LayerNames]:
     """`{place: layers}` of a visit's chain."""
+    # A place may have several segments, as a node has in the U-shape: it gets all at once.
     found = {}
     for role in chains.roles(exchange.chain):
         layers = chains.held(exchange.chain, exchange.layer_names, role)
@@ -145,7 +164,8 @@ def _segments(exchange: Exchange, visit: Visit) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _along_chain(exchange: Exchange, network: Network, visit: Visit) -> Sent:
+def _along_chain(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
+    """Every place of the chain gets its segment from the place that has its newest version."""
     return ledger.deliveries_along_chain(
         network,
         exchange.sizes,
@@ -157,7 +177,8 @@ def _along_chain(exchange: Exchange, network: Network, visit: Visit) -> Sent:
 
 def _kept_along_chain(
     exchange: Exchange, network: Network, visits: Round, returned: Sequence[Visit]
-) -> Sent:
+) -> Exchanged:
+    """What was trained stays where it is until the next visit."""
     for visit in visits:
         if visit in returned:
             network = ledger.commit_along_chain(network, _segments(exchange, visit))

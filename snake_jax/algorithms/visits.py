@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from typing import NamedTuple
 
-from snake_jax.params import Params, PyTree
+from snake_jax.params import LayerNames, Params, PyTree
 from snake_jax.training.optimizers import OptimizerStates
 
 
@@ -24,7 +24,7 @@ class Visit(NamedTuple):
     turn: int
     cycle: int
     node: int
-    layers: tuple[str, ...]
+    layers: LayerNames
     share: tuple[float, float] = (0.0, 1.0)
     event: str = ""
     others: tuple[int, ...] = ()
@@ -111,8 +111,13 @@ class Outcome(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """Rows that went through a language model: tokens in each, how many (padding rows too), whether
-    only the blocks up to the first that trains were run (`prefix`) or those below it were given.
+    """Rows that went through a language model.
+
+    Attributes:
+      length: tokens in each.
+      rows: how many, padding rows too.
+      prefix: whether only the blocks below the first that trains were run.
+      given: whether the output of those was given.
     """
 
     length: int
@@ -122,8 +127,12 @@ class Passed(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What a visit on a language model counts besides: tokens (no padding), those with a loss, and
-    what was passed.
+    """What a visit on a language model counts besides.
+
+    Attributes:
+      tokens: no padding.
+      target_tokens: those with a loss.
+      passed: through the model.
     """
 
     tokens: int

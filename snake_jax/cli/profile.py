@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from absl.flags import FlagValues
 
 from snake_jax.cli.commands.command import Given
+from snake_jax.costs import shapes
 from snake_jax.errors import UserError
-from snake_jax.profiling import ask, build, cases, launches, measure, output, subjects
+from snake_jax.profiling import ask, build, cases, launches, measure, output
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.output import FORMATS, Profile
-from snake_jax.profiling.rows import Case, Row
+from snake_jax.profiling.rows import Case, ProfileRow
 
 # Flags with the names of a run's settings; None: as in a run.
 _SETTINGS = (
@@ -78,12 +79,12 @@ def _profile(asked: Ask, given: Given) -> None:
     device = None if flags.mesh else build.present(target)
     peaks = None
     if target:
-        reference = build.compiled(reference, full.subject, {}, _note)
+        reference = build.compiled_row(reference, full.subject, {}, _note)
         found = [_compiled(case, work, reference) for case, work in zip(found, works, strict=True)]
     if device is not None:
         peaks = measure.peaks(device, full.job.config.compute_dtype)
         for index, work in enumerate(works):
-            found[index] = build.measured(
+            found[index] = build.measured_case(
                 found[index], work.subject, full.subject, device, peaks, _note
             )
     profile = Profile(given.line, asked, found, works, target, peaks)
@@ -96,21 +97,21 @@ def _draw(path: str, title: str, found: Sequence[Case]) -> None:
     # Here, since matplotlib takes a second, and most profiles draw nothing.
     from snake_jax.profiling import picture
 
-    _note(f"written: {picture.draw(path, title, found)}")
+    _note(f"written: {picture.draw_profile(path, title, found)}")
 
 
-def _compiled(case: Case, work: Work, reference: Row) -> Case:
+def _compiled(case: Case, work: Work, reference: ProfileRow) -> Case:
     """The case with what the compiler says of its rows; the reference's program serves both."""
     programs: build.Programs = {}
     if work.train == "full" and reference.built is not None:
-        programs[subjects.program_key(work.subject, reference.trained)] = reference.built
-    rows = tuple(build.compiled(row, work.subject, programs, _note) for row in case.rows)
+        programs[shapes.program_key(work.subject.step, reference.trained)] = reference.built
+    rows = tuple(build.compiled_row(row, work.subject, programs, _note) for row in case.rows)
     return case._replace(rows=rows, full=reference)
 
 
 def _search(asked: Ask, target: str) -> str:
     """The largest step that the target takes."""
-    found = launches.largest(asked, target, _note)
+    found = launches.largest_launch(asked, target, _note)
     if found is None:
         raise UserError(
             f"--fits={target}: not one row fits, in any storage, rank or length that was tried"

@@ -20,9 +20,10 @@ from snake_jax.costs.shapes import BatchShape, Step, StepProgram
 from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.language import Hidden, LanguageModel
-from snake_jax.params import PyTree
+from snake_jax.params import PyTree, without
 from snake_jax.training import sharding
 
+_REASON = 200  # characters of a refusal that are told
 # The least that there is of each chip.
 TOPOLOGIES = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}
 
@@ -92,6 +93,7 @@ def devices(target: str) -> list[Any]:
     Raises:
       UserError: an unknown target, no such device, or no TPU compiler here.
     """
+    # After the colon a target is a described one: its compiler runs anywhere, the chip is nowhere.
     kind, *described = target.split(":")
     if kind == "tpu" and 1 <= len(described) <= 2:
         return _described(target, *described)
@@ -111,7 +113,11 @@ def devices(target: str) -> list[Any]:
 def placed(device: Any, arguments: PyTree) -> PyTree:
     """Shapes with one device as their place."""
     place = SingleDeviceSharding(device)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
+
+    def put(array: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+
+    return jax.tree.map(put, arguments)
 
 
 def compile_placed(
@@ -124,6 +130,7 @@ def compile_placed(
       arguments: their shapes, `placed`.
       donate: numbers of the arguments whose place results may take.
     """
+    # Too much memory is an answer; whatever else the compiler says is a bug.
     lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
     try:
         program: Any = lowered.compile()
@@ -131,11 +138,18 @@ def compile_placed(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Refused(_reason(str(error)))
+
+    # Results that take the place of donated arguments are counted with those.
     memory = program.memory_analysis()
+    reserved = CompiledMemory(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+    )
     costs = program.cost_analysis() or {}
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    reserved = CompiledMemory(memory.argument_size_in_bytes, results, memory.temp_size_in_bytes)
-    return Compiled(reserved, costs.get("flops", 0.0), costs.get("bytes accessed", 0.0), program)
+    flops = costs.get("flops", 0.0)
+    accessed_bytes = costs.get("bytes accessed", 0.0)
+    return Compiled(reserved, flops, accessed_bytes, program)
 
 
 def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refused:
@@ -149,6 +163,7 @@ def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refuse
       program: from `shapes.step_program`. One of a mesh is compiled for that.
       device: to compile for otherwise; None: this machine's.
     """
+    # A step on a mesh is for the mesh's devices, described ones too.
     arguments = program.arguments
     if program.mesh is not None:
         arguments = sharding.sharded_shapes(program.mesh, arguments)
@@ -176,10 +191,14 @@ def compiled_cost(
     if isinstance(built, Refused):
         raise MemoryError(built.reason)
     memory = built.memory
-    return CompiledCost(int(built.flops), memory.arguments, memory.temporaries + memory.results)
+    return CompiledCost(
+        flops=int(built.flops),
+        argument_bytes=memory.arguments,
+        temporary_bytes=memory.temporaries + memory.results,
+    )
 
 
-def row_costs(
+def counted_row_costs(
     model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, device: Any
 ) -> tuple[LayerCost, ...]:
     """`layers.row_costs` as a device's compiler counts them.
@@ -205,15 +224,16 @@ def row_costs(
             raise UserError(f"{model.name}: one block does not fit by itself: {built.reason}")
         return int(built.flops)
 
+    # The same differences as in `layers.row_costs`, what is computed again left where it is.
     flops = layers.block_flops(model, adapters, recompute, length, count)
-    own = flops.trained - flops.through
+    own_gradient = flops.trained - flops.through
     block = LayerCost(
         name="block",
         params=0,
         forward=flops.forward,
         input_gradient=flops.through,
-        weight_gradient=own,
-        inner_gradient=flops.lowest - own,
+        weight_gradient=own_gradient,
+        inner_gradient=flops.lowest - own_gradient,
         looped=True,
     )
     loss, arguments = _loss_of(model, length)
@@ -223,7 +243,7 @@ def row_costs(
 def _loss_of(model: LanguageModel, length: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
     """The output matrix and its loss for a row, as a function and its arguments' shapes."""
     params = shapes.model_shapes(model)
-    head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
+    head = without(params["head"], ["lm_head"])
     values = jax.ShapeDtypeStruct((1, length, model.architecture.hidden_size), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
@@ -236,15 +256,20 @@ def _loss_of(model: LanguageModel, length: int) -> tuple[Callable[..., jax.Array
 
 def _reason(text: str) -> str:
     """The line of a refusal that has the numbers, else its first."""
-    lines = text.splitlines()
-    for line in lines:
+    # A refusal is pages long: the line that compares what is needed with what there is says it.
+    first, *others = text.splitlines() or [""]
+    for line in (first, *others):
         if "Used" in line or "Exceeded" in line or "exceed" in line:
-            return line.strip()[:200]
-    return " ".join(lines[:1])[:200]
+            return line.strip()[:_REASON]
+    return first[:_REASON]
 
 
 def _described(target: str, chip: str, shape: str = "") -> list[Any]:
-    """Devices that need not be there, of a chip in a topology such as `2x4`; empty: the least."""
+    """Devices that need not be there, of a chip in a topology such as `2x4`; empty: the least.
+
+    Raises:
+      UserError: no such chip or topology, no TPU compiler, or another process has it.
+    """
     if chip not in TOPOLOGIES:
         raise UserError(f"--target={target}: want tpu:CHIP with CHIP of {', '.join(TOPOLOGIES)}")
     # Without these the TPU library asks the network for a machine that is not there.
@@ -252,7 +277,8 @@ def _described(target: str, chip: str, shape: str = "") -> list[Any]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     name = f"{chip}:{shape or TOPOLOGIES[chip]}"
     try:
-        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+        topology = topologies.get_topology_desc(name, platform="tpu")
+        return list(topology.devices)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if "lockfile" in str(error):
             way = "wait, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1"

@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from snake_jax.algorithms.chain import ON_NODE, Chain, roles
+from snake_jax.algorithms.chain import ON_NODE, Chain, Role, roles
 from snake_jax.algorithms.visits import Passed
 
 
@@ -95,28 +95,36 @@ def step_parts(
     reached = costs[lowest:]
     training = [cost for cost in costs if cost.name in trained]
 
+    # Forward through all layers, or from where the output of those below was kept.
+    computed = reached if given else costs
+    forward = sum(cost.forward for cost in computed)
+
     # Backward from the loss down to the lowest trained layer, which needs no gradient of its input
     # unless it is one of several turns of a loop.
-    input_gradients = sum(cost.input_gradient for cost in reached[1:])
+    input_gradients = 0
+    recomputed = 0
+    for cost in reached:
+        input_gradients += cost.input_gradient
+        recomputed += cost.recomputed + cost.rerun
+    turns = sum(cost.looped for cost in training)
     if reached:
-        turns = sum(cost.looped for cost in training)
-        in_loop = reached[0].looped and turns > 1
-        input_gradients += reached[0].input_gradient if in_loop else reached[0].inner_gradient
-    recomputed = sum(cost.recomputed + cost.rerun for cost in reached)
-    recomputed += sum(cost.recomputed_for_weights for cost in training)
+        last = reached[0]
+        in_loop = last.looped and turns > 1
+        if not in_loop:
+            input_gradients += last.inner_gradient - last.input_gradient
+
+    weight_gradients = 0
+    for cost in training:
+        weight_gradients += cost.weight_gradient
+        recomputed += cost.recomputed_for_weights
 
     # A teacher shares what lies below the lowest trained layer, unless dropout tells them apart: it
     # does not drop what the student drops.
     taught: Sequence[LayerCost] = ()
     if teacher:
         taught = costs if stochastic else reached
-    return StepFlops(
-        forward=sum(cost.forward for cost in (reached if given else costs)),
-        recomputed=recomputed,
-        input_gradients=input_gradients,
-        weight_gradients=sum(cost.weight_gradient for cost in training),
-        teacher=sum(cost.forward + cost.rerun for cost in taught),
-    )
+    of_teacher = sum(cost.forward + cost.rerun for cost in taught)
+    return StepFlops(forward, recomputed, input_gradients, weight_gradients, of_teacher)
 
 
 def passed_flops(
@@ -136,6 +144,7 @@ def passed_flops(
       teacher: see `step_parts`.
       stochastic: see `step_parts`.
     """
+    # Rows that were passed to fill the cache of what the lowest trained layer reads.
     if passed.prefix:
         below = costs[: _lowest(costs, trained)]
         return passed.rows * sum(cost.forward for cost in below)
@@ -144,14 +153,14 @@ def passed_flops(
 
 
 def _lowest(costs: Sequence[LayerCost], trained: Sequence[str]) -> int:
-    """The place of the lowest trained layer; the number of layers where none trains."""
+    """The index of the lowest trained layer; the number of layers where none trains."""
     names = [cost.name for cost in costs]
-    return min((names.index(name) for name in trained), default=len(names))
+    return min(map(names.index, trained), default=len(names))
 
 
 def chain_step_flops(
     chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
-) -> Mapping[int, int]:
+) -> Mapping[Role, int]:
     """FLOPs of one step by role, all layers trained: the sums of `chain_step_parts`."""
     parts = chain_step_parts(chain, costs, auxiliary, gradients)
     return {role: flops.total for role, flops in parts.items()}
@@ -159,7 +168,7 @@ def chain_step_flops(
 
 def chain_step_parts(
     chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
-) -> Mapping[int, StepFlops]:
+) -> Mapping[Role, StepFlops]:
     """FLOPs of one step of a cut model by role and by what they are for, all layers trained.
 
     Args:
@@ -175,12 +184,18 @@ def chain_step_parts(
         if role == ON_NODE:
             held += auxiliary
             entered += auxiliary
-        # The first layer above a cut that no gradient crosses needs none of its input.
+
+        # The gradient of an input is computed where something below the layer waits for it: not at
+        # the model's first layer, nor at the first above a cut that no gradient crosses.
         for segment in chain:
-            if segment.role == role:
-                layers = costs[segment.start : segment.stop]
-                held += layers
-                entered += layers if segment.start > 0 and gradients else layers[1:]
+            if segment.role != role:
+                continue
+            layers = costs[segment.start : segment.stop]
+            held += layers
+            crosses = segment.start > 0 and gradients
+            entered += layers if crosses else layers[1:]
+
+        # Networks for images keep all that the backward pass reads, and a cut model has no teacher.
         found[role] = StepFlops(
             forward=sum(cost.forward for cost in held),
             recomputed=0,

@@ -1,6 +1,7 @@
 """What each layer of a model costs, in FLOPs: products and convolutions, read from jaxprs."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from snake_jax.costs.shapes import BatchShape, Step
 from snake_jax.models import lora
 from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.models.layered import Layer, LayeredModel
-from snake_jax.params import PyTree, num_params
+from snake_jax.params import PyTree, num_params, without
 from snake_jax.training.text_step import own_items
 
 Counter = Callable[..., int]  # `(function, *shapes of its arguments) -> FLOPs`
@@ -50,12 +51,14 @@ def batch_costs(
       adapters: that train in the place of blocks; None: whole layers do.
     """
     if isinstance(step.model, LanguageModel):
-        costs = row_costs(step.model, adapters, shapes.recompute_of(step), batch.length)
-        return tuple(_times(batch.size, cost) for cost in costs)
+        recompute = shapes.recompute_of(step)
+        of_row = row_costs(step.model, adapters, recompute, batch.length)
+        return tuple(_times(batch.size, cost) for cost in of_row)
     return layer_costs(step.model, batch.size)
 
 
 def _times(count: int, cost: LayerCost) -> LayerCost:
+    """Of so many rows; parameters are the same for all."""
     return cost._replace(
         forward=count * cost.forward,
         input_gradient=count * cost.input_gradient,
@@ -70,21 +73,27 @@ def _times(count: int, cost: LayerCost) -> LayerCost:
 def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
     """Each layer's cost for a batch, from the shapes of its matrix products and convolutions.
 
-    A product's two gradients cost as much as the product. Taps on padding count; activations,
-    biases and pooling (well under 1 % in VGG-11) do not.
+    A product's two gradients cost as much as the product: with y = x w, x `[m, k]` and w `[k, n]`,
+    the product, its input gradient dy w^T and its weight gradient x^T dy are 2 m k n FLOPs each;
+    a convolution likewise, tap by tap. Taps on padding count; activations, biases and pooling
+    (well under 1 % in VGG-11) do not.
     """
     x = jax.ShapeDtypeStruct((batch_size, *model.input_shape), np.float32)
     params = shapes.model_shapes(model)
     costs = []
     for layer in model.layers:
-
-        def forward(p, x, layer=layer):
-            return layer.apply(p, x, False, None)
-
-        flops = product_flops(jax.make_jaxpr(forward)(params[layer.name], x).jaxpr)
-        costs.append(LayerCost(layer.name, num_params(params[layer.name]), flops, flops, flops))
-        x = jax.eval_shape(forward, params[layer.name], x)
+        own = params[layer.name]
+        forward = functools.partial(_forward, layer)
+        program = jax.make_jaxpr(forward)(own, x)
+        flops = product_flops(program.jaxpr)
+        costs.append(LayerCost(layer.name, num_params(own), flops, flops, flops))
+        x = jax.eval_shape(forward, own, x)
     return tuple(costs)
+
+
+def _forward(layer: Layer, params: PyTree, x: jax.Array) -> jax.Array:
+    """A layer as it evaluates: dropout has no products."""
+    return layer.apply(params, x, False, None)
 
 
 def auxiliary_costs(
@@ -124,15 +133,21 @@ def row_costs(
     if recompute == "block":
         again = block_flops(model, adapters, "block", length, products)
     recomputed = again.through - kept.through
+    recomputed_if_trained = again.trained - kept.trained
+
+    # Through a block goes the gradient of its input; where it trains that of its own part comes on
+    # top. Without the former, at the lowest, what remains beyond the latter leads on to weights
+    # that lie below others of the same block.
+    own_gradient = kept.trained - kept.through
     block = LayerCost(
         name="block",
         params=0,
         forward=kept.forward,
         input_gradient=kept.through,
-        weight_gradient=kept.trained - kept.through,
-        inner_gradient=kept.lowest - (kept.trained - kept.through),
+        weight_gradient=own_gradient,
+        inner_gradient=kept.lowest - own_gradient,
         recomputed=recomputed,
-        recomputed_for_weights=again.trained - kept.trained - recomputed,
+        recomputed_for_weights=recomputed_if_trained - recomputed,
         looped=True,
     )
     return along_model(model, adapters, block, _head_flops(model, length))
@@ -150,10 +165,10 @@ def along_model(
       matrix: FLOPs of the output matrix once, final projections included: forward, input gradient
         or weight gradient.
     """
-    params = {
-        name: num_params(subtree)
-        for name, subtree in shapes.trainable_shapes(model, adapters).items()
-    }
+    params = {}
+    for name, subtree in shapes.trainable_shapes(model, adapters).items():
+        params[name] = num_params(subtree)
+
     # Looking up a token is no product. Where the output matrix is the table of tokens, it trains
     # with the embedding.
     embed = LayerCost("embed", params["embed"], 0, 0, matrix if model.tied else 0)
@@ -166,7 +181,9 @@ def along_model(
         rerun=matrix,
     )
     names = own_items(model, adapters is not None)
-    blocks = [block._replace(name=name, params=params[name]) for name in names]
+    blocks = []
+    for name in names:
+        blocks.append(block._replace(name=name, params=params[name]))
     return (embed, *blocks, head)
 
 
@@ -187,44 +204,53 @@ def block_flops(
     """
     apply = shapes.block_function(model, adapters is not None)
     base, own = shapes.block_parts(model, adapters)
-    width = model.architecture.hidden_size
-    values = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
+    values = _hidden_shape(model, length)
     context = (jnp.zeros((1, length), jnp.int32), None)
 
     def forward(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
         return apply(base, own, values, context, None)
 
+    def total(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
+        return forward(own, values, base).sum()
+
     once = count(forward, own, values, base)
 
     def backward(argnums: tuple[int, ...]) -> int:
-        def pull(own: PyTree, values: jax.Array, base: PyTree) -> Any:
-            value, gradients = jax.value_and_grad(lambda *args: forward(*args).sum(), argnums)(
-                own, values, base
-            )
-            # Without the value as a result, what only the value needs is no part of the program.
-            return gradients if recompute == "block" else (value, gradients)
+        # Without the value as a result, what only the value needs is no part of the program: what
+        # is left of the forward pass is what is computed again.
+        if recompute == "block":
+            return count(jax.grad(total, argnums), own, values, base)
+        # With it, the program is one forward pass, and the gradients.
+        return count(jax.value_and_grad(total, argnums), own, values, base) - once
 
-        flops = count(pull, own, values, base)
-        return flops if recompute == "block" else flops - once
-
-    own_place, values_place = 0, 1
+    of_own, of_values = 0, 1  # numbers of the arguments that gradients are of
     return BlockFlops(
         forward=once,
-        through=backward((values_place,)),
-        trained=backward((own_place, values_place)),
-        lowest=backward((own_place,)),
+        through=backward((of_values,)),
+        trained=backward((of_own, of_values)),
+        lowest=backward((of_own,)),
     )
+
+
+def _hidden_shape(model: LanguageModel, length: int) -> Any:
+    """Hidden values of a row, `[1, T, width]`."""
+    return jax.ShapeDtypeStruct((1, length, model.architecture.hidden_size), jnp.float32)
 
 
 def _head_flops(model: LanguageModel, length: int) -> int:
     """FLOPs of the output matrix for a row, final projections included."""
+    positions = jnp.zeros((1, length), jnp.int32)
+
+    def finish(head: PyTree, values: jax.Array) -> jax.Array:
+        return model.finish(head, Hidden(values, positions, None))
+
     params = shapes.model_shapes(model)
-    values = jax.ShapeDtypeStruct((1, length, model.architecture.hidden_size), jnp.float32)
-    context = (jnp.zeros((1, length), jnp.int32), None)
-    head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
-    projected = products(lambda h, v: model.finish(h, Hidden(v, *context)), head, values)
-    rows, width = model.table(params).shape
-    return projected + 2 * length * rows * width
+    projections = without(params["head"], ["lm_head"])
+    projected = products(finish, projections, _hidden_shape(model, length))
+
+    # Logits: [T, width] x [width, tokens], a multiplication and an addition for each of the sums.
+    tokens, width = model.table(params).shape
+    return projected + 2 * length * width * tokens
 
 
 # Products of a program
@@ -240,7 +266,8 @@ def products(function: Callable[..., Any], *arguments: PyTree) -> int:
       arguments: their shapes.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    all_results = [True for _ in jaxpr.outvars]
+    used, _ = partial_eval.dce_jaxpr(jaxpr, all_results)
     return product_flops(used)
 
 
@@ -250,21 +277,26 @@ def product_flops(jaxpr: core.Jaxpr) -> int:
 
 
 def _equation_flops(equation: core.JaxprEqn) -> int:
+    """FLOPs of one operation of a program, the programs inside it counted along."""
     kind, params = equation.primitive.name, equation.params
-    out = int(np.prod(_shape(equation.outvars[0]))) if equation.outvars else 0
+    results = 0
+    if equation.outvars:
+        results = math.prod(_shape(equation.outvars[0]))
 
-    # [m, k] x [k, n]: each of the m n results is a sum of k products.
+    # [m, k] x [k, n]: each of the m n results is a sum of k products, 2 FLOPs each.
     if kind == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         shape = _shape(equation.invars[0])
-        terms = [shape[axis] for axis in contracted]
-        return 2 * out * int(np.prod(terms))
+        terms = math.prod(shape[axis] for axis in contracted)
+        return 2 * results * terms
 
-    # Each result is a sum over the kernel's taps and input channels.
+    # Each result is a sum over the kernel's taps and input channels: all of the kernel but its
+    # axis of output channels.
     if kind == "conv_general_dilated":
         kernel = _shape(equation.invars[1])
-        features = params["dimension_numbers"].rhs_spec[0]
-        return 2 * out * int(np.prod(kernel)) // kernel[features]
+        out_axis = params["dimension_numbers"].rhs_spec[0]
+        terms = math.prod(kernel) // kernel[out_axis]
+        return 2 * results * terms
 
     # What holds programs: a loop, a choice (one of them runs; choices by platform compute the same
     # products), a call.
@@ -272,8 +304,10 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
         return params["length"] * product_flops(params["jaxpr"].jaxpr)
     if "branches" in params:
         return max(product_flops(branch.jaxpr) for branch in params["branches"])
-    inner = core.jaxprs_in_params(params)
-    return sum(product_flops(getattr(program, "jaxpr", program)) for program in inner)
+    total = 0
+    for program in core.jaxprs_in_params(params):
+        total += product_flops(getattr(program, "jaxpr", program))
+    return total
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ docs/accounting.md says what each number holds.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -15,7 +14,6 @@ from snake_jax.costs.shapes import Step
 from snake_jax.costs.traffic import stored_bytes
 from snake_jax.models import lora
 from snake_jax.params import Params, num_bytes, num_params, select, without
-from snake_jax.training.optimizers import init_states
 from snake_jax.training.text_step import ENDS
 
 
@@ -56,12 +54,13 @@ def state_bytes(
       frozen_dtype: of the others, see `quantization.freeze`.
       adapters: which; None where whole layers train.
     """
+    # All that does not train lies frozen beside what does, adapters of other blocks too.
     held = shapes.held_shapes(step.model, adapters)
     trainable = select(held, trained)
-    frozen_bytes = sum(
-        stored_bytes(subtree, shapes.stored_dtype(name, frozen_dtype))
-        for name, subtree in without(held, trained).items()
-    )
+    frozen_bytes = 0
+    for name, subtree in without(held, trained).items():
+        frozen_bytes += stored_bytes(subtree, shapes.stored_dtype(name, frozen_dtype))
+    # The model as received is another copy of what trains; frozen layers are shared with it.
     state = trained_bytes(trainable, step.rule)
     received = state.trained if step.needs_received else 0
     return state._replace(frozen=frozen_bytes, received=received)
@@ -74,9 +73,16 @@ def trained_bytes(trainable: Params, rule: optax.GradientTransformation) -> Stat
       trainable: shapes of the layers.
       rule: their update rule.
     """
-    states = jax.eval_shape(lambda tree: init_states(rule, tree, tuple(tree)), trainable)
-    weights = num_bytes(trainable)
-    return StateBytes(0, weights, weights, num_bytes(states), 0)
+    states = shapes.state_shapes(rule, trainable)
+    weights_bytes = num_bytes(trainable)
+    # A gradient is as large as the weights that it is of.
+    return StateBytes(
+        frozen=0,
+        trained=weights_bytes,
+        gradients=weights_bytes,
+        optimizer=num_bytes(states),
+        received=0,
+    )
 
 
 def evaluation_bytes(step: Step, adapters: lora.Lora | None) -> int:
@@ -84,5 +90,7 @@ def evaluation_bytes(step: Step, adapters: lora.Lora | None) -> int:
 
     That is every block's own part, in the dtype that is computed with.
     """
-    own = without(shapes.trainable_shapes(step.model, adapters), ENDS)
-    return num_params(own) * jnp.dtype(step.compute_dtype).itemsize
+    trainable = shapes.trainable_shapes(step.model, adapters)
+    own = without(trainable, ENDS)
+    itemsize = jnp.dtype(step.compute_dtype).itemsize
+    return num_params(own) * itemsize

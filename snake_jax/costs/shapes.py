@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
-from snake_jax.params import Params, PyTree, select, without
+from snake_jax.params import LayerNames, Params, PyTree, select, without
 from snake_jax.training import quantization, stack
 from snake_jax.training.image_step import Batches, Examples, LocalStep, local_epoch
 from snake_jax.training.optimizers import init_states
@@ -75,8 +75,14 @@ def model_shapes(model: Model) -> Params:
 @functools.lru_cache(maxsize=8)
 def adapter_shapes(model: LanguageModel, adapters: lora.Lora) -> PyTree:
     """Shapes of the adapters of one block; all blocks are alike."""
-    block = model_shapes(model)[own_items(model, False)[0]]
+    block = _block_shapes(model)
     return jax.eval_shape(lambda: lora.init(jax.random.key(0), block, adapters))
+
+
+def _block_shapes(model: LanguageModel) -> PyTree:
+    """Shapes of a block; all are alike."""
+    first, *_ = own_items(model, False)
+    return model_shapes(model)[first]
 
 
 def trainable_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
@@ -90,8 +96,11 @@ def trainable_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
     if adapters is None:
         return shapes
     assert isinstance(model, LanguageModel), "only language models have adapters"
-    one = adapter_shapes(model, adapters)
-    return select(shapes, ENDS) | dict.fromkeys(own_items(model, True), one)
+    trainable = select(shapes, ENDS)
+    of_block = adapter_shapes(model, adapters)
+    for name in own_items(model, True):
+        trainable[name] = of_block
+    return trainable
 
 
 def held_shapes(model: Model, adapters: lora.Lora | None = None) -> Params:
@@ -111,7 +120,7 @@ def stored_dtype(name: str, frozen_dtype: str) -> str:
 
 def block_parts(model: LanguageModel, adapters: lora.Lora | None) -> tuple[PyTree, PyTree]:
     """Shapes of what of a block never trains, `{}` where all of it may, and of what may."""
-    block = model_shapes(model)[own_items(model, False)[0]]
+    block = _block_shapes(model)
     if adapters is None:
         return {}, block
     return block, adapter_shapes(model, adapters)
@@ -126,7 +135,8 @@ def block_function(model: LanguageModel, adapted: bool) -> Callable[..., jax.Arr
       model: the network.
       adapted: whether its own part are adapters.
     """
-    return LanguageStep(model, optax.identity(), 0.0, adapted=adapted).block.apply
+    step = LanguageStep(model, optax.identity(), 0.0, adapted=adapted)
+    return step.block.apply
 
 
 def recompute_of(step: Step) -> str:
@@ -134,22 +144,28 @@ def recompute_of(step: Step) -> str:
     return step.recompute if isinstance(step, LanguageStep) else "none"
 
 
-def first_alike(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+def first_alike(step: Step, trained: Sequence[str]) -> LayerNames:
     """What trains, the first blocks in the place of others: they are alike."""
     if not isinstance(step, LanguageStep):
         return tuple(trained)
+    # So many blocks from the bottom hold and compute what any other so many would.
     items = own_items(step.model, step.adapted)
-    count = sum(name in trained for name in items)
-    return (*items[:count], *(name for name in ENDS if name in trained))
+    count = len(_among(items, trained))
+    return (*items[:count], *_among(ENDS, trained))
 
 
-def program_key(step: Step, trained: Sequence[str]) -> tuple[str, ...]:
+def program_key(step: Step, trained: Sequence[str]) -> LayerNames:
     """What trains, up to what is one program: which of the alike blocks it is, is an argument."""
     if not isinstance(step, LanguageStep):
         return tuple(trained)
     items = own_items(step.model, step.adapted)
-    count = sum(name in trained for name in items)
-    return (*block_roles(count), *(name for name in ENDS if name in trained))
+    count = len(_among(items, trained))
+    return (*block_roles(count), *_among(ENDS, trained))
+
+
+def _among(names: Sequence[str], trained: Sequence[str]) -> list[str]:
+    """Those of the names that train, in their own order."""
+    return [name for name in names if name in trained]
 
 
 def step_program(
@@ -174,35 +190,33 @@ def step_program(
 
 
 def _of_images(
-    step: LocalStep, trained: tuple[str, ...], batch_size: int, frozen_dtype: str
+    step: LocalStep, trained: LayerNames, batch_size: int, frozen_dtype: str
 ) -> StepProgram:
     """`image_step.local_epoch` over a single batch."""
-
     # What a node holds: the teacher is the trained layers as received, frozen ones are shared.
-    def state(params: Params) -> tuple[Any, ...]:
-        trainable = select(params, trained)
-        frozen = {
-            name: quantization.freeze(subtree, frozen_dtype)
-            for name, subtree in without(params, trained).items()
-        }
-        states = init_states(step.rule, trainable, step.layer_names)
-        return trainable, states, frozen, trainable if step.needs_received else {}
+    params = model_shapes(step.model)
+    trainable = select(params, trained)
+    states = state_shapes(step.rule, trainable, step.layer_names)
+    frozen = {}
+    for name, subtree in without(params, trained).items():
+        frozen[name] = _frozen(subtree, frozen_dtype)
+    received = trainable if step.needs_received else {}
 
+    # What it trains on: B images `[H, W, C]` with labels, picked in one batch of B.
     images = _shape((batch_size, *step.model.input_shape), jnp.uint8)
-    examples = Examples(images, _shape((batch_size,), jnp.int32))
-    index, weight = _shape((1, batch_size), jnp.int32), _shape((1, batch_size), jnp.float32)
-    batches = Batches(index, weight, _shape((), jnp.int32))
-    arguments = (
-        *jax.eval_shape(state, model_shapes(step.model)),
-        examples,
-        batches,
-        _key_shape(),
-        _shape((), jnp.float32),
-    )
+    labels = _shape((batch_size,), jnp.int32)
+    examples = Examples(images, labels)
+    index = _shape((1, batch_size), jnp.int32)
+    weight = _shape((1, batch_size), jnp.float32)
+    steps = _shape((), jnp.int32)
+    batches = Batches(index, weight, steps)
+    rate = _shape((), jnp.float32)
+    arguments = trainable, states, frozen, received, examples, batches, _key_shape(), rate
 
     def aimed(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         *state, examples, batches, key, rate = arrays
-        return *state, examples, batches._replace(steps=jnp.int32(1)), key, rate
+        one_step = batches._replace(steps=jnp.int32(1))
+        return *state, examples, one_step, key, rate
 
     return StepProgram(local_epoch(step, trained), arguments, aimed)
 
@@ -218,36 +232,59 @@ def _of_text(
     shapes = model_shapes(step.model)
     base, own = block_parts(step.model, adapters)
     items = own_items(step.model, step.adapted)
-    blocks = [name for name in items if name in trained]
+    blocks = _among(items, trained)
 
     # What trains: the blocks by their roles, and ends by name.
     trainable = dict.fromkeys(block_roles(len(blocks)), own)
-    trainable |= {name: shapes[name] for name in ENDS if name in trained}
-    states = jax.eval_shape(lambda tree: init_states(step.rule, tree, tuple(tree)), trainable)
+    for name in _among(ENDS, trained):
+        trainable[name] = shapes[name]
+    states = state_shapes(step.rule, trainable)
 
     # What does not: bases of all blocks and own parts of the others, each as one stack.
+    bases = _stacked(_frozen(base, frozen_dtype), len(items))
     own_stored = _frozen(own, own_dtype(frozen_dtype, step.adapted))
-    rest = stack.FrozenBlocks(
-        _stacked(_frozen(base, frozen_dtype), len(items)),
-        _stacked(own_stored, len(items) - len(blocks)),
-        _shape((), jnp.int32),
-    )
-    ends = {name: _frozen(shapes[name], frozen_dtype) for name in ENDS if name not in trained}
+    others = _stacked(own_stored, len(items) - len(blocks))
+    first = _shape((), jnp.int32)
+    ends = {}
+    for name in ENDS:
+        if name not in trained:
+            ends[name] = _frozen(shapes[name], frozen_dtype)
+    frozen = FrozenModel(stack.FrozenBlocks(bases, others, first), ends)
 
+    # A part is a batch of its own: one of B rows of T tokens.
     ids = _shape((1, batch.size, batch.length), jnp.int32)
     weight = _shape((1, batch.size, batch.length), jnp.float32)
-    rows = TextBatch(ids, ids, weight, ids, ids if batch.packed else None)
+    segments = ids if batch.packed else None
+    rows = TextBatch(ids, ids, weight, ids, segments)
     received = trainable if step.needs_received else {}
     rate = _shape((), jnp.float32)
-    arguments = trainable, states, FrozenModel(rest, ends), received, rows, _key_shape(), rate
+    arguments = trainable, states, frozen, received, rows, _key_shape(), rate
 
     def aimed(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         trainable, states, frozen, *others = arrays
         first = jnp.int32(items.index(blocks[0]))
-        frozen = frozen._replace(blocks=frozen.blocks._replace(first=first))
-        return trainable, states, frozen, *others
+        stacks = frozen.blocks._replace(first=first)
+        return trainable, states, frozen._replace(blocks=stacks), *others
 
     return StepProgram(train_step(step, tuple(trainable)), arguments, aimed, step.mesh)
+
+
+def state_shapes(
+    rule: optax.GradientTransformation, trainable: Params, order: Sequence[str] | None = None
+) -> PyTree:
+    """Shapes of the optimizer states of layers.
+
+    Args:
+      rule: their update rule.
+      trainable: shapes of the layers.
+      order: names of all layers of the model; None: those that train are all.
+    """
+    names = tuple(trainable if order is None else order)
+
+    def states(params: Params) -> PyTree:
+        return init_states(rule, params, names)
+
+    return jax.eval_shape(states, trainable)
 
 
 def zeros(program: StepProgram) -> tuple[Any, ...]:
@@ -261,20 +298,30 @@ def zeros(program: StepProgram) -> tuple[Any, ...]:
             return jax.random.key(0)
         return jnp.zeros(leaf.shape, leaf.dtype)
 
-    make = jax.jit(lambda: jax.tree.map(zero, program.arguments))
-    return program.aimed(make())
+    # All at once: one program makes them on the device, none lies on the host.
+    def make() -> tuple[Any, ...]:
+        return jax.tree.map(zero, program.arguments)
+
+    return program.aimed(jax.jit(make)())
 
 
 def _frozen(subtree: PyTree, dtype: str) -> PyTree:
-    return jax.eval_shape(lambda tree: quantization.freeze(tree, dtype), subtree)
+    """Shapes of a layer as it is stored frozen."""
+    freeze = functools.partial(quantization.freeze, dtype=dtype)
+    return jax.eval_shape(freeze, subtree)
 
 
 def _stacked(subtree: PyTree, count: int) -> PyTree:
-    return jax.tree.map(lambda leaf: _shape((count, *leaf.shape), leaf.dtype), subtree)
+    """Shapes of so many layers alike in one stack."""
+
+    def stacked(leaf: Any) -> Any:
+        return _shape((count, *leaf.shape), leaf.dtype)
+
+    return jax.tree.map(stacked, subtree)
 
 
 def _key_shape() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(jax.random.key, 0)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:

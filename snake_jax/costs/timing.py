@@ -29,8 +29,10 @@ def interleaved(
     A function that has used `budget_s` seconds leaves after its third round, so a slow one does not
     hold up the rest; sample i of every function is from the same round.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in functions}
-    for function in functions.values():
+    # The round that is not counted: compilation and first touches of memory fall into it.
+    samples: dict[str, list[Sample]] = {}
+    for name, function in functions.items():
+        samples[name] = []
         jax.block_until_ready(function())
     for _ in range(repeats):
         for name, function in functions.items():
@@ -41,31 +43,42 @@ def interleaved(
 
 
 def _sample(function: Callable[[], object]) -> Sample:
-    cpu_s, start_s = _cpu_s(), time.perf_counter()
+    """One call, until its results are there."""
+    cpu_start_s = _cpu_s()
+    wall_start_s = time.perf_counter()
     jax.block_until_ready(function())
-    return Sample(time.perf_counter() - start_s, _cpu_s() - cpu_s)
+    wall_s = time.perf_counter() - wall_start_s
+    cpu_s = _cpu_s() - cpu_start_s
+    return Sample(wall_s, cpu_s)
 
 
 def _cpu_s() -> float:
+    """Of all threads of this process, in its own code and in the system's."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
-def summary(samples: Sequence[Sample]) -> dict[str, float]:
+def sample_summary(samples: Sequence[Sample]) -> dict[str, float]:
     """Milliseconds of all samples, and their number.
 
     The keys: `median_ms`, `fastest_ms`, `spread_ms` (between the quartiles), `cpu_ms` (the median)
     and `repeats`.
     """
-    walls_ms = [1e3 * s.wall_s for s in samples]
-    quartiles = walls_ms * 3
+    walls_ms, cpus_ms = [], []
+    for sample in samples:
+        walls_ms.append(1e3 * sample.wall_s)
+        cpus_ms.append(1e3 * sample.cpu_s)
+
+    # One sample has no quartiles: nothing lies between.
+    spread_ms = 0.0
     if len(walls_ms) > 1:
-        quartiles = quantiles(walls_ms, n=4, method="inclusive")
+        lower_ms, _, upper_ms = quantiles(walls_ms, n=4, method="inclusive")
+        spread_ms = upper_ms - lower_ms
     return {
         "median_ms": median(walls_ms),
         "fastest_ms": min(walls_ms),
-        "spread_ms": quartiles[2] - quartiles[0],
-        "cpu_ms": median(1e3 * s.cpu_s for s in samples),
+        "spread_ms": spread_ms,
+        "cpu_ms": median(cpus_ms),
         "repeats": len(samples),
     }
 
@@ -79,20 +92,27 @@ def paired_ratio(samples: Sequence[Sample], base: Sequence[Sample]) -> float:
       samples: of the one function, from `interleaved`.
       base: of the other; rounds that one of both left out do not count.
     """
-    return median(s.wall_s / b.wall_s for s, b in zip(samples, base, strict=False))
+    # Sample i of both is from the same round, so load at that time fell on both.
+    ratios = []
+    for sample, base_sample in zip(samples, base, strict=False):
+        ratios.append(sample.wall_s / base_sample.wall_s)
+    return median(ratios)
 
 
 def machine() -> dict[str, object]:
     """What the numbers depend on: processor, cores, load and versions."""
-    return {
+    load_1min, _, _ = os.getloadavg()
+    found: dict[str, object] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2),
+        "load_1min": round(load_1min, 2),
         "system": platform.platform(),
         "python": platform.python_version(),
         "backend": jax.default_backend(),
-        **{name: _version(name) for name in ("jax", "jaxlib", "torch")},
     }
+    for package in ("jax", "jaxlib", "torch"):
+        found[package] = _version(package)
+    return found
 
 
 def _processor() -> str:
@@ -108,6 +128,7 @@ def _processor() -> str:
 
 
 def _version(package: str) -> str | None:
+    """Of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -29,17 +29,22 @@ def transfer_sizes(
       states: optimizer states by layer, where they travel.
       base: what never trains, by layer; it travels as it is stored.
     """
-    base = base or {}
-    frozen = {
-        name: stored_bytes(subtree, stored_dtype(name, frozen_dtype))
-        for name, subtree in {**params, **base}.items()
-    }
-    full = {name: num_bytes(subtree) for name, subtree in params.items()}
-    full |= {name: frozen[name] for name in base}
+    full, frozen = {}, {}
+    for name, subtree in params.items():
+        full[name] = num_bytes(subtree)
+        frozen[name] = stored_bytes(subtree, stored_dtype(name, frozen_dtype))
+
+    # Nobody trains these, so nobody needs them in full precision.
+    for name, subtree in (base or {}).items():
+        frozen[name] = stored_bytes(subtree, stored_dtype(name, frozen_dtype))
+        full[name] = frozen[name]
 
     # Optimizer states travel in full precision, as items of their own.
-    optimizer = {optimizer_item(name): num_bytes(state) for name, state in (states or {}).items()}
-    return Sizes(full | optimizer, frozen | optimizer)
+    for name, state in (states or {}).items():
+        item = optimizer_item(name)
+        full[item] = num_bytes(state)
+        frozen[item] = full[item]
+    return Sizes(full, frozen)
 
 
 def stored_bytes(subtree: PyTree, dtype: str) -> int:
@@ -49,15 +54,17 @@ def stored_bytes(subtree: PyTree, dtype: str) -> int:
       subtree: its arrays, or their shapes.
       dtype: see `quantization.freeze`.
     """
+    # Shapes can be a key of the cache, arrays cannot.
     leaves, structure = jax.tree.flatten(subtree)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    return _stored_bytes(structure, shapes, dtype)
+    shapes = []
+    for leaf in leaves:
+        shapes.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return _stored_bytes(structure, tuple(shapes), dtype)
 
 
 @functools.lru_cache(maxsize=256)
 def _stored_bytes(structure: Any, shapes: tuple[Any, ...], dtype: str) -> int:
     """By shapes, since blocks are alike: most are counted once."""
-    stored = jax.eval_shape(
-        lambda tree: quantization.freeze(tree, dtype), jax.tree.unflatten(structure, shapes)
-    )
-    return num_bytes(stored)
+    subtree = jax.tree.unflatten(structure, shapes)
+    freeze = functools.partial(quantization.freeze, dtype=dtype)
+    return num_bytes(jax.eval_shape(freeze, subtree))

@@ -14,21 +14,19 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
-from snake_jax.nodes import places
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.places import SERVER, Place
+from snake_jax.nodes.places import KINDS, SERVER, Kind, Place
 
 _HOUR_S = 3600.0
 _ABSENCES = 64  # drawn at first; doubled until they reach far enough
 
 
-class Work(NamedTuple):
+class VisitWork(NamedTuple):
     """What a visit does.
 
     Attributes:
-      flops: `{place: FLOPs}`, places by their words as in the ledger. The nodes in it and the
-        visiting one take part.
+      flops: `{place: FLOPs}`. The nodes in it and the visiting one take part.
       transfers: the visit's rows of the ledger.
       exchanges: messages to and fro in the visit, beyond one a row of the ledger: a batch's
         activations are one, its gradient another. Their bytes are in `transfers`.
@@ -37,10 +35,10 @@ class Work(NamedTuple):
         on nobody (the server works alone).
     """
 
-    flops: Mapping[str, int]
+    flops: Mapping[Place, int]
     transfers: Sequence[Transfer]
     exchanges: int
-    node: int | None
+    node: Place | None
 
 
 class Elapsed(NamedTuple):
@@ -66,7 +64,7 @@ class Elapsed(NamedTuple):
     drops: int
 
 
-class Trace(NamedTuple):
+class Faults(NamedTuple):
     """What goes wrong.
 
     A pure function of the seed, the node, and the turn (stragglers) or the time (drops).
@@ -84,32 +82,6 @@ class Trace(NamedTuple):
     drop_rate_per_hour: float = 0.0
     rejoin_s: float = 0.0
     seed: int = 0
-
-
-class _Message(NamedTuple):
-    """A transfer between places."""
-
-    source: Place
-    destination: Place
-    bytes: int
-
-
-class _Visit(NamedTuple):
-    """`Work` with its places read: what everything below works on.
-
-    Attributes:
-      flops: `{place: FLOPs}`.
-      messages: its transfers.
-      exchanges: as in `Work`.
-      node: whose presence it depends on, if any.
-      members: the nodes that take part, each once.
-    """
-
-    flops: Mapping[Place, int]
-    messages: Sequence[_Message]
-    exchanges: int
-    node: Place | None
-    members: tuple[Place, ...]
 
 
 class _Spent(NamedTuple):
@@ -130,9 +102,9 @@ class _Spent(NamedTuple):
     idle_s: float
 
 
-def trace_of(config: RunConfig) -> Trace:
+def trace_of(config: RunConfig) -> Faults:
     """The trace that the flags describe."""
-    return Trace(
+    return Faults(
         config.straggler_rate,
         config.straggler_slowdown,
         config.drop_rate_per_hour,
@@ -142,7 +114,12 @@ def trace_of(config: RunConfig) -> Trace:
 
 
 def elapse(
-    fleet: Fleet, trace: Trace, now_s: float, turn: int, works: Sequence[Work], synchronised: bool
+    fleet: Fleet,
+    trace: Faults,
+    now_s: float,
+    turn: int,
+    works: Sequence[VisitWork],
+    synchronised: bool,
 ) -> Elapsed:
     """Seconds and joules of a round.
 
@@ -161,8 +138,7 @@ def elapse(
       works: its visits.
       synchronised: whether nodes that are done wait for the last.
     """
-    visits = [_read(work) for work in works]
-    spent = [_spend(fleet, trace, now_s, turn, visit) for visit in visits]
+    spent = [_spend(fleet, trace, now_s, turn, work) for work in works]
     totals_s = [each.active_s + each.away_s for each in spent]
     longest_s = max(totals_s, default=0.0)
 
@@ -173,122 +149,124 @@ def elapse(
             late_s += each.members * (longest_s - total_s)
     idle_s = sum(each.idle_s for each in spent)
     away_s = sum(each.away_s for each in spent)
+    drops = sum(each.drops for each in spent)
 
+    # Energy is spent whoever waits.
     node_joules = 0.0
     server_joules = 0.0
-    for visit in visits:
-        of_nodes, of_server = _joules(fleet, visit)
-        node_joules += of_nodes
-        server_joules += of_server
+    for work in works:
+        joules = _joules(fleet, work)
+        node_joules += joules["node"]
+        server_joules += joules["server"]
     return Elapsed(
         seconds=longest_s,
         node_joules=node_joules,
         server_joules=server_joules,
         wait_s=late_s + idle_s,
         away_s=away_s,
-        drops=sum(each.drops for each in spent),
+        drops=drops,
     )
 
 
-def _read(work: Work) -> _Visit:
-    """The words of places are read here and nowhere else."""
-    flops = {places.parse(word): flops for word, flops in work.flops.items()}
-    messages = []
-    for sent in work.transfers:
-        source = places.parse(sent.source)
-        destination = places.parse(sent.destination)
-        messages.append(_Message(source, destination, sent.bytes))
-    node = None
-    if work.node is not None:
-        node = places.node(work.node)
+def _members(work: VisitWork) -> tuple[Place, ...]:
+    """The nodes that take part, each once.
 
-    # In a fixed order, so that sums over them are the same bit for bit in every process.
-    members = [place for place in flops if place.kind == "node"]
-    if node is not None and node not in members:
-        members.append(node)
-    return _Visit(flops, messages, work.exchanges, node, tuple(members))
+    In a fixed order, so that sums over them are the same bit for bit in every process.
+    """
+    members = [place for place in work.flops if place.kind == "node"]
+    if work.node is not None and work.node not in members:
+        members.append(work.node)
+    return tuple(members)
 
 
-def _spend(fleet: Fleet, trace: Trace, now_s: float, turn: int, visit: _Visit) -> _Spent:
+def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork) -> _Spent:
     """The seconds of one visit from `now_s`."""
+    members = _members(work)
+
     # One thing at a time: seconds of activity add up, whoever is active.
     compute_s = {}
-    for place, flops in visit.flops.items():
+    for place, flops in work.flops.items():
         compute_s[place] = _compute_s(fleet, trace, turn, place, flops)
-    message_s = [_message_s(fleet, message) for message in visit.messages]
-    exchanges_s = visit.exchanges * _exchange_s(fleet, visit)
-    active_s = sum(compute_s.values()) + sum(message_s) + exchanges_s
+    transfer_s = [_transfer_s(fleet, transfer) for transfer in work.transfers]
+    exchanges_s = work.exchanges * _exchange_s(fleet, work, members)
+    active_s = sum(compute_s.values()) + sum(transfer_s) + exchanges_s
 
-    # Members are busy while they compute and while they send or receive; both ends of a message
+    # Members are busy while they compute and while they send or receive; both ends of a transfer
     # are. In the rest of the activity they wait.
-    computing_s = sum(compute_s.get(place, 0.0) for place in visit.members)
+    computing_s = sum(compute_s.get(place, 0.0) for place in members)
     sending_s = 0.0
-    for message, seconds in zip(visit.messages, message_s, strict=True):
-        for place in (message.source, message.destination):
-            if place in visit.members:
+    for transfer, seconds in zip(work.transfers, transfer_s, strict=True):
+        for place in (transfer.source, transfer.destination):
+            if place in members:
                 sending_s += seconds
-    members = len(visit.members)
-    idle_s = members * active_s - (computing_s + sending_s)
+    idle_s = len(members) * active_s - (computing_s + sending_s)
 
     away_s, drops = 0.0, 0
-    if visit.node is not None:
-        away_s, drops = _away(fleet, trace, visit.node.index, now_s, active_s)
+    if work.node is not None:
+        away_s, drops = _away(fleet, trace, work.node.index, now_s, active_s)
     # Sums in another order differ in the last bit; nobody waits less than nothing.
-    return _Spent(active_s, away_s, drops, members, max(0.0, idle_s))
+    return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 
 
-def _compute_s(fleet: Fleet, trace: Trace, turn: int, place: Place, flops: int) -> float:
+def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
+    """FLOPs over the place's rate; servers are no stragglers."""
     seconds = flops / figures_of(fleet, place).flops_per_s
     if place.kind == "node":
         seconds *= _slowdown(trace, turn, place.index)
     return seconds
 
 
-def _message_s(fleet: Fleet, message: _Message) -> float:
-    sender = figures_of(fleet, message.source)
-    receiver = figures_of(fleet, message.destination)
+def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
+    """Bytes over the slower of both links, and both ends' latencies."""
+    sender = figures_of(fleet, transfer.source)
+    receiver = figures_of(fleet, transfer.destination)
     rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return message.bytes / rate + sender.latency_s + receiver.latency_s
+    return transfer.bytes / rate + sender.latency_s + receiver.latency_s
 
 
-def _exchange_s(fleet: Fleet, visit: _Visit) -> float:
+def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
     """Latency of a message between the two slowest of the places that take part.
 
     A lone node talks to the server.
     """
-    ends = list(visit.members)
-    if SERVER in visit.flops or len(ends) < 2:
+    # Two nodes that share a model talk to each other, unless the server holds a part too.
+    ends = list(members)
+    if SERVER in work.flops or len(ends) < 2:
         ends.append(SERVER)
-    latencies_s = sorted(figures_of(fleet, place).latency_s for place in ends)
+    latencies_s = [figures_of(fleet, place).latency_s for place in ends]
+    latencies_s.sort()
     return sum(latencies_s[-2:])
 
 
-def _joules(fleet: Fleet, visit: _Visit) -> tuple[float, float]:
-    """Of the nodes and of the server: computing, and at both ends of every message."""
-    joules = {"node": 0.0, "server": 0.0}
-    for place, flops in visit.flops.items():
+def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
+    """By kind of place: computing, and at both ends of every transfer."""
+    # Joules add up whatever happens at the same time.
+    joules = dict.fromkeys(KINDS, 0.0)
+    for place, flops in work.flops.items():
         figures = figures_of(fleet, place)
         joules[place.kind] += flops * figures.joules_per_flop
-    for message in visit.messages:
-        for place in (message.source, message.destination):
+    for transfer in work.transfers:
+        for place in (transfer.source, transfer.destination):
             figures = figures_of(fleet, place)
-            joules[place.kind] += message.bytes * figures.joules_per_byte
-    return joules["node"], joules["server"]
+            joules[place.kind] += transfer.bytes * figures.joules_per_byte
+    return joules
 
 
-def _slowdown(trace: Trace, turn: int, node: int) -> float:
+def _slowdown(trace: Faults, turn: int, node: int) -> float:
+    """How many times slower a node computes in this turn."""
     if not trace.straggler_rate:
         return 1.0
-    drawn = streams.generator(trace.seed, "clock/stragglers", turn, node).random()
-    return trace.slowdown if drawn < trace.straggler_rate else 1.0
+    rng = streams.generator(trace.seed, "clock/stragglers", turn, node)
+    is_straggler = rng.random() < trace.straggler_rate
+    return trace.slowdown if is_straggler else 1.0
 
 
 def _away(
-    fleet: Fleet, trace: Trace, node: int, start_s: float, active_s: float
+    fleet: Fleet, trace: Faults, node: int, start_s: float, active_s: float
 ) -> tuple[float, int]:
-    """Seconds that a visit of `active_s` from `start_s` stands still until it is done.
+    """Seconds that a visit of `active_s` from `start_s` stands still until it is done, and drops.
 
-    Also how often its node drops in its middle.
+    The visit goes from event to event: a window opens or closes, its node drops or is back.
     """
     now_s, left_s = start_s, active_s
     away_s, drops = 0.0, 0
@@ -317,6 +295,8 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     """The first stretch of being free that ends after `now_s`."""
     if not node.windows:
         return -math.inf, math.inf
+
+    # Windows repeat: stretch number n of a window lies n periods later.
     current = math.floor(now_s / period_s)
     # Compared as the absolute times that callers go on from, so that rounding cannot make one
     # stretch come twice; a period before and after, because `now_s` may lie at a border.
@@ -329,10 +309,11 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     raise AssertionError("a window of the next period ends after now")
 
 
-def _absence(trace: Trace, node: int, now_s: float) -> tuple[float, float]:
+def _absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
     """The first absence that ends after `now_s`, as the times of dropping and of being back."""
     if not trace.drop_rate_per_hour:
         return math.inf, math.inf
+    # The draws are a fixed sequence of the node: as many of them as reach beyond now.
     count = _ABSENCES
     absences = _absences(trace, node, count)
     while absences[-1, 1] <= now_s:
@@ -344,12 +325,15 @@ def _absence(trace: Trace, node: int, now_s: float) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _absences(trace: Trace, node: int, count: int) -> np.ndarray:
+def _absences(trace: Faults, node: int, count: int) -> np.ndarray:
     """`[count, 2]`: when the node drops and is back, since the start of the run.
 
     More of them begin with the same.
     """
-    draws = streams.generator(trace.seed, "clock/drops", node).exponential(size=(count, 2))
+    rng = streams.generator(trace.seed, "clock/drops", node)
+    draws = rng.exponential(size=(count, 2))  # of mean 1
+
+    # A node is present, then gone, then present, and so on: the sums of these spans are the times.
     present_s = _HOUR_S / trace.drop_rate_per_hour
-    spans_s = draws * (present_s, trace.rejoin_s)  # present, gone, present, gone, ...
+    spans_s = draws * (present_s, trace.rejoin_s)
     return np.cumsum(spans_s).reshape(count, 2)

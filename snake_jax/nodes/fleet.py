@@ -24,6 +24,7 @@ DAY_S = 86400.0
 _GIB = 2**30
 _MBIT_PER_S = 1e6 / 8
 _LARGEST = 1e30
+_SHORTEST_S = 60.0  # of a fleet's period
 
 
 class Node(NamedTuple):
@@ -98,14 +99,13 @@ def of_config(config: RunConfig) -> Fleet:
     Raises:
       UserError: the file is wrong, or flags of the generator stand beside it.
     """
+    # The generator's flags have nothing to say where a file says it.
     if not config.node_file:
         return make_fleet(config.nodes, config.node_spread, config.seed, config.tidal)
     for flag, default in (("node_spread", 0), ("tidal", 1)):
-        if getattr(config, flag) != default:
-            raise UserError(
-                f"--{flag}={getattr(config, flag)}: --node_file says what nodes can do; leave one "
-                f"out"
-            )
+        value = getattr(config, flag)
+        if value != default:
+            raise UserError(f"--{flag}={value}: --node_file says what nodes can do; leave one out")
     return read_fleet(config.node_file, config.nodes)
 
 
@@ -119,12 +119,15 @@ def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Flee
       tidal: the share of a day each node is free, in one stretch whose start is drawn; in whole
         seconds, at least one.
     """
-    nodes = tuple(_drawn(seed, node, spread, tidal) for node in range(count))
-    return Fleet(nodes, SERVER_FIGURES, DAY_S)
+    nodes = []
+    for index in range(count):
+        nodes.append(_drawn(seed, index, spread, tidal))
+    return Fleet(tuple(nodes), SERVER_FIGURES, DAY_S)
 
 
 def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
     """One node of `make_fleet`."""
+    # Each figure by a factor of its own, but none below what a fleet has to have.
     rng = streams.generator(seed, "fleet/figures", node)
     factors = rng.lognormal(0.0, spread, len(_FIGURES))
     figures: dict[str, Any] = {}
@@ -132,6 +135,8 @@ def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
         figure = getattr(EDGE_FIGURES, name) * float(factor)
         figures[name] = max(_LEAST.get(name, 0.0), figure)
     figures["memory_bytes"] = int(figures["memory_bytes"])
+
+    # From a stream of its own: the same hours whatever the spread.
     rng = streams.generator(seed, "fleet/windows", node)
     start_s = int(rng.integers(int(DAY_S)))
     length_s = max(1, round(tidal * DAY_S))
@@ -141,7 +146,7 @@ def _drawn(seed: int, node: int, spread: float, tidal: float) -> Node:
 def _stretch(start_s: int, length_s: int) -> tuple[tuple[float, float], ...]:
     """A window in the day; where it runs past midnight, as its two parts."""
     if length_s >= DAY_S:
-        return ()
+        return ()  # always free
     end_s = float(start_s + length_s)
     if end_s <= DAY_S:
         return ((float(start_s), end_s),)
@@ -166,7 +171,9 @@ def read_fleet(path: str, count: int) -> Fleet:
     """
     where = f"--node_file={path}"
     content = _mapping(where, _load(path), ("nodes", "defaults", "server", "period_s"))
-    period_s = _number(f"{where}: period_s", content.get("period_s", DAY_S), 60.0)
+    period_s = _number(f"{where}: period_s", content.get("period_s", DAY_S), _SHORTEST_S)
+
+    # The server is always there, so it has no windows.
     given = content.get("server", {})
     server = _node(f"{where}: server", given, SERVER_FIGURES, _FIGURES, period_s)
     given = content.get("defaults", {})
@@ -197,8 +204,9 @@ def read_fleet(path: str, count: int) -> Fleet:
 
 def _load(path: str) -> Any:
     """What a file says, as YAML or JSON; `~` is the home folder."""
+    file = Path(os.path.expanduser(path))
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")  # as some editors save it
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -217,15 +225,26 @@ def _load(path: str) -> Any:
 
 
 def _mapping(where: str, value: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
+    """A value that is a mapping of known keys.
+
+    Raises:
+      UserError: it is none.
+    """
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be a mapping with keys among {', '.join(known)}")
-    if unknown := [key for key in value if key not in known]:
-        raise UserError(f"{where}: unknown key {unknown[0]}; known are {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key}; known are {', '.join(known)}")
     return value
 
 
 def _node(where: str, value: Any, base: Node, known: tuple[str, ...], period_s: float) -> Node:
-    """`base` with what an entry of the file says; `known` are the keys that it may have."""
+    """`base` with what an entry of the file says; `known` are the keys that it may have.
+
+    Raises:
+      UserError: another key, or a value that is no figure.
+    """
+    # Only what an entry says replaces the base; memory is counted in whole bytes.
     given = _mapping(where, value, known)
     figures: dict[str, Any] = {}
     for name in _FIGURES:
@@ -240,7 +259,12 @@ def _node(where: str, value: Any, base: Node, known: tuple[str, ...], period_s: 
 
 
 def _number(where: str, value: Any, least: float) -> float:
-    """A finite number; also from text, because YAML takes `1e11` for text (it wants `1.0e+11`)."""
+    """A finite number; also from text, because YAML takes `1e11` for text (it wants `1.0e+11`).
+
+    Raises:
+      UserError: it is none, or not from `least` to `_LARGEST`.
+    """
+    # What cannot be read becomes NaN, which lies between no two numbers.
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -251,13 +275,23 @@ def _number(where: str, value: Any, least: float) -> float:
 
 
 def _repeats(where: str, value: Any) -> int:
+    """How many nodes an entry stands for.
+
+    Raises:
+      UserError: no whole number from 1.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{where}: {value!r} is not a whole number from 1")
     return value
 
 
 def _windows(where: str, value: Any, period_s: float) -> tuple[tuple[float, float], ...]:
-    """A node's windows in order, none outside the period, none over another."""
+    """A node's windows in order, none outside the period, none over another.
+
+    Raises:
+      UserError: they are not so, or no list of pairs of numbers.
+    """
+    # The form first, so that what follows can take it for granted.
     if not isinstance(value, list) or not value:
         raise UserError(
             f"{where}: must be a list of [start_s, end_s]; leave it out where a node is always free"
@@ -271,6 +305,8 @@ def _windows(where: str, value: Any, period_s: float) -> tuple[tuple[float, floa
         end_s = _number(where, end, 0.0)
         windows.append((start_s, end_s))
     windows.sort()
+
+    # Each by itself; then, since they are in order, each beside the next.
     for start_s, end_s in windows:
         if end_s > period_s:
             raise UserError(
@@ -278,7 +314,9 @@ def _windows(where: str, value: Any, period_s: float) -> tuple[tuple[float, floa
             )
         if end_s - start_s < 1:
             raise UserError(f"{where}: [{start_s:g}, {end_s:g}] must be at least a second long")
-    for (_, end_s), (start_s, _) in itertools.pairwise(windows):
+    for earlier, later in itertools.pairwise(windows):
+        _, end_s = earlier
+        start_s, _ = later
         if start_s < end_s:
             raise UserError(f"{where}: two windows overlap at {start_s:g} s: join them")
     return tuple(windows)

@@ -1,9 +1,8 @@
-"""What travels between nodes, and why: who holds which version of which layer, and a ledger of
-every transfer.
+"""What travels between places, and why: who holds which version of what, and a row a transfer.
 
 Items are layers and what travels beside them: `LAYER/optimizer`, where optimizer states do. A place
-(a node or the server) holds copies of items, each of a version and either in full precision or as
-frozen layers are stored. A receiver that caches what it was sent needs only what changed since; one
+holds copies of items, each of a version and either in full precision or as frozen layers are
+stored. A receiver that caches what it was sent needs only what changed since; one
 that does not needs everything again. (snake_learning_magazine, "Updated Parameter Transmission and
 Node Management".)
 
@@ -17,10 +16,13 @@ what was trained. A visit that is lost in between has been sent its layers and h
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-SERVER = "server"
+from snake_jax.nodes import places
+from snake_jax.nodes.places import SERVER, Place
+
 OPTIMIZER = "optimizer"
+Items = tuple[str, ...]
 
 
 class Transfer(NamedTuple):
@@ -32,9 +34,9 @@ class Transfer(NamedTuple):
     """
 
     visit: int
-    source: str
-    destination: str
-    layers: tuple[str, ...]
+    source: Place
+    destination: Place
+    layers: Items
     bytes: int
     why: str
 
@@ -47,7 +49,7 @@ class Copy(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The state of the exchange.
+    """The state of the exchange. Its mappings are never changed, only replaced.
 
     Attributes:
       latest: `{item: version}`.
@@ -58,9 +60,12 @@ class Network(NamedTuple):
     """
 
     latest: Mapping[str, int]
-    held: Mapping[str, Mapping[str, Copy]]
-    holder: str = SERVER
-    trained: tuple[str, ...] = ()
+    held: Mapping[Place, Mapping[str, Copy]]
+    holder: Place = SERVER
+    trained: Items = ()
+
+
+Exchanged = tuple[Network, list[Transfer]]  # the state after, and what was sent
 
 
 class Sizes(NamedTuple):
@@ -72,13 +77,9 @@ class Sizes(NamedTuple):
 
 def start(items: Iterable[str]) -> Network:
     """Only the server holds anything: version 0 of every item."""
-    items = tuple(items)
-    return Network(dict.fromkeys(items, 0), {SERVER: {item: Copy(0, True) for item in items}})
-
-
-def place(node: int) -> str:
-    """The name of a node in the ledger."""
-    return f"node{node}"
+    latest = dict.fromkeys(items, 0)
+    at_server = dict.fromkeys(latest, Copy(0, True))
+    return Network(latest, {SERVER: at_server})
 
 
 def optimizer_item(layer: str) -> str:
@@ -100,12 +101,12 @@ def deliveries_from_server(
     network: Network,
     sizes: Sizes,
     visit: int,
-    node: int,
-    trained: tuple[str, ...],
+    node: Place,
+    trained: Items,
     *,
     cached: bool,
     held: Iterable[str] | None = None,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """What the server sends a node before its visit.
 
     Args:
@@ -117,43 +118,57 @@ def deliveries_from_server(
       cached: whether the node still has what it was sent before.
       held: the layers that it needs to have; None: all.
     """
+    # What travels beside a layer is needed where that layer trains, and nowhere else.
     if held is None:
         held = [item for item in network.latest if not is_companion(item)]
     layers = set(held)
+
+    # What it trains it needs in full precision; the rest serves as it will store it.
     needs = {}
     for item in network.latest:
         if item in trained or item in layers:
             needs[item] = item in trained
-    return _deliver(network, sizes, visit, SERVER, place(node), needs, (), cached)
+    return _deliver(network, sizes, visit, SERVER, node, needs, (), cached)
 
 
 def deliveries_from_holder(
     network: Network,
     sizes: Sizes,
     visit: int,
-    node: int,
+    node: Place,
     *,
     cached: bool,
     held: Iterable[str] | None = None,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """What the previous holder of the model sends the next, as for `deliveries_from_server`."""
-    destination = place(node)
-    if network.holder == destination:
+    # A node whose turn comes again has the model still.
+    source = network.holder
+    if source == node:
         return network, []
-    carried = None if held is None else {*held, *map(optimizer_item, held)}
-    needs = {item: True for item in network.latest if carried is None or item in carried}
-    fresh = network.trained if network.holder != SERVER else ()
-    return _deliver(network, sizes, visit, network.holder, destination, needs, fresh, cached)
+
+    # All in full precision, since the next node may train any of it; with optimizer states, since
+    # it may go on from them.
+    needed = tuple(network.latest)
+    if held is not None:
+        layers = tuple(held)
+        carried = {*layers, *map(optimizer_item, layers)}
+        needed = tuple(item for item in network.latest if item in carried)
+    # From a node comes what it has just trained; from the server, at the start, nothing has been.
+    fresh: Items = ()
+    if source != SERVER:
+        fresh = network.trained
+    needs = dict.fromkeys(needed, True)
+    return _deliver(network, sizes, visit, source, node, needs, fresh, cached)
 
 
 def deliveries_along_chain(
     network: Network,
     sizes: Sizes,
     visit: int,
-    segments: Mapping[str, tuple[str, ...]],
+    segments: Mapping[Place, Items],
     *,
     cached: bool,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """What several nodes that hold a segment each get from whoever trained it last.
 
     Args:
@@ -163,13 +178,16 @@ def deliveries_along_chain(
       segments: `{place: items}`.
       cached: whether nodes still have what they were sent before.
     """
+    # All are sent to at the same time: a place that gets a segment here is nobody's source yet.
     before, transfers = network, list[Transfer]()
     for destination, items in segments.items():
-        sources = {item: _newest(before, item) for item in items}
-        for source in dict.fromkeys(sources.values()):
+        from_source: dict[Place, list[str]] = {}
+        for item in items:
+            from_source.setdefault(_newest(before, item), []).append(item)
+        for source, sent_items in from_source.items():
             if source == destination:
                 continue
-            needs = {item: True for item in items if sources[item] == source}
+            needs = dict.fromkeys(sent_items, True)
             fresh = () if source == SERVER else items
             network, sent = _deliver(
                 network, sizes, visit, source, destination, needs, fresh, cached
@@ -179,44 +197,42 @@ def deliveries_along_chain(
 
 
 def commit_to_server(
-    network: Network, sizes: Sizes, visit: int, node: int, trained: tuple[str, ...]
-) -> tuple[Network, list[Transfer]]:
+    network: Network, sizes: Sizes, visit: int, node: Place, trained: Items
+) -> Exchanged:
     """A node has trained these items and hands them in: both have the new versions."""
-    network = _renew(network, trained, (place(node), SERVER))
+    network = _renew(network, trained, (node, SERVER))
     return network, [hand_in(sizes, visit, node, trained)]
 
 
-def commit_at_holder(network: Network, node: int, trained: tuple[str, ...]) -> Network:
+def commit_at_holder(network: Network, node: Place, trained: Items) -> Network:
     """A node has trained these items and holds the current model until the next one gets it."""
-    network = _renew(network, trained, (place(node),))
-    return network._replace(holder=place(node), trained=trained)
+    network = _renew(network, trained, (node,))
+    return network._replace(holder=node, trained=trained)
 
 
-def commit_along_chain(network: Network, segments: Mapping[str, tuple[str, ...]]) -> Network:
+def commit_along_chain(network: Network, segments: Mapping[Place, Items]) -> Network:
     """Several nodes have trained a segment each, `{place: items}`."""
     for destination, items in segments.items():
         network = _renew(network, items, (destination,))
     return network
 
 
-def _newest(network: Network, item: str) -> str:
-    """A place that has the item's latest version in full precision."""
-    return next(
-        place
-        for place, copies in network.held.items()
-        if copies.get(item) == Copy(network.latest[item], True)
-    )
+def _newest(network: Network, item: str) -> Place:
+    """The first place that has the item's latest version in full precision."""
+    newest = Copy(network.latest[item], True)
+    for place, copies in network.held.items():
+        if copies.get(item) == newest:
+            return place
+    raise AssertionError("some place has the latest version of every item")
 
 
-def hand_in(sizes: Sizes, visit: int, node: int, trained: tuple[str, ...]) -> Transfer:
+def hand_in(sizes: Sizes, visit: int, node: Place, trained: Items) -> Transfer:
     """What a node sends the server to be merged with others' (then `aggregated`)."""
-    return _transfer(visit, place(node), SERVER, dict.fromkeys(trained, True), sizes, "update")
+    return _transfer(visit, node, SERVER, dict.fromkeys(trained, True), sizes, "update")
 
 
-def aggregated(network: Network, items: tuple[str, ...]) -> Network:
-    """The server has merged several nodes' updates, or trained them: its copies are new, and nobody
-    else's.
-    """
+def aggregated(network: Network, items: Items) -> Network:
+    """The server has merged or trained these items: its copies are new, and nobody else's."""
     return _renew(network, items, (SERVER,))
 
 
@@ -224,82 +240,122 @@ def _deliver(
     network: Network,
     sizes: Sizes,
     visit: int,
-    source: str,
-    destination: str,
+    source: Place,
+    destination: Place,
     needs: Mapping[str, bool],
-    fresh: tuple[str, ...],
+    fresh: Items,
     cached: bool,
-) -> tuple[Network, list[Transfer]]:
+) -> Exchanged:
     """Sends what `destination` lacks of `needs` (`{item: in full precision}`)."""
+    # A place that was never sent anything is told from one that has forgotten all: its first
+    # transfer is called initial.
     known = network.held.get(destination)
-    cache = dict(known or {}) if cached else {}
-    missing = {
-        item: full
-        for item, full in needs.items()
-        if not _serves(cache.get(item), network.latest[item], full)
-    }
-    groups: dict[str, dict[str, bool]] = {}
-    for item, full in missing.items():
-        why = "initial" if known is None else "update" if item in fresh else "catch-up"
-        groups.setdefault(why, {})[item] = full
-    transfers = [
-        _transfer(visit, source, destination, items, sizes, why) for why, items in groups.items()
-    ]
-    # A copy as stored frozen is one in full precision where frozen layers are stored so.
-    cache |= {
-        item: Copy(network.latest[item], full or sizes.frozen[item] == sizes.full[item])
-        for item, full in missing.items()
-    }
+    cache: dict[str, Copy] = {}
+    if known is not None and cached:
+        cache.update(known)
+
+    # What it lacks, by the reason why it lacks it: a row of the ledger has one reason.
+    missing: dict[str, dict[str, bool]] = {}
+    for item, full in needs.items():
+        version = network.latest[item]
+        if _serves(cache.get(item), version, full):
+            continue
+        if known is None:
+            why = "initial"
+        elif item in fresh:
+            why = "update"
+        else:
+            why = "catch-up"
+        missing.setdefault(why, {})[item] = full
+
+        # A copy as stored frozen is one in full precision where frozen layers are stored so.
+        is_full = full or sizes.frozen[item] == sizes.full[item]
+        cache[item] = Copy(version, is_full)
+
+    transfers = []
+    for why, items in missing.items():
+        transfers.append(_transfer(visit, source, destination, items, sizes, why))
     return network._replace(held={**network.held, destination: cache}), transfers
 
 
 def _serves(copy: Copy | None, version: int, full: bool) -> bool:
-    return copy is not None and copy.version == version and (copy.full or not full)
+    """Whether a copy is of this version and precise enough; one in full precision always is."""
+    if copy is None or copy.version != version:
+        return False
+    return copy.full or not full
 
 
-def _renew(network: Network, items: tuple[str, ...], places: tuple[str, ...]) -> Network:
-    """A new version of `items`, held in full precision at `places`; older copies serve nobody and
-    are forgotten.
-    """
-    latest = {**network.latest, **{item: network.latest.get(item, -1) + 1 for item in items}}
-    old, new = set(items), {item: Copy(latest[item], True) for item in items}
-    held = {
-        name: {i: c for i, c in copies.items() if i not in old}
-        for name, copies in network.held.items()
-    }
-    held |= {name: {**held.get(name, {}), **new} for name in places}
+def _renew(network: Network, items: Items, holders: tuple[Place, ...]) -> Network:
+    """A new version of `items`, held in full precision by `holders` alone."""
+    latest = dict(network.latest)
+    new = {}
+    for item in items:
+        latest[item] = latest.get(item, -1) + 1
+        new[item] = Copy(latest[item], True)
+
+    # Older copies serve nobody and are forgotten. Most places have none: theirs stay as they are.
+    held = dict(network.held)
+    for place, copies in network.held.items():
+        if not new.keys().isdisjoint(copies):
+            held[place] = {item: copy for item, copy in copies.items() if item not in new}
+    for place in holders:
+        held[place] = {**held.get(place, {}), **new}
     return network._replace(latest=latest, held=held)
 
 
 def _transfer(
-    visit: int, source: str, destination: str, items: Mapping[str, bool], sizes: Sizes, why: str
+    visit: int, source: Place, destination: Place, items: Mapping[str, bool], sizes: Sizes, why: str
 ) -> Transfer:
-    total = sum((sizes.full if full else sizes.frozen)[item] for item, full in items.items())
+    """A row of items, `{item: in full precision}`, with the sum of their bytes."""
+    total = 0
+    for item, full in items.items():
+        total += sizes.full[item] if full else sizes.frozen[item]
     return Transfer(visit, source, destination, tuple(items), total, why)
 
 
 def bytes_up_down(transfers: Iterable[Transfer]) -> tuple[int, int]:
-    """Bytes sent by nodes (to the server or the next node) and bytes sent by the server; a transfer
-    counts once.
+    """Bytes sent by nodes (to the server or the next node), and by the server.
+
+    A transfer counts once.
     """
-    transfers = list(transfers)
-    down = sum(t.bytes for t in transfers if t.source == SERVER)
-    return sum(t.bytes for t in transfers) - down, down
+    up, down = 0, 0
+    for transfer in transfers:
+        if transfer.source == SERVER:
+            down += transfer.bytes
+        else:
+            up += transfer.bytes
+    return up, down
 
 
-def to_json(network: Network) -> dict:
-    """The state as JSON-able lists and dicts."""
-    held = {
-        name: {item: list(copy) for item, copy in copies.items()}
-        for name, copies in network.held.items()
+def to_row(transfer: Transfer) -> dict[str, Any]:
+    """A transfer as a line of ledger.jsonl has it: places are words."""
+    row = transfer._asdict()
+    row["source"] = str(transfer.source)
+    row["destination"] = str(transfer.destination)
+    return row
+
+
+def to_json(network: Network) -> dict[str, Any]:
+    """The state as JSON-able lists and dicts: places are words."""
+    held = {}
+    for place, copies in network.held.items():
+        held[str(place)] = {item: list(copy) for item, copy in copies.items()}
+    return {
+        "latest": dict(network.latest),
+        "held": held,
+        "holder": str(network.holder),
+        "trained": list(network.trained),
     }
-    return {**network._asdict(), "held": held}
 
 
-def from_json(stored: dict) -> Network:
-    """The state that `to_json` gave."""
-    held = {
-        name: {item: Copy(*copy) for item, copy in copies.items()}
-        for name, copies in stored["held"].items()
-    }
-    return Network(stored["latest"], held, stored["holder"], tuple(stored["trained"]))
+def from_json(stored: Mapping[str, Any]) -> Network:
+    """The state that `to_json` gave.
+
+    Raises:
+      UserError: a word in it is no place.
+    """
+    held = {}
+    for word, copies in stored["held"].items():
+        held[places.from_word(word)] = {item: Copy(*copy) for item, copy in copies.items()}
+    holder = places.from_word(stored["holder"])
+    return Network(stored["latest"], held, holder, tuple(stored["trained"]))

@@ -42,7 +42,7 @@ def node(index: int) -> Place:
     return Place("node", index)
 
 
-def parse(word: str) -> Place:
+def from_word(word: str) -> Place:
     """The place that `str` writes as this word.
 
     Raises:

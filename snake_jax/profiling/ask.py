@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snake_jax.algorithms.base import whole_model
+from snake_jax.algorithms.base import all_on_node
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
 from snake_jax.costs.compiled import devices
@@ -69,22 +69,29 @@ def resolve(
     Raises:
       UserError: what makes no sense, in one line.
     """
+    # The model decides what kind of run it is.
     model = load(name)
     kind, other = "images", "text"
     if isinstance(model, LanguageModel):
         kind, other = "text", "images"
 
     # Flags that this kind of model has no use for are refused.
-    if wrong := [flag for flag in ONLY[other] if flag in settings]:
-        raise UserError(
-            f"--{wrong[0]}: it is for models of {other}, {name} is one of {kind}; leave it out"
-        )
-    if kind == "text" and algorithm not in _methods_for_text():
-        raise UserError(
-            f"--algorithm={algorithm}: language models train with {', '.join(_methods_for_text())}"
-        )
-    trains = list(train) or ["block" if ALGORITHMS[algorithm].trains_parts else "full"]
-    stored = list(dtypes) or ["bfloat16" if kind == "text" else "float32"]
+    for flag in ONLY[other]:
+        if flag in settings:
+            raise UserError(
+                f"--{flag}: it is for models of {other}, {name} is one of {kind}; leave it out"
+            )
+    methods = _methods_for_text()
+    if kind == "text" and algorithm not in methods:
+        raise UserError(f"--algorithm={algorithm}: language models train with {', '.join(methods)}")
+
+    # What was not said is as the papers have it.
+    trains = list(train)
+    if not trains:
+        trains.append("block" if ALGORITHMS[algorithm].trains_parts else "full")
+    stored = list(dtypes)
+    if not stored:
+        stored.append("bfloat16" if kind == "text" else "float32")
     for dtype in stored:
         pick("frozen_dtype", dtype, STORED[kind])
 
@@ -110,23 +117,31 @@ def load(name: str) -> Model:
         return registry.build(name, CLASSES, (SIDE, SIDE, 3))
     if name in PRESETS:
         return from_preset(name)
-    if not Path(name).is_dir():
+    folder = Path(name)
+    if not folder.is_dir():
         known = ", ".join((*registry.MODELS, *PRESETS))
         raise UserError(f"--model={name}: no such folder, and none of {known}")
-    return build(read_architecture(Path(name)), name=Path(name).resolve().name)
+    return build(read_architecture(folder), name=folder.resolve().name)
 
 
 def _methods_for_text() -> tuple[str, ...]:
     """Those that do not cut a model."""
-    return tuple(name for name, method in ALGORITHMS.items() if method.chain is whole_model)
+    return tuple(name for name, method in ALGORITHMS.items() if method.chain is all_on_node)
 
 
 def _text_defaults(
     model: LanguageModel, settings: Mapping[str, Any], target: str
 ) -> dict[str, Any]:
+    """Settings of a language model that depend on it, or on the target.
+
+    Raises:
+      UserError: rows that are longer than the model has positions.
+    """
+    # A run's default may be more than a small model has positions.
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:
         raise UserError(f"--max_length={length}: {model.name} has {model.max_positions} positions")
+    # bfloat16 is what accelerators compute with; a CPU's libraries do it in float32.
     platform = devices(target)[0].platform if target else ""
     arithmetic = "float32" if platform == "cpu" else "bfloat16"
     return {"max_length": length, "compute_dtype": settings.get("compute_dtype", arithmetic)}
@@ -135,13 +150,23 @@ def _text_defaults(
 def _text_config(
     algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]
 ) -> list[Way]:
+    """The ways to store of one way to train a language model.
+
+    Raises:
+      UserError: there is no such way to train, or the method has no use for it.
+    """
     kind, _, rank = train.partition(":")
     adapted = kind == "lora" and rank.isdecimal() and int(rank) > 0
     if not adapted and train not in KINDS:
         raise UserError(f"--train={train}: want block, block+ends, lora:RANK as lora:128, or full")
-    values: dict[str, Any] = {**shared, "lora_rank": int(rank) if adapted else 0}
+    values: dict[str, Any] = {**shared, "lora_rank": 0}
+    if adapted:
+        values["lora_rank"] = int(rank)
+
+    # Where everything trains there is one way to store it.
     if train == "full":
-        return [Way(train, TextConfig(algorithm=_of_full(algorithm), **values))]
+        config = TextConfig(algorithm=_of_full(algorithm), **values)
+        return [Way(train, config)]
     if not adapted and not ALGORITHMS[algorithm].trains_parts:
         raise UserError(
             f"--train={train}: {algorithm} trains the whole model or all adapters; say full or "
@@ -151,23 +176,31 @@ def _text_config(
         values["always_train"] = "embed,head"
     ways = []
     for dtype in stored:
-        ways.append(Way(train, TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values)))
+        config = TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values)
+        ways.append(Way(train, config))
     return ways
 
 
 def _image_config(
     algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]
 ) -> list[Way]:
+    """The ways to store of one way to train a network for images.
+
+    Raises:
+      UserError: there is no such way to train, or the method has no use for it.
+    """
     if train not in KINDS or train == "lora:R":
         raise UserError(f"--train={train}: networks for images train block, block+ends or full")
     if train == "full":
-        return [Way(train, ImageConfig(algorithm=_of_full(algorithm), **shared))]
+        config = ImageConfig(algorithm=_of_full(algorithm), **shared)
+        return [Way(train, config)]
     if not ALGORITHMS[algorithm].trains_parts:
         raise UserError(f"--train={train}: {algorithm} trains all layers; leave it out")
     values = {**shared, "always_train": "first,last" if train == "block+ends" else "none"}
     ways = []
     for dtype in stored:
-        ways.append(Way(train, ImageConfig(algorithm=algorithm, frozen_dtype=dtype, **values)))
+        config = ImageConfig(algorithm=algorithm, frozen_dtype=dtype, **values)
+        ways.append(Way(train, config))
     return ways
 
 

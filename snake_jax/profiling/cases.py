@@ -16,15 +16,17 @@ from snake_jax.errors import UserError
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import select, without
+from snake_jax.params import LayerNames, select, without
 from snake_jax.profiling import cut, subjects, traffic
-from snake_jax.profiling.rows import Case, Row, Sent
+from snake_jax.profiling.rows import Case, ProfileRow, Sent
 from snake_jax.profiling.subjects import Subject
 from snake_jax.runs import image_task, text_checks, text_task
 from snake_jax.runs.job import Job, chosen_algorithm, planned
 from snake_jax.training import sharding
 
 ALL = "all"  # of a row whose visit trains all that may train
+
+Choice = Callable[[str], bool]  # whether a layer of this name is asked for
 
 
 class Work(NamedTuple):
@@ -58,13 +60,14 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
       UserError: flags that the method has no use for.
     """
     dtype = "-" if train == "full" else config.frozen_dtype
+    algorithm = chosen_algorithm(config)
     if isinstance(config, TextConfig):
         assert isinstance(model, LanguageModel)
-        text_job = text_task.make_job(config, chosen_algorithm(config), model)
+        text_job = text_task.make_job(config, algorithm, model)
         return _of_text(train, dtype, text_job, target)
     assert isinstance(config, ImageConfig)
     assert isinstance(model, LayeredModel)
-    job = image_task.make_job(config, chosen_algorithm(config), model)
+    job = image_task.make_job(config, algorithm, model)
     step = image_task.make_step(job)
     subject = Subject(step, BatchShape(config.batch_size), config.frozen_dtype, target)
     sizes = transfer_sizes(job.task.like(job), config.frozen_dtype)
@@ -72,23 +75,32 @@ def work(train: str, config: RunConfig, model: Model, target: str = "") -> Work:
 
 
 def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Work:
-    config, step = job.config, text_task.make_step(job)
+    """`work` of a language model."""
+    config = job.config
     text_checks.check_products(config)
-    step = step._replace(mesh=_mesh(config, job.model.architecture, target))
+    mesh = _mesh(config, job.model.architecture, target)
+    step = text_task.make_step(job)._replace(mesh=mesh)
     adapters = text_task.make_lora(config) if step.adapted else None
+
+    # Where everything trains nothing is stored frozen: the dtype is of no account.
     batch = BatchShape(config.batch_size, config.max_length, config.packing)
     stored = "bfloat16" if dtype == "-" else config.frozen_dtype
     subject = Subject(step, batch, stored, target, adapters)
 
     # What travels: all that a plan's visits may train, and the rest as it is stored.
-    params = select(shapes.trainable_shapes(job.model, adapters), job.plan.layer_names)
+    trainable = shapes.trainable_shapes(job.model, adapters)
+    params = select(trainable, job.plan.layer_names)
     base = without(shapes.model_shapes(job.model), params)
     sizes = transfer_sizes(params, config.frozen_dtype, base=base)
     return Work(train, dtype, job, subject, sizes)
 
 
 def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
-    """Over the devices of the target."""
+    """Over the devices of the target.
+
+    Raises:
+      UserError: there is a mesh and no target, or it does not divide batch and heads.
+    """
     if not config.mesh:
         return None
     if not target:
@@ -97,8 +109,13 @@ def _mesh(config: TextConfig, architecture: Any, target: str) -> Mesh | None:
             f"--target=tpu:v5e:2x4"
         )
     devices = compiled.devices(target)
-    heads = architecture.num_attention_heads, architecture.num_key_value_heads
-    sharding.check_mesh(config.mesh, config.batch_size, *heads, devices)
+    sharding.check_mesh(
+        config.mesh,
+        config.batch_size,
+        architecture.num_attention_heads,
+        architecture.num_key_value_heads,
+        devices,
+    )
     return sharding.make_mesh(config.mesh, devices)
 
 
@@ -112,6 +129,7 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
       model: of the same kind.
       target: see `compiled.devices`; empty: nothing is to be compiled.
     """
+    # All that decides what a step computes and how large it is; the rest is as a run has it.
     same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum"]
     changed: dict[str, Any] = {"algorithm": "fedavg"}
     if isinstance(config, TextConfig):
@@ -121,37 +139,48 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
     return work("full", type(config)(**kept, **changed), model, target)
 
 
-def assignments(work: Work) -> dict[str, tuple[str, ...]]:
+def assignments(work: Work) -> dict[str, LayerNames]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
     plan = work.job.plan
     named = {}
     for visits in planned(work.job):
         for visit in visits:
-            named[_about(visit.layers, plan.always, plan.layer_names)] = visit.layers
-    order = {name: place for place, name in enumerate(plan.layer_names)}
-    return dict(sorted(named.items(), key=lambda item: order.get(item[1][-1], 0)))
+            about = _about(visit.layers, plan.always, plan.layer_names)
+            named[about] = visit.layers
+
+    # A cycle may go through the layers in any order: here by the last that a visit trains.
+    order = {name: index for index, name in enumerate(plan.layer_names)}
+
+    def by_last(about: str) -> int:
+        return order.get(named[about][-1], 0)
+
+    return {about: named[about] for about in sorted(named, key=by_last)}
 
 
-def _about(layers: tuple[str, ...], always: Sequence[str], every: Sequence[str]) -> str:
+def _about(layers: LayerNames, always: Sequence[str], every: Sequence[str]) -> str:
     """The layer that a visit is about, or several: those that not every visit trains."""
+    # A whole model of one middle layer is a visit to that layer, as any other of its cycle.
     middle = [name for name in layers if name not in always]
     if layers == tuple(every) and len(middle) != 1:
         return ALL
     return "+".join(middle or layers)
 
 
-def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
+def profile_rows(work: Work, chosen: Choice) -> tuple[ProfileRow, ...]:
     """The rows of the assignments whose layers are chosen; of a cut model those of its places.
 
     Args:
       work: a way to train.
       chosen: of a layer's name.
     """
-    sent: Mapping[tuple[str, ...], Sent] = {}
+    # Where data and model are in one place, nothing travels.
+    sent: Mapping[LayerNames, Sent] = {}
     if not work.job.algorithm.at_server:
         sent = traffic.by_assignment(work.job, work.sizes)
     if len(work.job.chain) > 1:
-        return cut.place_rows(work.job, next(iter(sent.values())))
+        # A cut model trains whole at every visit: they all send the same.
+        of_visit = next(iter(sent.values()))
+        return cut.party_rows(work.job, of_visit)
     found = []
     for layer, trained in assignments(work).items():
         if layer == ALL or chosen(layer):
@@ -159,26 +188,32 @@ def rows(work: Work, chosen: Callable[[str], bool]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def case(work: Work, reference: Row, chosen: Callable[[str], bool]) -> Case:
+def case(work: Work, reference: ProfileRow, chosen: Choice) -> Case:
     """All that shapes say of a way to train and store."""
-    return Case(work.train, work.frozen_dtype, rows(work, chosen), reference)
+    return Case(work.train, work.frozen_dtype, profile_rows(work, chosen), reference)
 
 
-def reference(work: Work) -> Row:
+def reference(work: Work) -> ProfileRow:
     """The row of full training."""
-    (row,) = rows(work, lambda _: True)
+    (row,) = profile_rows(work, _every)
     return row
 
 
-def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
+def _every(layer: str) -> bool:
+    del layer
+    return True
+
+
+def choice(flag: str, names: Sequence[str]) -> Choice:
     """Which layers a flag names: all, or names and numbers that names end with, by comma.
 
     Raises:
       UserError: no layer is called so.
     """
     if flag == "all":
-        return lambda _: True
-    wanted = set()
+        return _every
+    # Every word has to name something: a layer that is misspelt is told, not left out.
+    wanted: set[str] = set()
     for word in flag.split(","):
         found = [name for name in names if _is_called(name, word)]
         if not found:
@@ -186,7 +221,11 @@ def choice(flag: str, names: Sequence[str]) -> Callable[[str], bool]:
                 f"--layers={flag}: {word or 'a gap'} is none of {', '.join(names)}; or say all"
             )
         wanted.update(found)
-    return lambda name: name in wanted
+
+    def is_wanted(name: str) -> bool:
+        return name in wanted
+
+    return is_wanted
 
 
 def _is_called(name: str, word: str) -> bool:
@@ -201,6 +240,7 @@ def _base(name: str) -> str:
 
 
 def _number(name: str) -> int | None:
+    """The number that a layer's name ends with; None without one."""
     base = _base(name)
     digits = base[len(base.rstrip("0123456789")) :]
     return int(digits) if digits else None

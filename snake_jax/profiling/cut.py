@@ -1,23 +1,23 @@
-"""Cut models as the profiler tells of them: the places that hold layers, and what they send."""
+"""Cut models as the profiler tells of them: the parties that hold layers, and what they send."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.chain import ON_NODE, ON_SERVER
+from snake_jax.algorithms.chain import ON_NODE, Role
 from snake_jax.costs import memory
 from snake_jax.costs.flops import chain_step_parts
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
-from snake_jax.nodes import ledger
-from snake_jax.params import num_params, select
-from snake_jax.profiling.rows import Row, Sent
+from snake_jax.params import LayerNames, num_params, select
+from snake_jax.profiling.rows import ProfileRow, Sent
 from snake_jax.runs import image_task
 from snake_jax.runs.job import Job, make_rule
 
 
-class Place(NamedTuple):
-    """A place of a cut model.
+class Party(NamedTuple):
+    """One of the places that a cut model lies on, before it is known which node that is.
 
     Attributes:
       name: for people.
@@ -26,45 +26,55 @@ class Place(NamedTuple):
     """
 
     name: str
-    role: int
-    layers: tuple[str, ...]
+    role: Role
+    layers: LayerNames
 
 
-def places(job: Job) -> tuple[Place, ...]:
-    """The places that a visit of a cut model lies on, in the order of the forward pass."""
-    titles = {ON_NODE: "node", ON_SERVER: ledger.SERVER}
+def parties(job: Job) -> tuple[Party, ...]:
+    """Those that a visit of a cut model lies on, in the order of the forward pass."""
     found = []
     for role in chains.roles(job.chain):
         layers = chains.held(job.chain, job.model.layer_names, role)
         if role == ON_NODE:
             layers += tuple(layer.name for layer in job.auxiliary)
-        found.append(Place(titles.get(role, f"node {role} before"), role, layers))
+        found.append(Party(_title(role), role, layers))
     return tuple(found)
 
 
-def place_rows(job: Job, sent: Sent) -> tuple[Row, ...]:
-    """A row for each place of a cut model; the weights of a visit go to and from its node.
+def _title(role: Role) -> str:
+    """A role for people: the nodes of a snake are the visiting one and those before it."""
+    if role.kind == "node" and role.index > 0:
+        return f"node {role.index} before"
+    return role.kind
+
+
+def party_rows(job: Job, sent: Sent) -> tuple[ProfileRow, ...]:
+    """A row for each party of a cut model; the weights of a visit go to and from its node.
 
     Args:
       job: of the split method.
       sent: bytes of weights of a visit.
     """
-    params = jax.eval_shape(lambda: image_task.init_params(job, jax.random.key(0)))
-    batch_size, rule = job.config.batch_size, make_rule(job.config)
-    costs = layer_costs(job.model, batch_size)
-    beside = auxiliary_costs(job.model, job.chain, job.auxiliary, batch_size)
+    params = jax.eval_shape(functools.partial(image_task.init_params, job), jax.random.key(0))
+    rule = make_rule(job.config)
+
+    # Gradients cross the cuts unless both sides have losses of their own.
+    costs = layer_costs(job.model, job.config.batch_size)
+    beside = auxiliary_costs(job.model, job.chain, job.auxiliary, job.config.batch_size)
     gradients = not job.algorithm.local_losses
     flops = chain_step_parts(job.chain, costs, beside, gradients)
+
+    # What a visit sends is told once, at its node.
     rows = []
-    for place in places(job):
-        held = select(params, place.layers)
-        row = Row(
-            layer=place.name,
-            trained=place.layers,
+    for party in parties(job):
+        held = select(params, party.layers)
+        row = ProfileRow(
+            layer=party.name,
+            trained=party.layers,
             params=num_params(held),
-            flops=flops[place.role],
+            flops=flops[party.role],
             state=memory.trained_bytes(held, rule),
-            sent=sent if place.role == ON_NODE else None,
+            sent=sent if party.role == ON_NODE else None,
         )
         rows.append(row)
     return tuple(rows)
@@ -72,7 +82,8 @@ def place_rows(job: Job, sent: Sent) -> tuple[Row, ...]:
 
 def cut_bytes(job: Job) -> list[tuple[str, int]]:
     """What a step sends over the cuts, as words and bytes, in the order of sending."""
-    titles = {place.role: place.name for place in places(job)}
+    # A message is one of a batch's examples each: a step sends as many.
+    titles = {party.role: party.name for party in parties(job)}
     gradients = not job.algorithm.local_losses
     found = []
     for message in chains.messages(job.chain, job.model, job.config.compute_dtype, gradients):
@@ -83,4 +94,6 @@ def cut_bytes(job: Job) -> list[tuple[str, int]]:
 
 
 def _words(message: chains.Message) -> str:
-    return message.why if message.why == message.item else f"{message.why} of {message.item}"
+    if message.why == message.item:
+        return message.why
+    return f"{message.why} of {message.item}"

@@ -6,6 +6,7 @@ the rank is halved, then the length. A step that needs more memory never fits wh
 does not, so every search is a bisection.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from snake_jax.costs.compiled import Compiled, Refused, compile_placed, placed
 PRECISION = ("float32", "bfloat16", "int8", "nf4")  # from the most memory to the least
 _RESOLUTION = 16  # batches are searched to one part in so many
 _STRIDE = 8  # a guess goes at most so many times beyond what is known to fit
-_LEAST_BYTES, _PROBES = 2**30, 10
+_LEAST_BYTES = 2**30  # of the first array that is asked for
+_PROBES = 10  # bisections of a device's capacity: to one part in 2**10
 
 
 class Candidate(NamedTuple):
@@ -97,11 +99,15 @@ def capacity(device: Any) -> int:
       device: of this machine, or a described one.
     """
 
+    def next_number(x: jax.Array) -> jax.Array:
+        return x + 1
+
     def fits(count: int) -> bool:
         line = jax.ShapeDtypeStruct((count,), jnp.int8)
-        built = compile_placed(lambda x: x + 1, placed(device, (line,)))
+        built = compile_placed(next_number, placed(device, (line,)))
         return isinstance(built, Compiled)
 
+    # Doubled until it is refused, then halved in between.
     low, high = 0, _LEAST_BYTES
     while fits(high):
         low, high = high, 2 * high
@@ -117,20 +123,22 @@ def capacity(device: Any) -> int:
 def _single(search: Search) -> Tried | None:
     """The first, in order of preference, of which one row fits."""
 
-    def first(candidates: Sequence[Candidate]) -> Tried | None:
-        return _first(candidates, lambda candidate: _try(search, candidate))
-
+    attempt = functools.partial(_try, search)
     most = Candidate(1, search.lengths[0], search.dtypes[0], search.ranks[0])
     by_storage = [most._replace(frozen_dtype=dtype) for dtype in search.dtypes]
-    if found := first(by_storage):
+    found = _first(by_storage, attempt)
+    if found is not None:
         return found
 
     # In the least storage the rank gives way, then the length; what was tried is not tried again.
-    by_rank = [by_storage[-1]._replace(rank=rank) for rank in search.ranks]
-    if found := first(by_rank[1:]):
+    least = by_storage[-1]
+    by_rank = [least._replace(rank=rank) for rank in search.ranks[1:]]
+    found = _first(by_rank, attempt)
+    if found is not None:
         return found
-    by_length = [by_rank[-1]._replace(length=length) for length in search.lengths]
-    return first(by_length[1:])
+    least = [least, *by_rank][-1]
+    by_length = [least._replace(length=length) for length in search.lengths[1:]]
+    return _first(by_length, attempt)
 
 
 def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried]) -> Tried | None:
@@ -140,10 +148,12 @@ def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried
       candidates: in order.
       attempt: tries one.
     """
+    # Often what was asked for fits: it is tried first, and the bisection is of the rest.
     low, high = 0, len(candidates)
     found: Tried | None = None
     while low < high:
-        middle = low if found is None and low == 0 else (low + high) // 2
+        is_first = found is None and low == 0
+        middle = low if is_first else (low + high) // 2
         tried = attempt(candidates[middle])
         if tried.peak_bytes is None:
             low = middle + 1
@@ -154,14 +164,17 @@ def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried
 
 def _most_rows(search: Search, start: Tried) -> Tried:
     """As many rows as fit, to one part in `_RESOLUTION`; memory grows about evenly with them."""
-    fitting, refused = [start], None
-    while (batch := _next_batch(fitting, refused, search.capacity_bytes)) is not None:
+    fitting = [start]
+    refused: int | None = None
+    while True:
+        batch = _next_batch(fitting, refused, search.capacity_bytes)
+        if batch is None:
+            return fitting[-1]
         tried = _try(search, start.candidate._replace(batch=batch))
         if tried.peak_bytes is None:
             refused = batch
         else:
             fitting.append(tried)
-    return fitting[-1]
 
 
 def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: int) -> int | None:
@@ -196,16 +209,22 @@ def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: i
 
 
 def _try(search: Search, candidate: Candidate) -> Tried:
-    started = time.perf_counter()
-    tried = Tried(candidate, _peak_bytes(search, candidate), time.perf_counter() - started)
+    """Tries a candidate, and tells of it."""
+    start_s = time.perf_counter()
+    peak_bytes = _peak_bytes(search, candidate)
+    wall_s = time.perf_counter() - start_s
+    tried = Tried(candidate, peak_bytes, wall_s)
     search.note(tried)
     return tried
 
 
 def _peak_bytes(search: Search, candidate: Candidate) -> int | None:
     """The compiler's, where the candidate fits."""
+    # The formula takes no time, so what it knows not to fit is not compiled.
     if search.least_bytes(candidate) > search.capacity_bytes:
         return None
+
+    # What a compiler does not refuse may still be more than there is.
     built = search.compiled(candidate)
     if isinstance(built, Refused) or built.memory.peak > search.capacity_bytes:
         return None

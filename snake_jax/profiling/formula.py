@@ -9,7 +9,11 @@ OPT-1.3B, which are GiB of 1.3e9 parameters.)
 import re
 from typing import NamedTuple
 
-FULL_BYTES, FROZEN_BYTES, TRAINED_BYTES = 16, 2, 14
+# Bytes a parameter: where all trains; of what does not; of what does, beyond that.
+FULL_BYTES = 16
+FROZEN_BYTES = 2
+TRAINED_BYTES = 14
+_UNITS = {"b": 1e9, "m": 1e6}
 _NOMINAL = re.compile(r"(\d+(?:\.\d+)?)([bm])$")
 
 
@@ -33,25 +37,25 @@ class Formula(NamedTuple):
 
 def memory(counted: str, params: int, blocks: int) -> Formula:
     """The formula for a count of parameters in N blocks."""
-    return Formula(
-        counted,
-        params,
-        blocks,
-        FULL_BYTES * params,
-        (FROZEN_BYTES + TRAINED_BYTES / blocks) * params,
-    )
+    full_bytes = FULL_BYTES * params
+    # Every parameter is stored; those of one block, a share 1 / N of all, train too.
+    block_bytes = (FROZEN_BYTES + TRAINED_BYTES / blocks) * params
+    return Formula(counted, params, blocks, full_bytes, block_bytes)
 
 
 def nominal_params(preset: str) -> int | None:
     """The count that a preset's name says, `opt-1.3b`; None where it says none."""
     found = _NOMINAL.search(preset)
-    return round(float(found[1]) * {"b": 1e9, "m": 1e6}[found[2]]) if found else None
+    if found is None:
+        return None
+    count, unit = found.groups()
+    return round(float(count) * _UNITS[unit])
 
 
 def of_model(preset: str, params: int, blocks: int) -> tuple[Formula, ...]:
-    """The formula for the nominal count, where the name of a preset says one, and for the true
-    one.
-    """
+    """The formula for the nominal count, where a preset's name says one, and for the true one."""
+    true = memory("true, by shapes", params, blocks)
     nominal = nominal_params(preset)
-    named = () if nominal is None else (memory(f"nominal, by the name {preset}", nominal, blocks),)
-    return *named, memory("true, by shapes", params, blocks)
+    if nominal is None:
+        return (true,)
+    return memory(f"nominal, by the name {preset}", nominal, blocks), true

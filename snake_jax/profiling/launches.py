@@ -2,26 +2,29 @@
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.costs import memory
 from snake_jax.costs.compiled import Compiled, Refused, devices
-from snake_jax.costs.memory import StateBytes
 from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
+from snake_jax.params import LayerNames
 from snake_jax.profiling import build, cases, fits, measure, subjects
 from snake_jax.profiling.ask import Ask, Way
+from snake_jax.profiling.build import Note
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.fits import Candidate, Search, Tried
 from snake_jax.profiling.subjects import Subject
 
-LEAST_LENGTH, LEAST_RANK = 128, 8
+LEAST_LENGTH = 128
+LEAST_RANK = 8
+_TOLD = ("model", "algorithm", "frozen_dtype", "batch_size", "max_length", "lora_rank")
 
 
-def largest(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
+def largest_launch(ask: Ask, target: str, note: Note) -> str | None:
     """What the largest step is that fits, and how to launch a run of such.
 
     Args:
@@ -35,14 +38,19 @@ def largest(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
     Raises:
       UserError: several ways to train, or a method that lies on several places.
     """
-    if len({way.train for way in ask.ways}) > 1:
-        raise UserError(f"--fits={target}: it searches one way to train; give one --train")
+    # The search is for one step of one node: ways that differ in storage alone, nothing cut.
     way, model = ask.ways[0], ask.model
-    if len(cases.work(way.train, way.config, model).job.chain) > 1:
+    trains = {way.train for way in ask.ways}
+    if len(trains) > 1:
+        raise UserError(f"--fits={target}: it searches one way to train; give one --train")
+    chain = cases.work(way.train, way.config, model).job.chain
+    if len(chain) > 1:
         raise UserError(
             f"--fits={target}: {way.config.algorithm} lies on several places; it is for methods "
             f"of one"
         )
+
+    # A device of this machine may be in use: what is free counts. A described one is empty.
     here = build.present(target)
     if here is None:
         capacity_bytes = fits.capacity(devices(target)[0])
@@ -53,22 +61,30 @@ def largest(ask: Ask, target: str, note: Callable[[str], None]) -> str | None:
     return None if found is None else _told(way, model, found, capacity_bytes)
 
 
-def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], None]) -> Search:
+def _search(ask: Ask, target: str, capacity_bytes: int, note: Note) -> Search:
+    """What to search in, from what was asked for and what there is."""
     way = ask.ways[0]
 
-    def largest_visit(candidate: Candidate, target: str) -> tuple[Subject, tuple[str, ...]]:
-        work = cases.work(way.train, configured(way.config, candidate), ask.model, target)
-        visits = cases.assignments(work).values()
-        return work.subject, max(visits, key=lambda layers: _state(work, layers).total)
+    # A candidate fits where its largest visit does.
+    def largest_visit(candidate: Candidate, target: str) -> tuple[Subject, LayerNames]:
+        config = configured(way.config, candidate)
+        work = cases.work(way.train, config, ask.model, target)
+        return work.subject, _largest_visit(work)
 
     def compiled(candidate: Candidate) -> Compiled | Refused:
-        return subjects.compiled_step(*largest_visit(candidate, target))
+        subject, trained = largest_visit(candidate, target)
+        return subjects.compile_subject(subject, trained)
 
     # Gradients are temporaries to the compiler, which may do without them all at once.
     def least_bytes(candidate: Candidate) -> int:
-        state = subjects.state(*largest_visit(candidate, ""))
+        subject, trained = largest_visit(candidate, "")
+        state = subjects.state(subject, trained)
         return state.total - state.gradients
 
+    def tell(tried: Tried) -> None:
+        note(_said(tried))
+
+    # What else may give way; 0 stands for what there is none of.
     lengths: tuple[int, ...] = (0,)
     ranks: tuple[int, ...] = (0,)
     if isinstance(way.config, TextConfig):
@@ -82,21 +98,28 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Callable[[str], No
         compiled=compiled,
         least_bytes=least_bytes,
         capacity_bytes=capacity_bytes,
-        note=lambda tried: note(said(tried)),
+        note=tell,
     )
 
 
-def _state(work: Work, trained: tuple[str, ...]) -> StateBytes:
-    return subjects.state(work.subject, trained)
+def _largest_visit(work: Work) -> LayerNames:
+    """What the visit trains that holds the most; of several the first."""
+
+    def held_bytes(trained: LayerNames) -> int:
+        return subjects.state(work.subject, trained).total
+
+    return max(cases.assignments(work).values(), key=held_bytes)
 
 
 def _dtypes(ways: Sequence[Way]) -> list[str]:
+    """The ways to store that were named, the most precise first."""
     named = {way.config.frozen_dtype for way in ways}
     return [dtype for dtype in fits.PRECISION if dtype in named]
 
 
 def configured(config: RunConfig, candidate: Candidate) -> RunConfig:
     """The configuration of a run that takes such steps."""
+    # Storage of what does not train is no matter where all of it does.
     changes: dict[str, Any] = {"batch_size": candidate.batch}
     if ALGORITHMS[config.algorithm].trains_parts or candidate.rank:
         changes["frozen_dtype"] = candidate.frozen_dtype
@@ -105,15 +128,15 @@ def configured(config: RunConfig, candidate: Candidate) -> RunConfig:
     return dataclasses.replace(config, **changes)
 
 
-def said(tried: Tried) -> str:
+def _said(tried: Tried) -> str:
     """A try, in a line."""
     peak = "does not fit"
     if tried.peak_bytes is not None:
         peak = f"fits, {tried.peak_bytes / 2**30:.2f} GiB"
-    return f"{words(tried.candidate)}: {peak}, {tried.wall_s:.1f} s"
+    return f"{_words(tried.candidate)}: {peak}, {tried.wall_s:.1f} s"
 
 
-def words(candidate: Candidate) -> str:
+def _words(candidate: Candidate) -> str:
     """A candidate, in words."""
     size = f"{candidate.batch} images"
     if candidate.length:
@@ -123,11 +146,12 @@ def words(candidate: Candidate) -> str:
 
 
 def _told(way: Way, model: Model, found: Tried, capacity_bytes: int) -> str:
+    """The candidate that was found, and the launch of a run with it."""
     config = configured(way.config, found.candidate)
     peak_bytes = found.peak_bytes or 0
     percent = 100 * peak_bytes / capacity_bytes
     size = f"{peak_bytes / 2**30:.2f} GiB, {percent:.0f} % of the device"
-    lines = [f"{words(found.candidate)}: {size}"]
+    lines = [f"{_words(found.candidate)}: {size}"]
     if isinstance(config, TextConfig):
         lines += _evaluated(config, way, model, capacity_bytes)
     return "\n".join([*lines, command(config)])
@@ -139,32 +163,32 @@ def _evaluated(config: TextConfig, way: Way, model: Model, capacity_bytes: int) 
     It lays all that may train, in the arithmetic's dtype, beside the frozen blocks.
     """
     work = cases.work(way.train, config, model)
-    beside = memory.evaluation_bytes(work.subject.step, work.subject.adapters)
-    frozen = max(_state(work, trained).frozen for trained in cases.assignments(work).values())
-    if beside + frozen <= capacity_bytes:
+    beside_bytes = memory.evaluation_bytes(work.subject.step, work.subject.adapters)
+    frozen_bytes = 0
+    for trained in cases.assignments(work).values():
+        state = subjects.state(work.subject, trained)
+        frozen_bytes = max(frozen_bytes, state.frozen)
+    if beside_bytes + frozen_bytes <= capacity_bytes:
         return []
     return [
-        f"Its evaluation would not fit: {beside / 2**30:.2f} GiB of all that may train beside "
-        f"{frozen / 2**30:.2f} GiB "
-        "of what does not; --train=lora:R evaluates in less."
+        f"Its evaluation would not fit: {beside_bytes / 2**30:.2f} GiB of all that may train "
+        f"beside {frozen_bytes / 2**30:.2f} GiB of what does not; --train=lora:R evaluates in less."
     ]
 
 
 def command(config: RunConfig) -> str:
     """The launch of a run: what is not as it would be anyway, and its folder."""
-    launch = "finetune" if isinstance(config, TextConfig) else "classify"
-    always = ("model", "algorithm", "frozen_dtype", "batch_size", "max_length", "lora_rank")
-    given = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in always or value != field.default:
-            given.append(f"--{field.name}={value}")
-    words = ["snake-jax", launch, *sorted(given, key=_place(always))]
     assert isinstance(config, ImageConfig | TextConfig)
-    name = config.model.rstrip("/").rsplit("/", 1)[-1]
-    return shlex.join([*words, f"--workdir=runs/{name}"])
+    launch = "finetune" if isinstance(config, TextConfig) else "classify"
+    words = ["snake-jax", launch]
 
-
-def _place(always: Sequence[str]) -> Callable[[str], int]:
-    order = {f"--{name}": place for place, name in enumerate(always)}
-    return lambda flag: order.get(flag.partition("=")[0], len(order))
+    # First what the search is about, whatever it is; then all else that was set.
+    names = [name for name in _TOLD if hasattr(config, name)]
+    for field in dataclasses.fields(config):
+        if field.name not in _TOLD and getattr(config, field.name) != field.default:
+            names.append(field.name)
+    for name in names:
+        words.append(f"--{name}={getattr(config, name)}")
+    folder = config.model.rstrip("/").rsplit("/", 1)[-1]
+    words.append(f"--workdir=runs/{folder}")
+    return shlex.join(words)

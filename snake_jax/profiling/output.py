@@ -18,10 +18,19 @@ from snake_jax.profiling import cut, formula, tables
 from snake_jax.profiling.ask import Ask
 from snake_jax.profiling.cases import Work
 from snake_jax.profiling.formula import Formula
-from snake_jax.profiling.rows import Case, Row, built_record, largest, record, state_record
+from snake_jax.profiling.rows import (
+    Case,
+    ProfileRow,
+    built_record,
+    largest_row,
+    record,
+    state_record,
+)
 from snake_jax.profiling.subjects import unbroken_length
 from snake_jax.profiling.tables import Section
 from snake_jax.report.units import human
+
+_OF_MACHINE = ("processor", "cores", "python", "load_1min")
 
 
 class Profile(NamedTuple):
@@ -46,25 +55,28 @@ class Profile(NamedTuple):
 
 def title(profile: Profile) -> str:
     """What the profile is of, in a line."""
-    config, model = profile.works[0].job.config, profile.ask.model
-    kind = "blocks" if isinstance(model, LanguageModel) else "layers"
-    depth = f"{_depth(model)} {kind}"
+    config = profile.works[0].job.config
     params = f"{profile.cases[0].full.params:,} parameters"
-    what = f"{profile.ask.name}, {depth}, {params}, {config.algorithm}"
-    where = f", on {profile.target}" if profile.target else ""
-    how = f"{config.optimizer}, {config.compute_dtype} arithmetic{where}"
+    what = f"{profile.ask.name}, {_depth(profile.ask.model)}, {params}, {config.algorithm}"
+    how = f"{config.optimizer}, {config.compute_dtype} arithmetic"
+    if profile.target:
+        how += f", on {profile.target}"
     return f"{what}; a step of {_batch(profile)}, {how}"
 
 
 def _batch(profile: Profile) -> str:
+    """What a step takes at once, for people."""
     config, model = profile.works[0].job.config, profile.ask.model
     if isinstance(model, LanguageModel):
         return f"{config.batch_size} x {config.max_length} tokens"
-    return f"{config.batch_size} images of {'x'.join(map(str, model.input_shape))}"
+    sides = "x".join(map(str, model.input_shape))
+    return f"{config.batch_size} images of {sides}"
 
 
-def _depth(model: Model) -> int:
-    return model.num_blocks if isinstance(model, LanguageModel) else len(model.layers)
+def _depth(model: Model) -> str:
+    if isinstance(model, LanguageModel):
+        return f"{model.num_blocks} blocks"
+    return f"{len(model.layers)} layers"
 
 
 def formulas(profile: Profile) -> tuple[Formula, ...]:
@@ -76,12 +88,18 @@ def formulas(profile: Profile) -> tuple[Formula, ...]:
 
 
 def _sections(profile: Profile) -> list[Section]:
+    """All tables, in the order in which they are told."""
     unit = "place" if _cut(profile) else "layer"
     found = tables.sections(unit, profile.cases)
-    if values := formulas(profile):
+
+    # The formula is one of memory: it stands after the table of that.
+    values = formulas(profile)
+    if values:
         found.insert(1, tables.formula_section(values, profile.cases))
     if _cut(profile):
-        lines = [[words, f"{size:,}"] for words, size in _cut_sends(profile)]
+        lines = []
+        for words, num_bytes in _cut_sends(profile):
+            lines.append([words, f"{num_bytes:,}"])
         found.append(Section("What a step sends over the cut", ["", "bytes"], lines))
     return found
 
@@ -92,6 +110,7 @@ def _cut(profile: Profile) -> bool:
 
 def notes(profile: Profile) -> list[str]:
     """What a reader has to know about the numbers."""
+    # Units first; then what the numbers leave out, and what measured ones are relative to.
     found = [
         "GiB and MiB are 2**30 and 2**20 bytes, other prefixes decimal; a multiplication and an "
         "addition are 2 FLOPs."
@@ -100,14 +119,16 @@ def notes(profile: Profile) -> list[str]:
         found.append(_left_out(profile, profile.ask.model))
     if profile.target:
         found.append(_compared(profile))
-    if mesh := getattr(profile.works[0].job.config, "mesh", ""):
+    mesh = getattr(profile.works[0].job.config, "mesh", "")
+    if mesh:
         found.append(
             f"Compiled memory is that of each device of the mesh {mesh}, as are the collectives "
-            f"in json and csv, which "
-            "count the body of a loop once; state and FLOPs are of all together."
+            "in json and csv, which count the body of a loop once; state and FLOPs are of all "
+            "together."
         )
     if profile.peaks:
-        rate, band = human(profile.peaks.flops_s, "FLOP/s"), human(profile.peaks.bytes_s, "B/s")
+        rate = human(profile.peaks.flops_s, "FLOP/s")
+        band = human(profile.peaks.bytes_s, "B/s")
         found.append(
             f"Roofline: {rate} and {band}, the best that this device was seen to do in this run."
         )
@@ -117,14 +138,18 @@ def notes(profile: Profile) -> list[str]:
 def _left_out(profile: Profile, model: LanguageModel) -> str:
     """What the papers' formula does not see, in numbers."""
     ends = f"{end_params(model):,} parameters of embedding and head, which are no block"
+
+    # Gradients are temporaries to the compiler, and in the formula.
     temporaries = []
     for case in profile.cases:
-        row = largest(case)
+        row = largest_row(case)
         if row.built is not None and row.built.memory is not None:
-            temporaries.append(max(0, row.built.memory.temporaries - row.state.gradients))
+            beyond_bytes = row.built.memory.temporaries - row.state.gradients
+            temporaries.append(max(0, beyond_bytes))
     activations = "activations and other temporaries"
     if temporaries:
-        low, high = (f"{size / 2**30:.2f}" for size in (min(temporaries), max(temporaries)))
+        low = f"{min(temporaries) / 2**30:.2f}"
+        high = f"{max(temporaries) / 2**30:.2f}"
         sizes = low if low == high else f"{low} to {high}"
         activations += f" ({sizes} GiB beyond gradients by the compiler)"
     rest = "narrower storage than 2 bytes, adapters, and a teacher"
@@ -140,33 +165,35 @@ def end_params(model: LanguageModel) -> int:
 def _compared(profile: Profile) -> str:
     """What the compiler's count is of."""
     config, model = profile.works[0].job.config, profile.ask.model
-    here = jax.devices()[0].platform
     if not isinstance(model, LanguageModel):
         return (
             "The compiler's FLOPs are of the compiled step, elementwise work among them; where it "
-            "keeps its own "
-            "convolution (not on cpu) it leaves out products with padding."
+            "keeps its own convolution (not on cpu) it leaves out products with padding."
         )
+    here = jax.devices()[0].platform
     length = unbroken_length(model, config.max_length)
     return (
         f"The compiler's FLOPs are those that {here}'s compiler counts for one block and the "
-        f"output matrix with its "
-        f"loss, each unrolled, {config.batch_size} x {length} tokens, put together as the step "
-        f"does; compared with the "
-        "formula for as many. The step's own loops it would count once."
+        f"output matrix with its loss, each unrolled, {config.batch_size} x {length} tokens, put "
+        "together as the step does; compared with the formula for as many. The step's own loops "
+        "it would count once."
     )
 
 
 def as_table(profile: Profile) -> str:
     """For a terminal."""
-    return "\n\n".join(
-        [title(profile), *map(tables.text, _sections(profile)), "\n".join(notes(profile))]
-    )
+    parts = [title(profile)]
+    parts += map(tables.text_table, _sections(profile))
+    parts.append("\n".join(notes(profile)))
+    return "\n\n".join(parts)
 
 
 def as_markdown(profile: Profile) -> str:
     """For a document."""
-    return "\n\n".join([title(profile), *map(tables.markdown, _sections(profile)), *notes(profile)])
+    parts = [title(profile)]
+    parts += map(tables.markdown_table, _sections(profile))
+    parts += notes(profile)
+    return "\n\n".join(parts)
 
 
 def as_json(profile: Profile) -> str:
@@ -174,6 +201,7 @@ def as_json(profile: Profile) -> str:
 
     `rows` are the cases, each with the record of its row that holds the most.
     """
+    # What was asked for: settings that only one kind of model has are left out for the other.
     config, full = profile.works[0].job.config, profile.cases[0].full
     found: dict[str, Any] = {
         "command": profile.command,
@@ -184,19 +212,23 @@ def as_json(profile: Profile) -> str:
     for name in ("max_length", "recompute", "optimizer", "compute_dtype"):
         if hasattr(config, name):
             found[name] = getattr(config, name)
+
+    # What the numbers depend on.
+    found["target"] = profile.target
+    found["jax"] = jax.__version__
+    found["jaxlib"] = jaxlib.__version__
     here = machine()
-    found |= {
-        "target": profile.target,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "machine": {name: here[name] for name in ("processor", "cores", "python", "load_1min")},
-        "peaks": profile.peaks._asdict() if profile.peaks else None,
-        "formula": [value._asdict() for value in formulas(profile)],
-        "notes": notes(profile),
-        "full": record(full, full),
-        "cut": [{"sends": words, "bytes": size} for words, size in _cut_sends(profile)],
-        "rows": [_case(case) for case in profile.cases],
-    }
+    found["machine"] = {name: here[name] for name in _OF_MACHINE}
+    found["peaks"] = profile.peaks._asdict() if profile.peaks else None
+
+    # The numbers.
+    found["formula"] = [formula._asdict() for formula in formulas(profile)]
+    found["notes"] = notes(profile)
+    found["full"] = record(full, full)
+    found["cut"] = []
+    for words, num_bytes in _cut_sends(profile):
+        found["cut"].append({"sends": words, "bytes": num_bytes})
+    found["rows"] = [_case(case) for case in profile.cases]
     return json.dumps(found, indent=1)
 
 
@@ -205,7 +237,8 @@ def _cut_sends(profile: Profile) -> list[tuple[str, int]]:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    most = largest(case)
+    """A case as a record, of its row that holds the most; its rows beside it."""
+    most = largest_row(case)
     return {
         "train": case.train,
         "frozen_dtype": case.frozen_dtype,
@@ -221,9 +254,14 @@ def as_csv(profile: Profile) -> str:
     full = profile.cases[0].full
     lines = []
     for case in profile.cases:
-        lines += [_line(case.train, case.frozen_dtype, row, full) for row in case.rows]
+        for row in case.rows:
+            lines.append(_line(case.train, case.frozen_dtype, row, full))
     lines.append(_line("full", "-", full, full))
-    names = dict.fromkeys(name for line in lines for name in line)
+
+    # Columns in the order in which lines first have them; not every line has all.
+    names: dict[str, None] = {}
+    for line in lines:
+        names.update(dict.fromkeys(line))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
     writer.writeheader()
@@ -231,7 +269,8 @@ def as_csv(profile: Profile) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _line(train: str, dtype: str, row: Row, full: Row) -> dict[str, Any]:
+def _line(train: str, dtype: str, row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
+    """A row as a line of CSV."""
     found = record(row, full)
     return {"train": train, "frozen_dtype": dtype, **found, "trained": "+".join(row.trained)}
 

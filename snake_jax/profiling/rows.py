@@ -7,11 +7,11 @@ from snake_jax.costs import collectives
 from snake_jax.costs.compiled import Compiled, CompiledMemory, Refused
 from snake_jax.costs.flops import StepFlops
 from snake_jax.costs.memory import StateBytes
+from snake_jax.params import LayerNames
 
 
 class Sent(NamedTuple):
-    """Bytes of weights that a visit sends once every layer has been trained, by whether receivers
-    keep what they got.
+    """Bytes of weights that a visit sends once every layer has been trained.
 
     Attributes:
       up: handed in to the server.
@@ -80,7 +80,7 @@ class Measured(NamedTuple):
     roofline: float
 
 
-class Row(NamedTuple):
+class ProfileRow(NamedTuple):
     """One assignment.
 
     Attributes:
@@ -96,7 +96,7 @@ class Row(NamedTuple):
     """
 
     layer: str
-    trained: tuple[str, ...]
+    trained: LayerNames
     params: int
     flops: StepFlops
     state: StateBytes
@@ -118,17 +118,22 @@ class Case(NamedTuple):
 
     train: str
     frozen_dtype: str
-    rows: tuple[Row, ...]
-    full: Row
+    rows: tuple[ProfileRow, ...]
+    full: ProfileRow
 
 
-def largest(case: Case) -> Row:
+def largest_row(case: Case) -> ProfileRow:
     """The row that holds the most."""
-    return max(case.rows, key=lambda row: row.state.total)
+    return max(case.rows, key=_state_bytes)
 
 
-def record(row: Row, full: Row) -> dict[str, Any]:
+def _state_bytes(row: ProfileRow) -> int:
+    return row.state.total
+
+
+def record(row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     """A row as a flat record; names say the units, `of_full` shares of full training."""
+    # What shapes say there is of every row.
     found: dict[str, Any] = {
         "layer": row.layer,
         "trained": list(row.trained),
@@ -140,6 +145,8 @@ def record(row: Row, full: Row) -> dict[str, Any]:
     found |= state_record(row.state)
     found["of_full_flops"] = row.flops.total / full.flops.total
     found["of_full_state"] = row.state.total / full.state.total
+
+    # What was not counted or measured has no keys at all.
     if row.sent is not None:
         for name, size in row.sent._asdict().items():
             found[f"sent_{name}_bytes"] = size
@@ -156,13 +163,17 @@ def record(row: Row, full: Row) -> dict[str, Any]:
 
 def state_record(state: StateBytes) -> dict[str, int]:
     """Bytes by kind, and their sum."""
-    kinds = {f"{name}_bytes": size for name, size in state._asdict().items()}
-    return kinds | {"state_bytes": state.total}
+    found = {}
+    for name, size in state._asdict().items():
+        found[f"{name}_bytes"] = size
+    found["state_bytes"] = state.total
+    return found
 
 
 def built_record(built: Built | None) -> dict[str, Any]:
-    """How compiling went: what is reserved or why it is refused, what is sent, and how long it
-    took; nothing where nothing was compiled.
+    """How compiling went: what is reserved or why it is refused, what is sent, and how long.
+
+    Nothing where nothing was compiled.
     """
     if built is None:
         return {}
@@ -170,9 +181,11 @@ def built_record(built: Built | None) -> dict[str, Any]:
     if isinstance(built.result, Refused):
         return {"refused": built.result.reason, **seconds}
     memory = built.result.memory
-    kinds = {f"compiled_{name}_bytes": size for name, size in memory._asdict().items()}
-    kinds["compiled_peak_bytes"] = memory.peak
-    return {**kinds, **_collectives_record(built.result), **seconds}
+    reserved = {}
+    for name, size in memory._asdict().items():
+        reserved[f"compiled_{name}_bytes"] = size
+    reserved["compiled_peak_bytes"] = memory.peak
+    return {**reserved, **_collectives_record(built.result), **seconds}
 
 
 def _collectives_record(compiled: Compiled) -> dict[str, int]:
@@ -180,6 +193,7 @@ def _collectives_record(compiled: Compiled) -> dict[str, int]:
 
     `collective_all_gather_s8_messages` and `_bytes`, and so on: all messages before all bytes.
     """
+    # The program's text is the only place where a compiler tells of messages.
     found = collectives.sent(compiled.program.as_text())
     messages, num_bytes = {}, {}
     for kind, sent in found.items():

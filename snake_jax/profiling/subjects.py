@@ -17,7 +17,8 @@ from snake_jax.costs.shapes import BatchShape, Step, StepProgram
 from snake_jax.models import lora
 from snake_jax.models.attention import SCORE_BYTES
 from snake_jax.models.language import LanguageModel
-from snake_jax.profiling.rows import Counted, Row, Sent
+from snake_jax.params import LayerNames
+from snake_jax.profiling.rows import Counted, ProfileRow, Sent
 
 
 class Subject(NamedTuple):
@@ -38,7 +39,9 @@ class Subject(NamedTuple):
     adapters: lora.Lora | None = None
 
 
-def row_of(subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | None = None) -> Row:
+def row_of(
+    subject: Subject, layer: str, trained: LayerNames, sent: Sent | None = None
+) -> ProfileRow:
     """What shapes alone say of an assignment.
 
     Args:
@@ -47,44 +50,42 @@ def row_of(subject: Subject, layer: str, trained: tuple[str, ...], sent: Sent | 
       trained: what trains.
       sent: bytes that the visit sends.
     """
-    return Row(
+    params = 0
+    for cost in _costs(subject):
+        if cost.name in trained:
+            params += cost.params
+    return ProfileRow(
         layer=layer,
         trained=trained,
-        params=sum(cost.params for cost in _costs(subject) if cost.name in trained),
-        flops=step_parts(subject, trained),
+        params=params,
+        flops=subject_flops(subject, trained),
         state=state(subject, trained),
         sent=sent,
     )
 
 
-def step_parts(subject: Subject, trained: tuple[str, ...]) -> StepFlops:
+def subject_flops(subject: Subject, trained: LayerNames) -> StepFlops:
     """FLOPs of a step, by what they are for."""
     return _walked(subject, _costs(subject), trained)
 
 
-def state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
+def state(subject: Subject, trained: LayerNames) -> StateBytes:
     """Bytes that a node holds through a visit."""
+    # Alike blocks hold the same: counted once for all assignments of as many.
     return _state(subject, shapes.first_alike(subject.step, trained))
 
 
 @functools.lru_cache(maxsize=256)
-def _state(subject: Subject, trained: tuple[str, ...]) -> StateBytes:
+def _state(subject: Subject, trained: LayerNames) -> StateBytes:
     return memory.state_bytes(subject.step, trained, subject.frozen_dtype, subject.adapters)
 
 
-def program_key(subject: Subject, trained: tuple[str, ...]) -> tuple[str, ...]:
-    """Assignments for which it is equal share a program."""
-    return shapes.program_key(subject.step, trained)
-
-
-def compiled_step(subject: Subject, trained: tuple[str, ...]) -> Compiled | Refused:
+def compile_subject(subject: Subject, trained: LayerNames) -> Compiled | Refused:
     """A step, compiled for the subject's target."""
     return compiled.compiled_step(_program(subject, trained), _device(subject))
 
 
-def counted(
-    subject: Subject, trained: tuple[str, ...], built: Compiled | Refused
-) -> Counted | None:
+def counted(subject: Subject, trained: LayerNames, built: Compiled | Refused) -> Counted | None:
     """The compiler's count of a step's FLOPs beside the formula's; None where there is none.
 
     Args:
@@ -95,18 +96,23 @@ def counted(
     """
     model, batch = subject.step.model, subject.batch
     if not isinstance(model, LanguageModel):
+        # Networks for images have no loops: the step as compiled is what is counted.
         if isinstance(built, Refused):
             return None
-        return Counted(built.flops, step_parts(subject, trained).total)
-    short = subject._replace(batch=batch._replace(length=unbroken_length(model, batch.length)))
+        return Counted(built.flops, subject_flops(subject, trained).total)
+
+    # The compiler is given a row of text, the formula the whole batch.
+    length = unbroken_length(model, batch.length)
+    short = subject._replace(batch=batch._replace(length=length))
     recompute = shapes.recompute_of(subject.step)
-    costs = _compilers_costs(model, subject.adapters, recompute, short.batch.length)
-    by_compiler = _walked(short, costs, trained)
-    return Counted(batch.size * by_compiler.total, step_parts(short, trained).total)
+    costs = _compilers_costs(model, subject.adapters, recompute, length)
+    row_flops = _walked(short, costs, trained).total
+    formula_flops = subject_flops(short, trained).total
+    return Counted(batch.size * row_flops, formula_flops)
 
 
 def runner(
-    subject: Subject, trained: tuple[str, ...], built: Compiled, arrays: list[Any]
+    subject: Subject, trained: LayerNames, built: Compiled, arrays: list[Any]
 ) -> Callable[[], Any]:
     """A function of nothing that does one step more on this machine's device.
 
@@ -123,6 +129,7 @@ def runner(
             arrays += shapes.zeros(program)
         _, _, *rest = program.aimed(tuple(arrays))
 
+    # What trains and its optimizer states are donated: the results are the next step's.
     def one_step() -> Any:
         arrays[0], arrays[1], stats = built.program(arrays[0], arrays[1], *rest)
         return stats
@@ -135,12 +142,14 @@ def unbroken_length(model: LanguageModel, length: int) -> int:
 
     In parts it would be a loop, which the compiler counts once.
     """
-    while 4 * model.architecture.num_attention_heads * length**2 > SCORE_BYTES:
+    heads = model.architecture.num_attention_heads
+    # The scores of a row, [heads, length, length] in float32, 4 bytes each.
+    while 4 * heads * length**2 > SCORE_BYTES:
         length //= 2
     return length
 
 
-def _program(subject: Subject, trained: tuple[str, ...]) -> StepProgram:
+def _program(subject: Subject, trained: LayerNames) -> StepProgram:
     return shapes.step_program(
         subject.step, trained, subject.batch, subject.frozen_dtype, subject.adapters
     )
@@ -151,7 +160,8 @@ def _device(subject: Subject) -> Any:
     return compiled.devices(subject.target)[0] if subject.target else None
 
 
-def _walked(subject: Subject, costs: tuple[LayerCost, ...], trained: tuple[str, ...]) -> StepFlops:
+def _walked(subject: Subject, costs: tuple[LayerCost, ...], trained: LayerNames) -> StepFlops:
+    """FLOPs of a step by the costs of its layers, with the step's teacher and dropout."""
     step = subject.step
     return flops.step_parts(
         costs,
@@ -175,4 +185,4 @@ def _compilers_costs(
 
     It counts in seconds what that of a described TPU counts in minutes.
     """
-    return compiled.row_costs(model, adapters, recompute, length, jax.devices()[0])
+    return compiled.counted_row_costs(model, adapters, recompute, length, jax.devices()[0])

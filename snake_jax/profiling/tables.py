@@ -4,24 +4,26 @@ Columns say how a number is got and written; a column that is all zero is left o
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from snake_jax.costs.flops import StepFlops
 from snake_jax.profiling.formula import FROZEN_BYTES, FULL_BYTES, TRAINED_BYTES, Formula
-from snake_jax.profiling.rows import Case, Row, largest
+from snake_jax.profiling.rows import Case, ProfileRow, largest_row
 from snake_jax.report.units import Scale, percent, scale_for
 
 _GIB, _MIB = 2**30, 2**20
 _REFUSED = -1  # in the place of a peak's bytes, where the compiler refuses
+
+Value = Callable[[ProfileRow], float | None]  # a number of a row; None where it has none
+Show = Callable[[float], str]  # how a number is written
 
 
 class Column(NamedTuple):
     """A heading, the number of a row or None, and how it is written."""
 
     head: str
-    value: Callable[[Row], float | None]
-    show: Callable[[float], str]
+    value: Value
+    show: Show
 
 
 class Section(NamedTuple):
@@ -41,8 +43,10 @@ def sections(unit: str, cases: Sequence[Case]) -> list[Section]:
       cases: ways to train and store.
     """
     found = [_memory_of_cases(cases)]
-    for number, case in enumerate(cases):
-        found += _by_layer(unit, case, before=cases[:number])
+    told: list[Case] = []
+    for case in cases:
+        found += _by_layer(unit, case, before=told)
+        told.append(case)
     return found
 
 
@@ -55,25 +59,34 @@ def _by_layer(unit: str, case: Case, before: Sequence[Case]) -> list[Section]:
       before: cases that were told before. FLOPs that one of them has, stored in another way, are
         not told again.
     """
+    tables = []
+    full = case.full
     name = case.train
     if case.frozen_dtype != "-":
         name = f"{case.train}, frozen as {case.frozen_dtype}"
-    tables = []
-    if not any(_flops(earlier) == _flops(case) for earlier in before):
-        scale = scale_for(case.full.flops.total, "FLOP")
+
+    # Storage changes no product, so cases that only store otherwise have the same FLOPs.
+    told = [_flops(earlier) for earlier in before]
+    if _flops(case) not in told:
+        scale = scale_for(full.flops.total, "FLOP")
         title = f"{scale.unit} of a step: {case.train}"
-        tables.append(_section(title, unit, case, _flops_columns(case.full, scale)))
-    if len({row.state for row in case.rows}) > 1:
-        scale = memory_scale(case.full)
+        tables.append(_section(title, unit, case, _flops_columns(full, scale)))
+
+    # Where all rows hold the same, the table of cases has said it.
+    states = {row.state for row in case.rows}
+    if len(states) > 1:
+        scale = memory_scale(full)
         title = f"{scale.unit} that a node holds: {name}"
-        tables.append(_section(title, unit, case, _memory_columns(case.full, scale)))
+        tables.append(_section(title, unit, case, _memory_columns(full, scale)))
+
+    # What is sent is told in the unit of the whole model in float32, 4 bytes a number.
     if any(row.sent for row in case.rows):
-        scale = scale_for(4 * case.full.params, "B")
+        scale = scale_for(4 * full.params, "B")
         title = f"{scale.unit} of weights that a visit sends: {name}"
         tables.append(_section(title, unit, case, _sent_columns(scale)))
     if any(row.measured for row in case.rows):
         title = f"Measured: {name}"
-        tables.append(_section(title, unit, case, _measured_columns(case.full)))
+        tables.append(_section(title, unit, case, _measured_columns(full)))
     return tables
 
 
@@ -81,7 +94,7 @@ def _flops(case: Case) -> list[StepFlops]:
     return [row.flops for row in case.rows]
 
 
-def memory_scale(full: Row) -> Scale:
+def memory_scale(full: ProfileRow) -> Scale:
     """GiB for large models, MiB for others."""
     return Scale(_GIB, "GiB") if full.state.total >= _GIB else Scale(_MIB, "MiB")
 
@@ -89,11 +102,11 @@ def memory_scale(full: Row) -> Scale:
 # Columns
 
 
-def _at(path: str) -> Callable[[Row], float | None]:
+def _at(path: str) -> Value:
     """The number of a row at a path such as `sent.up`; None where there is nothing on the way."""
     names = path.split(".")
 
-    def value(row: Row) -> float | None:
+    def value(row: ProfileRow) -> float | None:
         found: Any = row
         for name in names:
             if found is None:
@@ -104,18 +117,18 @@ def _at(path: str) -> Callable[[Row], float | None]:
     return value
 
 
-def _share(path: str, whole: float) -> Callable[[Row], float | None]:
+def _share(path: str, whole: float) -> Value:
     """The number at a path as a part of a whole."""
     part = _at(path)
 
-    def value(row: Row) -> float | None:
+    def value(row: ProfileRow) -> float | None:
         found = part(row)
         return None if found is None else found / whole
 
     return value
 
 
-def _in_unit(scale: Scale, digits: int) -> Callable[[float], str]:
+def _in_unit(scale: Scale, digits: int) -> Show:
     """A number in the unit of a scale."""
 
     def show(value: float) -> str:
@@ -132,7 +145,8 @@ def _difference(value: float) -> str:
     return f"{100 * value:+.2f} %"
 
 
-def _flops_columns(full: Row, scale: Scale) -> list[Column]:
+def _flops_columns(full: ProfileRow, scale: Scale) -> list[Column]:
+    """FLOPs by what they are for, and the compiler's count beside their sum."""
     in_unit = _in_unit(scale, 3)
     return [
         Column("trainable", _at("params"), _count),
@@ -148,7 +162,8 @@ def _flops_columns(full: Row, scale: Scale) -> list[Column]:
     ]
 
 
-def _memory_columns(full: Row, scale: Scale) -> list[Column]:
+def _memory_columns(full: ProfileRow, scale: Scale) -> list[Column]:
+    """Bytes by kind, and what the compiler reserves."""
     in_unit = _in_unit(scale, 2)
 
     def peak_or_refusal(value: float) -> str:
@@ -173,14 +188,17 @@ def _tenths(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _peak(row: Row) -> float | None:
+def _peak(row: ProfileRow) -> float | None:
     """The compiled peak in bytes; `_REFUSED` where the compiler refuses."""
     if row.built is None:
         return None
-    return row.built.memory.peak if row.built.memory else _REFUSED
+    if row.built.memory is None:
+        return _REFUSED
+    return row.built.memory.peak
 
 
 def _sent_columns(scale: Scale) -> list[Column]:
+    """Bytes by whence and where to, and whether the receiver keeps what it was sent."""
     in_unit = _in_unit(scale, 3)
     return [
         Column("up", _at("sent.up"), in_unit),
@@ -191,7 +209,8 @@ def _sent_columns(scale: Scale) -> list[Column]:
     ]
 
 
-def _measured_columns(full: Row) -> list[Column]:
+def _measured_columns(full: ProfileRow) -> list[Column]:
+    """The clock's share of the full step beside the share that FLOPs alone would make."""
     return [
         Column("ms a step", _at("measured.step_s"), _in_unit(Scale(1e-3, "ms"), 1)),
         Column("of full", _at("measured.of_full"), percent),
@@ -209,23 +228,34 @@ def _section(title: str, unit: str, case: Case, columns: Sequence[Column]) -> Se
 
     Neighbours with the same numbers share a line.
     """
+    # A column that is zero in every row tells nothing.
     used = _used(columns, (*case.rows, case.full))
-    lines = _joined([[row.layer, *_cells(row, used)] for row in case.rows])
+    of_rows = []
+    for row in case.rows:
+        of_rows.append([row.layer, *_cells(row, used)])
+    lines = _joined(of_rows)
+
+    # Of one line or two the extremes can be seen.
     if len(lines) > 2:
         lines.append(["least", *_extremes(case.rows, used, min)])
         lines.append(["most", *_extremes(case.rows, used, max)])
     full = ["full training", *_cells(case.full, used)]
     if full not in lines:
         lines.append(full)
-    return Section(title, [unit, *(column.head for column in used)], lines)
+    return Section(title, [unit, *_heads(used)], lines)
 
 
-def _used(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+def _used(columns: Sequence[Column], rows: Sequence[ProfileRow]) -> list[Column]:
     """The columns in which some row has a number other than zero."""
-    return [column for column in columns if any(column.value(row) for row in rows)]
+    return [column for column in columns if any(map(column.value, rows))]
 
 
-def _cells(row: Row, columns: Sequence[Column]) -> list[str]:
+def _heads(columns: Sequence[Column]) -> list[str]:
+    return [column.head for column in columns]
+
+
+def _cells(row: ProfileRow, columns: Sequence[Column]) -> list[str]:
+    """A row's numbers as they are written; empty where it has none."""
     cells = []
     for column in columns:
         value = column.value(row)
@@ -234,23 +264,33 @@ def _cells(row: Row, columns: Sequence[Column]) -> list[str]:
 
 
 def _extremes(
-    rows: Sequence[Row], columns: Sequence[Column], pick: Callable[[list[float]], float]
+    rows: Sequence[ProfileRow],
+    columns: Sequence[Column],
+    pick: Callable[[list[float]], float],
 ) -> list[str]:
+    """The least or the greatest of each column, of the rows that have a number in it."""
     cells = []
     for column in columns:
-        values = [column.value(row) for row in rows]
-        found = [value for value in values if value is not None]
+        found = []
+        for row in rows:
+            value = column.value(row)
+            if value is not None:
+                found.append(value)
         cells.append(column.show(pick(found)) if found else "")
     return cells
 
 
 def _joined(lines: Sequence[list[str]]) -> list[list[str]]:
     """Lines with neighbours that differ in their first cell alone as one."""
-    joined = []
-    for numbers, group in groupby(lines, key=lambda line: line[1:]):
-        names = [line[0] for line in group]
-        name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        joined.append([name, *numbers])
+    # A run of equal lines grows by its last name: "block_00 to block_22".
+    joined: list[list[str]] = []
+    first = ""
+    for name, *numbers in lines:
+        if joined and joined[-1][1:] == numbers:
+            joined[-1][0] = f"{first} to {name}"
+        else:
+            first = name
+            joined.append([name, *numbers])
     return joined
 
 
@@ -258,14 +298,19 @@ def _memory_of_cases(cases: Sequence[Case]) -> Section:
     """A line for each case, of its row that holds the most; and full training."""
     full = cases[0].full
     scale = memory_scale(full)
-    rows = [largest(case) for case in cases]
+    rows = [largest_row(case) for case in cases]
     used = _used(_memory_columns(full, scale), (*rows, full))
+
+    # The largest visit of a case decides what a node has to have.
     lines = []
     for case, row in zip(cases, rows, strict=True):
         lines.append([case.train, case.frozen_dtype, row.layer, *_cells(row, used)])
-    if not any(row.trained == full.trained for row in rows):
+
+    # Where a case trains all, full training has its line already.
+    trained = [row.trained for row in rows]
+    if full.trained not in trained:
         lines.append(["full", "-", "all", *_cells(full, used)])
-    head = ["train", "frozen as", "of the most", *(column.head for column in used)]
+    head = ["train", "frozen as", "of the most", *_heads(used)]
     return Section(f"{scale.unit} that a node holds", head, lines, labels=3)
 
 
@@ -278,23 +323,28 @@ def formula_section(formulas: Sequence[Formula], cases: Sequence[Case]) -> Secti
     for formula in formulas:
         sizes = [in_unit(formula.full_bytes), in_unit(formula.block_bytes)]
         lines.append([formula.counted, f"{formula.params:,}", str(formula.blocks), *sizes])
+
+    # A case that trains all is no part to set against the formula's.
+    params = f"{full.params:,}"
     for case in cases:
-        row = largest(case)
+        row = largest_row(case)
         if row.trained == full.trained:
             continue
-        name, params = f"{case.train}, frozen as {case.frozen_dtype}", f"{full.params:,}"
+        name = f"{case.train}, frozen as {case.frozen_dtype}"
         sizes = [in_unit(full.state.total), in_unit(row.state.total)]
         lines.append([f"state by shapes: {name}", params, "", *sizes])
         if row.built:
             peaks = [_compiled(full, in_unit), _compiled(row, in_unit)]
             lines.append([f"compiled peak: {name}", params, "", *peaks])
+
     of_block = f"{FROZEN_BYTES} + {TRAINED_BYTES}/N where one of N equal blocks trains"
     by_formula = f"{scale.unit} by the papers' formula, {FULL_BYTES} bytes a parameter in full"
     title = f"{by_formula}, {of_block}; and in truth"
     return Section(title, ["", "parameters", "N", "full", "a part"], lines)
 
 
-def _compiled(row: Row, show: Callable[[float], str]) -> str:
+def _compiled(row: ProfileRow, show: Show) -> str:
+    """A peak as it is written; empty where nothing was compiled."""
     peak = _peak(row)
     if peak is None:
         return ""
@@ -304,10 +354,13 @@ def _compiled(row: Row, show: Callable[[float], str]) -> str:
 # Forms
 
 
-def text(section: Section) -> str:
+def text_table(section: Section) -> str:
     """The table in columns of one width."""
+    # Words stand to the left of their column, numbers to the right.
     lines = [section.head, *section.lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(map(len, column)))
     written = [section.title]
     for line in lines:
         cells = []
@@ -318,9 +371,12 @@ def text(section: Section) -> str:
     return "\n".join(written)
 
 
-def markdown(section: Section) -> str:
+def markdown_table(section: Section) -> str:
     """The table in Markdown, under its title."""
-    numbers = len(section.head) - section.labels
-    rule = ["---"] * section.labels + ["---:"] * numbers
-    lines = ["| " + " | ".join(line) + " |" for line in (section.head, rule, *section.lines)]
-    return "\n".join([section.title, "", *lines])
+    rule = []
+    for number in range(len(section.head)):
+        rule.append("---" if number < section.labels else "---:")
+    written = [section.title, ""]
+    for line in (section.head, rule, *section.lines):
+        written.append("| " + " | ".join(line) + " |")
+    return "\n".join(written)

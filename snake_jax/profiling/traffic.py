@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from snake_jax.nodes import ledger
-from snake_jax.nodes.ledger import Sizes
+from snake_jax.nodes import places
+from snake_jax.nodes.ledger import Sizes, bytes_up_down
+from snake_jax.params import LayerNames
 from snake_jax.profiling.rows import Sent
 from snake_jax.runs.job import Job, planned_transfers
 
@@ -14,43 +16,65 @@ same.
 """
 
 
-def cycles(job: Job, sizes: Sizes) -> list[list[tuple[tuple[str, ...], int, int]]]:
-    """For each cycle of the configuration, of each visit: what it trains, bytes up and bytes
-    down.
+class VisitBytes(NamedTuple):
+    """What one visit sends.
+
+    Attributes:
+      trained: the layers that it trains.
+      up: bytes sent by nodes.
+      down: bytes sent by the server.
     """
-    found: list[list[tuple[tuple[str, ...], int, int]]] = [[] for _ in range(job.config.cycles)]
+
+    trained: LayerNames
+    up: int
+    down: int
+
+
+def cycles(job: Job, sizes: Sizes) -> list[list[VisitBytes]]:
+    """Of each cycle of the configuration what each visit sends, in the order of the visits."""
+    found: list[list[VisitBytes]] = []
+    for _ in range(job.config.cycles):
+        found.append([])
     for visits, transfers in planned_transfers(job, sizes):
         for visit in visits:
-            own = ledger.place(visit.node)
-            mine = [t for t in transfers if visit.others or own in (t.source, t.destination)]
-            found[visit.cycle].append((visit.layers, *ledger.bytes_up_down(mine)))
+            node = places.node(visit.node)
+            # A visit over several nodes is alone in its round: all that is sent is its own.
+            mine = transfers
+            if not visit.others:
+                mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
+            up, down = bytes_up_down(mine)
+            found[visit.cycle].append(VisitBytes(visit.layers, up, down))
     return found
 
 
-def by_assignment(job: Job, sizes: Sizes) -> Mapping[tuple[str, ...], Sent]:
-    """`{what trains: bytes}` of the visits of a late cycle, in both modes where the method has
-    both.
-    """
-
-    def late(mode: str, cached: bool) -> list[tuple[tuple[str, ...], int, int]]:
-        return cycles(_variant(job, mode, cached), sizes)[-1]
-
-    plain, kept = late("client_server", False), late("client_server", True)
-    found: dict[tuple[str, ...], Sent] = {}
-    for (layers, up, down), (_, _, down_cached) in zip(plain, kept, strict=True):
-        found.setdefault(layers, Sent(up, down, down_cached))
+def by_assignment(job: Job, sizes: Sizes) -> Mapping[LayerNames, Sent]:
+    """`{what trains: bytes}` of the visits of a late cycle, in both modes where there are two."""
+    # The same visits in the same order, whether or not nodes keep what they are sent.
+    fresh = _late(job, sizes, "client_server", cached=False)
+    kept = _late(job, sizes, "client_server", cached=True)
+    found: dict[LayerNames, Sent] = {}
+    for visit, kept_visit in zip(fresh, kept, strict=True):
+        if visit.trained not in found:
+            found[visit.trained] = Sent(visit.up, visit.down, kept_visit.down)
     if "mode" not in job.algorithm.flags:
         return found
 
-    # Node to node all that a visit sends goes on to the next. The same visits, in the same order.
-    onward, onward_cached = late("peer_to_peer", False), late("peer_to_peer", True)
-    added: dict[tuple[str, ...], Sent] = {}
-    for (layers, up, down), (_, up_cached, down_cached) in zip(onward, onward_cached, strict=True):
-        both = {"onward": up + down, "onward_cached": up_cached + down_cached}
-        added.setdefault(layers, found[layers]._replace(**both))
-    return added
+    # Node to node all that a visit sends goes on to the next.
+    fresh = _late(job, sizes, "peer_to_peer", cached=False)
+    kept = _late(job, sizes, "peer_to_peer", cached=True)
+    both: dict[LayerNames, Sent] = {}
+    for visit, kept_visit in zip(fresh, kept, strict=True):
+        if visit.trained not in both:
+            both[visit.trained] = found[visit.trained]._replace(
+                onward=visit.up + visit.down,
+                onward_cached=kept_visit.up + kept_visit.down,
+            )
+    return both
 
 
-def _variant(job: Job, mode: str, cached: bool) -> Job:
+def _late(job: Job, sizes: Sizes, mode: str, *, cached: bool) -> list[VisitBytes]:
+    """The visits of the last of `CYCLES` cycles."""
     config = dataclasses.replace(job.config, mode=mode, cached=cached, cycles=CYCLES)
-    return job._replace(config=config, plan=job.plan._replace(config=config))
+    plan = job.plan._replace(config=config)
+    variant = job._replace(config=config, plan=plan)
+    return cycles(variant, sizes)[-1]

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from snake_jax.errors import UserError
-from snake_jax.nodes.ledger import SERVER
+from snake_jax.nodes.places import SERVER
 from snake_jax.report.merits import Record
 from snake_jax.report.runs import Run
 
 # Why something was sent, in this order; others after them.
 REASONS = ("initial", "catch-up", "update", "activations", "gradients", "labels")
+_SERVER = str(SERVER)
 
 
 def ledger(run: Run) -> dict[str, Any] | None:
@@ -49,7 +50,7 @@ def ledger(run: Run) -> dict[str, Any] | None:
         column = reasons.index(transfer["why"])
         places[source]["sent"][column] += size
         places[destination]["received"][column] += size
-        if source == SERVER:
+        if source == _SERVER:
             down += size
         else:
             up += size
@@ -98,4 +99,4 @@ def _server_first(place: str) -> tuple[bool, str, int, str]:
     """The server, then by name, and numbers at the end of a name by value: node9 before node10."""
     stem = place.rstrip("0123456789")
     number = place[len(stem) :]
-    return (place != SERVER, stem, int(number) if number else -1, place)
+    return (place != _SERVER, stem, int(number) if number else -1, place)

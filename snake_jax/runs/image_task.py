@@ -15,7 +15,7 @@ from snake_jax import streams
 from snake_jax.algorithms import assignment, schedule
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
-from snake_jax.algorithms.chain import ON_NODE
+from snake_jax.algorithms.chain import ON_NODE, Role
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
@@ -170,8 +170,8 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
 
     # Nodes that take turns need no assignment, but each must hold what comes to it.
     if config.assign == "serpentine":
-        in_turn = assignment.serpentine(len(groups), config.nodes)
-        assignment.check(problem, in_turn)
+        in_turn = assignment.in_turns(len(groups), config.nodes)
+        assignment.check_memory(problem, in_turn)
         return {}, able
     if config.assign == "proportional":
         nodes = assignment.proportional(problem)
@@ -302,20 +302,20 @@ def sizes_of(job: ImageJob) -> Sizes:
     return transfer_sizes(params, config.frozen_dtype, states)
 
 
-def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[int, int]]:
+def step_work(job: ImageJob) -> Callable[[Outcome], Mapping[Role, int]]:
     """`outcome -> {role: FLOPs}`: the steps of a visit times the FLOPs of one of a full batch."""
     model = job.model
     examples = _step_examples(job.config)
     costs = layer_costs(model, examples)
 
     # A cut model trains all its layers in every visit, so one count serves all.
-    by_role: Mapping[int, int] = {}
+    by_role: Mapping[Role, int] = {}
     if len(job.chain) > 1:
         heads = auxiliary_costs(model, job.chain, job.auxiliary, examples)
         gradients = not job.algorithm.local_losses
         by_role = chain_step_flops(job.chain, costs, heads, gradients)
 
-    def visit_flops(outcome: Outcome) -> Mapping[int, int]:
+    def visit_flops(outcome: Outcome) -> Mapping[Role, int]:
         per_step = by_role
         if not per_step:
             layers = outcome.visit.layers

@@ -14,7 +14,7 @@ import optax
 
 from snake_jax.algorithms import base, schedule
 from snake_jax.algorithms.base import Algorithm
-from snake_jax.algorithms.chain import Chain
+from snake_jax.algorithms.chain import Chain, Role
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.traffic import Exchange
@@ -62,7 +62,7 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
 
     like: Callable[["Job[Config, Data, Model]"], Params]
     sizes: Callable[["Job[Config, Data, Model]"], Sizes]
-    work: Callable[["Job[Config, Data, Model]"], Callable[[Outcome], Mapping[int, int]]]
+    work: Callable[["Job[Config, Data, Model]"], Callable[[Outcome], Mapping[Role, int]]]
     visitors: Callable[["Job[Config, Data, Model]", Sequence[int]], Visitors]
     setup: Callable[["Job[Config, Data, Model]", Data], "Setup[Config, Data, Model]"]
     params: Callable[["Setup[Config, Data, Model]"], Params]
@@ -181,7 +181,7 @@ def check_interruptions(job: Job) -> None:
 
 def planned(job: Job) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
-    return base.planned(job.algorithm, job.plan)
+    return base.planned_rounds(job.algorithm, job.plan)
 
 
 def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:

@@ -192,7 +192,7 @@ def _record(
     transfers: list[Transfer],
     scores: Scores | None,
     rate: float,
-    flops: Sequence[Mapping[int, int]],
+    flops: Sequence[Mapping[chains.Role, int]],
     took: Elapsed,
 ) -> dict[str, Any]:
     """What a round's line of metrics says."""
@@ -307,7 +307,7 @@ def _event(visits: Round, carried: _Carried) -> str:
 
 def _sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:
     """What all batches of a round sent where the model is cut."""
-    sent = round_costs.messages(setup)
+    sent = round_costs.batch_messages(setup)
     transfers = []
     for outcome in outcomes:
         transfers += chains.transfers(sent, outcome.visit, outcome.examples)

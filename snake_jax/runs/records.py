@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from snake_jax.algorithms.chain import ON_SERVER
+from snake_jax.algorithms.chain import ON_SERVER, Role
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.engines.contract import Compilations
 from snake_jax.nodes.clock import Elapsed
@@ -40,7 +40,7 @@ def of_round(
     transfers: Sequence[Transfer],
     scores: tuple[float | None, float | None],
     learning_rate: float,
-    flops: Sequence[Mapping[int, int]],
+    flops: Sequence[Mapping[Role, int]],
     synchronisations: int,
 ) -> Record:
     """What this round alone took, and where the model stands after it.

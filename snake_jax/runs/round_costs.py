@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.chain import ON_NODE
+from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.visits import Outcome
-from snake_jax.nodes import clock, ledger
+from snake_jax.nodes import clock, places
 from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER
 from snake_jax.runs.setup import Setup
 
 
@@ -16,13 +17,13 @@ def synchronisations(setup: Setup, results: Sequence[Outcome]) -> int:
     For gradients over a cut, and for the slowest node of a round.
     """
     iterations = sum(result.iterations for result in results)
-    over_cuts = chains.round_trips(messages(setup)) * iterations
+    over_cuts = chains.round_trips(batch_messages(setup)) * iterations
     # Nodes side by side wait once, at the end, for the slowest of them.
     at_end = 1 if len(results) > 1 else 0
     return over_cuts + at_end
 
 
-def messages(setup: Setup) -> tuple[chains.Message, ...]:
+def batch_messages(setup: Setup) -> tuple[chains.Message, ...]:
     """What every batch sends over the cuts."""
     gradients = not setup.algorithm.local_losses
     return chains.messages(setup.chain, setup.model, setup.config.compute_dtype, gradients)
@@ -33,7 +34,7 @@ def elapsed(
     now_s: float,
     results: Sequence[Outcome],
     transfers: Sequence[Transfer],
-    flops: Sequence[Mapping[int, int]],
+    flops: Sequence[Mapping[Role, int]],
 ) -> clock.Elapsed:
     """What the round takes by the clock.
 
@@ -54,25 +55,23 @@ def elapsed(
 
 
 def _work(
-    setup: Setup, result: Outcome, by_role: Mapping[int, int], transfers: Sequence[Transfer]
-) -> clock.Work:
+    setup: Setup, result: Outcome, by_role: Mapping[Role, int], transfers: Sequence[Transfer]
+) -> clock.VisitWork:
     """One visit's part of a round. Without traffic the data is in one place: the server's."""
     visit = result.visit
     if setup.algorithm.at_server:
         total = sum(by_role.values())
-        return clock.Work({ledger.SERVER: total}, (), 0, None)
+        return clock.VisitWork({SERVER: total}, (), 0, None)
+    node = places.node(visit.node)
+    flops = {}
+    for role, count in by_role.items():
+        flops[chains.place_of(role, visit)] = count
 
-    # A visit that lies over several nodes is alone in its round: all that is sent is its own.
-    own = chains.place_of(ON_NODE, visit)
-    mine = []
-    for transfer in transfers:
-        if visit.others or own in (transfer.source, transfer.destination):
-            mine.append(transfer)
+    # A visit over several nodes is alone in its round, so all that was sent is its own.
+    mine = list(transfers)
+    if not visit.others:
+        mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
 
-    flops_at = {}
-    for role, flops in by_role.items():
-        flops_at[chains.place_of(role, visit)] = flops
-
-    # Labels go along with activations, so they cost no message of their own.
-    awaited = [message for message in messages(setup) if message.why != "labels"]
-    return clock.Work(flops_at, mine, len(awaited) * result.iterations, visit.node)
+    # Labels go up with activations: they are no message of their own.
+    batch = sum(message.why != "labels" for message in batch_messages(setup))
+    return clock.VisitWork(flops, mine, batch * result.iterations, node)

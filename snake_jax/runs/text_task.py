@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.base import Algorithm, whole_model
-from snake_jax.algorithms.chain import ON_NODE, Segment
+from snake_jax.algorithms.base import Algorithm, all_on_node
+from snake_jax.algorithms.chain import ON_NODE, Role, Segment
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
@@ -110,8 +110,8 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
       UserError: the method cuts models, or a flag names what the model has not.
     """
     # What images have and language models have not yet.
-    if algorithm.chain is not whole_model:
-        whole = [name for name, other in ALGORITHMS.items() if other.chain is whole_model]
+    if algorithm.chain is not all_on_node:
+        whole = [name for name, other in ALGORITHMS.items() if other.chain is all_on_node]
         raise UserError(
             f"--algorithm={config.algorithm} cuts models, which language models cannot be yet; "
             f"say {', '.join(whole)}"
@@ -267,11 +267,11 @@ def _sizes(job: TextJob) -> Sizes:
     return transfer_sizes(params, config.frozen_dtype, states, base=rest)
 
 
-def _work(job: TextJob) -> Callable[[Outcome], Mapping[int, int]]:
+def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
 
-    def flops(outcome: Outcome) -> Mapping[int, int]:
+    def flops(outcome: Outcome) -> Mapping[Role, int]:
         assert outcome.text is not None, "a visit on a language model counts its text"
         total = 0
         for passed in outcome.text.passed:

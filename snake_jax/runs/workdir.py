@@ -177,7 +177,7 @@ class Workdir:
         self._ledger_lines += len(report.transfers)
         if self._checkpoints:
             self._check_owner()
-            sent = [transfer._asdict() for transfer in report.transfers]
+            sent = [ledger.to_row(transfer) for transfer in report.transfers]
             storage.append(self.path / "metrics.jsonl", [report.record])
             storage.append(self.path / "ledger.jsonl", sent)
         self.keep(report.state, compiled)

@@ -13,6 +13,7 @@ from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.contract import run_visits
 from snake_jax.errors import UserError
+from snake_jax.params import num_params
 from snake_jax.runs import loop
 from tests.helpers import close, same_bits
 
@@ -130,7 +131,9 @@ def test_a_share_of_a_visit_covers_its_first_batches():
 def test_a_carried_optimizer_state_is_used_and_paid_for():
     fresh, _, _ = run(mode="peer_to_peer")
     carried, _, _ = run(mode="peer_to_peer", carry_optimizer_state=True)
-    up = [[r.record["bytes_up"] for r in reports] for reports in (fresh, carried)]
+    up = []
+    for reports in (fresh, carried):
+        up.append([report.record["bytes_up"] for report in reports])
     assert same_bits(fresh[0].state.params, carried[0].state.params)
     assert not same_bits(fresh[1].state.params, carried[1].state.params)
     assert all(a < b for a, b in zip(up[0][1:], up[1][1:], strict=True))
@@ -198,7 +201,7 @@ def test_fedavg_is_the_mean_of_its_nodes_runs():
 def test_the_ledger_of_the_runs_is_the_hand_count():
     names = ("fc1", "fc2", "fc3", "fc4")
     params = loop.initial_state(loop.prepare(ImageConfig(**SMALL))).params
-    size = {n: 4 * sum(leaf.size for leaf in jax.tree.leaves(params[n])) for n in names}
+    size = {name: 4 * num_params(params[name]) for name in names}
     whole, ends = sum(size.values()), size["fc1"] + size["fc4"]
     sent = lambda reports: [(r.record["bytes_up"], r.record["bytes_down"]) for r in reports]  # noqa: E731
     assert sent(run(cached=False)[0]) == [

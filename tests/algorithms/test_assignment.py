@@ -12,7 +12,7 @@ from snake_jax.algorithms import assignment
 from snake_jax.algorithms.assignment import (
     OBJECTIVES,
     Problem,
-    check,
+    check_memory,
     greedy,
     make_hops,
     make_problem,
@@ -101,7 +101,7 @@ def test_every_group_has_one_node_that_can_hold_it(problem):
             isinstance(node, int) and 0 <= node < len(problem.memory_bytes) for node in nodes
         )
         assert all(problem.bytes[g, n] <= problem.memory_bytes[n] for g, n in enumerate(nodes))
-        check(problem, nodes)
+        check_memory(problem, nodes)
 
 
 @settings(deadline=None)
@@ -150,17 +150,17 @@ def test_the_refusal_says_the_largest_node_and_the_way_out():
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 20))
 def test_serpentine_takes_turns(groups, nodes, first):
-    chosen = assignment.serpentine(groups, nodes, first)
+    chosen = assignment.in_turns(groups, nodes, first)
     assert chosen == tuple((group + first) % nodes for group in range(groups))
 
 
 def test_serpentine_is_checked_against_memory():
     problem = _problem(np.ones((3, 2)), needed=[[5e5] * 2, [2e3] * 2, [5e5] * 2], memory=[1e6, 1e5])
-    check(problem, assignment.serpentine(3, 2))
+    check_memory(problem, assignment.in_turns(3, 2))
     with pytest.raises(
         UserError, match=r"^fc0 with its optimizer needs 500 kB; node1 has 100 kB: --assign=prop"
     ):
-        check(problem, assignment.serpentine(3, 2, first=1))
+        check_memory(problem, assignment.in_turns(3, 2, first=1))
 
 
 def test_values_by_hand():

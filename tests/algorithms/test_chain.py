@@ -7,24 +7,21 @@ import jax.numpy as jnp
 import pytest
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Message, Segment
+from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Message, Role, Segment
 from snake_jax.algorithms.visits import Visit
 from snake_jax.costs.flops import LayerCost, chain_step_flops, step_flops
 from snake_jax.costs.layers import layer_costs
 from snake_jax.models import registry
-from snake_jax.nodes.ledger import (
-    SERVER,
-    Sizes,
-    Transfer,
-    start,
-)
+from snake_jax.nodes.ledger import Sizes, Transfer, start
+from snake_jax.nodes.places import SERVER, node
 from tests.exchanges import visit_chain, visit_client_server, visit_peer_to_peer
 
 NAMES = ("fc1", "fc2", "fc3", "fc4")
 WHOLE = (Segment(ON_NODE, 0, 4),)
 SPLIT = (Segment(ON_NODE, 0, 2), Segment(ON_SERVER, 2, 4))
 U_SHAPE = (Segment(ON_NODE, 0, 1), Segment(ON_SERVER, 1, 3), Segment(ON_NODE, 3, 4))
-SNAKE = (Segment(ON_NODE, 0, 2), Segment(1, 2, 3), Segment(2, 3, 4))
+SECOND, THIRD = Role("node", 1), Role("node", 2)
+SNAKE = (Segment(ON_NODE, 0, 2), Segment(SECOND, 2, 3), Segment(THIRD, 3, 4))
 VISIT = Visit(7, 2, 5, NAMES, others=(3, 4))
 COSTS = [LayerCost(name, 0, 2**i, 10 * 2**i, 100 * 2**i) for i, name in enumerate(NAMES)]
 HEAD = [LayerCost("auxiliary", 0, 1000, 2000, 4000)]
@@ -40,22 +37,22 @@ def mlp():
 
 
 def test_places_roles_cuts_and_layers_held():
-    assert [chains.place_of(role, VISIT) for role in (ON_NODE, 1, 2, ON_SERVER)] == [
-        "node5",
-        "node3",
-        "node4",
+    assert [chains.place_of(role, VISIT) for role in (ON_NODE, SECOND, THIRD, ON_SERVER)] == [
+        node(5),
+        node(3),
+        node(4),
         SERVER,
     ]
     assert [chains.cuts(c) for c in (WHOLE, SPLIT, U_SHAPE, SNAKE)] == [(), (2,), (1, 3), (2, 3)]
     assert [chains.roles(c) for c in (WHOLE, SPLIT, U_SHAPE, SNAKE)] == [
-        (0,),
-        (0, -1),
-        (0, -1),
-        (0, 1, 2),
+        (ON_NODE,),
+        (ON_NODE, ON_SERVER),
+        (ON_NODE, ON_SERVER),
+        (ON_NODE, SECOND, THIRD),
     ]
     assert chains.held(U_SHAPE, NAMES, ON_NODE) == ("fc1", "fc4")
     assert chains.held(U_SHAPE, NAMES, ON_SERVER) == ("fc2", "fc3")
-    assert chains.held(SNAKE, NAMES, 2) == ("fc4",)
+    assert chains.held(SNAKE, NAMES, THIRD) == ("fc4",)
 
 
 def test_a_batch_sends_activations_and_labels_up_and_gradients_down():
@@ -84,15 +81,15 @@ def test_in_the_u_shape_labels_stay():
 def test_along_a_snake_labels_go_straight_to_the_last():
     sent = chains.messages(SNAKE, mlp(), "float32", True)
     assert [(m.source, m.destination, m.item, m.why) for m in sent] == [
-        (0, 1, "fc2", "activations"),
-        (1, 2, "fc3", "activations"),
-        (0, 2, "labels", "labels"),
-        (2, 1, "fc3", "gradients"),
-        (1, 0, "fc2", "gradients"),
+        (ON_NODE, SECOND, "fc2", "activations"),
+        (SECOND, THIRD, "fc3", "activations"),
+        (ON_NODE, THIRD, "labels", "labels"),
+        (THIRD, SECOND, "fc3", "gradients"),
+        (SECOND, ON_NODE, "fc2", "gradients"),
     ]
     assert chains.transfers(sent, VISIT, 10)[1:3] == [
-        Transfer(7, "node3", "node4", ("fc3",), 640, "activations"),
-        Transfer(7, "node5", "node4", ("labels",), 40, "labels"),
+        Transfer(7, node(3), node(4), ("fc3",), 640, "activations"),
+        Transfer(7, node(5), node(4), ("labels",), 40, "labels"),
     ]
     assert chains.transfers(sent, VISIT, 0) == []
     assert [
@@ -113,7 +110,7 @@ def test_flops_by_place_by_hand():
     assert count(WHOLE) == {ON_NODE: 15 + 140 + 1500}  # the data needs no gradient
     assert count(SPLIT) == {ON_NODE: 3 + 20 + 300, ON_SERVER: 12 + 120 + 1200}
     assert count(U_SHAPE) == {ON_NODE: 9 + 80 + 900, ON_SERVER: 6 + 60 + 600}
-    assert count(SNAKE) == {ON_NODE: 3 + 20 + 300, 1: 4 + 40 + 400, 2: 8 + 80 + 800}
+    assert count(SNAKE) == {ON_NODE: 3 + 20 + 300, SECOND: 4 + 40 + 400, THIRD: 8 + 80 + 800}
     # No gradient crosses the cut: the server's first layer gives none, the head gives one to the
     # layer below it.
     assert count(SPLIT, HEAD, False) == {ON_NODE: 3 + 20 + 300 + 7000, ON_SERVER: 12 + 80 + 1200}
@@ -135,43 +132,43 @@ def rows(transfers):
 @pytest.mark.parametrize("cached", [True, False])
 def test_segments_come_from_the_server_once_and_then_from_node_to_node(cached):
     network, first = visit_chain(
-        start(FULL), SIZES, 0, {"node0": ("a", "b"), "node1": ("c",)}, cached=cached
+        start(FULL), SIZES, 0, {node(0): ("a", "b"), node(1): ("c",)}, cached=cached
     )
-    assert rows(first) == [(SERVER, "node0", 300, "initial"), (SERVER, "node1", 400, "initial")]
+    assert rows(first) == [(SERVER, node(0), 300, "initial"), (SERVER, node(1), 400, "initial")]
     network, second = visit_chain(
-        network, SIZES, 1, {"node2": ("a", "b"), "node0": ("c",)}, cached=cached
+        network, SIZES, 1, {node(2): ("a", "b"), node(0): ("c",)}, cached=cached
     )
-    assert rows(second) == [("node0", "node2", 300, "initial"), ("node1", "node0", 400, "update")]
+    assert rows(second) == [(node(0), node(2), 300, "initial"), (node(1), node(0), 400, "update")]
     network, third = visit_chain(
-        network, SIZES, 2, {"node0": ("a", "b"), "node2": ("c",)}, cached=cached
+        network, SIZES, 2, {node(0): ("a", "b"), node(2): ("c",)}, cached=cached
     )
-    assert rows(third) == [("node2", "node0", 300, "update"), ("node0", "node2", 400, "update")]
+    assert rows(third) == [(node(2), node(0), 300, "update"), (node(0), node(2), 400, "update")]
     _, fourth = visit_chain(
-        network, SIZES, 3, {"node1": ("a", "b"), "node2": ("c",)}, cached=cached
+        network, SIZES, 3, {node(1): ("a", "b"), node(2): ("c",)}, cached=cached
     )
-    assert rows(fourth) == [("node0", "node1", 300, "update")], "what a node keeps does not travel"
+    assert rows(fourth) == [(node(0), node(1), 300, "update")], "what a node keeps does not travel"
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_segment_that_comes_from_two_places(cached):
     network, _ = visit_chain(
-        start(FULL), SIZES, 0, {"node0": ("a",), "node1": ("b", "c")}, cached=cached
+        start(FULL), SIZES, 0, {node(0): ("a",), node(1): ("b", "c")}, cached=cached
     )
     network, second = visit_chain(
-        network, SIZES, 1, {"node2": ("a", "b"), "node1": ("c",)}, cached=cached
+        network, SIZES, 1, {node(2): ("a", "b"), node(1): ("c",)}, cached=cached
     )
-    assert [row[:3] for row in rows(second)] == [("node0", "node2", 100), ("node1", "node2", 200)]
-    _, third = visit_chain(network, SIZES, 2, {"node0": ("a", "b", "c")}, cached=cached)
-    assert [row[:3] for row in rows(third)] == [("node2", "node0", 300), ("node1", "node0", 400)]
+    assert [row[:3] for row in rows(second)] == [(node(0), node(2), 100), (node(1), node(2), 200)]
+    _, third = visit_chain(network, SIZES, 2, {node(0): ("a", "b", "c")}, cached=cached)
+    assert [row[:3] for row in rows(third)] == [(node(2), node(0), 300), (node(1), node(0), 400)]
 
 
 @pytest.mark.parametrize("visit", [visit_client_server, visit_peer_to_peer])
 def test_a_node_that_holds_a_part_is_sent_that_part(visit):
     network, first = visit(start(FULL), SIZES, 0, 0, ("a",), cached=True, held=("a",))
-    assert rows(first)[0] == (SERVER, "node0", 100, "initial")
+    assert rows(first)[0] == (SERVER, node(0), 100, "initial")
     _, second = visit(network, SIZES, 1, 1, ("a",), cached=True, held=("a",))
-    source = SERVER if visit is visit_client_server else "node0"
-    assert rows(second)[0] == (source, "node1", 100, "initial")
+    source = SERVER if visit is visit_client_server else node(0)
+    assert rows(second)[0] == (source, node(1), 100, "initial")
 
 
 def test_an_output_in_bfloat16_is_what_the_step_computes():

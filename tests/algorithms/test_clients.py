@@ -138,7 +138,9 @@ def test_control_variates_travel_beside_the_weights(plain):
     for ours, theirs in zip(scaffold, average, strict=True):
         assert ours.record["bytes_up"] == 2 * theirs.record["bytes_up"]
         assert ours.record["bytes_down"] == 2 * theirs.record["bytes_down"]
-    items = {item for transfer in scaffold[0].transfers for item in transfer.layers}
+    items = set()
+    for transfer in scaffold[0].transfers:
+        items.update(transfer.layers)
     names = setup.model.layer_names
     assert items == {*names, *(f"{name}/control" for name in names)}
 

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from snake_jax.errors import UserError
-from snake_jax.nodes.ledger import SERVER
+from snake_jax.nodes import places
+from snake_jax.nodes.places import SERVER
 from snake_jax.runs import loop
 from tests.method_runs import NAMES, images, prepared, run  # noqa: F401  (images is a fixture)
 
@@ -16,17 +17,20 @@ from tests.method_runs import NAMES, images, prepared, run  # noqa: F401  (image
 FC1, FC2, FC3, FC4 = 4 * (48 * 16 + 16), 4 * (16 * 16 + 16), 4 * (16 * 16 + 16), 4 * (16 * 4 + 4)
 WHOLE = FC1 + FC2 + FC3 + FC4
 HEAD = 4 * (16 * 4 + 4)
+NODE0, NODE1, NODE2 = (places.node(number) for number in range(3))
 ACTIVATIONS, LABELS = 4 * 16 * 30, 4 * 30
 
 
 def ledger(**flags):
     """`{(source, destination, layers, bytes, why)}` of each round, how often each row."""
-    return [
-        Counter(
-            (t.source, t.destination, "+".join(t.layers), t.bytes, t.why) for t in report.transfers
-        )
-        for report in run(**flags)
-    ]
+    found = []
+    for report in run(**flags):
+        rows = Counter()
+        for sent in report.transfers:
+            layers = "+".join(sent.layers)
+            rows[sent.source, sent.destination, layers, sent.bytes, sent.why] += 1
+        found.append(rows)
+    return found
 
 
 def split_rows(node):
@@ -40,7 +44,7 @@ def split_rows(node):
 @pytest.mark.parametrize("cached", [True, False])
 def test_split_learning_sends_its_part_activations_labels_and_gradients(cached):
     found = ledger(algorithm="split", cached=cached)
-    for visit, node in enumerate(["node0", "node1", "node2"] * 2):
+    for visit, node in enumerate([NODE0, NODE1, NODE2] * 2):
         why = "initial" if visit < 3 else "catch-up"
         down = (SERVER, node, "fc1+fc2", FC1 + FC2, why)
         up = (node, SERVER, "fc1+fc2", FC1 + FC2, "update")
@@ -51,15 +55,15 @@ def test_a_split_node_that_comes_back_at_once_has_its_part_still():
     cached, uncached = (
         ledger(algorithm="split", nodes=1, cached=cached)[1] for cached in (True, False)
     )
-    assert (SERVER, "node0", "fc1+fc2", FC1 + FC2, "catch-up") not in cached
-    assert uncached - cached == Counter([(SERVER, "node0", "fc1+fc2", FC1 + FC2, "catch-up")])
+    assert (SERVER, NODE0, "fc1+fc2", FC1 + FC2, "catch-up") not in cached
+    assert uncached - cached == Counter([(SERVER, NODE0, "fc1+fc2", FC1 + FC2, "catch-up")])
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_split_learning_from_node_to_node(cached):
     found = ledger(algorithm="split", mode="peer_to_peer", cached=cached)
-    sources = [SERVER, "node0", "node1", "node2", "node0", "node1"]
-    for visit, node in enumerate(["node0", "node1", "node2"] * 2):
+    sources = [SERVER, NODE0, NODE1, NODE2, NODE0, NODE1]
+    for visit, node in enumerate([NODE0, NODE1, NODE2] * 2):
         why = "initial" if visit < 3 else "update"
         part = (sources[visit], node, "fc1+fc2", FC1 + FC2, why)
         assert found[visit] == Counter([part, *split_rows(node)])
@@ -67,14 +71,14 @@ def test_split_learning_from_node_to_node(cached):
 
 def test_a_carried_state_travels_with_the_nodes_part_alone():
     flags = {"algorithm": "split", "carry_optimizer_state": True, "mode": "peer_to_peer"}
-    part = next(t for t in run(**flags)[1].transfers if t.source == "node0")
+    part = next(t for t in run(**flags)[1].transfers if t.source == NODE0)
     assert set(part.layers) == {"fc1", "fc2", "fc1/optimizer", "fc2/optimizer"}
     assert part.bytes == 2 * (FC1 + FC2)  # momentum: a number for each weight
 
 
 def test_the_u_shape_sends_no_labels():
     for found, node in zip(
-        ledger(algorithm="split", cut="1", tail=1), ["node0", "node1", "node2"] * 2, strict=True
+        ledger(algorithm="split", cut="1", tail=1), [NODE0, NODE1, NODE2] * 2, strict=True
     ):
         (down,) = (row for row in found if row[4] in ("initial", "catch-up"))
         assert down[:4] == (SERVER, node, "fc1+fc4", FC1 + FC4)
@@ -99,37 +103,25 @@ def test_splitfed_sends_what_split_learning_does(version, cached):
     for cycle in range(2):
         together = sum(found[cycle * per_cycle : (cycle + 1) * per_cycle], Counter())
         why = "catch-up" if cycle else "initial"
-        rows = [
-            row
-            for node in ("node0", "node1", "node2")
-            for row in (
-                (SERVER, node, "fc1+fc2", FC1 + FC2, why),
-                (node, SERVER, "fc1+fc2", FC1 + FC2, "update"),
-                *split_rows(node),
-            )
-        ]
+        rows = []
+        for node in (NODE0, NODE1, NODE2):
+            rows.append((SERVER, node, "fc1+fc2", FC1 + FC2, why))
+            rows.append((node, SERVER, "fc1+fc2", FC1 + FC2, "update"))
+            rows += split_rows(node)
         assert together == Counter(rows)
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_accelerated_fl_sends_a_head_along_and_no_gradients(cached):
     for cycle, found in enumerate(ledger(algorithm="accelerated_fl", cached=cached)):
-        rows = [
-            row
-            for node in ("node0", "node1", "node2")
-            for row in (
-                (
-                    SERVER,
-                    node,
-                    "fc1+fc2+auxiliary",
-                    FC1 + FC2 + HEAD,
-                    "catch-up" if cycle else "initial",
-                ),
-                (node, SERVER, "fc1+fc2+auxiliary", FC1 + FC2 + HEAD, "update"),
-                (node, SERVER, "fc2", ACTIVATIONS, "activations"),
-                (node, SERVER, "labels", LABELS, "labels"),
-            )
-        ]
+        why = "catch-up" if cycle else "initial"
+        part, part_bytes = "fc1+fc2+auxiliary", FC1 + FC2 + HEAD
+        rows = []
+        for node in (NODE0, NODE1, NODE2):
+            rows.append((SERVER, node, part, part_bytes, why))
+            rows.append((node, SERVER, part, part_bytes, "update"))
+            rows.append((node, SERVER, "fc2", ACTIVATIONS, "activations"))
+            rows.append((node, SERVER, "labels", LABELS, "labels"))
         assert found == Counter(rows)
 
 
@@ -140,7 +132,7 @@ def test_random_walking_snakes_need_the_server_for_the_first_visit_only(cached):
     layers = [("fc1+fc2", FC1 + FC2), ("fc3", FC3), ("fc4", FC4)]
     sources, known = [SERVER] * 3, set()
     for visit, found in zip(visits, ledger(**flags), strict=True):
-        nodes = [f"node{n}" for n in (visit.node, *visit.others)]
+        nodes = [places.node(n) for n in (visit.node, *visit.others)]
         rows = [
             (source, node, *layer, "update" if node in known else "initial")
             for source, node, layer in zip(sources, nodes, layers, strict=True)
@@ -162,7 +154,7 @@ def test_random_walking_snakes_need_the_server_for_the_first_visit_only(cached):
 def test_a_snake_of_length_one_hands_the_whole_model_on():
     flags = {"algorithm": "random_walking_snakes", "snake_length": 1}
     first, second, *_ = ledger(**flags)
-    a, b = (f"node{visit.node}" for (visit,) in loop.planned(prepared(**flags))[:2])
+    a, b = (places.node(visit.node) for (visit,) in loop.planned(prepared(**flags))[:2])
     assert first == Counter([(SERVER, a, "+".join(NAMES), WHOLE, "initial")])
     assert second == Counter([(a, b, "+".join(NAMES), WHOLE, "initial")])
 
@@ -174,35 +166,34 @@ def test_parallel_snakes_send_each_node_what_a_visit_needs():
     def handed_in(layer, size, *nodes):
         return [(node, SERVER, layer, size, "update") for node in nodes]
 
-    down = [
-        (SERVER, node, "+".join(NAMES), WHOLE, "initial") for node in ("node0", "node1", "node2")
-    ]
-    assert first == Counter(down[:2] + handed_in("fc1", FC1, "node0", "node1"))
+    down = [(SERVER, node, "+".join(NAMES), WHOLE, "initial") for node in (NODE0, NODE1, NODE2)]
+    assert first == Counter(down[:2] + handed_in("fc1", FC1, NODE0, NODE1))
     # What node0 handed in was averaged, so its own fc1 is old; fc2 it has, for frozen layers are
     # stored in full here.
-    down = [down[2], (SERVER, "node0", "fc1", FC1, "catch-up")]
-    assert second == Counter(down + handed_in("fc2", FC2, "node2", "node0"))
+    down = [down[2], (SERVER, NODE0, "fc1", FC1, "catch-up")]
+    assert second == Counter(down + handed_in("fc2", FC2, NODE2, NODE0))
     down = [
-        (SERVER, "node1", "fc1+fc2", FC1 + FC2, "catch-up"),
-        (SERVER, "node2", "fc2", FC2, "catch-up"),
+        (SERVER, NODE1, "fc1+fc2", FC1 + FC2, "catch-up"),
+        (SERVER, NODE2, "fc2", FC2, "catch-up"),
     ]
-    assert third == Counter(down + handed_in("fc3", FC3, "node1", "node2"))
+    assert third == Counter(down + handed_in("fc3", FC3, NODE1, NODE2))
     down = [
-        (SERVER, "node0", "fc2+fc3", FC2 + FC3, "catch-up"),
-        (SERVER, "node1", "fc3", FC3, "catch-up"),
+        (SERVER, NODE0, "fc2+fc3", FC2 + FC3, "catch-up"),
+        (SERVER, NODE1, "fc3", FC3, "catch-up"),
     ]
-    assert fourth == Counter(down + handed_in("fc4", FC4, "node0", "node1"))
+    assert fourth == Counter(down + handed_in("fc4", FC4, NODE0, NODE1))
 
 
 def test_a_lone_node_that_stores_frozen_layers_in_full_is_sent_the_model_once():
     once, *later = ledger(algorithm="snake", nodes=1, always_train="none", cycles=2)
-    assert (SERVER, "node0", "+".join(NAMES), WHOLE, "initial") in once
-    assert all(source != SERVER for rows in later for source, *_ in rows)
+    assert (SERVER, NODE0, "+".join(NAMES), WHOLE, "initial") in once
+    for rows in later:
+        assert SERVER not in {source for source, *_ in rows}
 
 
 def test_fedavg_with_sampled_nodes_sends_the_model_to_those():
     for report in run(algorithm="fedavg", nodes_per_round=2):
-        nodes = {f"node{n}" for n in report.record["node"]}
+        nodes = {places.node(n) for n in report.record["node"]}
         assert len(nodes) == 2
         assert {t.destination for t in report.transfers if t.source == SERVER} == nodes
         assert (report.record["bytes_up"], report.record["bytes_down"]) == (2 * WHOLE, 2 * WHOLE)

@@ -113,7 +113,9 @@ def test_splitfed_v2_hands_the_servers_part_from_node_to_node_and_averages_the_n
 def test_splitfed_v2_takes_the_nodes_in_a_new_order_every_cycle():
     setup = prepared(algorithm="splitfed", splitfed_version="v2", nodes=9, cycles=3)
     visits = [visit for (visit,) in loop.planned(setup)]
-    orders = [[v.node for v in visits if v.cycle == cycle] for cycle in range(3)]
+    orders = []
+    for cycle in range(3):
+        orders.append([visit.node for visit in visits if visit.cycle == cycle])
     assert all(sorted(order) == list(range(9)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     assert [r[0].turn for r in loop.planned(setup)] == list(range(27))
@@ -135,7 +137,9 @@ def test_a_snake_walks_over_other_nodes_whose_order_is_new_every_cycle():
     setup = prepared(algorithm="random_walking_snakes", nodes=8, cycles=4, snake_length=3)
     visits = [visit for (visit,) in loop.planned(setup)]
     assert [v.turn for v in visits] == list(range(32))
-    heads = [tuple(v.node for v in visits if v.cycle == cycle) for cycle in range(4)]
+    heads = []
+    for cycle in range(4):
+        heads.append(tuple(visit.node for visit in visits if visit.cycle == cycle))
     assert all(sorted(order) == list(range(8)) for order in heads)
     assert len(set(heads)) == 4
     assert all(len({v.node, *v.others}) == 3 for v in visits)

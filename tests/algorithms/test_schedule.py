@@ -1,10 +1,12 @@
 """Schedules: orders, cycles, nodes, learning rates, interruptions."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snake_jax.algorithms.base import planned
+from snake_jax.algorithms.base import planned_rounds
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan, interruptions, learning_rate, serpentine
 from snake_jax.config import ImageConfig
@@ -18,7 +20,8 @@ def _plan(always=(LAYERS[0], LAYERS[-1]), **flags):
 
 
 def _visits(plan, algorithm="snake"):
-    return [visit for visits in planned(ALGORITHMS[algorithm], plan) for visit in visits]
+    rounds = planned_rounds(ALGORITHMS[algorithm], plan)
+    return list(itertools.chain.from_iterable(rounds))
 
 
 def test_the_papers_schedule_nine_middle_layers_over_nine_nodes():
@@ -57,26 +60,24 @@ def test_every_layer_outside_always_is_trained_once_a_cycle_and_nodes_take_turns
     plan = _plan(always, nodes=nodes, layers_per_visit=size, order=order, seed=seed, cycles=2)
     visits = _visits(plan)
     for cycle in (0, 1):
-        trained = [
-            name for v in visits if v.cycle == cycle for name in v.layers if name not in always
-        ]
+        trained = []
+        for visit in visits:
+            if visit.cycle == cycle:
+                trained += [name for name in visit.layers if name not in always]
         assert sorted(trained) == sorted(set(LAYERS) - set(always))
-    assert all(set(always) <= set(v.layers) for v in visits)
-    assert all(list(v.layers) == sorted(v.layers, key=LAYERS.index) for v in visits)
+    for visit in visits:
+        assert set(always) <= set(visit.layers)
+        assert list(visit.layers) == sorted(visit.layers, key=LAYERS.index)
     assert [v.node for v in visits] == [i % nodes for i in range(len(visits))]
 
 
 def test_the_learning_rate_changes_between_cycles_only():
-    assert [learning_rate(ImageConfig(learning_rate=0.1, lr_decay=0.5), c) for c in (0, 1, 2)] == [
-        0.1,
-        0.05,
-        0.025,
-    ]
-    assert learning_rate(ImageConfig(learning_rate=0.1, lr_schedule="constant"), 7) == 0.1
-    cosine = [
-        learning_rate(ImageConfig(learning_rate=0.1, lr_schedule="cosine", cycles=4), c)
-        for c in range(4)
-    ]
+    halved = ImageConfig(learning_rate=0.1, lr_decay=0.5)
+    assert [learning_rate(halved, cycle) for cycle in (0, 1, 2)] == [0.1, 0.05, 0.025]
+    constant = ImageConfig(learning_rate=0.1, lr_schedule="constant")
+    assert learning_rate(constant, 7) == 0.1
+    config = ImageConfig(learning_rate=0.1, lr_schedule="cosine", cycles=4)
+    cosine = [learning_rate(config, cycle) for cycle in range(4)]
     assert cosine == sorted(cosine, reverse=True)
     assert cosine[0] == 0.1
     assert cosine[2] == pytest.approx(0.05)
@@ -126,9 +127,12 @@ def test_a_takeover_needs_a_second_node():
 
 def test_fedavg_samples_nodes_without_replacement_anew_each_round():
     plan = _plan(nodes=20, cycles=30, nodes_per_round=4)
-    rounds = planned(ALGORITHMS["fedavg"], plan)
-    picked = [tuple(visit.node for visit in visits) for visits in rounds]
-    assert all(len(set(p)) == 4 for p in picked)
+    rounds = planned_rounds(ALGORITHMS["fedavg"], plan)
+    picked = []
+    for visits in rounds:
+        nodes = tuple(visit.node for visit in visits)
+        assert len(set(nodes)) == 4
+        picked.append(nodes)
     assert len(set(picked)) > 20
     assert set().union(*picked) == set(range(20))
 

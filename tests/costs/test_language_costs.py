@@ -169,7 +169,7 @@ def test_parts_of_a_step_by_hand(recompute):
 def test_one_block_by_the_compiler_agrees_with_its_formula(name):
     """What `experiments.profile` prints as the compiler's count."""
     step = make(name)
-    counted = compiled.row_costs(step.model, None, step.recompute, LENGTH, jax.devices()[0])
+    counted = compiled.counted_row_costs(step.model, None, step.recompute, LENGTH, jax.devices()[0])
     told = row_costs(step.model, None, step.recompute, LENGTH)
     every = own_items(step.model, False)
     for trained in [*((name,) for name in every), every]:

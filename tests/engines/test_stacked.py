@@ -14,6 +14,7 @@ from snake_jax.data.text import packing
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
+from snake_jax.nodes.places import SERVER, node
 from snake_jax.params import select, without
 from snake_jax.runs import loop, text_results, text_task
 from snake_jax.runs.job import planned_transfers, state_like
@@ -202,7 +203,7 @@ def ledger(**flags):
     setup = loop.prepare(TextConfig(**SMALL | flags))
     rows = []
     for _, sent in planned_transfers(setup.job):
-        rows += [(t.source, t.destination, t.bytes, t.why) for t in sent]
+        rows += [(str(t.source), str(t.destination), t.bytes, t.why) for t in sent]
     return rows
 
 
@@ -259,11 +260,11 @@ def test_federated_averaging_sends_adapters_both_ways():
 def test_what_is_sent_is_what_the_run_sent():
     reports = run(**LORA)[-1]
     assert [
-        (t.source, t.destination, t.bytes, t.why) for r in reports for t in r.transfers
+        (str(t.source), str(t.destination), t.bytes, t.why) for r in reports for t in r.transfers
     ] == ledger(**LORA)
     for report in reports:
         up, down = (
-            sum(t.bytes for t in report.transfers if (t.source == "server") is from_)
+            sum(t.bytes for t in report.transfers if (t.source == SERVER) is from_)
             for from_ in (False, True)
         )
         assert (report.record["bytes_up"], report.record["bytes_down"]) == (up, down)
@@ -279,7 +280,7 @@ def test_a_carried_optimizer_state_travels_with_its_layers(ends):
     weights = sum(
         w.nbytes for name in trained for w in jax.tree.leaves(carried[0].state.params[name])
     )
-    sent = [t.bytes for report in carried for t in report.transfers if t.source == "node0"]
+    sent = [t.bytes for report in carried for t in report.transfers if t.source == node(0)]
     assert sent == [3 * weights + 4 * len(trained)] * 6, (
         "weights, two moments, and the numbers of their steps"
     )
@@ -431,7 +432,7 @@ def test_interrupted_visits_are_taken_over_or_done_again():
     assert lost[2].record["iterations"] == steps[0], "the other node begins anew, on its own data"
     assert not moved(lost[0].state.params, lost[1].state.params), "a lost visit leaves nothing"
     assert moved(upload[0].state.params, upload[1].state.params) == {"block_01.lora"}
-    assert "node1" not in {t.source for t in lost[1].transfers}
+    assert node(1) not in {t.source for t in lost[1].transfers}
 
 
 # Side by side, and a method's client

@@ -9,32 +9,35 @@ from hypothesis import strategies as st
 
 from snake_jax.config import ImageConfig
 from snake_jax.nodes import clock
-from snake_jax.nodes.clock import Elapsed, Trace, Work, elapse, trace_of
+from snake_jax.nodes.clock import Elapsed, Faults, VisitWork, elapse, trace_of
 from snake_jax.nodes.fleet import Fleet, Node, make_fleet
 from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER, node
 
 # A round number for each: 1000 FLOP/s, 50 B/s up and 100 down, half a second of latency.
 NODE = Node(1e3, 1000, 50.0, 100.0, 0.5, 2.0, 3.0)
-SERVER = Node(1e4, 1000, 200.0, 400.0, 0.25, 0.5, 0.1)
-FLEET = Fleet((NODE, NODE._replace(flops_per_s=500.0, latency_s=1.0), NODE), SERVER, 100.0)
-CALM = Trace()
+SERVER_NODE = Node(1e4, 1000, 200.0, 400.0, 0.25, 0.5, 0.1)
+FLEET = Fleet((NODE, NODE._replace(flops_per_s=500.0, latency_s=1.0), NODE), SERVER_NODE, 100.0)
+CALM = Faults()
 
 
 def _send(source, destination, sent_bytes):
     return Transfer(0, source, destination, ("conv1",), sent_bytes, "update")
 
 
-def _work(node=0, flops=3000, sent_bytes=0, exchanges=0, server_flops=0):
-    places = {f"node{node}": flops} | ({"server": server_flops} if server_flops else {})
-    transfers = [
-        _send("server", f"node{node}", sent_bytes),
-        _send(f"node{node}", "server", sent_bytes),
-    ]
-    return Work(places, transfers if sent_bytes else [], exchanges, node)
+def _work(number=0, flops=3000, sent_bytes=0, exchanges=0, server_flops=0):
+    visitor = node(number)
+    places = {visitor: flops}
+    if server_flops:
+        places[SERVER] = server_flops
+    transfers = []
+    if sent_bytes:
+        transfers = [_send(SERVER, visitor, sent_bytes), _send(visitor, SERVER, sent_bytes)]
+    return VisitWork(places, transfers, exchanges, visitor)
 
 
 def _alone(windows=(), **figures):
-    return Fleet((NODE._replace(windows=windows, **figures),), SERVER, 100.0)
+    return Fleet((NODE._replace(windows=windows, **figures),), SERVER_NODE, 100.0)
 
 
 def _seconds(fleet, work, now_s=0.0, trace=CALM, turn=0):
@@ -55,7 +58,7 @@ def test_a_local_visit_by_hand():
 
 
 def test_a_transfer_between_nodes_is_as_fast_as_the_slower_end():
-    work = Work({"node1": 500}, [_send("node0", "node1", 100)], 0, 1)
+    work = VisitWork({node(1): 500}, [_send(node(0), node(1), 100)], 0, node(1))
     took = elapse(FLEET, CALM, 0.0, 0, [work], False)
     assert took == Elapsed(
         2.0 + 1.5 + 1.0, node_joules=1000 + 600, server_joules=0, wait_s=0, away_s=0, drops=0
@@ -73,7 +76,8 @@ def test_a_split_visit_waits_for_the_server_and_for_messages():
 
 
 def test_in_a_chain_of_nodes_all_wait_for_one_another():
-    work = Work({"node0": 1000, "node1": 1000, "node2": 3000}, [_send("node0", "node1", 50)], 2, 0)
+    flops = {node(0): 1000, node(1): 1000, node(2): 3000}
+    work = VisitWork(flops, [_send(node(0), node(1), 50)], 2, node(0))
     took = elapse(FLEET, CALM, 0.0, 0, [work], False)
     transfer_s, exchanges_s = 1.0 + 1.5, 2 * 1.5
     assert took.seconds == 1 + 2 + 3 + transfer_s + exchanges_s
@@ -88,13 +92,13 @@ def test_a_synchronised_round_waits_for_the_slowest():
 
 
 def test_all_nodes_of_a_chain_that_is_done_wait():
-    chain = Work({"node0": 1000, "node2": 1000}, [], 0, 0)
+    chain = VisitWork({node(0): 1000, node(2): 1000}, [], 0, node(0))
     assert elapse(FLEET, CALM, 0.0, 0, [chain, _work(1)], True).wait_s == 2 * 1 + 2 * (6 - 2)
 
 
 def test_the_server_alone_has_nobody_to_wait_for():
     took = elapse(
-        _alone(((50.0, 60.0),)), CALM, 0.0, 0, [Work({"server": 20_000}, [], 0, None)], True
+        _alone(((50.0, 60.0),)), CALM, 0.0, 0, [VisitWork({SERVER: 20_000}, [], 0, None)], True
     )
     assert took == Elapsed(2.0, node_joules=0, server_joules=10_000, wait_s=0, away_s=0, drops=0)
 
@@ -129,13 +133,13 @@ def test_windows_that_touch_are_one_also_across_the_period():
 
 
 def test_away_time_of_one_is_wait_of_the_others():
-    fleet = Fleet((NODE, NODE._replace(windows=((10.0, 20.0),))), SERVER, 100.0)
+    fleet = Fleet((NODE, NODE._replace(windows=((10.0, 20.0),))), SERVER_NODE, 100.0)
     took = elapse(fleet, CALM, 0.0, 0, [_work(0), _work(1)], True)
     assert (took.seconds, took.wait_s, took.away_s) == (13, 10, 10)
 
 
 def test_stragglers_are_as_frequent_and_as_slow_as_said():
-    trace = Trace(straggler_rate=0.3, slowdown=5.0, seed=1)
+    trace = Faults(straggler_rate=0.3, slowdown=5.0, seed=1)
     seconds = [_seconds(FLEET, _work(), trace=trace, turn=turn) for turn in range(1000)]
     assert set(seconds) == {3.0, 15.0}
     assert abs(seconds.count(15.0) / 1000 - 0.3) < 4 * math.sqrt(0.21 / 1000)
@@ -147,7 +151,7 @@ def test_stragglers_are_as_frequent_and_as_slow_as_said():
 
 
 def test_a_straggler_computes_slower_but_sends_as_before():
-    trace = Trace(straggler_rate=1.0, slowdown=5.0)
+    trace = Faults(straggler_rate=1.0, slowdown=5.0)
     work = _work(sent_bytes=200, server_flops=20_000)
     assert _seconds(FLEET, work, trace=trace) == 7.5 + 15.0 + 2.0
 
@@ -155,7 +159,7 @@ def test_a_straggler_computes_slower_but_sends_as_before():
 def test_drops_by_hand(monkeypatch):
     absences = np.array([[2.0, 3.0], [4.0, 10.0], [1000.0, 1001.0]])
     monkeypatch.setattr(clock, "_absences", lambda trace, node, count: absences)
-    trace = Trace(drop_rate_per_hour=1.0)
+    trace = Faults(drop_rate_per_hour=1.0)
 
     def took(now_s, flops):
         elapsed = elapse(_alone(), trace, now_s, 0, [_work(flops=flops)], False)
@@ -172,12 +176,12 @@ def test_a_window_that_closes_while_a_node_is_gone(monkeypatch):
     monkeypatch.setattr(
         clock, "_absences", lambda trace, node, count: np.array([[12.0, 25.0], [1e6, 1e6]])
     )
-    took = elapse(_alone(((10.0, 20.0),)), Trace(drop_rate_per_hour=1.0), 0.0, 0, [_work()], False)
+    took = elapse(_alone(((10.0, 20.0),)), Faults(drop_rate_per_hour=1.0), 0.0, 0, [_work()], False)
     assert (took.seconds, took.drops) == (110 + 1, 1)
 
 
 def test_drops_are_as_frequent_and_as_long_as_said():
-    fleet, trace = _alone(), Trace(drop_rate_per_hour=2.0, rejoin_s=100.0, seed=3)
+    fleet, trace = _alone(), Faults(drop_rate_per_hour=2.0, rejoin_s=100.0, seed=3)
     took = elapse(
         fleet, trace, 0.0, 0, [_work(flops=int(1e3 * 3600 * 1000))], False
     )  # a thousand hours
@@ -187,20 +191,20 @@ def test_drops_are_as_frequent_and_as_long_as_said():
 
 
 def test_more_absences_begin_with_the_same():
-    trace = Trace(drop_rate_per_hour=1.0, rejoin_s=10.0, seed=5)
+    trace = Faults(drop_rate_per_hour=1.0, rejoin_s=10.0, seed=5)
     assert (clock._absences(trace, 2, 64) == clock._absences(trace, 2, 512)[:64]).all()
 
 
 def test_nodes_and_seeds_drop_at_their_own_times():
-    trace = Trace(drop_rate_per_hour=1.0, rejoin_s=10.0, seed=5)
-    firsts = [
-        clock._absence(t, node, 0.0) for t in (trace, trace._replace(seed=6)) for node in range(3)
-    ]
+    trace = Faults(drop_rate_per_hour=1.0, rejoin_s=10.0, seed=5)
+    firsts = []
+    for seeded in (trace, trace._replace(seed=6)):
+        firsts += [clock._absence(seeded, number, 0.0) for number in range(3)]
     assert len(set(firsts)) == 6
 
 
 TRACES = st.builds(
-    Trace,
+    Faults,
     straggler_rate=st.sampled_from([0.0, 0.5]),
     slowdown=st.floats(1, 10),
     drop_rate_per_hour=st.sampled_from([0.0, 10.0, 300.0]),
@@ -233,7 +237,7 @@ def _at_least(longer, shorter):
 @given(FLEETS, TRACES, TIMES, WORKS, WORKS)
 def test_more_work_never_takes_shorter(fleet, trace, now_s, work, more):
     flops = {place: count + more.flops.get(place, 0) for place, count in work.flops.items()}
-    longer = Work(
+    longer = VisitWork(
         flops, [*work.transfers, *more.transfers], work.exchanges + more.exchanges, work.node
     )
     before, after = (elapse(fleet, trace, now_s, 0, [w], False) for w in (work, longer))
@@ -299,5 +303,5 @@ def test_the_configuration_says_which_trace():
     config = ImageConfig(
         straggler_rate=0.1, straggler_slowdown=3.0, drop_rate_per_hour=2.0, rejoin_s=30.0, seed=4
     )
-    assert trace_of(config) == Trace(0.1, 3.0, 2.0, 30.0, 4)
+    assert trace_of(config) == Faults(0.1, 3.0, 2.0, 30.0, 4)
     assert _seconds(FLEET, _work(), trace=trace_of(ImageConfig())) == 3.0

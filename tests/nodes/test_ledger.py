@@ -2,8 +2,9 @@
 precisions.
 """
 
+import json
+
 from snake_jax.nodes.ledger import (
-    SERVER,
     Sizes,
     aggregated,
     bytes_up_down,
@@ -11,7 +12,9 @@ from snake_jax.nodes.ledger import (
     optimizer_item,
     start,
     to_json,
+    to_row,
 )
+from snake_jax.nodes.places import SERVER, node
 from tests.exchanges import visit_client_server, visit_peer_to_peer
 
 # Three layers of 100, 200 and 400 bytes; a quarter of that as stored frozen.
@@ -23,8 +26,8 @@ SMALL = Sizes(FULL, {name: size // 4 for name, size in FULL.items()})
 def _run(exchange, visits, sizes=SAME, cached=True):
     """Rows `(visit, source, destination, bytes, why)` of visits `(node, trained)`."""
     network, rows = start(FULL), []
-    for index, (node, trained) in enumerate(visits):
-        network, transfers = exchange(network, sizes, index, node, trained, cached=cached)
+    for index, (visitor, trained) in enumerate(visits):
+        network, transfers = exchange(network, sizes, index, visitor, trained, cached=cached)
         rows += [(t.visit, t.source, t.destination, t.bytes, t.why) for t in transfers]
     return rows
 
@@ -34,12 +37,12 @@ def test_client_server_without_cache_sends_everything_down_at_every_visit():
         visit_client_server, [(0, ("a", "b")), (1, ("a", "c")), (0, ("a", "b"))], cached=False
     )
     assert rows == [
-        (0, SERVER, "node0", 700, "initial"),
-        (0, "node0", SERVER, 300, "update"),
-        (1, SERVER, "node1", 700, "initial"),
-        (1, "node1", SERVER, 500, "update"),
-        (2, SERVER, "node0", 700, "catch-up"),
-        (2, "node0", SERVER, 300, "update"),
+        (0, SERVER, node(0), 700, "initial"),
+        (0, node(0), SERVER, 300, "update"),
+        (1, SERVER, node(1), 700, "initial"),
+        (1, node(1), SERVER, 500, "update"),
+        (2, SERVER, node(0), 700, "catch-up"),
+        (2, node(0), SERVER, 300, "update"),
     ]
 
 
@@ -48,19 +51,19 @@ def test_client_server_with_cache_sends_only_what_changed_since():
         visit_client_server, [(0, ("a", "b")), (1, ("a", "c")), (0, ("a", "b")), (0, ("a",))]
     )
     assert rows == [
-        (0, SERVER, "node0", 700, "initial"),
-        (0, "node0", SERVER, 300, "update"),
-        (1, SERVER, "node1", 700, "initial"),
-        (1, "node1", SERVER, 500, "update"),
+        (0, SERVER, node(0), 700, "initial"),
+        (0, node(0), SERVER, 300, "update"),
+        (1, SERVER, node(1), 700, "initial"),
+        (1, node(1), SERVER, 500, "update"),
         (
             2,
             SERVER,
-            "node0",
+            node(0),
             500,
             "catch-up",
         ),  # node1 changed a and c; node0's own b is still the latest
-        (2, "node0", SERVER, 300, "update"),
-        (3, "node0", SERVER, 100, "update"),  # the node itself holds the latest of all
+        (2, node(0), SERVER, 300, "update"),
+        (3, node(0), SERVER, 100, "update"),  # the node itself holds the latest of all
     ]
 
 
@@ -69,10 +72,10 @@ def test_peer_to_peer_without_cache_hands_on_everything():
         visit_peer_to_peer, [(0, ("a", "b")), (1, ("a", "c")), (0, ("a", "b"))], cached=False
     )
     assert rows == [
-        (0, SERVER, "node0", 700, "initial"),
-        (1, "node0", "node1", 700, "initial"),
-        (2, "node1", "node0", 500, "update"),
-        (2, "node1", "node0", 200, "catch-up"),
+        (0, SERVER, node(0), 700, "initial"),
+        (1, node(0), node(1), 700, "initial"),
+        (2, node(1), node(0), 500, "update"),
+        (2, node(1), node(0), 200, "catch-up"),
     ]
 
 
@@ -80,29 +83,29 @@ def test_peer_to_peer_with_cache_hands_on_the_update_and_what_else_changed():
     visits = [(0, ("a",)), (1, ("b",)), (0, ("a",)), (1, ("c",)), (1, ("b",)), (0, ("a",))]
     rows = _run(visit_peer_to_peer, visits)
     assert rows == [
-        (0, SERVER, "node0", 700, "initial"),
-        (1, "node0", "node1", 700, "initial"),
-        (2, "node1", "node0", 200, "update"),
-        (3, "node0", "node1", 100, "update"),
-        (5, "node1", "node0", 200, "update"),  # b, trained last
-        (5, "node1", "node0", 400, "catch-up"),  # c, trained the visit before
+        (0, SERVER, node(0), 700, "initial"),
+        (1, node(0), node(1), 700, "initial"),
+        (2, node(1), node(0), 200, "update"),
+        (3, node(0), node(1), 100, "update"),
+        (5, node(1), node(0), 200, "update"),  # b, trained last
+        (5, node(1), node(0), 400, "catch-up"),  # c, trained the visit before
     ]
 
 
 def test_stored_precision_decides_what_goes_down_and_never_what_comes_up():
     rows = _run(visit_client_server, [(0, ("a",)), (0, ("b",)), (0, ("b",))], SMALL)
     assert rows == [
-        (0, SERVER, "node0", 100 + 50 + 100, "initial"),  # a in full, b and c as stored
-        (0, "node0", SERVER, 100, "update"),
+        (0, SERVER, node(0), 100 + 50 + 100, "initial"),  # a in full, b and c as stored
+        (0, node(0), SERVER, 100, "update"),
         (
             1,
             SERVER,
-            "node0",
+            node(0),
             200,
             "catch-up",
         ),  # b again, now in full: a stored copy is no start for training
-        (1, "node0", SERVER, 200, "update"),
-        (2, "node0", SERVER, 200, "update"),
+        (1, node(0), SERVER, 200, "update"),
+        (2, node(0), SERVER, 200, "update"),
     ]
 
 
@@ -113,13 +116,13 @@ def test_peer_to_peer_sends_full_precision_only():
 
 def test_a_lost_node_was_sent_the_model_and_returns_nothing():
     network, down = visit_client_server(start(FULL), SAME, 0, 0, ("a",), cached=True, returns=False)
-    assert [(t.destination, t.bytes) for t in down] == [("node0", 700)]
+    assert [(t.destination, t.bytes) for t in down] == [(node(0), 700)]
     assert network.latest == dict.fromkeys(FULL, 0)
     network, _ = visit_peer_to_peer(start(FULL), SAME, 0, 0, ("a",), cached=True)
     network, _ = visit_peer_to_peer(network, SAME, 1, 1, ("b",), cached=True, returns=False)
-    assert network.holder == "node0"
+    assert network.holder == node(0)
     _, again = visit_peer_to_peer(network, SAME, 1, 2, ("b",), cached=True)
-    assert [(t.source, t.destination) for t in again] == [("node0", "node2")]
+    assert [(t.source, t.destination) for t in again] == [(node(0), node(2))]
 
 
 def test_optimizer_states_travel_once_they_exist():
@@ -138,8 +141,8 @@ def test_optimizer_states_travel_once_they_exist():
 
 def test_after_averaging_only_the_server_is_current():
     network = start(FULL)
-    for node in (0, 1):
-        network, _ = visit_client_server(network, SAME, 0, node, tuple(FULL), cached=True)
+    for number in (0, 1):
+        network, _ = visit_client_server(network, SAME, 0, number, tuple(FULL), cached=True)
     network = aggregated(network, tuple(FULL))
     _, transfers = visit_client_server(network, SAME, 1, 0, tuple(FULL), cached=True)
     assert [(t.bytes, t.why) for t in transfers] == [(700, "catch-up"), (700, "update")]
@@ -155,3 +158,21 @@ def test_up_is_what_nodes_send_and_down_what_the_server_sends():
 def test_the_state_survives_json():
     network, _ = visit_peer_to_peer(start(FULL), SAME, 0, 0, ("a",), cached=True)
     assert from_json(to_json(network)) == network
+
+
+def test_files_have_words_for_places():
+    network, (sent,) = visit_peer_to_peer(start(("a",)), SAME, 0, 3, ("a",), cached=True)
+    assert to_row(sent) == {
+        "visit": 0,
+        "source": "server",
+        "destination": "node3",
+        "layers": ("a",),
+        "bytes": 100,
+        "why": "initial",
+    }
+    assert json.loads(json.dumps(to_json(network))) == {
+        "latest": {"a": 1},
+        "held": {"server": {}, "node3": {"a": [1, True]}},
+        "holder": "node3",
+        "trained": ["a"],
+    }

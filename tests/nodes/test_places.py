@@ -5,18 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snake_jax.errors import UserError
-from snake_jax.nodes import ledger
-from snake_jax.nodes.places import SERVER, Place, node, parse
+from snake_jax.nodes.places import SERVER, Place, from_word, node
 
 
 def test_places_have_the_words_of_the_ledgers_files():
-    assert str(SERVER) == ledger.SERVER == "server"
-    assert str(node(3)) == str(Place("node", 3)) == ledger.place(3) == "node3"
+    assert str(SERVER) == "server"
+    assert str(node(3)) == str(Place("node", 3)) == "node3"
 
 
 @given(st.one_of(st.just(SERVER), st.integers(0, 10**6).map(node)))
 def test_a_word_is_read_back_as_the_place_it_was(place):
-    assert parse(str(place)) == place
+    assert from_word(str(place)) == place
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ def test_a_word_is_read_back_as_the_place_it_was(place):
 )
 def test_other_words_are_refused_in_one_line(word):
     with pytest.raises(UserError, match="is no place: want server, or a node as node0") as error:
-        parse(word)
+        from_word(word)
     assert "\n" not in str(error.value)
 
 

@@ -23,6 +23,7 @@ from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER, node
 from snake_jax.runs import storage
 from snake_jax.runs.loop import Report, initial_state, prepare
 from snake_jax.runs.workdir import Workdir
@@ -99,7 +100,7 @@ def fresh(setup):
 
 
 def add(folder, fresh, number):
-    transfers = [Transfer(number, "a", "b", ("fc1",), 5, "update")]
+    transfers = [Transfer(number, SERVER, node(0), ("fc1",), 5, "update")]
     state = fresh._replace(rounds=number, network=ledger.start(["fc1", f"version{number}"]))
     folder.add(Report({"visit": number, "loss": None}, transfers, state), COMPILED)
 

@@ -11,6 +11,7 @@ from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Transfer
+from snake_jax.nodes.places import SERVER, node
 from snake_jax.runs.loop import Report, initial_state, prepare
 from snake_jax.runs.workdir import Workdir
 from tests.helpers import same_bits
@@ -53,7 +54,7 @@ def written(setup, fresh, tmp_path_factory):
     """A folder with two rounds in it."""
     folder = Workdir(tmp_path_factory.mktemp("written") / "run", setup.config)
     for number in (1, 2):
-        transfers = [Transfer(number, "a", "b", ("fc1",), 5, "update")]
+        transfers = [Transfer(number, SERVER, node(0), ("fc1",), 5, "update")]
         state = fresh._replace(rounds=number, network=ledger.start(["fc1", f"version{number}"]))
         folder.add(Report({"visit": number, "loss": None}, transfers, state), COMPILED)
     folder.close()

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from experiments.bench.kernels.conv_tables import report
-from snake_jax.costs.timing import Sample, interleaved, machine, paired_ratio, summary
+from snake_jax.costs.timing import Sample, interleaved, machine, paired_ratio, sample_summary
 from snake_jax.kernels import conv
 from snake_jax.kernels.conv.shapes import ConvShape
 from snake_jax.models import registry
@@ -168,7 +168,7 @@ def _layer_rows(
         timed = {}
         ratios = {}
         for side, taken in samples.items():
-            timed[side] = _rated(summary(taken), layer.flops, peak_gflops)
+            timed[side] = _rated(sample_summary(taken), layer.flops, peak_gflops)
             if side != "ours":
                 ratios[f"ours / {side}"] = paired_ratio(samples["ours"], taken)
         rows.append(

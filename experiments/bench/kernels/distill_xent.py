@@ -17,7 +17,7 @@ from absl import flags
 from experiments.bench.kernels import described
 from experiments.bench.kernels.distill_xent_tables import report
 from snake_jax.costs import roofline
-from snake_jax.costs.timing import interleaved, machine, summary
+from snake_jax.costs.timing import interleaved, machine, sample_summary
 from snake_jax.errors import UserError
 from snake_jax.kernels.distill_xent import linear_xent, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, MIDDLE, XentShape
@@ -39,7 +39,7 @@ def run(
     Rows of what is not here are missing.
     """
     header = machine()
-    peaks = roofline.measured(repeats, (_dtype(),))
+    peaks = roofline.measured_peaks(repeats, (_dtype(),))
 
     # A CPU would take minutes for the large shapes.
     timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
@@ -128,7 +128,7 @@ def _timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[s
     least_ms = 1e3 * peaks.least_s(flops, _floor_bytes(shape, hidden, table))
     rows = []
     for name, samples in interleaved(calls, repeats, budget_s=10.0).items():
-        taken = summary(samples)
+        taken = sample_summary(samples)
         memory = programs[name].memory_analysis()
         rows.append(
             {

@@ -16,7 +16,7 @@ import qwix
 from experiments.bench.kernels import described
 from experiments.bench.kernels.quant_matmul_tables import report
 from snake_jax.costs import roofline
-from snake_jax.costs.timing import interleaved, machine, summary
+from snake_jax.costs.timing import interleaved, machine, sample_summary
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import mosaic_tpu, quant_matmul, reference
@@ -42,7 +42,7 @@ def run(
     Without a TPU compiler only the device here is timed.
     """
     header = machine()
-    peaks = roofline.measured(repeats)
+    peaks = roofline.measured_peaks(repeats)
 
     # A CPU would take minutes for the large shapes.
     timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
@@ -101,7 +101,7 @@ def _timed(
         floor_bytes = _floor_bytes(shape, weight, x, None)
         least_ms = 1e3 * peaks.least_s(shape.flops, floor_bytes)
         for form_name, samples in interleaved(calls, repeats, budget_s=3.0).items():
-            taken = summary(samples)
+            taken = sample_summary(samples)
             rows.append(
                 {
                     "shape": shape.name,
