@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from snake_jax.algorithms.base import planned
+from snake_jax.algorithms.base import planned_rounds
 from snake_jax.config import ImageConfig
 from snake_jax.data.images.dataset import normalise
 from snake_jax.engines.contract import run_visits
@@ -248,7 +248,7 @@ def test_server_optimizers_are_algorithm_2_of_their_paper(kind, plain):
     x = loop.initial_state(setup).params
     engine = loop.make_engine(setup)
     m, v = added((0, x)), jax.tree.map(lambda w: jnp.full_like(w, 1e-4), x)
-    for report, visits in zip(reports, planned(setup.algorithm, setup.plan), strict=True):
+    for report, visits in zip(reports, planned_rounds(setup.algorithm, setup.plan), strict=True):
         outcomes = run_visits(engine, visits, x, {}, setup.config.learning_rate)
         total = sum(outcome.examples_held for outcome in outcomes)
         mean = added(*((o.examples_held / total, o.layers) for o in outcomes))
