@@ -150,10 +150,10 @@ def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
 def _dense(codes_ref: Any, scale_ref: Any, k: jax.Array, n: jax.Array, is_nf4: bool) -> jax.Array:
     """The tile k, n of the weight, [INPUTS, OUTPUTS] float32."""
     rows = pl.ds(k * INPUTS, INPUTS)
-    columns = pl.ds(n * OUTPUTS, OUTPUTS)
     codes = plgpu.load(codes_ref.at[rows, n, :])
     # nf4 has a row of scales for each tile along K, int8 one for all.
     scale_row = k * is_nf4
+    columns = pl.ds(n * OUTPUTS, OUTPUTS)
     scale = plgpu.load(scale_ref.at[scale_row, columns]).astype(jnp.float32)
     values = look_up(codes) if is_nf4 else codes.astype(jnp.float32)
     return values * scale[None, :]

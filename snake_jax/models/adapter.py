@@ -88,6 +88,7 @@ def _layered(
 
 def _mode_argument(call: Callable, train: bool) -> dict[str, Any]:
     """The keyword that tells a stage whether it trains, if it takes one."""
+    # Linen's layers say `deterministic`, most people's modules `train`.
     parameters = inspect.signature(call).parameters
     if "train" in parameters:
         return {"train": train}
@@ -113,22 +114,29 @@ def _apply_linen(
     module: nn.Module, params: PyTree, x: jax.Array, train: bool, key: jax.Array | None
 ) -> jax.Array:
     """`Layer.apply` of a Linen module."""
-    rngs = {"dropout": key} if train and key is not None else None
+    rngs = None
+    if train and key is not None:
+        rngs = {"dropout": key}
     mode = _mode_argument(module.__call__, train)
     return cast(jax.Array, module.apply({"params": params}, x, rngs=rngs, **mode))
 
 
 def _nnx_layer(name: str, factory: Factory, template: nnx.Module) -> Layer:
+    """An NNX module as one named layer, given its shapes."""
+    # What is neither a parameter nor a random stream would be lost between steps.
     graph, *states = nnx.split(template, nnx.Param, nnx.RngState, ...)
     params, _, rest = states
-    _refuse_state(name, {variable.type.__name__ for _, variable in nnx.to_flat_state(rest)})
+    kinds = {variable.type.__name__ for _, variable in nnx.to_flat_state(rest)}
+    _refuse_state(name, kinds)
     init = functools.partial(_init_nnx, factory)
     return Layer(name, init, functools.partial(_apply_nnx, factory, graph, params))
 
 
 def _init_nnx(factory: Factory, key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
     """`Layer.init` of an NNX module."""
-    return nnx.to_pure_dict(nnx.state(factory(nnx.Rngs(key)), nnx.Param))
+    module = factory(nnx.Rngs(key))
+    params = nnx.state(module, nnx.Param)
+    return nnx.to_pure_dict(params)
 
 
 def _apply_nnx(

@@ -96,9 +96,7 @@ def generate(
     dtype: jnp.dtype = jnp.float32,
     prepare: Callable[[PyTree], PyTree] = _identity,
 ) -> list[list[int]]:
-    """Continues each prompt, all in one compiled program.
-
-    There is one compilation for each count of rows and bucket of lengths.
+    """Continues each prompt, all in one program; one for each count of rows and bucket of lengths.
 
     Args:
       model: see `snake_jax.models.language`.
@@ -131,10 +129,8 @@ def generate(
 
     # Sizes are rounded up, so that there are few shapes, and few compilations.
     stops = sorted(set(stop_ids))
-    ids, lengths = _padded(prompts)
     request = _Request(
-        ids=ids,
-        lengths=lengths,
+        *_padded(prompts),
         max_new_tokens=jnp.int32(max_new_tokens),
         stop_ids=_padded_stops(stops),
         temperature=jnp.float32(temperature),

@@ -167,7 +167,8 @@ class LanguageModel(NamedTuple):
           params: the head's dense subtree.
           hidden: the output of the last block.
         """
-        return module_of(self.architecture).finish(self.architecture, params, hidden.values)
+        family = module_of(self.architecture)
+        return family.finish(self.architecture, params, hidden.values)
 
     def table(self, params: Params) -> PyTree:
         """The output matrix `[V, E]` as stored."""
@@ -206,6 +207,7 @@ class LanguageModel(NamedTuple):
         Returns:
           Logits `[B, T, V]` float32 where the head was run, Hidden elsewhere.
         """
+        # The embedding and the head prepare what they need themselves: their tables are large.
         x: Any = tokens
         names = self.layer_names
         adapters = adapters or {}
@@ -216,8 +218,11 @@ class LanguageModel(NamedTuple):
             elif name == "head":
                 x = self.logits(params, x, prepare)
             else:
-                layer_key = None if key is None else jax.random.fold_in(key, index)
-                x = self.block(prepare(params[name]), adapters.get(name, {}), x, layer_key)
+                layer_key = None
+                if key is not None:
+                    layer_key = jax.random.fold_in(key, index)
+                weights = prepare(params[name])
+                x = self.block(weights, adapters.get(name, {}), x, layer_key)
         return x
 
     def tokens(self, tokens: jax.Array | Tokens) -> Tokens:
@@ -248,14 +253,17 @@ class LanguageModel(NamedTuple):
         # not it would be prepared twice.
         head = {name: subtree for name, subtree in params["head"].items() if name != "lm_head"}
         values = self.finish(prepare(head), hidden)
-        table = dense(prepare(self.table(params)), values.dtype)
+        stored_table = prepare(self.table(params))
+        table = dense(stored_table, values.dtype)
         return jnp.einsum("bte,ve->btv", values, table, preferred_element_type=jnp.float32)
 
 
 def layer_names(num_blocks: int) -> tuple[str, ...]:
     """`embed`, `block_00`, ..., `head`."""
+    # As many digits in each, so that they sort in their order.
     digits = max(2, len(str(num_blocks - 1)))
-    return ("embed", *(f"block_{index:0{digits}}" for index in range(num_blocks)), "head")
+    blocks = [f"block_{index:0{digits}}" for index in range(num_blocks)]
+    return ("embed", *blocks, "head")
 
 
 def module_of(architecture: Architecture) -> ModuleType:
@@ -276,7 +284,9 @@ def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -
     """
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be in [0, 1), got {dropout}")
-    return LanguageModel(name or module_of(architecture).MODEL_TYPE, architecture, dropout)
+    if not name:
+        name = module_of(architecture).MODEL_TYPE
+    return LanguageModel(name, architecture, dropout)
 
 
 @functools.partial(jax.jit, static_argnums=0)

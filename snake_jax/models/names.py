@@ -28,14 +28,19 @@ class TensorPlace(NamedTuple):
 
 def places(model: LanguageModel | Encoder) -> dict[str, TensorPlace]:
     """Every tensor of the model, by its name in a checkpoint, layer by layer."""
+    # Shapes alone: nothing is drawn.
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     found = {}
     for layer in model.layer_names:
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes[layer])[0]:
-            path = (layer, *(key.key for key in keys))
+        for keys, leaf in jax.tree.leaves_with_path(shapes[layer]):
+            inside_layer = [key.key for key in keys]
+            path = (layer, *inside_layer)
+            shape = leaf.shape
             transposed = path[-1] == "kernel"
-            shape = leaf.shape[::-1] if transposed else leaf.shape
-            found[_name(model, path)] = TensorPlace(path, shape, transposed)
+            if transposed:
+                shape = shape[::-1]
+            name = _name(model, path)
+            found[name] = TensorPlace(path, shape, transposed)
     return found
 
 
@@ -59,7 +64,9 @@ def token_table(model: LanguageModel) -> str:
 
 def canonical(name: str) -> str:
     """A tensor's full name, where a checkpoint of the bare model left out its prefix."""
-    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+    if name.startswith(("model.", "lm_head.")):
+        return name
+    return f"model.{name}"
 
 
 def canonical_of_encoder(name: str) -> str:
@@ -82,7 +89,7 @@ def get_tensor(params: Params, place: TensorPlace) -> PyTree:
 
 
 def set_tensor(params: Params, place: TensorPlace, value: np.ndarray) -> None:
-    """Sets the parameter at this place."""
+    """Sets the parameter at this place, making the dicts on the way."""
     subtree: PyTree = params
     for key in place.path[:-1]:
         subtree = subtree.setdefault(key, {})

@@ -120,11 +120,14 @@ def vgg11(
       init: he (truncated normal by fan-in, biases 0) or torch (convolutions normal by fan-out,
         dense layers and their biases uniform by fan-in, as PyTorch's VGG for CIFAR-10 starts).
     """
+    # Eight convolutions, some of which halve the image's sides.
     channels = [_scaled(c, width) for c in _VGG11_CHANNELS]
     stages: list[tuple[str, nn.Module]] = []
     for i, features in enumerate(channels, start=1):
         pooled = i in _VGG11_POOLED
         stages.append((f"conv{i}", ConvLayer(features, pooled, norm, conv, init)))
+
+    # The classifier, on what is left of the image: a single pixel of a 32x32 one.
     stages += [
         ("fc9", DenseLayer(channels[-1], True, dropout, init)),
         ("fc10", DenseLayer(channels[-1], True, dropout, init)),

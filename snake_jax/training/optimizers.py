@@ -30,6 +30,7 @@ def update_rule(name: str, *, momentum: float, weight_decay: float) -> optax.Gra
       gradient, after it (adamw) it is not scaled by the second moment ("Decoupled Weight Decay
       Regularization", arXiv 1711.05101, algorithm 2).
     """
+    # What is asked for not at all is left out of the rule, with its state.
     decay = optax.identity()
     if weight_decay:
         decay = optax.add_decayed_weights(weight_decay, mask=_kernels)

@@ -321,13 +321,15 @@ def token_losses(
     ) -> Xent:
         """`[B, T]` losses of the tokens that are here."""
         width = hidden.shape[-1]
+        flat_hidden = hidden.reshape(-1, width)
+        flat_targets = targets.ravel()
         flat_teacher = None
         if teacher is not None:
             flat_teacher = teacher.reshape(-1, width)
         losses = linear_xent(
-            hidden.reshape(-1, width),
+            flat_hidden,
             table,
-            targets.ravel(),
+            flat_targets,
             teacher=flat_teacher,
             teacher_table=teacher_table,
             **options,

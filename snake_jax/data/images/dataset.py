@@ -97,8 +97,11 @@ def channel_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 
     # Pixels of a channel are pooled: [H * W * C] -> [H * W, C] -> [C].
     channels = images.shape[-1]
-    mean = total.reshape(-1, channels).mean(0) / max(count, 1)
-    square = total_square.reshape(-1, channels).mean(0) / max(count, 1)
+    divisor = max(count, 1)
+    mean = total.reshape(-1, channels).mean(0) / divisor
+    square = total_square.reshape(-1, channels).mean(0) / divisor
+
+    # The deviation is sqrt(E[x^2] - E[x]^2), which rounding can bring below 0.
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     std = np.sqrt(np.maximum(square - mean**2, 0)) / scale
     std = np.where(std > _LEAST_STD, std, 1.0)

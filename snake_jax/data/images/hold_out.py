@@ -34,6 +34,7 @@ def with_test_part(
       UserError: there is no test part and no share is given, there are both, or the share is of
         less than one example.
     """
+    # A test part of its own, or a share of the training examples: one of the two.
     flag = f"--test_share={hold_out.share:g}"
     if test is not None:
         if hold_out.share:
@@ -46,6 +47,8 @@ def with_test_part(
         raise UserError(
             f"{missing}; --test_share=0.1 holds a tenth of the training examples out to test on"
         )
+
+    # The note says in the log that the data has no test part of its own.
     held = _stratified(train.labels, hold_out, flag)
     note = (
         f"{name}: {len(held)} of {len(train.labels)} training examples held out as the test part "
@@ -76,6 +79,7 @@ def _stratified(labels: np.ndarray, hold_out: HoldOut, flag: str) -> np.ndarray:
     if not taken.any():
         raise UserError(f"{flag}: no class has an example to spare; every class needs two or more")
 
+    # The first of each class in a random order.
     order = streams.generator(hold_out.seed, "images/hold_out").permutation(len(labels))
     held = []
     for number, count in zip(classes, taken, strict=True):

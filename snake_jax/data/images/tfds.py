@@ -45,6 +45,8 @@ def load_tfds(name: str, data_dir: str | None = None, hold_out: HoldOut = _NO_HO
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
         _prepare(name, builder)
+
+    # What is no image classification data set is known by its features and splits.
     flag = f"--dataset=tfds:{name}"
     missing = {"image", "label"} - set(builder.info.features)
     if not missing:
@@ -54,8 +56,12 @@ def load_tfds(name: str, data_dir: str | None = None, hold_out: HoldOut = _NO_HO
             f"{flag} has no {' and no '.join(sorted(missing))}; use an image classification data "
             f"set"
         )
-    test = _read(builder, "test") if "test" in builder.info.splits else None
-    return with_test_part(name, _read(builder, "train"), test, f"{flag} has no test", hold_out)
+
+    test = None
+    if "test" in builder.info.splits:
+        test = _read(builder, "test")
+    train = _read(builder, "train")
+    return with_test_part(name, train, test, f"{flag} has no test", hold_out)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

@@ -29,11 +29,13 @@ _FIXED_CLOCK = (
 
 
 class ChatTemplate(NamedTuple):
-    """render: (messages, whether the assistant's turn is to be opened) -> text.
+    """A tokenizer's chat template, on one day.
 
-    generated: messages -> spans of the rendered text that the template marks as the assistant's
-      (`{% generation %}`); None where it marks nothing.
-    writes_date: whether the text depends on the day.
+    Attributes:
+      render: (messages, whether the assistant's turn is to be opened) -> text.
+      generated: messages -> spans of the rendered text that the template marks as the assistant's
+        (`{% generation %}`); None where it marks nothing.
+      writes_date: whether the text depends on the day.
     """
 
     render: Callable[[Messages, bool], str]
@@ -72,6 +74,7 @@ def read_chat_template(loaded: Any, folder: str, date: str) -> ChatTemplate | No
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    # A template that asks for the time is given the dates of one day, not those of the clock.
     template = loaded.get_chat_template().removeprefix("\ufeff")
     writes_date = _CLOCK in template
     day = day_of(date)
@@ -95,8 +98,10 @@ def read_chat_template(loaded: Any, folder: str, date: str) -> ChatTemplate | No
             raise UserError(f"{failure}: {reason}; try --template=plain") from None
 
     def generated(messages: Messages) -> list[Span]:
+        # The library renders several conversations at once, and gives each one's spans.
+        conversation = [dict(message) for message in messages]
         rendered: Any = render_jinja_template(
-            conversations=[[dict(message) for message in messages]],
+            conversations=[conversation],
             chat_template=template,
             return_assistant_tokens_mask=True,
             **{**loaded.special_tokens_map, **given},

@@ -99,11 +99,7 @@ def build_text_data(
     lengths = _lengths(max_length, packing, buckets)
     form = (tokenizer, template, allow_special_tokens, max_length)
     examples, kept, cut = _examples(corpus.train, *form)
-    if cut.cut_responses == len(examples):
-        raise UserError(
-            f"--max_length={max_length} cuts every response; raise it (the longest text has "
-            f"{cut.longest} tokens)"
-        )
+    _check_some_whole(cut, len(examples), max_length)
     held_out, _, held_out_cut = _examples(corpus.test, *form)
 
     # Who holds which text.
@@ -206,6 +202,15 @@ def describe_documents(samples: Sequence[Sample]) -> str:
         f"continued pre-training on {count} texts{parts}: in no template, the loss is of all their "
         f"tokens"
     )
+
+
+def _check_some_whole(cut: Truncation, count: int, max_length: int) -> None:
+    """Raises UserError where the response of each of these examples was cut."""
+    if cut.cut_responses == count:
+        raise UserError(
+            f"--max_length={max_length} cuts every response; raise it (the longest text has "
+            f"{cut.longest} tokens)"
+        )
 
 
 def _chosen(examples: Sequence[Example], numbers: np.ndarray) -> list[Example]:

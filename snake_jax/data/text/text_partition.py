@@ -40,7 +40,8 @@ def partition_texts(
     if kind not in PARTITIONS:
         raise UserError(f"--partition={kind} is unknown for text; allowed: {', '.join(PARTITIONS)}")
     labels = _numbers(categories)
-    equal = iid(labels, nodes, seed)  # which also checks nodes and seed
+    # Drawn in any case, since it checks nodes and seed.
+    equal = iid(labels, nodes, seed)
     if kind == "iid":
         return equal
     return by_category(labels, nodes, seed, categories_per_node)
