@@ -115,6 +115,7 @@ def _each(suites: Sequence[str]) -> int:
         _say(f"suite {suite}")
         command = [sys.executable, "-m", "experiments.bench", suite, *_given()]
         code = subprocess.run(command).returncode
+        # Who interrupts one wants them all to end.
         if code == 130:
             raise KeyboardInterrupt
         if code:

@@ -214,6 +214,7 @@ def fastest(
         for _ in range(rounds):
             variant.round()
         variant.close()
+        # What one cannot run the others cannot either.
         if variant.missing:
             return variant, trials
         trials[variant.name] = median(variant.seconds)

@@ -274,6 +274,7 @@ def _rows(
     examples = contestant.first["examples"]
     an_example_us = [1e6 * round_s / examples for round_s in seconds]
     over_ours = over_base(contestant, base)
+    # Peers are to be slower than ours, others of ours as fast as its fastest.
     better = HIGHER if contestant.kind in PEERS else LOWER
     goal = goals.get(contestant.kind)
     name = contestant.name

@@ -34,6 +34,7 @@ def run(request: Request) -> Measured:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         everyone = _contest(sizes, repeats, Path(folder), request)
     rows = _rows(sizes, everyone)
+    # With which versions peers ran, or why they did not.
     peers = {}
     for contestant in everyone[1:]:
         label = contestants.KINDS[contestant.kind].label

@@ -26,13 +26,15 @@ def step(folder: Path, sizes: Sizes, way: str, threads: int) -> Callable[[], flo
     """
     torch.set_num_threads(threads)
     model = load(folder)
+    # What does not train asks for no gradient, so the backward pass ends where ours does.
     if way == "LoRA":
         model = _adapted(model, sizes.rank)
     elif way != "full":
         model.requires_grad_(False)
         model.model.layers[llama.trains(sizes, way).first].requires_grad_(True)
+    weights = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        weights,
         lr=llama.LEARNING_RATE,
         weight_decay=0.0,
         fused=True,

@@ -102,6 +102,7 @@ def comparison(now: Result, before: Result | None) -> tuple[list[str], list[Chan
     """What to say of the committed result, a line each, and the regressions."""
     if before is None:
         return ["no committed result to compare with"], []
+    # Numbers of unlike machines or sizes say nothing of each other.
     if kind(now["machine"]) != kind(before["machine"]):
         other = ", ".join(kind(before["machine"]))
         return [f"not compared: the committed result is of another machine ({other})"], []

@@ -47,6 +47,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def goals(rows: Sequence[Row]) -> list[str]:
     """One line for every column that has a goal: its bound, and who misses it by how much."""
+    # A column may have several goals: one for each kind of peer.
     columns: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
         if row.limit is not None:

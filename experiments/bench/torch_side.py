@@ -36,6 +36,7 @@ class Trainer:
         torch.set_num_threads(threads)
         self.work = work
         self._channels_last = channels_last
+        # Normalised once, not in every batch.
         images = work.normalised()
         if not channels_last:
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))

@@ -85,6 +85,7 @@ def vision_visit(network: Network, trained: tuple[str, ...]) -> Callable[[], obj
     images = rng.normal(size=(count, network.side, network.side, 3)).astype(np.float32)
     labels = jnp.arange(count, dtype=jnp.int32) % 10
     examples = Examples(jnp.asarray(images), labels)
+    # Plain, as the bare steps are: nothing stored in fewer bits, nothing handed on.
     settings = VisitSettings(
         local_epochs=1, batch_size=network.batch, frozen_dtype="float32", early_stop=0.0, seed=0
     )

@@ -198,6 +198,7 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConf
         "eval_every": nodes if method["algorithm"] == "snake" else 1,
         "seed": case.seed,
     }
+    # The file that tuning reads was cut to the limit when it was written.
     if case.tried is not None:
         tuned = {"data": given[_TRAINING_PART], "test_share": scale.validation, "limit": 0}
         config |= tuned

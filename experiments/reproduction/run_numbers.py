@@ -48,6 +48,7 @@ def several(key: str, show: Callable[[float], str]) -> Callable[[Sequence[Number
         if not known:
             return UNKNOWN
         average = show(statistics.fmean(known))
+        # A mean over some of the seeds alone says so.
         if len(known) < len(runs):
             return f"{UNKNOWN} ({len(known)} of {len(runs)}: {average})"
         if len(runs) == 1:

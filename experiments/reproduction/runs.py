@@ -193,6 +193,7 @@ def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[
     try:
         state = workdir.resume(setup, say)
         job = OpenRun(setup, workdir, state)
+        # One that diverges ends alone; the figure says which are missing.
         try:
             one_run.finish_rounds(job, _tell_nobody, False, going_on)
         except loop.Diverged as error:

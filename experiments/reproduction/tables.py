@@ -301,6 +301,7 @@ def against(rows: Sequence[Numbers], base: Mapping[str, Any]) -> list[str]:
 
     The base is alike otherwise.
     """
+    # All seeds of the base, on every partition and with every E.
     finished_base = []
     for numbers in rows:
         is_base = all(numbers[key] == value for key, value in base.items())

@@ -41,6 +41,7 @@ def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
             if case.partition == partition:
                 any_seed = case._replace(seed=0)
                 groups.setdefault(any_seed, []).append(run)
+        # A partition that nothing has run on yet has no row.
         in_row = []
         for case, runs in groups.items():
             colour, style = _look(figure, case)

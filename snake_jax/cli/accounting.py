@@ -76,6 +76,7 @@ def main(given: Given) -> None:
 
 def analytic(batch_size: int) -> Row:
     """All that follows from shapes alone: the same numbers on every machine."""
+    # Which lowering the model has does not change its shapes.
     model = papers_vgg11()
     costs = layer_costs(model, batch_size)
     layers: list[Row] = []

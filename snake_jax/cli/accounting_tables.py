@@ -163,6 +163,7 @@ def _memory(numbers: Row) -> list[str]:
 
 def _memory_cells(row: Row) -> list[str]:
     """A row of the memory table."""
+    # A step that freezes nothing trains all, whatever frozen layers would be stored as.
     if row["frozen_bytes"] == 0:
         name = "all layers"
     else:

@@ -19,6 +19,7 @@ def main(given: Given) -> None:
     if flags.seeds and not flags["seed"].using_default_value:
         raise UserError(f"--seeds={flags.seeds} and --seed={flags.seed}: give one of them")
     config = config_flags.from_flags(flags, ImageConfig)
+    # Where there are several processes they have to know each other before one asks for devices.
     with cluster.together(flags):
         _check_processes(config, flags)
         configs = seeds.seed_configs(flags.seeds, config) if flags.seeds else [config]

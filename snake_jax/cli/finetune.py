@@ -26,6 +26,7 @@ def main(given: Given) -> None:
         raise UserError(
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
+    # Where there are several processes they have to know each other before one asks for devices.
     with cluster.together(flags):
         config = text_inputs.with_first_day(config, workdir)
         setup = loop.prepare(config)

@@ -43,6 +43,7 @@ def seed_configs(text: str, config: ImageConfig) -> list[ImageConfig]:
                 f"--seeds={text}: {word or 'a gap'} is no seed; want whole numbers as 0,1,2"
             )
         seeds.append(int(word))
+    # Two of one seed would write one folder.
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds={text}: names a seed twice")
     if config.executor in ("pmap", "shard_map"):
@@ -195,6 +196,7 @@ def _report(seeds: Sequence[int], folder: epath.Path, diverged: Diverged) -> Non
         for run, path in zip(runs, paths, strict=True):
             with storage.stored(path / "curves.png") as picture:
                 one_run.draw_curves(run, picture)
+    # A mean over the seeds that happened not to diverge would be of luck.
     if diverged:
         lines = [f"seed {seed}: {error}" for seed, error in diverged.items()]
         raise launch.failed("; ".join(lines))

@@ -84,6 +84,7 @@ def _merit_columns(merit: Merit) -> list[PageColumn]:
 
         return of
 
+    # What the model was, what it became, and what stands beside that in tables.
     columns = []
     if merit.before is not None:
         label = f"{merit.name} before"

@@ -167,6 +167,7 @@ def _axes() -> list[dict[str, str]]:
 
 
 def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
+    # What is drawn: a value for each line, and where training began.
     merit = merit_of(run)
     y = {}
     for curve in merit.curves:
@@ -175,6 +176,7 @@ def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
     untrained = before(run)
     if untrained is not None:
         start[merit.field] = _rounded(untrained)
+    # What is read.
     cells = {column.key: cell(column, run) for column in columns}
     config = {key: _shown(value) for key, value in config_of(run).items()}
     return {
@@ -225,6 +227,7 @@ def _nodes(record: Record) -> list[Any]:
 
 def _visits(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the schedule shows of each line; `layers` are indices into `layer_order`."""
+    # Layers by number: the strip is drawn in the model's order, and a page has many visits.
     index = {name: place for place, name in enumerate(layer_order(records))}
     visits = []
     for number, record in enumerate(records):

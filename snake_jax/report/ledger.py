@@ -76,6 +76,7 @@ def _read_transfers(path: Path) -> list[Record] | None:
     transfers = []
     lines = path.read_text().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
+        # A run may be in the middle of writing it.
         if not line.strip() or not line.endswith("\n"):
             continue
         try:

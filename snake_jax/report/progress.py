@@ -56,6 +56,7 @@ def progress_text(record: Record) -> str:
         parts.append(f"loss {record['loss']:.3f}")
     if record.get(merit.field) is not None:
         parts.append(f"{merit.name} {merit.show(record[merit.field])}")
+    # Who trained what; a full model's layers would fill the line.
     parts.append(_nodes(record.get("node")))
     layers = record.get("layers") or []
     parts.append(",".join(layers) if len(layers) <= FEW_LAYERS else f"{len(layers)} layers")

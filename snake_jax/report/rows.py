@@ -85,6 +85,7 @@ def groups(runs: Sequence[Run]) -> Groups:
 
 
 def _merit_rows(merit: Merit) -> list[TableRow]:
+    # Shares compare by points, plain numbers by their ratio.
     against = "difference" if merit.is_share else "ratio"
     rows = []
     if merit.before is not None:
@@ -104,6 +105,7 @@ def _merit_rows(merit: Merit) -> list[TableRow]:
 
 def cost_rows() -> list[TableRow]:
     """What a run costs its nodes and the network."""
+    # Runs of unlike length compare by what they take a step, a cycle and a visit.
     flops = _end("flops")
     flops_per_iteration = _per(flops, _end("iterations"))
     sent = _end("bytes")
@@ -147,6 +149,7 @@ def _work_rows(runs: Sequence[Run]) -> list[TableRow]:
         TableRow("iterations", "iterations", _end("iterations"), human),
         TableRow("examples", "examples", _end("examples"), human),
     ]
+    # Of text, examples are rows as they were packed and say little.
     if any(counts_tokens(run) for run in runs):
         rows += [
             TableRow("tokens", "tokens", _sum("tokens"), human),

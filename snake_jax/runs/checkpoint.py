@@ -123,6 +123,7 @@ class Checkpoints:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=items)["meta"]
         checksums = meta.pop("checksums")
+        # What other shapes mean is another model: as unusable as damage, so treated alike.
         target = tree_for(meta)
         arrays = {}
         for name, expected in _flatten(target).items():

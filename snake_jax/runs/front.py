@@ -118,6 +118,7 @@ def kept_rounds(
     """
     engine = loop.make_engine(setup)
 
+    # A state that a run stops with, as when it diverges, is kept though it has no report.
     def keep(last: State) -> None:
         folder.keep(last, compilations_in_all(folder, engine))
 

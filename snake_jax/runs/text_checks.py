@@ -17,6 +17,7 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
         raise UserError(
             f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
         )
+    # A mesh divides rows and heads, so both must be divisible.
     architecture = model.architecture
     sharding.check_mesh(
         config.mesh,

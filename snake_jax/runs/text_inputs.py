@@ -230,6 +230,7 @@ def _ranks(config: TextConfig) -> tuple[int, ...]:
         speeds = [node.flops_per_s for node in of_config(config).nodes]
         fastest = max(speeds)
         return tuple(max(1, round(config.lora_rank * speed / fastest)) for speed in speeds)
+    # Smaller ranks are columns of the greatest, so none may be above it.
     listed = []
     for word in config.rank.split(","):
         if not word.strip().isdecimal() or not 0 < int(word) <= config.lora_rank:

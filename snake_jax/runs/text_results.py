@@ -112,6 +112,7 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
       prompt: put into the form that the run trains on.
       max_new_tokens: length of the longest answer.
     """
+    # In the form that the run trains on; as plain text the model would only go on with it.
     tokenizer = setup.data.tokenizer
     ids = templates.render_prompt(
         prompt, tokenizer, setup.config.template, setup.config.allow_special_tokens
@@ -135,6 +136,7 @@ def merged_model(setup: TextSetup, params: Params) -> Params:
       setup: of the run.
       params: what may train, after it.
     """
+    # As pretrained, but for what has trained since.
     scale = make_lora(setup.config).scale
     weights = dict(setup.data.weights())
     for name in setup.model.layer_names:

@@ -160,6 +160,8 @@ def _trainable(
             )
     if not algorithm.trains_parts and not config.lora_rank:
         ends = ENDS
+
+    # In the model's order, which the schedule goes by.
     trainable = []
     for name in model.layer_names:
         if name not in ENDS:
@@ -211,6 +213,7 @@ def make_engine(setup: TextSetup) -> LocalEngine:
         config.accumulate,
         config.cache_prefix,
     )
+    # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train = data.rows.train.rows
     test = data.rows.test
@@ -273,6 +276,7 @@ def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
 
     def flops(outcome: Outcome) -> Mapping[Role, int]:
         assert outcome.text is not None, "a visit on a language model counts its text"
+        # Rows of one text come in several lengths, and cost by their length.
         total = 0
         for passed in outcome.text.passed:
             costs = row_costs(job.model, adapters, step.recompute, passed.length)
@@ -325,6 +329,7 @@ def _summary(
     config = setup.config
     job = setup.job
     settings = {name: getattr(config, name) for name in _SUMMARISED}
+    # Computed anew at the end: a run that was gone on with has forgotten its first evaluation.
     before = None
     if engine is not None:
         untrained = engine.evaluate(_params(setup))

@@ -74,6 +74,7 @@ class Workdir:
                 self._open = stack.pop_all()
 
     def _enter(self, config: RunConfig, stack: contextlib.ExitStack) -> Checkpoints:
+        # What the stack closes again where a later step fails.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             in_bucket = storage.is_bucket(self.path)
@@ -186,6 +187,8 @@ class Workdir:
         """Writes a checkpoint of a state, unless it is there."""
         if not self._checkpoints:
             return
+        # Names of what has arrays, so that their shapes are known before they are read; and how
+        # many lines belong to this round, so that later ones are cut off.
         meta = {
             "states": list(state.states),
             "nodes": list(state.nodes),

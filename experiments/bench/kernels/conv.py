@@ -192,6 +192,7 @@ def looped_passes(layer: ConvShape) -> dict[str, Run]:
     xs, w, gs = _draw((LOOP, *layer.x), layer.w, (LOOP, *layer.y))
     forward = _forward(layer, OURS)
 
+    # One result of `jax.vjp` alone is asked for: what the other takes is left out when compiled.
     def forward_of(w: jax.Array, x: jax.Array) -> jax.Array:
         return forward(x, w)
 

@@ -156,6 +156,7 @@ def _compiled(chip: str, shape: QuantShape, schedules: Path) -> list[dict[str, A
         weight = jax.eval_shape(functools.partial(stored, shape, kind))
         for rank in RANKS:
             for direction, transposed in DIRECTIONS.items():
+                # Text is generated without a backward pass.
                 if transposed and shape.rows < LEAST_TRAINED_ROWS:
                     continue
                 about = {

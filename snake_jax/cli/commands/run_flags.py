@@ -58,6 +58,7 @@ def _define_processes(values: FlagValues) -> None:
         "one of several processes that a cloud or scheduler known to jax started",
         flag_values=values,
     )
+    # For processes that nobody but the user has started.
     flags.DEFINE_string(
         "coordinator_address",
         "",
