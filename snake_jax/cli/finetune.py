@@ -10,7 +10,7 @@ from snake_jax.cli import cluster, defaults, one_run
 from snake_jax.cli.commands import config_flags, run_flags
 from snake_jax.cli.commands.command import Given
 from snake_jax.cli.one_run import OpenRun
-from snake_jax.cli.training import training
+from snake_jax.cli.training import launched, training
 from snake_jax.config import TextConfig
 from snake_jax.errors import UserError
 from snake_jax.runs import loop, storage, text_inputs, text_results
@@ -25,7 +25,7 @@ def main(given: Given) -> None:
         raise UserError(
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
-    with cluster.together(flags):
+    with cluster.together(flags), launched(run_flags.engine(flags), config):
         setup = loop.prepare(text_inputs.with_first_day(config, workdir))
         about = f"{text_results.describe(setup)}\n{defaults.said(setup, flags)}"
         begin = partial(_begin, flags)

@@ -117,6 +117,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rejoin_s",
     ),
     "machine": (
+        "engine",
+        "ray_address",
+        "ray_actors",
+        "ray_resources",
+        "ray_deadline_s",
         "executor",
         "conv",
         "frozen_dtype",

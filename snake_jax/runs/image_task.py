@@ -28,7 +28,7 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import augmentation, sources, subsets
-from snake_jax.data.images.dataset import Dataset, Split, normalise
+from snake_jax.data.images.dataset import Dataset, Split, normalise, take
 from snake_jax.data.images.quality import clean
 from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import Engine, Scores
@@ -68,12 +68,15 @@ class Images(NamedTuple):
       shards: each node's indices into the training examples, as the method trains on them.
       divergence: between the nodes' label distributions, by `config.distill_measure`.
       quality: what cleaning did, one line.
+      largest: how many examples the largest of all nodes holds, where these are not all nodes'
+        images; else 0.
     """
 
     dataset: Dataset
     shards: Sequence[np.ndarray]
     divergence: float
     quality: str
+    largest: int = 0
 
 
 ImageJob = Job[ImageConfig, Images, LayeredModel]
@@ -362,7 +365,28 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     )
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
-    return image_engine(step, train, test, setup.data.shards, settings, config.executor)
+    shards, largest = setup.data.shards, setup.data.largest
+    return image_engine(step, train, test, shards, settings, config.executor, largest)
+
+
+def part_of(data: Images, nodes: Sequence[int], held_out: bool) -> Images:
+    """What these nodes hold of the data, and of all others what shapes everybody's batches.
+
+    Args:
+      data: of all nodes.
+      nodes: whose images stay.
+      held_out: whether the held-out images do.
+    """
+    shards, chosen, start = [], [np.zeros(0, np.int64)], 0
+    for node, shard in enumerate(data.shards):
+        count = len(shard) if node in nodes else 0
+        shards.append(np.arange(start, start + count, dtype=shard.dtype))
+        chosen.append(shard[:count])
+        start += count
+    dataset = data.dataset._replace(train=take(data.dataset.train, np.concatenate(chosen)))
+    if not held_out:
+        dataset = dataset._replace(test=take(dataset.test, np.zeros(0, np.int64)))
+    return data._replace(dataset=dataset, shards=shards, largest=max(map(len, data.shards)))
 
 
 def _examples(split: Split) -> Examples:
@@ -404,6 +428,7 @@ TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     setup=make_setup,
     params=_fresh,
     engine=make_engine,
+    part=part_of,
     record=_record,
     summary=_summary,
 )

@@ -52,6 +52,7 @@ from snake_jax.runs.setup import Setup, assembled
 from snake_jax.runs.text_inputs import (
     Texts,
     load_model,
+    part_of,
     prepare_data,
     template_date,
     tokenizer_beside,
@@ -229,7 +230,10 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    return text_engine(step, base, train, test, data.shards, settings, data.ranks, config.executor)
+    ranks, packed = data.ranks, data.packed
+    return text_engine(
+        step, base, train, test, data.shards, settings, ranks, config.executor, packed
+    )
 
 
 def _params(setup: TextSetup) -> Params:
@@ -365,6 +369,7 @@ TASK: Task[TextConfig, Texts, LanguageModel] = Task(
     setup=make_setup,
     params=_params,
     engine=make_engine,
+    part=part_of,
     record=_record,
     summary=_summary,
 )

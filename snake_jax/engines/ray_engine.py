@@ -1,0 +1,430 @@
+"""The engine of several processes, on Ray: a node is played by an actor with its own data.
+
+An actor (`ray_node`) opens its nodes' data itself and trains by a `LocalEngine` of its own, so what
+a visit computes is written once. Here is what is around that: who holds which value, what is sent
+to whom, and what becomes of a process that ends or hangs.
+
+A value that a visit trained lies where it was trained, as an object of Ray. From node to node it
+goes from there to the process that needs it; through the server it is put anew by this process. In
+both modes this process has a copy before an outcome counts, so what dies with its owner is nothing
+that was merged, and checkpoints and evaluations are its own.
+
+A process that ends is seen when its visit's call fails; one that hangs by a heart-beat, which a
+second thread of it answers, that stays out for `deadline_s`. Either way its visits are `Lost`, and
+a new process, with an empty cache, takes its place.
+"""
+
+import contextlib
+import functools
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import ray
+
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Serialized
+from snake_jax.engines import orders
+from snake_jax.engines.choice import Choice
+from snake_jax.engines.contract import Compilations, Engine, Holdings, NodeInfo, Scores
+from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
+from snake_jax.engines.ray_node import (
+    SHARED,
+    Begun,
+    Build,
+    Facts,
+    Item,
+    Key,
+    Node,
+    Task,
+    remembered,
+    serialized_bytes,
+    still_held,
+)
+from snake_jax.errors import UserError
+from snake_jax.params import Params, PyTree
+
+RESTARTS = 3
+"""How often a process's place is taken by a new one; after that its nodes stay away."""
+_BEAT_S = 0.5
+
+
+class Exchange(NamedTuple):
+    """What is sent, as the run's flags say.
+
+    Attributes:
+      peer_to_peer: whether values go from node to node, not through this process.
+      cached: whether nodes keep what they were sent.
+      states: whether optimizer states travel.
+      remembers: whether the method has a client at the nodes.
+    """
+
+    peer_to_peer: bool
+    cached: bool
+    states: bool
+    remembers: bool
+
+
+class _Value(NamedTuple):
+    """A value under its number."""
+
+    number: int
+    value: PyTree
+
+
+class _Worker:
+    """An actor that plays nodes, and what is known of it."""
+
+    def __init__(self, number: int, nodes: tuple[int, ...], actor: Any, begun: Any) -> None:
+        """All of it is asked to begin, and has answered nothing."""
+        self.number, self.nodes, self.actor = number, nodes, actor
+        self.begun: ray.ObjectRef = begun
+        self.about: Begun | None = None
+        self.held: set[Key] = set()
+        self.beat: tuple[ray.ObjectRef, float] | None = None
+        self.alive = True
+
+
+class _UnderWay(NamedTuple):
+    """An order that was submitted."""
+
+    order: Order
+    worker: _Worker
+    task: Task
+    references: list[ray.ObjectRef]
+
+
+class RayEngine:
+    """See `contract.Engine`."""
+
+    def __init__(
+        self,
+        nodes: int,
+        build: Callable[[Sequence[int]], Build],
+        scorer: Engine,
+        exchange: Exchange,
+        choice: Choice,
+    ) -> None:
+        """Starts the actors; waits for none.
+
+        Args:
+          nodes: how many.
+          build: what the actor of these nodes is told, so that it can open their data.
+          scorer: evaluates, in this process.
+          exchange: what is sent.
+          choice: where the actors are.
+        """
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(cluster(choice))
+        self._build, self._scorer, self._exchange = build, scorer, exchange
+        self._deadline_s = choice.deadline_s
+        count, self._options = placed(nodes, choice)
+        self._surroundings = self._open.enter_context(kept_programs())
+        self._restarts = [RESTARTS] * count
+        self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
+
+        self._numbers = itertools.count()
+        self._holdings = Holdings({})
+        self._values: dict[Item, _Value] = {}
+        self._references: dict[Key, ray.ObjectRef] = {}
+        self._given: dict[int, _Value] = {}
+        self._under_way: list[_UnderWay] = []
+        self._lost: deque[Lost] = deque()
+        self._compilations: dict[_Worker, Compilations] = {}
+        self._looked_s = 0.0
+        self._node_count = nodes
+        self._workers: list[_Worker] = []
+        for number in range(count):
+            self._workers.append(self._started(number, tuple(range(number, nodes, count))))
+
+    # Processes
+
+    def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
+        """A new actor for these nodes, told to open their data and to compile what is expected."""
+        kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
+        actor = kind.options(**self._options).remote(nodes, self._exchange.cached)
+        begun = actor.begin.remote(self._surroundings, self._build(nodes))
+        worker = _Worker(number, nodes, actor, begun)
+        self._prepare(worker)
+        return worker
+
+    def _prepare(self, worker: _Worker) -> None:
+        """Has the actor compile what its nodes are going to need."""
+        if self._expected is None:
+            return
+        rounds, like, shared = self._expected
+        own = []
+        for visits in rounds:
+            mine = tuple(visit for visit in visits if visit.node in worker.nodes)
+            if mine:
+                own.append(mine)
+        worker.actor.expect.remote(own, like, shared)
+
+    def _drop(self, worker: _Worker, why: str) -> None:
+        """Counts all that the actor was to do as lost; a new one takes its place."""
+        if not worker.alive:
+            return
+        worker.alive = False
+        kill(worker.actor, worker.about)
+        for one in self._under_way:
+            if one.worker is worker:
+                self._lost.append(Lost(one.order.visit, why))
+        self._under_way = [one for one in self._under_way if one.worker is not worker]
+        if self._restarts[worker.number]:
+            self._restarts[worker.number] -= 1
+            self._workers[worker.number] = self._started(worker.number, worker.nodes)
+
+    def _look_after(self) -> None:
+        """Asks actors that work for a heart-beat, and drops those that do not answer."""
+        now = time.monotonic()
+        if now - self._looked_s < _BEAT_S:
+            return
+        self._looked_s = now
+        for worker in {one.worker for one in self._under_way}:
+            if worker.about is None:
+                self._greet(worker)
+            elif worker.beat is None:
+                beat = worker.actor.beat.options(concurrency_group="beat").remote()
+                worker.beat = beat, now
+            elif _is_there(worker.beat[0]):
+                worker.beat = None
+            elif now - worker.beat[1] > self._deadline_s:
+                self._drop(worker, f"no heart-beat for {self._deadline_s:g} s")
+
+    def _greet(self, worker: _Worker) -> None:
+        """Notes what an actor says of itself once its data is open; until then none is missed.
+
+        Raises:
+          UserError: it cannot open its data.
+        """
+        if not _is_there(worker.begun):
+            return
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            worker.about = _got(worker.begun)
+
+    # What a run asks
+
+    def nodes(self) -> Sequence[NodeInfo]:
+        """The nodes, by number, as their processes say; waits for those that are beginning."""
+        found: dict[int, NodeInfo] = {}
+        for worker in self._workers:
+            if worker.alive:
+                found |= _got(worker.begun).nodes
+        gone = NodeInfo(0, alive=False)
+        return [found.get(node, gone) for node in range(self._node_count)]
+
+    def expect(
+        self, rounds: Sequence[Round], params: Params, done: int = 0, shared: PyTree = None
+    ) -> None:
+        """Has every actor compile what its own nodes are to train, all at the same time; waits for
+        none. See `contract.Engine`.
+        """
+        shapes = jax.eval_shape(lambda *trees: trees, params, shared)
+        self._expected = (rounds[done:], *shapes)
+        for worker in self._workers:
+            self._prepare(worker)
+        self._scorer.expect((), params)
+
+    def hold(self, holdings: Holdings) -> None:
+        """Is told what orders may name from now on; nothing is sent before it is asked for."""
+        items: dict[Item, PyTree] = {}
+        for name, layer in holdings.layers.items():
+            items["layers", name] = layer.value
+        for name, state in holdings.states.items():
+            items["states", name] = state.value
+        for node, memory in holdings.memory.items():
+            items["memory", node] = memory.value
+        if self._exchange.remembers:
+            items[SHARED] = holdings.shared.value
+
+        values: dict[Item, _Value] = {}
+        for item, value in items.items():
+            old, given = self._values.get(item), self._given.get(id(value))
+            if old is not None and old.value is value:
+                values[item] = old
+            elif given is not None:
+                # Just what a visit gave: whoever trained it has it, under this number.
+                values[item] = given
+            else:
+                values[item] = _Value(next(self._numbers), value)
+        self._holdings, self._values = holdings, values
+        self._given.clear()
+        current = {(item, value.number) for item, value in values.items()}
+        for key in set(self._references) - current:
+            del self._references[key]
+
+    def submit(self, order: Order) -> None:
+        """Sends the order to the actor of its node; never waits.
+
+        Raises:
+          UserError: no process is left.
+        """
+        orders.bound(order, self._holdings, None)  # versions that are not held are an error
+        worker = self._workers[order.visit.node % len(self._workers)]
+        if not worker.alive:
+            if not any(other.alive for other in self._workers):
+                raise UserError(
+                    "--engine=ray: the processes of all nodes have ended, the last of them "
+                    f"{RESTARTS} times anew; see Ray's logs"
+                )
+            why = f"its process ended {RESTARTS + 1} times; it stays away"
+            self._lost.append(Lost(order.visit, why))
+            return
+        task = self._task(order, worker)
+        exchange, layers = self._exchange, len(order.visit.layers)
+        returns = 1 + layers + layers * exchange.states + 2 * exchange.remembers
+        references = worker.actor.carry_out.options(num_returns=returns).remote(task)
+        if returns == 1:
+            references = [references]
+        self._under_way.append(_UnderWay(order, worker, task, references))
+
+    def _task(self, order: Order, worker: _Worker) -> Task:
+        """What the actor is asked, with references to what it lacks."""
+        wanted: list[Item] = [("layers", name) for name in order.layers]
+        wanted += [("states", name) for name in order.states]
+        if order.memory is not None:
+            wanted.append(("memory", order.visit.node))
+        if self._exchange.remembers:
+            wanted.append(SHARED)
+        items = {item: self._values[item].number for item in wanted}
+        references = {}
+        for item, number in items.items():
+            if (item, number) not in worker.held:
+                references[item] = [self._reference(item)]
+        made = next(self._numbers)
+        task = Task(order.visit, order.learning_rate, items, references, made)
+
+        # What the actor has when it is done, by the rules that it goes by.
+        held = still_held(worker.held | set(items.items()), task)
+        for name in order.visit.layers:
+            held |= {(("layers", name), made), (("states", name), made)}
+        held.add((("memory", order.visit.node), made))
+        worker.held = held if self._exchange.cached else remembered(held)
+        return task
+
+    def _reference(self, item: Item) -> "ray.ObjectRef":
+        """To the current value of an item; put by this process unless it lies at a node."""
+        number, value = self._values[item]
+        if (item, number) not in self._references:
+            self._references[item, number] = ray.put(jax.device_get(value))
+        return self._references[item, number]
+
+    def next(self, timeout_s: float | None = None) -> Outcome | Lost | None:
+        """The next outcome, of whichever actor is first; see `contract.Engine`.
+
+        Raises:
+          UserError: an actor cannot open its data.
+        """
+        end_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        while self._lost or self._under_way:
+            if self._lost:
+                return self._lost.popleft()
+            first = [one.references[0] for one in self._under_way]
+            wait_s = max(min(_BEAT_S, end_s - time.monotonic()), 0.0)
+            ready, _ = ray.wait(first, timeout=wait_s, fetch_local=False)
+            self._look_after()
+            if ready:
+                for one in self._under_way:
+                    if one.references[0] == ready[0]:
+                        return self._outcome(one)
+            elif time.monotonic() >= end_s:
+                return None
+        return None
+
+    def _outcome(self, one: _UnderWay) -> Outcome | Lost:
+        """What came of an order: all of it is here before it counts."""
+        try:
+            if one.worker.about is None:
+                one.worker.about = _got(one.worker.begun)
+            facts: Facts
+            facts, *values = ray.get(one.references)
+        except ray.exceptions.RayActorError:
+            self._drop(one.worker, "its process ended")
+            return self._lost.popleft()
+        except (ray.exceptions.ObjectLostError, ray.exceptions.ObjectFetchTimedOutError):
+            self._drop(one.worker, "what it trained was lost on the way")
+            return self._lost.popleft()
+        self._under_way.remove(one)
+        self._compilations[one.worker] = facts.compilations
+        return self._whole(one, facts.outcome, values)
+
+    def _whole(self, one: _UnderWay, outcome: Outcome, values: list[PyTree]) -> Outcome:
+        """The outcome with its arrays, which are noted as lying where they were trained."""
+        visit, references, exchange = one.order.visit, one.references[1:], self._exchange
+        assert outcome.serialized is not None
+        came = sum(map(serialized_bytes, values))
+        # Copies, so that Ray may let go of its own; where the run has its arrays.
+        copied = _copied_to_device if self._on_device() else _copied
+        values = [copied(value) for value in values]
+        names: list[Item] = [("layers", name) for name in visit.layers]
+        if exchange.states:
+            names += [("states", name) for name in visit.layers]
+        if exchange.remembers:
+            names += [("memory", visit.node), ("report", "")]
+        found = dict(zip(names, values, strict=True))
+        for item, value, reference in zip(names, values, references, strict=True):
+            self._given[id(value)] = _Value(one.task.made, value)
+            if exchange.peer_to_peer:
+                self._references[item, one.task.made] = reference
+        return outcome._replace(
+            layers={name: found["layers", name] for name in visit.layers},
+            states={name: found["states", name] for name in visit.layers if exchange.states},
+            memory=found.get(("memory", visit.node)),
+            report=found.get(("report", "")),
+            serialized=Serialized(outcome.serialized.to_node, came),
+        )
+
+    def _on_device(self) -> bool:
+        """Whether the run has its layers on the device, or on the host."""
+        for held in self._holdings.layers.values():
+            return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(held.value))
+        return False
+
+    def evaluate(self, params: Params) -> Scores:
+        """Scores of a model on the held-out data, in this process."""
+        return self._scorer.evaluate(params)
+
+    @property
+    def compilations(self) -> Compilations:
+        """What was compiled in all processes, as far as they have said."""
+        every = [self._scorer.compilations, *self._compilations.values()]
+        peaks = [one.peak_bytes for one in every if one.peak_bytes is not None]
+        programs, seconds = sum(one.programs for one in every), sum(one.seconds for one in every)
+        return Compilations(programs, seconds, max(peaks, default=None))
+
+    def close(self) -> None:
+        """Ends the actors, and the cluster where this started it."""
+        self._under_way.clear()
+        self._lost.clear()
+        self._references.clear()
+        for worker in self._workers:
+            if worker.alive:
+                worker.alive = False
+                ray.kill(worker.actor, no_restart=True)
+        self._open.close()
+
+
+def _is_there(reference: "ray.ObjectRef") -> bool:
+    """Whether there is an answer, be it an error."""
+    return bool(ray.wait([reference], timeout=0)[0])
+
+
+def _got(begun: "ray.ObjectRef") -> Begun:
+    """What an actor says of itself.
+
+    Raises:
+      UserError: as it says.
+    """
+    try:
+        return ray.get(begun)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
+
+
+_copied = functools.partial(jax.tree.map, np.array)
+_copied_to_device = functools.partial(jax.tree.map, jax.numpy.array)
