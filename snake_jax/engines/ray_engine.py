@@ -145,8 +145,9 @@ class RayEngine:
     def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
         """A new actor for these nodes, told to open their data and to compile what is expected."""
         kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
-        actor = kind.options(**self._options).remote(nodes, self._exchange.cached)
-        begun = actor.begin.remote(self._surroundings, self._build(nodes))
+        about = nodes, self._exchange.cached, self._surroundings
+        actor = kind.options(**self._options).remote(*about)
+        begun = actor.begin.remote(self._build(nodes))
         worker = _Worker(number, nodes, actor, begun)
         self._prepare(worker)
         return worker

@@ -106,19 +106,17 @@ class Facts(NamedTuple):
 class Node:
     """The actor's class. Its methods but `beat` run one after the other, in the order of calls."""
 
-    def __init__(self, nodes: Sequence[int], cached: bool) -> None:
+    def __init__(self, nodes: Sequence[int], cached: bool, about: Surroundings) -> None:
         """Opens nothing yet.
 
         Args:
           nodes: whose visits come here.
           cached: whether layers are kept from visit to visit.
+          about: what is taken over, before anything of ours is unpickled or compiled.
         """
         self._nodes, self._cached = nodes, cached
         self._engine: Engine | None = None
         self._held: dict[Key, PyTree] = {}
-
-    def begin(self, about: Surroundings, build: Build) -> Begun:
-        """Opens the data."""
         # The folder may be another machine's; what is missing then is said by who looks for it.
         if os.path.isdir(about.folder):
             os.chdir(about.folder)
@@ -127,6 +125,9 @@ class Node:
         sys.path += [place for place in about.path if place not in sys.path]
         for name, value in about.settings.items():
             jax.config.update(name, value)
+
+    def begin(self, build: Build) -> Begun:
+        """Opens the data."""
         self._engine = build()
         infos = self._engine.nodes()
         own = {node: infos[node] for node in self._nodes if node < len(infos)}

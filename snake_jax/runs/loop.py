@@ -12,15 +12,8 @@ import jax
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
-from snake_jax.algorithms.visits import (
-    Ending,
-    Lost,
-    Outcome,
-    Round,
-    Rounds,
-    Visit,
-    nothing_of,
-)
+from snake_jax.algorithms import visits as visiting
+from snake_jax.algorithms.visits import Ending, Lost, Outcome, Round, Rounds, Visit
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
@@ -221,7 +214,8 @@ def _record(
         visits, outcomes, transfers, scores or (None, None), rate, flops, waits
     )
     record |= records.of_clock(took) | setup.task.record(outcomes, scores)
-    return record | {"distilled": setup.distilled, "event": _event(visits, carried)}
+    record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    return record | records.of_serialized(outcomes)
 
 
 def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:
@@ -263,7 +257,7 @@ def _carry_out(
     for outcome in _in_order(engine, visits):
         if isinstance(outcome, Lost):
             lost.append(outcome)
-            found.append(nothing_of(outcome.visit))
+            found.append(visiting.nothing_of(outcome.visit))
             continue
         if _is_good(outcome, config, state, keep) and outcome.visit.event != "lost":
             accepted.append(outcome.visit)
@@ -392,6 +386,7 @@ def summarise(
     return {
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
+        **records.total_serialized(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,
