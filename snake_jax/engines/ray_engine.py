@@ -206,6 +206,10 @@ class RayEngine:
         with contextlib.suppress(ray.exceptions.RayActorError):
             worker.about = _got(worker.begun)
 
+    def processes(self) -> list[int]:
+        """The numbers of the actors' processes; waits for those that are beginning."""
+        return [_got(worker.begun).pid for worker in self._workers if worker.alive]
+
     # What a run asks
 
     def nodes(self) -> Sequence[NodeInfo]:

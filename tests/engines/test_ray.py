@@ -208,11 +208,10 @@ class Striking:
         return getattr(self._engine, name)
 
     def submit(self, order):
-        worker = self._engine._workers[order.visit.node % len(self._engine._workers)]
         self._engine.submit(order)
         if order.visit.turn == self._turn:
             self._turn = None
-            pid = ray.get(worker.begun).pid
+            pid = self._engine.processes()[order.visit.node % 2]
             threading.Thread(target=strike, args=(pid, self._number)).start()
 
 
