@@ -1,6 +1,7 @@
 """A Ray cluster, as a run uses it: joined or started, what actors take of it, and their end."""
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -58,9 +59,14 @@ def cluster(choice: Choice) -> Iterator[None]:
             f"--ray_address={choice.address}: no Ray cluster answers there ({error}); start one "
             "with `ray start --head`, or leave --ray_address out"
         ) from error
+    # Ray prints a paragraph about every process that ends, which has no switch. What is lost is
+    # said in a line of ours.
+    logs = importlib.import_module("ray._private.worker")
+    before, logs._worker_logs_enabled = logs._worker_logs_enabled, False
     try:
         yield
     finally:
+        logs._worker_logs_enabled = before
         ray.shutdown()
 
 

@@ -123,6 +123,7 @@ class RayEngine:
         self._deadline_s = choice.deadline_s
         count, self._options = placed(nodes, choice)
         self._surroundings = self._open.enter_context(kept_programs())
+        self._kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
         self._restarts = [RESTARTS] * count
         self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
 
@@ -144,9 +145,8 @@ class RayEngine:
 
     def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
         """A new actor for these nodes, told to open their data and to compile what is expected."""
-        kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
         about = nodes, self._exchange.cached, self._surroundings
-        actor = kind.options(**self._options).remote(*about)
+        actor = self._kind.options(**self._options).remote(*about)
         begun = actor.begin.remote(self._build(nodes))
         worker = _Worker(number, nodes, actor, begun)
         self._prepare(worker)
@@ -165,7 +165,7 @@ class RayEngine:
         worker.actor.expect.remote(own, like, shared)
 
     def _drop(self, worker: _Worker, why: str) -> None:
-        """Counts all that the actor was to do as lost; a new one takes its place."""
+        """Counts all that the actor was to do as lost; its place is free."""
         if not worker.alive:
             return
         worker.alive = False
@@ -174,9 +174,16 @@ class RayEngine:
             if one.worker is worker:
                 self._lost.append(Lost(one.order.visit, why))
         self._under_way = [one for one in self._under_way if one.worker is not worker]
-        if self._restarts[worker.number]:
-            self._restarts[worker.number] -= 1
-            self._workers[worker.number] = self._started(worker.number, worker.nodes)
+
+    def _fill(self) -> None:
+        """Starts actors in the places of those that ended, as long as they may be.
+
+        It comes after a loss was told and taken over, which it would hold up.
+        """
+        for number, worker in enumerate(self._workers):
+            if not worker.alive and self._restarts[number]:
+                self._restarts[number] -= 1
+                self._workers[number] = self._started(number, worker.nodes)
 
     def _look_after(self) -> None:
         """Asks actors that work for a heart-beat, and drops those that do not answer."""
@@ -268,7 +275,10 @@ class RayEngine:
           UserError: no process is left.
         """
         orders.bound(order, self._holdings, None)  # versions that are not held are an error
-        worker = self._workers[order.visit.node % len(self._workers)]
+        number = order.visit.node % len(self._workers)
+        if not self._workers[number].alive:
+            self._fill()
+        worker = self._workers[number]
         if not worker.alive:
             if not any(other.alive for other in self._workers):
                 raise UserError(
@@ -327,6 +337,7 @@ class RayEngine:
         while self._lost or self._under_way:
             if self._lost:
                 return self._lost.popleft()
+            self._fill()
             first = [one.references[0] for one in self._under_way]
             wait_s = max(min(_BEAT_S, end_s - time.monotonic()), 0.0)
             ready, _ = ray.wait(first, timeout=wait_s, fetch_local=False)
@@ -354,23 +365,18 @@ class RayEngine:
             return self._lost.popleft()
         self._under_way.remove(one)
         self._compilations[one.worker] = facts.compilations
-        return self._whole(one, facts.outcome, values)
+        return self._whole(one, facts, values)
 
-    def _whole(self, one: _UnderWay, outcome: Outcome, values: list[PyTree]) -> Outcome:
+    def _whole(self, one: _UnderWay, facts: Facts, values: list[PyTree]) -> Outcome:
         """The outcome with its arrays, which are noted as lying where they were trained."""
-        visit, references, exchange = one.order.visit, one.references[1:], self._exchange
+        visit, outcome, exchange = one.order.visit, facts.outcome, self._exchange
         assert outcome.serialized is not None
         came = sum(map(serialized_bytes, values))
         # Copies, so that Ray may let go of its own; where the run has its arrays.
         copied = _copied_to_device if self._on_device() else _copied
         values = [copied(value) for value in values]
-        names: list[Item] = [("layers", name) for name in visit.layers]
-        if exchange.states:
-            names += [("states", name) for name in visit.layers]
-        if exchange.remembers:
-            names += [("memory", visit.node), ("report", "")]
-        found = dict(zip(names, values, strict=True))
-        for item, value, reference in zip(names, values, references, strict=True):
+        found = dict(zip(facts.items, values, strict=True))
+        for item, value, reference in zip(facts.items, values, one.references[1:], strict=True):
             self._given[id(value)] = _Value(one.task.made, value)
             if exchange.peer_to_peer:
                 self._references[item, one.task.made] = reference

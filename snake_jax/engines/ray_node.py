@@ -97,9 +97,16 @@ class Begun(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What comes back of a visit beside arrays: its outcome without them, and what was compiled."""
+    """What comes back of a visit beside arrays.
+
+    Attributes:
+      outcome: without its arrays.
+      items: which arrays come, in their order.
+      compilations: of the process so far.
+    """
 
     outcome: Outcome
+    items: tuple[Item, ...]
     compilations: Compilations
 
 
@@ -139,7 +146,7 @@ class Node:
         self._engine.expect(rounds, params, shared=shared)
 
     def carry_out(self, task: Task) -> tuple[Any, ...]:
-        """Trains; gives facts, then one value for each item of `given_by`, in that order."""
+        """Trains; gives facts, then a value for each of their items."""
         assert self._engine is not None
         received = self._fetch(task)
         self._engine.hold(self._holdings(task))
@@ -156,7 +163,7 @@ class Node:
         outcome = outcome._replace(
             layers={}, states={}, memory=None, report=None, serialized=Serialized(received, 0)
         )
-        facts = Facts(outcome, self._engine.compilations)
+        facts = Facts(outcome, tuple(given), self._engine.compilations)
         return (facts, *jax.device_get(list(given.values())))
 
     def _fetch(self, task: Task) -> int:
