@@ -61,7 +61,7 @@ def cluster(choice: Choice) -> Iterator[None]:
         ) from error
     # Ray prints a paragraph about every process that ends, which has no switch. What is lost is
     # said in a line of ours.
-    logs = importlib.import_module("ray._private.worker")
+    logs: Any = importlib.import_module("ray._private.worker")
     before, logs._worker_logs_enabled = logs._worker_logs_enabled, False
     try:
         yield

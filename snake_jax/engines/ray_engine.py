@@ -15,64 +15,26 @@ a new process, with an empty cache, takes its place.
 """
 
 import contextlib
-import functools
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import ray
 
-from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Serialized
-from snake_jax.engines import orders
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
 from snake_jax.engines.choice import Choice
 from snake_jax.engines.contract import Compilations, Engine, Holdings, NodeInfo, Scores
 from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
-from snake_jax.engines.ray_node import (
-    SHARED,
-    Begun,
-    Build,
-    Facts,
-    Item,
-    Key,
-    Node,
-    Task,
-    remembered,
-    serialized_bytes,
-    still_held,
-)
+from snake_jax.engines.ray_node import Begun, Build, Facts, Key, Node, Task
+from snake_jax.engines.ray_values import Exchange, Values
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree
 
 RESTARTS = 3
 """How often a process's place is taken by a new one; after that its nodes stay away."""
 _BEAT_S = 0.5
-
-
-class Exchange(NamedTuple):
-    """What is sent, as the run's flags say.
-
-    Attributes:
-      peer_to_peer: whether values go from node to node, not through this process.
-      cached: whether nodes keep what they were sent.
-      states: whether optimizer states travel.
-      remembers: whether the method has a client at the nodes.
-    """
-
-    peer_to_peer: bool
-    cached: bool
-    states: bool
-    remembers: bool
-
-
-class _Value(NamedTuple):
-    """A value under its number."""
-
-    number: int
-    value: PyTree
 
 
 class _Worker:
@@ -119,7 +81,7 @@ class RayEngine:
         """
         self._open = contextlib.ExitStack()
         self._open.enter_context(cluster(choice))
-        self._build, self._scorer, self._exchange = build, scorer, exchange
+        self._build, self._scorer, self._cached = build, scorer, exchange.cached
         self._deadline_s = choice.deadline_s
         count, self._options = placed(nodes, choice)
         self._surroundings = self._open.enter_context(kept_programs())
@@ -127,11 +89,7 @@ class RayEngine:
         self._restarts = [RESTARTS] * count
         self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
 
-        self._numbers = itertools.count()
-        self._holdings = Holdings({})
-        self._values: dict[Item, _Value] = {}
-        self._references: dict[Key, ray.ObjectRef] = {}
-        self._given: dict[int, _Value] = {}
+        self._values = Values(exchange)
         self._under_way: list[_UnderWay] = []
         self._lost: deque[Lost] = deque()
         self._compilations: dict[_Worker, Compilations] = {}
@@ -145,7 +103,7 @@ class RayEngine:
 
     def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
         """A new actor for these nodes, told to open their data and to compile what is expected."""
-        about = nodes, self._exchange.cached, self._surroundings
+        about = nodes, self._cached, self._surroundings
         actor = self._kind.options(**self._options).remote(*about)
         begun = actor.begin.remote(self._build(nodes))
         worker = _Worker(number, nodes, actor, begun)
@@ -242,31 +200,7 @@ class RayEngine:
 
     def hold(self, holdings: Holdings) -> None:
         """Is told what orders may name from now on; nothing is sent before it is asked for."""
-        items: dict[Item, PyTree] = {}
-        for name, layer in holdings.layers.items():
-            items["layers", name] = layer.value
-        for name, state in holdings.states.items():
-            items["states", name] = state.value
-        for node, memory in holdings.memory.items():
-            items["memory", node] = memory.value
-        if self._exchange.remembers:
-            items[SHARED] = holdings.shared.value
-
-        values: dict[Item, _Value] = {}
-        for item, value in items.items():
-            old, given = self._values.get(item), self._given.get(id(value))
-            if old is not None and old.value is value:
-                values[item] = old
-            elif given is not None:
-                # Just what a visit gave: whoever trained it has it, under this number.
-                values[item] = given
-            else:
-                values[item] = _Value(next(self._numbers), value)
-        self._holdings, self._values = holdings, values
-        self._given.clear()
-        current = {(item, value.number) for item, value in values.items()}
-        for key in set(self._references) - current:
-            del self._references[key]
+        self._values.hold(holdings)
 
     def submit(self, order: Order) -> None:
         """Sends the order to the actor of its node; never waits.
@@ -274,7 +208,6 @@ class RayEngine:
         Raises:
           UserError: no process is left.
         """
-        orders.bound(order, self._holdings, None)  # versions that are not held are an error
         number = order.visit.node % len(self._workers)
         if not self._workers[number].alive:
             self._fill()
@@ -288,44 +221,12 @@ class RayEngine:
             why = f"its process ended {RESTARTS + 1} times; it stays away"
             self._lost.append(Lost(order.visit, why))
             return
-        task = self._task(order, worker)
-        exchange, layers = self._exchange, len(order.visit.layers)
-        returns = 1 + layers + layers * exchange.states + 2 * exchange.remembers
+        task, worker.held = self._values.task(order, worker.held)
+        returns = self._values.returns(order)
         references = worker.actor.carry_out.options(num_returns=returns).remote(task)
         if returns == 1:
             references = [references]
         self._under_way.append(_UnderWay(order, worker, task, references))
-
-    def _task(self, order: Order, worker: _Worker) -> Task:
-        """What the actor is asked, with references to what it lacks."""
-        wanted: list[Item] = [("layers", name) for name in order.layers]
-        wanted += [("states", name) for name in order.states]
-        if order.memory is not None:
-            wanted.append(("memory", order.visit.node))
-        if self._exchange.remembers:
-            wanted.append(SHARED)
-        items = {item: self._values[item].number for item in wanted}
-        references = {}
-        for item, number in items.items():
-            if (item, number) not in worker.held:
-                references[item] = [self._reference(item)]
-        made = next(self._numbers)
-        task = Task(order.visit, order.learning_rate, items, references, made)
-
-        # What the actor has when it is done, by the rules that it goes by.
-        held = still_held(worker.held | set(items.items()), task)
-        for name in order.visit.layers:
-            held |= {(("layers", name), made), (("states", name), made)}
-        held.add((("memory", order.visit.node), made))
-        worker.held = held if self._exchange.cached else remembered(held)
-        return task
-
-    def _reference(self, item: Item) -> "ray.ObjectRef":
-        """To the current value of an item; put by this process unless it lies at a node."""
-        number, value = self._values[item]
-        if (item, number) not in self._references:
-            self._references[item, number] = ray.put(jax.device_get(value))
-        return self._references[item, number]
 
     def next(self, timeout_s: float | None = None) -> Outcome | Lost | None:
         """The next outcome, of whichever actor is first; see `contract.Engine`.
@@ -360,39 +261,22 @@ class RayEngine:
         except ray.exceptions.RayActorError:
             self._drop(one.worker, "its process ended")
             return self._lost.popleft()
-        except (ray.exceptions.ObjectLostError, ray.exceptions.ObjectFetchTimedOutError):
-            self._drop(one.worker, "what it trained was lost on the way")
-            return self._lost.popleft()
+        except (ray.exceptions.ObjectLostError, ray.exceptions.ObjectFetchTimedOutError) as error:
+            return self._missing(one, error)
         self._under_way.remove(one)
         self._compilations[one.worker] = facts.compilations
-        return self._whole(one, facts, values)
+        return self._values.outcome(one.task, facts, values, one.references[1:])
 
-    def _whole(self, one: _UnderWay, facts: Facts, values: list[PyTree]) -> Outcome:
-        """The outcome with its arrays, which are noted as lying where they were trained."""
-        visit, outcome, exchange = one.order.visit, facts.outcome, self._exchange
-        assert outcome.serialized is not None
-        came = sum(map(serialized_bytes, values))
-        # Copies, so that Ray may let go of its own; where the run has its arrays.
-        copied = _copied_to_device if self._on_device() else _copied
-        values = [copied(value) for value in values]
-        found = dict(zip(facts.items, values, strict=True))
-        for item, value, reference in zip(facts.items, values, one.references[1:], strict=True):
-            self._given[id(value)] = _Value(one.task.made, value)
-            if exchange.peer_to_peer:
-                self._references[item, one.task.made] = reference
-        return outcome._replace(
-            layers={name: found["layers", name] for name in visit.layers},
-            states={name: found["states", name] for name in visit.layers if exchange.states},
-            memory=found.get(("memory", visit.node)),
-            report=found.get(("report", "")),
-            serialized=Serialized(outcome.serialized.to_node, came),
-        )
-
-    def _on_device(self) -> bool:
-        """Whether the run has its layers on the device, or on the host."""
-        for held in self._holdings.layers.values():
-            return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(held.value))
-        return False
+    def _missing(self, one: _UnderWay, error: Exception) -> Lost:
+        """Of an order for which a value did not arrive: the machine that it lay on is gone."""
+        self._values.forget_places()
+        if isinstance(error, ray.exceptions.RayTaskError):
+            # The node lives; what it was to start from lay elsewhere.
+            one.worker.held = set()
+            self._under_way.remove(one)
+            return Lost(one.order.visit, "layers that it needed were lost with their process")
+        self._drop(one.worker, "what it trained was lost with its machine")
+        return self._lost.popleft()
 
     def evaluate(self, params: Params) -> Scores:
         """Scores of a model on the held-out data, in this process."""
@@ -410,7 +294,7 @@ class RayEngine:
         """Ends the actors, and the cluster where this started it."""
         self._under_way.clear()
         self._lost.clear()
-        self._references.clear()
+        self._values.forget_places()
         for worker in self._workers:
             if worker.alive:
                 worker.alive = False
@@ -435,7 +319,3 @@ def _got(begun: "ray.ObjectRef") -> Begun:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from error
         raise
-
-
-_copied = functools.partial(jax.tree.map, np.array)
-_copied_to_device = functools.partial(jax.tree.map, jax.numpy.array)
