@@ -71,28 +71,44 @@ def cluster(choice: Choice) -> Iterator[None]:
 
 
 def placed(nodes: int, choice: Choice) -> tuple[int, dict[str, Any]]:
-    """How many actors, and Ray's options for each: what they take of the cluster."""
+    """How many actors, and Ray's options for each: what they take of the cluster.
+
+    Args:
+      nodes: that they play.
+      choice: of the engine.
+
+    Raises:
+      UserError: the cluster has not that.
+    """
     there = ray.cluster_resources()
-    taken = dict(choice.resources)
+    taken = {name: number for name, number in choice.resources.items() if number}
     if not taken and there.get("GPU"):
         taken = {"GPU": 1.0}
-    fit = there.get("CPU", 1.0)
-    for name, number in taken.items():
-        if number:
-            fit = min(fit, there.get(name, 0.0) // number)
-    if fit < 1:
+
+    # What is asked for is waited for without end where it can never be had, so that is said here.
+    fit = int(
+        min((there.get(name, 0.0) // number for name, number in taken.items()), default=nodes)
+    )
+    if fit < max(choice.actors, 1):
         asked = ",".join(f"{name}={number:g}" for name, number in taken.items())
+        offers = ", ".join(f"{name} {number:g}" for name, number in sorted(there.items()))
         raise UserError(
-            f"--ray_resources={asked}: the cluster has not that for a single process; it offers "
-            + ", ".join(f"{name}={number:g}" for name, number in sorted(there.items()))
+            f"--ray_resources={asked}: the cluster has that {fit} times, for "
+            f"{max(choice.actors, 1)} processes; ask for less, or for fewer with --ray_actors. It "
+            f"offers {offers}"
         )
-    options: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+    count = choice.actors
+    if not count:
+        count = fit if taken else max(int(there.get("CPU", 1.0)), 1)
+
+    options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "resources": {}}
     named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
     for name, number in taken.items():
         if name in named:
             options[named[name]] = number
-    options["resources"] = {name: n for name, n in taken.items() if name not in named}
-    return min(nodes, choice.actors or int(fit)), options
+        else:
+            options["resources"][name] = number
+    return min(nodes, count), options
 
 
 @contextlib.contextmanager

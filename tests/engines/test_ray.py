@@ -305,7 +305,8 @@ def own_model():
 
 
 def test_data_that_a_node_cannot_open_is_said_in_one_line(cluster, images, tmp_path):
-    setup = prepared({**images, "dataset": f"npz:{write_images(tmp_path / 'gone.npz')}"})
+    file = write_images(tmp_path / "gone.npz")
+    setup = prepared({**images, "model": "mlp", "dataset": f"npz:{file}"})
     (tmp_path / "gone.npz").unlink()
     with pytest.raises(UserError, match=r"gone\.npz") as error:
         trained(setup, cluster._replace(actors=1))
@@ -351,6 +352,8 @@ def test_resources_are_numbers_by_name():
 
 
 def test_what_the_cluster_does_not_offer_is_said(cluster, images):
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(pytest.raises(UserError, match="--ray_resources=arm=1: the cluster"))
-        trained(prepared(images), cluster._replace(resources={"arm": 1.0}))
+    setup = prepared(images)
+    with pytest.raises(UserError, match="--ray_resources=arm=1: the cluster has that 0 times"):
+        make_engine(setup, cluster._replace(resources={"arm": 1.0}))
+    with pytest.raises(UserError, match="--ray_resources=CPU=2: .* has that 1 times, for 2"):
+        make_engine(setup, cluster._replace(resources={"CPU": 2.0}, actors=2))
