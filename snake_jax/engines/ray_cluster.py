@@ -85,10 +85,10 @@ def placed(nodes: int, choice: Choice) -> tuple[int, dict[str, Any]]:
     if not taken and there.get("GPU"):
         taken = {"GPU": 1.0}
 
-    # What is asked for is waited for without end where it can never be had, so that is said here.
-    fit = int(
-        min((there.get(name, 0.0) // number for name, number in taken.items()), default=nodes)
-    )
+    # What can never be had would be waited for without end.
+    fit = max(nodes, choice.actors)
+    for name, number in taken.items():
+        fit = min(fit, int(there.get(name, 0.0) // number))
     if fit < max(choice.actors, 1):
         asked = ",".join(f"{name}={number:g}" for name, number in taken.items())
         offers = ", ".join(f"{name} {number:g}" for name, number in sorted(there.items()))
