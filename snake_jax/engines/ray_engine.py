@@ -79,12 +79,13 @@ class RayEngine:
           exchange: what is sent.
           choice: where the actors are.
         """
-        self._open = contextlib.ExitStack()
-        self._open.enter_context(cluster(choice))
         self._build, self._scorer, self._cached = build, scorer, exchange.cached
         self._deadline_s = choice.deadline_s
-        count, self._options = placed(nodes, choice)
-        self._surroundings = self._open.enter_context(kept_programs())
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cluster(choice))
+            count, self._options = placed(nodes, choice)
+            self._surroundings = stack.enter_context(kept_programs())
+            self._open = stack.pop_all()
         self._kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
         self._restarts = [RESTARTS] * count
         self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
