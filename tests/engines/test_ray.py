@@ -126,57 +126,66 @@ def assert_alike(ours, theirs):
 
 
 PLAIN = {"momentum": 0.0, "clip_norm": 0.0}
+# Flags, and how many processes the three nodes share.
 IMAGE_RUNS = {
-    "snake": {},
-    "snake, peer to peer, states carried": {
-        "mode": "peer_to_peer",
-        "carry_optimizer_state": True,
-        "optimizer": "adam",
-        "learning_rate": 0.01,
-        "frozen_dtype": "int8",
-        "distill": "on",
-        "order": "random",
-        "fault_rate": 0.3,
-        "local_epochs": 2,
-    },
-    "fedprox of some": {"algorithm": "fedprox", "proximal": 0.1, "nodes_per_round": 2},
-    "scaffold": {"algorithm": "scaffold", **PLAIN},
+    "snake": ({}, 3),
+    "snake, peer to peer, states carried": (
+        {
+            "mode": "peer_to_peer",
+            "carry_optimizer_state": True,
+            "optimizer": "adam",
+            "learning_rate": 0.01,
+            "frozen_dtype": "int8",
+            "distill": "on",
+            "order": "random",
+            "fault_rate": 0.3,
+            "local_epochs": 2,
+        },
+        2,
+    ),
+    "fedprox of some": ({"algorithm": "fedprox", "proximal": 0.1, "nodes_per_round": 2}, 2),
+    "scaffold": ({"algorithm": "scaffold", **PLAIN}, 1),
 }
 TEXT_RUNS = {
-    "snake, peer to peer": {"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4"},
-    "fedavg": {"algorithm": "fedavg", "packing": False},
+    "snake, peer to peer": ({"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4"}, 2),
+    "fedavg": ({"algorithm": "fedavg", "packing": False}, 1),
 }
 
 
-@pytest.mark.parametrize("flags", IMAGE_RUNS.values(), ids=IMAGE_RUNS)
-def test_networks_for_images_end_with_the_bits_of_the_local_engine(cluster, images, flags):
+@pytest.mark.parametrize(("flags", "actors"), IMAGE_RUNS.values(), ids=IMAGE_RUNS)
+def test_networks_for_images_end_with_the_bits_of_the_local_engine(cluster, images, flags, actors):
     setup = prepared({**images, **flags})
     here, compiled = trained(setup)
-    there, compiled_there = trained(setup, cluster)
+    there, compiled_there = trained(setup, cluster._replace(actors=actors))
+    if not flags:
+        assert_serialized_as_the_ledger_says(setup, there)
     assert_alike(there, here)
     assert compiled_there.peak_bytes == compiled.peak_bytes
     assert {visit.node for visits in loop.planned(setup) for visit in visits} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("flags", TEXT_RUNS.values(), ids=TEXT_RUNS)
-def test_language_models_end_with_the_bits_of_the_local_engine(cluster, texts, flags):
+@pytest.mark.parametrize(("flags", "actors"), TEXT_RUNS.values(), ids=TEXT_RUNS)
+def test_language_models_end_with_the_bits_of_the_local_engine(cluster, texts, flags, actors):
     setup = prepared({**texts, **flags})
-    assert_alike(trained(setup, cluster)[0], trained(setup)[0])
+    assert_alike(trained(setup, cluster._replace(actors=actors))[0], trained(setup)[0])
 
 
 # What is sent
 
 
-@pytest.mark.parametrize("mode", ["client_server", "peer_to_peer"])
-def test_what_is_serialized_is_what_the_ledger_says_and_little_more(cluster, images, mode):
-    """With a process a node, and frozen layers that are stored in full."""
-    setup = prepared({**images, "mode": mode})
+def test_what_is_serialized_from_node_to_node_is_what_the_ledger_says(cluster, images):
+    setup = prepared({**images, "mode": "peer_to_peer"})
     reports, _ = trained(setup, cluster._replace(actors=3))
+    assert_serialized_as_the_ledger_says(setup, reports)
+
+
+def assert_serialized_as_the_ledger_says(setup, reports):
+    """And little more, with a process a node, and frozen layers that are stored in full."""
     items = len(setup.layer_names)
     for report in reports:
         record = report.record
         to_nodes = record["bytes_down"]
-        if mode == "peer_to_peer":
+        if setup.config.mode == "peer_to_peer":
             to_nodes += record["bytes_up"]
         trained_bytes = sum(
             leaf.nbytes
@@ -287,7 +296,7 @@ def test_arrays_and_a_method_of_ones_own_are_sent_to_their_nodes(cluster):
     pixels = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     data = sj.image_data(job, (pixels[:48], labels[:48]), (pixels[48:], labels[48:]))
     here = list(sj.train(job, data))
-    there = list(sj.train(job, data, engine=cluster))
+    there = list(sj.train(job, data, engine=cluster._replace(actors=1)))
     assert_alike(there, here)
 
 
