@@ -1,12 +1,17 @@
 """Tests run on the CPU unless the caller says otherwise; set before anything imports jax."""
 
 import os
+import secrets
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling small programs to machine code that runs once: none of it is
 # optimised. What XLA makes of a program before that, its counts and its memory stay as they are.
 # XLA_FLAGS= (empty) brings the optimised code of every run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Ray reads these when it is imported: its clusters here let in this session alone, and none leaves
+# a token in the home folder.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 
 import jax
 import pytest

@@ -1,7 +1,9 @@
 """The files of docs/deploy, and BUILD.md's commands: sound by what can be asked offline."""
 
+import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from snake_jax.cli import main, preemption
 from snake_jax.cli.commands import COMMANDS, config_flags
 from snake_jax.config import ImageConfig, TextConfig
+from snake_jax.engines.choice import resources
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -99,3 +102,41 @@ def test_commands_in_the_instructions_have_flags_that_there_are():
         kind = {"classify": ImageConfig, "finetune": TextConfig}.get(name)
         if kind is not None:
             config_flags.from_flags(values, kind)
+
+
+# The job of KubeRay, whose kind Kubernetes' own schemas do not know: its pods they do
+
+RAY_JOB = yaml.safe_load((DEPLOY / "ray_gke.yaml").read_text())
+RAY_CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
+RAY_GROUPS = [RAY_CLUSTER["headGroupSpec"], *RAY_CLUSTER["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize("group", RAY_GROUPS, ids=["head", "nodes"])
+def test_pods_of_ray_are_what_kubernetes_takes(group):
+    schemas = pytest.importorskip(
+        "kubernetes_validate", reason="the schemas of Kubernetes are not installed"
+    )
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+    schemas.validate(pod, schemas.latest_version(), strict=True)
+    wrong = {**pod, "spec": {**pod["spec"], "colour": "red"}}
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(wrong, schemas.latest_version(), strict=True)
+
+
+def test_the_ray_job_starts_a_launch_whose_processes_fit_its_pods():
+    command, name, *flag_list = shlex.split(RAY_JOB["spec"]["entrypoint"])
+    assert (command, name) == ("snake-jax", "classify")
+    values = parsed(name, flag_list)
+    config = config_flags.from_flags(values, ImageConfig)
+    (nodes,) = RAY_CLUSTER["workerGroupSpecs"]
+    offered = json.loads(json.loads(nodes["rayStartParams"]["resources"]))
+    assert offered == resources(values.ray_resources)
+    assert values.ray_actors == nodes["replicas"] == config.nodes
+    assert (values.engine, values.ray_address) == ("ray", "auto")
+
+
+def test_the_cluster_s_ray_is_the_one_that_is_installed():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert extras["ray"] == [f"ray=={RAY_CLUSTER['rayVersion']}"]

@@ -65,6 +65,7 @@ def test_links_lead_to_files(page):
         "docs/design.md",
         "docs/glossary.md",
         "docs/index.md",
+        "docs/ray.md",
         "docs/reproduction.md",
         "docs/accounting.md",
         "docs/finetuning.md",

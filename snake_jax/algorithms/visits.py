@@ -1,6 +1,6 @@
 """A visit: what a node is to train, what it is ordered with, and what it gives back."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 from snake_jax.params import LayerNames, Params, PyTree
@@ -34,23 +34,37 @@ Round = tuple[Visit, ...]
 
 
 class Order(NamedTuple):
-    """What a node is asked to do.
+    """What a node is asked to do. It holds no array: what the visit reads is named by its version,
+    and the engine brings what the node lacks of it.
 
     Attributes:
       visit: who trains what.
       learning_rate: of all its steps.
-      params: all that the visit reads or trains, in full precision; left as it is.
-      states: optimizer states to go on from, by layer; layers not in it start afresh.
-      memory: what the node remembers for its method's client, see `training.update.Client`.
-      shared: what the server tells all nodes for it.
+      layers: `{layer: version}` of all that the visit reads or trains.
+      states: `{layer: version}` of optimizer states to go on from; layers not in it start afresh.
+      memory: version of what the node remembers for its method's client, see
+        `training.update.Client`; None: nothing yet.
+      shared: version of what the server tells all nodes for it.
     """
 
     visit: Visit
     learning_rate: float
-    params: Params
-    states: OptimizerStates
-    memory: PyTree
-    shared: PyTree
+    layers: Mapping[str, int]
+    states: Mapping[str, int] = {}
+    memory: int | None = None
+    shared: int = 0
+
+
+class Serialized(NamedTuple):
+    """Bytes that really went between processes for a visit, as they were serialized.
+
+    Attributes:
+      to_node: layers and what travels beside them, from the server or from another node.
+      to_controller: what the controller got of what was trained: to merge it, or as its mirror.
+    """
+
+    to_node: int
+    to_controller: int
 
 
 class Lost(NamedTuple):
@@ -94,6 +108,7 @@ class Outcome(NamedTuple):
       text: of language models.
       memory: what the node remembers from now on, see `training.update.Client`.
       report: what the node tells the server for the method's client.
+      serialized: where the node is a process of its own; None: nothing was.
     """
 
     visit: Visit
@@ -108,6 +123,7 @@ class Outcome(NamedTuple):
     text: "Text | None" = None
     memory: PyTree = None
     report: PyTree = None
+    serialized: Serialized | None = None
 
 
 class Passed(NamedTuple):
@@ -138,3 +154,23 @@ class Text(NamedTuple):
     tokens: int
     target_tokens: int
     passed: tuple[Passed, ...]
+
+
+def nothing_of(visit: Visit) -> Outcome:
+    """The outcome of a visit that was lost, for what is counted: no step was seen of it.
+
+    It is what a visit gives that flags have lost before its first step (`--interrupt=TURN@0
+    --interruption=lost`), so a real failure and its replay are counted alike.
+    """
+    return Outcome(
+        visit,
+        layers={},
+        states={},
+        loss=float("nan"),
+        finite=True,
+        iterations=0,
+        examples=0,
+        examples_held=0,
+        train_s=0.0,
+        text=Text(0, 0, ()),
+    )

@@ -6,8 +6,9 @@ from absl.flags import FlagValues
 from snake_jax.cli import cluster, defaults, launch, one_run, seeds
 from snake_jax.cli.commands import config_flags, run_flags
 from snake_jax.cli.commands.command import Given
-from snake_jax.cli.training import training
+from snake_jax.cli.training import launched, training
 from snake_jax.config import ImageConfig
+from snake_jax.engines import choice
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 
@@ -19,8 +20,14 @@ def main(given: Given) -> None:
     if flags.seeds and not flags["seed"].using_default_value:
         raise UserError(f"--seeds={flags.seeds} and --seed={flags.seed}: give one of them")
     config = config_flags.from_flags(flags, ImageConfig)
+    where = run_flags.engine(flags)
+    if flags.seeds and where.name != choice.LOCAL:
+        raise UserError(
+            f"--seeds={flags.seeds}: seeds share this process's devices; leave "
+            f"--engine={where.name} out, or give one --seed"
+        )
     # Where there are several processes they have to know each other before one asks for devices.
-    with cluster.together(flags):
+    with cluster.together(flags), launched(where, config):
         _check_processes(config, flags)
         configs = seeds.seed_configs(flags.seeds, config) if flags.seeds else [config]
         setups = [loop.prepare(config) for config in configs]

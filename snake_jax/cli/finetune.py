@@ -10,7 +10,7 @@ from snake_jax.cli import cluster, defaults, one_run
 from snake_jax.cli.commands import config_flags, run_flags
 from snake_jax.cli.commands.command import Given
 from snake_jax.cli.one_run import OpenRun
-from snake_jax.cli.training import training
+from snake_jax.cli.training import launched, training
 from snake_jax.config import TextConfig
 from snake_jax.data.text import shown
 from snake_jax.errors import UserError
@@ -27,7 +27,7 @@ def main(given: Given) -> None:
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
     # Where there are several processes they have to know each other before one asks for devices.
-    with cluster.together(flags):
+    with cluster.together(flags), launched(run_flags.engine(flags), config):
         config = text_inputs.with_first_day(config, workdir)
         setup = loop.prepare(config)
         about = f"{text_results.describe_texts(setup)}\n{defaults.said_of_defaults(setup, flags)}"

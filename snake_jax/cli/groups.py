@@ -125,6 +125,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "machine": (
         "hosts",
         "days",
+        "engine",
+        "ray_address",
+        "ray_actors",
+        "ray_resources",
+        "ray_deadline_s",
         "executor",
         "conv",
         "frozen_dtype",

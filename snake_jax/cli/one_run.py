@@ -17,6 +17,7 @@ from etils import epath
 from snake_jax import processes
 from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
+from snake_jax.engines.choice import HERE, Choice
 from snake_jax.errors import UserError
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
@@ -83,11 +84,13 @@ class How(NamedTuple):
       events: whether to write TensorBoard's.
       trace: what to profile.
       terminated: says whether a SIGTERM has come.
+      engine: where nodes are.
     """
 
     events: bool = False
     trace: ProfilerTrace = NO_TRACE
     terminated: Callable[[], bool] = _never
+    engine: Choice = HERE
 
 
 def finish_rounds(
@@ -96,6 +99,7 @@ def finish_rounds(
     events: bool,
     going_on: Callable[[], bool] = _always,
     trace: ProfilerTrace = NO_TRACE,
+    engine: Choice = HERE,
 ) -> loop.State:
     """Does what is left of the run and writes its summary; returns the state after it.
 
@@ -105,16 +109,21 @@ def finish_rounds(
       events: whether to write TensorBoard's.
       going_on: is asked after every round; False ends the run there, to be gone on with later.
       trace: what to profile.
+      engine: where nodes are.
     """
     state = job.state
     told = _events(job.workdir) if events and processes.is_first() else contextlib.nullcontext()
     with told as tell:
-        reports = kept_rounds(job.setup, job.workdir, state)
+        reports = kept_rounds(job.setup, job.workdir, state, engine)
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
             # It is on disk when it comes.
             state = report.state
+            for lost in report.lost:
+                launch.warn(
+                    f"visit {lost.visit.turn} at node {lost.visit.node} is lost: {lost.why}"
+                )
             update(report.record)
             if tell:
                 tell(report.record)
@@ -159,7 +168,7 @@ def carry_out(
         begin(job)
         shown = processes.is_first()
         with progress(job.total, job.state.rounds, job.unit, enabled=shown) as update:
-            state = finish_rounds(job, update, how.events, going_on, how.trace)
+            state = finish_rounds(job, update, how.events, going_on, how.trace, how.engine)
         if state.rounds < job.total:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():

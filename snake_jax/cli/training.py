@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from absl.flags import FlagValues
 
 from snake_jax.cli import one_run, preemption
+from snake_jax.cli.commands import run_flags
 from snake_jax.cli.one_run import How, ProfilerTrace
+from snake_jax.config import RunConfig
+from snake_jax.engines import choice
+from snake_jax.engines.choice import Choice
 
 
 @contextlib.contextmanager
@@ -16,4 +20,16 @@ def training(flags: FlagValues) -> Iterator[How]:
         one_run.keep_programs(flags.compilation_cache_dir)
     trace = ProfilerTrace(flags.trace_dir, flags.trace_rounds)
     with one_run.ends_told(), preemption.heeded(flags.grace_s) as terminated:
-        yield How(flags.tensorboard, trace, terminated)
+        yield How(flags.tensorboard, trace, terminated, run_flags.engine(flags))
+
+
+@contextlib.contextmanager
+def launched(where: Choice, config: RunConfig) -> Iterator[None]:
+    """Around all that a launch does: its nodes' processes can be started, if it has some.
+
+    Raises:
+      UserError: the engine cannot do what the configuration asks, or no cluster answers.
+    """
+    choice.check(where, config)
+    with choice.around(where):
+        yield

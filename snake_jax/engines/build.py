@@ -25,6 +25,7 @@ def image_engine(
     shards: Sequence[np.ndarray],
     settings: VisitSettings,
     emulation: str = "loop",
+    largest: int = 0,
 ) -> LocalEngine:
     """An engine for networks on images; puts the data on the device, or on all of them.
 
@@ -35,9 +36,10 @@ def image_engine(
       shards: for each node, its indices into `train`.
       settings: see `VisitSettings`.
       emulation: of visits that run side by side, one of `EMULATIONS`.
+      largest: see `ImageFeed`.
     """
     how = EMULATIONS[emulation]()
-    feed = ImageFeed(step, train, test, shards, settings, how)
+    feed = ImageFeed(step, train, test, shards, settings, how, largest)
     layout = ByName(step, settings.frozen_dtype)
     return LocalEngine(step, layout, feed, settings, how)
 
@@ -51,6 +53,7 @@ def text_engine(
     settings: VisitSettings,
     ranks: Sequence[int] = (),
     emulation: str = "loop",
+    packed: frozenset[int] | None = None,
 ) -> LocalEngine:
     """An engine for language models; puts what never trains on the device, as nodes store it.
 
@@ -66,13 +69,14 @@ def text_engine(
       settings: see `VisitSettings`.
       ranks: of each node's adapters, where some are smaller than the adapters'.
       emulation: of visits that run side by side, one of `EMULATIONS`.
+      packed: see `TextFeed`.
 
     Raises:
       UserError: see `check`.
     """
     check(emulation, step.mesh is not None, len(set(ranks)) > 1, settings.cache_prefix)
     layout = Stacked(step, base, settings.frozen_dtype, ranks)
-    feed = TextFeed(step, train, test, shards, settings)
+    feed = TextFeed(step, train, test, shards, settings, packed)
     return LocalEngine(step, layout, feed, settings, EMULATIONS[emulation](), step.mesh)
 
 

@@ -4,7 +4,7 @@ The loop (`snake_jax.runs.loop`) knows this and nothing below it: not whether a 
 this process, a place on a device, a process or a machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
@@ -36,12 +36,59 @@ class Scores(NamedTuple):
     loss: float
 
 
+class Held(NamedTuple):
+    """A value and which version of it that is: equal versions of one name are equal values."""
+
+    version: int
+    value: PyTree
+
+
+class Holdings(NamedTuple):
+    """What orders name by version, in the hands of the one who gives them.
+
+    Attributes:
+      layers: all that may train, in full precision; left as it is.
+      states: optimizer states that travel, by layer.
+      memory: what nodes remember for the method's client, by node.
+      shared: what the server tells all nodes for it.
+    """
+
+    layers: Mapping[str, Held]
+    states: Mapping[str, Held] = {}
+    memory: Mapping[int, Held] = {}
+    shared: Held = Held(0, {})
+
+    def order(self, visit: Visit, learning_rate: float) -> Order:
+        """The order of a visit that starts from all this."""
+        remembered = self.memory.get(visit.node)
+        return Order(
+            visit,
+            learning_rate,
+            _versions(self.layers),
+            _versions(self.states),
+            None if remembered is None else remembered.version,
+            self.shared.version,
+        )
+
+
+def _versions(held: Mapping[str, Held]) -> dict[str, int]:
+    return {name: one.version for name, one in held.items()}
+
+
+def unversioned(params: Params, states: OptimizerStates) -> Holdings:
+    """Holdings that nothing comes after, so that all is of version 0."""
+    layers = {name: Held(0, value) for name, value in params.items()}
+    return Holdings(layers, {name: Held(0, value) for name, value in states.items()})
+
+
 class Engine(Protocol):
     """Carries out visits.
 
-    Orders of a round are submitted together, and may then be carried out side by side; `next` gives
-    their outcomes, one for each order. No order is lost without a word: what does not come back is
-    `Lost`.
+    It is told what is held, and takes orders that name it by version. Orders of a round are
+    submitted together, and may then be carried out side by side; `next` gives their outcomes, one
+    for each order, in any order of arrival. No order is lost without a word: what does not come
+    back is `Lost`. Where a node is a process, nothing of its data leaves it, and only what it
+    lacks is sent to it.
     """
 
     def nodes(self) -> Sequence[NodeInfo]:
@@ -59,6 +106,9 @@ class Engine(Protocol):
           shared: what the server is going to tell all nodes for the method's client; shapes
             suffice. None: not known yet, or there is no client.
         """
+
+    def hold(self, holdings: Holdings) -> None:
+        """Is told what orders may name from now on; those submitted before keep what they named."""
 
     def submit(self, order: Order) -> None:
         """Takes an order; never waits."""
@@ -110,5 +160,6 @@ def run_visits(
       states: optimizer states to go on from, by layer; layers not in it start afresh.
       learning_rate: of all their steps.
     """
-    orders = [Order(visit, learning_rate, params, states, {}, {}) for visit in visits]
-    return run_round(engine, orders)
+    holdings = unversioned(params, states)
+    engine.hold(holdings)
+    return run_round(engine, [holdings.order(visit, learning_rate) for visit in visits])

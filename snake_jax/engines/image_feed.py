@@ -33,6 +33,7 @@ class ImageFeed:
         shards: Sequence[np.ndarray],
         settings: VisitSettings,
         how: Emulation,
+        largest: int = 0,
     ) -> None:
         """Puts the data on the device.
 
@@ -43,8 +44,10 @@ class ImageFeed:
           shards: for each node, its indices into `train`.
           settings: see `VisitSettings`.
           how: the emulation.
+          largest: how many examples the run's largest node holds, which decides the shapes of all
+            nodes' batches; 0: these shards are all nodes'.
         """
-        largest = max(map(len, shards))
+        largest = largest or max(map(len, shards))
         # No batch is all padding.
         self.settings = settings._replace(batch_size=min(settings.batch_size, largest))
         self.rows = -(-largest // math.prod(image_batches.step_shape(self.settings)))
@@ -90,8 +93,9 @@ class ImageFeed:
         raise NotImplementedError
 
     def held_out(self) -> Iterator[Chunk]:
-        """See `Feed`: all in one call."""
-        yield Chunk((), (self._test,))
+        """See `Feed`: all in one call; a node that scores nothing has none."""
+        if len(self._test.labels):
+            yield Chunk((), (self._test,))
 
     def scores(self, results: Sequence[Any]) -> Scores:
         """See `Feed`."""
@@ -100,8 +104,8 @@ class ImageFeed:
 
     def other_bytes(self) -> int:
         """See `Feed`; the largest node's data stays counted."""
-        every = num_bytes(self._train)
-        return every - every * self.largest // len(self._train.labels)
+        every, count = num_bytes(self._train), len(self._train.labels)
+        return every - every // count * self.largest if count else 0
 
 
 class _ImageReading:

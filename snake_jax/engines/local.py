@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
-from snake_jax.engines.contract import Compilations, NodeInfo, Scores
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
+from snake_jax.engines.contract import Compilations, Holdings, NodeInfo, Scores
 from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
 from snake_jax.engines.feeds import Feed, RunPrefix
+from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding
 from snake_jax.training.image_step import LocalStep
@@ -79,7 +80,8 @@ class LocalEngine:
         self._key = streams.key(settings.seed, "key/visits")
         self._programs: dict[Program, Any] = {}
         self._group_sizes: dict[tuple[str, ...], int] = {}
-        self._waiting: list[Order] = []
+        self._held = Holdings({})
+        self._waiting: list[Bound] = []
         self._ready: deque[Outcome] = deque()
         self._compile_s, self._peak_bytes = 0.0, 0
 
@@ -104,7 +106,7 @@ class LocalEngine:
             with a client: training programs are compiled on first use.
         """
         for visits in rounds:
-            for layers, number in _group_sizes(visits).items():
+            for layers, number in group_sizes(visits).items():
                 self._group_sizes[layers] = max(self._group_sizes.get(layers, 0), number)
         if not self._feed.ahead:
             return
@@ -114,15 +116,16 @@ class LocalEngine:
         wanted: dict[Program, tuple[str, ...]] = {}
         if self._step.client is None or shared is not None:
             for visits in rounds[done:]:
-                for layers, number in _group_sizes(visits).items():
+                for layers, number in group_sizes(visits).items():
                     wanted[self._program(layers, number)] = layers
         lowered = {}
         for program, layers in wanted.items():
             if program not in self._programs:
                 lowered[program] = self._lowered(program, layers, params, shared)
         evaluation = Program("evaluate")
-        if evaluation not in self._programs:
-            (chunk,) = self._feed.held_out()
+        for chunk in self._feed.held_out():
+            if evaluation in self._programs:
+                continue
             arguments = (*self._layout.whole(params), *chunk.arrays)
             lowered[evaluation] = self._jitted(evaluation).lower(*arguments)
 
@@ -132,9 +135,13 @@ class LocalEngine:
                 self._keep(program, one, one)
         self._compile_s += time.perf_counter() - started
 
+    def hold(self, holdings: Holdings) -> None:
+        """Is told what orders may name from now on."""
+        self._held = holdings
+
     def submit(self, order: Order) -> None:
         """Takes an order; it is carried out when an outcome is asked for."""
-        self._waiting.append(order)
+        self._waiting.append(bound(order, self._held, self._step.client))
 
     def next(self, timeout_s: float | None = None) -> Outcome | Lost | None:
         """The next outcome, trained in this call unless a program trained it beside another; None
@@ -144,9 +151,9 @@ class LocalEngine:
         if not self._ready:
             if not self._waiting:
                 return None
-            program, orders = self._group()
-            with jax.profiler.TraceAnnotation(annotation([order.visit for order in orders])):
-                self._ready.extend(self._train(program, orders))
+            program, group = self._group()
+            with jax.profiler.TraceAnnotation(annotation([one.visit for one in group])):
+                self._ready.extend(self._train(program, group))
         return self._ready.popleft()
 
     def evaluate(self, params: Params) -> Scores:
@@ -180,37 +187,37 @@ class LocalEngine:
         lead = self._emulation.lead(most) if number > 1 else ()
         return Program("train", self._layout.names(layers), lead)
 
-    def _group(self) -> tuple[Program, list[Order]]:
+    def _group(self) -> tuple[Program, list[Bound]]:
         """The first order, and those that one program carries out with it; they wait no longer."""
         first = self._waiting[0]
-        alike = [order for order in self._waiting if _is_alike(order, first)]
+        alike = [one for one in self._waiting if are_alike(one.order, first.order)]
         program = self._program(first.visit.layers, len(alike))
         group = alike if program.lead else [first]
-        taken = {id(order) for order in group}
-        self._waiting = [order for order in self._waiting if id(order) not in taken]
+        taken = {id(one) for one in group}
+        self._waiting = [one for one in self._waiting if id(one) not in taken]
         return program, group
 
     # Visits
 
-    def _train(self, program: Program, orders: list[Order]) -> list[Outcome]:
+    def _train(self, program: Program, group: list[Bound]) -> list[Outcome]:
         """Visits in one program, epoch by epoch; a visit that is over gets no more batches."""
         settings, lead = self._settings, program.lead
         how = self._emulation if lead else ALONE
-        visits, first = [order.visit for order in orders], orders[0]
+        visits, first = [one.visit for one in group], group[0]
 
         # All start from the same: each has a copy of what trains, and reads the rest.
         start = self._start(first.params, first.states, first.visit.layers, first.visit.node, lead)
-        given = self._given(orders, lead)
+        given = self._given(group, lead)
         reading = self._feed.read(visits, lead, how, self._run_prefix(first, start, lead))
         trainable, states = start.trainable, start.states
-        rate = np.float32(first.learning_rate)
+        rate = np.float32(first.order.learning_rate)
 
         tallies, calls = [Tally()] * len(visits), 0
         for number in range(settings.local_epochs):
             epoch = reading.epoch(number, [tally.over for tally in tallies])
             if not any(epoch.steps):
                 continue
-            keys = self._keys(orders, number, lead)
+            keys = self._keys(visits, number, lead)
             started, compile_s = time.perf_counter(), self._compile_s
 
             # The next chunk is made while the device trains; nothing waits before the epoch's end.
@@ -236,13 +243,13 @@ class LocalEngine:
         if lead:
             ends = how.gather(ends[0], lead, len(visits))
         outcomes = []
-        for node, (order, end, tally) in enumerate(zip(orders, ends, tallies, strict=True)):
-            outcomes.append(reading.told(node, self._outcome(order, end, tally)))
+        for node, (done, end, tally) in enumerate(zip(group, ends, tallies, strict=True)):
+            outcomes.append(reading.told(node, self._outcome(done, end, tally)))
         return outcomes
 
-    def _outcome(self, order: Order, end: tuple[Params, Any], tally: Tally) -> Outcome:
+    def _outcome(self, one: Bound, end: tuple[Params, Any], tally: Tally) -> Outcome:
         """What a visit gives back, given what its steps ended with."""
-        visit = order.visit
+        visit = one.visit
         layers, states = self._layout.leave(*end, visit.layers)
         outcome = Outcome(
             visit,
@@ -259,12 +266,12 @@ class LocalEngine:
         if client is None:
             return outcome
         memory, report = client.finish(
-            order.memory,
-            order.shared,
-            select(order.params, visit.layers),
+            one.memory,
+            one.shared,
+            select(one.params, visit.layers),
             layers,
             tally.iterations,
-            order.learning_rate,
+            one.order.learning_rate,
         )
         return outcome._replace(memory=memory, report=report)
 
@@ -285,32 +292,32 @@ class LocalEngine:
         frozen, received = processes.put((start.frozen, start.received), how.shared)
         return Start(trainable, own_states, frozen, received)
 
-    def _given(self, orders: Sequence[Order], lead: tuple[int, ...]) -> PyTree:
+    def _given(self, group: Sequence[Bound], lead: tuple[int, ...]) -> PyTree:
         """What the steps of these visits read for the method's client."""
         client = self._step.client
         if client is None:
             return {}
         trees = []
-        for order in orders:
-            layers = order.visit.layers
-            tree = client.given(order.shared, order.memory, layers)
+        for one in group:
+            layers = one.visit.layers
+            tree = client.given(one.shared, one.memory, layers)
             trees.append(self._layout.given(tree, layers))
         return self._emulation.stack(trees, lead) if lead else trees[0]
 
-    def _run_prefix(self, order: Order, start: Start, lead: tuple[int, ...]) -> RunPrefix | None:
+    def _run_prefix(self, one: Bound, start: Start, lead: tuple[int, ...]) -> RunPrefix | None:
         """How a feed computes what lies below the trained blocks; None: it does not pay."""
         off = self._settings.cache_prefix == "off" or self._settings.local_epochs == 1
-        if off or lead or not self._layout.has_prefix(order.visit.layers):
+        if off or lead or not self._layout.has_prefix(one.visit.layers):
             return None
         return lambda shape, rows: self._call(Program("prefix", shape=shape), start.frozen, rows)
 
-    def _keys(self, orders: Sequence[Order], epoch: int, lead: tuple[int, ...]) -> jax.Array:
+    def _keys(self, visits: Sequence[Visit], epoch: int, lead: tuple[int, ...]) -> jax.Array:
         """A visit's key comes from (seed, turn, node), its epoch's from that and the epoch's
         number.
         """
         turns, nodes = (np.zeros(math.prod(lead), np.uint32) for _ in range(2))
-        for place, order in enumerate(orders):
-            turns[place], nodes[place] = order.visit.turn, order.visit.node
+        for place, visit in enumerate(visits):
+            turns[place], nodes[place] = visit.turn, visit.node
         return _epoch_keys(self._key, turns, nodes, epoch).reshape(lead)
 
     # Programs
@@ -366,21 +373,6 @@ class LocalEngine:
         arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
         total = arguments + results + memory.temp_size_in_bytes - memory.alias_size_in_bytes
         self._peak_bytes = max(self._peak_bytes, total - self._feed.other_bytes())
-
-
-def _is_alike(order: Order, first: Order) -> bool:
-    """Whether one program can carry out both: same layers, from the same weights and states."""
-    same_states = order.states is first.states or not (order.states or first.states)
-    same = order.params is first.params and order.learning_rate == first.learning_rate
-    return same and same_states and order.visit.layers == first.visit.layers
-
-
-def _group_sizes(visits: Round) -> dict[tuple[str, ...], int]:
-    """How many visits of a round train which layers."""
-    sizes: dict[tuple[str, ...], int] = {}
-    for visit in visits:
-        sizes[visit.layers] = sizes.get(visit.layers, 0) + 1
-    return sizes
 
 
 @jax.jit

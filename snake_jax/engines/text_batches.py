@@ -63,13 +63,16 @@ def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterat
         yield Batch(length, indices.reshape(shape), (np.arange(size) < len(part)).reshape(shape))
 
 
-def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None = None) -> TextBatch:
+def gathered(
+    rows: packing.TextRows, batch: Batch, packed: bool, place: NamedSharding | None = None
+) -> TextBatch:
     """The batch's rows, `[A, B, T]`; padding has no weight, and segments are told only where rows
     have several.
 
     Args:
       rows: all of that length.
       batch: which of them.
+      packed: whether rows of that length have several segments.
       place: on a mesh, of which a process takes the rows of its own devices; None: on the host.
     """
 
@@ -86,13 +89,11 @@ def gathered(rows: packing.TextRows, batch: Batch, place: NamedSharding | None =
         return jax.make_array_from_callback(shape, place, lambda at: read(part, (at or ())[:axes]))
 
     ids, targets, weight, positions = (taken(part) for part in rows[:4])
-    return TextBatch(
-        ids, targets, weight, positions, taken(rows.segments) if is_packed(rows) else None
-    )
+    return TextBatch(ids, targets, weight, positions, taken(rows.segments) if packed else None)
 
 
 def rows_of(
-    mesh: Mesh | None, rows: packing.TextRows, batch: Batch, hidden: Any = None
+    mesh: Mesh | None, rows: packing.TextRows, batch: Batch, packed: bool, hidden: Any = None
 ) -> TextBatch:
     """The batch's rows, and their kept input of the first block that trains.
 
@@ -100,19 +101,25 @@ def rows_of(
       mesh: that they lie over, of which every process reads its own; None: one device.
       rows: all of that length.
       batch: which of them.
+      packed: see `gathered`.
       hidden: `[A, B, T, D]` or None.
     """
     if mesh is None:
-        return gathered(rows, batch)._replace(hidden=hidden)
+        return gathered(rows, batch, packed)._replace(hidden=hidden)
     place = sharding.row_sharding(mesh, batch.indices.ndim - 1)
     if hidden is not None:
         hidden = sharding.put_at(hidden, place)
-    return gathered(rows, batch, place)._replace(hidden=hidden)
+    return gathered(rows, batch, packed, place)._replace(hidden=hidden)
 
 
 def is_packed(rows: packing.TextRows) -> bool:
     """Whether a row holds several texts."""
     return bool((rows.segments > 1).any())
+
+
+def packed_lengths(rows: Mapping[int, packing.TextRows]) -> frozenset[int]:
+    """The lengths whose rows hold several texts."""
+    return frozenset(length for length, some in rows.items() if is_packed(some))
 
 
 def num_tokens(rows: packing.TextRows, batch: Batch) -> int:

@@ -17,7 +17,15 @@ from snake_jax.engines.contract import NodeInfo, Scores
 from snake_jax.engines.emulations import Axes, Emulation
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
-from snake_jax.engines.text_batches import Batch, Entrance, Shard, num_tokens, row_batches, rows_of
+from snake_jax.engines.text_batches import (
+    Batch,
+    Entrance,
+    Shard,
+    num_tokens,
+    packed_lengths,
+    row_batches,
+    rows_of,
+)
 from snake_jax.training import sharding, text_step
 from snake_jax.training.text_step import LanguageStep, TextBatch
 from snake_jax.training.update import EpochStats
@@ -39,6 +47,7 @@ class TextFeed:
         test: Mapping[int, packing.TextRows],
         shards: Sequence[Shard],
         settings: VisitSettings,
+        packed: frozenset[int] | None = None,
     ) -> None:
         """Leaves the rows where they are.
 
@@ -48,7 +57,11 @@ class TextFeed:
           test: rows to score.
           shards: for each node, which rows are its own.
           settings: see `VisitSettings`.
+          packed: lengths of which some node of the run has rows with several texts, since that
+            decides all nodes' programs; None: these rows are all nodes'.
         """
+        self.packed = packed_lengths(train) if packed is None else packed
+        self._test_packed = packed_lengths(test)
         self.step, self.train, self.shards, self.settings = step, train, shards, settings
         self.shape = (settings.accumulate, settings.batch_size)
         self._test = test
@@ -92,7 +105,7 @@ class TextFeed:
         """See `Feed`."""
         for length, rows in self._test.items():
             for batch in row_batches(length, np.arange(len(rows.ids)), self.shape[1:]):
-                some = rows_of(self.step.mesh, rows, batch)
+                some = rows_of(self.step.mesh, rows, batch, length in self._test_packed)
                 yield Chunk((length, some.segments is not None, False), (some,))
 
     def scores(self, results: Sequence[Any]) -> Scores:
@@ -146,7 +159,8 @@ class _TextReading:
             self._entrance = self._kept_prefix()
         for number, batch in enumerate(batches):
             hidden = self._entrance.of(batch)
-            rows = rows_of(feed.step.mesh, feed.train[batch.length], batch, hidden)
+            packed = batch.length in feed.packed
+            rows = rows_of(feed.step.mesh, feed.train[batch.length], batch, packed, hidden)
             self._note(0, batch, hidden is not None)
             shape = (batch.length, rows.segments is not None, hidden is not None)
             yield Chunk(shape, (rows,), number)
@@ -172,7 +186,8 @@ class _TextReading:
         empty = Batch(length, np.zeros(shape, np.int32), np.zeros(shape, bool))
         filled = [batch or empty for batch in chosen]
         filled += [empty] * (math.prod(self._lead) - len(chosen))
-        gathered = [text_batches.gathered(held, batch) for batch in filled]
+        packed = length in self._feed.packed
+        gathered = [text_batches.gathered(held, batch, packed) for batch in filled]
 
         def one(*parts: np.ndarray) -> np.ndarray:
             return np.stack(parts).reshape(*self._lead, *parts[0].shape)
@@ -190,7 +205,7 @@ class _TextReading:
         for length, held in feed.shards[self._visits[0].node].items():
             parts = []
             for batch in row_batches(length, held, feed.shape[1:]):
-                rows = rows_of(feed.step.mesh, feed.train[length], batch)
+                rows = rows_of(feed.step.mesh, feed.train[length], batch, length in feed.packed)
                 values = self._run_prefix((length, rows.segments is not None, False), rows)
                 parts.append(sharding.fetch(values) if on_host else values)
                 self._passed[0].append(Passed(length, batch.indices.size, prefix=True))

@@ -20,9 +20,10 @@ from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, pick
 from snake_jax.data.images.dataset import Split, checked_split, make_dataset
+from snake_jax.engines.choice import ENGINES, HERE, Choice
 from snake_jax.engines.contract import Compilations, Engine
 from snake_jax.models.layered import LayeredModel
-from snake_jax.runs import image_task, loop
+from snake_jax.runs import engines, image_task, loop
 from snake_jax.runs.image_inputs import ARRAYS, Images, prepare_data
 from snake_jax.runs.image_task import ImageJob
 from snake_jax.runs.job import Config, Data, Model, check_fit
@@ -77,7 +78,10 @@ def _split(where: str, arrays: Arrays) -> Split:
 
 
 def train(
-    job: AnyJob[Config, Data, Model], data: Data, workdir: str | os.PathLike = ""
+    job: AnyJob[Config, Data, Model],
+    data: Data,
+    workdir: str | os.PathLike = "",
+    engine: str | Choice = HERE,
 ) -> Iterator[Report]:
     """Carries out the job on the data, yielding a report after each round.
 
@@ -85,29 +89,35 @@ def train(
       job: from `Job`, or from `prepare(config).job`.
       data: from `image_data`, or from `prepare(config).data`.
       workdir: folder that every round is kept in; empty: nothing is written.
+      engine: what carries out visits: this process, or `ray` for one with a process a node, or more
+        of that said.
 
     Raises:
-      UserError: job and data do not fit, or the folder holds another run.
+      UserError: job and data do not fit, the engine cannot do that, or the folder holds another
+        run.
       Diverged: a visit's loss is not finite.
     """
+    choice = Choice(pick("engine", engine, ENGINES)) if isinstance(engine, str) else engine
     setup = job.task.setup(job, data)
     # Without a folder the reports are all that comes of it.
     if not workdir:
-        engine = loop.make_engine(setup)
-        state = loop.initial_state(setup)
-        yield from loop.train(setup, engine, state, _keep_nothing)
+        made = engines.make_engine(setup, choice)
+        try:
+            yield from loop.train(setup, made, loop.initial_state(setup), _keep_nothing)
+        finally:
+            made.close()
         return
     # Who stops reading reports early ends the run, and must not keep others out of the folder.
     folder = Workdir(workdir, setup.config)
     try:
         state = folder.resume(setup, _warn)
-        yield from kept_rounds(setup, folder, state)
+        yield from kept_rounds(setup, folder, state, choice)
     finally:
         folder.close()
 
 
 def kept_rounds(
-    setup: Setup[Config, Data, Model], folder: Workdir, state: State
+    setup: Setup[Config, Data, Model], folder: Workdir, state: State, choice: Choice = HERE
 ) -> Iterator[Report]:
     """The rounds that are left, each kept in the folder before it is given; then the summary.
 
@@ -115,8 +125,9 @@ def kept_rounds(
       setup: of the run.
       folder: open, of this configuration.
       state: to go on from, see `Workdir.resume`.
+      choice: of the engine.
     """
-    engine = loop.make_engine(setup)
+    engine = engines.make_engine(setup, choice)
 
     # A state that a run stops with, as when it diverges, is kept though it has no report.
     def keep(last: State) -> None:

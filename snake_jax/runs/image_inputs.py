@@ -12,7 +12,7 @@ from snake_jax.config import ImageConfig
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import subsets
-from snake_jax.data.images.dataset import Dataset
+from snake_jax.data.images.dataset import Dataset, take
 from snake_jax.data.images.quality import clean
 from snake_jax.errors import UserError
 
@@ -28,12 +28,15 @@ class Images(NamedTuple):
       shards: each node's indices into the training examples, as the method trains on them.
       divergence: between the nodes' label distributions, by `config.distill_measure`.
       quality: what cleaning did, one line.
+      largest: how many examples the largest of all nodes holds, where these are not all nodes'
+        images; else 0.
     """
 
     dataset: Dataset
     shards: Sequence[np.ndarray]
     divergence: float
     quality: str
+    largest: int = 0
 
 
 def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
@@ -105,3 +108,23 @@ def named_by_content(config: ImageConfig, dataset: Dataset) -> ImageConfig:
             digest.update(np.ascontiguousarray(array).data)
     name = f"{ARRAYS}:{digest.hexdigest()[:16]}"
     return dataclasses.replace(config, dataset=name)
+
+
+def part_of(data: Images, nodes: Sequence[int], held_out: bool) -> Images:
+    """What these nodes hold of the data, and of all others what shapes everybody's batches.
+
+    Args:
+      data: of all nodes.
+      nodes: whose images stay.
+      held_out: whether the held-out images do.
+    """
+    shards, chosen, start = [], [np.zeros(0, np.int64)], 0
+    for node, shard in enumerate(data.shards):
+        count = len(shard) if node in nodes else 0
+        shards.append(np.arange(start, start + count, dtype=shard.dtype))
+        chosen.append(shard[:count])
+        start += count
+    dataset = data.dataset._replace(train=take(data.dataset.train, np.concatenate(chosen)))
+    if not held_out:
+        dataset = dataset._replace(test=take(dataset.test, np.zeros(0, np.int64)))
+    return data._replace(dataset=dataset, shards=shards, largest=max(map(len, data.shards)))

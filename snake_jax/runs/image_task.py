@@ -35,7 +35,7 @@ from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_params, select
 from snake_jax.runs import records
-from snake_jax.runs.image_inputs import Images, named_by_content, prepare_data
+from snake_jax.runs.image_inputs import Images, named_by_content, part_of, prepare_data
 from snake_jax.runs.job import (
     Job,
     Task,
@@ -340,9 +340,9 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
         config.accumulate,
     )
     step = make_step(setup.job, dataset.mean, dataset.std)
-    train = _examples(dataset.train)
-    test = _examples(dataset.test)
-    return image_engine(step, train, test, setup.data.shards, settings, config.executor)
+    train, test = _examples(dataset.train), _examples(dataset.test)
+    shards, largest = setup.data.shards, setup.data.largest
+    return image_engine(step, train, test, shards, settings, config.executor, largest)
 
 
 def _examples(split: Split) -> Examples:
@@ -391,6 +391,7 @@ TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     setup=make_setup,
     params=_fresh,
     engine=make_engine,
+    part=part_of,
     record=_record,
     summary=_summary,
 )

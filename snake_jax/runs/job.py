@@ -56,6 +56,8 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
       setup: the job on its data, checked against each other.
       params: all that may train, at the start, in full precision.
       engine: what carries out visits; puts data on the device.
+      part: `(data, nodes, held_out) -> data`: what these nodes hold, with or without what is
+        scored, trained on with the same bits as beside all other nodes' data.
       record: what a line of metrics says besides, from the round's outcomes and scores.
       summary: what summary.json says besides, from the engine (None: not at hand) and the lines.
     """
@@ -67,6 +69,7 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
     setup: Callable[["Job[Config, Data, Model]", Data], "Setup[Config, Data, Model]"]
     params: Callable[["Setup[Config, Data, Model]"], Params]
     engine: Callable[["Setup[Config, Data, Model]"], Engine]
+    part: Callable[[Data, Sequence[int], bool], Data]
     record: Callable[[Sequence[Outcome], Scores | None], Record]
     summary: Callable[["Setup[Config, Data, Model]", Engine | None, Sequence[Record]], Record]
 

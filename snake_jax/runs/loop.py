@@ -12,9 +12,10 @@ import jax
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
-from snake_jax.algorithms.visits import Ending, Lost, Order, Outcome, Round, Rounds, Visit
+from snake_jax.algorithms import visits as visiting
+from snake_jax.algorithms.visits import Ending, Lost, Outcome, Round, Rounds, Visit
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
-from snake_jax.engines.contract import Compilations, Engine, Scores
+from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
@@ -68,18 +69,22 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A finished round: one line of metrics, its transfers, and the state after it."""
+    """A finished round: a line of metrics, its transfers, the state after it, and whom it lost."""
 
     record: dict[str, Any]
     transfers: list[Transfer]
     state: State
+    lost: tuple[Lost, ...] = ()
 
 
 class _Carried(NamedTuple):
-    """What came of a round's visits, the trained layers already added up."""
+    """What came of a round's visits, the trained layers already added up.
+
+    Of a lost visit there is an outcome too, of nothing.
+    """
 
     outcomes: list[Outcome]
-    lost: list[Visit]
+    lost: tuple[Lost, ...]
     accepted: list[Visit]
     total: Any
     states: OptimizerStates
@@ -140,6 +145,7 @@ def train(
     engine.expect(every, state.params, done=state.rounds, shared=shared)
 
     course, visits = _from(setup, state)
+    heard = dict.fromkeys(state.nodes, state.rounds)
     while visits is not None:
         number = state.rounds
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
@@ -149,12 +155,17 @@ def train(
         for visit in visits:
             network, sent = algorithm.traffic.deliveries(exchange, network, visit)
             transfers += sent
+        holdings = _holdings(setup, state, heard)
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
-            carried = _carry_out(setup, engine, state, visits, rate, keep)
+            engine.hold(holdings)
+            for visit in visits:
+                engine.submit(holdings.order(visit, rate))
+            carried = _carry_out(setup, engine, state, visits, keep)
         params, memory = algorithm.merge.finish(
             setup.plan, visits, state.params, state.memory, carried.total
         )
         network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
+        network = _renewed(state, params, network)
         transfers += sent
         transfers += _sent_over_cuts(setup, carried.outcomes)
 
@@ -166,6 +177,7 @@ def train(
         following = _next(setup, course, endings)
 
         flops = [work(outcome) for outcome in carried.outcomes]
+        heard |= {visit.node: number + 1 for visit in carried.accepted}
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
         state = State(
             params,
@@ -181,7 +193,7 @@ def train(
         with jax.profiler.TraceAnnotation("evaluate"):
             scores = engine.evaluate(params) if due else None
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
-        yield Report(record, transfers, state)
+        yield Report(record, transfers, state, carried.lost)
         visits = following
 
 
@@ -202,7 +214,8 @@ def _record(
         visits, outcomes, transfers, scores or (None, None), rate, flops, waits
     )
     record |= records.of_clock(took) | setup.task.record(outcomes, scores)
-    return record | {"distilled": setup.distilled, "event": _event(visits, carried)}
+    record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    return record | records.of_serialized(outcomes)
 
 
 def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:
@@ -233,41 +246,79 @@ def _carry_out(
     engine: Engine,
     state: State,
     visits: Round,
-    rate: float,
     keep: Callable[[State], None],
 ) -> _Carried:
-    """Has the engine do a round's visits; adds up what each trained and lets go of it."""
+    """Takes what comes of a round's visits; adds up what each trained and lets go of it."""
     algorithm, config = setup.algorithm, setup.config
-    client, shared = algorithm.client(config), algorithm.shared(state.memory)
-    nodes = dict(state.nodes)
-    for visit in visits:
-        memory = nodes.get(visit.node)
-        if client is not None and memory is None:
-            memory = client.memory(state.params)
-        engine.submit(Order(visit, rate, state.params, state.states, memory, shared))
-
     total = algorithm.merge.init(setup.plan, visits, state.params, state.memory)
-    states, found, lost, accepted = state.states, list[Outcome](), list[Visit](), set[Visit]()
-    while len(found) + len(lost) < len(visits):
-        outcome = engine.next()
-        assert outcome is not None, "an engine gives an outcome for every order"
+    states, nodes = state.states, dict(state.nodes)
+    remembers = algorithm.client(config) is not None
+    found, lost, accepted = list[Outcome](), list[Lost](), list[Visit]()
+    for outcome in _in_order(engine, visits):
         if isinstance(outcome, Lost):
-            lost.append(outcome.visit)
+            lost.append(outcome)
+            found.append(visiting.nothing_of(outcome.visit))
             continue
         if _is_good(outcome, config, state, keep) and outcome.visit.event != "lost":
-            accepted.add(outcome.visit)
+            accepted.append(outcome.visit)
             total = algorithm.merge.add(total, outcome)
             if config.carry_optimizer_state:
                 states = {**states, **outcome.states}
-            if client is not None:
+            if remembers:
                 nodes[outcome.visit.node] = outcome.memory
         # What is left is numbers: no round holds the layers of all its visits.
         found.append(outcome._replace(layers={}, states={}, memory=None, report=None))
+    return _Carried(found, tuple(lost), accepted, total, states, nodes)
 
-    order = {visit: place for place, visit in enumerate(visits)}
-    found.sort(key=lambda outcome: order[outcome.visit])
-    in_order = [visit for visit in visits if visit in accepted]
-    return _Carried(found, lost, in_order, total, states, nodes)
+
+def _in_order(engine: Engine, visits: Round) -> Iterator[Outcome | Lost]:
+    """What comes of submitted orders, in the order of their visits.
+
+    A running mean depends in its last bits on who comes first, and which node is faster is chance:
+    so who is early waits.
+    """
+    early: dict[Visit, Outcome | Lost] = {}
+    for visit in visits:
+        while visit not in early:
+            outcome = engine.next()
+            assert outcome is not None, "an engine gives an outcome for every order"
+            early[outcome.visit] = outcome
+        yield early.pop(visit)
+
+
+def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
+    """What the orders of the next round name, by the ledger's versions.
+
+    Args:
+      setup: of the run.
+      state: before the round.
+      heard: `{node: rounds that were finished when its memory was last heard of}`.
+    """
+    latest, algorithm = state.network.latest, setup.algorithm
+    layers, states, memory = {}, {}, {}
+    for name, value in state.params.items():
+        layers[name] = Held(latest.get(name, 0), value)
+    for name, value in state.states.items():
+        states[name] = Held(latest.get(ledger.optimizer_item(name), 0), value)
+    for node, value in state.nodes.items():
+        memory[node] = Held(heard[node], value)
+    if algorithm.client(setup.config) is None:
+        return Holdings(layers, states, memory)
+    return Holdings(layers, states, memory, Held(state.rounds, algorithm.shared(state.memory)))
+
+
+def _renewed(state: State, params: Params, network: Network) -> Network:
+    """The network with a new version of every layer that the merge changed.
+
+    A method's traffic renews what it sends. What changes where nothing is sent, as in centralised
+    training, is another version all the same: a node is given by it what it lacks.
+    """
+    changed = []
+    for name, value in params.items():
+        same = network.latest.get(name) == state.network.latest.get(name)
+        if same and value is not state.params.get(name):
+            changed.append(name)
+    return ledger.aggregated(network, tuple(changed)) if changed else network
 
 
 def _is_good(
@@ -289,10 +340,11 @@ def _is_good(
 
 def _endings(visits: Round, carried: _Carried) -> tuple[Ending, ...]:
     """How the visits of a round went, for the method."""
+    gone = {lost.visit for lost in carried.lost}
     endings = []
     for visit in visits:
         event = visit.event if visit.event in schedule.UNFINISHED else ""
-        endings.append(Ending(visit, "lost" if visit in carried.lost else event))
+        endings.append(Ending(visit, "lost" if visit in gone else event))
     return tuple(endings)
 
 
@@ -334,6 +386,7 @@ def summarise(
     return {
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
+        **records.total_serialized(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

@@ -98,6 +98,32 @@ def of_clock(elapsed: Elapsed) -> Record:
     return {"clock_s": seconds, **record}
 
 
+def of_serialized(results: Sequence[Outcome]) -> Record:
+    """Bytes that really went between processes for a round; nothing where nodes are none.
+
+    The ledger's bytes are the formula's; these were counted where they were serialized. Beside what
+    the ledger knows they hold what frozen layers weigh in full precision and, from node to node,
+    the controller's mirror of what was trained.
+    """
+    sent = [result.serialized for result in results if result.serialized is not None]
+    if not sent:
+        return {}
+    return {
+        "serialized_to_nodes_bytes": sum(one.to_node for one in sent),
+        "serialized_to_controller_bytes": sum(one.to_controller for one in sent),
+    }
+
+
+def total_serialized(lines: Sequence[Record]) -> Record:
+    """Totals of `of_serialized`; nothing where no line has it."""
+    totals: Record = {}
+    for name in ("serialized_to_nodes_bytes", "serialized_to_controller_bytes"):
+        found = [line[name] for line in lines if name in line]
+        if found:
+            totals[name] = sum(found)
+    return totals
+
+
 def summary(lines: Sequence[Record], compiled: Compilations) -> Record:
     """Totals over all lines of a run.
 

@@ -16,7 +16,8 @@ from snake_jax.algorithms.base import Algorithm
 from snake_jax.config import TextConfig
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.text import sources, templates, text_data, tokenizers
-from snake_jax.engines.text_batches import Shard
+from snake_jax.data.text.packing import TextRows
+from snake_jax.engines.text_batches import Shard, packed_lengths
 from snake_jax.errors import UserError
 from snake_jax.models.hub import check_pretrained, load_pretrained, read_architecture
 from snake_jax.models.language import LanguageModel, build
@@ -43,6 +44,8 @@ class Texts(NamedTuple):
       shards: each node's rows by length, as the method trains on them.
       divergence: between the nodes' categories, by `config.distill_measure`.
       quality: what was cut, one line.
+      packed: lengths of which some node has rows with several texts, where these are not all nodes'
+        rows; else None.
     """
 
     rows: text_data.TextData
@@ -53,6 +56,7 @@ class Texts(NamedTuple):
     shards: Sequence[Shard]
     divergence: float
     quality: str
+    packed: frozenset[int] | None = None
 
 
 def tokenizer_beside(model: str) -> str:
@@ -163,6 +167,33 @@ def prepare_data(
         label_divergence(rows.counts, config.distill_measure),
         _quality(corpus, rows),
     )
+
+
+def part_of(data: Texts, nodes: Sequence[int], held_out: bool) -> Texts:
+    """What these nodes hold of the text, and of all others what shapes everybody's programs.
+
+    Args:
+      data: of all nodes.
+      nodes: whose rows stay.
+      held_out: whether the held-out rows do.
+    """
+    every = data.rows.train.rows
+    shards: list[dict[int, np.ndarray]] = [{} for _ in data.shards]
+    rows = {}
+    for length, some in every.items():
+        chosen, start = [np.zeros(0, np.int32)], 0
+        for node in nodes:
+            own = data.shards[node].get(length) if node < len(data.shards) else None
+            if own is None:
+                continue
+            shards[node][length] = np.arange(start, start + len(own), dtype=own.dtype)
+            chosen.append(own)
+            start += len(own)
+        which = np.concatenate(chosen)
+        rows[length] = TextRows(*(array[which] for array in some))
+    train = data.rows.train._replace(rows=rows)
+    kept = data.rows._replace(train=train, test=data.rows.test if held_out else {})
+    return data._replace(rows=kept, shards=shards, packed=packed_lengths(every))
 
 
 def with_first_day(config: TextConfig, workdir: str) -> TextConfig:

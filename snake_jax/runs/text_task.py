@@ -52,6 +52,7 @@ from snake_jax.runs.text_checks import check_model
 from snake_jax.runs.text_inputs import (
     Texts,
     load_model,
+    part_of,
     prepare_data,
     template_date,
     tokenizer_beside,
@@ -215,9 +216,11 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     )
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
-    train = data.rows.train.rows
-    test = data.rows.test
-    return text_engine(step, base, train, test, data.shards, settings, data.ranks, config.executor)
+    train, test = data.rows.train.rows, data.rows.test
+    ranks, packed = data.ranks, data.packed
+    return text_engine(
+        step, base, train, test, data.shards, settings, ranks, config.executor, packed
+    )
 
 
 def _params(setup: TextSetup) -> Params:
@@ -372,6 +375,7 @@ TASK: Task[TextConfig, Texts, LanguageModel] = Task(
     setup=make_setup,
     params=_params,
     engine=make_engine,
+    part=part_of,
     record=_record,
     summary=_summary,
 )

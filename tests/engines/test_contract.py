@@ -2,13 +2,15 @@
 steps, and what is refused.
 """
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
 
-from snake_jax.algorithms.visits import Lost, Order, Visit
+from snake_jax.algorithms.visits import Lost, Visit
 from snake_jax.engines.build import check, image_engine
-from snake_jax.engines.contract import run_round, run_visits
+from snake_jax.engines.contract import Held, Holdings, run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.errors import UserError
 from snake_jax.params import select
@@ -40,12 +42,13 @@ def visits(count=3, layers=LAYERS):
     return [Visit(node, 0, node, layers) for node in range(count)]
 
 
-def orders_of(some, params, memory=None, shared=None):
-    """Orders of a round; memory by node."""
-    return [
-        Order(visit, RATE, params, {}, {} if memory is None else memory[visit.node], shared or {})
-        for visit in some
-    ]
+def orders_of(engine, some, params, memory=None, shared=None, version=0):
+    """Orders of a round whose layers the engine is told to be of this version; memory by node."""
+    layers = {name: Held(version, value) for name, value in params.items()}
+    remembered = {node: Held(4, value) for node, value in enumerate(memory or [])}
+    holdings = Holdings(layers, {}, remembered, Held(2, shared or {}))
+    engine.hold(holdings)
+    return [holdings.order(visit, RATE) for visit in some]
 
 
 def trained_groups(engine):
@@ -63,7 +66,7 @@ def trained_groups(engine):
 def test_in_the_loop_a_visit_is_trained_when_its_outcome_is_asked_for():
     engine, params = make()
     groups = trained_groups(engine)
-    for order in orders_of(visits(), params):
+    for order in orders_of(engine, visits(), params):
         engine.submit(order)
     assert groups == []
     seen = []
@@ -78,7 +81,7 @@ def test_side_by_side_a_group_is_trained_once_and_handed_out_one_by_one():
     engine, params = make("vmap")
     groups = trained_groups(engine)
     other = Visit(3, 0, 0, ("fc3",))
-    for order in orders_of([*visits(), other], params):
+    for order in orders_of(engine, [*visits(), other], params):
         engine.submit(order)
     assert [engine.next().visit for _ in range(4)] == [*visits(), other]
     assert groups == [3, 1]
@@ -87,10 +90,14 @@ def test_side_by_side_a_group_is_trained_once_and_handed_out_one_by_one():
 def test_orders_from_unlike_weights_share_no_program():
     engine, params = make("vmap")
     moved = jax.tree.map(lambda w: 1.5 * w, params)
-    (first,), (second,) = orders_of(visits(1), params), orders_of(visits(1), moved)
-    alone = [run_round(engine, [order])[0].layers for order in (first, second)]
-    engine.submit(first)
-    engine.submit(second)
+    alone = []
+    for version, some in enumerate((params, moved)):
+        alone.append(
+            run_round(engine, orders_of(engine, visits(1), some, version=version))[0].layers
+        )
+    for version, some in enumerate((params, moved)):
+        (order,) = orders_of(engine, visits(1), some, version=version)
+        engine.submit(order)
     assert [same_bits(engine.next().layers, wanted) for wanted in alone] == [True, True]
 
 
@@ -109,7 +116,7 @@ def test_outcomes_arrive_in_any_order_and_a_lost_node_is_said():
             return engine.next()
 
     engine, params = make()
-    orders = orders_of(visits(), params)
+    orders = orders_of(engine, visits(), params)
     assert [done.visit for done in run_round(Late(False), orders)] == visits()
     with pytest.raises(RuntimeError, match="its power went"):
         run_round(Late(True), orders)
@@ -126,7 +133,7 @@ def test_states_that_nothing_keeps_are_not_brought_back(emulation):
 
 def test_what_was_submitted_is_forgotten_on_closing():
     engine, params = make()
-    engine.submit(orders_of(visits(1), params)[0])
+    engine.submit(orders_of(engine, visits(1), params)[0])
     engine.close()
     assert engine.next() is None
 
@@ -163,7 +170,7 @@ def test_a_client_corrects_every_step_and_remembers(emulation):
     bound, _ = make(emulation, **plain(client=drift()))
     *memory, shared = memories(params)
     before = run_visits(free, visits(), params, {}, RATE)
-    after = run_round(bound, orders_of(visits(), params, memory, shared))
+    after = run_round(bound, orders_of(bound, visits(), params, memory, shared))
     received = select(params, LAYERS)
     for node, (a, b) in enumerate(zip(before, after, strict=True)):
         assert b.iterations == 1
@@ -186,7 +193,7 @@ def test_a_client_corrects_every_step_and_remembers(emulation):
 def test_a_correction_comes_before_the_norm_is_clipped():
     engine, params = make(**plain(client=drift(), clip_norm=1e-3))
     *memory, shared = memories(params)
-    (done,) = run_round(engine, orders_of(visits(1), params, memory, shared))
+    (done,) = run_round(engine, orders_of(engine, visits(1), params, memory, shared))
     moved = jax.tree.map(lambda a, b: (a - b) / RATE, select(params, LAYERS), done.layers)
     norm = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(moved)))
     np.testing.assert_allclose(norm, 1e-3, rtol=2e-2)
@@ -200,7 +207,7 @@ def test_programs_of_a_client_are_compiled_ahead_where_the_server_s_word_is_know
     assert engine.compilations.programs == 1, "the evaluation"
     engine.expect([tuple(visits())], params, shared=shared)
     assert engine.compilations.programs == 2
-    run_round(engine, orders_of(visits(), params, memory, shared))
+    run_round(engine, orders_of(engine, visits(), params, memory, shared))
     assert engine.compilations.programs == 2
 
 
@@ -222,3 +229,33 @@ def test_what_nodes_side_by_side_cannot_have_is_refused_in_one_line(how, reason)
         check("vmap", **how)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# What orders name
+
+
+def test_an_order_is_small_whatever_it_names():
+    engine, params = make()
+    (order,) = orders_of(engine, visits(1), params)
+    assert set(order.layers) == set(params)
+    assert all(isinstance(leaf, int | float | str) for leaf in jax.tree.leaves(order))
+    again = pickle.loads(pickle.dumps(order))
+    assert again == order
+    assert len(pickle.dumps(order)) < 1000
+
+
+def test_an_order_keeps_what_it_named_when_newer_versions_come():
+    engine, params = make()
+    (wanted,) = run_round(engine, orders_of(engine, visits(1), params))
+    (order,) = orders_of(engine, visits(1), params)
+    engine.submit(order)
+    orders_of(engine, visits(1), jax.tree.map(lambda w: 1.5 * w, params), version=1)
+    assert same_bits(engine.next().layers, wanted.layers)
+
+
+def test_a_version_that_is_not_held_is_an_error_and_no_other_values():
+    engine, params = make()
+    (order,) = orders_of(engine, visits(1), params)
+    orders_of(engine, visits(1), params, version=1)
+    with pytest.raises(ValueError, match="version 0 is wanted, version 1 is held"):
+        engine.submit(order)

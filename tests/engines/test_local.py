@@ -282,9 +282,8 @@ def test_methods_end_alike_on_eight_devices(on_eight_devices):
 
 def test_only_whole_numbers_of_devices_share_a_program():
     engine, _ = make(Case(()), "pmap")
-    params = {}
     for visit in visits(ENDS, MIDDLE, ENDS):
-        engine.submit(Order(visit, 0.05, params, {}, {}, {}))
+        engine.submit(Order(visit, 0.05, {}))
     (program, together), (alone, last) = engine._group(), engine._group()
     assert (program.lead, alone.lead) == ((1, 2), ())
     assert [[order.visit.node for order in group] for group in (together, last)] == [[0, 2], [1]]

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from snake_jax.algorithms.visits import Order
 from snake_jax.config import TextConfig
 from snake_jax.data.text import packing
 from snake_jax.engines.build import text_engine
-from snake_jax.engines.contract import run_round, run_visits
+from snake_jax.engines.contract import Held, Holdings, run_round, run_visits
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.nodes.places import SERVER, node
 from snake_jax.params import select, without
@@ -454,10 +453,12 @@ def round_of(engine, setup, state, share=(0.0, 1.0)):
     rng = np.random.default_rng(3)
     noise = lambda w: rng.normal(size=w.shape).astype(np.float32)  # noqa: E731
     shared, *memory = [jax.tree.map(noise, state.params) for _ in range(3)]
-    orders = []
+    layers = {name: Held(0, value) for name, value in state.params.items()}
+    remembered = {node: Held(0, value) for node, value in enumerate(memory)}
+    holdings, orders = Holdings(layers, {}, remembered, Held(0, shared)), []
+    engine.hold(holdings)
     for planned in loop.planned(setup)[0]:
-        visit, rate = planned._replace(share=share), setup.config.learning_rate
-        orders.append(Order(visit, rate, state.params, {}, memory[visit.node], shared))
+        orders.append(holdings.order(planned._replace(share=share), setup.config.learning_rate))
     return run_round(engine, orders), shared, memory
 
 

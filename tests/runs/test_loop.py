@@ -126,3 +126,55 @@ def test_an_interruption_that_nobody_can_take_over_is_refused(small, tmp_path):
     flags = {**small, "node_file": str(nodes), "assign": "proportional", "always_train": "all"}
     with pytest.raises(UserError, match="no other node can hold it: raise memory_bytes"):
         loop.prepare(ImageConfig(**flags, interrupt="0"))
+
+
+def test_a_loss_before_the_first_step_replays_as_a_flag_in_every_number(small):
+    """What is counted of a lost visit is nothing, and so is it of one that flags lose at once."""
+    lost = reports(small, turn=1)
+    asked = reports(small, interrupt="1@0", interruption="lost")
+    assert [r.record | {"train_s": 0} for r in lost] == [r.record | {"train_s": 0} for r in asked]
+    assert [r.transfers for r in lost] == [r.transfers for r in asked]
+    assert [[gone.why for gone in r.lost] for r in lost] == [[], ["deadline"], [], [], []]
+    assert same_bits(asked[-1].state.params, lost[-1].state.params)
+
+
+class Backwards:
+    """An engine whose outcomes of a round arrive in the reverse of its order."""
+
+    def __init__(self, engine):
+        self._engine, self._done = engine, []
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def next(self, timeout_s=None):
+        outcome = self._engine.next(timeout_s)
+        while outcome is not None:
+            self._done.append(outcome)
+            outcome = self._engine.next(timeout_s)
+        return self._done.pop()
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold"])
+def test_who_is_faster_changes_no_bit(small, method):
+    plain = {"optimizer": "sgd", "momentum": 0.0, "clip_norm": 0.0, "algorithm": method}
+    in_turn = reports(small, **plain)
+    setup = loop.prepare(ImageConfig(**{**small, **plain}))
+    engine, state = Backwards(loop.make_engine(setup)), loop.initial_state(setup)
+    late = list(loop.train(setup, engine, state, lambda state: None))
+    assert same_bits(late[-1].state.params, in_turn[-1].state.params)
+    assert same_bits(late[-1].state.nodes, in_turn[-1].state.nodes)
+    assert [r.transfers for r in late] == [r.transfers for r in in_turn]
+
+
+@pytest.mark.parametrize("method", ["centralised", "snake", "fedavg", "split"])
+def test_what_changes_has_a_new_version(small, method):
+    setup = loop.prepare(ImageConfig(**{**small, "algorithm": method}))
+    engine, before = loop.make_engine(setup), loop.initial_state(setup)
+    for report in loop.train(setup, engine, before, lambda state: None):
+        after = report.state
+        for name in setup.layer_names:
+            changed = after.params[name] is not before.params[name]
+            step = after.network.latest[name] - before.network.latest[name]
+            assert step == changed, f"{method}: {name}"
+        before = after

@@ -1,10 +1,15 @@
 """Flags of the commands that train into a workdir, beside those of the configuration."""
 
+from typing import TYPE_CHECKING
+
 from absl import flags
 from absl.flags import FlagValues
 
 from snake_jax.cli import presets
 from snake_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from snake_jax.engines.choice import Choice
 
 
 def define_run(values: FlagValues) -> None:
@@ -48,6 +53,7 @@ def define_run(values: FlagValues) -> None:
         flag_values=values,
     )
     _define_processes(values)
+    _define_engine(values)
 
 
 def _define_processes(values: FlagValues) -> None:
@@ -74,6 +80,62 @@ def _define_processes(values: FlagValues) -> None:
     )
     flags.DEFINE_integer(
         "process_id", None, "which of them this is, from 0", lower_bound=0, flag_values=values
+    )
+
+
+def _define_engine(values: FlagValues) -> None:
+    """Flags of where nodes are; none of them changes a result."""
+    flags.DEFINE_enum(
+        "engine",
+        "local",
+        ("local", "ray"),
+        "nodes are played by this process (local), or are processes with data of their own (ray)",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray_address",
+        "",
+        "engine=ray: a cluster that is there, auto or HOST:PORT; empty: one is started here",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "ray_actors",
+        0,
+        "engine=ray: processes that the nodes share; 0: one a node, up to the cluster's cores",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray_resources",
+        "",
+        "engine=ray: what each process takes of the cluster, as CPU=1,GPU=0.5 or a name of your "
+        "own; empty: a GPU where there are some",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "ray_deadline_s",
+        5.0,
+        "engine=ray: seconds without a heart-beat after which a node that works is lost",
+        lower_bound=0.5,
+        flag_values=values,
+    )
+
+
+def engine(values: FlagValues) -> "Choice":
+    """Where nodes are.
+
+    Raises:
+      UserError: the flags contradict each other.
+    """
+    # Here, since help and wrong flags are answered without jax.
+    from snake_jax.engines import choice
+
+    return choice.Choice(
+        values.engine,
+        values.ray_address,
+        values.ray_actors,
+        choice.resources(values.ray_resources),
+        values.ray_deadline_s,
     )
 
 

@@ -1,0 +1,79 @@
+"""Orders with what they name: from versions to values, and which of them are alike."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from snake_jax.algorithms.visits import Order, Round, Visit
+from snake_jax.engines.contract import Held, Holdings
+from snake_jax.params import Params, PyTree
+from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.training.update import Client
+
+
+class Bound(NamedTuple):
+    """An order with the values of what it names.
+
+    Attributes:
+      order: of the visit.
+      params: all that it reads or trains.
+      states: optimizer states to go on from, by layer.
+      memory: what the node remembers for the method's client.
+      shared: what the server tells all nodes for it.
+    """
+
+    order: Order
+    params: Params
+    states: OptimizerStates
+    memory: PyTree
+    shared: PyTree
+
+    @property
+    def visit(self) -> Visit:
+        """Of the order."""
+        return self.order.visit
+
+
+def bound(order: Order, holdings: Holdings, client: Client | None) -> Bound:
+    """The order with what it names; a node that remembers nothing yet begins to.
+
+    Args:
+      order: of the visit.
+      holdings: that it names versions of.
+      client: the method's.
+
+    Raises:
+      ValueError: another version is held.
+    """
+    params = _named(holdings.layers, order.layers)
+    states = _named(holdings.states, order.states)
+    memory: PyTree = {}
+    if order.memory is not None:
+        memory = _of_version(holdings.memory[order.visit.node], order.memory)
+    elif client is not None:
+        memory = client.memory(params)
+    return Bound(order, params, states, memory, _of_version(holdings.shared, order.shared))
+
+
+def _named(held: Mapping[str, Held], versions: Mapping[str, int]) -> dict[str, PyTree]:
+    return {name: _of_version(held[name], version) for name, version in versions.items()}
+
+
+def _of_version(held: Held, version: int) -> PyTree:
+    if held.version != version:
+        raise ValueError(f"version {version} is wanted, version {held.version} is held")
+    return held.value
+
+
+def are_alike(order: Order, first: Order) -> bool:
+    """Whether one program can carry out both: same layers, from the same weights and states."""
+    same_start = order.layers == first.layers and order.states == first.states
+    same_steps = order.learning_rate == first.learning_rate
+    return same_start and same_steps and order.visit.layers == first.visit.layers
+
+
+def group_sizes(visits: Round) -> dict[tuple[str, ...], int]:
+    """How many visits of a round train which layers."""
+    sizes: dict[tuple[str, ...], int] = {}
+    for visit in visits:
+        sizes[visit.layers] = sizes.get(visit.layers, 0) + 1
+    return sizes

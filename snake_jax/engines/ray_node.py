@@ -1,0 +1,235 @@
+"""What a process does that plays nodes for another: `ray_engine` starts it as an actor.
+
+It opens its nodes' data itself, keeps the layers that it was given or trained, by version, and its
+compiled programs. All training is `LocalEngine`'s. Data never leaves; layers and counts do.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import ray
+
+from snake_jax.algorithms.visits import Outcome, Round, Serialized, Visit
+from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, NodeInfo
+from snake_jax.params import Params, PyTree
+
+Item = tuple[str, str | int]
+"""What has versions: `("layers", "conv1")`, `("states", "conv1")`, `("memory", 3)` of a node, and
+`SHARED`.
+"""
+SHARED: Item = ("shared", "")
+Build = Callable[[], Engine]
+"""Opens the data of an actor's nodes, and no other's, where it is called; gives their engine."""
+
+# What decides the compiler's work, so that programs here and there are the same.
+_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_disable_most_optimizations",
+    "jax_enable_x64",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+    "jax_threefry_partitionable",
+)
+
+
+class Surroundings(NamedTuple):
+    """What a process takes over from the one that runs the rounds, so that it finds the same files
+    and compiles the same programs.
+
+    Attributes:
+      folder: that relative paths start at.
+      flags: of XLA; None: those that are there.
+      settings: of jax, by name.
+      path: where modules are looked for, after the places that are known there.
+    """
+
+    folder: str
+    flags: str | None
+    settings: Mapping[str, Any]
+    path: tuple[str, ...]
+
+
+def surroundings(**changes: Any) -> Surroundings:
+    """Those of this process, but for some of jax's settings."""
+    settings = {name: jax.config.values[name] for name in _SETTINGS}
+    flags = os.environ.get("XLA_FLAGS")
+    return Surroundings(os.getcwd(), flags, settings | changes, tuple(sys.path))
+
+
+class Task(NamedTuple):
+    """A visit, as a process is asked for it.
+
+    Attributes:
+      visit: who trains what.
+      learning_rate: of all its steps.
+      items: `{item: number}` of all that the visit reads. Equal numbers of an item are equal
+        values.
+      references: to those of them that the process lacks; in lists, or Ray would fetch them first.
+      made: the number of all that the visit gives.
+    """
+
+    visit: Visit
+    learning_rate: float
+    items: Mapping[Item, int]
+    references: Mapping[Item, list["ray.ObjectRef"]]
+    made: int
+
+
+class Begun(NamedTuple):
+    """What a process says when its data is open.
+
+    Attributes:
+      pid: its number.
+      host: Ray's name of the machine.
+      nodes: `{node: what it says of itself}`.
+    """
+
+    pid: int
+    host: str
+    nodes: Mapping[int, NodeInfo]
+
+
+class Facts(NamedTuple):
+    """What comes back of a visit beside arrays.
+
+    Attributes:
+      outcome: without its arrays.
+      items: which arrays come, in their order.
+      compilations: of the process so far.
+    """
+
+    outcome: Outcome
+    items: tuple[Item, ...]
+    compilations: Compilations
+
+
+class Node:
+    """The actor's class. Its methods but `beat` run one after the other, in the order of calls."""
+
+    def __init__(self, nodes: Sequence[int], cached: bool, about: Surroundings) -> None:
+        """Opens nothing yet.
+
+        Args:
+          nodes: whose visits come here.
+          cached: whether layers are kept from visit to visit.
+          about: what is taken over, before anything of ours is unpickled or compiled.
+        """
+        self._nodes, self._cached = nodes, cached
+        self._engine: Engine | None = None
+        self._held: dict[Key, PyTree] = {}
+        # The folder may be another machine's; what is missing then is said by who looks for it.
+        if os.path.isdir(about.folder):
+            os.chdir(about.folder)
+        if about.flags is not None:
+            os.environ["XLA_FLAGS"] = about.flags
+        sys.path += [place for place in about.path if place not in sys.path]
+        for name, value in about.settings.items():
+            jax.config.update(name, value)
+
+    def begin(self, build: Build) -> Begun:
+        """Opens the data."""
+        self._engine = build()
+        infos = self._engine.nodes()
+        own = {node: infos[node] for node in self._nodes if node < len(infos)}
+        return Begun(os.getpid(), ray.get_runtime_context().get_node_id(), own)
+
+    def expect(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
+        """Compiles ahead: see `Engine`."""
+        assert self._engine is not None
+        self._engine.expect(rounds, params, shared=shared)
+
+    def carry_out(self, task: Task) -> tuple[Any, ...]:
+        """Trains; gives facts, then a value for each of their items."""
+        assert self._engine is not None
+        received = self._fetch(task)
+        self._engine.hold(self._holdings(task))
+        self._engine.submit(self._holdings(task).order(task.visit, task.learning_rate))
+        outcome = self._engine.next()
+        assert isinstance(outcome, Outcome)
+
+        # What was trained stays here too, under its number, for whoever visits next.
+        given = given_by(outcome)
+        for item, value in given.items():
+            self._held[item, task.made] = value
+        if not self._cached:
+            self._held = {key: self._held[key] for key in remembered(set(self._held))}
+        outcome = outcome._replace(
+            layers={}, states={}, memory=None, report=None, serialized=Serialized(received, 0)
+        )
+        facts = Facts(outcome, tuple(given), self._engine.compilations)
+        return (facts, *jax.device_get(list(given.values())))
+
+    def _fetch(self, task: Task) -> int:
+        """Gets what is lacking and lets go of older versions; returns the bytes of it."""
+        lacking = []
+        for item, number in task.items.items():
+            if (item, number) not in self._held:
+                lacking.append(item)
+        values = ray.get([task.references[item][0] for item in lacking])
+        received = 0
+        for item, value in zip(lacking, values, strict=True):
+            received += serialized_bytes(value)
+            # A copy, so that Ray may let go of its own.
+            self._held[item, task.items[item]] = jax.tree.map(np.array, value)
+        self._held = {key: self._held[key] for key in still_held(set(self._held), task)}
+        return received
+
+    def _holdings(self, task: Task) -> Holdings:
+        """What the visit reads, by number."""
+        kinds: dict[str, dict[Any, Held]] = {"layers": {}, "states": {}, "memory": {}, "shared": {}}
+        for item, number in task.items.items():
+            kind, name = item
+            kinds[kind][name] = Held(number, self._held[item, number])
+        shared = kinds["shared"].get("", Held(0, {}))
+        return Holdings(kinds["layers"], kinds["states"], kinds["memory"], shared)
+
+    def beat(self) -> None:
+        """Answers, from a thread of its own, as long as the process does."""
+
+
+Key = tuple[Item, int]
+"""An item and the number of its value."""
+
+
+def still_held(keys: set[Key], task: Task) -> set[Key]:
+    """What is kept of this when a task begins: what it reads, and what its other nodes remember."""
+    kept = keys & set(task.items.items())
+    for item, number in keys:
+        if item[0] == "memory" and item[1] != task.visit.node:
+            kept.add((item, number))
+    return kept
+
+
+def remembered(keys: set[Key]) -> set[Key]:
+    """What is kept of this by nodes that cache nothing: what they remember for their method."""
+    return {key for key in keys if key[0][0] == "memory"}
+
+
+def given_by(outcome: Outcome) -> dict[Item, PyTree]:
+    """The arrays of an outcome, by item; `("report", "")` is what the node tells the server."""
+    given: dict[Item, PyTree] = {}
+    for name, value in outcome.layers.items():
+        given["layers", name] = value
+    for name, value in outcome.states.items():
+        given["states", name] = value
+    if outcome.memory is not None:
+        given["memory", outcome.visit.node] = outcome.memory
+        given["report", ""] = outcome.report
+    return given
+
+
+def serialized_bytes(value: PyTree) -> int:
+    """Bytes that a value of NumPy arrays is sent as: pickled, its buffers included.
+
+    Ray adds a frame of its own, some hundred bytes an object.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return len(head) + sum(buffer.raw().nbytes for buffer in buffers)

@@ -1,0 +1,189 @@
+"""Who holds which value, and what is sent to whom: the part of the engine on Ray that knows no
+process.
+
+A value has a number of the engine's own. The versions of orders say which value is meant; numbers
+say whether it is one that a node has already. What a visit trained keeps its number when the merge
+only puts it in its place, which is seen by identity: then whoever trained it is sent nothing.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import ray
+
+from snake_jax.algorithms.visits import Order, Outcome, Serialized
+from snake_jax.engines import orders
+from snake_jax.engines.contract import Holdings
+from snake_jax.engines.ray_node import (
+    SHARED,
+    Facts,
+    Item,
+    Key,
+    Task,
+    remembered,
+    serialized_bytes,
+    still_held,
+)
+from snake_jax.params import PyTree
+
+
+class Exchange(NamedTuple):
+    """What is sent, as the run's flags say.
+
+    Attributes:
+      peer_to_peer: whether values go from node to node, not through this process.
+      cached: whether nodes keep what they were sent.
+      states: whether optimizer states travel.
+      remembers: whether the method has a client at the nodes.
+    """
+
+    peer_to_peer: bool
+    cached: bool
+    states: bool
+    remembers: bool
+
+
+class _Value(NamedTuple):
+    """A value under its number."""
+
+    number: int
+    value: PyTree
+
+
+class Values:
+    """What is held, under numbers, and where it lies."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        """Of nothing."""
+        self._exchange = exchange
+        self._numbers = itertools.count()
+        self._holdings = Holdings({})
+        self._held: dict[Item, _Value] = {}
+        self._references: dict[Key, ray.ObjectRef] = {}
+        self._given: dict[int, _Value] = {}
+
+    def hold(self, holdings: Holdings) -> None:
+        """See `Engine.hold`; nothing is sent before it is asked for."""
+        items: dict[Item, PyTree] = {}
+        for name, layer in holdings.layers.items():
+            items["layers", name] = layer.value
+        for name, state in holdings.states.items():
+            items["states", name] = state.value
+        for node, memory in holdings.memory.items():
+            items["memory", node] = memory.value
+        if self._exchange.remembers:
+            items[SHARED] = holdings.shared.value
+
+        held: dict[Item, _Value] = {}
+        for item, value in items.items():
+            old, given = self._held.get(item), self._given.get(id(value))
+            if old is not None and old.value is value:
+                held[item] = old
+            elif given is not None:
+                held[item] = given
+            else:
+                held[item] = _Value(next(self._numbers), value)
+        self._holdings, self._held = holdings, held
+        self._given.clear()
+        # Ray keeps what is referred to.
+        current = {(item, value.number) for item, value in held.items()}
+        for key in set(self._references) - current:
+            del self._references[key]
+
+    def task(self, order: Order, has: set[Key]) -> tuple[Task, set[Key]]:
+        """What a process is asked, with references to what it lacks; and what it has afterwards.
+
+        Args:
+          order: of the visit.
+          has: what the process has.
+
+        Raises:
+          ValueError: the order names a version that is not held.
+        """
+        orders.bound(order, self._holdings, None)
+        wanted: list[Item] = [("layers", name) for name in order.layers]
+        wanted += [("states", name) for name in order.states]
+        if order.memory is not None:
+            wanted.append(("memory", order.visit.node))
+        if self._exchange.remembers:
+            wanted.append(SHARED)
+        items = {item: self._held[item].number for item in wanted}
+        references = {}
+        for item, number in items.items():
+            if (item, number) not in has:
+                references[item] = [self._reference(item)]
+        made = next(self._numbers)
+        task = Task(order.visit, order.learning_rate, items, references, made)
+
+        # By the rules that the process itself goes by.
+        after = still_held(has | set(items.items()), task)
+        for name in order.visit.layers:
+            after |= {(("layers", name), made), (("states", name), made)}
+        after.add((("memory", order.visit.node), made))
+        return task, after if self._exchange.cached else remembered(after)
+
+    def returns(self, order: Order) -> int:
+        """How many objects come back of an order: facts, and its arrays by item."""
+        layers = len(order.visit.layers)
+        states = layers if self._exchange.states else 0
+        return 1 + layers + states + (2 if self._exchange.remembers else 0)
+
+    def _reference(self, item: Item) -> "ray.ObjectRef":
+        """To the current value of an item; put by this process unless it lies at a node."""
+        number, value = self._held[item]
+        if (item, number) not in self._references:
+            self._references[item, number] = ray.put(jax.device_get(value))
+        return self._references[item, number]
+
+    def forget_places(self) -> None:
+        """Where values lie is not to be trusted: this process puts its copies."""
+        self._references.clear()
+
+    def outcome(
+        self,
+        task: Task,
+        facts: Facts,
+        values: Sequence[PyTree],
+        references: Sequence["ray.ObjectRef"],
+    ) -> Outcome:
+        """The outcome with its arrays, which are noted as lying where they were trained.
+
+        Args:
+          task: that was asked.
+          facts: about it.
+          values: of their items, as Ray has them.
+          references: to these values.
+        """
+        visit, outcome = task.visit, facts.outcome
+        assert outcome.serialized is not None
+        came = sum(map(serialized_bytes, values))
+        # Copies, so that Ray may let go of its own; where the run has its arrays.
+        copied = _copied_to_device if self._on_device() else _copied
+        own = [copied(value) for value in values]
+        found = dict(zip(facts.items, own, strict=True))
+        for item, value, reference in zip(facts.items, own, references, strict=True):
+            self._given[id(value)] = _Value(task.made, value)
+            if self._exchange.peer_to_peer:
+                self._references[item, task.made] = reference
+        states = visit.layers if self._exchange.states else ()
+        return outcome._replace(
+            layers={name: found["layers", name] for name in visit.layers},
+            states={name: found["states", name] for name in states},
+            memory=found.get(("memory", visit.node)),
+            report=found.get(("report", "")),
+            serialized=Serialized(outcome.serialized.to_node, came),
+        )
+
+    def _on_device(self) -> bool:
+        """Whether the run has its layers on the device, or on the host."""
+        for held in self._holdings.layers.values():
+            return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(held.value))
+        return False
+
+
+_copied = functools.partial(jax.tree.map, np.array)
+_copied_to_device = functools.partial(jax.tree.map, jax.numpy.array)

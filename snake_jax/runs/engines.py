@@ -1,0 +1,64 @@
+"""A run's engine: in this process, or of processes that build their nodes from what they are told.
+
+A process that plays nodes is told the configuration, and reads model and data from it as this one
+did. Where that does not say all, as for arrays and methods of one's own, it is sent the job and its
+own nodes' part of the data, once.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.config import RunConfig
+from snake_jax.engines import choice as choices
+from snake_jax.engines.choice import HERE, Choice
+from snake_jax.engines.contract import Engine
+from snake_jax.runs import image_inputs, loop
+from snake_jax.runs.job import Config, Data, Model
+from snake_jax.runs.setup import Setup
+
+
+def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Engine:
+    """What carries out this setup's visits.
+
+    Args:
+      setup: of the run.
+      choice: where its nodes are.
+
+    Raises:
+      UserError: the engine cannot do that, or no cluster answers.
+    """
+    choices.check(choice, setup.config, setup.algorithm)
+    if choice.name == choices.LOCAL:
+        return loop.make_engine(setup)
+    engine, config = choices.room(choice), setup.config
+    exchange = engine.Exchange(
+        peer_to_peer=config.mode == "peer_to_peer",
+        cached=config.cached,
+        states=config.carry_optimizer_state,
+        remembers=setup.algorithm.client(config) is not None,
+    )
+    scorer = loop.make_engine(_part(setup, (), True))
+    count = len(scorer.nodes())
+    return engine.RayEngine(count, functools.partial(_build, setup), scorer, exchange, choice)
+
+
+def _build(setup: Setup[Config, Data, Model], nodes: Sequence[int]) -> Callable[[], Engine]:
+    """What makes the engine of these nodes where it is called."""
+    known = ALGORITHMS.get(setup.config.algorithm) is setup.algorithm
+    named = getattr(setup.config, "dataset", "")
+    if known and not named.startswith(image_inputs.ARRAYS):
+        return functools.partial(_opened, setup.config, nodes)
+    return functools.partial(loop.make_engine, _part(setup, nodes, False))
+
+
+def _opened(config: RunConfig, nodes: Sequence[int]) -> Engine:
+    """The engine of these nodes, whose data it opens itself."""
+    return loop.make_engine(_part(loop.prepare(config), nodes, False))
+
+
+def _part(
+    setup: Setup[Config, Data, Model], nodes: Sequence[int], held_out: bool
+) -> Setup[Config, Data, Model]:
+    """The setup of these nodes alone, with or without what is scored."""
+    return setup._replace(data=setup.task.part(setup.data, nodes, held_out))
