@@ -11,6 +11,7 @@ from snake_jax.cli.commands.generate import GENERATE
 from snake_jax.cli.commands.list_presets import PRESETS
 from snake_jax.cli.commands.profile import PROFILE
 from snake_jax.cli.commands.report import REPORT
+from snake_jax.cli.commands.scct import SCCT
 
-_ALL = (CLASSIFY, FINETUNE, COMPARE, REPORT, GENERATE, PROFILE, ACCOUNTING, PRESETS)
+_ALL = (CLASSIFY, FINETUNE, COMPARE, REPORT, GENERATE, PROFILE, SCCT, ACCOUNTING, PRESETS)
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
