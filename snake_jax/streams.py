@@ -38,6 +38,8 @@ NAMES = (
     "fleet/windows",
     "clock/stragglers",
     "clock/drops",
+    "scct/devices",
+    "scct/samples",
     "key/weights",
     "key/adapters",
     "key/visits",
