@@ -40,6 +40,8 @@ NAMES = (
     "clock/drops",
     "scct/devices",
     "scct/samples",
+    "scct/search",
+    "scct/fresh",
     "key/weights",
     "key/adapters",
     "key/visits",
