@@ -41,7 +41,6 @@ NAMES = (
     "scct/devices",
     "scct/samples",
     "scct/search",
-    "scct/fresh",
     "key/weights",
     "key/adapters",
     "key/visits",
