@@ -9,13 +9,16 @@ convex sum under one sum constraint is least where no unit is worth more elsewhe
 
 The search holds V, reached, and a target, asked. A target is refuted (phi > 1) or it is reached,
 and then V is the root at its beta (`snake_jax/scct/shares.py`). Targets take turns: one just below
-V, whose refutation is the proof that V is least, and one halfway to what is refuted. The first kind
-alone would do in exact arithmetic; but devices with all layers bound V by c + t alone, V then falls
-by one subcarrier a turn, and rounding can stop it short.
+V, whose refutation is the proof that V is least, and one further below, by some times what V fell
+last, at most halfway to what is refuted. The first kind alone would do in exact arithmetic; but
+devices with all layers bound V by c + t alone, V then falls by one subcarrier a turn, and rounding
+can stop it short.
 
 phi is not computed from nothing for each target: single subcarriers move from where they are worth
 least to where they are worth most, until none does. One step of the loop moves a subcarrier or does
-a step of Newton's method, in every row of [samples, devices] at once, each at its own target.
+a step of Newton's method, in every row of [samples, devices] at once, each at its own target. The
+search begins at the relaxation with fractional subcarriers (`snake_jax/scct/relaxed.py`), so that
+few have to move.
 """
 
 from contextlib import AbstractContextManager
@@ -25,9 +28,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snake_jax.scct.relaxed import relaxed
+
 JUST_BELOW = 1e-12
 """Relative: a V that is not reached with this much less is the optimum."""
 _MARGIN = 1 + 1e-12  # a move must be worth more than rounding, or moves could go round in a circle
+_GALLOP = 4.0  # a far target lies this much of V's last fall below V
+_FIRST = 1.01  # of the relaxation's V: near the optimum, which whole subcarriers put a little above
+_SLOW = 0.5  # of the fall before: a fall that is more is slow, and a far target is next
+_NEEDED, _LEAST_NEEDED = 1e300, 1e290  # worth of a subcarrier without which a target is lost
 _STEPS_PER_UNIT = 1000
 
 
@@ -46,12 +55,14 @@ class Tables(NamedTuple):
       link_s: [Q, N, K + 2]; index b is b subcarriers, infinite for none.
       least_s: [Q, N], with as many subcarriers as one device can have.
       start: [N], the subcarriers of an equal allocation.
+      real: [N], whether a column is a device.
       shape: Q, N and K before padding.
     """
 
     link_s: jax.Array
     least_s: jax.Array
     start: np.ndarray
+    real: np.ndarray
     shape: tuple[int, int, int]
 
 
@@ -60,12 +71,14 @@ class _Search(NamedTuple):
 
     Attributes:
       steps: done.
+      spare: [B], subcarriers that are left to give, or missing where negative.
       subcarriers: [B, N], of the target.
       fewer_s: [B, N], link time with one less.
       link_s: [B, N], with just as many.
       more_s: [B, N], with one more.
       best: [B, N], subcarriers that reach `level_s`.
       level_s: [B], the least V reached.
+      fall_s: [B], by how much V fell last.
       refuted_s: [B], the largest V known not to be reachable.
       target_s: [B], that is asked, or Newton's value on the way to a root.
       rooting: [B], whether `target_s` is Newton's.
@@ -74,12 +87,14 @@ class _Search(NamedTuple):
     """
 
     steps: jax.Array
+    spare: jax.Array
     subcarriers: jax.Array
     fewer_s: jax.Array
     link_s: jax.Array
     more_s: jax.Array
     best: jax.Array
     level_s: jax.Array
+    fall_s: jax.Array
     refuted_s: jax.Array
     target_s: jax.Array
     rooting: jax.Array
@@ -112,6 +127,7 @@ def tables(link_s: np.ndarray) -> Tables:
             jnp.asarray(padded),
             jnp.asarray(padded[..., subcarriers - nodes + 1]),
             start,
+            np.arange(len(start)) < nodes,
             (samples, nodes, subcarriers),
         )
 
@@ -122,7 +138,7 @@ def solve(ready: Tables, device_s: np.ndarray, whole_edge_s: np.ndarray) -> Exac
     Args:
       ready: of the samples.
       device_s: c [S, Q, N].
-      whole_edge_s: a [S, N], alike in all samples.
+      whole_edge_s: a [S, Q, N].
 
     Returns:
       Rows of [S Q], candidate by candidate.
@@ -132,13 +148,14 @@ def solve(ready: Tables, device_s: np.ndarray, whole_edge_s: np.ndarray) -> Exac
     """
     samples, nodes, _ = ready.shape
     count = len(device_s) * samples
-    sample = np.resize(np.arange(samples, dtype=np.int32), count)
-    columns = ((0, _rounded(count) - count), (0, len(ready.start) - nodes))
-    fixed = np.pad(device_s.reshape(count, nodes), columns)
-    whole = np.pad(np.repeat(whole_edge_s, samples, axis=0), columns)
-    sample = np.pad(sample, columns[0])
+    # Rows that pad repeat others, columns that pad have nothing to do.
+    rows, columns = _rounded(count), (0, len(ready.start) - nodes)
+    sample = np.resize(np.arange(samples, dtype=np.int32), rows)
+    fixed = np.resize(device_s, (rows, nodes))
+    whole = np.resize(whole_edge_s, (rows, nodes))
+    fixed, whole = (np.pad(array, ((0, 0), columns)) for array in (fixed, whole))
     with jax.enable_x64(True), _host():
-        found = _search(ready.link_s, ready.least_s, ready.start, sample, fixed, whole)
+        found = _search(*ready[:4], sample, fixed, whole)
         level_s, best, steps, done = jax.device_get(found)
     if not done.all():
         raise RuntimeError(f"the search for the best allocation did not end in {steps} steps")
@@ -146,9 +163,9 @@ def solve(ready: Tables, device_s: np.ndarray, whole_edge_s: np.ndarray) -> Exac
 
 
 def _rounded(size: int) -> int:
-    """The next power of two up to 32, the next multiple of 32 above."""
+    """The next power of two up to 32, the next multiple of 8 above."""
     if size > 32:
-        return -(-size // 32) * 32
+        return -(-size // 8) * 8
     return 1 << (size - 1).bit_length()
 
 
@@ -162,6 +179,7 @@ def _search(
     link_s: jax.Array,
     least_s: jax.Array,
     start: jax.Array,
+    real: jax.Array,
     sample: jax.Array,
     device_s: jax.Array,
     whole_edge_s: jax.Array,
@@ -180,23 +198,25 @@ def _search(
     def step(search: _Search) -> _Search:
         return _step(search, link_s, sample, device_s, whole_edge_s)
 
-    subcarriers = jnp.broadcast_to(start, device_s.shape)
+    equal = jnp.broadcast_to(start, device_s.shape)
+    begun = relaxed(looked_up, equal, real, device_s, whole_edge_s)
     alone_s = device_s + least_s[sample] + whole_edge_s
     none_s = jnp.full(rows, jnp.inf)
     no = jnp.zeros(rows, bool)
-    equal_s = looked_up(subcarriers)
     first = _Search(
         steps=jnp.zeros((), int),
-        subcarriers=subcarriers,
-        fewer_s=looked_up(subcarriers - 1),
-        link_s=equal_s,
-        more_s=looked_up(subcarriers + 1),
-        best=subcarriers,
+        spare=start.sum() - begun.subcarriers.sum(axis=1),
+        subcarriers=begun.subcarriers,
+        fewer_s=looked_up(begun.subcarriers - 1),
+        link_s=looked_up(begun.subcarriers),
+        more_s=looked_up(begun.subcarriers + 1),
+        best=begun.subcarriers,
         level_s=none_s,
+        fall_s=none_s,
         # No device is faster than with the whole edge and all subcarriers that others can spare.
         refuted_s=alone_s.max(axis=1) * (1 - JUST_BELOW),
-        target_s=(device_s + equal_s + whole_edge_s).max(axis=1),
-        rooting=~no,
+        target_s=begun.level_s * _FIRST,
+        rooting=no,
         near=no,
         done=no,
     )
@@ -222,18 +242,28 @@ def _step(
     share = _share(whole_edge_s, bracket_s)
     worth_less = _share(whole_edge_s, room_s - search.fewer_s) - share
     worth_more = share - _share(whole_edge_s, room_s - search.more_s)
-    # Too few subcarriers for the target at all: more are worth everything, and none can go.
+    # Too few subcarriers for the target at all: more are worth everything, and none should go. Where
+    # some must, the device with most of them gives, never the last one.
     worth_more = jnp.where(jnp.isinf(share), jnp.inf, worth_more)
-    worth_less = jnp.where(jnp.isinf(share), jnp.inf, worth_less)
+    needed = jnp.isinf(share) | jnp.isinf(worth_less)
+    lent = jnp.where(search.subcarriers > 1, _NEEDED / search.subcarriers, jnp.inf)
+    worth_less = jnp.where(needed, lent, worth_less)
     taker, giver = worth_more.argmax(axis=1), worth_less.argmin(axis=1)
     gained, lost = worth_more.max(axis=1), worth_less.min(axis=1)
-    move = ~rooting & ~search.done & (taker != giver) & (gained > lost * _MARGIN)
+    asking = ~rooting & ~search.done
+    take = asking & (search.spare > 0)
+    give = asking & (search.spare < 0)
+    begun = jnp.isfinite(search.level_s)
+    better = begun & (taker != giver) & (gained > lost * _MARGIN) & (lost < _LEAST_NEEDED)
+    move = asking & (search.spare == 0) & better
 
-    # Where none moves, the sum is phi: the target is reached or refuted.
+    # Where none moves, the sum is phi: the target is reached or refuted. The first target only says
+    # who gives or takes what the rounding left, and leads to a root: there is no V before.
     total = share.sum(axis=1)
-    settled = ~rooting & ~move & ~search.done
-    reached = settled & (total <= 1)
-    refuted = settled & (total > 1)
+    settled = asking & (search.spare == 0) & ~better
+    unreached = settled & (total > 1)
+    refuted = unreached & begun
+    reached = settled & ~refuted
 
     # Newton's step on 1 / S - 1, from a reached target back to the root or on from the left.
     slope = jnp.where(used, share / jnp.where(used, bracket_s, 1.0), 0.0).sum(axis=1)
@@ -241,22 +271,30 @@ def _step(
     on = rooting & ~search.done & (newton_s > 4e-16 * search.target_s)
     rooted = rooting & ~search.done & ~on
     left_s = (device_s + search.link_s + whole_edge_s).max(axis=1)
-    newton_s = jnp.maximum(search.target_s + newton_s, left_s)
+    # No device needs the edge, or the target is out of reach: the tangent says nothing.
+    newton_s = jnp.where((slope > 0) & ~unreached, search.target_s + newton_s, 0.0)
+    newton_s = jnp.maximum(newton_s, left_s)
 
     # The next target, once one is refuted or V is lower.
     level_s = jnp.where(rooted, search.target_s, search.level_s)
+    fall_s = jnp.where(rooted, search.level_s - level_s, search.fall_s)
     refuted_s = jnp.where(refuted, search.target_s, search.refuted_s)
     proven = refuted & search.near
     tight = (rooted | refuted) & (level_s - refuted_s <= JUST_BELOW * level_s)
     turn = rooted | refuted
-    near = jnp.where(turn, ~search.near, search.near)
-    asked_s = jnp.where(near, level_s * (1 - JUST_BELOW), 0.5 * (level_s + refuted_s))
+    slow = search.near & rooted & (fall_s > _SLOW * search.fall_s)
+    near = jnp.where(turn, ~slow, search.near)
+    far_s = jnp.maximum(level_s - _GALLOP * fall_s, 0.5 * (level_s + refuted_s))
+    asked_s = jnp.where(near, level_s * (1 - JUST_BELOW), far_s)
     target_s = jnp.where(turn, asked_s, jnp.where(reached | on, newton_s, search.target_s))
-    moved = _moved(search, link_s, sample, jnp.where(move, taker, -1), jnp.where(move, giver, -1))
+    moved = _moved(
+        search, link_s, sample, jnp.where(move | take, taker, -1), jnp.where(move | give, giver, -1)
+    )
     return moved._replace(
         steps=search.steps + 1,
         best=jnp.where(rooted[:, None], search.subcarriers, search.best),
         level_s=level_s,
+        fall_s=fall_s,
         refuted_s=refuted_s,
         target_s=target_s,
         rooting=reached | on,
@@ -290,5 +328,9 @@ def _moved(
     more_s = jnp.where(takes, new_more_s, jnp.where(gives, search.link_s, search.more_s))
     change = takes.astype(search.subcarriers.dtype) - gives
     return search._replace(
-        subcarriers=search.subcarriers + change, fewer_s=fewer_s, link_s=same_s, more_s=more_s
+        spare=search.spare - change.sum(axis=1),
+        subcarriers=search.subcarriers + change,
+        fewer_s=fewer_s,
+        link_s=same_s,
+        more_s=more_s,
     )

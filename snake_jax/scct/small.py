@@ -88,7 +88,9 @@ def evaluator(scenario: Scenario, solver: Solver = "exact") -> Values:
             size = 1 << (len(part) - 1).bit_length()
             filled = np.resize(part, (size, part.shape[1]))
             terms = latency.terms(scenario, filled)
-            solved = exact.solve(ready, terms.device_s, terms.whole_edge_s)
+            device_s = terms.device_s
+            whole_edge_s = np.broadcast_to(terms.whole_edge_s[:, None], device_s.shape)
+            solved = exact.solve(ready, device_s, whole_edge_s)
             levels.append(solved.level_s.reshape(size, -1)[: len(part)])
         return latency.objective_s(scenario, splits, np.concatenate(levels))
 
@@ -117,8 +119,7 @@ def certificate(scenario: Scenario, splits: np.ndarray, iteration_s: np.ndarray)
 def _exact(problem: Problem) -> Allocation:
     """Of S candidates, in one compiled call; shares and seconds are then those of its beta."""
     ready = exact.tables(problem.link_s)
-    whole_edge_s = problem.whole_edge_s[:, 0]
-    found = exact.solve(ready, problem.device_s, whole_edge_s)
+    found = exact.solve(ready, problem.device_s, problem.whole_edge_s)
     subcarriers = found.subcarriers.reshape(problem.device_s.shape).astype(int)
     return _shared(problem, subcarriers)
 
