@@ -32,6 +32,7 @@ class Settings(NamedTuple):
         rejected state.
       segment: tau, iterations between changes of the weights.
       reaction: r, what a segment counts against all before.
+      descends: whether descent goes before the search and after it, which Algorithm 2 has not.
     """
 
     iterations: int = 200
@@ -40,6 +41,7 @@ class Settings(NamedTuple):
     scores: tuple[float, float, float, float] = (33.0, 13.0, 9.0, 1.0)
     segment: int = 20
     reaction: float = 0.2
+    descends: bool = True
 
 
 class WheelByUses(RouletteWheel):
@@ -83,7 +85,7 @@ def search(
 ) -> tuple[np.ndarray, list[Progress]]:
     """The best split points found, and the way there.
 
-    It begins where descent from `start` ends, so it never ends above that.
+    By default it begins where descent from `start` ends, so it never ends above that.
 
     Args:
       valued: of the scenario.
@@ -93,8 +95,11 @@ def search(
       seed: of the stream `scct/search`.
       settings: of the search.
     """
-    first, history = descend(valued, start)
-    first_s = valued.of_one(first)
+    first, first_s = start, valued.of_one(start)
+    history = [Progress(valued.evaluations, first_s, first_s)]
+    if settings.descends:
+        first, history = descend(valued, start)
+        first_s = valued.of_one(first)
     if not settings.iterations:
         return first, history
     rng = streams.generator(seed, "scct/search")
@@ -124,6 +129,8 @@ def search(
         SimulatedAnnealing(hot, hot * settings.cooling, rate),
         over,
     )
+    if not settings.descends:
+        return found.best_state.splits, history
     # What the last iterations found may still have a better neighbour.
     best, last = descend(valued, found.best_state.splits)
     return best, history + last[1:]

@@ -13,7 +13,7 @@ from snake_jax.scct.branch import branch
 from snake_jax.scct.descent import descend
 from snake_jax.scct.scenario import Scenario, edge_bytes, fits, splits_that_fit
 from snake_jax.scct.small import Solver
-from snake_jax.scct.valued import Progress, Valued, first_splits
+from snake_jax.scct.valued import Progress, Valued, Watch, first_splits
 
 Method = Literal["alns", "enumerate", "branch", "descent"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -50,6 +50,7 @@ def solve(
     solver: Solver = "exact",
     settings: Settings | None = None,
     start: np.ndarray | None = None,
+    watch: Watch | None = None,
 ) -> Search:
     """Split points by a method.
 
@@ -61,6 +62,7 @@ def solve(
       settings: of `alns`.
       start: [N] where `alns` and `descent` begin, and `branch` descends from; left out: one layer
         at every device.
+      watch: is told how a long search gets on.
 
     Raises:
       UserError: no such method, more devices than it is for, or split points that do not fit.
@@ -80,7 +82,7 @@ def solve(
         start = first_splits(scenario)
     elif not fits(scenario, start):
         raise UserError(f"start: {start.tolist()} do not fit the memory; give other split points")
-    valued = Valued(scenario, solver)
+    valued = Valued(scenario, solver, watch)
     if method == "branch":
         first, history = descend(valued, start)
         branched = branch(valued, first, MOST_NODES)

@@ -1,5 +1,6 @@
 """What a search over split points knows: the objectives of those it has tried, and its way."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,10 @@ class Progress(NamedTuple):
     best_s: float
 
 
+Watch = Callable[[int, float], None]
+"""Is told how many split points were tried and the least objective until then, now and then."""
+
+
 class Valued:
     """Objectives of a scenario's split points; each is computed once.
 
@@ -35,11 +40,13 @@ class Valued:
       largest: [N] the largest split points that fit the devices.
     """
 
-    def __init__(self, scenario: Scenario, solver: Solver) -> None:
+    def __init__(self, scenario: Scenario, solver: Solver, watch: Watch | None = None) -> None:
         self.scenario = scenario
         self.largest = splits_that_fit(scenario)
         self._evaluate = small.evaluator(scenario, solver)
         self._known: dict[tuple[int, ...], float] = {}
+        self._watch = watch
+        self._least_s = np.inf
 
     @property
     def evaluations(self) -> int:
@@ -59,6 +66,9 @@ class Valued:
             filled = np.resize(np.array(part), (_TOGETHER, splits.shape[1]))
             found = self._evaluate(filled)[: len(part)]
             self._known.update(zip(part, found.tolist(), strict=True))
+            self._least_s = min(self._least_s, float(found.min()))
+            if self._watch is not None:
+                self._watch(self.evaluations, self._least_s)
         return np.array([self._known[name] for name in names])
 
     def choices(self, splits: np.ndarray, device: int, later: tuple[int, ...] = ()) -> np.ndarray:
