@@ -242,7 +242,7 @@ def _step(
     share = _share(whole_edge_s, bracket_s)
     worth_less = _share(whole_edge_s, room_s - search.fewer_s) - share
     worth_more = share - _share(whole_edge_s, room_s - search.more_s)
-    # Too few subcarriers for the target at all: more are worth everything, and none should go. Where
+    # Too few subcarriers for the target at all: more are worth everything, none should go. Where
     # some must, the device with most of them gives, never the last one.
     worth_more = jnp.where(jnp.isinf(share), jnp.inf, worth_more)
     needed = jnp.isinf(share) | jnp.isinf(worth_less)
