@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from snake_jax.errors import UserError
-from snake_jax.scct import adaptive, bound, small
+from snake_jax.scct import adaptive, bound
 from snake_jax.scct.adaptive import Settings
 from snake_jax.scct.branch import branch
 from snake_jax.scct.descent import descend
 from snake_jax.scct.scenario import Scenario, edge_bytes, fits, splits_that_fit
 from snake_jax.scct.small import Solver
-from snake_jax.scct.valued import Progress, Valued, Watch, first_splits
+from snake_jax.scct.valued import MANY, Progress, Valued, Watch, first_splits
 
 Method = Literal["alns", "enumerate", "branch", "descent"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -72,7 +72,7 @@ def solve(
     if method not in METHODS:
         raise UserError(f"{method}: no way to choose splits; want {', '.join(METHODS)} or fixed:N")
     if method == "enumerate":
-        return _enumerated(scenario, solver)
+        return _enumerated(scenario, solver, watch)
     if method == "branch" and solver != "exact":
         raise UserError(
             f"branch: its bound is met by the solver exact alone, not by {solver}: use enumerate, "
@@ -122,7 +122,7 @@ def _fixed(scenario: Scenario, method: str, solver: Solver) -> Search:
     return _search(valued, splits, known.objective_s, [Progress(1, objective_s, objective_s)])
 
 
-def _enumerated(scenario: Scenario, solver: Solver) -> Search:
+def _enumerated(scenario: Scenario, solver: Solver, watch: Watch | None) -> Search:
     """The best of all split points that fit."""
     largest = splits_that_fit(scenario)
     count = math.prod(largest.tolist())
@@ -133,7 +133,7 @@ def _enumerated(scenario: Scenario, solver: Solver) -> Search:
         )
     every = np.array(list(itertools.product(*(range(1, most + 1) for most in largest.tolist()))))
     every = every[fits(scenario, every)]
-    objectives_s = small.values(scenario, every, solver)
+    objectives_s = Valued(scenario, solver, watch, MANY).of(every)
     best = objectives_s.argmin()
     least_s = float(objectives_s[best])
     # The optimum is its own bound, where allocations are optimal too.

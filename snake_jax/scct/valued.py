@@ -11,7 +11,8 @@ from snake_jax.scct.small import Solver
 
 BETTER = 1e-12
 """Relative: a smaller difference is the solver's rounding, no improvement."""
-_TOGETHER = 8  # a search asks for few at a time; always as many, so that one program does
+FEW, MANY = 8, 32
+"""Split points valued in one compiled call: of a search that asks for a device's, of all."""
 
 
 class Progress(NamedTuple):
@@ -35,16 +36,25 @@ Watch = Callable[[int, float], None]
 class Valued:
     """Objectives of a scenario's split points; each is computed once.
 
+    Always as many in one call, so that one compiled program does for all.
+
     Attributes:
       scenario: of which.
       largest: [N] the largest split points that fit the devices.
     """
 
-    def __init__(self, scenario: Scenario, solver: Solver, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        solver: Solver,
+        watch: Watch | None = None,
+        together: int = FEW,
+    ) -> None:
         self.scenario = scenario
         self.largest = splits_that_fit(scenario)
         self._evaluate = small.evaluator(scenario, solver)
         self._known: dict[tuple[int, ...], float] = {}
+        self._together = together
         self._watch = watch
         self._least_s = np.inf
 
@@ -61,13 +71,15 @@ class Valued:
         """Objectives [S] of split points [S, N]."""
         names = [tuple(candidate) for candidate in splits.tolist()]
         unknown = list(dict.fromkeys(name for name in names if name not in self._known))
-        for start in range(0, len(unknown), _TOGETHER):
-            part = unknown[start : start + _TOGETHER]
-            filled = np.resize(np.array(part), (_TOGETHER, splits.shape[1]))
+        for start in range(0, len(unknown), self._together):
+            part = unknown[start : start + self._together]
+            filled = np.resize(np.array(part), (self._together, splits.shape[1]))
             found = self._evaluate(filled)[: len(part)]
             self._known.update(zip(part, found.tolist(), strict=True))
-            self._least_s = min(self._least_s, float(found.min()))
             if self._watch is not None:
+                # Destroyed split points are tried too, and may not fit.
+                valid = found[fits(self.scenario, np.array(part))].tolist()
+                self._least_s = min(self._least_s, *valid, np.inf)
                 self._watch(self.evaluations, self._least_s)
         return np.array([self._known[name] for name in names])
 
