@@ -115,8 +115,8 @@ def tables(link_s: np.ndarray) -> Tables:
     pads has nothing to do and one subcarrier, which it cannot give.
     """
     samples, nodes, subcarriers = link_s.shape
-    width = _rounded(subcarriers) + 2
-    padded = np.zeros((_rounded(samples), _rounded(nodes), width))
+    width = _rounded(subcarriers, 16) + 2
+    padded = np.zeros((_rounded(samples, 32), _rounded(nodes, 4), width))
     padded[..., 0] = np.inf
     padded[:samples, :nodes, 1 : subcarriers + 1] = link_s
     padded[:samples, :nodes, subcarriers + 1 :] = link_s[..., -1:]
@@ -149,7 +149,7 @@ def solve(ready: Tables, device_s: np.ndarray, whole_edge_s: np.ndarray) -> Exac
     samples, nodes, _ = ready.shape
     count = len(device_s) * samples
     # Rows that pad repeat others, columns that pad have nothing to do.
-    rows, columns = _rounded(count), (0, len(ready.start) - nodes)
+    rows, columns = _rounded(count, 32), (0, len(ready.start) - nodes)
     sample = np.resize(np.arange(samples, dtype=np.int32), rows)
     fixed = np.resize(device_s, (rows, nodes))
     whole = np.resize(whole_edge_s, (rows, nodes))
@@ -162,11 +162,11 @@ def solve(ready: Tables, device_s: np.ndarray, whole_edge_s: np.ndarray) -> Exac
     return Exact(level_s[:count], best[:count, :nodes], int(steps))
 
 
-def _rounded(size: int) -> int:
-    """The next power of two up to 32, the next multiple of 8 above."""
+def _rounded(size: int, least: int) -> int:
+    """The next power of two from the least up to 32, the next multiple of 8 above."""
     if size > 32:
         return -(-size // 8) * 8
-    return 1 << (size - 1).bit_length()
+    return max(least, 1 << (size - 1).bit_length())
 
 
 def _host() -> AbstractContextManager[object]:

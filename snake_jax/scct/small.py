@@ -54,7 +54,7 @@ def solve(scenario: Scenario, splits: np.ndarray, solver: Solver = "exact") -> A
         steps = paper.algorithm1(problem)
         found = _allocation(problem, steps.shares, steps.subcarriers)
     elif solver == "equal":
-        found = _equal(problem)
+        found = equal(problem)
     elif solver == "brute":
         found = _brute(problem)
     else:
@@ -121,10 +121,10 @@ def _exact(problem: Problem) -> Allocation:
     ready = exact.tables(problem.link_s)
     found = exact.solve(ready, problem.device_s, problem.whole_edge_s)
     subcarriers = found.subcarriers.reshape(problem.device_s.shape).astype(int)
-    return _shared(problem, subcarriers)
+    return shared(problem, subcarriers)
 
 
-def _equal(problem: Problem) -> Allocation:
+def equal(problem: Problem) -> Allocation:
     """1 / N of the edge and K // N subcarriers each, the remainder to the first devices."""
     shape = problem.device_s.shape
     each = exact.equal_subcarriers(shape[-1], problem.subcarriers)
@@ -141,10 +141,10 @@ def _brute(problem: Problem) -> Allocation:
             problem.link_s[sample],
         )
         subcarriers[candidate, sample] = reference.brute(one).subcarriers
-    return _shared(problem, subcarriers)
+    return shared(problem, subcarriers)
 
 
-def _shared(problem: Problem, subcarriers: np.ndarray) -> Allocation:
+def shared(problem: Problem, subcarriers: np.ndarray) -> Allocation:
     """The least shares for V of these subcarriers."""
     rest_s = problem.device_s + latency.linked_s(problem, subcarriers)
     level_s = edge.level_s(problem.whole_edge_s, rest_s)
