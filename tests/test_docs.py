@@ -66,6 +66,7 @@ def test_links_lead_to_files(page):
         "docs/glossary.md",
         "docs/index.md",
         "docs/reproduction.md",
+        "docs/scct.md",
         "docs/accounting.md",
         "docs/finetuning.md",
         "docs/performance.md",

@@ -114,6 +114,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "figure",
         "scale",
         "fresh",
+        "cloud_flops",
     ),
     "simulation": (
         "interrupt",

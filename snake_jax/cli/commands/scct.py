@@ -39,7 +39,7 @@ def _define(values: FlagValues) -> None:
     flags.DEFINE_enum(
         "scale",
         "smoke",
-        ("smoke", "cpu"),
+        names.SCCT_SCALES,
         "of --figure: smoke shows in seconds that it works, cpu takes minutes",
         flag_values=values,
     )
@@ -67,10 +67,17 @@ def _define(values: FlagValues) -> None:
         lower_bound=0,
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "cloud_flops",
+        0.0,
+        "of --figure=9: FLOP/s of the cloud; 0: it takes no time, as the paper has it",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "out",
         "",
-        "the file that --solve or --random writes, or the folder of --figure",
+        "the file that --solve or --random writes, or the folder of --figure (empty: runs/scct)",
         flag_values=values,
     )
 
