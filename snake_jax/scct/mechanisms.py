@@ -61,7 +61,10 @@ def large_only(scenario: Scenario, seed: int) -> Outcome:
 
 
 def small_only(scenario: Scenario, split: int = COMMON) -> Outcome:
-    """SCCTS: the same split point at every device, as far as it fits; optimal allocations."""
+    """SCCTS: the same split point at every device, as far as it fits there; optimal allocations.
+
+    The edge's memory is not asked, as with Table III's it always holds the rest.
+    """
     return _outcome("SCCTS", scenario, common(scenario, split), "exact")
 
 
