@@ -95,42 +95,56 @@ def search(
       seed: of the stream `scct/search`.
       settings: of the search.
     """
-    first, first_s = start, valued.of_one(start)
-    history = [Progress(valued.evaluations, first_s, first_s)]
-    if settings.descends:
-        first, history = descend(valued, start)
-        first_s = valued.of_one(first)
+    if not settings.descends:
+        start_s = valued.of_one(start)
+        history = [Progress(valued.evaluations, start_s, start_s)]
+        best, adapted = _adapted(valued, start, own, bound_s, seed, settings)
+        return best, history + adapted
+    first, history = descend(valued, start)
+    best, adapted = _adapted(valued, first, own, bound_s, seed, settings)
+    # What the last iterations found may still have a better neighbour.
+    best, last = descend(valued, best)
+    return best, history + adapted + last[1:]
+
+
+def _adapted(
+    valued: Valued,
+    start: np.ndarray,
+    own: np.ndarray,
+    bound_s: float,
+    seed: int,
+    settings: Settings,
+) -> tuple[np.ndarray, list[Progress]]:
+    """Algorithm 2 itself, of `search`'s arguments: the best split points, a step an iteration."""
+    history: list[Progress] = []
     if not settings.iterations:
-        return first, history
-    rng = streams.generator(seed, "scct/search")
+        return start, history
     destroyers = operators.destroyers(valued, own)
     repairers = operators.repairers(valued, own)
-    package = ALNS(rng)
+    package = ALNS(streams.generator(seed, "scct/search"))
     for name, operator in destroyers.items():
         package.add_destroy_operator(operator, name)
     for name, operator in repairers.items():
         package.add_repair_operator(operator, name)
-    # exp(-worse first_s / temperature) is a half at the start.
-    hot = settings.worse * first_s / math.log(2)
+    # exp(-worse start_s / temperature) is a half at the start. The package's own way to choose
+    # temperatures ends at 1 s whatever the objective is.
+    start_s = valued.of_one(start)
+    hot = settings.worse * start_s / math.log(2)
     rate = settings.cooling ** (1 / settings.iterations)
-    done = -1
+    asked = 0
 
     def over(rng: np.random.Generator, best: State, current: State) -> bool:
         """Whether to end, asked before every iteration; what the last one came to is noted."""
-        nonlocal done
-        done += 1
-        if done:
+        nonlocal asked
+        if asked:
             history.append(Progress(valued.evaluations, current.objective_s, best.objective_s))
-        return done == settings.iterations or best.objective_s <= bound_s * (1 + BETTER)
+        asked += 1
+        return asked > settings.iterations or best.objective_s <= bound_s * (1 + BETTER)
 
     found = package.iterate(
-        State(first, first_s),
+        State(start, start_s),
         WheelByUses(settings, len(destroyers), len(repairers)),
         SimulatedAnnealing(hot, hot * settings.cooling, rate),
         over,
     )
-    if not settings.descends:
-        return found.best_state.splits, history
-    # What the last iterations found may still have a better neighbour.
-    best, last = descend(valued, found.best_state.splits)
-    return best, history + last[1:]
+    return found.best_state.splits, history

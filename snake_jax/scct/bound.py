@@ -175,38 +175,58 @@ def _plan(
       [B] sums, inf where the target is out of reach; [B, N] subcarriers beyond the first; [B, N]
       split points.
     """
-    # The least share of each device for each number of subcarriers: [B, N, 2, M], then [N, B, M].
-    room_s = target_s[:, None, None, None] - _device_s(rows, ranges)[..., None]
-    room_s = room_s - rows.link_s[:, :, None, :]
-    edge_s = _edge_s(rows, ranges)[..., None]
-    shares = np.full(room_s.shape, np.inf)
-    np.divide(edge_s, room_s, out=shares, where=room_s > 0)
-    shares[(edge_s == 0) & (room_s == 0)] = 0.0  # nothing to compute, and just in time
+    shares = _shares(rows, ranges, target_s)
     ends = shares.argmin(axis=2)
     least = np.ascontiguousarray(shares.min(axis=2).transpose(1, 0, 2))
-    # sums[n, b, m]: of devices 0 to n with m subcarriers beyond the first of each.
-    sums = np.empty_like(least)
-    sums[0] = least[0]
-    count, batch, most = least.shape
-    for device in range(1, count):
-        np.add(sums[device - 1], least[device, :, :1], out=sums[device])
-        for extra in range(1, most):
-            given = sums[device - 1, :, : most - extra] + least[device, :, extra : extra + 1]
-            kept = sums[device, :, extra:]
-            np.minimum(kept, given, out=kept)
-    # Backwards through the sums: what each device was given.
-    row = np.arange(batch)
-    extras = np.zeros((batch, count), int)
-    left = np.full(batch, most - 1)
-    for device in range(count - 1, 0, -1):
-        others = left[:, None] - np.arange(most)
-        before = sums[device - 1][row[:, None], np.maximum(others, 0)]
-        total = np.where(others >= 0, before + least[device], np.inf)
-        extras[:, device] = total.argmin(axis=1)
-        left = left - extras[:, device]
-    extras[:, 0] = left
+    sums = _sums(least)
+    extras = _dealt(least, sums)
     chosen = np.take_along_axis(ends, extras[..., None], axis=2)[..., 0]
     return sums[-1, :, -1], extras, _picked(ranges, chosen)
+
+
+def _shares(rows: Rows, ranges: np.ndarray, target_s: np.ndarray) -> np.ndarray:
+    """g [B, N, 2, M] at both ends of the ranges; inf where no time is left for the edge."""
+    device_s = _device_s(rows, ranges)[..., None]
+    edge_s = _edge_s(rows, ranges)[..., None]
+    room_s = target_s[:, None, None, None] - device_s - rows.link_s[:, :, None, :]
+    shares = np.full(room_s.shape, np.inf)
+    np.divide(edge_s, room_s, out=shares, where=room_s > 0)
+    # A device that keeps all layers needs nothing of the edge, and is just in time.
+    shares[(edge_s == 0) & (room_s == 0)] = 0.0
+    return shares
+
+
+def _sums(least: np.ndarray) -> np.ndarray:
+    """The (min, +) convolutions of f [N, B, M]: at [n, b, m] the least sum of devices 0 to n with m
+    subcarriers beyond the first of each.
+    """
+    devices, _, most = least.shape
+    sums = np.empty_like(least)
+    sums[0] = least[0]
+    for device in range(1, devices):
+        before, mine, kept = sums[device - 1], least[device], sums[device]
+        np.add(before, mine[:, :1], out=kept)
+        for extra in range(1, most):
+            given = before[:, : most - extra] + mine[:, extra : extra + 1]
+            np.minimum(kept[:, extra:], given, out=kept[:, extra:])
+    return sums
+
+
+def _dealt(least: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """[B, N] subcarriers beyond the first of which the last sums are made, read backwards."""
+    devices, batch, most = least.shape
+    row = np.arange(batch)[:, None]
+    extra = np.arange(most)
+    dealt = np.zeros((batch, devices), int)
+    left = np.full(batch, most - 1)
+    for device in range(devices - 1, 0, -1):
+        others = left[:, None] - extra
+        total = sums[device - 1][row, np.maximum(others, 0)] + least[device]
+        total[others < 0] = np.inf
+        dealt[:, device] = total.argmin(axis=1)
+        left = left - dealt[:, device]
+    dealt[:, 0] = left
+    return dealt
 
 
 def _reached(rows: Rows, splits: np.ndarray, extra: np.ndarray) -> np.ndarray:

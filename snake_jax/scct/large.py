@@ -1,6 +1,5 @@
 """The large timescale: a round's split points, good on the mean of the samples (equation 29)."""
 
-import itertools
 import math
 from typing import Literal, NamedTuple, get_args
 
@@ -20,8 +19,10 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """Beside these, `fixed:N` gives every device N layers, or as many as fit."""
 MOST_ENUMERATED = 50_000
 """Split points that `enumerate` tries at most: four devices of twelve layers are 20,736."""
-MOST_NODES = 10_000
-"""That `branch` bounds at most before it ends with the gap that is left."""
+MOST_NODES = 2_000
+"""That `branch` bounds at most before it ends with the gap that is left: twelve devices take some
+hundreds.
+"""
 _FIXED = "fixed:"
 
 
@@ -131,7 +132,7 @@ def _enumerated(scenario: Scenario, solver: Solver, watch: Watch | None) -> Sear
             f"enumerate: {len(largest)} devices have {count:.3g} split points, more than "
             f"{MOST_ENUMERATED}: use branch, or alns"
         )
-    every = np.array(list(itertools.product(*(range(1, most + 1) for most in largest.tolist()))))
+    every = np.indices(largest).reshape(len(largest), -1).T + 1
     every = every[fits(scenario, every)]
     objectives_s = Valued(scenario, solver, watch, MANY).of(every)
     best = objectives_s.argmin()
