@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 from snake_jax.costs.timing import Sample
 
-SUITES = ("step", "visit", "memory", "rounds_memory", "conv", "round", "emulation", "finetune")
+SUITES = (
+    "step",
+    "visit",
+    "memory",
+    "rounds_memory",
+    "conv",
+    "round",
+    "emulation",
+    "finetune",
+    "scct",
+)
 """Each a module beside this one whose `run(request)` measures."""
 LOWER, HIGHER = "lower", "higher"
 

@@ -23,7 +23,7 @@ _HALVINGS = 12
 
 
 class Relaxed(NamedTuple):
-    """V [B] and subcarriers [B, N], rounded to at least one each; their sum may miss K."""
+    """V [B] and subcarriers [N, B], rounded to at least one each; their sum may miss K."""
 
     level_s: jax.Array
     subcarriers: jax.Array
@@ -39,24 +39,27 @@ def relaxed(
     """The relaxation's optimum of B rows.
 
     Args:
-      looked_up: link times [B, N] of subcarriers [B, N].
-      first: [B, N], subcarriers at which theta is read first; their sum over `real` is K.
+      looked_up: link times [N, B] of subcarriers [N, B].
+      first: [N, B], subcarriers at which theta is read first; their sum over `real` is K.
       real: [N], whether a column is a device.
-      device_s: c [B, N].
-      whole_edge_s: a [B, N].
+      device_s: c [N, B].
+      whole_edge_s: a [N, B].
     """
-    total = jnp.where(real, first, 0).sum(axis=1)
-    most = (total - real.sum() + 1)[:, None]  # the others need one each
-    found = Relaxed(jnp.zeros(len(device_s)), first)
+    real = real[:, None]
+    total = jnp.where(real, first, 0).sum(axis=0)
+    most = total - real.sum() + 1  # the others need one each
+    found = Relaxed(jnp.zeros(device_s.shape[1]), first)
     for _ in range(_ROUNDS):
         theta = found.subcarriers * looked_up(found.subcarriers)
         both = jnp.sqrt(whole_edge_s * theta)
         level_s = _root(total, device_s, whole_edge_s, theta, both)
-        weight = 1 / (level_s[:, None] - device_s)
-        spare = total - (weight * theta).sum(axis=1)
-        factor = spare / jnp.maximum((weight * both).sum(axis=1), 1e-300)
-        fractional = weight * (theta + factor[:, None] * both)
-        rounded = jnp.clip(jnp.round(fractional), 1, most).astype(first.dtype)
+        weight = 1 / (level_s - device_s)
+        spare = total - (weight * theta).sum(axis=0)
+        factor = spare / jnp.maximum((weight * both).sum(axis=0), 1e-300)
+        fractional = weight * (theta + factor * both)
+        # A device with all layers has nothing but its link to be in time by.
+        whole = jnp.where(whole_edge_s > 0, jnp.round(fractional), jnp.ceil(fractional))
+        rounded = jnp.clip(whole, 1, most).astype(first.dtype)
         found = Relaxed(level_s, jnp.where(real, rounded, first))
     return found
 
@@ -73,21 +76,21 @@ def _root(
     Were all c alike, x = 1 / (V - c) would solve (A T - S^2) x^2 - (A K + T) x + K = 0 with the
     sums at w = 1; so V lies between 1 / x above the least c and 1 / x above the greatest.
     """
-    edge, link, mixed = whole_edge_s.sum(axis=1), theta.sum(axis=1), both.sum(axis=1)
+    edge, link, mixed = whole_edge_s.sum(axis=0), theta.sum(axis=0), both.sum(axis=0)
     # By Cauchy's inequality A T >= S^2: both roots are positive, and the smaller one is wanted.
     square, linear = edge * link - mixed**2, edge * total + link
     root = jnp.sqrt(jnp.maximum(linear**2 - 4 * square * total, 0.0))
     above = (linear + root) / (2 * total)
-    low = jnp.maximum(device_s.min(axis=1) + above, device_s.max(axis=1))
-    high = device_s.max(axis=1) + above
+    low = jnp.maximum(device_s.min(axis=0) + above, device_s.max(axis=0))
+    high = device_s.max(axis=0) + above
 
     def halved(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = 0.5 * (low + high)
-        weight = 1 / jnp.maximum(middle[:, None] - device_s, 1e-300)
-        edge = (weight * whole_edge_s).sum(axis=1)
-        link = (weight * theta).sum(axis=1)
-        mixed = (weight * both).sum(axis=1)
+        weight = 1 / jnp.maximum(middle - device_s, 1e-300)
+        edge = (weight * whole_edge_s).sum(axis=0)
+        link = (weight * theta).sum(axis=0)
+        mixed = (weight * both).sum(axis=0)
         enough = (edge < 1) & (link < total) & (mixed**2 <= (1 - edge) * (total - link))
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
