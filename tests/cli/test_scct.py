@@ -1,4 +1,4 @@
-"""`snake-jax scct`: solutions beside published optima, scenarios that are wrong, figures."""
+"""`snake-jax scct`: solutions beside published optima, drawn scenarios, wrong ones."""
 
 import copy
 import json
@@ -6,10 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from snake_jax.cli.scct_figures import write
-from snake_jax.cli.scct_figures.scales import SCALES
 from snake_jax.scct import large, scenario
 from tests.launches import ROOT, Launcher
 
@@ -302,25 +300,3 @@ def test_a_place_that_takes_no_file_is_one_line(run, tmp_path, monkeypatch):
     ended = run("--figure=9", f"--out={tmp_path / 'file'}")
     assert ended.code == 2
     assert len(ended.stderr.splitlines()) == 1
-
-
-# Figures
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    return tmp_path_factory.mktemp("figures")
-
-
-@pytest.mark.parametrize("figure", write.FIGURES)
-def test_a_figure_is_drawn_and_says_how(figure, run, drawn):
-    ended = run(f"--figure={figure}", "--scale=smoke", f"--out={drawn}")
-    assert ended.code == 0, ended.stderr
-    name, _ = write.FIGURES[figure]
-    picture, plain = drawn / f"{name}.png", drawn / f"{name}.json"
-    assert ended.stdout == f"{picture}\n{plain}\n"
-    assert np.ptp(imread(picture)[..., :3]) > 0.5
-    said = json.loads(plain.read_text())
-    assert said["command"] == f"snake-jax scct --figure={figure} --scale=smoke --out={drawn}"
-    assert said["settings"]["seeds"] == list(SCALES["smoke"].seeds)
-    assert {"processor", "cores", "load_1min"} <= set(said["machine"])
