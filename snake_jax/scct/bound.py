@@ -191,8 +191,6 @@ def _shares(rows: Rows, ranges: np.ndarray, target_s: np.ndarray) -> np.ndarray:
     room_s = target_s[:, None, None, None] - device_s - rows.link_s[:, :, None, :]
     shares = np.full(room_s.shape, np.inf)
     np.divide(edge_s, room_s, out=shares, where=room_s > 0)
-    # A device that keeps all layers needs nothing of the edge, and is just in time.
-    shares[(edge_s == 0) & (room_s == 0)] = 0.0
     return shares
 
 

@@ -15,7 +15,7 @@ for _case in json.loads(Path(__file__).with_name("scenarios.json").read_text())[
     CASES[_case["name"]] = _case
 
 
-def scarce(edge_flops_per_s: float, **changes: Any) -> Law:
+def edge_of(edge_flops_per_s: float, **changes: Any) -> Law:
     """The law of drawn scenarios with this much compute at the edge."""
     server = dataclasses.replace(TABLE_III, flops_per_s=edge_flops_per_s)
     return dataclasses.replace(LAW, server=server, **changes)
@@ -23,7 +23,7 @@ def scarce(edge_flops_per_s: float, **changes: Any) -> Law:
 
 def contested(seed: int, nodes: int, subcarriers: int, samples: int) -> Scenario:
     """An edge that has as much compute for a device as a device has, and unlike epochs."""
-    law = scarce(1.04e13 * nodes, epoch_factor=(0.2, 1.8))
+    law = edge_of(1.04e13 * nodes, epoch_factor=(0.2, 1.8))
     return scenario.drawn(seed, nodes, subcarriers, samples, law)
 
 
@@ -40,6 +40,14 @@ def with_edge_layers(problem: Scenario, layers: int) -> Scenario:
     memory_bytes = float(layers * scenario.layer_bytes(problem.model))
     server = dataclasses.replace(problem.server, memory_bytes=memory_bytes)
     return dataclasses.replace(problem, server=server)
+
+
+def with_memory_for_all(problem: Scenario) -> Scenario:
+    """The scenario where every device could hold all layers."""
+    devices = []
+    for device in problem.devices:
+        devices.append(dataclasses.replace(device, memory_bytes=1e12))
+    return dataclasses.replace(problem, devices=tuple(devices))
 
 
 def of_few_layers(problem: Scenario, layers: int) -> Scenario:

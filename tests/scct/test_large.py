@@ -19,14 +19,16 @@ from tests.scct.small_scenarios import (
     CASES,
     already_split,
     contested,
+    edge_of,
     ends,
     of_few_layers,
-    scarce,
     value_s,
     with_edge_layers,
 )
 
 SHORT = Settings(iterations=40)
+# All devices want the edge to have all but one layer.
+SLOW_DEVICES = edge_of(3.12e14, flops_per_s=(1e11, 1.2e11), epoch_factor=(0.9, 1.1))
 
 
 def crowded(seed):
@@ -65,7 +67,7 @@ def test_other_solvers_have_their_published_best_splits(name, solver, objective,
 
 def test_one_sample_is_split_at_the_ends_alone():
     for seed in range(12):
-        edge = scarce((3.12e14, 1e13, 1e12)[seed % 3])
+        edge = edge_of((3.12e14, 1e13, 1e12)[seed % 3])
         problem = of_few_layers(scenario.drawn(seed, 3, 9, 1, edge), 6)
         found = large.solve(problem, "enumerate")
         corners = small.values(problem, np.resize(ends(problem), (32, 3)))
@@ -87,6 +89,16 @@ def test_branch_and_bound_is_enumeration():
         assert scenario.fits(problem, found.splits)
         # It bounds and does not try: a few of them only are valued.
         assert found.evaluations < every.evaluations / 4
+
+
+def test_branch_and_bound_leaves_what_all_samples_want_where_it_does_not_fit():
+    # One sample agrees with itself: one layer everywhere, of which the edge cannot hold the rest.
+    problem = of_few_layers(scenario.drawn(0, 3, 9, 1, SLOW_DEVICES), 6)
+    assert bound.wait_and_see(problem).splits.tolist() == [[1, 1, 1]]
+    crowd = with_edge_layers(problem, 10)
+    found = large.solve(crowd, "branch")
+    assert scenario.fits(crowd, found.splits)
+    assert found.objective_s == large.solve(crowd, "enumerate").objective_s
 
 
 def test_branch_and_bound_finds_what_descent_misses():
@@ -283,6 +295,20 @@ def test_operators_leave_the_state_that_they_are_given_as_it_was():
         kept = np.setdiff1d(np.arange(4), destroyed.missing)
         assert repaired.splits[kept].tolist() == splits[kept].tolist()
         assert scenario.fits(problem, repaired.splits)
+
+
+def test_greedy_repair_counts_on_what_the_others_can_still_take():
+    # All samples want one layer at every device, which the edge's memory forbids.
+    problem = of_few_layers(scenario.drawn(0, 4, 12, 4, SLOW_DEVICES), 6)
+    own = bound.wait_and_see(problem).splits
+    assert (np.median(own, axis=0) == 1).all()
+    crowd = with_edge_layers(problem, 8)
+    valued = Valued(crowd, "exact")
+    greedy = operators.repairers(valued, own)["greedy"]
+    destroyed = State(np.ones(4, int), np.inf, (0, 1, 2, 3))
+    for seed in range(4):
+        repaired = greedy(destroyed, streams.generator(seed, "scct/search"))
+        assert scenario.fits(crowd, repaired.splits)
 
 
 def test_an_objective_is_computed_once(monkeypatch):
