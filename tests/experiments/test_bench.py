@@ -445,9 +445,10 @@ def test_scct_compares_the_compiled_search_with_numpy_on_the_same_problem():
         "as many layers as fit",
     ]
     for subject in subjects:
-        numpy, ours, ratio, worst = (row for row in found.rows if row.subject == subject)
+        numpy, ours, ratio, cpu, worst = (row for row in found.rows if row.subject == subject)
         assert (numpy.unit, ours.unit, ratio.unit) == ("ms", "ms", "")
         assert (ratio.better, ratio.limit) == (HIGHER, scct.FASTER)
+        assert (cpu.better, cpu.limit) == (HIGHER, None)
         assert worst.met
 
 
