@@ -81,7 +81,7 @@ def _rows(table: str, subject: str, problem: latency.Problem, repeats: int) -> l
     ratios = paired(samples["numpy"], samples["ours"])
     pairs = zip(samples["numpy"], samples["ours"], strict=False)
     # Of all threads: what others on the machine do changes it less.
-    cpu_ratios = [theirs.cpu_s / own.cpu_s for theirs, own in pairs]
+    cpu_ratios = [theirs.cpu_s / max(own.cpu_s, 1e-6) for theirs, own in pairs]
     return [
         measured(table, subject, "NumPy, sample after sample", walls_ms(samples["numpy"]), "ms"),
         measured(table, subject, "one compiled call", walls_ms(samples["ours"]), "ms"),
