@@ -132,7 +132,7 @@ def _enumerated(scenario: Scenario, solver: Solver, watch: Watch | None) -> Sear
             f"enumerate: {len(largest)} devices have {count:.3g} split points, more than "
             f"{MOST_ENUMERATED}: use branch, or alns"
         )
-    every = np.indices(largest).reshape(len(largest), -1).T + 1
+    every = np.indices(largest.tolist()).reshape(len(largest), -1).T + 1
     every = every[fits(scenario, every)]
     objectives_s = Valued(scenario, solver, watch, MANY).of(every)
     best = objectives_s.argmin()
