@@ -21,7 +21,12 @@ from snake_jax.scct.scenario import LAW, Scenario
 from snake_jax.scct.small import Solver
 from snake_jax.scct.valued import Watch
 
-_TASKS = ("solve", "random", "figure")
+# What there is to do, and the flags that say how.
+_TASKS = {
+    "solve": ("solver", "splits", "seed", "fresh", "out"),
+    "random": ("out",),
+    "figure": ("scale", "cloud_flops", "out"),
+}
 # Of fresh samples: far from the seeds that people give to --random, whose samples these would be.
 _FRESH_SEED = 1_000_000_007
 
@@ -35,9 +40,13 @@ def main(given: Given) -> None:
             f"{', '.join('--' + name for name in asked) or 'nothing to do'}: give one of "
             f"--solve=SCENARIO.json, --random=SEED,N,K,Q and --figure"
         )
-    if asked == ["random"]:
+    (task,) = asked
+    for name in sorted({*_TASKS["solve"], *_TASKS["figure"]}):
+        if flags[name].present and name not in _TASKS[task]:
+            raise UserError(f"--{name}: says nothing to --{task}; leave it out")
+    if task == "random":
         _draw(flags)
-    elif asked == ["solve"]:
+    elif task == "solve":
         _solve(flags)
     else:
         _figure(given)
@@ -64,6 +73,8 @@ def _solve(flags: FlagValues) -> None:
     """Splits, then allocations; the table, and the file."""
     solver: Solver = flags.solver
     method = _method(flags.splits)
+    if flags.out and Path(flags.out).resolve() == Path(flags.solve).resolve():
+        raise UserError(f"--out={flags.out}: is the scenario itself; name another file")
     problem = scenario.read(flags.solve)
     started = time.monotonic()
     with _watched() as watch:

@@ -9,7 +9,16 @@ from snake_jax.scct import latency, small
 from snake_jax.scct.scenario import Scenario
 from snake_jax.scct.small import Solver
 
-_HEAD: tuple[str, ...] = ("device", "split", "subcarriers", "share", "device s", "link s", "edge s", "sum s")
+_HEAD: tuple[str, ...] = (
+    "device",
+    "split",
+    "subcarriers",
+    "share",
+    "device s",
+    "link s",
+    "edge s",
+    "sum s",
+)
 
 
 class Sample(TypedDict):

@@ -206,6 +206,9 @@ def test_a_drawn_scenario_is_one_that_can_be_solved(run, tmp_path):
         (["--solve=a.json", "--splits=fixed:x"], "--splits=fixed:x: not one of"),
         (["--solve=a.json", "--solver=best"], "solver"),
         (["--figure=8"], "figure"),
+        (["--figure=6", "--splits=alns"], "--splits: says nothing to --figure; leave it out"),
+        (["--solve=a.json", "--scale=cpu"], "--scale: says nothing to --solve; leave it out"),
+        (["--solve=a.json", "--out=./a.json"], "--out=./a.json: is the scenario itself"),
         (["--solve=nowhere.json"], "nowhere.json: No such file or directory"),
     ],
 )

@@ -1,5 +1,5 @@
-"""The four mechanisms of Figure 9: by hand where that can be done, and in the order of what each may
-choose.
+"""The four mechanisms of Figure 9: by hand where that can be done, and in the order of what each
+may choose.
 """
 
 import dataclasses
