@@ -43,3 +43,8 @@ TEMPLATES = ("auto", "plain", "alpaca", "chat")
 # snake_jax.report.table.FORMATS and snake_jax.profiling.output.FORMATS
 TABLE_FORMATS = ("text", "markdown", "json")
 PROFILE_FORMATS = ("table", "json", "csv", "markdown")
+# snake_jax.scct.small.SOLVERS, snake_jax.scct.large.METHODS; snake_jax.cli.scct_figures
+SCCT_SOLVERS = ("exact", "paper", "equal", "brute")
+SCCT_SPLITS = ("alns", "enumerate", "branch", "descent")
+SCCT_FIGURES = ("6", "7", "9", "map")
+SCCT_SCALES = ("smoke", "cpu")

@@ -67,6 +67,7 @@ def test_links_lead_to_files(page):
         "docs/index.md",
         "docs/ray.md",
         "docs/reproduction.md",
+        "docs/scct.md",
         "docs/accounting.md",
         "docs/finetuning.md",
         "docs/performance.md",

@@ -24,6 +24,7 @@ ORDER = (
     "runs",
     "report",
     "profiling",
+    "scct",
     "door",
     "cli",
     "experiments",

@@ -18,6 +18,7 @@ SUITES = (
     "emulation",
     "finetune",
     "hops",
+    "scct",
 )
 """Each a module beside this one whose `run(request)` measures."""
 LOWER, HIGHER = "lower", "higher"

@@ -6,6 +6,8 @@ A flag has one name and one meaning in all commands, so one table does for all o
 GROUPS: dict[str, tuple[str, ...]] = {
     "a whole configuration": ("preset", "flagfile"),
     "data": (
+        "solve",
+        "random",
         "dataset",
         "data",
         "partition",
@@ -69,6 +71,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "splitfed_version",
         "snake_length",
         "early_stop",
+        "solver",
+        "splits",
     ),
     "nodes": (
         "nodes",
@@ -112,6 +116,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "layers",
         "format",
         "plot",
+        "out",
+        "figure",
+        "scale",
+        "fresh",
+        "cloud_flops",
     ),
     "simulation": (
         "interrupt",

@@ -75,10 +75,10 @@ def merit_axis(panel: Axes, merit: Merit) -> None:
     values = np.concatenate(lines) if lines else np.ones(1)
     span = np.max(values, initial=1.0) / np.min(values, initial=np.inf)
     if span > LINEAR:
-        _logarithmic(panel, span)
+        logarithmic(panel, span)
 
 
-def _logarithmic(panel: Axes, span: float) -> None:
+def logarithmic(panel: Axes, span: float) -> None:
     """A logarithmic axis with plain numbers as labels, fewer to a decade where it is long."""
     if span < 10:
         between: tuple[float, ...] = (1, 1.5, 2, 3, 4, 6, 8)

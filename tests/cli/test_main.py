@@ -12,6 +12,8 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.cli import help_page, home, main
 from snake_jax.cli.commands import COMMANDS
 from snake_jax.cli.groups import GROUPS, OTHER, group_of
+from snake_jax.cli.scct_figures import write
+from snake_jax.cli.scct_figures.scales import SCALES
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.data.images.augmentation import AUGMENTATIONS
 from snake_jax.data.partition import PARTITIONS
@@ -20,6 +22,7 @@ from snake_jax.models.presets import PRESETS
 from snake_jax.models.registry import MODELS
 from snake_jax.profiling import output
 from snake_jax.report import table
+from snake_jax.scct import large, small
 from tests.launches import ROOT, Launcher
 
 HEAVY = {"jax", "jaxlib", "numpy", "flax", "transformers", "orbax", "matplotlib", "optax", "rich"}
@@ -45,7 +48,10 @@ def snake_jax(monkeypatch, capfd):
     return run
 
 
-@pytest.mark.parametrize("words", [["--help"], ["classify", "--help"], ["finetune", "--helpfull"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["classify", "--help"], ["finetune", "--helpfull"], ["scct", "--help"]],
+)
 def test_help_imports_next_to_nothing(words):
     """Counted, and not timed: a clock says what else the machine does."""
     script = f"""
@@ -139,6 +145,10 @@ def test_names_in_help_are_those_of_the_registries():
     assert tuple(TEMPLATES) == names.TEMPLATES
     assert tuple(table.FORMATS) == names.TABLE_FORMATS
     assert tuple(output.FORMATS) == names.PROFILE_FORMATS
+    assert small.SOLVERS == names.SCCT_SOLVERS
+    assert large.METHODS == names.SCCT_SPLITS
+    assert tuple(write.FIGURES) == names.SCCT_FIGURES
+    assert tuple(SCALES) == names.SCCT_SCALES
 
 
 @pytest.mark.parametrize("kind", [ImageConfig, TextConfig])
@@ -222,6 +232,7 @@ def test_all_flags_that_name_places_are_expanded(monkeypatch):
         "compare": ("output",),
         "report": ("output",),
         "accounting": ("output", "results"),
+        "scct": ("solve", "out"),
     }
     for name, flags in wanted.items():
         values = main.define(COMMANDS[name])

@@ -18,6 +18,7 @@ from experiments.bench import (
     results,
     rounds_memory,
     rows,
+    scct,
     step,
     table,
     vgg,
@@ -196,7 +197,7 @@ def test_committed_results_say_how_they_were_made(suite):
         (
             ["steps"],
             "error: steps: not one of step, visit, memory, rounds_memory, conv, round, emulation, "
-            "finetune, hops, all",
+            "finetune, hops, scct, all",
         ),
         ([], "error: say which: step, visit"),
         (
@@ -434,3 +435,26 @@ def test_fine_tuning_in_pytorch_ends_with_our_losses():
     )  # it compares them, and raises where they differ
     assert found.peers["PyTorch, requires_grad off"].startswith("torch ")
     assert {r.subject for r in found.rows} >= {"snake_jax", "PyTorch, requires_grad off"}
+
+
+def test_scct_compares_the_compiled_search_with_numpy_on_the_same_problem():
+    found = scct.run(QUIET)
+    subjects = list(dict.fromkeys(row.subject for row in found.rows))
+    assert subjects == [
+        "6 layers on each device",
+        "1 layer on each device",
+        "as many layers as fit",
+    ]
+    for subject in subjects:
+        numpy, ours, ratio, cpu, worst = (row for row in found.rows if row.subject == subject)
+        assert (numpy.unit, ours.unit, ratio.unit) == ("ms", "ms", "")
+        assert (ratio.better, ratio.limit) == (HIGHER, scct.FASTER)
+        assert (cpu.better, cpu.limit) == (HIGHER, None)
+        assert worst.met
+
+
+def test_scct_takes_no_time_of_answers_that_differ(monkeypatch):
+    wrong = scct.reference.Best(1.0, np.ones(3, int))
+    monkeypatch.setattr(scct.reference, "exact", lambda problem: wrong)
+    with pytest.raises(RuntimeError, match="6 layers on each device: the two differ by"):
+        scct.run(QUIET)

@@ -14,6 +14,7 @@ from snake_jax.cli.commands.generate import GENERATE
 from snake_jax.cli.commands.list_presets import PRESETS
 from snake_jax.cli.commands.profile import PROFILE
 from snake_jax.cli.commands.report import REPORT
+from snake_jax.cli.commands.scct import SCCT
 
 _ALL = (
     CLASSIFY,
@@ -22,6 +23,7 @@ _ALL = (
     REPORT,
     GENERATE,
     PROFILE,
+    SCCT,
     ACCOUNTING,
     CERTIFICATES,
     PRESETS,
