@@ -24,6 +24,7 @@ ORDER = (
     "runs",
     "report",
     "profiling",
+    "services",
     "door",
     "cli",
     "experiments",

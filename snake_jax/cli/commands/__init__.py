@@ -11,6 +11,9 @@ from snake_jax.cli.commands.generate import GENERATE
 from snake_jax.cli.commands.list_presets import PRESETS
 from snake_jax.cli.commands.profile import PROFILE
 from snake_jax.cli.commands.report import REPORT
+from snake_jax.cli.commands.serve import SERVE
+from snake_jax.cli.commands.services import SERVICES
 
-_ALL = (CLASSIFY, FINETUNE, COMPARE, REPORT, GENERATE, PROFILE, ACCOUNTING, PRESETS)
+_TRAINING = (CLASSIFY, FINETUNE, SERVE, SERVICES)
+_ALL = (*_TRAINING, COMPARE, REPORT, GENERATE, PROFILE, ACCOUNTING, PRESETS)
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
