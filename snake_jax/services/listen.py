@@ -68,7 +68,8 @@ def serve(app: ASGIApp, address: Address, listening: Callable[[str], None]) -> N
         try:
             config = uvicorn.Config(
                 app,
-                log_level="warning",
+                # The program's own: warnings, on stderr.
+                log_config=None,
                 # Neither paths nor headers of requests are written anywhere.
                 access_log=False,
                 server_header=False,

@@ -1,4 +1,4 @@
-"""The API fuzzed from its own OpenAPI document: whatever is sent, no error of the server, answers as
+"""The API fuzzed from its OpenAPI document: whatever is sent, no error of the server, answers as
 documented, and nothing without the token.
 """
 
