@@ -33,7 +33,7 @@ def start(
     Raises:
       OSError: there are no processes or files left.
     """
-    program = [sys.executable, "-I", os.fspath(Path(keeper.__file__).resolve())]
+    program = [sys.executable, "-I", "-S", os.fspath(Path(keeper.__file__).resolve())]
     # posix_spawn: no copy of this process, whose threads may hold locks, runs any code.
     pid = os.posix_spawn(
         sys.executable,

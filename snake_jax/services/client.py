@@ -16,7 +16,7 @@ from snake_jax.services.credentials import is_loopback
 Answer = dict[str, Any]
 
 _CONNECT_S, _READ_S = 10.0, 60.0
-_WAIT_S = 3600.0  # for which one answer follows a file
+_WAIT_S = 30.0  # for which one answer follows a file: less than what is waited for a line of it
 _CHUNK_BYTES = 1 << 20
 _OVER = ("finished", "failed", "cancelled")
 
@@ -91,9 +91,6 @@ def metrics(provider: Server, number: int) -> Iterator[Answer]:
             for line in answer.iter_lines():
                 first += 1
                 yield json.loads(line)
-        except requests.Timeout:
-            # No line for long: its rounds are.
-            pass
         except requests.RequestException as error:
             raise _unreachable(provider, error) from error
         finally:

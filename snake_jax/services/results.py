@@ -5,7 +5,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 Record = dict[str, Any]
 
@@ -58,7 +58,7 @@ def lines_from(file: Path, place: Place) -> tuple[list[str], Place]:
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
             number, skip = status.st_ino, 0
-            if number != place.file or status.st_size < place.offset:
+            if number != place.file or not _ends_line(stream, place.offset):
                 place, skip = Place(place.lines, 0, number), place.lines
             stream.seek(place.offset)
             # A process may be in the middle of the last line.
@@ -73,6 +73,14 @@ def lines_from(file: Path, place: Place) -> tuple[list[str], Place]:
         # Not as far as before yet: it is read again when it has grown.
         return [], Place(place.lines, 0, 0)
     return fresh, Place(place.lines + len(fresh), place.offset + len(whole) + 1, number)
+
+
+def _ends_line(stream: BinaryIO, offset: int) -> bool:
+    """Whether a line ends right before an offset, as in the file that it was noted for."""
+    if offset == 0:
+        return True
+    stream.seek(offset - 1)
+    return stream.read(1) == b"\n"
 
 
 def records_of(file: Path) -> list[Record]:
