@@ -17,7 +17,6 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-import snake_jax
 from snake_jax.errors import UserError
 from snake_jax.services import messages, results, store
 from snake_jax.services.guard import Guard
@@ -25,6 +24,7 @@ from snake_jax.services.messages import Refusal
 from snake_jax.services.provider import NotThere, Provider, WrongState
 
 _HERE = Path(__file__).parent
+_VERSION = "1"  # of the API
 _LINES = "application/x-ndjson"
 _SCRIPTS = ("page_api.js", "page_drawing.js", "page.js")  # the last one starts
 _OPEN_PATHS = ("/", "/page.css", "/page.js")
@@ -58,7 +58,7 @@ def make_app(provider: Provider, token: str) -> FastAPI:
     """
     app = FastAPI(
         title="snake-jax Service Provider",
-        version=snake_jax.__version__,
+        version=_VERSION,
         description="Registers, watches and ends training services.",
         # Those pages of FastAPI's load scripts from the network; `/` shows the document itself.
         docs_url=None,

@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import snake_jax.services
 from snake_jax.cli import services as services_command
 from snake_jax.errors import UserError
 from snake_jax.services import client
@@ -150,7 +152,7 @@ def test_over_tls_with_a_certificate_that_is_checked(tmp_path, token_file, monke
         submitted = services("submit", request, "--name=mine", "--owner=ann", *trusting)
         assert submitted == (0, "service 1: waiting\n", "")
         assert services("cancel", 1, *trusting).code == 0
-        wait_until(lambda: "cancelled" in services("show", 1, *trusting).stdout)
+        wait_until(lambda: "1  cancelled" in services("show", 1, *trusting).stdout)
         shown = services("show", 1, *trusting).stdout
         assert re.search(r"1  cancelled  classify  mine  ann  0 rounds", shown)
         assert "  nodes=2\n" in shown
@@ -207,9 +209,8 @@ def test_what_serve_refuses_before_it_listens(
 
 
 def test_serve_says_what_to_install(tmp_path, token_file, monkeypatch, capfd):
-    import sys
-
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delattr(snake_jax.services, "listen", raising=False)
     monkeypatch.delitem(sys.modules, "snake_jax.services.listen", raising=False)
     serve = Launcher(monkeypatch, capfd, "serve")
     ended = serve(f"--root={tmp_path / 'r'}", f"--token_file={token_file}")
