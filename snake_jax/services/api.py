@@ -65,8 +65,9 @@ def make_app(provider: Provider, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(Guard, token=token, open_paths=_OPEN_PATHS)
-    app.include_router(_services(provider), dependencies=[Depends(HTTPBearer(auto_error=False))])
-    app.include_router(_results(provider), dependencies=[Depends(HTTPBearer(auto_error=False))])
+    for router in (_services(provider), _progress(provider), _files(provider)):
+        # The guard checks the token; this has the document say that there is one.
+        app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))])
     app.include_router(_page())
     _answer_errors(app)
     return app
@@ -120,9 +121,9 @@ def _services(provider: Provider) -> APIRouter:
     return router
 
 
-def _results(provider: Provider) -> APIRouter:
-    """What a service's run writes."""
-    router = APIRouter(tags=["results"])
+def _progress(provider: Provider) -> APIRouter:
+    """What a service's run tells of itself."""
+    router = APIRouter(tags=["progress"])
     lines: dict[int | str, dict[str, Any]] = {
         200: {"content": {_LINES: {"schema": {"type": "string"}}}, "description": "JSON lines"}
     }
@@ -163,6 +164,13 @@ def _results(provider: Provider) -> APIRouter:
         """What a service's process printed; the last mebibyte of it."""
         service = provider.find(number)
         return Response(provider.log(service), media_type="text/plain")
+
+    return router
+
+
+def _files(provider: Provider) -> APIRouter:
+    """The files of a service's result."""
+    router = APIRouter(tags=["result"])
 
     @router.get("/services/{number}/files", responses=_ABOUT_ONE)
     def files(number: Number) -> messages.Files:

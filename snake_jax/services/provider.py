@@ -7,7 +7,6 @@ is started again.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +101,7 @@ class Provider:
         with contextlib.ExitStack() as stack:
             try:
                 (root / "services").mkdir(parents=True, exist_ok=True, mode=0o700)
-                stack.enter_context(_locked(root))
+                stack.enter_context(store.locked(root))
             except OSError as error:
                 raise UserError(
                     f"--root={root}: {error.strerror or error}; give a folder that can be written"
@@ -386,19 +385,3 @@ class Provider:
 
 def _process(service: Service) -> Process:
     return Process(service.pid, service.process)
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Keeps a second Service Provider out of the folder."""
-    descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"--root={root}: another Service Provider has it; give another folder, or end that"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)

@@ -4,9 +4,12 @@ Every change is on disk (write-ahead log, synchronous) before the caller goes on
 Provider that is killed at any moment finds all services again.
 """
 
+import contextlib
+import fcntl
+import os
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -89,6 +92,26 @@ class Store(NamedTuple):
 
     connection: sqlite3.Connection
     lock: threading.RLock
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keeps a second Service Provider out of a root folder.
+
+    Raises:
+      UserError: another one has it.
+    """
+    descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"--root={root}: another Service Provider has it; give another folder, or end that"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def opened(file: Path) -> Store:
