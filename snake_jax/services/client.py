@@ -155,18 +155,27 @@ def _call(
     Raises:
       UserError: the Service Provider is not reached, or refuses; in its own words.
     """
+
+    def with_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {provider.token}"
+        return request
+
     try:
-        answer = requests.request(
-            method,
-            provider.url + path,
-            json=body,
-            stream=stream,
-            headers={"Authorization": f"Bearer {provider.token}"},
-            timeout=(_CONNECT_S, _READ_S),
-            verify=provider.cafile or True,
-            # The token goes nowhere else.
-            allow_redirects=False,
-        )
+        with requests.Session() as session:
+            # What the environment says of proxies and passwords: no proxy reads a token that goes
+            # without TLS, and no password of a .netrc takes the token's place.
+            session.trust_env = provider.url.startswith("https://")
+            answer = session.request(
+                method,
+                provider.url + path,
+                json=body,
+                stream=stream,
+                auth=with_token,
+                timeout=(_CONNECT_S, _READ_S),
+                verify=provider.cafile or True,
+                # The token goes nowhere else.
+                allow_redirects=False,
+            )
     except requests.RequestException as error:
         raise _unreachable(provider, error) from error
     if answer.status_code >= 300:

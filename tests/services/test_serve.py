@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +267,34 @@ def test_a_server_that_is_none_is_told_of(tmp_path):
         silent.close()
         with pytest.raises(UserError, match="not reached"):
             client.every(client.server(url, TOKEN))
+
+
+def test_the_token_goes_to_the_service_provider_and_nowhere_else(tmp_path, monkeypatch):
+    """Whatever proxies and passwords the environment has, and whatever address is answered."""
+    received = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            received.append((self.path, self.headers["Authorization"]))
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ann password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with HTTPServer(("127.0.0.1", 0), Server) as server:
+            answering = threading.Thread(target=server.handle_request)
+            answering.start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            with pytest.raises(UserError, match="answered 302; is it a snake-jax serve"):
+                client.every(client.server(url, TOKEN))
+            answering.join()
+    assert received == [("/services", f"Bearer {TOKEN}")]
 
 
 def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
