@@ -71,6 +71,7 @@ def test_links_lead_to_files(page):
         "docs/accounting.md",
         "docs/finetuning.md",
         "docs/performance.md",
+        "docs/services.md",
     ],
 )
 def test_files_and_flags_that_are_named_exist(page):

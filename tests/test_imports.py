@@ -25,6 +25,7 @@ ORDER = (
     "report",
     "profiling",
     "scct",
+    "services",
     "door",
     "cli",
     "experiments",

@@ -79,9 +79,12 @@ def modules_on_disk() -> set[str]:
 
 
 def page_on_disk() -> set[str]:
-    return {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "snake_jax" / "report").glob("page*")
-    }
+    """What `snake-jax report` and `snake-jax serve` make their pages of."""
+    found = set()
+    for folder in ("report", "services"):
+        for path in (ROOT / "snake_jax" / folder).glob("page*"):
+            found.add(path.relative_to(ROOT).as_posix())
+    return found
 
 
 def presets_on_disk() -> set[str]:
@@ -95,11 +98,14 @@ def test_wheel_holds_every_module(wheel_names):
     assert missing == set(), "list these packages under [tool.setuptools] in pyproject.toml"
 
 
-def test_wheel_holds_the_report_page(wheel_names):
+def test_wheel_holds_the_pages(wheel_names):
     assert {
         "snake_jax/report/page.html",
         "snake_jax/report/page.css",
         "snake_jax/report/page.js",
+        "snake_jax/services/page.html",
+        "snake_jax/services/page.css",
+        "snake_jax/services/page.js",
     } <= page_on_disk()
     assert page_on_disk() <= wheel_names
 

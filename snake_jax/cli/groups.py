@@ -158,6 +158,24 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "num_processes",
         "process_id",
     ),
+    "service": (
+        "root",
+        "url",
+        "host",
+        "port",
+        "token_file",
+        "data_folders",
+        "slots",
+        "turn_s",
+        "certfile",
+        "keyfile",
+        "cafile",
+        "without_tls",
+        "allow_module_models",
+        "name",
+        "owner",
+        "follow",
+    ),
 }
 # Flags that absl brings, and any that has no place above.
 OTHER = "other"

@@ -13,9 +13,12 @@ from absl.flags import FlagValues
 PLACES = frozenset(
     {
         "adapter",
+        "cafile",
+        "certfile",
         "compilation_cache_dir",
         "data",
         "dataset",
+        "keyfile",
         "model",
         "node_file",
         "out",
@@ -24,6 +27,8 @@ PLACES = frozenset(
         "plot",
         "results",
         "solve",
+        "root",
+        "token_file",
         "tokenizer",
         "trace_dir",
         "workdir",

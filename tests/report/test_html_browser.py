@@ -1,15 +1,14 @@
 """What a reader can click on the report page, in a real browser where one is installed."""
 
-import json
 import re
-import shutil
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from snake_jax.report.html import write_page
+from tests.browsers import chromium
+from tests.browsers import opened as page_in
 from tests.page_runs import LAYERS, NASTY, write_runs
 from tests.run_folders import (
     image_line,
@@ -19,35 +18,12 @@ from tests.run_folders import (
     write_run,
 )
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking "
-    "--disable-component-update --disable-sync --force-prefers-reduced-motion "
-    "--window-size=1280,900"
-)
-
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """Headless Chromium, started once; skips where it, its driver or selenium is not installed."""
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="selenium is not installed: make test installs it"
-    )
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("chromium and chromedriver are not installed: .ci/run installs them as root")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # The path is given: without it selenium looks for a driver to download.
-    chrome = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(executable_path=driver)
-    )
-    chrome.get("about:blank")  # off the browser's own first page, which loads things of its own
-    yield chrome
-    chrome.quit()
+    """Headless Chromium, started once; skips where it is not installed."""
+    with chromium(tmp_path_factory.mktemp("profile")) as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="session")
@@ -81,27 +57,9 @@ def page_of(browser, folder, tmp_path):
     nothing fetched.
     """
     path, _ = write_page(folder, tmp_path / "report.html")
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(path.as_uri())
-    look = SimpleNamespace(
-        driver=browser,
-        all=lambda css: browser.find_elements("css selector", css),
-        one=lambda css: browser.find_element("css selector", css),
-        texts=lambda css: [element.text for element in browser.find_elements("css selector", css)],
-        choose=lambda css, word: browser.find_element(
-            "xpath", f"//select[@id='{css}']/option[.='{word}']"
-        ).click(),
-    )
-    yield look
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert {url for url in sent if not url.startswith("data:")} == {path.as_uri()}
+    with page_in(browser, path.as_uri()) as look:
+        yield look
+        assert look.urls() == {path.as_uri()}
 
 
 def names_in_table(opened):

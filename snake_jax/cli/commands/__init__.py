@@ -15,10 +15,14 @@ from snake_jax.cli.commands.list_presets import PRESETS
 from snake_jax.cli.commands.profile import PROFILE
 from snake_jax.cli.commands.report import REPORT
 from snake_jax.cli.commands.scct import SCCT
+from snake_jax.cli.commands.serve import SERVE
+from snake_jax.cli.commands.services import SERVICES
 
 _ALL = (
     CLASSIFY,
     FINETUNE,
+    SERVE,
+    SERVICES,
     COMPARE,
     REPORT,
     GENERATE,

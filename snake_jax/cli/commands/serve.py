@@ -1,0 +1,95 @@
+"""`snake-jax serve`: its help and its flags."""
+
+from absl import flags
+from absl.flags import FlagValues
+
+from snake_jax.cli.commands.command import Command
+
+_TEXT = """\
+  python -c 'import secrets; print(secrets.token_urlsafe(32))' > token
+  snake-jax serve --root=services --token_file=token --data_folders=/data --slots=2
+  snake-jax services submit classify dataset=digits nodes=4 cycles=2 --token_file=token
+
+Registers training services over HTTP, runs so many at a time as there are slots, and shows them
+live: the page is at the address that it prints. Where others wait, a service hands its slots on
+after --turn_s and goes on later. Every call needs the token, of --token_file or of SNAKE_JAX_TOKEN
+in the environment. Services may read files of --data_folders alone. However it ends, the same
+command goes on with all services.
+"""
+
+
+def _define(values: FlagValues) -> None:
+    flags.DEFINE_string(
+        "root",
+        "",
+        "folder of the Service Provider: its services and their runs",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "the address to listen on; other machines: 0.0.0.0", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "port",
+        8321,
+        "the port to listen on; 0: any that is free",
+        lower_bound=0,
+        upper_bound=65535,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "token_file", "", "file with the token; empty: SNAKE_JAX_TOKEN", flag_values=values
+    )
+    flags.DEFINE_list(
+        "data_folders", [], "folders whose files services may name, by comma", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "slots", 2, "services that run at a time", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_float(
+        "turn_s",
+        600.0,
+        "seconds that a service runs while others wait, and at least one round",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "grace_s",
+        20.0,
+        "seconds that a visit has left to end after SIGTERM",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_string("certfile", "", "the certificate for TLS (PEM)", flag_values=values)
+    flags.DEFINE_string("keyfile", "", "its key; empty: in the same file", flag_values=values)
+    flags.DEFINE_bool(
+        "without_tls",
+        False,
+        "speak with other machines though others could read the token",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "allow_module_models",
+        False,
+        "services may name models as module:function, which runs code installed here",
+        flag_values=values,
+    )
+
+
+SERVE = Command(
+    name="serve",
+    purpose="takes training services over HTTP, runs several at a time, and shows them live",
+    example="snake-jax serve --root=services --token_file=token",
+    text=_TEXT,
+    define=_define,
+    module="snake_jax.cli.serve",
+    newcomers=(
+        "root",
+        "host",
+        "port",
+        "token_file",
+        "data_folders",
+        "slots",
+        "certfile",
+        "keyfile",
+    ),
+)

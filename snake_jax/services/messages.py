@@ -1,0 +1,174 @@
+"""What the API is sent and answers: the objects of its OpenAPI document."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from snake_jax.services.provider import Asked, Progress
+from snake_jax.services.results import Node
+from snake_jax.services.store import Event, Service
+
+_PRINTABLE = r"^[^\u0000-\u001f\u007f]*$"
+Label = Annotated[str, Field(max_length=80, pattern=_PRINTABLE)]
+Setting = bool | int | float | str
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Requirements(_Message):
+    """What a service needs while it runs."""
+
+    slots: int = Field(default=1, ge=1, le=1024, description="slots that it takes")
+
+
+class Limits(_Message):
+    """What a service may take."""
+
+    run_s: float | None = Field(
+        default=None, ge=1, le=1e9, description="seconds that it may run in all; null: no limit"
+    )
+    restarts: int = Field(
+        default=3, ge=0, le=100, description="how often it is started again after it was killed"
+    )
+
+
+class Registration(_Message):
+    """A service to register."""
+
+    task: Literal["classify", "finetune"] = Field(description="the command of snake-jax")
+    settings: dict[str, Setting] = Field(
+        default_factory=dict,
+        max_length=200,
+        description="flags of that command by name; those left out keep their defaults; files "
+        "are named by their path in the data folders of the Service Provider",
+    )
+    name: Label = Field(default="", description="what you call it")
+    owner: Label = Field(default="", description="whose it is: owners share the slots")
+    requirements: Requirements = Requirements()
+    limits: Limits = Limits()
+
+    def asked(self) -> Asked:
+        """The same for the Service Provider."""
+        return Asked(
+            task=self.task,
+            settings=self.settings,
+            name=self.name,
+            owner=self.owner,
+            slots=self.requirements.slots,
+            run_s=self.limits.run_s or 0.0,
+            restarts=self.limits.restarts,
+        )
+
+
+class ServiceShown(_Message):
+    """A service as it stands; times are seconds since 1970."""
+
+    number: int
+    name: str
+    owner: str
+    task: str
+    settings: dict[str, Setting]
+    requirements: Requirements
+    limits: Limits
+    state: Literal["waiting", "running", "ending", "finished", "failed", "cancelled"]
+    cause: str = Field(description="why it is in this state")
+    attempt: int = Field(description="how often it was started")
+    registered_s: float
+    started_s: float | None = Field(description="when it was last started")
+    ended_s: float | None = Field(description="when it ended for good")
+    used_s: float = Field(description="seconds that it ran in earlier turns")
+    rounds: int = Field(description="finished rounds: lines of its metrics")
+    last: dict[str, Any] | None = Field(description="the last line of its metrics")
+
+
+class Services(_Message):
+    """All services, and the slots that they share."""
+
+    slots: int
+    slots_in_use: int
+    services: list[ServiceShown]
+
+
+class EventShown(_Message):
+    """Something that happened to a service."""
+
+    time_s: float
+    event: str
+    cause: str
+
+
+class Events(_Message):
+    """What happened to a service, in order."""
+
+    events: list[EventShown]
+
+
+class NodeShown(_Message):
+    """What a node of a service has done so far."""
+
+    node: int
+    visits: int
+    layers: list[str] = Field(description="that it trained last")
+    last_visit: int | None = Field(description="a number of a line of metrics, from 0")
+    bytes_sent: int
+    bytes_received: int
+
+
+class Nodes(_Message):
+    """The nodes of a service that have taken part so far, by number."""
+
+    nodes: list[NodeShown]
+
+
+class FileShown(_Message):
+    """A file of a result."""
+
+    name: str
+    bytes: int
+
+
+class Files(_Message):
+    """The files of a result."""
+
+    files: list[FileShown]
+
+
+class Refusal(_Message):
+    """Why something was not done, in a line."""
+
+    error: str
+
+
+def service_shown(service: Service, progress: Progress) -> ServiceShown:
+    """A service as the API tells of it."""
+    return ServiceShown(
+        number=service.number,
+        name=service.name,
+        owner=service.owner,
+        task=service.task,
+        settings=json.loads(service.settings),
+        requirements=Requirements(slots=service.slots),
+        limits=Limits(run_s=service.run_s or None, restarts=service.restarts),
+        state=service.state,  # type: ignore[arg-type]
+        cause=service.cause,
+        attempt=service.attempt,
+        registered_s=service.registered_s,
+        started_s=service.started_s or None,
+        ended_s=service.ended_s or None,
+        used_s=service.used_s,
+        rounds=progress.place.lines,
+        last=json.loads(progress.last) if progress.last else None,
+    )
+
+
+def event_shown(event: Event) -> EventShown:
+    """An event as the API tells of it."""
+    return EventShown(time_s=event.time_s, event=event.event, cause=event.cause)
+
+
+def node_shown(node: Node) -> NodeShown:
+    """A node as the API tells of it."""
+    return NodeShown(**node._asdict())
