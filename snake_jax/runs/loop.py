@@ -13,7 +13,7 @@ import jax
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
 from snake_jax.algorithms import visits as visiting
-from snake_jax.algorithms.visits import Ending, Lost, Outcome, Round, Rounds, Visit
+from snake_jax.algorithms.visits import Ending, Lost, Order, Outcome, Round, Rounds, Visit
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
@@ -141,8 +141,7 @@ def train(
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
     turns = every[-1][-1].turn + 1
-    shared = algorithm.shared(state.memory)
-    engine.expect(every, state.params, done=state.rounds, shared=shared)
+    engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
     course, visits = _from(setup, state)
     heard = dict.fromkeys(state.nodes, state.rounds)
@@ -156,42 +155,33 @@ def train(
             network, sent = algorithm.traffic.deliveries(exchange, network, visit)
             transfers += sent
         holdings = _holdings(setup, state, heard)
+        orders = [holdings.order(visit, rate) for visit in visits]
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
             engine.hold(holdings)
-            for visit in visits:
-                engine.submit(holdings.order(visit, rate))
-            carried = _carry_out(setup, engine, state, visits, keep)
+            carried = _carry_out(setup, engine, state, orders, keep)
         params, memory = algorithm.merge.finish(
             setup.plan, visits, state.params, state.memory, carried.total
         )
         network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
         network = _renewed(state, params, network)
-        transfers += sent
-        transfers += _sent_over_cuts(setup, carried.outcomes)
+        transfers += [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         endings = _endings(visits, carried)
-        failures = dict(state.failures)
-        if any(ending.event for ending in endings):
-            failures[number] = tuple(ending.event for ending in endings)
+        failures = _with_failures(state, endings)
         following = _next(setup, course, endings)
 
         flops = [work(outcome) for outcome in carried.outcomes]
         heard |= {visit.node: number + 1 for visit in carried.accepted}
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
+        clock_s = state.clock_s + took.seconds
         state = State(
-            params,
-            carried.states,
-            memory,
-            carried.nodes,
-            network,
-            failures,
-            number + 1,
-            state.clock_s + took.seconds,
+            params, carried.states, memory, carried.nodes, network, failures, number + 1, clock_s
         )
-        due = state.rounds % config.eval_every == 0 or following is None
-        with jax.profiler.TraceAnnotation("evaluate"):
-            scores = engine.evaluate(params) if due else None
+        scores = None
+        if state.rounds % config.eval_every == 0 or following is None:
+            with jax.profiler.TraceAnnotation("evaluate"):
+                scores = engine.evaluate(params)
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
         yield Report(record, transfers, state, carried.lost)
         visits = following
@@ -233,6 +223,12 @@ def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:
     return course, visits
 
 
+def _with_failures(state: State, endings: tuple[Ending, ...]) -> Mapping[int, tuple[str, ...]]:
+    """The failures of all finished rounds, and of the one after them, which ended so."""
+    events = tuple(ending.event for ending in endings)
+    return {**state.failures, state.rounds: events} if any(events) else state.failures
+
+
 def _next(setup: Setup, course: Rounds, endings: tuple[Ending, ...]) -> Round | None:
     """The round after one that went so; None after the last."""
     try:
@@ -245,11 +241,14 @@ def _carry_out(
     setup: Setup,
     engine: Engine,
     state: State,
-    visits: Round,
+    orders: Sequence[Order],
     keep: Callable[[State], None],
 ) -> _Carried:
-    """Takes what comes of a round's visits; adds up what each trained and lets go of it."""
+    """Has a round's orders carried out; adds up what each visit trained and lets go of it."""
     algorithm, config = setup.algorithm, setup.config
+    visits = tuple(order.visit for order in orders)
+    for order in orders:
+        engine.submit(order)
     total = algorithm.merge.init(setup.plan, visits, state.params, state.memory)
     states, nodes = state.states, dict(state.nodes)
     remembers = algorithm.client(config) is not None
@@ -355,15 +354,6 @@ def _event(visits: Round, carried: _Carried) -> str:
     # A lost visit that the flags ask for is trained and then thrown away.
     diverged = [outcome for outcome in carried.outcomes if not outcome.finite]
     return "skipped" if diverged else visits[0].event
-
-
-def _sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:
-    """What all batches of a round sent where the model is cut."""
-    sent = round_costs.batch_messages(setup)
-    transfers = []
-    for outcome in outcomes:
-        transfers += chains.transfers(sent, outcome.visit, outcome.examples)
-    return transfers
 
 
 def summarise(

@@ -75,3 +75,12 @@ def _work(
     # Labels go up with activations: they are no message of their own.
     batch = sum(message.why != "labels" for message in batch_messages(setup))
     return clock.VisitWork(flops, mine, batch * result.iterations, node)
+
+
+def sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:
+    """What all batches of a round sent where the model is cut."""
+    sent = batch_messages(setup)
+    transfers = []
+    for outcome in outcomes:
+        transfers += chains.transfers(sent, outcome.visit, outcome.examples)
+    return transfers
