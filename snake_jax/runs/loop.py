@@ -13,6 +13,8 @@ import jax
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
 from snake_jax.algorithms import visits as visiting
+from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.traffic import Exchange
 from snake_jax.algorithms.visits import Ending, Lost, Order, Outcome, Round, Rounds, Visit
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
@@ -150,10 +152,7 @@ def train(
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
         # Before the visits: what each node is sent. After them: what comes back, and the merge.
-        network, transfers = state.network, list[Transfer]()
-        for visit in visits:
-            network, sent = algorithm.traffic.deliveries(exchange, network, visit)
-            transfers += sent
+        network, transfers = _deliveries(algorithm, exchange, state.network, visits)
         holdings = _holdings(setup, state, heard)
         orders = [holdings.order(visit, rate) for visit in visits]
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
@@ -185,6 +184,17 @@ def train(
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
         yield Report(record, transfers, state, carried.lost)
         visits = following
+
+
+def _deliveries(
+    algorithm: Algorithm, exchange: Exchange, network: Network, visits: Round
+) -> tuple[Network, list[Transfer]]:
+    """What is sent before the visits of a round, one after the other."""
+    transfers = list[Transfer]()
+    for visit in visits:
+        network, sent = algorithm.traffic.deliveries(exchange, network, visit)
+        transfers += sent
+    return network, transfers
 
 
 def _record(
