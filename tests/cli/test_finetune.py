@@ -71,7 +71,7 @@ def small(files, cache):
 @pytest.fixture
 def run(monkeypatch, capfd):
     monkeypatch.setattr(
-        one_run, "draw", lambda run, picture: None
+        one_run, "draw_curves", lambda run, picture: None
     )  # the slowest part, and tested elsewhere
     return Launcher(monkeypatch, capfd, "finetune")
 

@@ -25,7 +25,7 @@ SMALL = (
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    monkeypatch.setattr(one_run, "draw", lambda run, picture: None)
+    monkeypatch.setattr(one_run, "draw_curves", lambda run, picture: None)
     return Launcher(monkeypatch, capfd, "finetune")
 
 

@@ -105,7 +105,7 @@ def test_terminated_at_several_points_it_ends_as_an_unbroken_run(
     assert not (folder / "summary.json").exists()
 
     monkeypatch.setattr(
-        one_run, "draw", lambda run, picture: None
+        one_run, "draw_curves", lambda run, picture: None
     )  # the slowest part, and tested elsewhere
     run = Launcher(monkeypatch, capfd, name)
     end = run(*own)

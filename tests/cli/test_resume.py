@@ -125,7 +125,7 @@ def test_killed_with_sigkill_it_ends_as_an_unbroken_run(
     assert not (folder / "summary.json").exists()
     assert (folder / "metrics.jsonl").read_bytes().count(b"\n") in (lines, lines + 1)
     monkeypatch.setattr(
-        one_run, "draw", lambda run, picture: None
+        one_run, "draw_curves", lambda run, picture: None
     )  # the slowest part, and tested elsewhere
     ended = run(*every)
     assert (ended.code, ended.stderr) == (0, "")
