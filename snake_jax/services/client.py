@@ -1,10 +1,11 @@
 """Speaks with a Service Provider: what `snake-jax services` asks of it."""
 
 import json
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -132,15 +133,36 @@ def fetch(provider: Server, number: int, folder: Path) -> int:
 
 
 def _unpacked(copy: IO[bytes], folder: Path) -> int:
+    """Writes the files of an archive; gives their number.
+
+    Raises:
+      UserError: it holds what a Service Provider never sends: a link, a device, or a file that
+        would lie outside the folder.
+    """
     with tarfile.open(fileobj=copy, mode="r:") as packed:
-        files = []
-        for entry in packed.getmembers():
-            # Without the one folder that all of them lie in.
-            files.append(entry.replace(name=entry.name.partition("/")[2], deep=False))
+        entries = packed.getmembers()
+        # All of them are looked at before the first is written.
+        places = [_place_within(folder, entry) for entry in entries]
         folder.mkdir(parents=True)
-        # "data": no links, no devices, nothing outside the folder, whoever made the archive.
-        packed.extractall(folder, files, filter="data")
-    return len(files)
+        for entry, place in zip(entries, places, strict=True):
+            content = packed.extractfile(entry)
+            assert content is not None, "a regular file has a content"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with content, place.open("wb") as file:
+                shutil.copyfileobj(content, file)
+    return len(entries)
+
+
+def _place_within(folder: Path, entry: tarfile.TarInfo) -> Path:
+    """Where a file of an archive goes, without the one folder that all of them lie in there."""
+    path = PurePosixPath(entry.name.partition("/")[2])
+    is_within = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    if not entry.isfile() or not is_within:
+        raise UserError(
+            f"{entry.name}: the archive would write outside its folder; fetch it from a Service "
+            f"Provider that you trust"
+        )
+    return folder / path
 
 
 def _call(

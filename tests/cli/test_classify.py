@@ -303,7 +303,8 @@ def test_nothing_is_lost_where_no_checkpoint_can_be_read(run, small, tmp_path):
 WRONG_VALUES = [
     (
         "--algorithm=adam",
-        "--algorithm=adam: not one of snake, fedavg, fedprox, scaffold, sequential, centralised",
+        "--algorithm=adam: not one of snake, fedavg, fedprox, scaffold, fednova, fedpart, "
+        "sequential, centralised",
     ),
     ("--model=resnet", "not one of vgg11, cnn, mlp"),
     ("--dataset=mnist", "allowed: digits, cifar10, tfds:NAME, npz:PATH"),
@@ -454,9 +455,8 @@ def test_the_full_help_says_all_and_ends_well():
     for field in dataclasses.fields(ImageConfig):
         assert f"--{field.name}: " in text or f"--[no]{field.name}: " in text
         assert ", ".join(field.metadata.get("choices", ())) in text
-    assert (
-        "what trains the model: snake, fedavg, fedprox, scaffold, sequential, centralised" in text
-    )
+    methods = "snake, fedavg, fedprox, scaffold, fednova, fedpart, sequential, centralised"
+    assert f"what trains the model: {methods}" in text
     assert "--alpha: Dirichlet concentration; smaller is less alike (greater than 0)" in text
 
 

@@ -330,7 +330,7 @@ def test_data_that_a_node_cannot_open_is_said_in_one_line(cluster, images, tmp_p
     ("config", "reason"),
     [
         ({"algorithm": "split"}, "--algorithm=split trains all sides of its cuts in one program"),
-        ({"algorithm": "accelerated_fl"}, "say --engine=local, or one of centralised, "),
+        ({"algorithm": "accelerated_fl"}, "say --engine=local, or one of snake, fedavg, "),
         ({"executor": "vmap"}, "leave --executor=vmap out"),
     ],
 )

@@ -171,7 +171,8 @@ def test_the_picture_is_written(profile, tmp_path):
         (["--cut=2"], "--cut: it is for models of images"),
         (
             ["--algorithm=split"],
-            "language models train with snake, fedavg, fedprox, scaffold, sequential, centralised",
+            "language models train with snake, fedavg, fedprox, scaffold, fednova, fedpart, "
+            "sequential, centralised",
         ),
         (["--algorithm=fedavg", "--train=block"], "fedavg trains the whole model or all adapters"),
         (["--max_length=4096"], "--max_length=4096: opt-1.3b has 2048 positions"),

@@ -1,24 +1,25 @@
 """`snake-jax serve` and `snake-jax services` as they are typed, on real training."""
 
 import contextlib
+import io
 import json
 import os
 import re
 import signal
 import socket
 import sys
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import snake_jax.services
+from snake_jax.cli import certificates
 from snake_jax.cli import services as services_command
 from snake_jax.errors import UserError
 from snake_jax.services import client
-from tests.certificates import write_certificate
 from tests.launches import Launcher, in_new_process, results, write_images
 from tests.service_provider import TOKEN, wait_until
 
@@ -134,13 +135,15 @@ def launch(monkeypatch, capfd):
 
 
 def test_over_tls_with_a_certificate_that_is_checked(tmp_path, token_file, monkeypatch, capfd):
-    certfile, keyfile = write_certificate(tmp_path)
-    flags = (f"--certfile={certfile}", f"--keyfile={keyfile}")
+    # As `snake-jax certificates` makes them.
+    certificates.make(tmp_path / "keys", ["127.0.0.1"], days=1)
+    own = tmp_path / "keys" / "127.0.0.1"
+    flags = (f"--certfile={own / 'cert.pem'}", f"--keyfile={own / 'key.pem'}")
     services = Launcher(monkeypatch, capfd, "services")
     with serving(tmp_path / "root", token_file, *flags) as (process, url):
         assert url.startswith("https://")
         to = (f"--url={url}", f"--token_file={token_file}")
-        trusting = (*to, f"--cafile={certfile}")
+        trusting = (*to, f"--cafile={tmp_path / 'keys/ca.pem'}")
         assert services("list", *trusting) == (0, "0 of 2 slots in use\n", "")
         refused = services("list", *to)
         assert refused.code == 2
@@ -298,14 +301,24 @@ def test_the_token_goes_to_the_service_provider_and_nowhere_else(tmp_path, monke
 
 
 def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
-    import io
-    import tarfile
-
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         entry = tarfile.TarInfo("service_1/../../outside")
         archive.addfile(entry, io.BytesIO(b""))
     packed.seek(0)
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(UserError, match="would write outside its folder"):
         client._unpacked(packed, tmp_path / "fetched")
-    assert not Path(tmp_path / "outside").exists()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_an_archive_holds_files_alone(kind, tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        entry = tarfile.TarInfo("service_1/link")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        archive.addfile(entry)
+    packed.seek(0)
+    with pytest.raises(UserError, match="service_1/link"):
+        client._unpacked(packed, tmp_path / "fetched")
+    assert not any(tmp_path.iterdir())
