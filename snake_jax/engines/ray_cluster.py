@@ -36,7 +36,7 @@ def cluster(choice: Choice) -> Iterator[None]:
     Within another of these it does nothing.
 
     Raises:
-      UserError: no cluster answers.
+      UserError: no cluster answers, or Ray does not start.
     """
     if ray.is_initialized():
         yield
@@ -58,6 +58,13 @@ def cluster(choice: Choice) -> Iterator[None]:
         raise UserError(
             f"--ray_address={choice.address}: no Ray cluster answers there ({error}); start one "
             "with `ray start --head`, or leave --ray_address out"
+        ) from error
+    # Ray has no class of its own for a start that fails: a daemon of its that does not come up is a
+    # bare Exception, with the reason in its logs alone.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--engine=ray: Ray did not start ({reason}); why is in /tmp/ray/session_latest/logs"
         ) from error
     # Ray prints a paragraph about every process that ends, which has no switch. What is lost is
     # said in a line of ours.

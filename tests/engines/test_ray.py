@@ -367,3 +367,17 @@ def test_what_the_cluster_does_not_offer_is_said(cluster, images):
         make_engine(setup, cluster._replace(resources={"arm": 1.0}))
     with pytest.raises(UserError, match="CPU=2: the cluster has that 1 times, for 2"):
         make_engine(setup, cluster._replace(resources={"CPU": 2.0}, actors=2))
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    from snake_jax.engines import ray_cluster
+
+    def init(**options):
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="Ray did not start") as error, ray_cluster.cluster(HERE):
+        pass
+    assert "timed out during startup" in str(error.value)
+    assert "\n" not in str(error.value)
