@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense, is_quantized
-from snake_jax.models.language import ARCHITECTURES, Architecture, module_of
+from snake_jax.models.architecture import NAMES, Architecture
 from snake_jax.params import PyTree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -166,7 +166,7 @@ def save_peft(
       lora: their scale, and the rank that most have.
       base_model_name: folder or hub name of the model they belong to.
     """
-    prefix = module_of(architecture).HF_BLOCK
+    prefix = architecture.names.block
     modules: dict[str, PyTree] = {}
     paths: set[Names] = set()
     for block, tree in sorted(adapters.items()):
@@ -366,11 +366,12 @@ def _module(folder: Path, tensor: str) -> str:
 
 def _block_and_path(folder: Path, module: str) -> tuple[int, Names]:
     """A module's block number, and its path in the block."""
-    for family in ARCHITECTURES.values():
-        prefix = re.escape(family.HF_BLOCK).replace(r"\{\}", r"(\d+)")
+    blocks = list(dict.fromkeys(names.block for names in NAMES.values()))
+    for block in blocks:
+        prefix = re.escape(block).replace(r"\{\}", r"(\d+)")
         if match := re.fullmatch(prefix + r"\.(.+)", module):
             return int(match[1]), tuple(match[2].split("."))
-    known = " or ".join(family.HF_BLOCK.format("N") for family in ARCHITECTURES.values())
+    known = " or ".join(block.format("N") for block in blocks)
     raise UserError(
         f"{folder / WEIGHTS}: {module} is in no block: only layers of {known} have adapters"
     )

@@ -11,7 +11,8 @@ import qwix
 
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense, take_rows
-from snake_jax.models.language import Hidden, Tokens, build, layer_names, module_of
+from snake_jax.models.families import family_of
+from snake_jax.models.language import Hidden, Tokens, build, layer_names
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.params import num_params
 from tests.helpers import same_bits
@@ -50,8 +51,8 @@ def test_presets_have_as_many_parameters_as_in_transformers(name):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     architecture = PRESETS[name]
-    family = module_of(architecture)
-    config = AutoConfig.for_model(family.MODEL_TYPE, **family.to_config(architecture))
+    family = family_of(architecture)
+    config = AutoConfig.for_model(family.model_type, **family.write(architecture))
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in theirs.parameters()) == PUBLISHED[name]
