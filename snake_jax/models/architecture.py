@@ -46,8 +46,8 @@ class Architecture:
       norm_epsilon: added to the variance.
       norm_offset: added to the stored scale of a norm (Gemma: 1).
       norm_affine: whether norms have parameters.
-      norm_in_branch: whether a block's norms come in its branches; else after the residual sums, and
-        then none follows the last block (OPT 350m).
+      norm_in_branch: whether a block's norms come in its branches; else after the residual sums,
+        and then none follows the last block (OPT 350m).
       no_final_norm: whether none follows the last block in any case.
       query_key_norm: of queries and keys before they are turned: `head` (each head by itself),
         `all` (all heads together) or nothing.

@@ -91,6 +91,14 @@ class LanguageModel(NamedTuple):
         return self.architecture.tie_word_embeddings
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        ends = self.architecture.eos_token_id
+        if ends is None:
+            return ()
+        return ends if isinstance(ends, tuple) else (ends,)
+
+    @property
     def stochastic(self) -> bool:
         """Whether training draws random numbers (dropout)."""
         return self.dropout > 0
@@ -271,6 +279,41 @@ def layer_names(num_blocks: int) -> tuple[str, ...]:
     digits = max(2, len(str(num_blocks - 1)))
     blocks = [f"block_{index:0{digits}}" for index in range(num_blocks)]
     return ("embed", *blocks, "head")
+
+
+def check_trainable(model: LanguageModel, mesh: str = "") -> None:
+    """Refuses a model that computes what a training step does not yet.
+
+    Args:
+      model: to be trained.
+      mesh: the flag; empty: one device.
+
+    Raises:
+      UserError: it would be trained as another model.
+    """
+    architecture = model.architecture
+    reason = ""
+    if architecture.alternates:
+        reason = "its blocks alternate, and a step does not tell a block its place"
+    elif architecture.logit_cap is not None:
+        reason = "its logits are capped, and the loss does not cap them"
+    elif mesh and (architecture.sliding_window or architecture.score_cap):
+        reason = "attention on a mesh knows no windows and no caps"
+    if reason:
+        raise UserError(
+            f"--model={model.name} ({architecture.family}): {reason}; it can be read, saved and "
+            f"generated with, not trained yet"
+        )
+
+
+def stop_ids(model: LanguageModel, tokenizer_end: int) -> tuple[int, ...]:
+    """The tokens at which generation stops: the model's, where the tokenizer's is one of them.
+
+    Else the model's are of another vocabulary.
+    """
+    if tokenizer_end in model.end_ids:
+        return model.end_ids
+    return (tokenizer_end,)
 
 
 def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -> LanguageModel:

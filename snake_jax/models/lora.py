@@ -37,7 +37,6 @@ _FANCY = (
     "use_qalora",
     "use_bdlora",
     "lora_bias",
-    "fan_in_fan_out",
     "modules_to_save",
     "target_parameters",
 )
@@ -176,10 +175,14 @@ def save_peft(
             paths.add(path)
 
     # Short names stand for a layer of every block; they serve where each block has the same layers.
-    if len(paths) * architecture.num_hidden_layers == len(modules):
-        names = sorted({path[-1] for path in paths})
-    else:
+    # GPT-2 calls two layers of a block alike: theirs begin with the module around them.
+    of_block = architecture.names
+    if len(paths) * architecture.num_hidden_layers != len(modules):
         names = sorted(modules)
+    elif of_block.output == of_block.down:
+        names = sorted(".".join(path) for path in paths)
+    else:
+        names = sorted({path[-1] for path in paths})
 
     # PEFT keeps alpha, which is scale * rank: a rank of its own needs an alpha of its own.
     ranks = {name: pair["a"].shape[1] for name, pair in modules.items()}
@@ -190,6 +193,8 @@ def save_peft(
         "r": lora.rank,
         "lora_alpha": _alpha(lora, lora.rank),
         "target_modules": names,
+        # Whether the layers beside which they lie are `[in, out]`, as GPT-2's are.
+        "fan_in_fan_out": not of_block.transposed,
         "rank_pattern": unlike,
         "alpha_pattern": {name: _alpha(lora, rank) for name, rank in unlike.items()},
     }
