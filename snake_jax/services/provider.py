@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snake_jax.errors import UserError
+from snake_jax.pids import Process
 from snake_jax.services import admission, children, results, store, turns
 from snake_jax.services.admission import Allowed, Setting
-from snake_jax.services.children import Process
 from snake_jax.services.credentials import TOKEN_VARIABLE
 from snake_jax.services.store import (
     CANCELLED,
@@ -246,6 +246,10 @@ class Provider:
         for service in store.active(self._store):
             if service.state == WAITING:
                 continue
+            if not service.pid:
+                # Killed between the start of its process and the noting of it.
+                found = children.of_attempt(self._folder(service.number), service.attempt)
+                service = store.change(self._store, service, pid=found.pid, process=found.started)
             if children.is_alive(_process(service)):
                 self._tell(service, "taken up", "the Service Provider was started again")
                 if service.state == ENDING:
