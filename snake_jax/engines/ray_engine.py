@@ -105,11 +105,16 @@ class RayEngine:
     def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
         """A new actor for these nodes, told to open their data and to compile what is expected."""
         about = nodes, self._cached, self._surroundings
-        actor = self._kind.options(**self._options).remote(*about)
+        actor = self._kind.options(**self._placed(number)).remote(*about)
         begun = actor.begin.remote(self._build(nodes))
         worker = _Worker(number, nodes, actor, begun)
         self._prepare(worker)
         return worker
+
+    def _placed(self, number: int) -> dict[str, Any]:
+        """Ray's options for the actor of that number: what it takes, and so where it may be."""
+        del number
+        return self._options
 
     def _prepare(self, worker: _Worker) -> None:
         """Has the actor compile what its nodes are going to need."""

@@ -21,7 +21,8 @@ from snake_jax.errors import UserError
 from snake_jax.services import messages, results, store
 from snake_jax.services.guard import Guard
 from snake_jax.services.messages import Refusal
-from snake_jax.services.provider import NotThere, Provider, WrongState
+from snake_jax.services.provider import Provider
+from snake_jax.services.terms import NotThere, WrongState
 
 _HERE = Path(__file__).parent
 _VERSION = "1"  # of the API
@@ -95,6 +96,11 @@ def _services(provider: Provider) -> APIRouter:
                 in_use += service.slots
         listed = [shown(service) for service in services]
         return messages.Services(slots=provider.offer.slots, slots_in_use=in_use, services=listed)
+
+    @router.get("/nodes", responses=_ALWAYS)
+    def pool() -> messages.PoolShown:
+        """The nodes that services share: who has which, who waits, what came and went."""
+        return messages.pool_shown(provider.pool())
 
     @router.get("/services/{number}", responses=_ABOUT_ONE)
     def one(number: Number) -> messages.ServiceShown:

@@ -14,7 +14,8 @@ from snake_jax import pids
 from snake_jax.errors import UserError
 from snake_jax.pids import Process
 from snake_jax.services import children, keeper, store
-from snake_jax.services.provider import NotThere, Offer, Provider, WrongState
+from snake_jax.services.provider import Provider
+from snake_jax.services.terms import NotThere, Offer, WrongState
 from tests.service_provider import asked, provider_of, stepped, wait_until, words
 
 
@@ -240,7 +241,7 @@ def test_a_restart_finds_every_service_as_it_is(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from snake_jax.services import children, provider
+from snake_jax.services import children, provider, terms
 from tests.service_provider import asked, words
 start = children.start
 def start_and_die(*arguments):
@@ -248,7 +249,7 @@ def start_and_die(*arguments):
         start(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 children.start = start_and_die
-made = provider.Provider(pathlib.Path(sys.argv[1]), provider.Offer(), words)
+made = provider.Provider(pathlib.Path(sys.argv[1]), terms.Offer(), words)
 made.register(asked("many rounds"))
 made.step()
 """
