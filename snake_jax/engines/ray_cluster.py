@@ -51,6 +51,8 @@ def cluster(choice: Choice, offers: Mapping[str, float] | None = None) -> Iterat
     ray_tls.check_address(choice)
     if ray_tls.has_token():
         _use_token()
+    if ":" in choice.address:
+        ray_tls.check_server(choice.address)
     own: dict[str, Any] = {}
     if not choice.address:
         own = {"include_dashboard": False, "resources": dict(offers or {})}

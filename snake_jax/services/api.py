@@ -119,10 +119,9 @@ def _services(provider: Provider) -> APIRouter:
 
     @router.get("/services/{number}/events", responses=_ABOUT_ONE)
     def events(number: Number) -> messages.Events:
-        """What happened to a service, in order."""
-        return messages.Events(
-            events=[messages.event_shown(event) for event in provider.events(number)]
-        )
+        """What happened to a service and to the nodes of its run, in order."""
+        in_run = results.events_of(provider.run_folder(number))
+        return messages.events_shown(provider.events(number), in_run)
 
     return router
 

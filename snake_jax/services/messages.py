@@ -1,12 +1,13 @@
 """What the API is sent and answers: the objects of its OpenAPI document."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from snake_jax.services.pool import State
-from snake_jax.services.results import Node
+from snake_jax.services.results import Node, RunEvent
 from snake_jax.services.store import Event, Service
 from snake_jax.services.terms import Asked, Progress
 
@@ -94,15 +95,17 @@ class Services(_Message):
 
 
 class EventShown(_Message):
-    """Something that happened to a service."""
+    """Something that happened to a service, or to a node in its run."""
 
     time_s: float
     event: str
     cause: str
+    visit: int | None = Field(default=None, description="of the run that it concerns")
+    node: int | None = Field(default=None, description="of the run, whom it happened to")
 
 
 class Events(_Message):
-    """What happened to a service, in order."""
+    """What happened to a service and in its run, in order."""
 
     events: list[EventShown]
 
@@ -197,9 +200,13 @@ def service_shown(service: Service, progress: Progress) -> ServiceShown:
     )
 
 
-def event_shown(event: Event) -> EventShown:
-    """An event as the API tells of it."""
-    return EventShown(time_s=event.time_s, event=event.event, cause=event.cause)
+def events_shown(events: Sequence[Event], in_run: Sequence[RunEvent]) -> Events:
+    """What the Service Provider did and what the run tells, by time, as the API tells of it."""
+    shown = [
+        EventShown(time_s=event.time_s, event=event.event, cause=event.cause) for event in events
+    ]
+    shown += [EventShown(**event._asdict()) for event in in_run]
+    return Events(events=sorted(shown, key=lambda event: event.time_s))
 
 
 def pool_shown(state: State) -> PoolShown:

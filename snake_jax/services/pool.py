@@ -79,9 +79,8 @@ class Pool:
         if children.is_alive(self._process) or now - self._started_s < _STARTED_AGAIN_S:
             return
         self._attempt, self._started_s = self._attempt + 1, now
-        program = [sys.executable, "-m", "snake_jax.services.pool_process"]
         asked = json.dumps(self._machines._asdict())
-        words = [*program, os.fspath(self._root), str(self._attempt), asked]
+        words = [*program(), os.fspath(self._root), str(self._attempt), asked]
         self._process = children.start(self._folder, self._attempt, words, environment)
 
     def is_up(self) -> bool:
@@ -125,6 +124,11 @@ class Pool:
 
     def _address_file(self) -> Path:
         return self._folder / f"address_{self._attempt}"
+
+
+def program() -> list[str]:
+    """The program of the pool's process."""
+    return [sys.executable, "-m", "snake_jax.services.pool_process"]
 
 
 def provider_of(root: Path) -> Process:

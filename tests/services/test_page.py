@@ -208,7 +208,7 @@ def test_every_operation_of_the_api_is_told_of(page):
     sign_in(page)
     wait_until(lambda: rows(page))
     page.one("#api-details summary").click()
-    wait_until(lambda: len(page.all("#api h3")) == 13)
+    wait_until(lambda: len(page.all("#api h3")) == 14)
     assert "POST /services/{number}/cancel" in page.texts("#api h3")
     assert any(text.startswith("limits.run_s: seconds") for text in page.texts("#api .hint"))
 

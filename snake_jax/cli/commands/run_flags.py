@@ -148,8 +148,8 @@ def engine(values: FlagValues) -> "Choice":
         values.ray_actors,
         choice.resources(values.ray_resources),
         values.ray_deadline_s,
-        values.ray_pool,
-        values.ray_without_tls,
+        pool=values.ray_pool,
+        without_tls=values.ray_without_tls,
     )
 
 
