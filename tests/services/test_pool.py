@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 import time
 
@@ -50,9 +51,9 @@ def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
     write_images(data / "images.npz")
     np.savez(data / "wrong.npz", x=np.zeros(3))
     flags = (f"--data_folders={data}", "--slots=3", "--pool=4", "--grace_s=2")
-    good = SMALL | {"dataset": "npz:images.npz"}
+    good = SMALL | {"dataset": "npz:images.npz", "local_epochs": 20}
     endless = {"cycles": 5000, "lr_decay": 1.0, "seed": 1, "algorithm": "fedavg"}
-    done, pids = 0, {}
+    pids = {}
     try:
         with serving(root, token_file, *flags) as (process, url):
             provider = client.server(url, TOKEN)
@@ -75,9 +76,11 @@ def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
             wait_until(both_were_seen, 300)
             assert [node["alive"] for node in client.nodes(provider)] == [True] * 4
             assert sum(node["visits"] for node in client.nodes(provider)) > 2
+            pids = keepers(root)
+            # It is to be on its way still when the pool is killed, however slow the machine is.
+            os.killpg(pids[3], signal.SIGSTOP)
             process.kill()
             process.wait()
-            pids = keepers(root)
         pool = pool_process(root, 1)
         assert pool.pid, "the pool goes on without the Service Provider"
 
@@ -89,8 +92,6 @@ def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
             assert pool_process(root, 1) == pool
             assert client.cancel(provider, 2)["state"] == "ending"
             wait_until(lambda: client.show(provider, 2)["state"] == "cancelled", 200)
-            done = client.show(provider, 3)["rounds"]
-            wait_until(lambda: client.show(provider, 3)["rounds"] > done, 200)
 
             # All nodes are gone at once: a new pool, and the service goes on in it.
             kill_session(pool.pid)
