@@ -9,7 +9,7 @@ import importlib.util
 import resource
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def _visits(sizes: Sizes) -> list[Row]:
     wall_ms = [1e3 * wall for wall in walls_s[WARM:]]
     growth_mb = (peaks_bytes[-1] - peaks_bytes[len(peaks_bytes) // 4]) / 1e6
     mean_ms = float(np.mean(own_ms))
-    goal = {"better": LOWER, "limit": CONTROLLER_MS}
+    goal: dict[str, Any] = {"better": LOWER, "limit": CONTROLLER_MS}
     return [
         measured(table, subject, "a visit", wall_ms, "ms"),
         measured(table, subject, "controller", own_ms, "ms", **goal),
