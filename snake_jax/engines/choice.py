@@ -21,6 +21,7 @@ from snake_jax.errors import UserError
 LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
 _MODULES = {RAY: "snake_jax.engines.ray_engine"}
+_POOLED = "snake_jax.engines.ray_pool"
 
 
 class Choice(NamedTuple):
@@ -35,6 +36,9 @@ class Choice(NamedTuple):
       resources: what each of them takes of the cluster, by Ray's names; empty: a GPU each where
         there are some.
       deadline_s: seconds without a heart-beat after which a node that works counts as lost.
+      pool: a file of a Service Provider's: the run's part in nodes that it shares with others;
+        empty: they are its own.
+      without_tls: whether a cluster of several machines may speak without TLS and a token.
     """
 
     name: str = LOCAL
@@ -42,6 +46,8 @@ class Choice(NamedTuple):
     actors: int = 0
     resources: Mapping[str, float] = {}
     deadline_s: float = 5.0
+    pool: str = ""
+    without_tls: bool = False
 
 
 HERE = Choice()
@@ -79,7 +85,8 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
       UserError: there is something.
     """
     if choice.name == LOCAL:
-        given = [name for name in ("address", "actors", "resources") if getattr(choice, name)]
+        names = ("address", "actors", "resources", "pool", "without_tls")
+        given = [name for name in names if getattr(choice, name)]
         if given:
             raise UserError(f"--ray_{given[0]} is for --engine={RAY}; say that too")
         return
@@ -109,6 +116,11 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
 def room(choice: Choice) -> ModuleType:
     """The module of an engine that is not this process's own."""
     return importlib.import_module(_MODULES[choice.name])
+
+
+def pooled_room() -> ModuleType:
+    """The module of the engine whose nodes several runs share."""
+    return importlib.import_module(_POOLED)
 
 
 def around(choice: Choice) -> contextlib.AbstractContextManager[None]:

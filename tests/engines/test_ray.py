@@ -20,6 +20,7 @@ import snake_jax as sj
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.choice import HERE, Choice, check, resources
+from snake_jax.engines.contract import unversioned
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
@@ -284,6 +285,31 @@ def test_a_launch_starts_its_cluster_and_goes_on_when_its_controller_is_killed(
         for name in SENT:
             line.pop(name)
     assert ours == wanted
+
+
+def test_what_a_node_may_take_over_is_compiled_before_it_is_needed(cluster, images):
+    """Node 1 has the program of node 0's visit though it trained none like it."""
+    setup = prepared({**images, "cycles": 1, "nodes": 2})
+    (first,), (second,) = loop.planned(setup)[:2]
+    assert first.layers != second.layers
+    engine = make_engine(setup, cluster)
+    try:
+        params = loop.initial_state(setup).params
+        engine.expect(((first,), (second,)), params)
+        until = time.monotonic() + 200
+        while not engine.are_prepared():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        holdings = unversioned(params, {})
+        engine.hold(holdings)
+        compiled = []
+        for visit in (second, first._replace(node=1, event="takeover")):
+            engine.submit(holdings.order(visit, 0.01))
+            assert engine.next().iterations > 0
+            compiled.append(engine.compilations.programs)
+        assert compiled[0] == compiled[1]
+    finally:
+        engine.close()
 
 
 # Data and methods of one's own
