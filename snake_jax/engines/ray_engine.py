@@ -184,12 +184,9 @@ class RayEngine:
             before, worker.progress = worker.progress, told
             if _place(told) != _place(before):
                 worker.moved_s = now_s
-            stall_s, visit_s = self._limits.stall_s, self._limits.visit_deadline_s
-            if told is not None and visit_s and told.seconds > visit_s:
-                self._drop(worker, f"its visit took longer than {visit_s:g} s")
-            elif stall_s and now_s - worker.moved_s > stall_s:
-                steps = told.steps if told is not None else 0
-                self._drop(worker, f"it stayed at step {steps} for {stall_s:g} s")
+            why = why_given_up(told, now_s - worker.moved_s, self._limits)
+            if why:
+                self._drop(worker, why)
 
     def _greet(self, worker: _Worker) -> None:
         """Notes what an actor says of itself once its data is open; until then none is missed.
@@ -343,6 +340,22 @@ class RayEngine:
                 worker.alive = False
                 ray.kill(worker.actor, no_restart=True)
         self._open.close()
+
+
+def why_given_up(told: Progress | None, still_s: float, limits: Choice) -> str:
+    """Why an actor that answers is given up; empty where it is not.
+
+    Args:
+      told: of the visit that it carries out; None: it carries out none.
+      still_s: seconds since that last changed.
+      limits: of the engine.
+    """
+    visit_s, stall_s = limits.visit_deadline_s, limits.stall_s
+    if told is not None and visit_s and told.seconds > visit_s:
+        return f"its visit took longer than {visit_s:g} s"
+    if stall_s and still_s > stall_s:
+        return f"it stayed at step {told.steps if told is not None else 0} for {stall_s:g} s"
+    return ""
 
 
 def _place(progress: Progress | None) -> tuple[Visit, int] | None:

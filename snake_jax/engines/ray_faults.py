@@ -1,12 +1,15 @@
 """Faults on demand, for tests and for the fault matrix: nothing of this happens in a run.
 
-`SNAKE_JAX_TEST_FAULT=nan@4` in the process that starts a run has the node of visit 4 give back
-numbers that are none. Others are `shape@4`, `checksum@4`, `stale@4`, and `stall@4`, whose node goes
-on to answer heart-beats and never trains. Who takes over is well.
+`SNAKE_JAX_TEST_FAULT=nan@4,die@7` in the process that starts a run has the node of visit 4 give
+back numbers that are none, and kills that of visit 7 once it has trained. Others are `shape@4`,
+`checksum@4`, `stale@4`, and `stall@4`, whose node goes on to answer heart-beats and never trains.
+Who takes over is well.
 """
 
 import os
+import signal
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -15,7 +18,7 @@ from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.params import PyTree
 
 VARIABLE = "SNAKE_JAX_TEST_FAULT"
-KINDS = ("nan", "shape", "checksum", "stale", "stall")
+KINDS = ("nan", "shape", "checksum", "stale", "die", "stall")
 
 
 def asked() -> str:
@@ -25,8 +28,11 @@ def asked() -> str:
 
 def kind_for(fault: str, visit: Visit) -> str:
     """The kind of fault that strikes a visit; empty: none."""
-    kind, _, turn = fault.partition("@")
-    return kind if fault and int(turn) == visit.turn and not visit.event else ""
+    for word in filter(None, fault.split(",")):
+        kind, _, turn = word.partition("@")
+        if int(turn) == visit.turn and not visit.event:
+            return kind
+    return ""
 
 
 def stalled(kind: str) -> None:
@@ -59,13 +65,15 @@ def sent(kind: str, values: list[PyTree]) -> list[PyTree]:
       kind: of the fault.
       values: that are to be sent.
     """
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
     if kind != "checksum":
         return values
     first = jax.tree.map(lambda array: array + np.ones((), array.dtype), values[0])
     return [first, *values[1:]]
 
 
-def _with_first(outcome: Outcome, change) -> Outcome:  # type: ignore[no-untyped-def]
+def _with_first(outcome: Outcome, change: Callable[[np.ndarray], np.ndarray]) -> Outcome:
     """The outcome with one array of its first layer changed."""
     name = next(iter(outcome.layers))
     leaves, structure = jax.tree.flatten(jax.device_get(outcome.layers[name]))

@@ -124,16 +124,6 @@ def test_a_run_ends_when_all_nodes_have_left(small):
     )
 
 
-def test_leaving_replays_as_a_flag_with_the_same_bits(small):
-    decided = trained(prepared(small, cycles=3, leave_epochs=2))
-    nodes = [report.record["node"] for report in decided]
-    assert nodes == [0, 1, 2, 0, 1, 2]
-    # Node 0 leaves once visit 3 is merged, node 1 after visit 4.
-    flagged = trained(prepared(small, cycles=3, leave="0@4,1@5"))
-    assert [report.record["node"] for report in flagged] == nodes
-    assert same_bits(flagged[-1].state.params, decided[-1].state.params)
-
-
 def test_who_loses_visits_too_often_goes(small):
     flags = {"interrupt": "1@0", "interruption": "lost", "leave_lost": 1, "cycles": 3}
     reports = trained(prepared(small, **flags))
@@ -142,6 +132,10 @@ def test_who_loses_visits_too_often_goes(small):
     assert what(reports[2].events) == [(2, "taken over")]
     (taken,) = reports[2].events
     assert taken.cause == "from node 1, from the layers as last merged"
+    # What was decided replays as a flag.
+    flagged = trained(prepared(small, **{**flags, "leave_lost": 0, "leave": "1@2"}))
+    assert [report.record["node"] for report in flagged] == [0, 1, 2, 2, 0, 2, 2]
+    assert same_bits(flagged[-1].state.params, reports[-1].state.params)
 
 
 # On request
@@ -171,7 +165,9 @@ def test_requests_are_heard_between_visits(small):
     assert same_bits(flagged[2].state.params, third.state.params)
 
 
-@pytest.mark.parametrize("line", ["x", "{}", '{"node": "2", "do": "leave"}', '{"node": 1, "do": 2}'])
+@pytest.mark.parametrize(
+    "line", ["x", "{}", '{"node": "2", "do": "leave"}', '{"node": 1, "do": 2}']
+)
 def test_what_is_no_request_is_said_in_one_line(line):
     with pytest.raises(UserError, match="is no request"):
         read_requests(line + "\n")
