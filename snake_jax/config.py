@@ -11,10 +11,11 @@ import math
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
+from snake_jax.node_config import NodeConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(NodeConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")

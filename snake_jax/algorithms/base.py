@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
+from snake_jax.algorithms.pool import manned
+from snake_jax.algorithms.schedule import UNFINISHED, Plan
 from snake_jax.algorithms.traffic import Traffic
 from snake_jax.algorithms.visits import Ending, Outcome, Round, Rounds
 from snake_jax.config import ImageConfig, RunConfig
@@ -138,8 +139,8 @@ def _cycle_after_cycle(rounds_of: Callable[[Plan, int], Rounds], plan: Plan) -> 
 def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
     """All rounds of a run, in order, where nothing fails but what the flags ask for."""
     # A method decides what comes next when it is told how a round went: here as the flags have it.
-    course = algorithm.rounds(plan)
-    found = [struck(plan.config, next(course))]
+    course, away = algorithm.rounds(plan), frozenset(plan.refused)
+    found = [manned(plan, away, next(course))]
     while True:
         endings = []
         for visit in found[-1]:
@@ -149,7 +150,7 @@ def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
             visits = course.send(tuple(endings))
         except StopIteration:
             return found
-        found.append(struck(plan.config, visits))
+        found.append(manned(plan, away, visits))
 
 
 class Mean(NamedTuple):

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
       able: `{layers: nodes that can hold the visit}`, where nodes' memory is known; empty: all.
+      refused: `{node: why}`, nodes that were not admitted.
     """
 
     config: RunConfig
@@ -40,6 +41,7 @@ class Plan(NamedTuple):
     always: LayerNames
     visitors: Mapping[LayerNames, int] = {}
     able: Mapping[LayerNames, tuple[int, ...]] = {}
+    refused: Mapping[int, str] = {}
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:

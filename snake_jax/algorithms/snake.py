@@ -6,6 +6,7 @@ Assignment" and "Local Training".
 """
 
 from snake_jax.algorithms.base import RELAY_FLAGS, REPLACE, Algorithm, every_cycle
+from snake_jax.algorithms.pool import POOL_FLAGS
 from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, relay, serpentine
 from snake_jax.algorithms.traffic import RELAY
@@ -39,5 +40,5 @@ SNAKE = Algorithm(
     traffic=RELAY,
     merge=REPLACE,
     client=proximal_client,
-    flags=RELAY_FLAGS | _OWN_FLAGS,
+    flags=RELAY_FLAGS | POOL_FLAGS | _OWN_FLAGS,
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import jax
 import optax
 
-from snake_jax.algorithms import base, schedule
+from snake_jax.algorithms import base, pool, schedule
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain, Role
 from snake_jax.algorithms.registry import ALGORITHMS
@@ -180,6 +180,20 @@ def check_interruptions(job: Job) -> None:
                 f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is "
                 f"{last_turn}"
             )
+
+
+def check_pool(job: Job) -> None:
+    """Refuses flags by which nobody would be there, or that name what there is not.
+
+    Raises:
+      UserError: there is one.
+    """
+    if job.plan.refused or job.config.leave or job.config.join:
+        everybody = job.plan._replace(
+            refused={}, config=dataclasses.replace(job.config, leave="", join="")
+        )
+        last_round = base.planned_rounds(job.algorithm, everybody)[-1]
+        pool.check(job.plan, last_round[-1].turn + 1)
 
 
 def planned(job: Job) -> list[Round]:

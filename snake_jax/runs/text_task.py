@@ -96,7 +96,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
     Raises:
       UserError: an interruption makes no sense.
     """
-    return assembled(job, data, data.divergence, ())
+    return assembled(job, data, data.divergence, (), data.rows.counts)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:

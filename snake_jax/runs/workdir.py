@@ -1,6 +1,7 @@
 """The folder of a run: what it keeps, and how a run goes on from it.
 
-It holds config.json, metrics.jsonl, ledger.jsonl, checkpoints/ and summary.json.
+It holds config.json, metrics.jsonl, ledger.jsonl, events.jsonl, checkpoints/ and summary.json;
+who asks for nodes to leave or join adds requests.jsonl (`membership`).
 
 A round is finished once its checkpoint is written. Its lines are written before, so on resume lines
 past the checkpoint are cut off and their rounds done again, with the same result. Whole files are
@@ -21,7 +22,7 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,10 +35,12 @@ from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.params import PyTree
-from snake_jax.runs import storage
+from snake_jax.runs import events, membership, storage
 from snake_jax.runs.checkpoint import Checkpoints, Saved
+from snake_jax.runs.events import Event
 from snake_jax.runs.job import state_like
 from snake_jax.runs.loop import Report, Setup, State, initial_state
+from snake_jax.runs.membership import Request
 
 if sys.platform != "win32":
     import fcntl
@@ -65,7 +68,7 @@ class Workdir:
         self.path = storage.path_of(path, "workdir")
         self.records: list[Record] = []
         self.earlier = Compilations(0, 0.0, None)
-        self._ledger_lines = 0
+        self._ledger_lines, self._event_lines = 0, 0
         self._checkpoints: Checkpoints | None = None
         self._open = contextlib.ExitStack()
         if processes.is_first():
@@ -153,7 +156,8 @@ class Workdir:
         params, states, memory, nodes = jax.device_put(tree)
         failures = {int(number): tuple(events) for number, events in meta["failures"].items()}
         network = ledger.from_json(meta["network"])
-        return State(params, states, memory, nodes, network, failures, rounds, meta["clock_s"])
+        state = State(params, states, memory, nodes, network, failures, rounds, meta["clock_s"])
+        return membership.restored(state, meta["membership"])
 
     def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
         assert self._checkpoints is not None
@@ -161,7 +165,9 @@ class Workdir:
         if saved is None:
             self._start_anew()
         else:
-            self._cut(saved.meta["records"], saved.meta["ledger_lines"])
+            meta = saved.meta
+            self._cut(meta["records"], meta["ledger_lines"], meta["event_lines"])
+            self._note([events.gone_on(saved.rounds)])
         return saved
 
     def add(self, report: Report, compiled: Compilations) -> None:
@@ -181,6 +187,7 @@ class Workdir:
             sent = [ledger.to_row(transfer) for transfer in report.transfers]
             storage.append(self.path / "metrics.jsonl", [report.record])
             storage.append(self.path / "ledger.jsonl", sent)
+            self._note(report.events)
         self.keep(report.state, compiled)
 
     def keep(self, state: State, compiled: Compilations) -> None:
@@ -197,6 +204,8 @@ class Workdir:
             "network": ledger.to_json(state.network),
             "records": len(self.records),
             "ledger_lines": self._ledger_lines,
+            "event_lines": self._event_lines,
+            "membership": membership.to_json(state),
             "num_compilations": compiled.programs,
             "compile_s": compiled.seconds,
             "peak_bytes": compiled.peak_bytes,
@@ -231,12 +240,32 @@ class Workdir:
                 f"from; "
                 "give another --workdir to start anew"
             )
-        self._cut(0, 0)
+        self._cut(0, 0, 0)
 
-    def _cut(self, records: int, ledger_lines: int) -> None:
+    def _note(self, happened: Sequence[Event]) -> None:
+        """Appends lines to events.jsonl."""
+        if happened:
+            rows = [events.to_row(event) for event in happened]
+            storage.append(self.path / "events.jsonl", rows)
+            self._event_lines += len(rows)
+
+    def requests(self) -> list[Request]:
+        """All that was asked of this run's nodes so far; the same in all processes.
+
+        Raises:
+          UserError: a line of requests.jsonl is no request.
+        """
+        text = ""
+        if self._checkpoints:
+            file = self.path / membership.REQUESTS
+            text = file.read_text() if file.exists() else ""
+        return membership.read_requests(processes.text_from_first(text))
+
+    def _cut(self, records: int, ledger_lines: int, event_lines: int) -> None:
         self.records = _keep_lines(self.path / "metrics.jsonl", records)
         _keep_lines(self.path / "ledger.jsonl", ledger_lines)
-        self._ledger_lines = ledger_lines
+        _keep_lines(self.path / "events.jsonl", event_lines)
+        self._ledger_lines, self._event_lines = ledger_lines, event_lines
 
 
 def _expected(setup: Setup, meta: Record) -> tuple[PyTree, ...]:
