@@ -184,6 +184,9 @@ COSTS = (
     PageColumn(
         "clock", "simulated time", partial(_sum_where_measured, field="clock_s"), _in("s"), False
     ),
+    PageColumn(
+        "epsilon", "privacy (epsilon)", partial(last, field="epsilon"), "{:.4g}".format, False
+    ),
     _summary_column("trainable_params", "trainable parameters", human, always=False),
     _summary_column("state_bytes", "state", _in("B"), always=False),
     _summary_column("peak_train_bytes", "peak memory", _in("B")),

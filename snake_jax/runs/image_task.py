@@ -45,6 +45,7 @@ from snake_jax.runs.job import (
     make_rule,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.training.image_step import Examples, LocalStep, local_gradients
 from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
@@ -259,6 +260,7 @@ def make_step(
         gradients=_gradients(job),
         parties=_parties(job),
         auxiliary=job.auxiliary,
+        privacy=privacy_of(config),
     )
 
 

@@ -28,6 +28,7 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes, Transfer
 from snake_jax.params import Params, PyTree, select
+from snake_jax.runs import privacy
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
 
@@ -150,6 +151,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    privacy.check(config, algorithm)
     algorithm.check(config)
 
 

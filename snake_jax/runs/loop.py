@@ -22,7 +22,7 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params, PyTree
-from snake_jax.runs import image_task, records, round_costs, text_task
+from snake_jax.runs import image_task, privacy, records, round_costs, text_task
 from snake_jax.runs import job as jobs
 from snake_jax.runs.setup import Setup
 from snake_jax.training.optimizers import OptimizerStates
@@ -145,7 +145,8 @@ def train(
     turns = every[-1][-1].turn + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    course, visits = _from(setup, state)
+    course, visits, finished = _from(setup, state)
+    spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     while visits is not None:
         number = state.rounds
@@ -182,6 +183,7 @@ def train(
             with jax.profiler.TraceAnnotation("evaluate"):
                 scores = engine.evaluate(params)
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost)
         visits = following
 
@@ -218,19 +220,21 @@ def _record(
     return record | records.of_serialized(outcomes)
 
 
-def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:
-    """The schedule where the state stands, and its next round; None where all are finished.
+def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None, list[Round]]:
+    """The schedule where the state stands, its next round (None after the last), the finished ones.
 
     It is a generator, so the finished rounds are gone through again, each told how it went.
     """
     course = setup.algorithm.rounds(setup.plan)
     visits: Round | None = schedule.struck(setup.config, next(course))
+    finished = []
     for number in range(state.rounds):
         assert visits is not None, "a checkpoint has no more rounds than its schedule"
+        finished.append(visits)
         events = state.failures.get(number, ("",) * len(visits))
         endings = tuple(map(Ending, visits, events))
         visits = _next(setup, course, endings)
-    return course, visits
+    return course, visits, finished
 
 
 def _with_failures(state: State, endings: tuple[Ending, ...]) -> Mapping[int, tuple[str, ...]]:
@@ -387,6 +391,7 @@ def summarise(
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
+        **privacy.summary(config, setup.algorithm, lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

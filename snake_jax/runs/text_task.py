@@ -47,6 +47,7 @@ from snake_jax.runs.job import (
     planned,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.runs.text_checks import check_model
 from snake_jax.runs.text_inputs import (
@@ -196,6 +197,7 @@ def make_step(job: TextJob) -> LanguageStep:
         client=job.algorithm.client(config),
         recompute=config.recompute,
         fused=config.frozen_matmul == "fused",
+        privacy=privacy_of(config),
     )
 
 
