@@ -31,3 +31,8 @@ class MethodConfig:
     snakes: int = option(
         1, "snake: so many train disjoint parts of the layers at the same time", low=1
     )
+    periods: int = option(
+        1,
+        "badam, lisa: visits that share the passes over the data, so that layers change within one",
+        low=1,
+    )

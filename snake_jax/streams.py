@@ -35,6 +35,7 @@ NAMES = (
     "schedule/sampled",
     "schedule/server_order",
     "schedule/faults",
+    "schedule/drawn",
     "shuffle",
     "fleet/figures",
     "fleet/windows",

@@ -57,6 +57,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "distill_weight",
         "carry_optimizer_state",
         "parallel",
+        "snakes",
+        "periods",
         "shuffle_nodes",
         "nodes_per_round",
         "server_momentum",

@@ -174,8 +174,7 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_round = planned(job)[-1]
-    last_turn = last_round[-1].turn
+    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
     for turn in schedule.interruptions(job.config):
         if turn > last_turn:
             raise UserError(

@@ -142,7 +142,7 @@ def train(
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
-    turns = every[-1][-1].turn + 1
+    turns = max(visit.turn for visits in every for visit in visits) + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
     course, visits, finished = _from(setup, state)
@@ -367,7 +367,7 @@ def _event(visits: Round, carried: _Carried) -> str:
         return "lost"
     # A lost visit that the flags ask for is trained and then thrown away.
     diverged = [outcome for outcome in carried.outcomes if not outcome.finite]
-    return "skipped" if diverged else visits[0].event
+    return "skipped" if diverged else max(visit.event for visit in visits)
 
 
 def summarise(

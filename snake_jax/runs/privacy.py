@@ -19,6 +19,10 @@ from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.errors import UserError
 from snake_jax.training.privacy import Privacy
 
+Epoch = tuple[int, int]
+"""A turn, and a pass over the data in it: visits that share a turn share its order of examples, and
+each example is in one batch of each pass.
+"""
 UNPROTECTED = (
     "losses, accuracies and perplexities, label counts and divergence, pixel statistics, numbers "
     "of examples and lengths of rows, the seed (who knows it knows the noise)"
@@ -76,18 +80,19 @@ def _refused(config: RunConfig) -> str:
     return ""
 
 
-def epochs(visit: Visit, local_epochs: int) -> int:
-    """In how many epochs of a visit an example can be: those that its share reaches into."""
+def epochs(visit: Visit, local_epochs: int) -> set[Epoch]:
+    """The epochs that a visit's share of its turn reaches into."""
     begin, end = visit.share
-    return math.ceil(end * local_epochs) - math.floor(begin * local_epochs)
+    numbers = range(math.floor(begin * local_epochs), math.ceil(end * local_epochs))
+    return {(visit.turn, number) for number in numbers}
 
 
-def spent_in(rounds: Iterable[Round], local_epochs: int) -> dict[int, int]:
+def spent_in(rounds: Iterable[Round], local_epochs: int) -> dict[int, set[Epoch]]:
     """`{node: epochs}` of these rounds; visits that were lost count as the others."""
-    spent: dict[int, int] = {}
+    spent: dict[int, set[Epoch]] = {}
     for visits in rounds:
         for visit in visits:
-            spent[visit.node] = spent.get(visit.node, 0) + epochs(visit, local_epochs)
+            spent.setdefault(visit.node, set()).update(epochs(visit, local_epochs))
     return spent
 
 
@@ -114,8 +119,8 @@ def epsilon(noise: float, num_epochs: int, delta: float) -> float | None:
     return dp_accounting.get_epsilon_gaussian(noise / math.sqrt(num_epochs), delta)
 
 
-def of_round(config: RunConfig, visits: Round, spent: dict[int, int]) -> dict[str, Any]:
-    """What a round's line of metrics says: epochs of its visits, and the worst epsilon so far.
+def of_round(config: RunConfig, visits: Round, spent: dict[int, set[Epoch]]) -> dict[str, Any]:
+    """What a round's line says: the epochs that its visits began, and the worst epsilon so far.
 
     Args:
       config: of the run.
@@ -124,10 +129,14 @@ def of_round(config: RunConfig, visits: Round, spent: dict[int, int]) -> dict[st
     """
     if not config.dp_clip:
         return {}
-    for node, count in spent_in([visits], config.local_epochs).items():
-        spent[node] = spent.get(node, 0) + count
-    worst = epsilon(config.dp_noise, max(spent.values()), config.dp_delta)
-    return {"dp_epochs": [epochs(visit, config.local_epochs) for visit in visits], "epsilon": worst}
+    begun = []
+    for visit in visits:
+        of_node = spent.setdefault(visit.node, set())
+        before = len(of_node)
+        of_node |= epochs(visit, config.local_epochs)
+        begun.append(len(of_node) - before)
+    most = max(map(len, spent.values()))
+    return {"dp_epochs": begun, "epsilon": epsilon(config.dp_noise, most, config.dp_delta)}
 
 
 def summary(

@@ -68,6 +68,11 @@ def of_round(
             loss_sum += result.loss * result.examples
             examples += result.examples
 
+    # Visits of a round train the same layers, or each its own.
+    layers: dict[str, None] = {}
+    for visit in visits:
+        layers |= dict.fromkeys(visit.layers)
+
     # JSON has no NaN and no infinity: null stands for them.
     if test_loss is not None and not math.isfinite(test_loss):
         test_loss = None
@@ -75,7 +80,7 @@ def of_round(
         "visit": first.turn,
         "cycle": first.cycle,
         "node": first.node if len(visits) == 1 else [visit.node for visit in visits],
-        "layers": list(first.layers),
+        "layers": list(layers),
         "iterations": sum(result.iterations for result in results),
         "examples": sum(result.examples for result in results),
         "bytes_up": up,

@@ -94,9 +94,16 @@ def test_a_run_without_privacy_says_nothing_of_it(images):
 
 def test_a_taken_over_turn_counts_at_both_nodes():
     first, second = Visit(0, 0, 0, ("fc1",), (0.0, 0.6)), Visit(0, 0, 1, ("fc1",), (0.6, 1.0))
-    assert [privacy.epochs(visit, 5) for visit in (first, second)] == [3, 2]
-    assert [privacy.epochs(visit, 1) for visit in (first, second)] == [1, 1]
-    assert privacy.spent_in([(first,), (second,), (second,)], 5) == {0: 3, 1: 4}
+    assert [len(privacy.epochs(visit, 5)) for visit in (first, second)] == [3, 2]
+    assert [len(privacy.epochs(visit, 1)) for visit in (first, second)] == [1, 1]
+    spent = privacy.spent_in([(first,), (second,), (second._replace(turn=1),)], 5)
+    assert {node: len(found) for node, found in spent.items()} == {0: 3, 1: 4}
+
+
+def test_visits_that_share_a_pass_over_the_data_count_it_once():
+    halves = [Visit(4, 0, 0, ("fc1",), share) for share in ((0.0, 0.5), (0.5, 1.0))]
+    assert len(privacy.spent_in([halves], 1)[0]) == 1
+    assert len(privacy.spent_in([halves], 3)[0]) == 3
 
 
 def test_a_launch_on_text_tells_epsilon_and_what_it_does_not_cover(tmp_path, monkeypatch, capfd):
