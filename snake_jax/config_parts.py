@@ -26,7 +26,15 @@ class PrivacyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Settings of single methods."""
+    """Settings of single methods, and of how all are compared."""
+
+    evaluate_nodes: float = option(
+        0.0,
+        "share of each node's own examples that it holds out, and the model is scored on beside "
+        "the test data; 0: none",
+        low=0,
+        high=0.5,
+    )
 
     snakes: int = option(
         1, "snake: so many train disjoint parts of the layers at the same time", low=1

@@ -30,6 +30,7 @@ NAMES = (
     "text/limit",
     "personal/likes",
     "personal/questions",
+    "nodes/hold_out",
     "schedule/layers",
     "schedule/nodes",
     "schedule/sampled",

@@ -113,6 +113,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "top_k",
         "top_p",
         "eval_every",
+        "evaluate_nodes",
         "target_accuracy",
         "target_perplexity",
         "tensorboard",

@@ -344,7 +344,8 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
     shards, largest = setup.data.shards, setup.data.largest
-    return image_engine(step, train, test, shards, settings, config.executor, largest)
+    own = setup.data.own
+    return image_engine(step, train, test, shards, settings, config.executor, largest, own)
 
 
 def _examples(split: Split) -> Examples:
@@ -363,8 +364,8 @@ def _like(job: ImageJob) -> Params:
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
-    del outcomes, scores
-    return {}
+    del outcomes
+    return records.of_nodes(scores, "accuracy", lambda one: one.accuracy)
 
 
 _SUMMARISED = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")

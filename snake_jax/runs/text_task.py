@@ -219,10 +219,8 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    ranks, packed = data.ranks, data.packed
-    return text_engine(
-        step, base, train, test, data.shards, settings, ranks, config.executor, packed
-    )
+    more = data.ranks, config.executor, data.packed, data.own
+    return text_engine(step, base, train, test, data.shards, settings, *more)
 
 
 def _params(setup: TextSetup) -> Params:
@@ -307,6 +305,7 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
         "tokens": tokens,
         "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
+        **records.of_nodes(scores, "perplexity", lambda one: _perplexity(one.loss)),
     }
 
 
