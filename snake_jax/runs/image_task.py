@@ -205,7 +205,7 @@ def _assignment_problem(
     # A row a visit: what it holds, sends and computes is the same at every node.
     state_bytes, traffic, flops = [], [], []
     for layers in groups:
-        state = memory.state_bytes(step, layers, config.frozen_dtype)
+        state = memory.state_bytes(step, layers, config.frozen_dtype, examples=config.batch_size)
         state_bytes.append(state.total)
         up = sum(sizes.full[name] for name in layers)
         frozen_bytes = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)

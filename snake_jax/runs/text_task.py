@@ -365,7 +365,9 @@ def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
-    return memory.state_bytes(step, largest_visit(job), job.config.frozen_dtype, adapters)
+    config = job.config
+    held = config.frozen_dtype, adapters, config.batch_size
+    return memory.state_bytes(step, largest_visit(job), *held)
 
 
 TASK: Task[TextConfig, Texts, LanguageModel] = Task(
