@@ -147,6 +147,20 @@ def stand_in(plan: Plan, visit: Visit) -> int:
     )
 
 
+def in_periods(plan: Plan, place: int, cycle: int, layers: LayerNames) -> Visit:
+    """A visit to the one place that has all data: `periods` of them share a turn's steps.
+
+    Args:
+      plan: of the run.
+      place: which visit of the run, from 0.
+      cycle: that it is in.
+      layers: that it trains.
+    """
+    turn, part = divmod(place, plan.config.periods)
+    share = part / plan.config.periods, (part + 1) / plan.config.periods
+    return Visit(turn, cycle, 0, layers, share)
+
+
 def whole_side_by_side(plan: Plan, cycle: int) -> Rounds:
     """A cycle is one round of all or the sampled nodes, which train the whole model."""
     return side_by_side(plan, cycle, plan.layer_names)

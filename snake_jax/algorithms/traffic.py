@@ -120,9 +120,10 @@ def _merged_at_server(
             node = places.node(visit.node)
             transfers.append(ledger.hand_in(exchange.sizes, visit.turn, node, trained))
     if returned:
-        # All visits of a round train the same; some of it, where the model is cut, at the server.
-        first = visits[0]
-        renewed = dict.fromkeys((*first.layers, *exchange.trained_at_node(first)))
+        # Some of what a visit trains lies at the server, where the model is cut.
+        renewed: dict[str, None] = {}
+        for visit in returned:
+            renewed |= dict.fromkeys((*visit.layers, *exchange.trained_at_node(visit)))
         network = ledger.aggregated(network, tuple(renewed))
     return network, transfers
 

@@ -28,6 +28,7 @@ _SETTINGS = (
     "cut",
     "tail",
     "snake_length",
+    "dp_clip",
 )
 
 

@@ -116,6 +116,11 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
             f"{flag}: its nodes train side by side in processes; leave "
             f"--executor={config.executor} out"
         )
+    if config.evaluate_nodes:
+        raise UserError(
+            f"{flag}: what nodes hold out stays with them, and they train only; leave "
+            f"--evaluate_nodes={config.evaluate_nodes} out"
+        )
     if isinstance(config, TextConfig) and config.mesh:
         raise UserError(f"{flag}: a node has the devices of its process; leave --mesh out")
     if jax.distributed.is_initialized():

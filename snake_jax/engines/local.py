@@ -43,7 +43,7 @@ class Program(NamedTuple):
     """Which program.
 
     Attributes:
-      kind: train, evaluate or prefix.
+      kind: train, evaluate, score (what nodes hold out) or prefix.
       names: of what trains, as the layout calls them.
       lead: leading axes of its nodes; none for one node.
       shape: see `feeds.Chunk`.
@@ -187,7 +187,12 @@ class LocalEngine:
         for chunk in self._feed.held_out():
             program = Program("evaluate", shape=chunk.shape)
             results.append(self._call(program, *model, *chunk.arrays))
-        return self._feed.scores(jax.device_get(results))
+        of_nodes = []
+        for chunk in self._feed.at_nodes():
+            program = Program("score", shape=chunk.shape)
+            of_nodes.append(self._call(program, *model, *chunk.arrays))
+        scores = self._feed.scores(jax.device_get(results))
+        return scores._replace(nodes=self._feed.node_scores(jax.device_get(of_nodes)))
 
     @property
     def compilations(self) -> Compilations:
@@ -360,6 +365,8 @@ class LocalEngine:
     def _jitted(self, program: Program) -> Any:
         if program.kind == "evaluate":
             return jax.jit(self._feed.evaluation())
+        if program.kind == "score":
+            return jax.jit(self._feed.scoring())
         if program.kind == "prefix":
             return jax.jit(self._feed.prefix())
         how = self._emulation if program.lead else ALONE

@@ -38,6 +38,14 @@ class Curve(NamedTuple):
 LOSSES = (Curve("test_loss", "test_loss", "test loss"), Curve("loss", "loss", "training loss"))
 
 
+# Of a model on what each node has held out itself: fields node_MERIT_mean, ..., and their labels.
+NODE_FIGURES = {
+    "mean": "mean over nodes' own data",
+    "worst_tenth": "worst tenth of nodes",
+    "spread": "spread over nodes",
+}
+
+
 @dataclass(frozen=True)
 class Merit:
     """A figure of merit.

@@ -45,6 +45,7 @@ from snake_jax.runs.job import (
     make_rule,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.training.image_step import Examples, LocalStep, local_gradients
 from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
@@ -204,7 +205,7 @@ def _assignment_problem(
     # A row a visit: what it holds, sends and computes is the same at every node.
     state_bytes, traffic, flops = [], [], []
     for layers in groups:
-        state = memory.state_bytes(step, layers, config.frozen_dtype)
+        state = memory.state_bytes(step, layers, config.frozen_dtype, examples=config.batch_size)
         state_bytes.append(state.total)
         up = sum(sizes.full[name] for name in layers)
         frozen_bytes = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
@@ -259,6 +260,7 @@ def make_step(
         gradients=_gradients(job),
         parties=_parties(job),
         auxiliary=job.auxiliary,
+        privacy=privacy_of(config),
     )
 
 
@@ -342,7 +344,8 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
     shards, largest = setup.data.shards, setup.data.largest
-    return image_engine(step, train, test, shards, settings, config.executor, largest)
+    own = setup.data.own
+    return image_engine(step, train, test, shards, settings, config.executor, largest, own)
 
 
 def _examples(split: Split) -> Examples:
@@ -361,8 +364,8 @@ def _like(job: ImageJob) -> Params:
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
-    del outcomes, scores
-    return {}
+    del outcomes
+    return records.of_nodes(scores, "accuracy", lambda one: one.accuracy)
 
 
 _SUMMARISED = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")

@@ -28,6 +28,7 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes, Transfer
 from snake_jax.params import Params, PyTree, select
+from snake_jax.runs import privacy
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
 
@@ -150,6 +151,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    privacy.check(config, algorithm)
     algorithm.check(config)
 
 
@@ -172,8 +174,7 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_round = planned(job)[-1]
-    last_turn = last_round[-1].turn
+    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
     for turn in schedule.interruptions(job.config):
         if turn > last_turn:
             raise UserError(

@@ -7,7 +7,7 @@ the rest.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,7 +22,15 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params
-from snake_jax.runs import carry, image_task, membership, records, round_costs, text_task
+from snake_jax.runs import (
+    carry,
+    image_task,
+    membership,
+    privacy,
+    records,
+    round_costs,
+    text_task,
+)
 from snake_jax.runs import job as jobs
 from snake_jax.runs.carry import Carried, Diverged
 from snake_jax.runs.membership import Request
@@ -104,10 +112,11 @@ def train(
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
-    turns = every[-1][-1].turn + 1
+    turns = max(visit.turn for visits in every for visit in visits) + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    course, visits, unfinished = _from(setup, state)
+    course, visits, finished, unfinished = _from(setup, state)
+    spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
     while visits is not None:
@@ -158,6 +167,7 @@ def train(
             with jax.profiler.TraceAnnotation("evaluate"):
                 scores = engine.evaluate(params)
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = following
 
@@ -194,9 +204,24 @@ def _record(
     return record | records.of_serialized(outcomes)
 
 
-def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None, dict[int, int]]:
-    """The schedule where the state stands, its next round (None where all are finished), and what
-    the last round left unfinished.
+class _Course(NamedTuple):
+    """The schedule where a state stands.
+
+    Attributes:
+      rounds: the generator, after the finished ones.
+      visits: the next round; None where all are finished.
+      finished: the rounds before it, as they were.
+      unfinished: `{turn: node}` of visits of the last of them that did not end as planned.
+    """
+
+    rounds: Rounds
+    visits: Round | None
+    finished: list[Round]
+    unfinished: dict[int, int]
+
+
+def _from(setup: Setup, state: State) -> _Course:
+    """The schedule where the state stands.
 
     It is a generator, so the finished rounds are gone through again, each told how it went.
     """
@@ -204,12 +229,14 @@ def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None, dict[int, i
     away = pool.gone(setup.plan, state.moves, 0)
     visits: Round | None = pool.manned(setup.plan, away, next(course))
     endings: tuple[Ending, ...] = ()
+    finished = []
     for number in range(state.rounds):
         assert visits is not None, "a checkpoint has no more rounds than its schedule"
+        finished.append(visits)
         events = state.failures.get(number, ("",) * len(visits))
         endings = tuple(map(Ending, visits, events))
         visits = _next(setup, course, endings, state.moves, number + 1)
-    return course, visits, _unfinished(endings)
+    return _Course(course, visits, finished, _unfinished(endings))
 
 
 def _unfinished(endings: tuple[Ending, ...]) -> dict[int, int]:
@@ -298,7 +325,7 @@ def _event(visits: Round, carried: Carried) -> str:
         return "lost"
     # A lost visit that the flags ask for is trained and then thrown away.
     diverged = [outcome for outcome in carried.outcomes if not outcome.finite]
-    return "skipped" if diverged else visits[0].event
+    return "skipped" if diverged else max(visit.event for visit in visits)
 
 
 def summarise(
@@ -322,6 +349,7 @@ def summarise(
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
+        **privacy.summary(config, setup.algorithm, lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

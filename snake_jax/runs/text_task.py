@@ -47,6 +47,7 @@ from snake_jax.runs.job import (
     planned,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.runs.text_checks import check_model
 from snake_jax.runs.text_inputs import (
@@ -196,6 +197,7 @@ def make_step(job: TextJob) -> LanguageStep:
         client=job.algorithm.client(config),
         recompute=config.recompute,
         fused=config.frozen_matmul == "fused",
+        privacy=privacy_of(config),
     )
 
 
@@ -217,10 +219,8 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    ranks, packed = data.ranks, data.packed
-    return text_engine(
-        step, base, train, test, data.shards, settings, ranks, config.executor, packed
-    )
+    more = data.ranks, config.executor, data.packed, data.own
+    return text_engine(step, base, train, test, data.shards, settings, *more)
 
 
 def _params(setup: TextSetup) -> Params:
@@ -305,6 +305,7 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
         "tokens": tokens,
         "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
+        **records.of_nodes(scores, "perplexity", lambda one: _perplexity(one.loss)),
     }
 
 
@@ -364,7 +365,9 @@ def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
-    return memory.state_bytes(step, largest_visit(job), job.config.frozen_dtype, adapters)
+    config = job.config
+    held = config.frozen_dtype, adapters, config.batch_size
+    return memory.state_bytes(step, largest_visit(job), *held)
 
 
 TASK: Task[TextConfig, Texts, LanguageModel] = Task(

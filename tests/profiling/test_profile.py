@@ -172,7 +172,7 @@ def test_the_picture_is_written(profile, tmp_path):
         (
             ["--algorithm=split"],
             "language models train with snake, fedavg, fedprox, scaffold, fednova, fedpart, "
-            "sequential, centralised",
+            "progressive, badam, lisa, sequential, centralised",
         ),
         (["--algorithm=fedavg", "--train=block"], "fedavg trains the whole model or all adapters"),
         (["--max_length=4096"], "--max_length=4096: opt-1.3b has 2048 positions"),

@@ -93,6 +93,13 @@ def _define_step(values: FlagValues) -> None:
         "max_length", None, "tokens in a row; empty: 512", lower_bound=8, flag_values=values
     )
     flags.DEFINE_bool("distill", False, "with a teacher", flag_values=values)
+    flags.DEFINE_float(
+        "dp_clip",
+        None,
+        "with a gradient for each example, as differential privacy has",
+        lower_bound=0.0,
+        flag_values=values,
+    )
     # How it is computed, which changes memory and time but not what is learned.
     flags.DEFINE_string(
         "mesh",
