@@ -67,6 +67,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rounds_per_layer",
         "proximal",
         "cut",
+        "cloud_cut",
         "tail",
         "splitfed_version",
         "snake_length",

@@ -45,6 +45,7 @@ def state_bytes(
     trained: Sequence[str],
     frozen_dtype: str = "float32",
     adapters: lora.Lora | None = None,
+    at: Sequence[str] | None = None,
 ) -> StateBytes:
     """What a node holds through a visit that trains these layers.
 
@@ -53,9 +54,13 @@ def state_bytes(
       trained: layers, or adapters in the place of blocks.
       frozen_dtype: of the others, see `quantization.freeze`.
       adapters: which; None where whole layers train.
+      at: what lies at the place that is asked about, where the model is cut; None: all of it does.
     """
     # All that does not train lies frozen beside what does, adapters of other blocks too.
     held = shapes.held_shapes(step.model, adapters)
+    if at is not None:
+        held = select(held, at)
+        trained = [name for name in trained if name in held]
     trainable = select(held, trained)
     frozen_bytes = 0
     for name, subtree in without(held, trained).items():

@@ -231,9 +231,11 @@ def hand_in(sizes: Sizes, visit: int, node: Place, trained: Items) -> Transfer:
     return _transfer(visit, node, SERVER, dict.fromkeys(trained, True), sizes, "update")
 
 
-def aggregated(network: Network, items: Items) -> Network:
-    """The server has merged or trained these items: its copies are new, and nobody else's."""
-    return _renew(network, items, (SERVER,))
+def aggregated(network: Network, items: Items, place: Place = SERVER) -> Network:
+    """A place has merged or trained these items: its copies are new, and nobody else's."""
+    if not items:
+        return network
+    return _renew(network, items, (place,))
 
 
 def _deliver(
