@@ -14,13 +14,11 @@ import jax
 from snake_jax import processes, streams
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
-from snake_jax.algorithms.chain import ON_NODE, Role
+from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.algorithms.visits import Outcome, Passed
+from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
 from snake_jax.costs import memory
-from snake_jax.costs.flops import LayerCost, chain_step_flops, passed_flops
-from snake_jax.costs.layers import at_head, row_costs
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import text_engine
@@ -34,7 +32,7 @@ from snake_jax.models.layered import resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_bytes, num_params, select, without
-from snake_jax.runs import records
+from snake_jax.runs import records, text_work
 from snake_jax.runs.job import (
     Job,
     Reads,
@@ -301,31 +299,7 @@ def _sizes(job: TextJob) -> Sizes:
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
-
-    def flops(outcome: Outcome) -> Mapping[Role, int]:
-        assert outcome.text is not None, "a visit on a language model counts its text"
-        # Rows of one text come in several lengths, and cost by their length.
-        totals: dict[Role, int] = {}
-        for passed in outcome.text.passed:
-            costs = row_costs(job.model, adapters, step.recompute, passed.length)
-            for role, count in _passed_by_role(job, costs, outcome.visit.layers, passed).items():
-                totals[role] = totals.get(role, 0) + count
-        return totals
-
-    return flops
-
-
-def _passed_by_role(
-    job: TextJob, costs: Sequence[LayerCost], layers: tuple[str, ...], passed: Passed
-) -> Mapping[Role, int]:
-    """FLOPs of rows of one length, by where they are done."""
-    if len(job.chain) == 1:
-        count = passed_flops(
-            costs, layers, passed, teacher=job.distilled, stochastic=job.model.stochastic
-        )
-        return {ON_NODE: count}
-    of_row = chain_step_flops(job.chain, at_head(job.model, costs), (), True, layers)
-    return {role: passed.rows * count for role, count in of_row.items()}
+    return functools.partial(text_work.visit_flops, job, adapters, step.recompute)
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:

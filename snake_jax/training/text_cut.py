@@ -13,6 +13,7 @@ from snake_jax.models.language import LanguageModel
 from snake_jax.params import Params
 from snake_jax.training import stack
 from snake_jax.training.split import Cuttable
+from snake_jax.training.text_loss import token_loss
 from snake_jax.training.text_step import (
     ENDS,
     FrozenModel,
@@ -21,7 +22,6 @@ from snake_jax.training.text_step import (
     embedded,
     finished,
     table_end,
-    token_loss,
 )
 
 

@@ -23,6 +23,7 @@ from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates
 from snake_jax.training.quantization import of_stack
 from snake_jax.training.sharding import attend, token_losses
+from snake_jax.training.text_loss import token_loss
 from snake_jax.training.update import (
     Client,
     EpochStats,
@@ -253,38 +254,6 @@ def text_objective(step: LanguageStep) -> Objective:
 def table_end(model: LanguageModel) -> str:
     """The layer with the output matrix: the embedding where the two are tied."""
     return "embed" if model.tied else "head"
-
-
-def token_loss(
-    step: LanguageStep,
-    hidden: jax.Array,
-    rows: TextBatch,
-    ends: Params,
-    table_trains: bool,
-    teacher: jax.Array | None = None,
-    teacher_table: PyTree = None,
-) -> tuple[jax.Array, jax.Array]:
-    """The loss of what the output matrix multiplies, `[B, T, E]`, and the tokens' summed."""
-    temperature, factor = step.distillation or (1.0, 0.0)
-    losses = token_losses(
-        step.mesh,
-        hidden,
-        step.model.table(ends),
-        rows.targets,
-        teacher,
-        teacher_table,
-        temperature=temperature,
-        table_gradient=table_trains,
-    )
-
-    # The formula of `Distillation`, summed over tokens `[B * T]` and divided once.
-    weight = rows.weight.ravel()
-    nll = (weight * losses.nll).sum()
-    distance = (weight * losses.distance).sum()
-    total = rows.total
-    if total is None:
-        total = jnp.maximum(weight.sum(), 1.0)
-    return (nll + factor * temperature**2 * distance) / total, nll
 
 
 def _shared_entrance(
