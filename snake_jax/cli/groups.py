@@ -69,6 +69,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rounds_per_layer",
         "proximal",
         "cut",
+        "cloud_cut",
         "tail",
         "splitfed_version",
         "snake_length",

@@ -26,6 +26,7 @@ _SETTINGS = (
     "compute_dtype",
     "nodes",
     "cut",
+    "cloud_cut",
     "tail",
     "snake_length",
     "dp_clip",

@@ -79,6 +79,12 @@ class LanguageModel(NamedTuple):
         """The order."""
         return layer_names(self.num_blocks)
 
+    def output_sizes(self) -> tuple[int, ...]:
+        """Numbers in each layer's output for one token; the head's are its logits."""
+        width = self.architecture.hidden_size
+        inner = [width for _ in self.layer_names[:-1]]
+        return (*inner, self.vocab_size)
+
     @property
     def vocab_size(self) -> int:
         """V."""

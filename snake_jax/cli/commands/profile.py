@@ -157,6 +157,12 @@ def _define_method(values: FlagValues) -> None:
         "split methods: the layers that stay at the node; empty: as in a run",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "cloud_cut",
+        None,
+        "split methods: the server's last layer, below the cloud's; empty: no cloud",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "tail",
         None,
