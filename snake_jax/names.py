@@ -34,8 +34,17 @@ LANGUAGE_MODELS = (
     "llama-3-8b",
     "llama-3.2-1b",
     "llama-3.2-3b",
+    "qwen3-0.6b",
+    "qwen3-4b",
+    "gemma-3-1b",
+    "mistral-7b",
+    "phi-3-mini",
+    "gpt2",
+    "smollm2-135m",
     "tiny-llama",
     "tiny-opt",
+    "tiny-qwen3",
+    "tiny-gemma3",
 )
 # snake_jax.data.partition.PARTITIONS
 PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")

@@ -290,8 +290,8 @@ def _blocks(
     # drop an optimization_barrier too early.)
     asked = request.max_new_tokens > 0
     new = []
-    for name, cache in zip(static.model.layer_names[1:-1], caches, strict=True):
-        run = functools.partial(_block, static, weights.adapters.get(name, {}), attend)
+    for place, (name, cache) in enumerate(zip(static.model.layer_names[1:-1], caches, strict=True)):
+        run = functools.partial(_block, static, place, weights.adapters.get(name, {}), attend)
         hidden, cache = lax.cond(asked, run, _skip, weights.params[name], hidden, cache)
         new.append(cache)
     return hidden, tuple(new)
@@ -299,6 +299,7 @@ def _blocks(
 
 def _block(
     static: _Static,
+    place: int,
     adapters: PyTree,
     attend: Callable[[Cache], Attend],
     stored: PyTree,
@@ -307,7 +308,7 @@ def _block(
 ) -> tuple[Hidden, Cache]:
     """One block, whose weights are prepared here and forgotten after it."""
     weights = static.prepare(stored)
-    return static.model.attend_block(weights, adapters, hidden, attend(cache), None)
+    return static.model.attend_block(weights, adapters, hidden, attend(cache), None, place)
 
 
 def _skip(stored: PyTree, hidden: Hidden, cache: Cache) -> tuple[Hidden, Cache]:
