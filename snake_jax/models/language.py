@@ -19,6 +19,7 @@ from snake_jax.models.attention import Attend, attend_causally
 from snake_jax.models.linear import PyTree
 from snake_jax.models.llama import Llama
 from snake_jax.models.opt import Opt
+from snake_jax.models.serial import SERIAL
 from snake_jax.params import Params
 
 Architecture = Llama | Opt
@@ -141,14 +142,16 @@ class LanguageModel(NamedTuple):
 
         Args:
           weights: its dense subtree.
-          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers.
+          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers,
+            and under `serial` those of `snake_jax.models.serial`.
           hidden: its input.
           attend: see `snake_jax.models.attention.Attend`.
           key: for dropout; None: none.
         """
         family = module_of(self.architecture)
         block = family.Block(self.architecture, self.dropout)
-        variables = {"params": weights, "lora": adapters}
+        serial = adapters.get(SERIAL, {})
+        variables = {"params": weights, "lora": adapters, SERIAL: serial}
         values, state = block.apply(variables, hidden.values, hidden.positions, attend, key)
         return hidden._replace(values=values), state
 

@@ -18,6 +18,7 @@ from snake_jax.kernels.dequantize import take_rows
 from snake_jax.models import settings
 from snake_jax.models.attention import Attend, rotate
 from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
+from snake_jax.models.serial import adapted
 
 
 @dataclass(frozen=True)
@@ -276,11 +277,11 @@ class Block(nn.Module):
         # x + attention(norm(x)), then x + mlp(norm(x)).
         normed = self._norm("input_layernorm", x)
         attended, state = Attention(llama, name="self_attn")(normed, positions, attend)
-        x = x + dropout(attended, self.dropout, keys[0])
+        x = x + adapted(self, "attention", dropout(attended, self.dropout, keys[0]))
 
         normed = self._norm("post_attention_layernorm", x)
         hidden = Mlp(llama, name="mlp")(normed)
-        return x + dropout(hidden, self.dropout, keys[1]), state
+        return x + adapted(self, "mlp", dropout(hidden, self.dropout, keys[1])), state
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return _norm(self.architecture, name)(x).astype(x.dtype)

@@ -16,6 +16,7 @@ from snake_jax.kernels.dequantize import dense, take_rows
 from snake_jax.models import settings
 from snake_jax.models.attention import Attend
 from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
+from snake_jax.models.serial import adapted
 
 POSITION_OFFSET = 2  # the position table's first rows belong to no position
 _NORM_EPSILON = 1e-5
@@ -176,12 +177,12 @@ class Block(nn.Module):
         # x + attention(norm(x)), or norm(x + attention(x)); the same with the MLP.
         normed = self._before("self_attn_layer_norm", x)
         attended, state = Attention(opt, name="self_attn")(normed, attend)
-        x = x + dropout(attended, self.dropout, keys[0])
+        x = x + adapted(self, "attention", dropout(attended, self.dropout, keys[0]))
         x = self._after("self_attn_layer_norm", x)
 
         normed = self._before("final_layer_norm", x)
         hidden = self._mlp(normed)
-        x = x + dropout(hidden, self.dropout, keys[1])
+        x = x + adapted(self, "mlp", dropout(hidden, self.dropout, keys[1]))
         return self._after("final_layer_norm", x), state
 
     def _mlp(self, x: jax.Array) -> jax.Array:
