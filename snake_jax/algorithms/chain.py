@@ -1,4 +1,4 @@
-"""Where the layers of a visit lie: segments of the model on nodes and server.
+"""Where the layers of a visit lie: segments of the model on nodes, server and cloud.
 
 A local method's chain is one segment on the visiting node. Split methods cut the model: every batch
 then sends an activation over each boundary and, unless both sides have losses of their own, a
@@ -23,6 +23,7 @@ from snake_jax.nodes.places import Kind, Place
 from snake_jax.params import LayerNames
 
 LABEL_BYTES = 4
+OF_BATCHES = ("activations", "gradients", "labels")  # why a message of a batch is sent
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Role:
 
 ON_NODE = Role("node")
 ON_SERVER = Role("server")
+ON_CLOUD = Role("cloud")
 
 
 class Segment(NamedTuple):
@@ -122,10 +124,16 @@ def messages(
         sent.append(Message(low.role, high.role, name, sizes[top], "activations"))
     forward = list(sent)
 
-    # The loss is where the last segment is, and labels are where the data is.
+    # The loss is where the last segment is, and labels are where the data is. A node has no link to
+    # the cloud but through the server, where that has a part too.
     last = chain[-1].role
+    route = [ON_NODE]
+    if last == ON_CLOUD and ON_SERVER in roles(chain):
+        route.append(ON_SERVER)
     if last != ON_NODE:
-        sent.append(Message(ON_NODE, last, "labels", LABEL_BYTES, "labels"))
+        route.append(last)
+    for source, destination in pairwise(route):
+        sent.append(Message(source, destination, "labels", LABEL_BYTES, "labels"))
 
     # A gradient is as large as the output that it is for, and goes the other way.
     if gradients:
@@ -133,6 +141,11 @@ def messages(
             source, destination = message.destination, message.source
             sent.append(Message(source, destination, message.item, message.bytes, "gradients"))
     return tuple(sent)
+
+
+def is_beyond_server(message: Message) -> bool:
+    """Whether it goes between server and cloud."""
+    return {message.source, message.destination} == {ON_SERVER, ON_CLOUD}
 
 
 def round_trips(sent: Sequence[Message]) -> int:

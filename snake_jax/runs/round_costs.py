@@ -7,7 +7,7 @@ from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.nodes import clock, places
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.places import SERVER
+from snake_jax.nodes.places import CLOUD, SERVER
 from snake_jax.runs.setup import Setup
 
 
@@ -67,14 +67,28 @@ def _work(
     for role, count in by_role.items():
         flops[chains.place_of(role, visit)] = count
 
-    # A visit over several nodes is alone in its round, so all that was sent is its own.
+    # A visit over several nodes is alone in its round, so all that was sent is its own. Between
+    # server and cloud layers are waited for by all visits, and batches by their own visit.
+    batch = batch_messages(setup)
     mine = list(transfers)
     if not visit.others:
-        mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
+        mine = []
+        for sent in transfers:
+            ends = {sent.source, sent.destination}
+            is_of_layers = ends == {SERVER, CLOUD} and sent.why not in chains.OF_BATCHES
+            if node in ends or is_of_layers:
+                mine.append(sent)
+        beyond = [message for message in batch if chains.is_beyond_server(message)]
+        mine += chains.transfers(beyond, visit, result.examples)
 
     # Labels go up with activations: they are no message of their own.
-    batch = sum(message.why != "labels" for message in batch_messages(setup))
-    return clock.VisitWork(flops, mine, batch * result.iterations, node)
+    near, far = 0, 0
+    for message in batch:
+        if message.why != "labels":
+            far += chains.is_beyond_server(message)
+            near += not chains.is_beyond_server(message)
+    steps = result.iterations
+    return clock.VisitWork(flops, mine, near * steps, node, far * steps)
 
 
 def sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:
