@@ -1,4 +1,4 @@
-"""The study of SCCT's learning at smoke scale: all arms, numbers and pictures, and again from it."""
+"""The study of SCCT's learning at smoke scale: all arms, numbers, pictures, and again from it."""
 
 import json
 
