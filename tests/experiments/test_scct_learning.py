@@ -3,13 +3,15 @@
 import json
 
 from experiments.scct_learning import ARMS, Ask, study
+from tests.launches import write_model
 
 
 def test_all_arms_are_compared_and_a_second_launch_does_nothing_anew(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("Tom has a ball.<|endoftext|>\nLily is in the park.")
     out = tmp_path / "out"
-    ask = Ask("smoke", "tiny-llama", "", str(text), str(tmp_path / "runs"), str(out))
+    model = write_model(tmp_path / "model", num_hidden_layers=2)
+    ask = Ask("smoke", str(model), "", str(text), str(tmp_path / "runs"), str(out))
     study(ask)
     first = json.loads((out / "learning.json").read_text())
     assert list(first["runs"]) == [f"{arm}_0" for arm in ARMS]

@@ -1,6 +1,7 @@
 """The flags of `snake-jax scct --train`: the fields of `snake_jax.scct.system.settings`."""
 
 from dataclasses import fields
+from typing import Any
 
 from absl import flags
 from absl.flags import FlagValues
@@ -56,23 +57,24 @@ def define(values: FlagValues) -> None:
     """A flag for each field, with its default."""
     for field in fields(Settings):
         name, text = field.name, _HELP.get(field.name, "")
+        default: Any = field.default
         if name in _ELSEWHERE:
             continue
         if name in _CHOICES:
-            flags.DEFINE_enum(name, field.default, _CHOICES[name], text, flag_values=values)
-        elif isinstance(field.default, bool):
-            flags.DEFINE_bool(name, field.default, text, flag_values=values)
-        elif isinstance(field.default, int):
-            flags.DEFINE_integer(name, field.default, text, flag_values=values)
-        elif isinstance(field.default, float):
-            flags.DEFINE_float(name, field.default, text, flag_values=values)
+            flags.DEFINE_enum(name, default, _CHOICES[name], text, flag_values=values)
+        elif isinstance(default, bool):
+            flags.DEFINE_bool(name, default, text, flag_values=values)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(name, default, text, flag_values=values)
+        elif isinstance(default, float):
+            flags.DEFINE_float(name, default, text, flag_values=values)
         else:
-            flags.DEFINE_string(name, field.default, text, flag_values=values)
+            flags.DEFINE_string(name, default, text, flag_values=values)
 
 
 def settings(data: str, values: FlagValues) -> Settings:
     """What the flags say."""
-    given = {name: values[name].value for name in (*FIELDS, "splits", "seed")}
+    given: dict[str, Any] = {name: values[name].value for name in (*FIELDS, "splits", "seed")}
     if values["mechanisms"].value == "cloudo" and not values["arm"].present:
         given["arm"] = "cloudo"
     return Settings(data=data, **given)

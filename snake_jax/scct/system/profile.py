@@ -18,7 +18,7 @@ from snake_jax.models import serial
 from snake_jax.models.encoder import Encoder, Texts
 from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.models.span import Spans
-from snake_jax.params import Params, num_bytes, num_params, select
+from snake_jax.params import Params, PyTree, num_bytes, num_params, select
 from snake_jax.scct.system import cloud, small_model
 from snake_jax.scct.system.cloud import Answers, Batch, Large
 from snake_jax.scct.system.small_model import Rule
@@ -132,6 +132,7 @@ def _cloud(work: Work) -> PlaceRow:
     state = memory.trained_bytes(trained, Rule(work.optimizer).make())
     row_count = work.nodes * work.batch
     m = jax.ShapeDtypeStruct((row_count, work.length, work.encoder.width), jnp.float32)
+    batch = jax.eval_shape(functools.partial(_batch, work, row_count))
     step = functools.partial(cloud.gradients, Large(model, "generate"), work.nodes)
     return PlaceRow(
         split=0,
@@ -140,7 +141,7 @@ def _cloud(work: Work) -> PlaceRow:
         trained=num_params(trained),
         state_bytes=num_bytes(base) + state.total,
         kept_bytes=work.nodes * _values_bytes(work),
-        flops=products(step, base, trained, m, _batch(work, row_count)),
+        flops=products(step, base, trained, m, batch),
         sent_bytes=work.nodes * _values_bytes(work),
     )
 
@@ -148,9 +149,12 @@ def _cloud(work: Work) -> PlaceRow:
 def _block_flops(work: Work, params: Params) -> int:
     """Of one device's batch through one block: forward, then forward again and back."""
     shape = (work.batch, work.length)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-    texts = Texts(ids, jax.ShapeDtypeStruct(shape[:1], jnp.int32))
-    hidden: Hidden = jax.eval_shape(work.encoder.embed, params["embed"], texts)
+
+    def embedded(weights: PyTree) -> Hidden:
+        texts = Texts(jnp.zeros(shape, jnp.int32), jnp.zeros(shape[0], jnp.int32))
+        return work.encoder.embed(weights, texts)
+
+    hidden = jax.eval_shape(embedded, params["embed"])
     weights = params[work.encoder.layer_names[1]]
     forward = functools.partial(small_model.block, work.encoder)
     backward = functools.partial(small_model.block_gradient, work.encoder)
@@ -158,18 +162,12 @@ def _block_flops(work: Work, params: Params) -> int:
 
 
 def _batch(work: Work, row_count: int) -> Batch:
-    """Shapes of what the cloud's loss needs."""
-
-    def shaped(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((row_count, *shape), dtype)
-
-    answers = Answers(
-        shaped(jnp.int32, work.answer),
-        shaped(jnp.int32, work.answer),
-        shaped(jnp.float32, work.answer),
-    )
-    spans = Spans(shaped(jnp.int32), shaped(jnp.int32), shaped(jnp.float32))
-    return Batch(shaped(jnp.int32), answers, shaped(jnp.bool_, work.length), spans)
+    """What the cloud's loss needs, all zeros: its shapes are wanted."""
+    numbers = jnp.zeros(row_count, jnp.int32)
+    ids = jnp.zeros((row_count, work.answer), jnp.int32)
+    answers = Answers(inputs=ids, targets=ids, weights=jnp.zeros(ids.shape))
+    spans = Spans(numbers, numbers, jnp.zeros(row_count))
+    return Batch(numbers, answers, jnp.zeros((row_count, work.length), bool), spans)
 
 
 def _values_bytes(work: Work) -> int:
