@@ -1,13 +1,16 @@
 """What SCCT does to learning: five arms on the data set `personal`, over seeds.
 
   python -m experiments.scct_learning --scale=cpu --model=FOLDER --tokenizer=FOLDER --text=STORIES
+  python -m experiments.scct_learning --scale=span --data=SQUAD.json --model=FOLDER \\
+      --tokenizer=FOLDER --small_model=ENCODER
 
 The arms: SCCT; SCCT with one shared small model; CloudO, which trains adapters, or all weights, in
 the cloud alone; and small models alone with a span head. Each is a run in a folder of its own,
 which the same command goes on with. After each run the numbers so far are written: learning.json,
 and Figures 8 (loss), 10 (F1) and 11 (exact match) of the paper as figure8.png and so on, by round
 and by simulated second, with personal and shared questions apart. `--text` is other text, on which
-the large model is measured with what was trained plugged in, and unplugged.
+the large model is measured with what was trained plugged in, and unplugged. With `--data`, a file
+in SQuAD's format, all arms answer with a span of the context.
 """
 
 import dataclasses
@@ -27,11 +30,13 @@ from snake_jax.errors import UserError
 from snake_jax.report.canvas import COLOURS, STYLES, look, new_figure, save
 from snake_jax.runs.workdir import Workdir
 from snake_jax.scct.system import build, evaluate, folder
-from snake_jax.scct.system.settings import Settings
+from snake_jax.scct.system.settings import PERSONAL, Settings
 
-SCALE = flags.DEFINE_enum("scale", "smoke", ("smoke", "cpu"), "smoke shows that it works")
+SCALE = flags.DEFINE_enum("scale", "smoke", ("smoke", "cpu", "span"), "smoke shows that it works")
 MODEL = flags.DEFINE_string("model", "tiny-llama", "the large model: a folder or a preset")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "its tokenizer's folder; empty: bytes")
+DATA = flags.DEFINE_string("data", PERSONAL, "personal, or a file in SQuAD's format")
+SMALL_MODEL = flags.DEFINE_string("small_model", "", "folder of an encoder; empty: a fresh one")
 TEXT = flags.DEFINE_string("text", "", "a file of other text, plain or gzip; empty: none")
 RUNS = flags.DEFINE_string("runs", "runs/scct_learning", "folder of the runs")
 OUT = flags.DEFINE_string("out", "runs/scct_learning", "folder of numbers and pictures")
@@ -47,8 +52,8 @@ NAMES = {
 # Figure of the paper, field of a line by sort, and what its axis says.
 FIGURES = {
     "8": (("loss",), "training loss, nats"),
-    "10": (("personal_f1", "shared_f1"), "F1"),
-    "11": (("personal_exact_match", "shared_exact_match"), "exact match"),
+    "10": (("personal_f1", "shared_f1", "questions_f1"), "F1"),
+    "11": (("personal_exact_match", "shared_exact_match", "questions_exact_match"), "exact match"),
 }
 Line = Mapping[str, Any]
 
@@ -108,6 +113,28 @@ SCALES = {
         ),
         texts=64,
     ),
+    "span": Scale(
+        seeds=(0,),
+        settings=Settings(
+            nodes=2,
+            rounds=4,
+            epochs=1,
+            iterations=25,
+            batch_size=4,
+            small_layers=4,
+            small_width=64,
+            adapter_rate=1e-3,
+            small_rate=1e-4,
+            held_out=48,
+            max_length=192,
+            max_answer=16,
+            subcarriers=20,
+            samples=10,
+            splits="descent",
+            plain_loss="never",
+        ),
+        texts=64,
+    ),
 }
 
 
@@ -120,11 +147,14 @@ class Ask(NamedTuple):
     text: str
     runs: str
     out: str
+    data: str = PERSONAL
+    small_model: str = ""
 
 
 def main(_: list[str]) -> None:
     """The study of the flags."""
-    study(Ask(SCALE.value, MODEL.value, TOKENIZER.value, TEXT.value, RUNS.value, OUT.value))
+    folders = (MODEL.value, TOKENIZER.value, TEXT.value, RUNS.value, OUT.value)
+    study(Ask(SCALE.value, *folders, DATA.value, SMALL_MODEL.value))
 
 
 def study(ask: Ask) -> None:
@@ -138,8 +168,10 @@ def study(ask: Ask) -> None:
                 scale.settings,
                 model=ask.model,
                 tokenizer=ask.tokenizer,
+                data=ask.data,
+                small_model=ask.small_model,
                 arm=arm,
-                head="span" if arm == "small" else "generate",
+                head="generate" if ask.data == PERSONAL and arm != "small" else "span",
                 seed=seed,
             )
             workdir = Path(ask.runs) / f"{arm}_{seed}"
@@ -194,7 +226,8 @@ def _write(ask: Ask, found: Mapping[str, Mapping[str, Any]]) -> None:
     out, here = Path(ask.out), machine()
     settings = dataclasses.asdict(SCALES[ask.scale].settings)
     # Names of folders, not where they lie on some machine.
-    settings |= {"model": Path(ask.model).name, "tokenizer": Path(ask.tokenizer).name}
+    for name in ("data", "model", "tokenizer", "small_model"):
+        settings[name] = Path(getattr(ask, name)).name
     content = {
         "scale": ask.scale,
         "machine": {key: here[key] for key in ("processor", "cores", "load_1min", "jax")},
