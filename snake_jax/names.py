@@ -12,6 +12,9 @@ ALGORITHMS = (
     "scaffold",
     "fednova",
     "fedpart",
+    "progressive",
+    "badam",
+    "lisa",
     "sequential",
     "centralised",
     "split",
@@ -57,3 +60,6 @@ SCCT_SOLVERS = ("exact", "paper", "equal", "brute")
 SCCT_SPLITS = ("alns", "enumerate", "branch", "descent")
 SCCT_FIGURES = ("6", "7", "9", "map")
 SCCT_SCALES = ("smoke", "cpu")
+# snake_jax.scct.system: what trains where, and whose clock runs
+SCCT_ARMS = ("scct", "scct_shared", "cloudo", "cloudo_all", "small")
+SCCT_MECHANISMS = ("scctt", "scctl", "sccts", "cloudo", "device")

@@ -23,6 +23,7 @@ from snake_jax.kernels.dequantize import dense, take_rows
 from snake_jax.models.architecture import Architecture, RopeScaling
 from snake_jax.models.attention import Attend, Scores, rotate
 from snake_jax.models.linear import ACTIVATIONS, Linear, PyTree, dropout, table_init
+from snake_jax.models.serial import adapted
 
 # A window that no text is as long as: the layers between those that have one.
 _NO_WINDOW = np.iinfo(np.int32).max
@@ -283,7 +284,7 @@ class Block(nn.Module):
         attention = Attention(architecture, name=names.attention)
         attended, state = attention(normed, positions, attend, kind)
         attended = self._norm(names.after_attention, attended)
-        x = x + dropout(attended, self.dropout, keys[0])
+        x = x + adapted(self, "attention", dropout(attended, self.dropout, keys[0]))
         x = self._norm_of_sum(names.before_attention, x)
 
         # The same with the MLP.
@@ -293,7 +294,7 @@ class Block(nn.Module):
         else:
             hidden = _mlp(architecture, normed)
         hidden = self._norm(names.after_mlp, hidden)
-        x = x + dropout(hidden, self.dropout, keys[1])
+        x = x + adapted(self, "mlp", dropout(hidden, self.dropout, keys[1]))
         return self._norm_of_sum(names.before_mlp, x), state
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:

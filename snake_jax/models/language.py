@@ -18,6 +18,7 @@ from snake_jax.models.architecture import Architecture
 from snake_jax.models.attention import Attend, attend_causally
 from snake_jax.models.decoder import Place
 from snake_jax.models.linear import PyTree
+from snake_jax.models.serial import SERIAL
 from snake_jax.params import Params
 
 
@@ -74,6 +75,12 @@ class LanguageModel(NamedTuple):
     def layer_names(self) -> tuple[str, ...]:
         """The order."""
         return layer_names(self.num_blocks)
+
+    def output_sizes(self) -> tuple[int, ...]:
+        """Numbers in each layer's output for one token; the head's are its logits."""
+        width = self.architecture.hidden_size
+        inner = [width for _ in self.layer_names[:-1]]
+        return (*inner, self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -144,7 +151,8 @@ class LanguageModel(NamedTuple):
 
         Args:
           weights: its dense subtree.
-          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers.
+          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers,
+            and under `serial` those of `snake_jax.models.serial`.
           hidden: its input.
           attend: see `snake_jax.models.attention.Attend`.
           key: for dropout; None: none.
@@ -154,7 +162,8 @@ class LanguageModel(NamedTuple):
           ValueError: blocks alternate, and the place is not told.
         """
         block = decoder.Block(self.architecture, self.dropout)
-        variables = {"params": weights, "lora": adapters}
+        serial = adapters.get(SERIAL, {})
+        variables = {"params": weights, "lora": adapters, SERIAL: serial}
         values, state = block.apply(variables, hidden.values, hidden.positions, attend, key, place)
         return hidden._replace(values=values), state
 

@@ -168,11 +168,12 @@ def test_the_picture_is_written(profile, tmp_path):
         ),
         (["--model=vgg11", "--algorithm=split", "--fits=cpu"], "split lies on several places"),
         (["--model=vgg11", "--algorithm=split", "--cut=99"], "--cut=99"),
-        (["--cut=2"], "--cut: it is for models of images"),
+        (["--cut=2"], "--cut=2: snake has no use for it"),
         (
-            ["--algorithm=split"],
+            ["--algorithm=accelerated_fl"],
             "language models train with snake, fedavg, fedprox, scaffold, fednova, fedpart, "
-            "sequential, centralised",
+            "progressive, badam, lisa, sequential, centralised, split, splitfed, "
+            "random_walking_snakes",
         ),
         (["--algorithm=fedavg", "--train=block"], "fedavg trains the whole model or all adapters"),
         (["--max_length=4096"], "--max_length=4096: opt-1.3b has 2048 positions"),
