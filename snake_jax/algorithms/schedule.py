@@ -28,11 +28,13 @@ class Plan(NamedTuple):
 
     Attributes:
       config: of the run.
-      layer_names: the model's order.
+      layer_names: what may train, in the model's order.
       always: the layers that train at every visit.
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
       able: `{layers: nodes that can hold the visit}`, where nodes' memory is known; empty: all.
+      refused: `{node: why}`, nodes that were not admitted.
+      order: all of the model's layers, in order, where not all of them may train; empty: they do.
     """
 
     config: RunConfig
@@ -40,6 +42,13 @@ class Plan(NamedTuple):
     always: LayerNames
     visitors: Mapping[LayerNames, int] = {}
     able: Mapping[LayerNames, tuple[int, ...]] = {}
+    refused: Mapping[int, str] = {}
+    order: LayerNames = ()
+
+    @property
+    def model_layers(self) -> LayerNames:
+        """All of the model's layers, in order."""
+        return self.order or self.layer_names
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:

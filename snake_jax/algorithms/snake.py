@@ -12,6 +12,7 @@ train is disjoint, so the server puts it together and averages nothing.
 from collections.abc import Sequence
 
 from snake_jax.algorithms.base import RELAY_FLAGS, REPLACE, Algorithm, every_cycle
+from snake_jax.algorithms.pool import POOL_FLAGS
 from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, relay, serpentine, taken_over
 from snake_jax.algorithms.traffic import RELAY
@@ -104,5 +105,5 @@ SNAKE = Algorithm(
     merge=REPLACE,
     client=proximal_client,
     check=_check,
-    flags=RELAY_FLAGS | _OWN_FLAGS,
+    flags=RELAY_FLAGS | POOL_FLAGS | _OWN_FLAGS,
 )

@@ -46,6 +46,7 @@ def state_bytes(
     frozen_dtype: str = "float32",
     adapters: lora.Lora | None = None,
     examples: int = 0,
+    at: Sequence[str] | None = None,
 ) -> StateBytes:
     """What a node holds through a visit that trains these layers.
 
@@ -55,9 +56,13 @@ def state_bytes(
       frozen_dtype: of the others, see `quantization.freeze`.
       adapters: which; None where whole layers train.
       examples: that are passed at a time, each with a gradient of its own under privacy.
+      at: what lies at the place that is asked about, where the model is cut; None: all of it does.
     """
     # All that does not train lies frozen beside what does, adapters of other blocks too.
     held = shapes.held_shapes(step.model, adapters)
+    if at is not None:
+        held = select(held, at)
+        trained = [name for name in trained if name in held]
     trainable = select(held, trained)
     frozen_bytes = 0
     for name, subtree in without(held, trained).items():

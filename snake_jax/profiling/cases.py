@@ -180,7 +180,7 @@ def profile_rows(work: Work, chosen: Choice) -> tuple[ProfileRow, ...]:
     if len(work.job.chain) > 1:
         # A cut model trains whole at every visit: they all send the same.
         of_visit = next(iter(sent.values()))
-        return cut.party_rows(work.job, of_visit)
+        return cut.party_rows(work.job, work.subject, of_visit)
     found = []
     for layer, trained in assignments(work).items():
         if layer == ALL or chosen(layer):

@@ -38,6 +38,7 @@ from snake_jax.runs import records
 from snake_jax.runs.image_inputs import Images, named_by_content, part_of, prepare_data
 from snake_jax.runs.job import (
     Job,
+    Reads,
     Task,
     Visitors,
     chosen_algorithm,
@@ -138,7 +139,7 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     for shard in data.shards:
         steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
         steps.append(steps_per_epoch * config.local_epochs)
-    return assembled(job, data, data.divergence, steps)
+    return assembled(job, data, data.divergence, steps, data.counts)
 
 
 def _step_examples(config: ImageConfig) -> int:
@@ -287,13 +288,8 @@ def _parties(job: ImageJob) -> tuple[tuple[str, ...], ...]:
     chain = job.chain
     if len(chain) == 1:
         return ()
-    parties = []
-    for role in chains.roles(chain):
-        layers = chains.held(chain, job.model.layer_names, role)
-        if role == ON_NODE:
-            layers += tuple(layer.name for layer in job.auxiliary)
-        parties.append(layers)
-    return tuple(parties)
+    names = job.model.layer_names
+    return tuple(chains.owned(chain, names, job.layer_names, role) for role in chains.roles(chain))
 
 
 def sizes_of(job: ImageJob) -> Sizes:
@@ -386,6 +382,12 @@ def _summary(
     }
 
 
+def _reads(job: ImageJob) -> Reads:
+    """No layer reads another's weights."""
+    del job
+    return {}
+
+
 TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     like=_like,
     sizes=sizes_of,
@@ -397,4 +399,5 @@ TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     part=part_of,
     record=_record,
     summary=_summary,
+    reads=_reads,
 )

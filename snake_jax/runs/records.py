@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from snake_jax.algorithms.chain import ON_SERVER, Role
+from snake_jax.algorithms.chain import ON_CLOUD, ON_SERVER, Role
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.engines.contract import Compilations, Scores
 from snake_jax.nodes.clock import Elapsed
@@ -25,6 +25,7 @@ _SUMMED = (
     "bytes_down",
     "train_flops",
     "server_flops",
+    "cloud_flops",
     "synchronisations",
     "train_s",
     "clock_s",
@@ -33,6 +34,7 @@ _SUMMED = (
     "drops",
     "node_joules",
     "server_joules",
+    "cloud_joules",
 )
 
 
@@ -89,6 +91,7 @@ def of_round(
         "bytes_down": down,
         "train_flops": sum(sum(by_role.values()) for by_role in flops),
         "server_flops": sum(by_role.get(ON_SERVER, 0) for by_role in flops),
+        "cloud_flops": sum(by_role.get(ON_CLOUD, 0) for by_role in flops),
         "synchronisations": synchronisations,
         "train_s": sum(result.train_s for result in results),
         "loss": loss_sum / examples if examples else None,
@@ -177,7 +180,11 @@ def summary(lines: Sequence[Record], compiled: Compilations) -> Record:
     """
     totals = {}
     for name in _SUMMED:
-        totals[name] = sum(line[name] for line in lines)
+        # A line that was written before there was a cloud says nothing of it.
+        known = lines
+        if name.startswith("cloud_"):
+            known = [line for line in lines if name in line]
+        totals[name] = sum(line[name] for line in known)
     return {
         **totals,
         "peak_train_bytes": compiled.peak_bytes,

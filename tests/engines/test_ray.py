@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 
 import snake_jax as sj
+from experiments import faults
 from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.algorithms.visits import Visit
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.data.images.dataset import normalise
 from snake_jax.engines.choice import HERE, Choice, check, resources
+from snake_jax.engines.contract import Progress, unversioned
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
@@ -39,6 +42,7 @@ from tests.wiretap import leaked, looked_into, tapped
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
 
+from snake_jax.engines.ray_engine import why_given_up  # noqa: E402
 from snake_jax.engines.ray_node import Facts, Task  # noqa: E402  (needs Ray)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -349,6 +353,56 @@ def test_a_launch_starts_its_cluster_and_goes_on_when_its_controller_is_killed(
     assert ours == wanted
 
 
+def test_what_a_node_may_take_over_is_compiled_before_it_is_needed(cluster, images):
+    """Node 1 has the program of node 0's visit though it trained none like it."""
+    setup = prepared({**images, "cycles": 1, "nodes": 2})
+    (first,), (second,) = loop.planned(setup)[:2]
+    assert first.layers != second.layers
+    engine = make_engine(setup, cluster)
+    try:
+        params = loop.initial_state(setup).params
+        engine.expect(((first,), (second,)), params)
+        until = time.monotonic() + 200
+        while not engine.are_prepared():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        holdings = unversioned(params, {})
+        engine.hold(holdings)
+        compiled = []
+        for visit in (second, first._replace(node=1, event="takeover")):
+            engine.submit(holdings.order(visit, 0.01))
+            assert engine.next().iterations > 0
+            compiled.append(engine.compilations.programs)
+        assert compiled[0] == compiled[1]
+    finally:
+        engine.close()
+
+
+# Drawn by the seed, for the four visits of a run.
+FAULTS = {
+    6: "die@0,shape@3",
+    7: "checksum@0,stale@1,die@2",
+    8: "nan@1,shape@2,stale@3",
+}
+
+
+@pytest.mark.parametrize("seed", FAULTS)
+def test_what_nodes_do_wrong_replays_as_flags(cluster, images, seed):
+    base = ImageConfig(**faults.SIZES, dataset=images["dataset"])
+    assert faults.schedule_replays(seed, base, cluster) == (FAULTS[seed], True)
+
+
+def test_a_node_that_answers_and_does_not_get_on_is_given_up():
+    told = Progress(Visit(4, 0, 1, ("a",)), 7, 12.0, 0.5, 10**8)
+    limits = Choice("ray", stall_s=5.0, visit_deadline_s=20.0)
+    assert why_given_up(told, 4.9, limits) == ""
+    assert why_given_up(told, 5.1, limits) == "it stayed at step 7 for 5 s"
+    assert why_given_up(None, 5.1, limits) == "it stayed at step 0 for 5 s"
+    slow = told._replace(seconds=20.5)
+    assert why_given_up(slow, 0.0, limits) == "its visit took longer than 20 s"
+    assert why_given_up(slow, 1e6, Choice("ray")) == "", "both are off by default"
+
+
 # Data and methods of one's own
 
 
@@ -414,6 +468,8 @@ def test_a_missing_ray_is_said_with_what_installs_it(monkeypatch):
 def test_flags_of_ray_without_ray_are_refused():
     with pytest.raises(UserError, match="--ray_actors is for --engine=ray"):
         check(Choice(actors=3), ImageConfig())
+    with pytest.raises(UserError, match="--visit_deadline_s is for --engine=ray"):
+        check(Choice(visit_deadline_s=3.0), ImageConfig())
 
 
 def test_resources_are_numbers_by_name():
