@@ -27,7 +27,7 @@ from snake_jax.data.images import augmentation, sources
 from snake_jax.data.images.dataset import Split, normalise
 from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import Engine, Scores
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import settings_of
 from snake_jax.engines.local import LocalEngine
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel, resolve_layers
@@ -328,15 +328,7 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     """The node emulation of this setup; puts the data on the device."""
     config = setup.config
     dataset = setup.data.dataset
-    settings = VisitSettings(
-        config.local_epochs,
-        config.batch_size,
-        config.frozen_dtype,
-        config.early_stop,
-        config.seed,
-        config.carry_optimizer_state,
-        config.accumulate,
-    )
+    settings = settings_of(config)
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
     shards, largest = setup.data.shards, setup.data.largest
