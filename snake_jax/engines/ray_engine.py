@@ -10,7 +10,8 @@ both modes this process has a copy before an outcome counts, so what dies with i
 that was merged, and checkpoints and evaluations are its own.
 
 A process that ends is seen when its visit's call fails; one that hangs by a heart-beat, which a
-second thread of it answers, that stays out for `deadline_s`. Either way its visits are `Lost`, and
+second thread of it answers, that stays out for `deadline_s`; one that beats and does not get on by
+the steps that a beat tells of. Each way its visits are `Lost`, and
 a new process, with an empty cache, takes its place.
 """
 
@@ -25,7 +26,15 @@ import ray
 
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
 from snake_jax.engines.choice import Choice
-from snake_jax.engines.contract import Compilations, Engine, Holdings, NodeInfo, Scores
+from snake_jax.engines.contract import (
+    Compilations,
+    Engine,
+    Happened,
+    Holdings,
+    NodeInfo,
+    Progress,
+    Scores,
+)
 from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
 from snake_jax.engines.ray_node import Begun, Build, Facts, Key, Node, Task
 from snake_jax.engines.ray_values import Exchange, Values
@@ -49,7 +58,9 @@ class _Worker:
         self.held: set[Key] = set()
         self.beat: tuple[ray.ObjectRef, float] | None = None
         self.prepared: ray.ObjectRef | None = None
-        self.alive = True
+        self.progress: Progress | None = None
+        self.moved_s = time.monotonic()
+        self.alive, self.why = True, ""
 
 
 class _UnderWay(NamedTuple):
@@ -82,7 +93,7 @@ class RayEngine:
           choice: where the actors are.
         """
         self._build, self._scorer, self._cached = build, scorer, exchange.cached
-        self._deadline_s = choice.deadline_s
+        self._limits = choice
         with contextlib.ExitStack() as stack:
             stack.enter_context(cluster(choice))
             count, self._options = placed(nodes, choice)
@@ -95,6 +106,7 @@ class RayEngine:
         self._values = Values(exchange)
         self._under_way: list[_UnderWay] = []
         self._lost: deque[Lost] = deque()
+        self._happened: list[Happened] = []
         self._compilations: dict[_Worker, Compilations] = {}
         self._looked_s = 0.0
         self._node_count = nodes
@@ -149,7 +161,7 @@ class RayEngine:
         """Counts all that the actor was to do as lost; its place is free."""
         if not worker.alive:
             return
-        worker.alive = False
+        worker.alive, worker.why = False, why
         kill(worker.actor, worker.about)
         for one in self._under_way:
             if one.worker is worker:
@@ -165,6 +177,9 @@ class RayEngine:
             if not worker.alive and self._restarts[number]:
                 self._restarts[number] -= 1
                 self._workers[number] = self._started(number, worker.nodes)
+                cause = f"a new process takes the place of one that ended: {worker.why}"
+                for node in worker.nodes:
+                    self._happened.append(Happened(node, "restarted", cause))
 
     def _look_after(self) -> None:
         """Asks actors that work for a heart-beat, and drops those that do not answer."""
@@ -179,9 +194,21 @@ class RayEngine:
                 beat = worker.actor.beat.options(concurrency_group="beat").remote()
                 worker.beat = beat, now
             elif _is_there(worker.beat[0]):
+                self._heard(worker, worker.beat[0], now)
                 worker.beat = None
-            elif now - worker.beat[1] > self._deadline_s:
-                self._drop(worker, f"no heart-beat for {self._deadline_s:g} s")
+            elif now - worker.beat[1] > self._limits.deadline_s:
+                self._drop(worker, f"no heart-beat for {self._limits.deadline_s:g} s")
+
+    def _heard(self, worker: _Worker, beat: "ray.ObjectRef", now_s: float) -> None:
+        """Notes how far an actor has come, and drops one that does not get on or is too slow."""
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            told: Progress | None = ray.get(beat)
+            before, worker.progress = worker.progress, told
+            if _place(told) != _place(before):
+                worker.moved_s = now_s
+            why = why_given_up(told, now_s - worker.moved_s, self._limits)
+            if why:
+                self._drop(worker, why)
 
     def _greet(self, worker: _Worker) -> None:
         """Notes what an actor says of itself once its data is open; until then none is missed.
@@ -246,6 +273,8 @@ class RayEngine:
             return
         task, worker.held = self._values.task(order, worker.held)
         returns = self._values.returns(order)
+        if not any(one.worker is worker for one in self._under_way):
+            worker.moved_s = time.monotonic()
         references = worker.actor.carry_out.options(num_returns=returns).remote(task)
         if returns == 1:
             references = [references]
@@ -288,7 +317,7 @@ class RayEngine:
             return self._missing(one, error)
         self._under_way.remove(one)
         self._compilations[one.worker] = facts.compilations
-        return self._values.outcome(one.task, facts, values, one.references[1:])
+        return self._values.outcome(one.order, one.task, facts, values, one.references[1:])
 
     def _missing(self, one: _UnderWay, error: Exception) -> Lost:
         """Of an order for which a value did not arrive: the machine that it lay on is gone."""
@@ -300,6 +329,16 @@ class RayEngine:
             return Lost(one.order.visit, "layers that it needed were lost with their process")
         self._drop(one.worker, "what it trained was lost with its machine")
         return self._lost.popleft()
+
+    def progress(self) -> Sequence[Progress]:
+        """How far the visits under way have come, by their actors' last heart-beats."""
+        told = {one.worker: one.worker.progress for one in self._under_way}
+        return [progress for progress in told.values() if progress is not None]
+
+    def happened(self) -> Sequence[Happened]:
+        """Actors that took the place of others since this was last asked."""
+        found, self._happened = self._happened, []
+        return found
 
     def evaluate(self, params: Params) -> Scores:
         """Scores of a model on the held-out data, in this process."""
@@ -323,6 +362,27 @@ class RayEngine:
                 worker.alive = False
                 ray.kill(worker.actor, no_restart=True)
         self._open.close()
+
+
+def why_given_up(told: Progress | None, still_s: float, limits: Choice) -> str:
+    """Why an actor that answers is given up; empty where it is not.
+
+    Args:
+      told: of the visit that it carries out; None: it carries out none.
+      still_s: seconds since that last changed.
+      limits: of the engine.
+    """
+    visit_s, stall_s = limits.visit_deadline_s, limits.stall_s
+    if told is not None and visit_s and told.seconds > visit_s:
+        return f"its visit took longer than {visit_s:g} s"
+    if stall_s and still_s > stall_s:
+        return f"it stayed at step {told.steps if told is not None else 0} for {stall_s:g} s"
+    return ""
+
+
+def _place(progress: Progress | None) -> tuple[Visit, int] | None:
+    """Where an actor stands: the visit and its steps; None: at none."""
+    return None if progress is None else (progress.visit, progress.steps)
 
 
 def _is_there(reference: "ray.ObjectRef") -> bool:

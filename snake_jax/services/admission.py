@@ -46,6 +46,8 @@ _REFUSED = {
     "ray_deadline_s": "the Service Provider decides it; leave it out",
     "ray_without_tls": "the Service Provider decides it; leave it out",
     "ray_pool": "the Service Provider decides it; leave it out",
+    "ray_stall_s": "the Service Provider decides it; leave it out",
+    "visit_deadline_s": "the Service Provider decides it; leave it out",
     "grace_s": "the Service Provider decides it; leave it out",
     "preset": "give its settings one by one; snake-jax presets NAME prints them",
     "flagfile": "give its settings one by one",

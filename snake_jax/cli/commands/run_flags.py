@@ -131,6 +131,21 @@ def _define_engine(values: FlagValues) -> None:
         "engine=ray: the run's part in nodes that several runs share; snake-jax serve gives it",
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "ray_stall_s",
+        0.0,
+        "engine=ray: seconds without a further step after which a node that works is lost; more "
+        "than an epoch of images, or a program's compilation, takes; 0: never",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "visit_deadline_s",
+        0.0,
+        "engine=ray: seconds after which a visit that is not finished is lost; 0: never",
+        lower_bound=0.0,
+        flag_values=values,
+    )
 
 
 def engine(values: FlagValues) -> "Choice":
@@ -148,6 +163,8 @@ def engine(values: FlagValues) -> "Choice":
         values.ray_actors,
         choice.resources(values.ray_resources),
         values.ray_deadline_s,
+        values.ray_stall_s,
+        values.visit_deadline_s,
         pool=values.ray_pool,
         without_tls=values.ray_without_tls,
     )
