@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,27 +32,12 @@ from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
+from snake_jax.engines.programs import Program
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding
 from snake_jax.training.image_step import LocalStep
 from snake_jax.training.layout import Layout, Start
 from snake_jax.training.text_step import LanguageStep
-
-
-class Program(NamedTuple):
-    """Which program.
-
-    Attributes:
-      kind: train, evaluate, score (what nodes hold out) or prefix.
-      names: of what trains, as the layout calls them.
-      lead: leading axes of its nodes; none for one node.
-      shape: see `feeds.Chunk`.
-    """
-
-    kind: str
-    names: tuple[str, ...] = ()
-    lead: tuple[int, ...] = ()
-    shape: Any = ()
 
 
 class LocalEngine:

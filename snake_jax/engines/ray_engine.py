@@ -127,7 +127,6 @@ class RayEngine:
 
     def _placed(self, number: int) -> dict[str, Any]:
         """Ray's options for the actor of that number: what it takes, and so where it may be."""
-        del number
         return self._options
 
     def _prepare(self, worker: _Worker) -> None:
@@ -143,15 +142,12 @@ class RayEngine:
             mine = tuple(visit for visit in visits if visit.node in worker.nodes)
             if mine:
                 own.append(mine)
-            elif len(visits) == 1 and self._next_to(visits[0]) in worker.nodes:
+            elif len(visits) == 1 and (visits[0].node + 1) % self._node_count in worker.nodes:
+                # Who takes a visit over is the next node as a rule.
                 others.append(visits)
         worker.actor.expect.remote(own, like, shared)
         ahead = worker.actor.prepare.options(concurrency_group="ahead")
         worker.prepared = ahead.remote(others, like, shared)
-
-    def _next_to(self, visit: Visit) -> int:
-        """Who takes a visit over as a rule, should its node be lost: the next one."""
-        return (visit.node + 1) % self._node_count
 
     def are_prepared(self) -> bool:
         """Whether all processes have compiled what they may have to take over."""
