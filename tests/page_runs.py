@@ -2,11 +2,16 @@
 run.
 """
 
-from tests.run_folders import write_run
+from tests.run_folders import lines_of, write_run
 
 LAYERS = ["conv1", "conv2", "conv3", "conv10", "fc"]
 NASTY = "</script><script>document.title = 'owned'</script><b>&amp;{{data}}"
 SENT_BACK, MODEL = 1000, 5000
+HAPPENED = [
+    {"time_s": 1000.0, "round": 0, "visit": None, "node": 0, "event": "admitted", "cause": "fits"},
+    {"time_s": 1090.5, "round": 4, "visit": 4, "node": 1, "event": "lost", "cause": NASTY},
+    {"time_s": 1092.0, "round": 5, "visit": 4, "node": 2, "event": "taken over", "cause": "idle"},
+]
 EVENTS = {4: "interrupted", 5: "takeover"}
 
 
@@ -66,6 +71,7 @@ def write_runs(root):
     summary = {"final_accuracy": 0.61, "best_accuracy": 0.61, "peak_train_bytes": 5e7}
     visits = [line(visit, clock_s=2.0) for visit in range(6)]
     write_run(root / "a_snake", visits, config, summary, ledger_of(visits))
+    (root / "a_snake" / "events.jsonl").write_text(lines_of(HAPPENED))
     rounds = [
         line(
             n,

@@ -5,19 +5,20 @@ Nothing in it knows whether a node is a call in this process, a process or a mac
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Chain, Segment
-from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
+from snake_jax.algorithms.pool import manned
+from snake_jax.algorithms.schedule import UNFINISHED, Plan
 from snake_jax.algorithms.traffic import Traffic
 from snake_jax.algorithms.visits import Ending, Outcome, Round, Rounds
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
-from snake_jax.params import LayerNames, Params, PyTree
+from snake_jax.params import LayerNames, Params, PyTree, select
 from snake_jax.training.update import Client
 
 Shards = Sequence[np.ndarray]
@@ -138,8 +139,8 @@ def _cycle_after_cycle(rounds_of: Callable[[Plan, int], Rounds], plan: Plan) -> 
 def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
     """All rounds of a run, in order, where nothing fails but what the flags ask for."""
     # A method decides what comes next when it is told how a round went: here as the flags have it.
-    course = algorithm.rounds(plan)
-    found = [struck(plan.config, next(course))]
+    course, away = algorithm.rounds(plan), frozenset(plan.refused)
+    found = [manned(plan, away, next(course))]
     while True:
         endings = []
         for visit in found[-1]:
@@ -149,39 +150,44 @@ def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
             visits = course.send(tuple(endings))
         except StopIteration:
             return found
-        found.append(struck(plan.config, visits))
+        found.append(manned(plan, away, visits))
 
 
 class Mean(NamedTuple):
-    """A running mean of trained layers, weighted by the examples that their nodes hold.
+    """A running mean of each trained layer, weighted by the examples that its nodes hold.
 
     Attributes:
       layers: the mean so far; `{}` of nothing.
-      examples: that its nodes hold.
+      examples: `{layer: examples}` that the nodes hold which trained it.
     """
 
     layers: Params
-    examples: int
+    examples: Mapping[str, int]
 
 
 def no_mean(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Mean:
     """Of no outcome yet."""
     del plan, visits, params, memory
-    return Mean({}, 0)
+    return Mean({}, {})
 
 
 def add_to_mean(mean: Mean, outcome: Outcome) -> Mean:
     """The mean with one outcome more.
 
     `m + (held / all) (w - m)`: of one outcome it is that outcome, bit for bit, and of equal ones
-    it is any of them.
+    it is any of them. The visits of a round train the same layers, or disjoint ones.
     """
+    held = outcome.examples_held
+    examples = dict(mean.examples)
+    for name in outcome.layers:
+        examples[name] = examples.get(name, 0) + held
     # The first outcome is taken as it is: a mean with zeros would round.
-    examples = mean.examples + outcome.examples_held
-    if not mean.layers:
-        return Mean(outcome.layers, examples)
-    share = np.float32(outcome.examples_held / examples)
-    return Mean(_towards(mean.layers, outcome.layers, share), examples)
+    trained = tuple(outcome.layers)
+    if not trained or trained[0] not in mean.layers:
+        return Mean({**mean.layers, **outcome.layers}, examples)
+    share = np.float32(held / examples[trained[0]])
+    moved = _towards(select(mean.layers, trained), outcome.layers, share)
+    return Mean({**mean.layers, **moved}, examples)
 
 
 @jax.jit

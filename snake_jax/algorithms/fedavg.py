@@ -15,6 +15,7 @@ from snake_jax.algorithms.base import (
     every_cycle,
     no_mean,
 )
+from snake_jax.algorithms.pool import POOL_FLAGS
 from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, whole_side_by_side
 from snake_jax.algorithms.traffic import STAR
@@ -45,5 +46,5 @@ FEDAVG = Algorithm(
     memory=server_optimizers.memory,
     client=proximal_client,
     unit="round",
-    flags=NETWORK_FLAGS | {"nodes_per_round", "proximal"} | SERVER_FLAGS,
+    flags=NETWORK_FLAGS | POOL_FLAGS | {"nodes_per_round", "proximal"} | SERVER_FLAGS,
 )

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from snake_jax.algorithms.base import NETWORK_FLAGS, Algorithm, Merge, every_cycle
+from snake_jax.algorithms.pool import POOL_FLAGS
 from snake_jax.algorithms.schedule import Plan, whole_side_by_side
 from snake_jax.algorithms.traffic import STAR
 from snake_jax.algorithms.visits import Outcome, Round
@@ -97,5 +98,5 @@ FEDNOVA = Algorithm(
     merge=Merge(_no_sums, _add, _finish),
     unit="round",
     check=_check,
-    flags=NETWORK_FLAGS | {"nodes_per_round"},
+    flags=NETWORK_FLAGS | POOL_FLAGS | {"nodes_per_round"},
 )

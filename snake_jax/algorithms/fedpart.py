@@ -7,6 +7,7 @@ layers, then `--rounds_per_layer` rounds for each layer, or each `--layers_per_v
 """
 
 from snake_jax.algorithms.base import NETWORK_FLAGS, REPLACE, Algorithm, every_cycle
+from snake_jax.algorithms.pool import POOL_FLAGS
 from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, sampled_nodes, serpentine
 from snake_jax.algorithms.traffic import STAR
@@ -44,5 +45,5 @@ FEDPART = Algorithm(
     merge=REPLACE,
     client=proximal_client,
     unit="round",
-    flags=NETWORK_FLAGS | _OWN_FLAGS,
+    flags=NETWORK_FLAGS | POOL_FLAGS | _OWN_FLAGS,
 )

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
       able: `{layers: nodes that can hold the visit}`, where nodes' memory is known; empty: all.
+      refused: `{node: why}`, nodes that were not admitted.
       order: all of the model's layers, in order, where not all of them may train; empty: they do.
     """
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     always: LayerNames
     visitors: Mapping[LayerNames, int] = {}
     able: Mapping[LayerNames, tuple[int, ...]] = {}
+    refused: Mapping[int, str] = {}
     order: LayerNames = ()
 
     @property
@@ -150,6 +152,20 @@ def stand_in(plan: Plan, visit: Visit) -> int:
         "and no other node can hold it: raise memory_bytes in --node_file, or leave "
         "--interrupt and --fault_rate out"
     )
+
+
+def in_periods(plan: Plan, place: int, cycle: int, layers: LayerNames) -> Visit:
+    """A visit to the one place that has all data: `periods` of them share a turn's steps.
+
+    Args:
+      plan: of the run.
+      place: which visit of the run, from 0.
+      cycle: that it is in.
+      layers: that it trains.
+    """
+    turn, part = divmod(place, plan.config.periods)
+    share = part / plan.config.periods, (part + 1) / plan.config.periods
+    return Visit(turn, cycle, 0, layers, share)
 
 
 def whole_side_by_side(plan: Plan, cycle: int) -> Rounds:

@@ -156,14 +156,16 @@ def _merged_at_server(
             node = places.node(visit.node)
             transfers.append(ledger.hand_in(exchange.sizes, visit.turn, node, trained))
     if returned:
-        # All visits of a round train the same; some of it, where the model is cut, at the server or
-        # in the cloud, which merges its own copies.
-        first = visits[0]
-        in_cloud = exchange.trained_at(ON_CLOUD, first)
-        renewed = dict.fromkeys((*first.layers, *exchange.trained_at_node(first)))
+        # Some of what visits train lies, where the model is cut, at the server or in the cloud,
+        # which merges its own copies.
+        renewed: dict[str, None] = {}
+        in_cloud: dict[str, None] = {}
+        for visit in returned:
+            renewed |= dict.fromkeys((*visit.layers, *exchange.trained_at_node(visit)))
+            in_cloud |= dict.fromkeys(exchange.trained_at(ON_CLOUD, visit))
         at_server = tuple(item for item in renewed if item not in in_cloud)
         network = ledger.aggregated(network, at_server)
-        network = ledger.aggregated(network, in_cloud, CLOUD)
+        network = ledger.aggregated(network, tuple(in_cloud), CLOUD)
     return network, transfers
 
 

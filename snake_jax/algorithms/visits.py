@@ -109,6 +109,9 @@ class Outcome(NamedTuple):
       memory: what the node remembers from now on, see `training.update.Client`.
       report: what the node tells the server for the method's client.
       serialized: where the node is a process of its own; None: nothing was.
+      started: `{layer: version}` of all that the visit read, as its node had it; None: not said.
+      checksum: of all its arrays, as the node sent them (`engines.updates.checksum`); None: they
+        were not sent.
     """
 
     visit: Visit
@@ -124,6 +127,8 @@ class Outcome(NamedTuple):
     memory: PyTree = None
     report: PyTree = None
     serialized: Serialized | None = None
+    started: Mapping[str, int] | None = None
+    checksum: int | None = None
 
 
 class Passed(NamedTuple):

@@ -23,7 +23,7 @@ from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import loop, storage
+from snake_jax.runs import loop, privacy, storage
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
 
@@ -151,9 +151,13 @@ def carry_out(
       end: is called with the last state and the folder, after the curves are drawn.
     """
 
+    stopped = False
+
     def going_on() -> bool:
         # A process that is terminated ends all, after the same round.
-        return not processes.any_of(how.terminated())
+        nonlocal stopped
+        stopped = processes.any_of(how.terminated())
+        return not stopped
 
     workdir = Workdir(folder, setup.config)
     try:
@@ -162,6 +166,8 @@ def carry_out(
         job = OpenRun(setup, workdir, state)
         check_trace(how.trace, job.total - job.state.rounds)
         print(about)
+        if setup.plan.refused:
+            print(refused(setup))
         place = where(job)
         if place:
             print(place)
@@ -169,7 +175,8 @@ def carry_out(
         shown = processes.is_first()
         with progress(job.total, job.state.rounds, job.unit, enabled=shown) as update:
             state = finish_rounds(job, update, how.events, going_on, how.trace, how.engine)
-        if state.rounds < job.total:
+        # Where all nodes left a run ends before its planned rounds.
+        if stopped and state.rounds < job.total:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():
             _show(workdir)
@@ -185,6 +192,8 @@ def _show(workdir: Workdir) -> None:
     ):
         run = read_run(folder)
         print(comparison_table([run]))
+        if guarantee := privacy.said(run.summary or {}):
+            print(guarantee)
         draw_curves(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
 
@@ -281,6 +290,12 @@ def describe_images(setup: loop.Setup) -> str:
         f"{verdict}",
     )
     return "\n".join(lines)
+
+
+def refused(setup: loop.Setup) -> str:
+    """Who is not admitted, in one line."""
+    every = [f"node {node} {why}" for node, why in setup.plan.refused.items()]
+    return f"refused: {'; '.join(every)}"
 
 
 def where(job: OpenRun) -> str:

@@ -20,7 +20,18 @@ from snake_jax.errors import UserError
 
 LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
+# Flags of what only processes have, by the attribute of `Choice`.
+_OF_RAY = {
+    "address": "ray_address",
+    "actors": "ray_actors",
+    "resources": "ray_resources",
+    "stall_s": "ray_stall_s",
+    "visit_deadline_s": "visit_deadline_s",
+    "pool": "ray_pool",
+    "without_tls": "ray_without_tls",
+}
 _MODULES = {RAY: "snake_jax.engines.ray_engine"}
+_POOLED = "snake_jax.engines.ray_pool"
 
 
 class Choice(NamedTuple):
@@ -35,6 +46,12 @@ class Choice(NamedTuple):
       resources: what each of them takes of the cluster, by Ray's names; empty: a GPU each where
         there are some.
       deadline_s: seconds without a heart-beat after which a node that works counts as lost.
+      stall_s: seconds in which a node that works does no further step, after which it counts as
+        lost; 0: however long.
+      visit_deadline_s: seconds that a visit may take; 0: any.
+      pool: a file of a Service Provider's: the run's part in nodes that it shares with others;
+        empty: they are its own.
+      without_tls: whether a cluster of several machines may speak without TLS and a token.
     """
 
     name: str = LOCAL
@@ -42,6 +59,10 @@ class Choice(NamedTuple):
     actors: int = 0
     resources: Mapping[str, float] = {}
     deadline_s: float = 5.0
+    stall_s: float = 0.0
+    visit_deadline_s: float = 0.0
+    pool: str = ""
+    without_tls: bool = False
 
 
 HERE = Choice()
@@ -79,9 +100,9 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
       UserError: there is something.
     """
     if choice.name == LOCAL:
-        given = [name for name in ("address", "actors", "resources") if getattr(choice, name)]
-        if given:
-            raise UserError(f"--ray_{given[0]} is for --engine={RAY}; say that too")
+        for name, flag in _OF_RAY.items():
+            if getattr(choice, name):
+                raise UserError(f"--{flag} is for --engine={RAY}; say that too")
         return
     flag, algorithm = f"--engine={choice.name}", algorithm or ALGORITHMS.get(config.algorithm)
     if algorithm is not None and algorithm.chain is not all_on_node:
@@ -94,6 +115,11 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
         raise UserError(
             f"{flag}: its nodes train side by side in processes; leave "
             f"--executor={config.executor} out"
+        )
+    if config.evaluate_nodes:
+        raise UserError(
+            f"{flag}: what nodes hold out stays with them, and they train only; leave "
+            f"--evaluate_nodes={config.evaluate_nodes} out"
         )
     if isinstance(config, TextConfig) and config.mesh:
         raise UserError(f"{flag}: a node has the devices of its process; leave --mesh out")
@@ -109,6 +135,11 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
 def room(choice: Choice) -> ModuleType:
     """The module of an engine that is not this process's own."""
     return importlib.import_module(_MODULES[choice.name])
+
+
+def pooled_room() -> ModuleType:
+    """The module of the engine whose nodes several runs share."""
+    return importlib.import_module(_POOLED)
 
 
 def around(choice: Choice) -> contextlib.AbstractContextManager[None]:

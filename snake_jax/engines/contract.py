@@ -22,6 +22,32 @@ class Compilations(NamedTuple):
     peak_bytes: int | None
 
 
+class Progress(NamedTuple):
+    """How far a visit that is under way has come, as its node last said.
+
+    Attributes:
+      visit: which.
+      steps: optimizer steps that are done of it.
+      seconds: since the node began it.
+      load: of the node's machine: runnable processes for each core, the mean of a minute.
+      memory_bytes: that the node's process holds.
+    """
+
+    visit: Visit
+    steps: int
+    seconds: float
+    load: float
+    memory_bytes: int
+
+
+class Happened(NamedTuple):
+    """What happened to a node beside its visits: its number, a word of `runs.events`, and why."""
+
+    node: int
+    event: str
+    cause: str
+
+
 class NodeInfo(NamedTuple):
     """What an engine says of a node: how many examples it holds, and whether it is there."""
 
@@ -30,10 +56,18 @@ class NodeInfo(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of a model on the held-out data: accuracy in [0, 1] and mean loss."""
+    """Of a model on the held-out data: accuracy in [0, 1] and mean loss.
+
+    Attributes:
+      accuracy: share of images, or of tokens, that the model is right about.
+      loss: mean over them.
+      nodes: the same of what each node has held out itself; None of one that has nothing. Empty
+        where nodes hold nothing out.
+    """
 
     accuracy: float
     loss: float
+    nodes: "tuple[Scores | None, ...]" = ()
 
 
 class Held(NamedTuple):
@@ -115,6 +149,12 @@ class Engine(Protocol):
 
     def next(self, timeout_s: float | None = None) -> Outcome | Lost | None:
         """The next outcome; None where `timeout_s` passed without one, or nothing is under way."""
+
+    def progress(self) -> Sequence[Progress]:
+        """How far the visits under way have come, as far as their nodes have said."""
+
+    def happened(self) -> Sequence[Happened]:
+        """What happened to nodes beside their visits, since this was last asked."""
 
     def evaluate(self, params: Params) -> Scores:
         """Scores of a model on the held-out data."""

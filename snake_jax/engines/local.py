@@ -5,7 +5,6 @@ in a program's arguments, a *feed* which batches its epochs are, an *emulation* 
 one program.
 """
 
-import math
 import os
 import time
 from collections import deque
@@ -18,8 +17,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
-from snake_jax.engines.contract import Compilations, Holdings, NodeInfo, Scores
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
+from snake_jax.engines import begun, keys
+from snake_jax.engines.begun import Begun
+from snake_jax.engines.contract import (
+    Compilations,
+    Happened,
+    Holdings,
+    NodeInfo,
+    Progress,
+    Scores,
+)
 from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
 from snake_jax.engines.feeds import Feed, RunPrefix
@@ -35,7 +43,7 @@ class Program(NamedTuple):
     """Which program.
 
     Attributes:
-      kind: train, evaluate or prefix.
+      kind: train, evaluate, score (what nodes hold out) or prefix.
       names: of what trains, as the layout calls them.
       lead: leading axes of its nodes; none for one node.
       shape: see `feeds.Chunk`.
@@ -83,7 +91,9 @@ class LocalEngine:
         self._held = Holdings({})
         self._waiting: list[Bound] = []
         self._ready: deque[Outcome] = deque()
-        self._compile_s, self._peak_bytes = 0.0, 0
+        # Apart: programs may be compiled ahead beside a visit, whose time holds its own alone.
+        self._compile_s, self._ahead_s, self._peak_bytes = 0.0, 0.0, 0
+        self._begun = begun.NOTHING
 
     # What a run asks
 
@@ -133,7 +143,7 @@ class LocalEngine:
             compiled = pool.map(lambda low: low.compile(), lowered.values())
             for program, one in zip(lowered, compiled, strict=True):
                 self._keep(program, one, one)
-        self._compile_s += time.perf_counter() - started
+        self._ahead_s += time.perf_counter() - started
 
     def hold(self, holdings: Holdings) -> None:
         """Is told what orders may name from now on."""
@@ -152,9 +162,23 @@ class LocalEngine:
             if not self._waiting:
                 return None
             program, group = self._group()
-            with jax.profiler.TraceAnnotation(annotation([one.visit for one in group])):
+            visits = [one.visit for one in group]
+            self._begun = Begun(tuple(visits), time.monotonic(), 0, [])
+            with jax.profiler.TraceAnnotation(annotation(visits)):
                 self._ready.extend(self._train(program, group))
+            self._begun = begun.NOTHING
         return self._ready.popleft()
+
+    def progress(self) -> Sequence[Progress]:
+        """How far the visit that another thread carries out has come; see `contract.Engine`.
+
+        Where several are one program they have come equally far.
+        """
+        return begun.progress(self._begun)
+
+    def happened(self) -> Sequence[Happened]:
+        """Nothing: nodes are calls."""
+        return ()
 
     def evaluate(self, params: Params) -> Scores:
         """Scores of a model on the held-out data."""
@@ -163,14 +187,20 @@ class LocalEngine:
         for chunk in self._feed.held_out():
             program = Program("evaluate", shape=chunk.shape)
             results.append(self._call(program, *model, *chunk.arrays))
-        return self._feed.scores(jax.device_get(results))
+        of_nodes = []
+        for chunk in self._feed.at_nodes():
+            program = Program("score", shape=chunk.shape)
+            of_nodes.append(self._call(program, *model, *chunk.arrays))
+        scores = self._feed.scores(jax.device_get(results))
+        return scores._replace(nodes=self._feed.node_scores(jax.device_get(of_nodes)))
 
     @property
     def compilations(self) -> Compilations:
         """What was compiled so far; a node's memory is unknown once a program trains several."""
-        several = any(program.lead for program in self._programs)
+        several = any(program.lead for program in list(self._programs))
         peak_bytes = None if several else self._peak_bytes or None
-        return Compilations(len(self._programs), self._compile_s, peak_bytes)
+        seconds = self._compile_s + self._ahead_s
+        return Compilations(len(self._programs), seconds, peak_bytes)
 
     def close(self) -> None:
         """Forgets what was submitted."""
@@ -217,13 +247,13 @@ class LocalEngine:
             epoch = reading.epoch(number, [tally.over for tally in tallies])
             if not any(epoch.steps):
                 continue
-            keys = self._keys(visits, number, lead)
+            own_keys = keys.of_epoch(self._key, visits, number, lead)
             started, compile_s = time.perf_counter(), self._compile_s
 
             # The next chunk is made while the device trains; nothing waits before the epoch's end.
             stats = []
             for chunk in epoch.chunks:
-                key = keys if chunk.number is None else _folded(keys, chunk.number)
+                key = own_keys if chunk.number is None else keys.of_call(own_keys, chunk.number)
                 one = program._replace(shape=chunk.shape)
                 read = start.frozen, start.received, *chunk.arrays
                 own_key = processes.put(key, how.nodes) if lead else key
@@ -233,10 +263,14 @@ class LocalEngine:
                     )
                 stats.append(stat)
                 calls += 1
+                if chunk.number is not None:
+                    self._begun.parts.append(stat.loss_sum)
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
             tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+            steps = self._begun.steps + max(epoch.steps)
+            self._begun = self._begun._replace(steps=steps, parts=[])
 
         # What nothing keeps is not brought back.
         ends = [(trainable, states if settings.carry_optimizer_state else {})]
@@ -261,6 +295,7 @@ class LocalEngine:
             examples=int(tally.examples),
             examples_held=self._nodes[visit.node].examples,
             train_s=tally.train_s,
+            started=one.order.layers,
         )
         client = self._step.client
         if client is None:
@@ -311,15 +346,6 @@ class LocalEngine:
             return None
         return lambda shape, rows: self._call(Program("prefix", shape=shape), start.frozen, rows)
 
-    def _keys(self, visits: Sequence[Visit], epoch: int, lead: tuple[int, ...]) -> jax.Array:
-        """A visit's key comes from (seed, turn, node), its epoch's from that and the epoch's
-        number.
-        """
-        turns, nodes = (np.zeros(math.prod(lead), np.uint32) for _ in range(2))
-        for place, visit in enumerate(visits):
-            turns[place], nodes[place] = visit.turn, visit.node
-        return _epoch_keys(self._key, turns, nodes, epoch).reshape(lead)
-
     # Programs
 
     def _call(self, program: Program, *args: Any) -> Any:
@@ -339,6 +365,8 @@ class LocalEngine:
     def _jitted(self, program: Program) -> Any:
         if program.kind == "evaluate":
             return jax.jit(self._feed.evaluation())
+        if program.kind == "score":
+            return jax.jit(self._feed.scoring())
         if program.kind == "prefix":
             return jax.jit(self._feed.prefix())
         how = self._emulation if program.lead else ALONE
@@ -360,8 +388,9 @@ class LocalEngine:
 
         start = jax.eval_shape(lambda params: self._start(params, {}, layers, 0, lead), params)
         read = jax.eval_shape(given, params, shared)
-        chunk, keys = self._feed.nobody(lead), self._keys([], 0, lead)
-        return self._jitted(program).lower(*start, *chunk.arrays, keys, np.float32(0), read)
+        chunk = self._feed.nobody(lead)
+        own_keys = keys.of_epoch(self._key, [], 0, lead)
+        return self._jitted(program).lower(*start, *chunk.arrays, own_keys, np.float32(0), read)
 
     def _keep(self, program: Program, compiled: Any, callable_: Any) -> None:
         self._programs[program] = callable_
@@ -373,18 +402,3 @@ class LocalEngine:
         arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
         total = arguments + results + memory.temp_size_in_bytes - memory.alias_size_in_bytes
         self._peak_bytes = max(self._peak_bytes, total - self._feed.other_bytes())
-
-
-@jax.jit
-def _epoch_keys(key: jax.Array, turns: jax.Array, nodes: jax.Array, epoch: jax.Array) -> jax.Array:
-    def of_visit(turn: jax.Array, node: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, turn), node), epoch)
-
-    return jax.vmap(of_visit)(turns, nodes)
-
-
-@jax.jit
-def _folded(keys: jax.Array, number: jax.Array) -> jax.Array:
-    """The keys of an epoch's chunk."""
-    fold = lambda key: jax.random.fold_in(key, number)  # noqa: E731
-    return jax.vmap(fold)(keys.reshape(-1)).reshape(keys.shape)

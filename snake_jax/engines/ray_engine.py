@@ -10,7 +10,8 @@ both modes this process has a copy before an outcome counts, so what dies with i
 that was merged, and checkpoints and evaluations are its own.
 
 A process that ends is seen when its visit's call fails; one that hangs by a heart-beat, which a
-second thread of it answers, that stays out for `deadline_s`. Either way its visits are `Lost`, and
+second thread of it answers, that stays out for `deadline_s`; one that beats and does not get on by
+the steps that a beat tells of. Each way its visits are `Lost`, and
 a new process, with an empty cache, takes its place.
 """
 
@@ -23,9 +24,17 @@ from typing import Any, NamedTuple
 import jax
 import ray
 
-from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
 from snake_jax.engines.choice import Choice
-from snake_jax.engines.contract import Compilations, Engine, Holdings, NodeInfo, Scores
+from snake_jax.engines.contract import (
+    Compilations,
+    Engine,
+    Happened,
+    Holdings,
+    NodeInfo,
+    Progress,
+    Scores,
+)
 from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
 from snake_jax.engines.ray_node import Begun, Build, Facts, Key, Node, Task
 from snake_jax.engines.ray_values import Exchange, Values
@@ -35,6 +44,7 @@ from snake_jax.params import Params, PyTree
 RESTARTS = 3
 """How often a process's place is taken by a new one; after that its nodes stay away."""
 _BEAT_S = 0.5
+_THREADS = {"beat": 1, "ahead": 1}  # of an actor, beside the one that trains
 
 
 class _Worker:
@@ -47,7 +57,10 @@ class _Worker:
         self.about: Begun | None = None
         self.held: set[Key] = set()
         self.beat: tuple[ray.ObjectRef, float] | None = None
-        self.alive = True
+        self.prepared: ray.ObjectRef | None = None
+        self.progress: Progress | None = None
+        self.moved_s = time.monotonic()
+        self.alive, self.why = True, ""
 
 
 class _UnderWay(NamedTuple):
@@ -80,19 +93,20 @@ class RayEngine:
           choice: where the actors are.
         """
         self._build, self._scorer, self._cached = build, scorer, exchange.cached
-        self._deadline_s = choice.deadline_s
+        self._limits = choice
         with contextlib.ExitStack() as stack:
             stack.enter_context(cluster(choice))
             count, self._options = placed(nodes, choice)
             self._surroundings = stack.enter_context(kept_programs())
             self._open = stack.pop_all()
-        self._kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
+        self._kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups=_THREADS)(Node)
         self._restarts = [RESTARTS] * count
         self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
 
         self._values = Values(exchange)
         self._under_way: list[_UnderWay] = []
         self._lost: deque[Lost] = deque()
+        self._happened: list[Happened] = []
         self._compilations: dict[_Worker, Compilations] = {}
         self._looked_s = 0.0
         self._node_count = nodes
@@ -105,29 +119,49 @@ class RayEngine:
     def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
         """A new actor for these nodes, told to open their data and to compile what is expected."""
         about = nodes, self._cached, self._surroundings
-        actor = self._kind.options(**self._options).remote(*about)
+        actor = self._kind.options(**self._placed(number)).remote(*about)
         begun = actor.begin.remote(self._build(nodes))
         worker = _Worker(number, nodes, actor, begun)
         self._prepare(worker)
         return worker
 
+    def _placed(self, number: int) -> dict[str, Any]:
+        """Ray's options for the actor of that number: what it takes, and so where it may be."""
+        del number
+        return self._options
+
     def _prepare(self, worker: _Worker) -> None:
-        """Has the actor compile what its nodes are going to need."""
+        """Has the actor compile what its nodes are going to need, and then, beside its visits, what
+        they may have to take over from others.
+        """
         if self._expected is None:
             return
         rounds, like, shared = self._expected
-        own = []
+        own: list[Round] = []
+        others: list[Round] = []
         for visits in rounds:
             mine = tuple(visit for visit in visits if visit.node in worker.nodes)
             if mine:
                 own.append(mine)
+            elif len(visits) == 1 and self._next_to(visits[0]) in worker.nodes:
+                others.append(visits)
         worker.actor.expect.remote(own, like, shared)
+        ahead = worker.actor.prepare.options(concurrency_group="ahead")
+        worker.prepared = ahead.remote(others, like, shared)
+
+    def _next_to(self, visit: Visit) -> int:
+        """Who takes a visit over as a rule, should its node be lost: the next one."""
+        return (visit.node + 1) % self._node_count
+
+    def are_prepared(self) -> bool:
+        """Whether all processes have compiled what they may have to take over."""
+        return all(worker.prepared and _is_there(worker.prepared) for worker in self._workers)
 
     def _drop(self, worker: _Worker, why: str) -> None:
         """Counts all that the actor was to do as lost; its place is free."""
         if not worker.alive:
             return
-        worker.alive = False
+        worker.alive, worker.why = False, why
         kill(worker.actor, worker.about)
         for one in self._under_way:
             if one.worker is worker:
@@ -143,6 +177,9 @@ class RayEngine:
             if not worker.alive and self._restarts[number]:
                 self._restarts[number] -= 1
                 self._workers[number] = self._started(number, worker.nodes)
+                cause = f"a new process takes the place of one that ended: {worker.why}"
+                for node in worker.nodes:
+                    self._happened.append(Happened(node, "restarted", cause))
 
     def _look_after(self) -> None:
         """Asks actors that work for a heart-beat, and drops those that do not answer."""
@@ -157,9 +194,21 @@ class RayEngine:
                 beat = worker.actor.beat.options(concurrency_group="beat").remote()
                 worker.beat = beat, now
             elif _is_there(worker.beat[0]):
+                self._heard(worker, worker.beat[0], now)
                 worker.beat = None
-            elif now - worker.beat[1] > self._deadline_s:
-                self._drop(worker, f"no heart-beat for {self._deadline_s:g} s")
+            elif now - worker.beat[1] > self._limits.deadline_s:
+                self._drop(worker, f"no heart-beat for {self._limits.deadline_s:g} s")
+
+    def _heard(self, worker: _Worker, beat: "ray.ObjectRef", now_s: float) -> None:
+        """Notes how far an actor has come, and drops one that does not get on or is too slow."""
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            told: Progress | None = ray.get(beat)
+            before, worker.progress = worker.progress, told
+            if _place(told) != _place(before):
+                worker.moved_s = now_s
+            why = why_given_up(told, now_s - worker.moved_s, self._limits)
+            if why:
+                self._drop(worker, why)
 
     def _greet(self, worker: _Worker) -> None:
         """Notes what an actor says of itself once its data is open; until then none is missed.
@@ -224,6 +273,8 @@ class RayEngine:
             return
         task, worker.held = self._values.task(order, worker.held)
         returns = self._values.returns(order)
+        if not any(one.worker is worker for one in self._under_way):
+            worker.moved_s = time.monotonic()
         references = worker.actor.carry_out.options(num_returns=returns).remote(task)
         if returns == 1:
             references = [references]
@@ -266,7 +317,7 @@ class RayEngine:
             return self._missing(one, error)
         self._under_way.remove(one)
         self._compilations[one.worker] = facts.compilations
-        return self._values.outcome(one.task, facts, values, one.references[1:])
+        return self._values.outcome(one.order, one.task, facts, values, one.references[1:])
 
     def _missing(self, one: _UnderWay, error: Exception) -> Lost:
         """Of an order for which a value did not arrive: the machine that it lay on is gone."""
@@ -278,6 +329,16 @@ class RayEngine:
             return Lost(one.order.visit, "layers that it needed were lost with their process")
         self._drop(one.worker, "what it trained was lost with its machine")
         return self._lost.popleft()
+
+    def progress(self) -> Sequence[Progress]:
+        """How far the visits under way have come, by their actors' last heart-beats."""
+        told = {one.worker: one.worker.progress for one in self._under_way}
+        return [progress for progress in told.values() if progress is not None]
+
+    def happened(self) -> Sequence[Happened]:
+        """Actors that took the place of others since this was last asked."""
+        found, self._happened = self._happened, []
+        return found
 
     def evaluate(self, params: Params) -> Scores:
         """Scores of a model on the held-out data, in this process."""
@@ -301,6 +362,27 @@ class RayEngine:
                 worker.alive = False
                 ray.kill(worker.actor, no_restart=True)
         self._open.close()
+
+
+def why_given_up(told: Progress | None, still_s: float, limits: Choice) -> str:
+    """Why an actor that answers is given up; empty where it is not.
+
+    Args:
+      told: of the visit that it carries out; None: it carries out none.
+      still_s: seconds since that last changed.
+      limits: of the engine.
+    """
+    visit_s, stall_s = limits.visit_deadline_s, limits.stall_s
+    if told is not None and visit_s and told.seconds > visit_s:
+        return f"its visit took longer than {visit_s:g} s"
+    if stall_s and still_s > stall_s:
+        return f"it stayed at step {told.steps if told is not None else 0} for {stall_s:g} s"
+    return ""
+
+
+def _place(progress: Progress | None) -> tuple[Visit, int] | None:
+    """Where an actor stands: the visit and its steps; None: at none."""
+    return None if progress is None else (progress.visit, progress.steps)
 
 
 def _is_there(reference: "ray.ObjectRef") -> bool:

@@ -7,6 +7,8 @@ compiled programs. All training is `LocalEngine`'s. Data never leaves; layers an
 import os
 import pickle
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,15 @@ import numpy as np
 import ray
 
 from snake_jax.algorithms.visits import Outcome, Round, Serialized, Visit
-from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, NodeInfo
+from snake_jax.engines import ray_faults, updates, vitals
+from snake_jax.engines.contract import (
+    Compilations,
+    Engine,
+    Held,
+    Holdings,
+    NodeInfo,
+    Progress,
+)
 from snake_jax.params import Params, PyTree
 
 Item = tuple[str, str | int]
@@ -48,19 +58,22 @@ class Surroundings(NamedTuple):
       flags: of XLA; None: those that are there.
       settings: of jax, by name.
       path: where modules are looked for, after the places that are known there.
+      fault: that tests ask for; see `ray_faults`.
     """
 
     folder: str
     flags: str | None
     settings: Mapping[str, Any]
     path: tuple[str, ...]
+    fault: str = ""
 
 
 def surroundings(**changes: Any) -> Surroundings:
     """Those of this process, but for some of jax's settings."""
     settings = {name: jax.config.values[name] for name in _SETTINGS}
     flags = os.environ.get("XLA_FLAGS")
-    return Surroundings(os.getcwd(), flags, settings | changes, tuple(sys.path))
+    own = settings | changes
+    return Surroundings(os.getcwd(), flags, own, tuple(sys.path), ray_faults.asked())
 
 
 class Task(NamedTuple):
@@ -111,7 +124,9 @@ class Facts(NamedTuple):
 
 
 class Node:
-    """The actor's class. Its methods but `beat` run one after the other, in the order of calls."""
+    """The actor's class. Its methods but `beat` and `prepare` run one after the other, in the order
+    of calls.
+    """
 
     def __init__(self, nodes: Sequence[int], cached: bool, about: Surroundings) -> None:
         """Opens nothing yet.
@@ -123,7 +138,10 @@ class Node:
         """
         self._nodes, self._cached = nodes, cached
         self._engine: Engine | None = None
+        self._doing: tuple[Visit, float] | None = None
+        self._fault = about.fault
         self._held: dict[Key, PyTree] = {}
+        self._expected = threading.Event()
         # The folder may be another machine's; what is missing then is said by who looks for it.
         if os.path.isdir(about.folder):
             os.chdir(about.folder)
@@ -144,15 +162,35 @@ class Node:
         """Compiles ahead: see `Engine`."""
         assert self._engine is not None
         self._engine.expect(rounds, params, shared=shared)
+        self._expected.set()
+
+    def prepare(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
+        """Compiles what may come unplanned, in a thread of its own: after what is planned, beside
+        visits, one program after the other in the order of the schedule.
+        """
+        self._expected.wait()
+        assert self._engine is not None
+        for visits in rounds:
+            self._engine.expect([visits], params, shared=shared)
 
     def carry_out(self, task: Task) -> tuple[Any, ...]:
         """Trains; gives facts, then a value for each of their items."""
+        self._doing = task.visit, time.monotonic()
+        try:
+            return self._carried_out(task)
+        finally:
+            self._doing = None
+
+    def _carried_out(self, task: Task) -> tuple[Any, ...]:
         assert self._engine is not None
         received = self._fetch(task)
+        fault = ray_faults.kind_for(self._fault, task.visit)
+        ray_faults.stalled(fault)
         self._engine.hold(self._holdings(task))
         self._engine.submit(self._holdings(task).order(task.visit, task.learning_rate))
         outcome = self._engine.next()
         assert isinstance(outcome, Outcome)
+        outcome = ray_faults.spoiled(fault, outcome)
 
         # What was trained stays here too, under its number, for whoever visits next.
         given = given_by(outcome)
@@ -160,11 +198,18 @@ class Node:
             self._held[item, task.made] = value
         if not self._cached:
             self._held = {key: self._held[key] for key in remembered(set(self._held))}
+        # The checksum is of the arrays as they are sent, on the host.
+        values = jax.device_get(list(given.values()))
         outcome = outcome._replace(
-            layers={}, states={}, memory=None, report=None, serialized=Serialized(received, 0)
+            layers={},
+            states={},
+            memory=None,
+            report=None,
+            serialized=Serialized(received, 0),
+            checksum=updates.checksum(outcome),
         )
         facts = Facts(outcome, tuple(given), self._engine.compilations)
-        return (facts, *jax.device_get(list(given.values())))
+        return (facts, *ray_faults.sent(fault, values))
 
     def _fetch(self, task: Task) -> int:
         """Gets what is lacking and lets go of older versions; returns the bytes of it."""
@@ -190,8 +235,19 @@ class Node:
         shared = kinds["shared"].get("", Held(0, {}))
         return Holdings(kinds["layers"], kinds["states"], kinds["memory"], shared)
 
-    def beat(self) -> None:
-        """Answers, from a thread of its own, as long as the process does."""
+    def beat(self) -> Progress | None:
+        """Answers, from a thread of its own, as long as the process does: how far the visit has
+        come that is under way; None: there is none.
+        """
+        doing = self._doing
+        if doing is None or self._engine is None:
+            return None
+        visit, since_s = doing
+        steps = 0
+        for one in self._engine.progress():
+            steps = one.steps
+        seconds = time.monotonic() - since_s
+        return Progress(visit, steps, seconds, vitals.load(), vitals.memory_bytes())
 
 
 Key = tuple[Item, int]

@@ -8,7 +8,7 @@ only puts it in its place, which is seen by identity: then whoever trained it is
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from snake_jax.engines.ray_node import (
     serialized_bytes,
     still_held,
 )
+from snake_jax.engines.updates import UNKNOWN_VERSION
 from snake_jax.params import PyTree
 
 
@@ -145,6 +146,7 @@ class Values:
 
     def outcome(
         self,
+        order: Order,
         task: Task,
         facts: Facts,
         values: Sequence[PyTree],
@@ -153,7 +155,8 @@ class Values:
         """The outcome with its arrays, which are noted as lying where they were trained.
 
         Args:
-          task: that was asked.
+          order: of the visit.
+          task: that was asked for it.
           facts: about it.
           values: of their items, as Ray has them.
           references: to these values.
@@ -176,6 +179,7 @@ class Values:
             memory=found.get(("memory", visit.node)),
             report=found.get(("report", "")),
             serialized=Serialized(outcome.serialized.to_node, came),
+            started=_versions(order, task, outcome.started or {}),
         )
 
     def _on_device(self) -> bool:
@@ -183,6 +187,15 @@ class Values:
         for held in self._holdings.layers.values():
             return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(held.value))
         return False
+
+
+def _versions(order: Order, task: Task, started: Mapping[str, int]) -> dict[str, int]:
+    """`{layer: version}` that a visit started from, given the numbers that its node had."""
+    found = {}
+    for name, version in order.layers.items():
+        same = started.get(name) == task.items["layers", name]
+        found[name] = version if same else UNKNOWN_VERSION
+    return found
 
 
 _copied = functools.partial(jax.tree.map, np.array)

@@ -130,7 +130,7 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
       target: see `compiled.devices`; empty: nothing is to be compiled.
     """
     # All that decides what a step computes and how large it is; the rest is as a run has it.
-    same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum"]
+    same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum", "dp_clip"]
     changed: dict[str, Any] = {"algorithm": "fedavg"}
     if isinstance(config, TextConfig):
         same += ["max_length", "recompute", "packing", "mesh"]

@@ -20,6 +20,7 @@ import numpy as np
 
 from snake_jax.errors import UserError
 from snake_jax.report.columns import PageColumn, cell, columns_of
+from snake_jax.report.events import read_events
 from snake_jax.report.ledger import ledger
 from snake_jax.report.merits import MERITS, Curve, Record
 from snake_jax.report.plots import layer_order
@@ -189,7 +190,18 @@ def _run_data(run: Run, columns: Sequence[PageColumn]) -> dict[str, Any]:
         "layers": layer_order(run.metrics),
         "visits": _visits(run.metrics),
         "ledger": ledger(run),
+        "events": _events(run),
     }
+
+
+def _events(run: Run) -> list[dict[str, Any]]:
+    """What happened to the run's nodes; times in seconds after the first event."""
+    events, shown = read_events(run.path), []
+    for event in events:
+        time_s = round(event["time_s"] - events[0]["time_s"], 3)
+        row = {name: event[name] for name in ("round", "visit", "node", "event", "cause")}
+        shown.append({"time": time_s, **row})
+    return shown
 
 
 def _positions(run: Run) -> dict[str, list[float | None]]:

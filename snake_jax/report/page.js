@@ -89,11 +89,15 @@ function start() {
     0,
     data.runs.findIndex((run) => middleLayers(run).length > 0),
   ); // a run whose visits train different layers, where there is one
+  fillSelect("events-run", names, drawEvents);
+  const eventful = data.runs.findIndex((run) => run.events.some((event) => event.event !== "admitted"));
+  byId("events-run").value = Math.max(0, eventful);
   byId("schedule-run").value = first;
   byId("ledger-run").value = first;
   startCurves();
   drawRuns();
   drawLedger();
+  drawEvents();
   drawConfiguration();
   redrawOnResize("plot-drawing", drawCurves);
   redrawOnResize("schedule-drawing", drawSchedule);

@@ -155,6 +155,40 @@ function sumOf(ledger, end) {
   return ledger.reasons.map((_, i) => sum(ledger.places.map((place) => place[end][i])));
 }
 
+// ---- events
+
+const EVENT_HEADS = ["time", "round", "visit", "node", "event", "cause"];
+
+function drawEvents() {
+  const events = data.runs[byId("events-run").value].events;
+  byId("events-note").textContent = eventsText(events);
+  byId("events-table").replaceChildren(...(events.length ? eventsTable(events) : []));
+}
+
+function eventsText(events) {
+  const kinds = [...new Set(events.map((event) => event.event))];
+  const counts = kinds.map((kind) => `${events.filter((event) => event.event === kind).length} ${kind}`);
+  return events.length ? `${counts.join(", ")}. Times are from the first event on.` : "No events.jsonl in this run.";
+}
+
+function eventsTable(events) {
+  const heads = EVENT_HEADS.map((name) => html("th", { class: isWord(name) ? "word" : "number", scope: "col" }, name));
+  return [html("thead", {}, html("tr", {}, ...heads)), html("tbody", {}, ...events.map(eventRow))];
+}
+
+function eventRow(event) {
+  const text = (name) => {
+    if (event[name] === null) return MISSING;
+    return name === "time" ? human(event.time, "s") : String(event[name]);
+  };
+  const cells = EVENT_HEADS.map((name) => html("td", { class: isWord(name) ? "word" : "number" }, text(name)));
+  return html("tr", { "data-event": event.event }, ...cells);
+}
+
+function isWord(name) {
+  return name === "event" || name === "cause";
+}
+
 // ---- configuration
 
 function drawConfiguration() {

@@ -134,7 +134,7 @@ def kept_rounds(
         folder.keep(last, compilations_in_all(folder, engine))
 
     try:
-        for report in loop.train(setup, engine, state, keep):
+        for report in loop.train(setup, engine, state, keep, folder.requests):
             folder.add(report, compilations_in_all(folder, engine))
             yield report
         in_all = compilations_in_all(folder, engine)

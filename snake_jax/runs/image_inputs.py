@@ -14,10 +14,13 @@ from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import subsets
 from snake_jax.data.images.dataset import Dataset, take
 from snake_jax.data.images.quality import clean
+from snake_jax.data.node_hold_out import held_out
 from snake_jax.errors import UserError
 
 ARRAYS = "arrays"
 """The data set of a run on arrays of one's own, as its configuration names it."""
+NOTHING_COUNTED = np.zeros((0, 0), np.int64)
+"""Of data that was not counted by node and class."""
 
 
 class Images(NamedTuple):
@@ -30,6 +33,8 @@ class Images(NamedTuple):
       quality: what cleaning did, one line.
       largest: how many examples the largest of all nodes holds, where these are not all nodes'
         images; else 0.
+      counts: `[K, C]` examples of each class at each node.
+      own: each node's indices into the training examples that it holds out; empty: nothing.
     """
 
     dataset: Dataset
@@ -37,6 +42,8 @@ class Images(NamedTuple):
     divergence: float
     quality: str
     largest: int = 0
+    counts: np.ndarray = NOTHING_COUNTED
+    own: Sequence[np.ndarray] = ()
 
 
 def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
@@ -71,7 +78,13 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     # Divergence is one of the nodes' data, whatever the method then makes of their shards.
     counts = partition.label_counts(shards, labels, dataset.num_classes)
     divergence = label_divergence(counts, config.distill_measure)
-    return Images(dataset, algorithm.shards(shards), divergence, quality)
+    own: list[np.ndarray] = []
+    if config.evaluate_nodes:
+        for node, shard in enumerate(shards):
+            is_held = held_out(len(shard), config.evaluate_nodes, config.seed, node)
+            own.append(shard[is_held])
+            shards[node] = shard[~is_held]
+    return Images(dataset, algorithm.shards(shards), divergence, quality, counts=counts, own=own)
 
 
 def _pixel_std(text: str, dataset: Dataset) -> tuple[float, ...]:
@@ -127,4 +140,6 @@ def part_of(data: Images, nodes: Sequence[int], held_out: bool) -> Images:
     dataset = data.dataset._replace(train=take(data.dataset.train, np.concatenate(chosen)))
     if not held_out:
         dataset = dataset._replace(test=take(dataset.test, np.zeros(0, np.int64)))
-    return data._replace(dataset=dataset, shards=shards, largest=max(map(len, data.shards)))
+    largest = max(map(len, data.shards))
+    # How other nodes' labels are spread is none of theirs.
+    return Images(dataset, shards, data.divergence, data.quality, largest, counts=NOTHING_COUNTED)

@@ -45,6 +45,7 @@ from snake_jax.runs.job import (
     make_rule,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.training.image_step import Examples, LocalStep, local_gradients
 from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
@@ -137,7 +138,7 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     for shard in data.shards:
         steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
         steps.append(steps_per_epoch * config.local_epochs)
-    return assembled(job, data, data.divergence, steps)
+    return assembled(job, data, data.divergence, steps, data.counts)
 
 
 def _step_examples(config: ImageConfig) -> int:
@@ -151,7 +152,9 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     costs = layer_costs(job.model, _step_examples(job.config))
 
     def cost(layers: LayerNames) -> assigned.VisitCost:
-        state = memory.state_bytes(step, layers, job.config.frozen_dtype)
+        state = memory.state_bytes(
+            step, layers, job.config.frozen_dtype, examples=job.config.batch_size
+        )
         flops = step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
         return assigned.VisitCost(state.total, flops)
 
@@ -197,6 +200,7 @@ def make_step(
         gradients=_gradients(job),
         parties=_parties(job),
         auxiliary=job.auxiliary,
+        privacy=privacy_of(config),
     )
 
 
@@ -275,7 +279,8 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
     shards, largest = setup.data.shards, setup.data.largest
-    return image_engine(step, train, test, shards, settings, config.executor, largest)
+    own = setup.data.own
+    return image_engine(step, train, test, shards, settings, config.executor, largest, own)
 
 
 def _examples(split: Split) -> Examples:
@@ -294,8 +299,8 @@ def _like(job: ImageJob) -> Params:
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
-    del outcomes, scores
-    return {}
+    del outcomes
+    return records.of_nodes(scores, "accuracy", lambda one: one.accuracy)
 
 
 _SUMMARISED = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snake_jax.algorithms import base, schedule
+from snake_jax.algorithms import base, pool, schedule
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain, Message, Role
@@ -31,6 +31,7 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes, Transfer
 from snake_jax.params import Params, PyTree, select
+from snake_jax.runs import privacy
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
 
@@ -156,6 +157,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    privacy.check(config, algorithm)
     algorithm.check(config)
 
 
@@ -178,14 +180,27 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_round = planned(job)[-1]
-    last_turn = last_round[-1].turn
+    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
     for turn in schedule.interruptions(job.config):
         if turn > last_turn:
             raise UserError(
                 f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is "
                 f"{last_turn}"
             )
+
+
+def check_pool(job: Job) -> None:
+    """Refuses flags by which nobody would be there, or that name what there is not.
+
+    Raises:
+      UserError: there is one.
+    """
+    if job.plan.refused or job.config.leave or job.config.join:
+        everybody = job.plan._replace(
+            refused={}, config=dataclasses.replace(job.config, leave="", join="")
+        )
+        last_round = base.planned_rounds(job.algorithm, everybody)[-1]
+        pool.check(job.plan, last_round[-1].turn + 1)
 
 
 def planned(job: Job) -> list[Round]:

@@ -5,27 +5,37 @@ the rest.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms import schedule
-from snake_jax.algorithms import visits as visiting
+from snake_jax.algorithms import pool, schedule
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.traffic import Exchange
-from snake_jax.algorithms.visits import Ending, Lost, Order, Outcome, Round, Rounds, Visit
+from snake_jax.algorithms.visits import Ending, Round, Rounds
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
-from snake_jax.params import Params, PyTree
-from snake_jax.runs import image_task, records, round_costs, text_task
+from snake_jax.params import Params
+from snake_jax.runs import (
+    carry,
+    image_task,
+    membership,
+    privacy,
+    records,
+    round_costs,
+    text_task,
+)
 from snake_jax.runs import job as jobs
+from snake_jax.runs.carry import Carried, Diverged
+from snake_jax.runs.membership import Request
 from snake_jax.runs.setup import Setup
-from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.runs.state import Report, State
 
 __all__ = [
     "Diverged",
@@ -39,58 +49,6 @@ __all__ = [
     "summarise",
     "train",
 ]
-
-
-class Diverged(RuntimeError):
-    """A visit's loss or parameters are not finite; the message names the visit."""
-
-
-class State(NamedTuple):
-    """All that a run carries from round to round.
-
-    Attributes:
-      params: the model in full precision.
-      states: optimizer states by layer, where they travel.
-      memory: what the server remembers for its method.
-      nodes: `{node: what it remembers for its method}`, of nodes that have been visited.
-      network: who holds what.
-      failures: `{number of a round: event of each of its visits}`, of the rounds in which one was
-        interrupted or lost: with it the schedule is where it was.
-      rounds: finished so far.
-      clock_s: simulated seconds so far.
-    """
-
-    params: Params
-    states: OptimizerStates
-    memory: PyTree
-    nodes: Mapping[int, PyTree]
-    network: Network
-    failures: Mapping[int, tuple[str, ...]]
-    rounds: int
-    clock_s: float = 0.0
-
-
-class Report(NamedTuple):
-    """A finished round: a line of metrics, its transfers, the state after it, and whom it lost."""
-
-    record: dict[str, Any]
-    transfers: list[Transfer]
-    state: State
-    lost: tuple[Lost, ...] = ()
-
-
-class _Carried(NamedTuple):
-    """What came of a round's visits, the trained layers already added up.
-
-    Of a lost visit there is an outcome too, of nothing.
-    """
-
-    outcomes: list[Outcome]
-    lost: tuple[Lost, ...]
-    accepted: list[Visit]
-    total: Any
-    states: OptimizerStates
-    nodes: Mapping[int, PyTree]
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -125,28 +83,42 @@ def make_engine(setup: Setup) -> Engine:
     return setup.task.engine(setup)
 
 
+def _no_requests() -> Sequence[Request]:
+    return ()
+
+
 def train(
-    setup: Setup, engine: Engine, state: State, keep: Callable[[State], None]
+    setup: Setup,
+    engine: Engine,
+    state: State,
+    keep: Callable[[State], None],
+    requests: Callable[[], Sequence[Request]] = _no_requests,
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
+
+    It ends before the planned rounds do where all nodes have left.
 
     Args:
       setup: from `prepare`.
       engine: from `make_engine`.
       state: from `initial_state` or a checkpoint.
       keep: is called with the last good state before the run ends on divergence.
+      requests: is asked after every round for all requests to leave or join so far.
 
     Raises:
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
+      UserError: no node's update of a visit can be merged, or no node is there that can hold it.
     """
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
-    turns = every[-1][-1].turn + 1
+    turns = max(visit.turn for visits in every for visit in visits) + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    course, visits = _from(setup, state)
+    course, visits, finished, unfinished = _from(setup, state)
+    spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
+    refused = Counter[int]()
     while visits is not None:
         number = state.rounds
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
@@ -157,7 +129,7 @@ def train(
         orders = [holdings.order(visit, rate) for visit in visits]
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
             engine.hold(holdings)
-            carried = _carry_out(setup, engine, state, orders, keep)
+            carried = carry.carry_out(setup, engine, state, orders, refused, keep)
         params, memory = algorithm.merge.finish(
             setup.plan, visits, state.params, state.memory, carried.total
         )
@@ -168,21 +140,35 @@ def train(
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         endings = _endings(visits, carried)
         failures = _with_failures(state, endings)
-        following = _next(setup, course, endings)
+        changed = membership.after_round(setup, state, visits, carried, requests())
+        following = _next(setup, course, endings, changed.moves, number + 1)
+        noted = membership.noted(
+            setup, engine, state, visits, carried, unfinished, changed, following
+        )
+        unfinished = _unfinished(endings)
 
         flops = [work(outcome) for outcome in carried.outcomes]
         heard |= {visit.node: number + 1 for visit in carried.accepted}
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
         clock_s = state.clock_s + took.seconds
         state = State(
-            params, carried.states, memory, carried.nodes, network, failures, number + 1, clock_s
+            params,
+            carried.states,
+            memory,
+            carried.nodes,
+            network,
+            failures,
+            number + 1,
+            clock_s,
+            *changed,
         )
         scores = None
         if state.rounds % config.eval_every == 0 or following is None:
             with jax.profiler.TraceAnnotation("evaluate"):
                 scores = engine.evaluate(params)
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
-        yield Report(record, transfers, state, carried.lost)
+        record |= privacy.of_round(config, visits, spent)
+        yield Report(record, transfers, state, carried.lost, noted)
         visits = following
 
 
@@ -200,7 +186,7 @@ def _deliveries(
 def _record(
     setup: Setup,
     visits: Round,
-    carried: _Carried,
+    carried: Carried,
     transfers: list[Transfer],
     scores: Scores | None,
     rate: float,
@@ -218,19 +204,44 @@ def _record(
     return record | records.of_serialized(outcomes)
 
 
-def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None]:
-    """The schedule where the state stands, and its next round; None where all are finished.
+class _Course(NamedTuple):
+    """The schedule where a state stands.
+
+    Attributes:
+      rounds: the generator, after the finished ones.
+      visits: the next round; None where all are finished.
+      finished: the rounds before it, as they were.
+      unfinished: `{turn: node}` of visits of the last of them that did not end as planned.
+    """
+
+    rounds: Rounds
+    visits: Round | None
+    finished: list[Round]
+    unfinished: dict[int, int]
+
+
+def _from(setup: Setup, state: State) -> _Course:
+    """The schedule where the state stands.
 
     It is a generator, so the finished rounds are gone through again, each told how it went.
     """
     course = setup.algorithm.rounds(setup.plan)
-    visits: Round | None = schedule.struck(setup.config, next(course))
+    away = pool.gone(setup.plan, state.moves, 0)
+    visits: Round | None = pool.manned(setup.plan, away, next(course))
+    endings: tuple[Ending, ...] = ()
+    finished = []
     for number in range(state.rounds):
         assert visits is not None, "a checkpoint has no more rounds than its schedule"
+        finished.append(visits)
         events = state.failures.get(number, ("",) * len(visits))
         endings = tuple(map(Ending, visits, events))
-        visits = _next(setup, course, endings)
-    return course, visits
+        visits = _next(setup, course, endings, state.moves, number + 1)
+    return _Course(course, visits, finished, _unfinished(endings))
+
+
+def _unfinished(endings: tuple[Ending, ...]) -> dict[int, int]:
+    """`{turn: node}` of visits that did not end as planned."""
+    return {ending.visit.turn: ending.visit.node for ending in endings if ending.event}
 
 
 def _with_failures(state: State, endings: tuple[Ending, ...]) -> Mapping[int, tuple[str, ...]]:
@@ -239,60 +250,28 @@ def _with_failures(state: State, endings: tuple[Ending, ...]) -> Mapping[int, tu
     return {**state.failures, state.rounds: events} if any(events) else state.failures
 
 
-def _next(setup: Setup, course: Rounds, endings: tuple[Ending, ...]) -> Round | None:
-    """The round after one that went so; None after the last."""
+def _next(
+    setup: Setup,
+    course: Rounds,
+    endings: tuple[Ending, ...],
+    moves: Sequence[pool.Move],
+    rounds: int,
+) -> Round | None:
+    """The round after one that went so; None after the last, and where all nodes have left.
+
+    Args:
+      setup: of the run.
+      course: its schedule.
+      endings: of the round.
+      moves: of nodes so far.
+      rounds: that are finished.
+    """
     try:
-        return schedule.struck(setup.config, course.send(endings))
+        visits = course.send(endings)
     except StopIteration:
         return None
-
-
-def _carry_out(
-    setup: Setup,
-    engine: Engine,
-    state: State,
-    orders: Sequence[Order],
-    keep: Callable[[State], None],
-) -> _Carried:
-    """Has a round's orders carried out; adds up what each visit trained and lets go of it."""
-    algorithm, config = setup.algorithm, setup.config
-    visits = tuple(order.visit for order in orders)
-    for order in orders:
-        engine.submit(order)
-    total = algorithm.merge.init(setup.plan, visits, state.params, state.memory)
-    states, nodes = state.states, dict(state.nodes)
-    remembers = algorithm.client(config) is not None
-    found, lost, accepted = list[Outcome](), list[Lost](), list[Visit]()
-    for outcome in _in_order(engine, visits):
-        if isinstance(outcome, Lost):
-            lost.append(outcome)
-            found.append(visiting.nothing_of(outcome.visit))
-            continue
-        if _is_good(outcome, config, state, keep) and outcome.visit.event != "lost":
-            accepted.append(outcome.visit)
-            total = algorithm.merge.add(total, outcome)
-            if config.carry_optimizer_state:
-                states = {**states, **outcome.states}
-            if remembers:
-                nodes[outcome.visit.node] = outcome.memory
-        # What is left is numbers: no round holds the layers of all its visits.
-        found.append(outcome._replace(layers={}, states={}, memory=None, report=None))
-    return _Carried(found, tuple(lost), accepted, total, states, nodes)
-
-
-def _in_order(engine: Engine, visits: Round) -> Iterator[Outcome | Lost]:
-    """What comes of submitted orders, in the order of their visits.
-
-    A running mean depends in its last bits on who comes first, and which node is faster is chance:
-    so who is early waits.
-    """
-    early: dict[Visit, Outcome | Lost] = {}
-    for visit in visits:
-        while visit not in early:
-            outcome = engine.next()
-            assert outcome is not None, "an engine gives an outcome for every order"
-            early[outcome.visit] = outcome
-        yield early.pop(visit)
+    away = pool.gone(setup.plan, moves, rounds)
+    return pool.manned(setup.plan, away, visits) or None
 
 
 def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
@@ -330,24 +309,7 @@ def _renewed(state: State, params: Params, network: Network) -> Network:
     return ledger.aggregated(network, tuple(changed)) if changed else network
 
 
-def _is_good(
-    outcome: Outcome, config: RunConfig, state: State, keep: Callable[[State], None]
-) -> bool:
-    """Whether a visit's outcome is usable; a diverged one ends the run unless it is skipped."""
-    if outcome.finite or outcome.visit.event == "lost":
-        return outcome.finite
-    if config.on_divergence == "stop":
-        keep(state)
-        visit = outcome.visit
-        raise Diverged(
-            f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) diverged: "
-            "its loss is not finite; the state before it is kept. Go on from it with "
-            "--on_divergence=skip, or lower --learning_rate or set a --clip_norm in a new --workdir"
-        )
-    return False
-
-
-def _endings(visits: Round, carried: _Carried) -> tuple[Ending, ...]:
+def _endings(visits: Round, carried: Carried) -> tuple[Ending, ...]:
     """How the visits of a round went, for the method."""
     gone = {lost.visit for lost in carried.lost}
     endings = []
@@ -357,13 +319,13 @@ def _endings(visits: Round, carried: _Carried) -> tuple[Ending, ...]:
     return tuple(endings)
 
 
-def _event(visits: Round, carried: _Carried) -> str:
+def _event(visits: Round, carried: Carried) -> str:
     """What a round's line of metrics says of it."""
     if carried.lost:
         return "lost"
     # A lost visit that the flags ask for is trained and then thrown away.
     diverged = [outcome for outcome in carried.outcomes if not outcome.finite]
-    return "skipped" if diverged else visits[0].event
+    return "skipped" if diverged else max(visit.event for visit in visits)
 
 
 def summarise(
@@ -387,6 +349,7 @@ def summarise(
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
+        **privacy.summary(config, setup.algorithm, lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

@@ -7,11 +7,14 @@ model and arrays; the loop and the folder go on from there and know no task.
 from collections.abc import Sequence
 from typing import Generic, NamedTuple
 
+import numpy as np
+
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.config import RunConfig
 from snake_jax.models.layered import Layer
+from snake_jax.nodes import fit
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.runs.job import (
     Config,
@@ -20,17 +23,19 @@ from snake_jax.runs.job import (
     Model,
     Task,
     check_interruptions,
+    check_pool,
 )
 
 
 class Setup(NamedTuple, Generic[Config, Data, Model]):
-    """A job and its data, checked against each other.
+    """A job and its data, checked against each other; and what is said of each node.
 
     The properties are the job's, under the same names.
     """
 
     job: Job[Config, Data, Model]
     data: Data
+    about_nodes: tuple[str, ...] = ()
 
     @property
     def config(self) -> Config:
@@ -84,7 +89,11 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
 
 
 def assembled(
-    job: Job[Config, Data, Model], data: Data, divergence: float, steps: Sequence[int]
+    job: Job[Config, Data, Model],
+    data: Data,
+    divergence: float,
+    steps: Sequence[int],
+    counts: np.ndarray,
 ) -> Setup[Config, Data, Model]:
     """The setup of a job on this data: what only the data decides is decided, and all is checked.
 
@@ -93,16 +102,22 @@ def assembled(
       data: for it.
       divergence: of the data's labels over the nodes.
       steps: optimizer steps of a visit at each node.
+      counts: `[K, C]` examples of each label at each node.
 
     Raises:
-      UserError: a node cannot hold what it is to train, or an interruption makes no sense.
+      UserError: a node cannot hold what it is to train, nobody is there to train, or an
+        interruption makes no sense.
     """
     distilled = "distill" in job.algorithm.flags and distills(job.config, divergence)
     job = job._replace(distilled=distilled)
     visitors, able = job.task.visitors(job, steps)
-    job = job._replace(plan=job.plan._replace(visitors=visitors, able=able))
+    refused = fit.refused(job.config, job.fleet, counts)
+    plan = job.plan._replace(visitors=visitors, able=able, refused=refused)
+    job = job._replace(plan=plan)
+    check_pool(job)
     check_interruptions(job)
-    return Setup(job, data)
+    about = [fit.described(job.config, counts, node) for node in range(job.config.nodes)]
+    return Setup(job, data, tuple(about))
 
 
 def distills(config: RunConfig, divergence: float) -> bool:

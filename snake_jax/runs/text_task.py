@@ -46,6 +46,7 @@ from snake_jax.runs.job import (
     planned,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.runs.text_checks import check_cut, check_model
 from snake_jax.runs.text_inputs import (
@@ -110,7 +111,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
         steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, data.divergence, steps)
+    return assembled(job, data, data.divergence, steps, data.rows.counts)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -202,6 +203,7 @@ def make_step(job: TextJob) -> LanguageStep:
         client=job.algorithm.client(config),
         recompute=config.recompute,
         fused=config.frozen_matmul == "fused",
+        privacy=privacy_of(config),
         gradients=_gradients(job),
         parties=text_work.parties(job),
     )
@@ -232,10 +234,8 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    ranks, packed = data.ranks, data.packed
-    return text_engine(
-        step, base, train, test, data.shards, settings, ranks, config.executor, packed
-    )
+    more = data.ranks, config.executor, data.packed, data.own
+    return text_engine(step, base, train, test, data.shards, settings, *more)
 
 
 def _params(setup: TextSetup) -> Params:
@@ -303,6 +303,7 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
         "tokens": tokens,
         "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
+        **records.of_nodes(scores, "perplexity", lambda one: _perplexity(one.loss)),
     }
 
 
@@ -362,8 +363,9 @@ def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
     # Of a cut model the node holds a part.
     at = exchange_of(job).needed() if len(job.chain) > 1 else None
-    trained, dtype = largest_visit(job), job.config.frozen_dtype
-    return memory.state_bytes(make_step(job), trained, dtype, _adapters_of(job), at)
+    config = job.config
+    held = config.frozen_dtype, _adapters_of(job), config.batch_size
+    return memory.state_bytes(make_step(job), largest_visit(job), *held, at=at)
 
 
 def _reads(job: TextJob) -> Reads:

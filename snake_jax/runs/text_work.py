@@ -83,7 +83,7 @@ def visit_cost(
     costs = row_costs(job.model, adapters, step.recompute, config.max_length)
 
     def cost(layers: LayerNames) -> VisitCost:
-        state = memory.state_bytes(step, layers, config.frozen_dtype, adapters)
+        state = memory.state_bytes(step, layers, config.frozen_dtype, adapters, config.batch_size)
         of_row = step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
         return VisitCost(state.total, rows * of_row)
 

@@ -1,6 +1,7 @@
 """The folder of a run: what it keeps, and how a run goes on from it.
 
-It holds config.json, metrics.jsonl, ledger.jsonl, checkpoints/ and summary.json.
+It holds config.json, metrics.jsonl, ledger.jsonl, events.jsonl, checkpoints/ and summary.json;
+who asks for nodes to leave or join adds requests.jsonl (`membership`).
 
 A round is finished once its checkpoint is written. Its lines are written before, so on resume lines
 past the checkpoint are cut off and their rounds done again, with the same result. Whole files are
@@ -21,23 +22,28 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 
 from snake_jax import processes
-from snake_jax.config import RunConfig
 from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
+from snake_jax.nodes.ledger import Transfer
 from snake_jax.params import PyTree
-from snake_jax.runs import storage
+from snake_jax.runs import events, membership, storage
 from snake_jax.runs.checkpoint import Checkpoints, Saved
+from snake_jax.runs.events import Event
 from snake_jax.runs.job import state_like
 from snake_jax.runs.loop import Report, Setup, State, initial_state
+from snake_jax.runs.membership import Request
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 if sys.platform != "win32":
     import fcntl
@@ -56,7 +62,7 @@ class Workdir:
       earlier: what was compiled before this process went on with the run.
     """
 
-    def __init__(self, path: str | os.PathLike, config: RunConfig) -> None:
+    def __init__(self, path: str | os.PathLike, config: "DataclassInstance") -> None:
         """Makes the folder or checks that it holds a run of this configuration.
 
         Raises:
@@ -65,7 +71,7 @@ class Workdir:
         self.path = storage.path_of(path, "workdir")
         self.records: list[Record] = []
         self.earlier = Compilations(0, 0.0, None)
-        self._ledger_lines = 0
+        self._ledger_lines, self._event_lines = 0, 0
         self._checkpoints: Checkpoints | None = None
         self._open = contextlib.ExitStack()
         if processes.is_first():
@@ -73,7 +79,7 @@ class Workdir:
                 self._checkpoints = self._enter(config, stack)
                 self._open = stack.pop_all()
 
-    def _enter(self, config: RunConfig, stack: contextlib.ExitStack) -> Checkpoints:
+    def _enter(self, config: "DataclassInstance", stack: contextlib.ExitStack) -> Checkpoints:
         # What the stack closes again where a later step fails.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,7 @@ class Workdir:
         stack.callback(checkpoints.close)
         return checkpoints
 
-    def _claim(self, config: RunConfig) -> None:
+    def _claim(self, config: "DataclassInstance") -> None:
         """Writes config.json, unless what is there is another run's or no run's."""
         file = self.path / "config.json"
         ours = dataclasses.asdict(config)
@@ -110,7 +116,7 @@ class Workdir:
         if stored != ours:
             _write_json(file, ours)
 
-    def _check_same(self, config: RunConfig, stored: Record) -> None:
+    def _check_same(self, config: "DataclassInstance", stored: Record) -> None:
         missing = [name for name in dataclasses.asdict(config) if name not in stored]
         if missing:
             raise UserError(
@@ -136,7 +142,7 @@ class Workdir:
         Raises:
           UserError: no checkpoint can be read, or the lines do not go with it.
         """
-        saved = self._restore(setup, warn) if self._checkpoints else None
+        saved = self.restore(functools.partial(_expected, setup), warn)
         own_rounds = saved.rounds if saved else -1
         rounds = int(processes.from_first(np.int32(own_rounds)))
         if rounds < 0:
@@ -153,15 +159,30 @@ class Workdir:
         params, states, memory, nodes = jax.device_put(tree)
         failures = {int(number): tuple(events) for number, events in meta["failures"].items()}
         network = ledger.from_json(meta["network"])
-        return State(params, states, memory, nodes, network, failures, rounds, meta["clock_s"])
+        state = State(params, states, memory, nodes, network, failures, rounds, meta["clock_s"])
+        return membership.restored(state, meta["membership"])
 
-    def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
-        assert self._checkpoints is not None
-        saved = self._checkpoints.restore(functools.partial(_expected, setup), warn)
+    def restore(
+        self, expected: Callable[[Record], PyTree], warn: Callable[[str], None]
+    ) -> Saved | None:
+        """The newest sound checkpoint, lines past it cut off; None where there is none.
+
+        Args:
+          expected: the shapes of a checkpoint's arrays, from its description.
+          warn: is told of damaged checkpoints.
+
+        Raises:
+          UserError: no checkpoint can be read, or the lines do not go with it.
+        """
+        if not self._checkpoints:
+            return None
+        saved = self._checkpoints.restore(expected, warn)
         if saved is None:
             self._start_anew()
         else:
-            self._cut(saved.meta["records"], saved.meta["ledger_lines"])
+            meta = saved.meta
+            self._cut(meta["records"], meta["ledger_lines"], meta["event_lines"])
+            self._note([events.gone_on(saved.rounds)])
         return saved
 
     def add(self, report: Report, compiled: Compilations) -> None:
@@ -174,35 +195,58 @@ class Workdir:
         Raises:
           UserError: the folder, in a bucket, is another process's by now.
         """
-        self.records.append(report.record)
-        self._ledger_lines += len(report.transfers)
+        self.add_lines(report.record, report.transfers)
+        if self._checkpoints:
+            self._note(report.events)
+        self.keep(report.state, compiled)
+
+    def add_lines(self, record: Record, transfers: Sequence[Transfer]) -> None:
+        """Appends a round's line of metrics and its rows of the ledger; `store` comes after.
+
+        Raises:
+          UserError: the folder, in a bucket, is another process's by now.
+        """
+        self.records.append(record)
+        self._ledger_lines += len(transfers)
         if self._checkpoints:
             self._check_owner()
-            sent = [ledger.to_row(transfer) for transfer in report.transfers]
-            storage.append(self.path / "metrics.jsonl", [report.record])
+            sent = [ledger.to_row(transfer) for transfer in transfers]
+            storage.append(self.path / "metrics.jsonl", [record])
             storage.append(self.path / "ledger.jsonl", sent)
-        self.keep(report.state, compiled)
 
     def keep(self, state: State, compiled: Compilations) -> None:
         """Writes a checkpoint of a state, unless it is there."""
-        if not self._checkpoints:
-            return
-        # Names of what has arrays, so that their shapes are known before they are read; and how
-        # many lines belong to this round, so that later ones are cut off.
+        # Names of what has arrays, so that their shapes are known before they are read.
         meta = {
             "states": list(state.states),
             "nodes": list(state.nodes),
             "failures": {str(number): events for number, events in state.failures.items()},
             "clock_s": state.clock_s,
             "network": ledger.to_json(state.network),
-            "records": len(self.records),
-            "ledger_lines": self._ledger_lines,
+            "membership": membership.to_json(state),
             "num_compilations": compiled.programs,
             "compile_s": compiled.seconds,
             "peak_bytes": compiled.peak_bytes,
         }
         tree = (state.params, state.states, state.memory, dict(state.nodes))
-        self._checkpoints.save(Saved(state.rounds, tree, meta))
+        self.store(state.rounds, tree, meta)
+
+    def store(self, rounds: int, tree: PyTree, meta: Record) -> None:
+        """Writes a checkpoint, unless there is one of as many rounds.
+
+        Args:
+          rounds: finished so far.
+          tree: of arrays.
+          meta: all else, as JSON has it.
+        """
+        if self._checkpoints:
+            # How many lines belong to this round, so that later ones are cut off.
+            lines = {
+                "records": len(self.records),
+                "ledger_lines": self._ledger_lines,
+                "event_lines": self._event_lines,
+            }
+            self._checkpoints.save(Saved(rounds, tree, {**meta, **lines}))
 
     def finish(self, summary: Record) -> None:
         """Writes summary.json."""
@@ -231,12 +275,32 @@ class Workdir:
                 f"from; "
                 "give another --workdir to start anew"
             )
-        self._cut(0, 0)
+        self._cut(0, 0, 0)
 
-    def _cut(self, records: int, ledger_lines: int) -> None:
+    def _note(self, happened: Sequence[Event]) -> None:
+        """Appends lines to events.jsonl."""
+        if happened:
+            rows = [events.to_row(event) for event in happened]
+            storage.append(self.path / "events.jsonl", rows)
+            self._event_lines += len(rows)
+
+    def requests(self) -> list[Request]:
+        """All that was asked of this run's nodes so far; the same in all processes.
+
+        Raises:
+          UserError: a line of requests.jsonl is no request.
+        """
+        text = ""
+        if self._checkpoints:
+            file = self.path / membership.REQUESTS
+            text = file.read_text() if file.exists() else ""
+        return membership.read_requests(processes.text_from_first(text))
+
+    def _cut(self, records: int, ledger_lines: int, event_lines: int) -> None:
         self.records = _keep_lines(self.path / "metrics.jsonl", records)
         _keep_lines(self.path / "ledger.jsonl", ledger_lines)
-        self._ledger_lines = ledger_lines
+        _keep_lines(self.path / "events.jsonl", event_lines)
+        self._ledger_lines, self._event_lines = ledger_lines, event_lines
 
 
 def _expected(setup: Setup, meta: Record) -> tuple[PyTree, ...]:
@@ -314,7 +378,7 @@ def _read_object(file: epath.Path) -> Record | None:
     return content
 
 
-def differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
+def differences(here: "DataclassInstance", there: dict[str, Any]) -> list[str]:
     """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`.
 
     What `may_change` does not count.

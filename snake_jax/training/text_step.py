@@ -21,6 +21,7 @@ from snake_jax.params import Params, PyTree
 from snake_jax.training import sharding, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.training.privacy import Privacy, clipped, noised
 from snake_jax.training.quantization import of_stack
 from snake_jax.training.sharding import attend, token_losses
 from snake_jax.training.text_loss import token_loss
@@ -62,6 +63,7 @@ class LanguageStep(NamedTuple):
       mesh: of `sharding.make_mesh`, which the arguments lie on; None: one device.
       fused: whether frozen quantized matrices are multiplied with where they lie
         (`kernels.quant_matmul`); not on a mesh.
+      privacy: of the node's rows, or None; not on a mesh.
       gradients: of a `TextBatch`, given the step.
       parties: groups of roles whose gradients are clipped apart, as each party knows its own only;
         empty: one group.
@@ -78,6 +80,7 @@ class LanguageStep(NamedTuple):
     recompute: str = "block"
     mesh: Mesh | None = None
     fused: bool = False
+    privacy: Privacy | None = None
     gradients: Callable[["LanguageStep"], Gradients] = text_gradients
     parties: tuple[tuple[str, ...], ...] = ()
 
@@ -163,13 +166,10 @@ def own_items(model: LanguageModel, adapted: bool) -> tuple[str, ...]:
 
 
 def own_dtype(frozen_dtype: str, adapted: bool) -> str:
-    """How a node stores what may train and does not at the moment.
-
-    Adapters are small, and not quantized.
-    """
-    if adapted and frozen_dtype in ("int8", "nf4"):
-        return "bfloat16"
-    return frozen_dtype
+    """How a node stores what may train and does not at the moment."""
+    # Adapters are small, and not quantized.
+    is_quantized = frozen_dtype in ("int8", "nf4")
+    return "bfloat16" if adapted and is_quantized else frozen_dtype
 
 
 def block_roles(count: int) -> tuple[str, ...]:
@@ -183,17 +183,20 @@ def train_step(
     """The function that trains these roles on one batch; jit it and donate its first two arguments.
 
     It takes `(trainable, states, frozen, received, rows, key, learning_rate, given)`: `{role:
-    subtree}` in float32, their optimizer states, `FrozenModel`, what trains as it was received
-    (`{}` unless `step.needs_received`), `TextBatch` of `[A, B, T]` whose A parts are passed one
-    after the other and whose gradients add up, a key, a scalar, and what a client's steps read
-    (`update.Client.given`; may be left out). It returns the new subtrees, their states, and
-    `EpochStats`, whose examples are tokens.
+    subtree}` in float32, their optimizer states, `FrozenModel`, what trains as received (`{}`
+    unless `step.needs_received`), a `TextBatch` of A parts `[A, B, T]` whose gradients add up, a
+    key, a scalar, and `update.Client.given` (may be left out). It returns the new subtrees, their
+    states, and `EpochStats`, whose examples are tokens.
     """
     how = Rule(step.rule, step.clip_norm, step.parties, step.client)
-    gradients_of = _kept_on(step.mesh, step.gradients(step))
+    gradients_of = clipped(step.privacy, step.gradients(step))
+    gradients_of = _kept_on(step.mesh, gradients_of)
 
     def function(trainable, states, frozen, received, rows, key, learning_rate, given=None):
         gradients, nll = summed(gradients_of, trainable, frozen, received, rows, key)
+        if step.privacy is not None:
+            of_rows = rows.weight.max(axis=-1)
+            gradients = noised(step.privacy, gradients, of_rows, key)
         mask = None
         if frozen.columns is not None:
             mask = _columns_mask(frozen.columns)
@@ -284,8 +287,7 @@ def prefix(step: LanguageStep) -> Callable[[FrozenModel, TextBatch], jax.Array]:
 
 
 def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch], Score]:
-    """The function `(base, own, ends, rows) -> Score` of rows `[B, T]` under the whole model; jit
-    it.
+    """The function `(base, own, ends, rows) -> Score` of the whole model on `[B, T]`; jit it.
 
     `base` and `own` are `[N, ...]` stacks of all blocks' parts as in `stack.FrozenBlocks`, `ends`
     embedding and head.

@@ -15,7 +15,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.report.html import find_runs, page, page_data, write_page
 from snake_jax.runs import front
-from tests.page_runs import LAYERS, line, write_runs
+from tests.page_runs import LAYERS, NASTY, line, write_runs
 from tests.run_folders import lines_of, write_language_fedavg, write_language_snake, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +93,14 @@ def test_the_ledger_adds_up_to_the_metrics(data):
         == (fedavg["metrics_up"], fedavg["metrics_down"])
         == (6000, 30000)
     )
+
+
+def test_events_are_told_from_the_first_one_on(data):
+    snake, unfinished, fedavg = (run["events"] for run in data["runs"])
+    assert [event["time"] for event in snake] == [0.0, 90.5, 92.0]
+    assert [event["event"] for event in snake] == ["admitted", "lost", "taken over"]
+    assert snake[1]["cause"] == NASTY
+    assert unfinished == fedavg == []
 
 
 def test_ledgers_of_runs_add_up_to_their_summaries(tmp_path):

@@ -233,6 +233,17 @@ def test_the_ledger_of_another_run(opened):
     assert opened.all("#ledger-table *") == []
 
 
+def test_events_of_a_run_stand_in_a_table_with_their_cause(opened):
+    assert opened.one("#events-note").text.startswith("1 admitted, 1 lost, 1 taken over.")
+    heads = ["time", "round", "visit", "node", "event", "cause"]
+    assert opened.texts("#events-table thead th") == heads
+    lost = opened.texts("#events-table tr[data-event=lost] td")
+    assert lost == ["90.5 s", "4", "4", "1", "lost", NASTY]
+    opened.choose("events-run", "deep/er/b_fedavg")
+    assert opened.one("#events-note").text == "No events.jsonl in this run."
+    assert opened.all("#events-table *") == []
+
+
 def test_the_snake_is_drawn(opened):
     cells = []
     for cell in opened.all("#schedule .cell"):

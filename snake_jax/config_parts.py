@@ -1,0 +1,99 @@
+"""Parts of a run's configuration that belong together: privacy, node management, single methods.
+
+`snake_jax.config.RunConfig` is made of these and of its own fields; flags, files and `--help` know
+no difference.
+"""
+
+import dataclasses
+
+from snake_jax.field_rules import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """Differential privacy of the nodes' examples (`snake_jax.training.privacy`)."""
+
+    dp_clip: float = option(
+        0.0, "differential privacy: greatest norm of an example's gradient; 0: off", low=0
+    )
+    dp_noise: float = option(
+        0.0, "differential privacy: noise multiplier, the noise's deviation over dp_clip", low=0
+    )
+    dp_delta: float = option(
+        1e-5, "differential privacy: the delta that epsilon is told for", above=0, high=0.5
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Settings of single methods, and of how all are compared."""
+
+    evaluate_nodes: float = option(
+        0.0,
+        "share of each node's own examples that it holds out, and the model is scored on beside "
+        "the test data; 0: none",
+        low=0,
+        high=0.5,
+    )
+
+    snakes: int = option(
+        1, "snake: so many train disjoint parts of the layers at the same time", low=1
+    )
+    periods: int = option(
+        1,
+        "badam, lisa: visits that share the passes over the data, so that layers change within one",
+        low=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """Node management: whose updates are taken, who may serve, who comes and who goes."""
+
+    max_update_norm: float = option(
+        0.0,
+        "refuse an update whose trained layers moved farther than this, as an L2 norm; the visit "
+        "is lost; 0: no bound",
+        low=0,
+    )
+
+    # Who is admitted.
+    min_examples: int = option(0, "admit nodes that hold so many examples", low=0)
+    min_flops_per_s: float = option(
+        0.0, "admit nodes that compute so fast, as --node_file says", low=0
+    )
+    min_memory_bytes: float = option(
+        0.0, "admit nodes with so much memory, as --node_file says", low=0
+    )
+    share_labels: bool = option(
+        False, "nodes consent to tell how many examples of each label they hold"
+    )
+    max_label_divergence: float = option(
+        0.0,
+        "admit nodes whose labels are no farther from all nodes', by --distill_measure; 0: all",
+        low=0,
+    )
+
+    # Who comes and goes. What depends on how training went is decided after a visit is merged.
+    leave: str = option(
+        "", "nodes that leave, as NODE@VISIT, comma-separated: 2@5 is node 2 from visit 5 on"
+    )
+    join: str = option(
+        "", "nodes that join, as NODE@VISIT; one that never left before is not there until then"
+    )
+    leave_epochs: int = option(
+        0, "a node leaves once it trained so many epochs, visit by visit; 0: stays", low=0
+    )
+    leave_loss: float = option(
+        0.0, "a node leaves once the mean training loss of its visit is this low; 0: stays", low=0
+    )
+    leave_gain: float = option(
+        0.0,
+        "a node leaves once a visit lowers its loss, from its visit before, by less than this "
+        "share; 0: stays",
+        low=0,
+        high=1,
+    )
+    leave_lost: int = option(
+        0, "a node leaves once so many of its visits were lost or refused; 0: stays", low=0
+    )

@@ -1,0 +1,38 @@
+"""How far the visits have come that a thread is training, as another one sees it."""
+
+import time
+from typing import NamedTuple
+
+import jax
+
+from snake_jax.algorithms.visits import Visit
+from snake_jax.engines import vitals
+from snake_jax.engines.contract import Progress
+
+
+class Begun(NamedTuple):
+    """Visits that are being trained, in one program.
+
+    Attributes:
+      visits: those.
+      since_s: when they were begun, by the monotonic clock.
+      steps: of finished epochs.
+      parts: of an epoch of several calls: a result of each call so far.
+    """
+
+    visits: tuple[Visit, ...]
+    since_s: float
+    steps: int
+    parts: list[jax.Array]
+
+
+NOTHING = Begun((), 0.0, 0, [])
+
+
+def progress(begun: Begun) -> list[Progress]:
+    """How far they have come; side by side all have come equally far."""
+    # What the device was asked for is done when its result is there.
+    steps = begun.steps + sum(part.is_ready() for part in list(begun.parts))
+    seconds = time.monotonic() - begun.since_s
+    load, memory_bytes = vitals.load(), vitals.memory_bytes()
+    return [Progress(visit, steps, seconds, load, memory_bytes) for visit in begun.visits]

@@ -1,0 +1,67 @@
+"""Whether a node is fit to serve a run: what it can do, how much data it holds, and of which kind.
+
+The Process Controller decides "in terms of computational capability, resource availability, and
+data relevance & quality" (snake_learning_magazine, "Key Enabling Components"). How a node's labels
+are spread is told only where nodes consent (`--share_labels`).
+"""
+
+import numpy as np
+
+from snake_jax.config import RunConfig
+from snake_jax.data.divergence import MEASURES
+from snake_jax.errors import UserError
+from snake_jax.nodes.fleet import Fleet
+
+
+def refused(config: RunConfig, fleet: Fleet, counts: np.ndarray) -> dict[int, str]:
+    """`{node: why}` of the nodes that are not admitted.
+
+    Args:
+      config: of the run.
+      fleet: what nodes can do, as stated.
+      counts: `[K, C]` examples of each label at each node.
+
+    Raises:
+      UserError: labels are to be compared that nodes do not tell.
+    """
+    if config.max_label_divergence and not config.share_labels:
+        raise UserError(
+            f"--max_label_divergence={config.max_label_divergence:g} compares the nodes' labels, "
+            "which they do not tell: say --share_labels too, or leave it out"
+        )
+    found = {}
+    for node in range(min(config.nodes, len(counts))):
+        why = _why(config, fleet, counts, node)
+        if why:
+            found[node] = why
+    return found
+
+
+def _why(config: RunConfig, fleet: Fleet, counts: np.ndarray, node: int) -> str:
+    """Why this node is refused; empty where it is not."""
+    held = int(counts[node].sum())
+    if held < config.min_examples:
+        return f"holds {held} examples, fewer than --min_examples={config.min_examples}"
+    figures = fleet.nodes[node]
+    for flag in ("flops_per_s", "memory_bytes"):
+        asked, has = getattr(config, f"min_{flag}"), getattr(figures, flag)
+        if has < asked:
+            return f"has {flag} {has:.4g}, less than --min_{flag}={asked:.4g}"
+    if config.max_label_divergence and held:
+        apart = float(MEASURES[config.distill_measure](counts[node], counts.sum(0)))
+        if apart > config.max_label_divergence:
+            return (
+                f"has labels {apart:.3f} from all nodes', over "
+                f"--max_label_divergence={config.max_label_divergence:g}"
+            )
+    return ""
+
+
+def described(config: RunConfig, counts: np.ndarray, node: int) -> str:
+    """What is said of a node that is admitted."""
+    if node >= len(counts):
+        return ""
+    text = f"it holds {int(counts[node].sum())} examples"
+    if not config.share_labels:
+        return text
+    return f"{text}, by label {' '.join(str(int(count)) for count in counts[node])}"
