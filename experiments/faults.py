@@ -183,12 +183,16 @@ def same_bits(ours: Sequence[Report], theirs: Sequence[Report]) -> bool:
 def carried_out(case: Case, base: ImageConfig, choice: Choice) -> Seen:
     """One case: the run with the fault, and its replay."""
     config = dataclasses.replace(base, **case.config)
-    limits = choice._replace(**{"deadline_s": 60.0, **case.limits})
+    limits = choice._replace(
+        deadline_s=case.limits.get("deadline_s", 60.0),
+        stall_s=case.limits.get("stall_s", 0.0),
+        visit_deadline_s=case.limits.get("visit_deadline_s", 0.0),
+    )
     struck: list[_Struck] = []
 
     def wrap(engine: Engine) -> Engine:
         struck.append(_Struck(engine, case))
-        return struck[0]  # type: ignore[return-value]
+        return struck[0]
 
     with _asked(f"{case.fault}@{TURN}" if case.fault else ""):
         reports = trained(config, limits, wrap)

@@ -19,20 +19,34 @@ class NodeConfig:
         low=0,
     )
 
+    # Who takes a visit, beside `assign`.
+    rates: str = option(
+        "declared",
+        "assign is made from what nodes are stated to compute, or anew before each cycle from what "
+        "they were measured to",
+        choices=("declared", "measured"),
+    )
+    stand_in: str = option(
+        "next",
+        "who takes over: the next node in turn, or the one whose visit is soonest done by the "
+        "clock's figures (compute and link)",
+        choices=("next", "soonest"),
+    )
+
     # Who is admitted.
     min_examples: int = option(0, "admit nodes that hold so many examples", low=0)
     min_flops_per_s: float = option(
-        0.0, "admit nodes that compute so fast, as --node_file says", low=0
+        0.0, "admit nodes that compute so fast, as the file of nodes says", low=0
     )
     min_memory_bytes: float = option(
-        0.0, "admit nodes with so much memory, as --node_file says", low=0
+        0.0, "admit nodes with so much memory, as the file of nodes says", low=0
     )
     share_labels: bool = option(
         False, "nodes consent to tell how many examples of each label they hold"
     )
     max_label_divergence: float = option(
         0.0,
-        "admit nodes whose labels are no farther from all nodes', by --distill_measure; 0: all",
+        "admit nodes whose labels are no farther from all nodes', by distill_measure; 0: all",
         low=0,
     )
 

@@ -21,6 +21,8 @@ _OWN_FLAGS = frozenset(
         "parallel",
         "assign",
         "assign_objective",
+        "rates",
+        "stand_in",
     }
 )
 

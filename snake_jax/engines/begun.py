@@ -1,9 +1,7 @@
 """How far the visits have come that a thread is training, as another one sees it."""
 
 import time
-from typing import NamedTuple
-
-import jax
+from typing import Any, NamedTuple
 
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines import vitals
@@ -17,13 +15,13 @@ class Begun(NamedTuple):
       visits: those.
       since_s: when they were begun, by the monotonic clock.
       steps: of finished epochs.
-      parts: of an epoch of several calls: a result of each call so far.
+      parts: of an epoch of several calls: a result of each call so far, arrays of jax.
     """
 
     visits: tuple[Visit, ...]
     since_s: float
     steps: int
-    parts: list[jax.Array]
+    parts: list[Any]
 
 
 NOTHING = Begun((), 0.0, 0, [])

@@ -157,6 +157,7 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """
     config = job.config
     asked = config.assign != "serpentine" or bool(config.node_file)
+    asked = asked or config.stand_in == "soonest"
     if not asked or "assign" not in job.algorithm.flags:
         return {}, {}
 
@@ -165,8 +166,9 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     problem, model_bytes = _assignment_problem(job, groups, steps)
     able = {}
     for index, layers in enumerate(groups):
-        holds = np.flatnonzero(problem.bytes[index] <= problem.memory_bytes)
-        able[layers] = tuple(holds.tolist())
+        soonest_first = np.argsort(problem.seconds[index], kind="stable")
+        holds = problem.bytes[index] <= problem.memory_bytes
+        able[layers] = tuple(node for node in soonest_first.tolist() if holds[node])
 
     # Nodes that take turns need no assignment, but each must hold what comes to it.
     if config.assign == "serpentine":

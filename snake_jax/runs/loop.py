@@ -12,17 +12,26 @@ from typing import Any
 import jax
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms import pool, schedule
+from snake_jax.algorithms import schedule
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.traffic import Exchange
-from snake_jax.algorithms.visits import Ending, Round, Rounds
+from snake_jax.algorithms.visits import Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params
-from snake_jax.runs import carry, image_task, membership, records, round_costs, text_task
+from snake_jax.runs import (
+    carry,
+    course,
+    image_task,
+    membership,
+    rates,
+    records,
+    round_costs,
+    text_task,
+)
 from snake_jax.runs import job as jobs
 from snake_jax.runs.carry import Carried, Diverged
 from snake_jax.runs.membership import Request
@@ -107,7 +116,7 @@ def train(
     turns = every[-1][-1].turn + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    course, visits, unfinished = _from(setup, state)
+    rounds, visits, unfinished = course.begun(setup, state)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
     while visits is not None:
@@ -129,16 +138,18 @@ def train(
         transfers += [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
-        endings = _endings(visits, carried)
-        failures = _with_failures(state, endings)
+        flops = [work(outcome) for outcome in carried.outcomes]
+        measured = rates.measured_after(state.measured, carried.outcomes, flops)
+        endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
-        following = _next(setup, course, endings, changed.moves, number + 1)
+        following, plans = course.following(
+            setup, rounds, endings, changed.moves, number + 1, state.plans, measured
+        )
         noted = membership.noted(
             setup, engine, state, visits, carried, unfinished, changed, following
         )
-        unfinished = _unfinished(endings)
+        unfinished = course.unfinished(endings)
 
-        flops = [work(outcome) for outcome in carried.outcomes]
         heard |= {visit.node: number + 1 for visit in carried.accepted}
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
         clock_s = state.clock_s + took.seconds
@@ -148,10 +159,12 @@ def train(
             memory,
             carried.nodes,
             network,
-            failures,
+            course.with_failures(state, endings),
             number + 1,
             clock_s,
             *changed,
+            measured,
+            plans,
         )
         scores = None
         if state.rounds % config.eval_every == 0 or following is None:
@@ -194,59 +207,6 @@ def _record(
     return record | records.of_serialized(outcomes)
 
 
-def _from(setup: Setup, state: State) -> tuple[Rounds, Round | None, dict[int, int]]:
-    """The schedule where the state stands, its next round (None where all are finished), and what
-    the last round left unfinished.
-
-    It is a generator, so the finished rounds are gone through again, each told how it went.
-    """
-    course = setup.algorithm.rounds(setup.plan)
-    away = pool.gone(setup.plan, state.moves, 0)
-    visits: Round | None = pool.manned(setup.plan, away, next(course))
-    endings: tuple[Ending, ...] = ()
-    for number in range(state.rounds):
-        assert visits is not None, "a checkpoint has no more rounds than its schedule"
-        events = state.failures.get(number, ("",) * len(visits))
-        endings = tuple(map(Ending, visits, events))
-        visits = _next(setup, course, endings, state.moves, number + 1)
-    return course, visits, _unfinished(endings)
-
-
-def _unfinished(endings: tuple[Ending, ...]) -> dict[int, int]:
-    """`{turn: node}` of visits that did not end as planned."""
-    return {ending.visit.turn: ending.visit.node for ending in endings if ending.event}
-
-
-def _with_failures(state: State, endings: tuple[Ending, ...]) -> Mapping[int, tuple[str, ...]]:
-    """The failures of all finished rounds, and of the one after them, which ended so."""
-    events = tuple(ending.event for ending in endings)
-    return {**state.failures, state.rounds: events} if any(events) else state.failures
-
-
-def _next(
-    setup: Setup,
-    course: Rounds,
-    endings: tuple[Ending, ...],
-    moves: Sequence[pool.Move],
-    rounds: int,
-) -> Round | None:
-    """The round after one that went so; None after the last, and where all nodes have left.
-
-    Args:
-      setup: of the run.
-      course: its schedule.
-      endings: of the round.
-      moves: of nodes so far.
-      rounds: that are finished.
-    """
-    try:
-        visits = course.send(endings)
-    except StopIteration:
-        return None
-    away = pool.gone(setup.plan, moves, rounds)
-    return pool.manned(setup.plan, away, visits) or None
-
-
 def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
     """What the orders of the next round name, by the ledger's versions.
 
@@ -280,16 +240,6 @@ def _renewed(state: State, params: Params, network: Network) -> Network:
         if same and value is not state.params.get(name):
             changed.append(name)
     return ledger.aggregated(network, tuple(changed)) if changed else network
-
-
-def _endings(visits: Round, carried: Carried) -> tuple[Ending, ...]:
-    """How the visits of a round went, for the method."""
-    gone = {lost.visit for lost in carried.lost}
-    endings = []
-    for visit in visits:
-        event = visit.event if visit.event in schedule.UNFINISHED else ""
-        endings.append(Ending(visit, "lost" if visit in gone else event))
-    return tuple(endings)
 
 
 def _event(visits: Round, carried: Carried) -> str:

@@ -117,6 +117,11 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
             f"--algorithm={config.algorithm} cuts models, which language models cannot be yet; "
             f"say {', '.join(whole)}"
         )
+    if config.stand_in != "next":
+        raise UserError(
+            f"--stand_in={config.stand_in}: blocks are alike, and so is who takes over; leave "
+            "--stand_in=next"
+        )
     if config.assign != "serpentine":
         raise UserError(
             f"--assign={config.assign}: blocks are alike, so nodes take turns; leave "
