@@ -16,6 +16,7 @@ processes the first alone has the folder, and tells the others what it held.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -47,6 +48,7 @@ if sys.platform != "win32":
 
 Record = dict[str, Any]
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OWNER = "owner.json"
 
 
@@ -178,8 +180,13 @@ class Workdir:
           compiled: so far, in all processes of the run.
 
         Raises:
-          UserError: the folder, in a bucket, is another process's by now.
+          UserError: the folder, in a bucket, is another process's by now, or the disk is full.
         """
+        with self._room():
+            self._append(report)
+            self.keep(report.state, compiled)
+
+    def _append(self, report: Report) -> None:
         self.records.append(report.record)
         self._ledger_lines += len(report.transfers)
         if self._checkpoints:
@@ -188,7 +195,23 @@ class Workdir:
             storage.append(self.path / "metrics.jsonl", [report.record])
             storage.append(self.path / "ledger.jsonl", sent)
             self._note(report.events)
-        self.keep(report.state, compiled)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Around what is written: says in one line that the disk is full.
+
+        The storage library tells it by a ValueError of its own words.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            full = isinstance(error, OSError) and error.errno in _FULL
+            if not full and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"--workdir={self.path}: no space is left; make some, and the same command goes on "
+                "from the last finished round"
+            ) from error
 
     def keep(self, state: State, compiled: Compilations) -> None:
         """Writes a checkpoint of a state, unless it is there."""
