@@ -41,11 +41,12 @@ fix: $(VENV)/dev.stamp  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# On the oldest Python supported, whose versions are those that every later one can install too.
+# On the oldest Python supported, whose versions are those that every later one can install too. attrs
+# is bounded by dp-accounting, which is not needed by every run, but has to fit beside all of them.
 pins: PYTHON := python3.11
 pins:  ## write both requirements files anew, with the newest versions that pyproject.toml allows
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install -qq --upgrade setuptools .
+	build/pins/bin/python -m pip install -qq --upgrade setuptools . 'attrs<24'
 	{ echo "# Everything a run needs, pinned: CPU, Python 3.11 to 3.13, jax 0.10. Written by make pins."; \
 		build/pins/bin/python -m pip freeze -qq --all --exclude pip --exclude snake-jax; } > requirements.txt
 	build/pins/bin/python -m pip install -qq '.[dev]'

@@ -8,14 +8,14 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
+from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
-from snake_jax.node_config import NodeConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(NodeConfig):
+class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -169,6 +169,28 @@ class RunConfig(NodeConfig):
         False, "sequential: visit the nodes in a new random order every cycle"
     )
 
+    # Settings of methods that cut the model.
+    cut: str = option(
+        "2", "split methods: the layers that stay at the node, as a number or the name of the last"
+    )
+    cloud_cut: str = option(
+        "",
+        "split methods: the server's last layer, or the number of those below the cloud, which has "
+        "the rest (device, edge, cloud); empty: no cloud",
+    )
+    tail: int = option(
+        0,
+        "split methods: last layers kept at the node too, so that labels stay there (U-shape)",
+        low=0,
+    )
+    splitfed_version: str = option(
+        "v1",
+        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in "
+        "random order",
+        choices=("v1", "v2"),
+    )
+    snake_length: int = option(3, "random_walking_snakes: nodes that the model lies over", low=1)
+
     executor: str = option(
         "loop",
         "nodes that train side by side are emulated one after the other (loop), batched on one "
@@ -264,22 +286,6 @@ class ImageConfig(RunConfig):
         "auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul")
     )
 
-    # Settings of methods that cut the network.
-    cut: str = option(
-        "2", "split methods: the layers that stay at the node, as a number or the name of the last"
-    )
-    tail: int = option(
-        0,
-        "split methods: last layers kept at the node too, so that labels stay there (U-shape)",
-        low=0,
-    )
-    splitfed_version: str = option(
-        "v1",
-        "splitfed: v1 averages the server's copies of its part, v2 trains one on the nodes in "
-        "random order",
-        choices=("v1", "v2"),
-    )
-    snake_length: int = option(3, "random_walking_snakes: nodes that the model lies over", low=1)
     target_accuracy: float = option(0.6, "accuracy whose cost the summary reports", low=0, high=1)
 
 

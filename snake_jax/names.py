@@ -12,6 +12,9 @@ ALGORITHMS = (
     "scaffold",
     "fednova",
     "fedpart",
+    "progressive",
+    "badam",
+    "lisa",
     "sequential",
     "centralised",
     "split",
@@ -31,8 +34,17 @@ LANGUAGE_MODELS = (
     "llama-3-8b",
     "llama-3.2-1b",
     "llama-3.2-3b",
+    "qwen3-0.6b",
+    "qwen3-4b",
+    "gemma-3-1b",
+    "mistral-7b",
+    "phi-3-mini",
+    "gpt2",
+    "smollm2-135m",
     "tiny-llama",
     "tiny-opt",
+    "tiny-qwen3",
+    "tiny-gemma3",
 )
 # snake_jax.data.partition.PARTITIONS
 PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
@@ -48,3 +60,6 @@ SCCT_SOLVERS = ("exact", "paper", "equal", "brute")
 SCCT_SPLITS = ("alns", "enumerate", "branch", "descent")
 SCCT_FIGURES = ("6", "7", "9", "map")
 SCCT_SCALES = ("smoke", "cpu")
+# snake_jax.scct.system: what trains where, and whose clock runs
+SCCT_ARMS = ("scct", "scct_shared", "cloudo", "cloudo_all", "small")
+SCCT_MECHANISMS = ("scctt", "scctl", "sccts", "cloudo", "device")

@@ -76,6 +76,7 @@ def language_line(visit, perplexity=None, **changes):
         "bytes_down": ADAPTER_BYTES,
         "train_flops": 2.5e14,
         "server_flops": 0,
+        "cloud_flops": 0,
         "train_s": 15.0,
         "loss": round(1.8 + math.exp(-visit / 20), 4),
         "accuracy": None if perplexity is None else 1 / perplexity**0.4,

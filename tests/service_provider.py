@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from snake_jax.services import admission
-from snake_jax.services.provider import Asked, Offer, Provider
+from snake_jax.services.provider import Provider
 from snake_jax.services.store import OVER, Service
+from snake_jax.services.terms import Asked, Offer
 
 TOKEN = "a-token-of-the-tests"
 SETTINGS: dict[str, admission.Setting] = {"model": "mlp", "nodes": 2, "dataset": "digits"}

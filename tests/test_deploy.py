@@ -104,11 +104,29 @@ def test_commands_in_the_instructions_have_flags_that_there_are():
             config_flags.from_flags(values, kind)
 
 
-# The job of KubeRay, whose kind Kubernetes' own schemas do not know: its pods they do
+# The job of KubeRay, by the schema of its operator; its pods by Kubernetes' own
 
 RAY_JOB = yaml.safe_load((DEPLOY / "ray_gke.yaml").read_text())
 RAY_CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
 RAY_GROUPS = [RAY_CLUSTER["headGroupSpec"], *RAY_CLUSTER["workerGroupSpecs"]]
+
+
+def test_the_ray_job_is_what_its_operator_takes():
+    """By the definition of the pinned version, in which fields that are unknown are refused."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    golden = Path(__file__).parent / "golden" / "kuberay_rayjob_v1.7.0.json"
+    validator = jsonschema.Draft202012Validator(json.loads(golden.read_text()))
+    validator.validate(RAY_JOB)
+    spec, cluster = RAY_JOB["spec"], RAY_CLUSTER
+    for wrong in (
+        {"colour": "red"},
+        {"backoffLimit": "three"},
+        {"rayClusterSpec": {**cluster, "rayversion": "2"}},
+        {"rayClusterSpec": {**cluster, "authOptions": {"mode": "tokens"}}},
+        {"rayClusterSpec": {**cluster, "workerGroupSpecs": [{"groupName": "nodes"}]}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate({**RAY_JOB, "spec": {**spec, **wrong}})
 
 
 @pytest.mark.parametrize("group", RAY_GROUPS, ids=["head", "nodes"])

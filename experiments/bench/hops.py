@@ -4,8 +4,8 @@ A hop is a visit of no step: an order goes out, the node gets the layers that we
 elsewhere, and what it trains comes back. Two nodes take turns, so every hop carries a whole new
 version. Bytes are counted where they are serialized, and stand over what the ledger's formula says.
 
-What a process takes to start, and how soon one that is killed (SIGKILL) or stopped (SIGSTOP) counts
-as lost, is measured on real processes.
+What a process takes to start, how soon one that is killed (SIGKILL) or stopped (SIGSTOP) counts as
+lost, and how soon another one has done the first step in its place, is measured on real processes.
 """
 
 import importlib.util
@@ -24,6 +24,7 @@ from snake_jax.engines.choice import Choice, around
 from snake_jax.engines.contract import Held, Holdings
 from snake_jax.errors import UserError
 from snake_jax.models.adapter import from_linen
+from snake_jax.models.registry import build
 from snake_jax.params import num_bytes
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
@@ -32,8 +33,9 @@ from snake_jax.runs.front import Job, image_data
 MODES = ("client_server", "peer_to_peer")
 INPUT = (8, 8, 3)
 DEADLINE_S = 4.0
-HOP_S, DEATH_S, HANG_S = 0.25, 0.1, 5.0
-"""Goals: a hop of 40 MB, a death seen, a hang seen."""
+HOP_S, DEATH_S, HANG_S, STEP_S = 0.25, 0.1, 5.0, 2.0
+"""Goals: a hop of 40 MB, a death seen, a hang seen, the first step of a take-over."""
+PREPARED_S = 600.0
 
 
 class Sizes(NamedTuple):
@@ -43,15 +45,17 @@ class Sizes(NamedTuple):
       megabytes: of a hop.
       repeats: hops that count.
       losses: processes that are killed, and as many that are stopped.
+      takeover: the network whose visits are taken over, and its width.
     """
 
     megabytes: tuple[int, ...]
     repeats: int
     losses: int
+    takeover: tuple[str, float]
 
 
-SIZES = Sizes((1, 40), repeats=30, losses=3)
-QUICK = Sizes((1,), repeats=3, losses=1)
+SIZES = Sizes((1, 40), repeats=30, losses=3, takeover=("vgg11", 0.5))
+QUICK = Sizes((1,), repeats=3, losses=1, takeover=("mlp", 0.1))
 WARM = 4
 """Hops that do not count: processes start, and each node gets its first copy."""
 
@@ -91,11 +95,15 @@ def run(request: Request) -> Measured:
                 rows += _hops(megabytes, mode, sizes.repeats)
         request.say("start and losses")
         rows += _ends(cluster_s, sizes.losses)
+        request.say("take-overs")
+        rows += _takeovers(*sizes.takeover, sizes.losses)
     note = (
         "A hop: from the order to its outcome, no step trained; both nodes are on this machine. "
         "Controller: its processor time in a hop. Over a visit: seconds of a visit that trains, "
         "beyond those of its program. Bytes: serialized to the node, over the ledger's. Seen "
-        f"after: from the signal to `Lost`; the deadline of a heart-beat is {DEADLINE_S:g} s."
+        f"after: from the signal to `Lost`; the deadline of a heart-beat is {DEADLINE_S:g} s. "
+        "First step: from `Lost` until another process has done a step of the visit; the network "
+        f"is {sizes.takeover[0]} of width {sizes.takeover[1]:g}."
     )
     return Measured(rows, {"ray": importable("ray")}, [note])
 
@@ -184,6 +192,61 @@ def _ends(cluster_s: float, losses: int) -> list[Row]:
         *_seen(table, "killed", name, seen[signal.SIGKILL], DEATH_S),
         *_seen(table, "stopped", name, seen[signal.SIGSTOP], HANG_S),
     ]
+
+
+def _takeovers(model: str, width: float, losses: int) -> list[Row]:
+    """How soon a death is seen, and then how soon a first step is done in its place."""
+    table, found = "A take-over after a death", list[Row]()
+    for ahead in (True, False):
+        seen, steps = list[float](), list[float]()
+        for _ in range(losses):
+            seen_s, step_s = _takeover(_network(model, width), ahead)
+            seen.append(seen_s)
+            steps.append(step_s)
+        subject = "compiled ahead" if ahead else "not compiled ahead"
+        goal: dict[str, Any] = {"better": LOWER, "limit": STEP_S} if ahead else {}
+        found.append(measured(table, subject, "seen after", seen, "s"))
+        found.append(measured(table, subject, "first step after", steps, "s", **goal))
+    return found
+
+
+def _network(model: str, width: float) -> loop.Setup:
+    """A network whose program takes a while to compile, on two nodes with two batches each."""
+    side = 32
+    job = Job(build(model, 4, (side, side, 3), width=width), nodes=2, batch_size=8, cycles=1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (48, side, side, 3), np.uint8)
+    labels = np.arange(48) % 4
+    data = image_data(job, (images[:32], labels[:32]), (images[32:], labels[32:]))
+    return job.task.setup(job, data)
+
+
+def _takeover(setup: loop.Setup, ahead: bool) -> tuple[float, float]:
+    """Seconds from the death of the first node's process until it is seen, and from then until the
+    second node has done a step of its visit.
+    """
+    rounds, params = loop.planned(setup), loop.initial_state(setup).params
+    (visit,) = rounds[0]
+    engine: Any = make_engine(setup, Choice("ray", actors=2, deadline_s=60.0))
+    try:
+        if ahead:
+            engine.expect(rounds, params)
+            end = time.perf_counter() + PREPARED_S
+            while not engine.are_prepared() and time.perf_counter() < end:
+                time.sleep(0.1)
+        seen_s = _loss(setup, engine, signal.SIGKILL)
+        lost = time.perf_counter()
+        holdings = Holdings({name: Held(0, value) for name, value in params.items()})
+        engine.hold(holdings)
+        # Half of two batches.
+        instead = visit._replace(node=1, share=(0.0, 0.5), event="takeover")
+        engine.submit(holdings.order(instead, 0.01))
+        outcome = engine.next()
+        assert isinstance(outcome, Outcome), outcome
+        assert outcome.iterations == 1, outcome.iterations
+        return seen_s, time.perf_counter() - lost
+    finally:
+        engine.close()
 
 
 def _seen(table: str, subject: str, name: str, values: Sequence[float], limit: float) -> list[Row]:

@@ -18,6 +18,7 @@ SUITES = (
     "emulation",
     "finetune",
     "hops",
+    "nodes",
     "scct",
 )
 """Each a module beside this one whose `run(request)` measures."""

@@ -5,20 +5,20 @@ Nothing in it knows whether a node is a call in this process, a process or a mac
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Chain, Segment
+from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Chain, Segment
 from snake_jax.algorithms.pool import manned
 from snake_jax.algorithms.schedule import UNFINISHED, Plan
 from snake_jax.algorithms.traffic import Traffic
 from snake_jax.algorithms.visits import Ending, Outcome, Round, Rounds
-from snake_jax.config import ImageConfig, RunConfig
+from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
-from snake_jax.params import LayerNames, Params, PyTree
+from snake_jax.params import LayerNames, Params, PyTree, select
 from snake_jax.training.update import Client
 
 Shards = Sequence[np.ndarray]
@@ -48,7 +48,7 @@ class Merge(NamedTuple, Generic[Sum]):
 
 def all_on_node(plan: Plan) -> Chain:
     """All layers on the visiting node."""
-    return (Segment(ON_NODE, 0, len(plan.layer_names)),)
+    return (Segment(ON_NODE, 0, len(plan.model_layers)),)
 
 
 def no_memory(config: RunConfig, params: Params) -> dict[str, PyTree]:
@@ -154,35 +154,40 @@ def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
 
 
 class Mean(NamedTuple):
-    """A running mean of trained layers, weighted by the examples that their nodes hold.
+    """A running mean of each trained layer, weighted by the examples that its nodes hold.
 
     Attributes:
       layers: the mean so far; `{}` of nothing.
-      examples: that its nodes hold.
+      examples: `{layer: examples}` that the nodes hold which trained it.
     """
 
     layers: Params
-    examples: int
+    examples: Mapping[str, int]
 
 
 def no_mean(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Mean:
     """Of no outcome yet."""
     del plan, visits, params, memory
-    return Mean({}, 0)
+    return Mean({}, {})
 
 
 def add_to_mean(mean: Mean, outcome: Outcome) -> Mean:
     """The mean with one outcome more.
 
     `m + (held / all) (w - m)`: of one outcome it is that outcome, bit for bit, and of equal ones
-    it is any of them.
+    it is any of them. The visits of a round train the same layers, or disjoint ones.
     """
+    held = outcome.examples_held
+    examples = dict(mean.examples)
+    for name in outcome.layers:
+        examples[name] = examples.get(name, 0) + held
     # The first outcome is taken as it is: a mean with zeros would round.
-    examples = mean.examples + outcome.examples_held
-    if not mean.layers:
-        return Mean(outcome.layers, examples)
-    share = np.float32(outcome.examples_held / examples)
-    return Mean(_towards(mean.layers, outcome.layers, share), examples)
+    trained = tuple(outcome.layers)
+    if not trained or trained[0] not in mean.layers:
+        return Mean({**mean.layers, **outcome.layers}, examples)
+    share = np.float32(held / examples[trained[0]])
+    moved = _towards(select(mean.layers, trained), outcome.layers, share)
+    return Mean({**mean.layers, **moved}, examples)
 
 
 @jax.jit
@@ -207,36 +212,42 @@ REPLACE = Merge(no_mean, add_to_mean, put_mean)
 """The trained layers replace the old ones: their mean where several nodes trained them."""
 
 
-def of_images(config: RunConfig) -> ImageConfig:
-    """The configuration of a method that cuts models: those are networks for images."""
-    assert isinstance(config, ImageConfig), "methods that cut a model are offered for images only"
-    return config
-
-
 def node_and_server(plan: Plan) -> Chain:
     """The first layers, up to `--cut`, on the node, the rest on the server.
 
-    With `--tail` so many last layers are on the node again.
+    With `--cloud_cut` the server's part ends there, and what is above lies in the cloud. With
+    `--tail` so many last layers are on the node again.
 
     Raises:
-      UserError: the flags leave the server no layer, or name none of the model's.
+      UserError: the flags leave a place without a layer, or name none of the model's.
     """
-    names = plan.layer_names
-    config = of_images(plan.config)
-    cut = _cut_index(config.cut, names)
+    names = plan.model_layers
+    config = plan.config
+    cut = _cut_index("cut", config.cut, "node", names)
     end = len(names) - config.tail
     if not 0 < cut < end:
         raise UserError(
             f"--cut={config.cut} with --tail={config.tail}: node and server need at least one of "
             f"the {len(names)} layers each: {', '.join(names)}"
         )
-    both = (Segment(ON_NODE, 0, cut), Segment(ON_SERVER, cut, end))
-    if not config.tail:
-        return both
-    return (*both, Segment(ON_NODE, end, len(names)))
+
+    # Beyond the node: all of it on the server, or the upper part in the cloud.
+    found = [Segment(ON_NODE, 0, cut), Segment(ON_SERVER, cut, end)]
+    if config.cloud_cut:
+        upper = _cut_index("cloud_cut", config.cloud_cut, "server", names)
+        if not cut < upper < end:
+            raise UserError(
+                f"--cloud_cut={config.cloud_cut} with --cut={config.cut} and --tail="
+                f"{config.tail}: server and cloud need at least one of the {len(names)} layers "
+                f"each: {', '.join(names)}"
+            )
+        found[1:] = [Segment(ON_SERVER, cut, upper), Segment(ON_CLOUD, upper, end)]
+    if config.tail:
+        found.append(Segment(ON_NODE, end, len(names)))
+    return tuple(found)
 
 
-def _cut_index(text: str, names: LayerNames) -> int:
+def _cut_index(flag: str, text: str, place: str, names: LayerNames) -> int:
     """How many layers a cut leaves below it, from a number of them or the last one's name.
 
     Raises:
@@ -247,6 +258,6 @@ def _cut_index(text: str, names: LayerNames) -> int:
     if text.isdecimal():
         return int(text)
     raise UserError(
-        f"--cut={text}: want a number of layers or the name of the node's last one: "
+        f"--{flag}={text}: want a number of layers or the name of the {place}'s last one: "
         f"{', '.join(names)}"
     )

@@ -13,7 +13,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
     yield (Visit(cycle, cycle, 0, plan.layer_names),)
 
 
-def _pooled(shards: Shards) -> Shards:
+def pooled(shards: Shards) -> Shards:
     """One shard with the data of all, in the order of the data set, however it was divided."""
     together = np.concatenate(list(shards))
     return [np.sort(together)]
@@ -24,7 +24,7 @@ CENTRALISED = Algorithm(
     rounds=every_cycle(_rounds),
     traffic=NO_TRAFFIC,
     merge=REPLACE,
-    shards=_pooled,
+    shards=pooled,
     at_server=True,
     flags=frozenset({"carry_optimizer_state"}),
 )

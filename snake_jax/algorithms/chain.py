@@ -1,28 +1,26 @@
-"""Where the layers of a visit lie: segments of the model on nodes and server.
+"""Where the layers of a visit lie: segments of the model on nodes, server and cloud.
 
 A local method's chain is one segment on the visiting node. Split methods cut the model: every batch
 then sends an activation over each boundary and, unless both sides have losses of their own, a
 gradient back. FLOPs by place, what a place holds, and the messages follow from the chain alone.
 """
 
-import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 
 from snake_jax.algorithms.visits import Visit
-from snake_jax.models.layered import LayeredModel
 from snake_jax.nodes import places
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.nodes.places import Kind, Place
 from snake_jax.params import LayerNames
 
 LABEL_BYTES = 4
+SHARED = "shared"  # weights that two places multiply with, and their gradient, once a step
+OF_BATCHES = ("activations", "gradients", "labels", SHARED)  # why a message of a batch is sent
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Role:
 
 ON_NODE = Role("node")
 ON_SERVER = Role("server")
+ON_CLOUD = Role("cloud")
 
 
 class Segment(NamedTuple):
@@ -61,8 +60,8 @@ class Message(NamedTuple):
       source: whence.
       destination: where to.
       item: the layer whose output it is, or for which a gradient; or labels.
-      bytes: of one example.
-      why: activations, gradients or labels.
+      bytes: of one image or token; of one step where weights are shared.
+      why: activations, gradients, labels or SHARED.
     """
 
     source: Role
@@ -94,13 +93,54 @@ def held(chain: Chain, names: Sequence[str], role: Role) -> LayerNames:
     return tuple(found)
 
 
+def owned(chain: Chain, names: Sequence[str], items: Sequence[str], role: Role) -> tuple[str, ...]:
+    """Of items those that lie on a role, in their order.
+
+    Args:
+      chain: of the visit.
+      names: the model's order.
+      items: layers, and what trains beside layers: `block_05.lora` lies where `block_05` does; what
+        no layer of the model stands before (a head of a local loss) is the visiting node's.
+      role: which.
+    """
+    layers = held(chain, names, role)
+    found = []
+    for item in items:
+        layer, _, _ = item.partition(".")
+        is_nodes_own = layer not in names and role == ON_NODE
+        if layer in layers or is_nodes_own:
+            found.append(item)
+    return tuple(found)
+
+
+def is_trained(layer: str, items: Iterable[str]) -> bool:
+    """Whether a layer, or what lies beside it, is among the items that train."""
+    return any(item.partition(".")[0] == layer for item in items)
+
+
+def role_of(chain: Chain, index: int) -> Role:
+    """Where the layer of this index lies."""
+    return next(segment.role for segment in chain if segment.start <= index < segment.stop)
+
+
 def roles(chain: Chain) -> tuple[Role, ...]:
     """Each role once, in the order of the forward pass."""
     return tuple(dict.fromkeys(segment.role for segment in chain))
 
 
+class Sized(Protocol):
+    """A model whose layers' outputs have known sizes."""
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The order."""
+
+    def output_sizes(self) -> tuple[int, ...]:
+        """Numbers in each layer's output, of an image or of a token."""
+
+
 def messages(
-    chain: Chain, model: LayeredModel, compute_dtype: str, gradients: bool
+    chain: Chain, model: Sized, compute_dtype: str, gradients: bool, lowest: int = 0
 ) -> tuple[Message, ...]:
     """What a batch sends, in the order of sending; nothing for a chain of one segment.
 
@@ -109,30 +149,64 @@ def messages(
       model: whose outputs cross the boundaries.
       compute_dtype: of activations and gradients.
       gradients: whether gradients come back.
+      lowest: index of the lowest layer that trains: none comes back below it.
     """
     if len(chain) == 1:
         return ()
 
     # Up the chain goes the output of the last layer below each boundary.
-    sizes = _output_bytes(model, compute_dtype)
+    itemsize = jnp.dtype(compute_dtype).itemsize
+    sizes = model.output_sizes()
     sent = []
+    back = []
     for low, high in pairwise(chain):
         top = low.stop - 1
         name = model.layer_names[top]
-        sent.append(Message(low.role, high.role, name, sizes[top], "activations"))
-    forward = list(sent)
+        num_bytes = sizes[top] * itemsize
+        sent.append(Message(low.role, high.role, name, num_bytes, "activations"))
+        # A gradient is as large as the output that it is for, and goes the other way.
+        if gradients and top >= lowest:
+            back.append(Message(high.role, low.role, name, num_bytes, "gradients"))
 
     # The loss is where the last segment is, and labels are where the data is.
-    last = chain[-1].role
-    if last != ON_NODE:
-        sent.append(Message(ON_NODE, last, "labels", LABEL_BYTES, "labels"))
+    for source, destination in pairwise(_route(chain, ON_NODE, chain[-1].role)):
+        sent.append(Message(source, destination, "labels", LABEL_BYTES, "labels"))
+    return (*sent, *reversed(back))
 
-    # A gradient is as large as the output that it is for, and goes the other way.
-    if gradients:
-        for message in reversed(forward):
-            source, destination = message.destination, message.source
-            sent.append(Message(source, destination, message.item, message.bytes, "gradients"))
+
+def shared(
+    chain: Chain, item: str, owner: Role, reader: Role, num_bytes: int
+) -> tuple[Message, ...]:
+    """What a step sends where weights that train at one place are multiplied with at another too.
+
+    So an output matrix that is the embedding's, which lies elsewhere: its gradient goes to the
+    embedding's place, and the new matrix back.
+    """
+    if owner == reader:
+        return ()
+    sent = []
+    for ends in ((reader, owner), (owner, reader)):
+        for source, destination in pairwise(_route(chain, *ends)):
+            sent.append(Message(source, destination, item, num_bytes, SHARED))
     return tuple(sent)
+
+
+def _route(chain: Chain, source: Role, destination: Role) -> tuple[Role, ...]:
+    """The places that a message passes; between a node and the cloud lies the server.
+
+    It does where it has a part of the chain.
+    """
+    if source == destination:
+        return (source,)
+    ends = (source, destination)
+    if ON_CLOUD in ends and ON_SERVER not in ends and ON_SERVER in roles(chain):
+        return (source, ON_SERVER, destination)
+    return ends
+
+
+def is_beyond_server(message: Message) -> bool:
+    """Whether it goes between server and cloud."""
+    return {message.source, message.destination} == {ON_SERVER, ON_CLOUD}
 
 
 def round_trips(sent: Sequence[Message]) -> int:
@@ -140,28 +214,23 @@ def round_trips(sent: Sequence[Message]) -> int:
     return sum(message.why == "gradients" for message in sent)
 
 
-def transfers(sent: Sequence[Message], visit: Visit, examples: int) -> list[Transfer]:
-    """The ledger's rows for a visit's messages, all batches together."""
+def transfers(
+    sent: Sequence[Message], visit: Visit, examples: int, steps: int = 0
+) -> list[Transfer]:
+    """The ledger's rows for a visit's messages, all batches together.
+
+    Args:
+      sent: by a batch.
+      visit: whose.
+      examples: images or tokens that it trained on.
+      steps: that it made.
+    """
     if not examples:
         return []
     rows = []
     for message in sent:
         source = place_of(message.source, visit)
         destination = place_of(message.destination, visit)
-        total = message.bytes * examples
+        total = message.bytes * (steps if message.why == SHARED else examples)
         rows.append(Transfer(visit.turn, source, destination, (message.item,), total, message.why))
     return rows
-
-
-@functools.lru_cache(maxsize=8)
-def _output_bytes(model: LayeredModel, compute_dtype: str) -> list[int]:
-    """Bytes of each layer's output for one example."""
-    dtype = jnp.dtype(compute_dtype)
-    x = jax.ShapeDtypeStruct((1, *model.input_shape), dtype)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    found = []
-    for index in range(len(model.layers)):
-        layer = functools.partial(model.apply, start=index, stop=index + 1)
-        x = jax.eval_shape(layer, params, x)
-        found.append(math.prod(x.shape) * dtype.itemsize)
-    return found

@@ -12,7 +12,6 @@ from snake_jax.algorithms.base import (
     REPLACE,
     Algorithm,
     every_cycle,
-    of_images,
 )
 from snake_jax.algorithms.chain import Chain, Role, Segment
 from snake_jax.algorithms.schedule import Plan, shuffled_nodes
@@ -23,7 +22,7 @@ from snake_jax.errors import UserError
 
 def _rounds(plan: Plan, cycle: int) -> Rounds:
     """Every node is the head once a cycle, in an order drawn for the cycle."""
-    config = of_images(plan.config)
+    config = plan.config
     heads = shuffled_nodes(config, cycle)
     for index, head in enumerate(heads):
         # The body are the heads before this one, the nearest first, taken as a ring.
@@ -41,8 +40,8 @@ def _chain(plan: Plan) -> Chain:
       UserError: there are fewer nodes, or fewer layers, than segments.
     """
     # Both nodes and layers bound the snake's length.
-    length = of_images(plan.config).snake_length
-    layers = len(plan.layer_names)
+    length = plan.config.snake_length
+    layers = len(plan.model_layers)
     if length > min(layers, plan.config.nodes):
         raise UserError(
             f"--snake_length={length}: a snake needs a node and a layer for each segment; there "

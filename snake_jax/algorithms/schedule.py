@@ -28,13 +28,14 @@ class Plan(NamedTuple):
 
     Attributes:
       config: of the run.
-      layer_names: the model's order.
+      layer_names: what may train, in the model's order.
       always: the layers that train at every visit.
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
       able: `{layers: nodes that can hold the visit}`, where nodes' figures are known, the one first
         that is soonest done; empty: all.
       refused: `{node: why}`, nodes that were not admitted.
+      order: all of the model's layers, in order, where not all of them may train; empty: they do.
     """
 
     config: RunConfig
@@ -43,6 +44,12 @@ class Plan(NamedTuple):
     visitors: Mapping[LayerNames, int] = {}
     able: Mapping[LayerNames, tuple[int, ...]] = {}
     refused: Mapping[int, str] = {}
+    order: LayerNames = ()
+
+    @property
+    def model_layers(self) -> LayerNames:
+        """All of the model's layers, in order."""
+        return self.order or self.layer_names
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
@@ -155,6 +162,20 @@ def stand_in(plan: Plan, visit: Visit) -> int:
         "and no other node can hold it: raise memory_bytes in --node_file, or leave "
         "--interrupt and --fault_rate out"
     )
+
+
+def in_periods(plan: Plan, place: int, cycle: int, layers: LayerNames) -> Visit:
+    """A visit to the one place that has all data: `periods` of them share a turn's steps.
+
+    Args:
+      plan: of the run.
+      place: which visit of the run, from 0.
+      cycle: that it is in.
+      layers: that it trains.
+    """
+    turn, part = divmod(place, plan.config.periods)
+    share = part / plan.config.periods, (part + 1) / plan.config.periods
+    return Visit(turn, cycle, 0, layers, share)
 
 
 def whole_side_by_side(plan: Plan, cycle: int) -> Rounds:

@@ -30,5 +30,7 @@ SPLIT = Algorithm(
     traffic=RELAY,
     merge=REPLACE,
     chain=node_and_server,
-    flags=NETWORK_FLAGS | INTERRUPTION_FLAGS | {"mode", "carry_optimizer_state", "cut", "tail"},
+    flags=NETWORK_FLAGS
+    | INTERRUPTION_FLAGS
+    | {"mode", "carry_optimizer_state", "cut", "cloud_cut", "tail"},
 )

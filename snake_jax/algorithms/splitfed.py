@@ -21,10 +21,9 @@ from snake_jax.algorithms.base import (
     every_cycle,
     no_mean,
     node_and_server,
-    of_images,
     put_mean,
 )
-from snake_jax.algorithms.chain import ON_NODE, held
+from snake_jax.algorithms.chain import ON_NODE, owned
 from snake_jax.algorithms.schedule import Plan, sampled_nodes, whole_side_by_side
 from snake_jax.algorithms.traffic import STAR
 from snake_jax.algorithms.visits import Outcome, Round, Rounds, Visit
@@ -46,7 +45,7 @@ class Part(NamedTuple):
 
 def _is_v1(config: RunConfig) -> bool:
     """Whether the main server has a copy of its part for each node."""
-    return of_images(config).splitfed_version == "v1"
+    return config.splitfed_version == "v1"
 
 
 def _server_order(plan: Plan, cycle: int) -> list[int]:
@@ -95,7 +94,8 @@ def _finish(
     """
     if _is_v1(plan.config):
         return put_mean(plan, visits, params, memory, part.mean)
-    node_layers = held(node_and_server(plan), plan.layer_names, ON_NODE)
+    chain = node_and_server(plan)
+    node_layers = owned(chain, plan.model_layers, plan.layer_names, ON_NODE)
 
     # The server's part goes on from visit to visit; the node's is added up.
     if part.outcome is not None:
@@ -133,5 +133,5 @@ SPLITFED = Algorithm(
     memory=_no_sums,
     chain=node_and_server,
     unit="round",
-    flags=NETWORK_FLAGS | {"nodes_per_round", "cut", "tail", "splitfed_version"},
+    flags=NETWORK_FLAGS | {"nodes_per_round", "cut", "cloud_cut", "tail", "splitfed_version"},
 )

@@ -7,16 +7,16 @@
 - `WALK`: every segment of a cut model goes from the node that had it to the one that is to have it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.chain import ON_NODE, Chain
+from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Chain, Role
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.nodes import ledger, places
 from snake_jax.nodes.ledger import Exchanged, Items, Network, Sizes, Transfer
-from snake_jax.nodes.places import Place
+from snake_jax.nodes.places import CLOUD
 from snake_jax.params import LayerNames
 
 
@@ -28,8 +28,9 @@ class Exchange(NamedTuple):
       sizes: bytes of all that may travel.
       chain: where the layers of a visit lie.
       layer_names: the model's order.
-      beside: names of layers that the visiting node has beside the model's.
+      beside: names of what there is beside the model's layers: adapters, or a head of the node's.
       companions: kinds of items that travel with every trained layer.
+      read: `{layer: layers whose weights it reads too}`, as a head that is tied to the embedding.
     """
 
     config: RunConfig
@@ -38,16 +39,32 @@ class Exchange(NamedTuple):
     layer_names: LayerNames
     beside: LayerNames = ()
     companions: tuple[str, ...] = ()
+    read: Mapping[str, LayerNames] = {}
 
-    def held(self) -> LayerNames:
-        """The layers that a visiting node has, frozen ones included."""
-        return chains.held(self.chain, self.layer_names, ON_NODE) + self.beside
+    def held(self, role: Role = ON_NODE) -> LayerNames:
+        """The layers that a role has, frozen ones included, and what is beside them."""
+        names = (*self.layer_names, *self.beside)
+        return chains.owned(self.chain, self.layer_names, names, role)
+
+    def needed(self, role: Role = ON_NODE) -> LayerNames:
+        """The layers that a role has, and those that it reads besides."""
+        held = self.held(role)
+        also = []
+        for layer in held:
+            for name in self.read.get(layer, ()):
+                if name not in held:
+                    also.append(name)
+        return (*held, *also)
+
+    def trained_at(self, role: Role, visit: Visit) -> LayerNames:
+        """The layers of a visit that train on a role."""
+        # Of a cut model the others train elsewhere.
+        held = set(self.held(role))
+        return tuple(name for name in visit.layers if name in held)
 
     def trained_at_node(self, visit: Visit) -> Items:
         """The layers of a visit that its node trains, and what travels with them."""
-        # Of a cut model the others train elsewhere.
-        held = set(self.held())
-        layers = tuple(name for name in visit.layers if name in held)
+        layers = self.trained_at(ON_NODE, visit)
         beside = []
         for kind in self.companions:
             for name in layers:
@@ -81,15 +98,32 @@ def _nothing_after(
 
 
 def _from_server(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
-    """The node gets what it is to hold, whoever trained it last."""
-    return ledger.deliveries_from_server(
+    """The node gets what it is to hold, whoever trained it last; so does the cloud."""
+    network, to_cloud = _to_cloud(exchange, network, visit)
+    network, to_node = ledger.deliveries_from_server(
         network,
         exchange.sizes,
         visit.turn,
         places.node(visit.node),
         exchange.trained_at_node(visit),
         cached=exchange.config.cached,
-        held=exchange.held(),
+        held=exchange.needed(),
+    )
+    return network, [*to_cloud, *to_node]
+
+
+def _to_cloud(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
+    """The cloud gets its part once, and has the newest from then on."""
+    if ON_CLOUD not in chains.roles(exchange.chain):
+        return network, []
+    return ledger.deliveries_from_server(
+        network,
+        exchange.sizes,
+        visit.turn,
+        CLOUD,
+        exchange.trained_at(ON_CLOUD, visit),
+        cached=True,
+        held=exchange.needed(ON_CLOUD),
     )
 
 
@@ -98,14 +132,16 @@ def _from_server_or_holder(exchange: Exchange, network: Network, visit: Visit) -
     if exchange.config.mode == "client_server":
         return _from_server(exchange, network, visit)
     # Whoever is next may have to train, or pass on, any layer: all of it goes from node to node.
-    return ledger.deliveries_from_holder(
+    network, to_cloud = _to_cloud(exchange, network, visit)
+    network, to_node = ledger.deliveries_from_holder(
         network,
         exchange.sizes,
         visit.turn,
         places.node(visit.node),
         cached=exchange.config.cached,
-        held=exchange.held(),
+        held=exchange.needed(),
     )
+    return network, [*to_cloud, *to_node]
 
 
 def _merged_at_server(
@@ -120,10 +156,16 @@ def _merged_at_server(
             node = places.node(visit.node)
             transfers.append(ledger.hand_in(exchange.sizes, visit.turn, node, trained))
     if returned:
-        # All visits of a round train the same; some of it, where the model is cut, at the server.
-        first = visits[0]
-        renewed = dict.fromkeys((*first.layers, *exchange.trained_at_node(first)))
-        network = ledger.aggregated(network, tuple(renewed))
+        # Some of what visits train lies, where the model is cut, at the server or in the cloud,
+        # which merges its own copies.
+        renewed: dict[str, None] = {}
+        in_cloud: dict[str, None] = {}
+        for visit in returned:
+            renewed |= dict.fromkeys((*visit.layers, *exchange.trained_at_node(visit)))
+            in_cloud |= dict.fromkeys(exchange.trained_at(ON_CLOUD, visit))
+        at_server = tuple(item for item in renewed if item not in in_cloud)
+        network = ledger.aggregated(network, at_server)
+        network = ledger.aggregated(network, tuple(in_cloud), CLOUD)
     return network, transfers
 
 
@@ -148,30 +190,20 @@ def _handed_on(
     else:
         network = ledger.commit_at_holder(network, node, trained)
 
-    # The server's part of a cut model was trained where it lies.
-    held = exchange.held()
-    elsewhere = tuple(name for name in visit.layers if name not in held)
-    return ledger.aggregated(network, elsewhere), transfers
-
-
-def _segments(exchange: Exchange, visit: Visit) -> dict[Place, LayerNames]:
-    """`{place: layers}` of a visit's chain."""
-    # A place may have several segments, as a node has in the U-shape: it gets all at once.
-    found = {}
-    for role in chains.roles(exchange.chain):
-        layers = chains.held(exchange.chain, exchange.layer_names, role)
-        found[chains.place_of(role, visit)] = layers
-    return found
+    # The server's part of a cut model was trained where it lies, the cloud's likewise.
+    network = ledger.aggregated(network, exchange.trained_at(ON_SERVER, visit))
+    in_cloud = exchange.trained_at(ON_CLOUD, visit)
+    return ledger.aggregated(network, in_cloud, CLOUD), transfers
 
 
 def _along_chain(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
     """Every place of the chain gets its segment from the place that has its newest version."""
+    # A place may have several segments, as a node has in the U-shape: it gets all at once.
+    segments = {}
+    for role in chains.roles(exchange.chain):
+        segments[chains.place_of(role, visit)] = exchange.needed(role)
     return ledger.deliveries_along_chain(
-        network,
-        exchange.sizes,
-        visit.turn,
-        _segments(exchange, visit),
-        cached=exchange.config.cached,
+        network, exchange.sizes, visit.turn, segments, cached=exchange.config.cached
     )
 
 
@@ -180,8 +212,12 @@ def _kept_along_chain(
 ) -> Exchanged:
     """What was trained stays where it is until the next visit."""
     for visit in visits:
-        if visit in returned:
-            network = ledger.commit_along_chain(network, _segments(exchange, visit))
+        if visit not in returned:
+            continue
+        trained = {}
+        for role in chains.roles(exchange.chain):
+            trained[chains.place_of(role, visit)] = exchange.trained_at(role, visit)
+        network = ledger.commit_along_chain(network, trained)
     return network, []
 
 

@@ -14,7 +14,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.generation import generate
 from snake_jax.models.hub import load_pretrained
-from snake_jax.models.language import LanguageModel
+from snake_jax.models.language import LanguageModel, stop_ids
 from snake_jax.params import Params
 from snake_jax.runs import text_inputs
 from snake_jax.training.text_step import own_items
@@ -46,7 +46,7 @@ def main(given: Given) -> None:
         top_k=flags.top_k,
         top_p=flags.top_p,
         seed=flags.seed,
-        stop_ids=(tokenizer.eos_id,),
+        stop_ids=stop_ids(model, tokenizer.eos_id),
         adapters=adapters,
         dtype=jnp.dtype(flags.compute_dtype),
     )

@@ -23,7 +23,7 @@ from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import loop, storage
+from snake_jax.runs import loop, privacy, storage
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
 
@@ -192,6 +192,8 @@ def _show(workdir: Workdir) -> None:
     ):
         run = read_run(folder)
         print(comparison_table([run]))
+        if guarantee := privacy.said(run.summary or {}):
+            print(guarantee)
         draw_curves(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from absl.flags import FlagValues
 
+from snake_jax.cli import profile_scct
 from snake_jax.cli.commands.command import Given
 from snake_jax.costs import shapes
 from snake_jax.errors import UserError
@@ -26,14 +27,21 @@ _SETTINGS = (
     "compute_dtype",
     "nodes",
     "cut",
+    "cloud_cut",
     "tail",
     "snake_length",
+    "dp_clip",
 )
 
 
 def main(given: Given) -> None:
     """Tables, or the search."""
     flags = given.flags
+    if flags.algorithm == "scct":
+        profile_scct.run(flags, given.line)
+        return
+    if flags["small_model"].present:
+        raise UserError(f"--small_model: says nothing to --algorithm={flags.algorithm}")
     asked = _asked(flags)
     if flags.fits:
         print(_search(asked, flags.fits))

@@ -1,4 +1,4 @@
-"""Carries out `snake-jax scct`: solves a scenario, draws one, or repeats a figure."""
+"""Carries out `snake-jax scct`: solves a scenario, draws one, repeats a figure, or trains."""
 
 import json
 import sys
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from snake_jax import names
 from snake_jax.cli import scct_solution
+from snake_jax.cli.commands import scct_train
 from snake_jax.cli.commands.command import Given
 from snake_jax.cli.scct_solution import Fresh
 from snake_jax.errors import UserError
@@ -26,30 +27,43 @@ _TASKS = {
     "solve": ("solver", "splits", "seed", "fresh", "out"),
     "random": ("out",),
     "figure": ("scale", "cloud_flops", "out"),
+    "train": ("splits", "seed", "workdir", *scct_train.FIELDS),
 }
 # Of fresh samples: far from the seeds that people give to --random, whose samples these would be.
 _FRESH_SEED = 1_000_000_007
 
 
 def main(given: Given) -> None:
-    """One of the three."""
+    """One of the four."""
     flags = given.flags
     asked = [name for name in _TASKS if flags[name].value]
     if len(asked) != 1:
         raise UserError(
             f"{', '.join('--' + name for name in asked) or 'nothing to do'}: give one of "
-            f"--solve=SCENARIO.json, --random=SEED,N,K,Q and --figure"
+            f"--solve=SCENARIO.json, --random=SEED,N,K,Q, --figure and --train"
         )
     (task,) = asked
-    for name in sorted({*_TASKS["solve"], *_TASKS["figure"]}):
+    every = {name for names_of_task in _TASKS.values() for name in names_of_task}
+    for name in sorted(every):
         if flags[name].present and name not in _TASKS[task]:
             raise UserError(f"--{name}: says nothing to --{task}; leave it out")
     if task == "random":
         _draw(flags)
     elif task == "solve":
         _solve(flags)
+    elif task == "train":
+        _train(flags)
     else:
         _figure(given)
+
+
+def _train(flags: FlagValues) -> None:
+    """Trains, or goes on training."""
+    # Here, since models take seconds to import.
+    from snake_jax.cli.scct_train import run
+
+    _method(flags.splits)
+    run(scct_train.settings(flags.train, flags), flags.workdir)
 
 
 def _draw(flags: FlagValues) -> None:

@@ -1,5 +1,6 @@
 """Carries out `snake-jax serve`: the Service Provider, until it is told to end."""
 
+import importlib.util
 import os
 import sys
 import threading
@@ -26,14 +27,22 @@ def main(given: Given) -> None:
     try:
         # Here, since what they need comes with an extra.
         from snake_jax.services import api, listen
-        from snake_jax.services.provider import Offer, Provider
+        from snake_jax.services.pool import Machines
+        from snake_jax.services.provider import Provider
+        from snake_jax.services.terms import Offer
     except ModuleNotFoundError as error:
         raise UserError(
             f"snake-jax serve needs {error.name}: pip install 'snake-jax[serve]'"
         ) from error
     address = listen.Address(flags.host, flags.port, flags.certfile, flags.keyfile)
     listen.check(address, flags.without_tls)
-    offer = Offer(flags.slots, flags.turn_s, flags.grace_s, _allowed(flags))
+    _check_pool(flags)
+    machines = None
+    if flags.pool or flags.ray_address:
+        machines = Machines(
+            flags.pool, flags.ray_address, flags.ray_resources, flags.ray_without_tls
+        )
+    offer = Offer(flags.slots, flags.turn_s, flags.grace_s, _allowed(flags), machines)
 
     def words(service: Service, run: Path) -> Sequence[str]:
         return service_words(service, run, flags.grace_s)
@@ -75,4 +84,28 @@ def _allowed(flags: FlagValues) -> admission.Allowed:
         values = FlagValues()
         COMMANDS[task].define(values)
         known[task] = frozenset(values)
-    return admission.Allowed(folders, flags.allow_module_models, known)
+    pooled = bool(flags.pool or flags.ray_address)
+    return admission.Allowed(folders, flags.allow_module_models, known, pooled)
+
+
+def _check_pool(flags: FlagValues) -> None:
+    """Refuses flags of a pool that contradict each other, or that nothing installed can do."""
+    if flags.pool and flags.ray_address:
+        raise UserError(
+            "--pool is for a cluster that is started here; with --ray_address nodes are where "
+            "`ray start --resources` says pool_node_0, pool_node_1, ...; leave one of the two out"
+        )
+    if not flags.pool and not flags.ray_address:
+        for name in ("ray_resources", "ray_without_tls"):
+            if getattr(flags, name):
+                raise UserError(f"--{name} is for a pool; give --pool or --ray_address too")
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("a pool needs Ray, which is not installed: pip install 'snake-jax[ray]'")
+    # Here, since it takes jax.
+    from snake_jax.engines import ray_tls
+    from snake_jax.engines.choice import RAY, Choice, resources
+
+    choice = Choice(RAY, flags.ray_address, without_tls=flags.ray_without_tls)
+    ray_tls.check_address(choice)
+    resources(flags.ray_resources)

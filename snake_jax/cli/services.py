@@ -16,7 +16,7 @@ from snake_jax.services import client, credentials
 from snake_jax.services.admission import TASKS
 from snake_jax.services.client import Answer, Server
 
-_WANTED = "want submit, list, show, logs, cancel, fetch or remove"
+_WANTED = "want submit, list, nodes, show, logs, cancel, fetch or remove"
 
 
 def main(given: Given) -> None:
@@ -25,6 +25,7 @@ def main(given: Given) -> None:
     verbs: dict[str, Callable[[Server, FlagValues, Sequence[str]], None]] = {
         "submit": _submit,
         "list": _list,
+        "nodes": _nodes,
         "show": _show,
         "logs": _logs,
         "cancel": _cancel,
@@ -106,6 +107,19 @@ def _list(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
         print(_line(service))
 
 
+def _nodes(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+    _no_more(words)
+    found = client.nodes(provider)
+    if not found:
+        print("no nodes are shared: each service plays its own")
+    for node in found:
+        state = "free" if node["alive"] else "gone"
+        if node["service"] is not None:
+            state = f"service {node['service']}, visit {node['turn']}: {', '.join(node['layers'])}"
+        waiting = "".join(f", service {number} waits" for number in node["waiting"])
+        print(f"{node['node']:>4}  {node['host']}  {node['visits']} visits  {state}{waiting}")
+
+
 def _show(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
     service = client.show(provider, _number(words))
     print(_line(service))
@@ -113,7 +127,9 @@ def _show(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
         print(f"  {name}={value}")
     for event in client.events(provider, service["number"]):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time_s"]))
-        print(f"  {when}  {event['event']}  {event['cause']}".rstrip())
+        where = [f"{name} {event[name]}" for name in ("visit", "node") if event[name] is not None]
+        parts = [f"  {when}", event["event"], ", ".join(where), event["cause"]]
+        print("  ".join(part for part in parts if part))
     if service["last"]:
         print(f"  {progress_text(service['last'])}")
 
@@ -168,4 +184,4 @@ def _number(words: Sequence[str]) -> int:
 
 def _no_more(words: Sequence[str]) -> None:
     if words:
-        raise UserError(f"{words[0]}: list takes no more words")
+        raise UserError(f"{words[0]}: list and nodes take no more words")

@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from snake_jax.algorithms.chain import ON_NODE, Chain, Role, roles
+from snake_jax.algorithms.chain import ON_NODE, Chain, Role, Segment, roles
 from snake_jax.algorithms.visits import Passed
 
 
@@ -159,48 +159,73 @@ def _lowest(costs: Sequence[LayerCost], trained: Sequence[str]) -> int:
 
 
 def chain_step_flops(
-    chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
+    chain: Chain,
+    costs: Sequence[LayerCost],
+    auxiliary: Sequence[LayerCost],
+    gradients: bool,
+    trained: Sequence[str] | None = None,
 ) -> Mapping[Role, int]:
-    """FLOPs of one step by role, all layers trained: the sums of `chain_step_parts`."""
-    parts = chain_step_parts(chain, costs, auxiliary, gradients)
+    """FLOPs of one step by role: the sums of `chain_step_parts`."""
+    parts = chain_step_parts(chain, costs, auxiliary, gradients, trained)
     return {role: flops.total for role, flops in parts.items()}
 
 
 def chain_step_parts(
-    chain: Chain, costs: Sequence[LayerCost], auxiliary: Sequence[LayerCost], gradients: bool
+    chain: Chain,
+    costs: Sequence[LayerCost],
+    auxiliary: Sequence[LayerCost],
+    gradients: bool,
+    trained: Sequence[str] | None = None,
 ) -> Mapping[Role, StepFlops]:
-    """FLOPs of one step of a cut model by role and by what they are for, all layers trained.
+    """FLOPs of one step of a cut model by role and by what they are for; there is no teacher.
 
     Args:
       chain: of the visit.
-      costs: of the model's layers, for a batch.
+      costs: of the model's layers, for a batch or a row.
       auxiliary: of layers that train on the visiting node beside the model's.
       gradients: whether gradients cross the cuts.
+      trained: names of the layers that train; None: all.
     """
-    found = {}
+    if trained is None:
+        trained = [cost.name for cost in costs]
+    lowest = _lowest(costs, trained)
+    found: dict[Role, StepFlops] = {}
     for role in roles(chain):
-        held: list[LayerCost] = []
-        entered: list[LayerCost] = []
-        if role == ON_NODE:
-            held += auxiliary
-            entered += auxiliary
-
-        # The gradient of an input is computed where something below the layer waits for it: not at
-        # the model's first layer, nor at the first above a cut that no gradient crosses.
+        # Auxiliary layers sit on the node's last one, which wants their input's gradient.
+        beside = auxiliary if role == ON_NODE else ()
+        forward = sum(cost.forward for cost in beside)
+        input_gradients = sum(cost.input_gradient for cost in beside)
+        weight_gradients = sum(cost.weight_gradient for cost in beside)
+        total = StepFlops(forward, 0, input_gradients, weight_gradients, 0)
         for segment in chain:
-            if segment.role != role:
-                continue
-            layers = costs[segment.start : segment.stop]
-            held += layers
-            crosses = segment.start > 0 and gradients
-            entered += layers if crosses else layers[1:]
-
-        # Networks for images keep all that the backward pass reads, and a cut model has no teacher.
-        found[role] = StepFlops(
-            forward=sum(cost.forward for cost in held),
-            recomputed=0,
-            input_gradients=sum(cost.input_gradient for cost in entered),
-            weight_gradients=sum(cost.weight_gradient for cost in held),
-            teacher=0,
-        )
+            if segment.role == role:
+                # The gradient of an input is computed where something below the layer waits for
+                # it: not at the lowest that trains, nor above a cut that no gradient crosses.
+                floor = lowest if gradients else max(lowest, segment.start)
+                parts = _segment_parts(segment, costs, trained, floor)
+                total = StepFlops(*map(sum, zip(total, parts, strict=True)))
+        found[role] = total
     return found
+
+
+def _segment_parts(
+    segment: Segment, costs: Sequence[LayerCost], trained: Sequence[str], floor: int
+) -> StepFlops:
+    """FLOPs of a segment in a step whose backward pass ends at layer `floor`."""
+    layers = costs[segment.start : segment.stop]
+    turns = sum(cost.looped and cost.name in trained for cost in layers)
+    recomputed = 0
+    input_gradients = 0
+    weight_gradients = 0
+    for index, cost in enumerate(layers, segment.start):
+        if index < floor:
+            continue
+        recomputed += cost.recomputed + cost.rerun
+        if cost.name in trained:
+            recomputed += cost.recomputed_for_weights
+            weight_gradients += cost.weight_gradient
+        # As in `step_parts`: the lowest of several turns of a loop takes its input's gradient too.
+        ends_here = index == floor and not (cost.looped and turns > 1)
+        input_gradients += cost.inner_gradient if ends_here else cost.input_gradient
+    forward = sum(cost.forward for cost in layers)
+    return StepFlops(forward, recomputed, input_gradients, weight_gradients, 0)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,6 +151,16 @@ def row_costs(
         looped=True,
     )
     return along_model(model, adapters, block, _head_flops(model, length))
+
+
+def at_head(model: LanguageModel, costs: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
+    """The costs with the gradient of a tied output matrix where it is computed: at the head."""
+    embed, *blocks, head = costs
+    matrix = embed.weight_gradient + head.weight_gradient
+    if not model.tied:
+        return tuple(costs)
+    without = embed._replace(weight_gradient=0)
+    return (without, *blocks, head._replace(weight_gradient=matrix))
 
 
 def along_model(

@@ -23,7 +23,7 @@ class StateBytes(NamedTuple):
     Attributes:
       frozen: what does not train, as stored.
       trained: what does, in float32.
-      gradients: of that.
+      gradients: of that; with differential privacy those of a batch's examples beside their sum.
       optimizer: its optimizer states.
       received: what trains as it was received, where a teacher or a proximal term needs it.
     """
@@ -45,6 +45,8 @@ def state_bytes(
     trained: Sequence[str],
     frozen_dtype: str = "float32",
     adapters: lora.Lora | None = None,
+    examples: int = 0,
+    at: Sequence[str] | None = None,
 ) -> StateBytes:
     """What a node holds through a visit that trains these layers.
 
@@ -53,9 +55,14 @@ def state_bytes(
       trained: layers, or adapters in the place of blocks.
       frozen_dtype: of the others, see `quantization.freeze`.
       adapters: which; None where whole layers train.
+      examples: that are passed at a time, each with a gradient of its own under privacy.
+      at: what lies at the place that is asked about, where the model is cut; None: all of it does.
     """
     # All that does not train lies frozen beside what does, adapters of other blocks too.
     held = shapes.held_shapes(step.model, adapters)
+    if at is not None:
+        held = select(held, at)
+        trained = [name for name in trained if name in held]
     trainable = select(held, trained)
     frozen_bytes = 0
     for name, subtree in without(held, trained).items():
@@ -63,7 +70,10 @@ def state_bytes(
     # The model as received is another copy of what trains; frozen layers are shared with it.
     state = trained_bytes(trainable, step.rule)
     received = state.trained if step.needs_received else 0
-    return state._replace(frozen=frozen_bytes, received=received)
+    gradients = state.gradients
+    if step.privacy is not None:
+        gradients += examples * state.gradients
+    return state._replace(frozen=frozen_bytes, gradients=gradients, received=received)
 
 
 def trained_bytes(trainable: Params, rule: optax.GradientTransformation) -> StateBytes:

@@ -26,6 +26,7 @@ def image_engine(
     settings: VisitSettings,
     emulation: str = "loop",
     largest: int = 0,
+    own: Sequence[np.ndarray] = (),
 ) -> LocalEngine:
     """An engine for networks on images; puts the data on the device, or on all of them.
 
@@ -37,9 +38,10 @@ def image_engine(
       settings: see `VisitSettings`.
       emulation: of visits that run side by side, one of `EMULATIONS`.
       largest: see `ImageFeed`.
+      own: see `ImageFeed`.
     """
     how = EMULATIONS[emulation]()
-    feed = ImageFeed(step, train, test, shards, settings, how, largest)
+    feed = ImageFeed(step, train, test, shards, settings, how, largest, own)
     layout = ByName(step, settings.frozen_dtype)
     return LocalEngine(step, layout, feed, settings, how)
 
@@ -54,6 +56,7 @@ def text_engine(
     ranks: Sequence[int] = (),
     emulation: str = "loop",
     packed: frozenset[int] | None = None,
+    own: Sequence[Shard] = (),
 ) -> LocalEngine:
     """An engine for language models; puts what never trains on the device, as nodes store it.
 
@@ -70,13 +73,14 @@ def text_engine(
       ranks: of each node's adapters, where some are smaller than the adapters'.
       emulation: of visits that run side by side, one of `EMULATIONS`.
       packed: see `TextFeed`.
+      own: see `TextFeed`.
 
     Raises:
       UserError: see `check`.
     """
     check(emulation, step.mesh is not None, len(set(ranks)) > 1, settings.cache_prefix)
     layout = Stacked(step, base, settings.frozen_dtype, ranks)
-    feed = TextFeed(step, train, test, shards, settings, packed)
+    feed = TextFeed(step, train, test, shards, settings, packed, own)
     return LocalEngine(step, layout, feed, settings, EMULATIONS[emulation](), step.mesh)
 
 

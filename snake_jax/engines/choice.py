@@ -27,8 +27,11 @@ _OF_RAY = {
     "resources": "ray_resources",
     "stall_s": "ray_stall_s",
     "visit_deadline_s": "visit_deadline_s",
+    "pool": "ray_pool",
+    "without_tls": "ray_without_tls",
 }
 _MODULES = {RAY: "snake_jax.engines.ray_engine"}
+_POOLED = "snake_jax.engines.ray_pool"
 
 
 class Choice(NamedTuple):
@@ -46,6 +49,9 @@ class Choice(NamedTuple):
       stall_s: seconds in which a node that works does no further step, after which it counts as
         lost; 0: however long.
       visit_deadline_s: seconds that a visit may take; 0: any.
+      pool: a file of a Service Provider's: the run's part in nodes that it shares with others;
+        empty: they are its own.
+      without_tls: whether a cluster of several machines may speak without TLS and a token.
     """
 
     name: str = LOCAL
@@ -55,6 +61,8 @@ class Choice(NamedTuple):
     deadline_s: float = 5.0
     stall_s: float = 0.0
     visit_deadline_s: float = 0.0
+    pool: str = ""
+    without_tls: bool = False
 
 
 HERE = Choice()
@@ -108,6 +116,11 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
             f"{flag}: its nodes train side by side in processes; leave "
             f"--executor={config.executor} out"
         )
+    if config.evaluate_nodes:
+        raise UserError(
+            f"{flag}: what nodes hold out stays with them, and they train only; leave "
+            f"--evaluate_nodes={config.evaluate_nodes} out"
+        )
     if isinstance(config, TextConfig) and config.mesh:
         raise UserError(f"{flag}: a node has the devices of its process; leave --mesh out")
     if jax.distributed.is_initialized():
@@ -122,6 +135,11 @@ def check(choice: Choice, config: RunConfig, algorithm: Algorithm | None = None)
 def room(choice: Choice) -> ModuleType:
     """The module of an engine that is not this process's own."""
     return importlib.import_module(_MODULES[choice.name])
+
+
+def pooled_room() -> ModuleType:
+    """The module of the engine whose nodes several runs share."""
+    return importlib.import_module(_POOLED)
 
 
 def around(choice: Choice) -> contextlib.AbstractContextManager[None]:

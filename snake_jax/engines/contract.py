@@ -58,10 +58,18 @@ class NodeInfo(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of a model on the held-out data: accuracy in [0, 1] and mean loss."""
+    """Of a model on the held-out data: accuracy in [0, 1] and mean loss.
+
+    Attributes:
+      accuracy: share of images, or of tokens, that the model is right about.
+      loss: mean over them.
+      nodes: the same of what each node has held out itself; None of one that has nothing. Empty
+        where nodes hold nothing out.
+    """
 
     accuracy: float
     loss: float
+    nodes: "tuple[Scores | None, ...]" = ()
 
 
 class Held(NamedTuple):

@@ -104,5 +104,14 @@ class Feed(Protocol):
     def scores(self, results: Sequence[Any]) -> Scores:
         """What the calls gave, as one."""
 
+    def scoring(self) -> Callable[..., Any]:
+        """What scores what nodes hold out themselves, to be compiled; see `evaluation`."""
+
+    def at_nodes(self) -> Iterator[Chunk]:
+        """What nodes hold out themselves, a call of `scoring` after the other."""
+
+    def node_scores(self, results: Sequence[Any]) -> tuple[Scores | None, ...]:
+        """What those calls gave, by node; see `Scores.nodes`."""
+
     def other_bytes(self) -> int:
         """Bytes of arguments that a node of its own would not have: all other nodes' data."""

@@ -16,6 +16,7 @@ from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
 from snake_jax.params import num_bytes
 from snake_jax.training import image_step
+from snake_jax.training.image_scores import score_each
 from snake_jax.training.image_step import Examples, LocalStep
 
 
@@ -34,6 +35,7 @@ class ImageFeed:
         settings: VisitSettings,
         how: Emulation,
         largest: int = 0,
+        own: Sequence[np.ndarray] = (),
     ) -> None:
         """Puts the data on the device.
 
@@ -46,12 +48,13 @@ class ImageFeed:
           how: the emulation.
           largest: how many examples the run's largest node holds, which decides the shapes of all
             nodes' batches; 0: these shards are all nodes'.
+          own: for each node, the indices into `train` that it holds out; empty: nothing.
         """
         largest = largest or max(map(len, shards))
         # No batch is all padding.
         self.settings = settings._replace(batch_size=min(settings.batch_size, largest))
         self.rows = -(-largest // math.prod(image_batches.step_shape(self.settings)))
-        self.step, self.shards, self.largest = step, shards, largest
+        self.step, self.shards, self.largest, self._own = step, shards, largest, own
         self._shared = processes.put(train, how.shared)
         self._train, self._test = _first_copy(self._shared), jax.device_put(test)
 
@@ -101,6 +104,32 @@ class ImageFeed:
         """See `Feed`."""
         ((accuracy, loss),) = results
         return Scores(float(accuracy), float(loss))
+
+    def scoring(self) -> Callable[..., Any]:
+        """See `Feed`: of each example apart, so that all nodes' are one call."""
+        return score_each(self.step)
+
+    def at_nodes(self) -> Iterator[Chunk]:
+        """See `Feed`."""
+        if any(map(len, self._own)):
+            indices = np.concatenate(list(self._own)).astype(np.int32)
+            yield Chunk((), (self._train, indices))
+
+    def node_scores(self, results: Sequence[Any]) -> tuple[Scores | None, ...]:
+        """See `Feed`."""
+        if not results:
+            return ()
+        hits, losses = results[0]
+        found: list[Scores | None] = []
+        start = 0
+        for held in self._own:
+            stop = start + len(held)
+            some = None
+            if len(held):
+                some = Scores(float(hits[start:stop].mean()), float(losses[start:stop].mean()))
+            found.append(some)
+            start = stop
+        return tuple(found)
 
     def other_bytes(self) -> int:
         """See `Feed`; the largest node's data stays counted."""

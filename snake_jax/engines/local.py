@@ -43,7 +43,7 @@ class Program(NamedTuple):
     """Which program.
 
     Attributes:
-      kind: train, evaluate or prefix.
+      kind: train, evaluate, score (what nodes hold out) or prefix.
       names: of what trains, as the layout calls them.
       lead: leading axes of its nodes; none for one node.
       shape: see `feeds.Chunk`.
@@ -91,7 +91,8 @@ class LocalEngine:
         self._held = Holdings({})
         self._waiting: list[Bound] = []
         self._ready: deque[Outcome] = deque()
-        self._compile_s, self._peak_bytes = 0.0, 0
+        # Apart: programs may be compiled ahead beside a visit, whose time holds its own alone.
+        self._compile_s, self._ahead_s, self._peak_bytes = 0.0, 0.0, 0
         self._begun = begun.NOTHING
 
     # What a run asks
@@ -142,7 +143,7 @@ class LocalEngine:
             compiled = pool.map(lambda low: low.compile(), lowered.values())
             for program, one in zip(lowered, compiled, strict=True):
                 self._keep(program, one, one)
-        self._compile_s += time.perf_counter() - started
+        self._ahead_s += time.perf_counter() - started
 
     def hold(self, holdings: Holdings) -> None:
         """Is told what orders may name from now on."""
@@ -186,14 +187,20 @@ class LocalEngine:
         for chunk in self._feed.held_out():
             program = Program("evaluate", shape=chunk.shape)
             results.append(self._call(program, *model, *chunk.arrays))
-        return self._feed.scores(jax.device_get(results))
+        of_nodes = []
+        for chunk in self._feed.at_nodes():
+            program = Program("score", shape=chunk.shape)
+            of_nodes.append(self._call(program, *model, *chunk.arrays))
+        scores = self._feed.scores(jax.device_get(results))
+        return scores._replace(nodes=self._feed.node_scores(jax.device_get(of_nodes)))
 
     @property
     def compilations(self) -> Compilations:
         """What was compiled so far; a node's memory is unknown once a program trains several."""
-        several = any(program.lead for program in self._programs)
+        several = any(program.lead for program in list(self._programs))
         peak_bytes = None if several else self._peak_bytes or None
-        return Compilations(len(self._programs), self._compile_s, peak_bytes)
+        seconds = self._compile_s + self._ahead_s
+        return Compilations(len(self._programs), seconds, peak_bytes)
 
     def close(self) -> None:
         """Forgets what was submitted."""
@@ -360,6 +367,8 @@ class LocalEngine:
     def _jitted(self, program: Program) -> Any:
         if program.kind == "evaluate":
             return jax.jit(self._feed.evaluation())
+        if program.kind == "score":
+            return jax.jit(self._feed.scoring())
         if program.kind == "prefix":
             return jax.jit(self._feed.prefix())
         how = self._emulation if program.lead else ALONE

@@ -7,12 +7,13 @@ import os
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import ray
 
+from snake_jax.engines import ray_tls
 from snake_jax.engines.choice import Choice
 from snake_jax.engines.ray_node import Begun, Surroundings, surroundings
 from snake_jax.errors import UserError
@@ -30,20 +31,31 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def cluster(choice: Choice) -> Iterator[None]:
+def cluster(choice: Choice, offers: Mapping[str, float] | None = None) -> Iterator[None]:
     """Joins the cluster, or starts one on this machine; leaves or ends it afterwards.
 
     Within another of these it does nothing.
 
+    Args:
+      choice: of the engine.
+      offers: resources by name of a cluster that is started here, beside those of the machine.
+
     Raises:
-      UserError: no cluster answers, or Ray does not start.
+      UserError: no cluster answers, Ray does not start, or others could listen.
     """
     if ray.is_initialized():
         yield
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    own = {} if choice.address else {"include_dashboard": False}
+    ray_tls.check_address(choice)
+    if ray_tls.has_token():
+        _use_token()
+    if ":" in choice.address:
+        ray_tls.check_server(choice.address)
+    own: dict[str, Any] = {}
+    if not choice.address:
+        own = {"include_dashboard": False, "resources": dict(offers or {})}
     try:
         with warnings.catch_warnings():
             # Ray forks to start its services; where jax has threads by then it says so.
@@ -71,10 +83,24 @@ def cluster(choice: Choice) -> Iterator[None]:
     logs: Any = importlib.import_module("ray._private.worker")
     before, logs._worker_logs_enabled = logs._worker_logs_enabled, False
     try:
+        # `auto` names no machine, and a cluster here may have nodes elsewhere.
+        ray_tls.check_machines(choice, _machines())
         yield
     finally:
         logs._worker_logs_enabled = before
         ray.shutdown()
+
+
+def _use_token() -> None:
+    """Has Ray show its token to a cluster that is named by its address, too."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    # Ray has read its settings when it was imported.
+    importlib.import_module("ray._raylet").Config.initialize("")
+
+
+def _machines() -> list[str]:
+    """The addresses of the cluster's machines."""
+    return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
 def placed(nodes: int, choice: Choice) -> tuple[int, dict[str, Any]]:

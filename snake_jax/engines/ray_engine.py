@@ -44,6 +44,7 @@ from snake_jax.params import Params, PyTree
 RESTARTS = 3
 """How often a process's place is taken by a new one; after that its nodes stay away."""
 _BEAT_S = 0.5
+_THREADS = {"beat": 1, "ahead": 1}  # of an actor, beside the one that trains
 
 
 class _Worker:
@@ -56,6 +57,7 @@ class _Worker:
         self.about: Begun | None = None
         self.held: set[Key] = set()
         self.beat: tuple[ray.ObjectRef, float] | None = None
+        self.prepared: ray.ObjectRef | None = None
         self.progress: Progress | None = None
         self.moved_s = time.monotonic()
         self.alive, self.why = True, ""
@@ -97,7 +99,7 @@ class RayEngine:
             count, self._options = placed(nodes, choice)
             self._surroundings = stack.enter_context(kept_programs())
             self._open = stack.pop_all()
-        self._kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups={"beat": 1})(Node)
+        self._kind = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups=_THREADS)(Node)
         self._restarts = [RESTARTS] * count
         self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
 
@@ -117,23 +119,43 @@ class RayEngine:
     def _started(self, number: int, nodes: tuple[int, ...]) -> _Worker:
         """A new actor for these nodes, told to open their data and to compile what is expected."""
         about = nodes, self._cached, self._surroundings
-        actor = self._kind.options(**self._options).remote(*about)
+        actor = self._kind.options(**self._placed(number)).remote(*about)
         begun = actor.begin.remote(self._build(nodes))
         worker = _Worker(number, nodes, actor, begun)
         self._prepare(worker)
         return worker
 
+    def _placed(self, number: int) -> dict[str, Any]:
+        """Ray's options for the actor of that number: what it takes, and so where it may be."""
+        del number
+        return self._options
+
     def _prepare(self, worker: _Worker) -> None:
-        """Has the actor compile what its nodes are going to need."""
+        """Has the actor compile what its nodes are going to need, and then, beside its visits, what
+        they may have to take over from others.
+        """
         if self._expected is None:
             return
         rounds, like, shared = self._expected
-        own = []
+        own: list[Round] = []
+        others: list[Round] = []
         for visits in rounds:
             mine = tuple(visit for visit in visits if visit.node in worker.nodes)
             if mine:
                 own.append(mine)
+            elif len(visits) == 1 and self._next_to(visits[0]) in worker.nodes:
+                others.append(visits)
         worker.actor.expect.remote(own, like, shared)
+        ahead = worker.actor.prepare.options(concurrency_group="ahead")
+        worker.prepared = ahead.remote(others, like, shared)
+
+    def _next_to(self, visit: Visit) -> int:
+        """Who takes a visit over as a rule, should its node be lost: the next one."""
+        return (visit.node + 1) % self._node_count
+
+    def are_prepared(self) -> bool:
+        """Whether all processes have compiled what they may have to take over."""
+        return all(worker.prepared and _is_there(worker.prepared) for worker in self._workers)
 
     def _drop(self, worker: _Worker, why: str) -> None:
         """Counts all that the actor was to do as lost; its place is free."""

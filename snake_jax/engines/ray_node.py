@@ -7,6 +7,7 @@ compiled programs. All training is `LocalEngine`'s. Data never leaves; layers an
 import os
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -135,7 +136,9 @@ class Facts(NamedTuple):
 
 
 class Node:
-    """The actor's class. Its methods but `beat` run one after the other, in the order of calls."""
+    """The actor's class. Its methods but `beat` and `prepare` run one after the other, in the order
+    of calls.
+    """
 
     def __init__(self, nodes: Sequence[int], cached: bool, about: Surroundings) -> None:
         """Opens nothing yet.
@@ -151,6 +154,7 @@ class Node:
         self._ahead = False
         self._fault = about.fault
         self._held: dict[Key, PyTree] = {}
+        self._expected = threading.Event()
         # The folder may be another machine's; what is missing then is said by who looks for it.
         if os.path.isdir(about.folder):
             os.chdir(about.folder)
@@ -173,6 +177,16 @@ class Node:
         self._ahead = True
         self._engine.expect(rounds, params, shared=shared)
         self._ahead = False
+        self._expected.set()
+
+    def prepare(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
+        """Compiles what may come unplanned, in a thread of its own: after what is planned, beside
+        visits, one program after the other in the order of the schedule.
+        """
+        self._expected.wait()
+        assert self._engine is not None
+        for visits in rounds:
+            self._engine.expect([visits], params, shared=shared)
 
     def carry_out(self, task: Task) -> tuple[Any, ...]:
         """Trains; gives facts, then a value for each of their items."""

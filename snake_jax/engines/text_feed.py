@@ -48,6 +48,7 @@ class TextFeed:
         shards: Sequence[Shard],
         settings: VisitSettings,
         packed: frozenset[int] | None = None,
+        own: Sequence[Shard] = (),
     ) -> None:
         """Leaves the rows where they are.
 
@@ -59,7 +60,9 @@ class TextFeed:
           settings: see `VisitSettings`.
           packed: lengths of which some node of the run has rows with several texts, since that
             decides all nodes' programs; None: these rows are all nodes'.
+          own: for each node, which of the rows it holds out; empty: nothing.
         """
+        self._own = own
         self.packed = packed_lengths(train) if packed is None else packed
         self._test_packed = packed_lengths(test)
         self.step, self.train, self.shards, self.settings = step, train, shards, settings
@@ -114,6 +117,30 @@ class TextFeed:
         """
         nll, hits, tokens = np.sum([np.array(score, np.float64) for score in results], axis=0)
         return Scores(float(hits / tokens), float(nll / tokens))
+
+    def scoring(self) -> Callable[..., Any]:
+        """See `Feed`."""
+        return text_step.evaluate(self.step)
+
+    def at_nodes(self) -> Iterator[Chunk]:
+        """See `Feed`: a node's rows after the other's."""
+        for _, length, batch in self._own_batches():
+            some = rows_of(self.step.mesh, self.train[length], batch, length in self.packed)
+            yield Chunk((length, some.segments is not None, False), (some,))
+
+    def _own_batches(self) -> Iterator[tuple[int, int, Batch]]:
+        """Node, length and rows of what nodes hold out."""
+        for node, shard in enumerate(self._own):
+            for length in sorted(shard):
+                for batch in row_batches(length, shard[length], self.shape[1:]):
+                    yield node, length, batch
+
+    def node_scores(self, results: Sequence[Any]) -> tuple[Scores | None, ...]:
+        """See `Feed`."""
+        parts: list[list[Any]] = [[] for _ in self._own]
+        for (node, _, _), result in zip(self._own_batches(), results, strict=True):
+            parts[node].append(result)
+        return tuple(self.scores(part) if part else None for part in parts)
 
     def other_bytes(self) -> int:
         """See `Feed`: a program has one batch."""

@@ -16,8 +16,24 @@ SCORE_BYTES = 64 * 2**20
 """At most so many bytes of attention scores, float32 `[B, N, T, T]`, where XLA writes them down."""
 
 # `(query [B, T, N, H], key [B, T, K, H], value [B, T, K, H]) -> ([B, T, N, H], state)`: what a
-# block is given to attend with. Training keeps no state; generation keeps keys and values.
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, PyTree]]
+# block is given to attend with. Training keeps no state; generation keeps keys and values. A fourth
+# argument, `Scores`, is given by blocks that have a window or a cap, and by them alone.
+Attend = Callable[..., tuple[jax.Array, PyTree]]
+
+
+class Scores(NamedTuple):
+    """What becomes of a block's attention scores.
+
+    Attributes:
+      window: a token sees so many tokens, itself included; an array where layers differ; None: all.
+      cap: scores are `cap * tanh(score / cap)`; None: as they are.
+    """
+
+    window: jax.Array | int | None = None
+    cap: float | None = None
+
+
+_PLAIN = Scores()
 
 
 class Cache(NamedTuple):
@@ -34,8 +50,10 @@ def attend_causally(segments: jax.Array | None) -> Attend:
       segments: `[B, T]`, a token sees those of its own segment alone; None: all of the row.
     """
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-        return _causal(query, key, value, segments), None
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores = _PLAIN
+    ) -> tuple[jax.Array, None]:
+        return _causal(query, key, value, segments, scores), None
 
     return attend
 
@@ -60,11 +78,13 @@ def attend_and_keep(cache: Cache) -> Attend:
     The state is the cache `[B, S, K, H]` with the T tokens' keys and values at its beginning.
     """
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Cache]:
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores = _PLAIN
+    ) -> tuple[jax.Array, Cache]:
         length = key.shape[1]
         keys = cache.keys.at[:, :length].set(key)
         values = cache.values.at[:, :length].set(value)
-        return _causal(query, key, value, None), Cache(keys, values)
+        return _causal(query, key, value, None, scores), Cache(keys, values)
 
     return attend
 
@@ -75,41 +95,107 @@ def attend_to_cache(cache: Cache, positions: jax.Array) -> Attend:
     The state is the cache `[B, S, K, H]` with the token's keys and values.
     """
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Cache]:
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores = _PLAIN
+    ) -> tuple[jax.Array, Cache]:
         rows = jnp.arange(positions.shape[0])
         keys = cache.keys.at[rows, positions].set(key[:, 0])
         values = cache.values.at[rows, positions].set(value[:, 0])
-        seen = jnp.arange(keys.shape[1]) <= positions[:, None]
+        places = jnp.arange(keys.shape[1])
+        seen = places <= positions[:, None]
+        if scores.window is not None:
+            seen &= positions[:, None] - places < scores.window
         # The mask is `[B, N or 1, queries, S]`.
         mask = seen[:, None, None, :]
-        attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        attended = _masked(query, keys, values, mask, scores.cap)
         return attended, Cache(keys, values)
 
     return attend
 
 
 def _causal(
-    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array | None,
+    scores: Scores,
 ) -> jax.Array:
     """`[B, T, N, H]`; K key heads serve N query heads, N / K neighbours each."""
     mask = None
     if segments is not None:
         mask = _same_segment(segments)
-    attend = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+    mask = _within_window(mask, query.shape[1], scores.window)
+    attend = functools.partial(_masked, cap=scores.cap, is_causal=True)
 
     # XLA's own, which writes the scores down: in parts where they are large.
     def plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         parts = _parts(query.shape, key.shape[2])
         if parts == (1, 1):
             return attend(query, key, value, mask=mask)
-        return _in_parts(query, key, value, segments, parts)
+        return _in_parts(query, key, value, segments, parts, scores)
 
     def flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return attend(query, key, value, mask=mask, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, is_causal=True, implementation="cudnn"
+        )
 
-    if not _flash_fits(query):
+    if scores.cap is not None or not _flash_fits(query):
         return plain(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cuda=flash, default=plain)
+
+
+def _masked(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    cap: float | None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """Attention of T queries to S keys, `[B, T, N, H]`.
+
+    Args:
+      query: `[B, T, N, H]`.
+      key: `[B, S, K, H]`.
+      value: likewise.
+      mask: `[B or 1, 1, T, S]` bool, what each query sees; None: all.
+      cap: see `Scores`.
+      is_causal: whether a query sees no key behind it.
+    """
+    if cap is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=is_causal)
+
+    # `[B, K, N / K, T, S]` float32: the neighbours that share a key head stand together.
+    batch, length, heads, width = query.shape
+    key_heads = key.shape[2]
+    grouped = query.reshape(batch, length, key_heads, heads // key_heads, width)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    scores = cap * jnp.tanh(scores / np.float32(cap * np.sqrt(width)))
+
+    # Capped first, masked then: what is not seen has no weight whatever the cap.
+    seen = jnp.ones((1, 1, length, key.shape[1]), bool) if mask is None else mask
+    if is_causal:
+        seen &= jnp.tri(length, key.shape[1], dtype=bool)
+    scores = jnp.where(seen[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    attended = jnp.einsum("bkgts,bskh->btkgh", weights, value)
+    return attended.reshape(query.shape)
+
+
+def _within_window(
+    mask: jax.Array | None, length: int, window: jax.Array | int | None
+) -> jax.Array | None:
+    """The mask, where there is a window also of tokens no further back: `[B or 1, 1, T, T]`.
+
+    Tokens of a segment stand side by side, so that places in the row tell how far apart they are.
+    """
+    if window is None:
+        return mask
+    places = jnp.arange(length)
+    near = places[:, None] - places < window
+    if mask is None:
+        return near[None, None]
+    return mask & near
 
 
 def _same_segment(segments: jax.Array) -> jax.Array:
@@ -149,6 +235,7 @@ def _in_parts(
     value: jax.Array,
     segments: jax.Array | None,
     parts: tuple[int, int],
+    scores: Scores,
 ) -> jax.Array:
     """Attention part after part, `[B, T, N, H]`.
 
@@ -161,6 +248,7 @@ def _in_parts(
       value: likewise.
       segments: `[B, T]` or None.
       parts: (B, G), one row and one of G groups of heads make a part.
+      scores: what becomes of them.
     """
     batch, groups = parts
 
@@ -175,7 +263,8 @@ def _in_parts(
     def part(given: tuple[jax.Array, ...]) -> jax.Array:
         query, key, value, *segment = given
         mask = _same_segment(*segment) if segment else None
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
+        mask = _within_window(mask, query.shape[1], scores.window)
+        return _masked(query, key, value, mask, scores.cap, is_causal=True)
 
     given = [divided(x) for x in (query, key, value)]
     if segments is not None:
@@ -199,19 +288,25 @@ def _flash_fits(query: jax.Array) -> bool:
     return length % 2 == 0 and width % 8 == 0 and width <= 128
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array | np.ndarray) -> jax.Array:
     """Rotary position embedding of `[B, T, N, H]`: each pair of dimensions is turned by an angle.
 
     Args:
       x: `[B, T, N, H]`.
       positions: `[B, T]`.
-      frequencies: `[H / 2]`, radians a position.
+      frequencies: `[R / 2]`, radians a position; the first R of the H dimensions are turned.
 
     "RoFormer: Enhanced Transformer with Rotary Position Embedding" (arXiv 2104.09864, section
-    3.2.2), with dimension i paired with i + H / 2, as the published weights are laid out. Angles
+    3.2.2), with dimension i paired with i + R / 2, as the published weights are laid out. Angles
     are float32 whatever the dtype of x.
     """
-    # `[B, T, 1, H / 2]`: the same for all heads.
+    # What is not turned is put back behind what is.
+    turned = 2 * frequencies.shape[0]
+    if turned < x.shape[-1]:
+        rest = x[..., turned:]
+        return jnp.concatenate([rotate(x[..., :turned], positions, frequencies), rest], axis=-1)
+
+    # `[B, T, 1, R / 2]`: the same for all heads.
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos = jnp.cos(angles)

@@ -18,6 +18,7 @@ from snake_jax.errors import UserError
 from snake_jax.models.attention import Attend, Cache, attend_and_keep, attend_to_cache
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.models.linear import PyTree
+from snake_jax.models.prefix import Prefix, before
 from snake_jax.params import Params
 
 _LEAST_BUCKET = 16
@@ -46,7 +47,8 @@ class _Request(NamedTuple):
 
     Attributes:
       ids: `[B, P]`, padded on the right.
-      lengths: `[B]`.
+      lengths: `[B]`, tokens of each prompt, and the vectors of the prefix before them.
+      prefix: what stands before the prompts, or None.
       max_new_tokens: scalar, like those of `generate` below.
       stop_ids: `[S]`, padded with an id that no token has.
     """
@@ -59,6 +61,7 @@ class _Request(NamedTuple):
     top_k: jax.Array
     top_p: jax.Array
     key: jax.Array
+    prefix: Prefix | None = None
 
 
 class _State(NamedTuple):
@@ -95,6 +98,7 @@ def generate(
     adapters: Mapping[str, PyTree] | None = None,
     dtype: jnp.dtype = jnp.float32,
     prepare: Callable[[PyTree], PyTree] = _identity,
+    prefix: Prefix | None = None,
 ) -> list[list[int]]:
     """Continues each prompt, all in one program; one for each count of rows and bucket of lengths.
 
@@ -114,6 +118,8 @@ def generate(
       dtype: of activations and cache.
       prepare: turns a stored subtree into the one computed with, one block at a time; the same
         function compiles once.
+      prefix: vectors before each prompt, in the place of embedded tokens; its rows are padded to
+        few lengths by the caller, as each length compiles anew.
 
     Returns:
       For each prompt its new tokens, without the prompt and the stop token.
@@ -123,20 +129,25 @@ def generate(
         positions, or sampling settings out of range.
     """
     _check_sampling(max_new_tokens, temperature, top_k, top_p)
-    _check_prompts(model, prompts, max_new_tokens)
+    _check_prompts(model, prompts, max_new_tokens, prefix)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
 
     # Sizes are rounded up, so that there are few shapes, and few compilations.
     stops = sorted(set(stop_ids))
+    ids, lengths = _padded(prompts)
+    if prefix is not None:
+        lengths = lengths + prefix.lengths
     request = _Request(
-        *_padded(prompts),
+        ids,
+        lengths,
         max_new_tokens=jnp.int32(max_new_tokens),
         stop_ids=_padded_stops(stops),
         temperature=jnp.float32(temperature),
         top_k=jnp.int32(top_k),
         top_p=jnp.float32(top_p),
         key=jax.random.key(seed),
+        prefix=prefix,
     )
     static = _Static(model, prepare, jnp.dtype(dtype), _bucket(max_new_tokens))
     output = np.asarray(_program(static, _Weights(params, adapters or {}), request))
@@ -156,9 +167,13 @@ def _check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: 
 
 
 def _check_prompts(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    prefix: Prefix | None,
 ) -> None:
     """Raises UserError for a prompt that the model cannot go on from."""
+    ahead = 0 if prefix is None else prefix.values.shape[1]
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(
@@ -170,11 +185,11 @@ def _check_prompts(
                 f"prompt {index} has id {outside[0]}, {model.name} knows 0 to "
                 f"{model.vocab_size - 1}"
             )
-        if len(prompt) + max_new_tokens > model.max_positions:
+        if ahead + len(prompt) + max_new_tokens > model.max_positions:
             raise UserError(
-                f"prompt {index} has {len(prompt)} tokens, with {max_new_tokens} new ones more "
-                f"than the {model.max_positions} positions of {model.name}: shorten it or ask for "
-                f"fewer"
+                f"prompt {index} has {ahead + len(prompt)} tokens, with {max_new_tokens} new ones "
+                f"more than the {model.max_positions} positions of {model.name}: shorten it or ask "
+                f"for fewer"
             )
 
 
@@ -243,9 +258,13 @@ def _prefill(
     """Logits `[B, V]` behind each prompt's last token, and the caches of the blocks."""
     rows, length = request.ids.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), request.ids.shape)
+    if request.prefix is not None:
+        positions = positions + request.prefix.lengths[:, None]
     tokens = Tokens(request.ids, positions)
     hidden = static.model.embed(weights.params["embed"], tokens, static.dtype)
-    caches = _empty_caches(static, rows, length + static.room)
+    if request.prefix is not None:
+        hidden = before(request.prefix, hidden)
+    caches = _empty_caches(static, rows, hidden.values.shape[1] + static.room)
     hidden, caches = _blocks(static, weights, request, hidden, caches, attend_and_keep)
 
     # Only the last token's logits are needed: [B, 1, D] instead of [B, P, D].
@@ -290,8 +309,8 @@ def _blocks(
     # drop an optimization_barrier too early.)
     asked = request.max_new_tokens > 0
     new = []
-    for name, cache in zip(static.model.layer_names[1:-1], caches, strict=True):
-        run = functools.partial(_block, static, weights.adapters.get(name, {}), attend)
+    for place, (name, cache) in enumerate(zip(static.model.layer_names[1:-1], caches, strict=True)):
+        run = functools.partial(_block, static, place, weights.adapters.get(name, {}), attend)
         hidden, cache = lax.cond(asked, run, _skip, weights.params[name], hidden, cache)
         new.append(cache)
     return hidden, tuple(new)
@@ -299,6 +318,7 @@ def _blocks(
 
 def _block(
     static: _Static,
+    place: int,
     adapters: PyTree,
     attend: Callable[[Cache], Attend],
     stored: PyTree,
@@ -307,7 +327,7 @@ def _block(
 ) -> tuple[Hidden, Cache]:
     """One block, whose weights are prepared here and forgotten after it."""
     weights = static.prepare(stored)
-    return static.model.attend_block(weights, adapters, hidden, attend(cache), None)
+    return static.model.attend_block(weights, adapters, hidden, attend(cache), None, place)
 
 
 def _skip(stored: PyTree, hidden: Hidden, cache: Cache) -> tuple[Hidden, Cache]:

@@ -4,6 +4,7 @@ Weights are one file or several, as safetensors or, of older models, as PyTorch'
 are read one by one: host memory holds the model and one tensor more, never the model twice.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 
 from snake_jax.config import pick
 from snake_jax.errors import UserError
-from snake_jax.models import bert, pickles
+from snake_jax.models import bert, families, pickles
+from snake_jax.models.architecture import Architecture
 from snake_jax.models.encoder import Encoder
-from snake_jax.models.language import ARCHITECTURES, Architecture, LanguageModel, build
+from snake_jax.models.families import FAMILIES
+from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.names import (
     TensorPlace,
     canonical,
@@ -37,7 +40,7 @@ KEEP = "keep"
 _FLOATS = {"F32", "F16", "BF16", "F64"}
 _LM_HEAD = "lm_head.weight"
 # Buffers that older versions of transformers saved with the weights, and that are computed.
-_COMPUTED = ("rotary_emb.inv_freq", "decoder.version")
+_COMPUTED = ("rotary_emb.inv_freq", "decoder.version", ".attn.bias", ".attn.masked_bias")
 _SHOWN = 4
 _ROWS = 4096
 
@@ -84,7 +87,7 @@ def load_pretrained(
 
     # All but damage in the data itself is found here, before a tensor is read.
     wanted = places(model)
-    stored = _stored(folder)
+    stored = _stored(folder, _canonical(model))
     _check(folder, model, wanted, stored)
     return model, _params(model.layer_names, wanted, stored, dtype)
 
@@ -150,7 +153,7 @@ def check_pretrained(folder: str | Path, model: LanguageModel) -> None:
     Raises:
       UserError: there are no weights, or they do not fit the model.
     """
-    _check(Path(folder), model, places(model), _stored(Path(folder)))
+    _check(Path(folder), model, places(model), _stored(Path(folder), _canonical(model)))
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -165,13 +168,13 @@ def read_architecture(folder: Path) -> Architecture:
     if kind in bert.MODEL_TYPES:
         raise UserError(
             f"{folder / CONFIG}: model_type={kind} is an encoder, which foretells no next token; "
-            f"there are {', '.join(ARCHITECTURES)}"
+            f"there are {', '.join(FAMILIES)}"
         )
-    if kind not in ARCHITECTURES:
+    if kind not in FAMILIES:
         raise UserError(
-            f"{folder / CONFIG}: model_type={kind} is unknown; there are {', '.join(ARCHITECTURES)}"
+            f"{folder / CONFIG}: model_type={kind} is unknown; there are {', '.join(FAMILIES)}"
         )
-    return ARCHITECTURES[kind].from_config(config)
+    return families.read(config)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -199,7 +202,12 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _stored(folder: Path, canonical: Callable[[str], str] = canonical) -> dict[str, Stored]:
+def _canonical(model: LanguageModel) -> Callable[[str], str]:
+    """From a tensor's name in a file to its full name."""
+    return functools.partial(canonical, model.architecture.names.base)
+
+
+def _stored(folder: Path, canonical: Callable[[str], str]) -> dict[str, Stored]:
     """What the folder's files hold, by canonical name; reads no tensor."""
     found: dict[str, Stored] = {}
     for file in _files(folder):

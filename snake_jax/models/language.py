@@ -6,7 +6,6 @@ segments pass between layers beside the values, and the output matrix may be the
 
 import functools
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,15 +13,13 @@ import jax.numpy as jnp
 
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense
-from snake_jax.models import llama, opt
+from snake_jax.models import decoder
+from snake_jax.models.architecture import Architecture
 from snake_jax.models.attention import Attend, attend_causally
+from snake_jax.models.decoder import Place
 from snake_jax.models.linear import PyTree
-from snake_jax.models.llama import Llama
-from snake_jax.models.opt import Opt
+from snake_jax.models.serial import SERIAL
 from snake_jax.params import Params
-
-Architecture = Llama | Opt
-ARCHITECTURES: dict[str, ModuleType] = {module.MODEL_TYPE: module for module in (llama, opt)}
 
 
 class Tokens(NamedTuple):
@@ -79,6 +76,12 @@ class LanguageModel(NamedTuple):
         """The order."""
         return layer_names(self.num_blocks)
 
+    def output_sizes(self) -> tuple[int, ...]:
+        """Numbers in each layer's output for one token; the head's are its logits."""
+        width = self.architecture.hidden_size
+        inner = [width for _ in self.layer_names[:-1]]
+        return (*inner, self.vocab_size)
+
     @property
     def vocab_size(self) -> int:
         """V."""
@@ -95,6 +98,14 @@ class LanguageModel(NamedTuple):
         return self.architecture.tie_word_embeddings
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        ends = self.architecture.eos_token_id
+        if ends is None:
+            return ()
+        return ends if isinstance(ends, tuple) else (ends,)
+
+    @property
     def stochastic(self) -> bool:
         """Whether training draws random numbers (dropout)."""
         return self.dropout > 0
@@ -104,14 +115,13 @@ class LanguageModel(NamedTuple):
 
         A layer's values depend on the key and its place in the order alone.
         """
-        family = module_of(self.architecture)
         keys = [jax.random.fold_in(key, index) for index in range(len(self.layer_names))]
         first, *names, last = self.layer_names
         params: Params = {}
         for name, block_key in zip(names, keys[1:-1], strict=True):
             params[name] = _init_block(self.architecture, block_key)
-        embed = family.init_embed(self.architecture, keys[0])
-        head = family.init_head(self.architecture, keys[-1])
+        embed = decoder.init_embed(self.architecture, keys[0])
+        head = decoder.init_head(self.architecture, keys[-1])
         return {first: embed, **params, last: head}
 
     def embed(self, params: PyTree, tokens: Tokens, dtype: jnp.dtype) -> Hidden:
@@ -125,8 +135,7 @@ class LanguageModel(NamedTuple):
         Returns:
           Values `[B, T, D]`, with the same positions and segments.
         """
-        family = module_of(self.architecture)
-        values = family.embed(self.architecture, params, tokens.ids, tokens.positions, dtype)
+        values = decoder.embed(self.architecture, params, tokens.ids, tokens.positions, dtype)
         return Hidden(values, tokens.positions, tokens.segments)
 
     def attend_block(
@@ -136,28 +145,39 @@ class LanguageModel(NamedTuple):
         hidden: Hidden,
         attend: Attend,
         key: jax.Array | None,
+        place: Place | None = None,
     ) -> tuple[Hidden, PyTree]:
         """One block with any attention: its output, and what `attend` keeps.
 
         Args:
           weights: its dense subtree.
-          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers.
+          adapters: `{}`, or a tree with `{"a": [in, r], "b": [r, out]}` at adapted linear layers,
+            and under `serial` those of `snake_jax.models.serial`.
           hidden: its input.
           attend: see `snake_jax.models.attention.Attend`.
           key: for dropout; None: none.
+          place: the block's number, which may be an array; asked for where blocks alternate.
+
+        Raises:
+          ValueError: blocks alternate, and the place is not told.
         """
-        family = module_of(self.architecture)
-        block = family.Block(self.architecture, self.dropout)
-        variables = {"params": weights, "lora": adapters}
-        values, state = block.apply(variables, hidden.values, hidden.positions, attend, key)
+        block = decoder.Block(self.architecture, self.dropout)
+        serial = adapters.get(SERIAL, {})
+        variables = {"params": weights, "lora": adapters, SERIAL: serial}
+        values, state = block.apply(variables, hidden.values, hidden.positions, attend, key, place)
         return hidden._replace(values=values), state
 
     def block(
-        self, weights: PyTree, adapters: PyTree, hidden: Hidden, key: jax.Array | None = None
+        self,
+        weights: PyTree,
+        adapters: PyTree,
+        hidden: Hidden,
+        key: jax.Array | None = None,
+        place: Place | None = None,
     ) -> Hidden:
         """One block with causal attention; arguments as of `attend_block`."""
         attend = attend_causally(hidden.segments)
-        output, _ = self.attend_block(weights, adapters, hidden, attend, key)
+        output, _ = self.attend_block(weights, adapters, hidden, attend, key, place)
         return output
 
     def finish(self, params: PyTree, hidden: Hidden) -> jax.Array:
@@ -167,8 +187,7 @@ class LanguageModel(NamedTuple):
           params: the head's dense subtree.
           hidden: the output of the last block.
         """
-        family = module_of(self.architecture)
-        return family.finish(self.architecture, params, hidden.values)
+        return decoder.finish(self.architecture, params, hidden.values)
 
     def table(self, params: Params) -> PyTree:
         """The output matrix `[V, E]` as stored."""
@@ -222,7 +241,8 @@ class LanguageModel(NamedTuple):
                 if key is not None:
                     layer_key = jax.random.fold_in(key, index)
                 weights = prepare(params[name])
-                x = self.block(weights, adapters.get(name, {}), x, layer_key)
+                # The embedding comes first: the block's number is one less.
+                x = self.block(weights, adapters.get(name, {}), x, layer_key, index - 1)
         return x
 
     def tokens(self, tokens: jax.Array | Tokens) -> Tokens:
@@ -255,7 +275,11 @@ class LanguageModel(NamedTuple):
         values = self.finish(prepare(head), hidden)
         stored_table = prepare(self.table(params))
         table = dense(stored_table, values.dtype)
-        return jnp.einsum("bte,ve->btv", values, table, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bte,ve->btv", values, table, preferred_element_type=jnp.float32)
+        cap = self.architecture.logit_cap
+        if cap is None:
+            return logits
+        return cap * jnp.tanh(logits / cap)
 
 
 def layer_names(num_blocks: int) -> tuple[str, ...]:
@@ -266,18 +290,48 @@ def layer_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *blocks, "head")
 
 
-def module_of(architecture: Architecture) -> ModuleType:
-    """The module that defines it."""
-    return llama if isinstance(architecture, Llama) else opt
+def check_trainable(model: LanguageModel, mesh: str = "") -> None:
+    """Refuses a model that computes what a training step does not yet.
+
+    Args:
+      model: to be trained.
+      mesh: the flag; empty: one device.
+
+    Raises:
+      UserError: it would be trained as another model.
+    """
+    architecture = model.architecture
+    reason = ""
+    if architecture.alternates:
+        reason = "its blocks alternate, and a step does not tell a block its place"
+    elif architecture.logit_cap is not None:
+        reason = "its logits are capped, and the loss does not cap them"
+    elif mesh and (architecture.sliding_window or architecture.score_cap):
+        reason = "attention on a mesh knows no windows and no caps"
+    if reason:
+        raise UserError(
+            f"--model={model.name} ({architecture.family}): {reason}; it can be read, saved and "
+            f"generated with, not trained yet"
+        )
+
+
+def stop_ids(model: LanguageModel, tokenizer_end: int) -> tuple[int, ...]:
+    """The tokens at which generation stops: the model's, where the tokenizer's is one of them.
+
+    Else the model's are of another vocabulary.
+    """
+    if tokenizer_end in model.end_ids:
+        return model.end_ids
+    return (tokenizer_end,)
 
 
 def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -> LanguageModel:
     """The model of this architecture; the same arguments give an equal one, and compile once.
 
     Args:
-      architecture: see `snake_jax.models.llama` and `snake_jax.models.opt`.
+      architecture: see `snake_jax.models.architecture`.
       dropout: rate on the residual branches.
-      name: for people; by default the kind of architecture.
+      name: for people; by default the family.
 
     Raises:
       UserError: the rate is not in [0, 1).
@@ -285,14 +339,14 @@ def build(architecture: Architecture, *, dropout: float = 0.0, name: str = "") -
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be in [0, 1), got {dropout}")
     if not name:
-        name = module_of(architecture).MODEL_TYPE
+        name = architecture.family
     return LanguageModel(name, architecture, dropout)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init_block(architecture: Architecture, key: jax.Array) -> PyTree:
     """Fresh weights of a block; blocks are alike, so that one compilation makes all."""
-    block = module_of(architecture).Block(architecture)
+    block = decoder.Block(architecture)
     x = jnp.zeros((1, 1, architecture.hidden_size))
     positions = jnp.zeros((1, 1), jnp.int32)
-    return block.lazy_init(key, x, positions, attend_causally(None))["params"]
+    return block.lazy_init(key, x, positions, attend_causally(None), None, 0)["params"]

@@ -6,6 +6,8 @@ Everything else in the project is said over that order: an assignment is a tuple
 split point an index, a message between nodes a sub-dict of the parameters.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,6 +56,10 @@ class LayeredModel(NamedTuple):
     def layer_names(self) -> tuple[str, ...]:
         """The order."""
         return tuple(layer.name for layer in self.layers)
+
+    def output_sizes(self) -> tuple[int, ...]:
+        """Numbers in each layer's output for one example."""
+        return _output_sizes(self)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters `{layer: subtree}`.
@@ -109,6 +115,19 @@ class LayeredModel(NamedTuple):
             weights = prepare(params[layer.name])
             x = layer.apply(weights, x, train, layer_key)
         return x
+
+
+@functools.lru_cache(maxsize=8)
+def _output_sizes(model: LayeredModel) -> tuple[int, ...]:
+    """Of one example, from shapes alone."""
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    found = []
+    for index in range(len(model.layers)):
+        layer = functools.partial(model.apply, start=index, stop=index + 1)
+        x = jax.eval_shape(layer, params, x)
+        found.append(math.prod(x.shape))
+    return tuple(found)
 
 
 def resolve_layers(flag: str, text: str, layer_names: tuple[str, ...]) -> tuple[str, ...]:

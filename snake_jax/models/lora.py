@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense, is_quantized
-from snake_jax.models.language import ARCHITECTURES, Architecture, module_of
+from snake_jax.models.architecture import NAMES, Architecture
 from snake_jax.params import PyTree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,7 +37,6 @@ _FANCY = (
     "use_qalora",
     "use_bdlora",
     "lora_bias",
-    "fan_in_fan_out",
     "modules_to_save",
     "target_parameters",
 )
@@ -166,7 +165,7 @@ def save_peft(
       lora: their scale, and the rank that most have.
       base_model_name: folder or hub name of the model they belong to.
     """
-    prefix = module_of(architecture).HF_BLOCK
+    prefix = architecture.names.block
     modules: dict[str, PyTree] = {}
     paths: set[Names] = set()
     for block, tree in sorted(adapters.items()):
@@ -176,10 +175,14 @@ def save_peft(
             paths.add(path)
 
     # Short names stand for a layer of every block; they serve where each block has the same layers.
-    if len(paths) * architecture.num_hidden_layers == len(modules):
-        names = sorted({path[-1] for path in paths})
-    else:
+    # GPT-2 calls two layers of a block alike: theirs begin with the module around them.
+    of_block = architecture.names
+    if len(paths) * architecture.num_hidden_layers != len(modules):
         names = sorted(modules)
+    elif of_block.output == of_block.down:
+        names = sorted(".".join(path) for path in paths)
+    else:
+        names = sorted({path[-1] for path in paths})
 
     # PEFT keeps alpha, which is scale * rank: a rank of its own needs an alpha of its own.
     ranks = {name: pair["a"].shape[1] for name, pair in modules.items()}
@@ -190,6 +193,8 @@ def save_peft(
         "r": lora.rank,
         "lora_alpha": _alpha(lora, lora.rank),
         "target_modules": names,
+        # Whether the layers beside which they lie are `[in, out]`, as GPT-2's are.
+        "fan_in_fan_out": not of_block.transposed,
         "rank_pattern": unlike,
         "alpha_pattern": {name: _alpha(lora, rank) for name, rank in unlike.items()},
     }
@@ -366,11 +371,12 @@ def _module(folder: Path, tensor: str) -> str:
 
 def _block_and_path(folder: Path, module: str) -> tuple[int, Names]:
     """A module's block number, and its path in the block."""
-    for family in ARCHITECTURES.values():
-        prefix = re.escape(family.HF_BLOCK).replace(r"\{\}", r"(\d+)")
+    blocks = list(dict.fromkeys(names.block for names in NAMES.values()))
+    for block in blocks:
+        prefix = re.escape(block).replace(r"\{\}", r"(\d+)")
         if match := re.fullmatch(prefix + r"\.(.+)", module):
             return int(match[1]), tuple(match[2].split("."))
-    known = " or ".join(family.HF_BLOCK.format("N") for family in ARCHITECTURES.values())
+    known = " or ".join(block.format("N") for block in blocks)
     raise UserError(
         f"{folder / WEIGHTS}: {module} is in no block: only layers of {known} have adapters"
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from snake_jax.models import bert
 from snake_jax.models.encoder import Encoder
-from snake_jax.models.language import LanguageModel, module_of
+from snake_jax.models.language import LanguageModel
 from snake_jax.models.linear import PyTree
 from snake_jax.params import Params
 
@@ -18,7 +18,8 @@ class TensorPlace(NamedTuple):
     Attributes:
       path: of keys, `("block_00", "self_attn", "q_proj", "kernel")`.
       shape: as the checkpoint has it.
-      transposed: matrices of linear layers are `[out, in]` there and `[in, out]` here.
+      transposed: matrices of linear layers are `[out, in]` there and `[in, out]` here; GPT-2's are
+        `[in, out]` there too.
     """
 
     path: tuple[str, ...]
@@ -36,7 +37,7 @@ def places(model: LanguageModel | Encoder) -> dict[str, TensorPlace]:
             inside_layer = [key.key for key in keys]
             path = (layer, *inside_layer)
             shape = leaf.shape
-            transposed = path[-1] == "kernel"
+            transposed = path[-1] == "kernel" and _transposes(model)
             if transposed:
                 shape = shape[::-1]
             name = _name(model, path)
@@ -44,15 +45,24 @@ def places(model: LanguageModel | Encoder) -> dict[str, TensorPlace]:
     return found
 
 
+def _transposes(model: LanguageModel | Encoder) -> bool:
+    """Whether linear layers are `[out, in]` in a checkpoint."""
+    return isinstance(model, Encoder) or model.architecture.names.transposed
+
+
 def _name(model: LanguageModel | Encoder, path: tuple[str, ...]) -> str:
     """What a checkpoint calls the parameter at this path."""
-    family = bert if isinstance(model, Encoder) else module_of(model.architecture)
     layer, *modules, leaf = path
-    if layer in ("embed", "head"):
-        stem = family.HF_MODULES[layer, *modules]
-    else:
+    if layer not in ("embed", "head"):
         block = model.layer_names.index(layer) - 1  # the embedding comes first
-        stem = ".".join([family.HF_BLOCK.format(block), *modules])
+        prefix = bert.HF_BLOCK if isinstance(model, Encoder) else model.architecture.names.block
+        stem = ".".join([prefix.format(block), *modules])
+    elif isinstance(model, Encoder):
+        (module,) = modules
+        stem = bert.HF_MODULES[layer, module]
+    else:
+        (module,) = modules
+        stem = getattr(model.architecture.names, module)
     kind = "bias" if leaf == "bias" else "weight"
     return f"{stem}.{kind}"
 
@@ -62,11 +72,11 @@ def token_table(model: LanguageModel) -> str:
     return _name(model, ("embed", "tokens", "embedding"))
 
 
-def canonical(name: str) -> str:
-    """A tensor's full name, where a checkpoint of the bare model left out its prefix."""
-    if name.startswith(("model.", "lm_head.")):
+def canonical(base: str, name: str) -> str:
+    """A tensor's full name, where a checkpoint of the bare model left out its prefix `base`."""
+    if name.startswith((base, "lm_head.")):
         return name
-    return f"model.{name}"
+    return f"{base}{name}"
 
 
 def canonical_of_encoder(name: str) -> str:

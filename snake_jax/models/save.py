@@ -14,8 +14,9 @@ import numpy as np
 import qwix
 
 from snake_jax.errors import UserError
+from snake_jax.models.families import family_of
 from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
-from snake_jax.models.language import LanguageModel, module_of
+from snake_jax.models.language import LanguageModel
 from snake_jax.models.linear import PyTree
 from snake_jax.models.names import TensorPlace, get_tensor, places
 from snake_jax.params import Params
@@ -135,15 +136,15 @@ def _write(path: Path, shard: Shard, params: Params) -> None:
 
 def _config(model: LanguageModel, params: Params) -> dict:
     """What config.json says, with the dtype of the first tensor."""
-    family = module_of(model.architecture)
+    family = family_of(model.architecture)
     first = next(iter(places(model).values()))
     stored = str(get_tensor(params, first).dtype)
     head = {
-        "architectures": [family.HF_CLASS],
-        "model_type": family.MODEL_TYPE,
+        "architectures": [family.hf_class],
+        "model_type": family.model_type,
         "torch_dtype": stored,
     }
-    return head | family.to_config(model.architecture)
+    return head | family.write(model.architecture)
 
 
 def _index(shards: dict[str, Shard], params: Params) -> dict:

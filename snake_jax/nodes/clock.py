@@ -1,8 +1,8 @@
 """Simulated seconds and joules of a round, from FLOPs, bytes and what nodes can do.
 
 Analytic: nothing is measured. Within a visit one thing happens at a time: transfers in turn, then
-computing, node and server in alternation. The visits of a round start together and do not slow each
-other down, neither on a link nor at the server. The server is always there.
+computing, nodes, server and cloud in alternation. The visits of a round start together and do not
+slow each other down, neither on a link nor at the server. Server and cloud are always there.
 """
 
 import functools
@@ -16,7 +16,7 @@ from snake_jax import streams
 from snake_jax.config import RunConfig
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.places import KINDS, SERVER, Kind, Place
+from snake_jax.nodes.places import CLOUD, KINDS, SERVER, Kind, Place
 
 _HOUR_S = 3600.0
 _ABSENCES = 64  # drawn at first; doubled until they reach far enough
@@ -33,12 +33,14 @@ class VisitWork(NamedTuple):
       node: the visiting node, whose presence the visit depends on. All others are taken to be
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
         on nobody (the server works alone).
+      cloud_exchanges: messages between server and cloud, counted apart from `exchanges`.
     """
 
     flops: Mapping[Place, int]
     transfers: Sequence[Transfer]
     exchanges: int
     node: Place | None
+    cloud_exchanges: int = 0
 
 
 class Elapsed(NamedTuple):
@@ -54,6 +56,7 @@ class Elapsed(NamedTuple):
       away_s: seconds that visits stood still because their node's window was closed or it had
         dropped, summed.
       drops: of nodes, in the middle of visits.
+      cloud_joules: of the cloud.
     """
 
     seconds: float
@@ -62,6 +65,7 @@ class Elapsed(NamedTuple):
     wait_s: float
     away_s: float
     drops: int
+    cloud_joules: float = 0.0
 
 
 class Faults(NamedTuple):
@@ -127,7 +131,8 @@ def elapse(
     stopped. Its seconds are those of standing still and of activity. The latter are, for every
     transfer, its bytes over the slower of the sender's up and the receiver's down rate plus both
     latencies; for every place, its FLOPs over its rate, times the slowdown of a straggler; for
-    every exchange, the latencies of the two slowest places that take part.
+    every exchange, the latencies of the two slowest places that take part; for every exchange of
+    server and cloud, their two.
 
     Args:
       fleet: what nodes can do.
@@ -154,10 +159,12 @@ def elapse(
     # Energy is spent whoever waits.
     node_joules = 0.0
     server_joules = 0.0
+    cloud_joules = 0.0
     for work in works:
         joules = _joules(fleet, work)
         node_joules += joules["node"]
         server_joules += joules["server"]
+        cloud_joules += joules["cloud"]
     return Elapsed(
         seconds=longest_s,
         node_joules=node_joules,
@@ -165,6 +172,7 @@ def elapse(
         wait_s=late_s + idle_s,
         away_s=away_s,
         drops=drops,
+        cloud_joules=cloud_joules,
     )
 
 
@@ -190,6 +198,7 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
     transfer_s = [_transfer_s(fleet, transfer) for transfer in work.transfers]
     exchanges_s = work.exchanges * _exchange_s(fleet, work, members)
     active_s = sum(compute_s.values()) + sum(transfer_s) + exchanges_s
+    active_s += work.cloud_exchanges * (fleet.server.latency_s + fleet.cloud.latency_s)
 
     # Members are busy while they compute and while they send or receive; both ends of a transfer
     # are. In the rest of the activity they wait.
@@ -209,7 +218,7 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
 
 
 def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
-    """FLOPs over the place's rate; servers are no stragglers."""
+    """FLOPs over the place's rate; server and cloud are no stragglers."""
     seconds = flops / figures_of(fleet, place).flops_per_s
     if place.kind == "node":
         seconds *= _slowdown(trace, turn, place.index)
@@ -227,12 +236,13 @@ def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
 def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
     """Latency of a message between the two slowest of the places that take part.
 
-    A lone node talks to the server.
+    A lone node talks to the server, or to the cloud where that alone has the rest of its model.
     """
     # Two nodes that share a model talk to each other, unless the server holds a part too.
     ends = list(members)
-    if SERVER in work.flops or len(ends) < 2:
-        ends.append(SERVER)
+    beyond = CLOUD if CLOUD in work.flops and SERVER not in work.flops else SERVER
+    if beyond in work.flops or len(ends) < 2:
+        ends.append(beyond)
     latencies_s = [figures_of(fleet, place).latency_s for place in ends]
     latencies_s.sort()
     return sum(latencies_s[-2:])

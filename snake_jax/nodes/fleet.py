@@ -1,4 +1,4 @@
-"""What nodes can do: rate, memory, links, energy and the hours in which they are free.
+"""What places can do: rate, memory, links, energy and the hours in which they are free.
 
 From a file or a generator. Windows are the tidal effect: devices are free off-peak, in the same
 hours of every period (snake_learning_magazine, "Resource Availability"). All figures are stated,
@@ -28,7 +28,7 @@ _SHORTEST_S = 60.0  # of a fleet's period
 
 
 class Node(NamedTuple):
-    """A node's (or the server's) figures.
+    """A node's (or the server's, or the cloud's) figures.
 
     Attributes:
       flops_per_s: floating-point operations in a second.
@@ -53,15 +53,8 @@ class Node(NamedTuple):
     windows: tuple[tuple[float, float], ...] = ()
 
 
-class Fleet(NamedTuple):
-    """All nodes, the server (always there), and the seconds after which windows repeat."""
-
-    nodes: tuple[Node, ...]
-    server: Node
-    period_s: float = DAY_S
-
-
-# A small edge device at 10 W on a home's link, and a machine in a data centre at 100 W.
+# A small edge device at 10 W on a home's link, a machine in a data centre at 100 W, and far away
+# accelerators at 1 kW.
 EDGE_FIGURES = Node(
     flops_per_s=1e11,
     memory_bytes=4 * _GIB,
@@ -80,7 +73,35 @@ SERVER_FIGURES = Node(
     joules_per_flop=1e-11,
     joules_per_byte=1e-8,
 )
+CLOUD_FIGURES = Node(
+    flops_per_s=1e15,
+    memory_bytes=1024 * _GIB,
+    up_bytes_per_s=1000 * _MBIT_PER_S,
+    down_bytes_per_s=1000 * _MBIT_PER_S,
+    latency_s=0.01,
+    joules_per_flop=1e-12,
+    joules_per_byte=1e-8,
+)
 
+
+class Fleet(NamedTuple):
+    """What all places can do, and when windows repeat.
+
+    Attributes:
+      nodes: in their order.
+      server: always there.
+      period_s: seconds after which windows repeat.
+      cloud: always there, behind the server. A message between the two goes at the slower of the
+        sender's up and the receiver's down rate, as one between a node and the server does.
+    """
+
+    nodes: tuple[Node, ...]
+    server: Node
+    period_s: float = DAY_S
+    cloud: Node = CLOUD_FIGURES
+
+
+_KEYS = ("nodes", "defaults", "server", "cloud", "period_s")
 _FIGURES = tuple(name for name in Node._fields if name != "windows")
 # What is divided by must not be nearly 0, and no fleet needs less than these.
 _LEAST = dict.fromkeys(("flops_per_s", "memory_bytes", "up_bytes_per_s", "down_bytes_per_s"), 1.0)
@@ -90,6 +111,8 @@ def figures_of(fleet: Fleet, place: Place) -> Node:
     """What a place can do."""
     if place.kind == "server":
         return fleet.server
+    if place.kind == "cloud":
+        return fleet.cloud
     return fleet.nodes[place.index]
 
 
@@ -110,7 +133,7 @@ def of_config(config: RunConfig) -> Fleet:
 
 
 def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Fleet:
-    """Nodes around `EDGE_FIGURES`, and a server of `SERVER_FIGURES`.
+    """Nodes around `EDGE_FIGURES`, a server of `SERVER_FIGURES`, a cloud of `CLOUD_FIGURES`.
 
     Args:
       count: of nodes. A node's figures do not depend on it.
@@ -158,8 +181,8 @@ def read_fleet(path: str, count: int) -> Fleet:
 
     The file is a mapping with `nodes`, a list of entries. An entry has keys of `Node` and, to stand
     for several nodes alike, `count`. What it leaves out comes from `defaults`, then from
-    `EDGE_FIGURES`; `server` likewise, from `SERVER_FIGURES`. `period_s` is the period of the
-    windows, a day if left out:
+    `EDGE_FIGURES`; `server` and `cloud` likewise, from `SERVER_FIGURES` and `CLOUD_FIGURES`.
+    `period_s` is the period of the windows, a day if left out:
 
         defaults: {memory_bytes: 2e9}
         nodes:
@@ -170,12 +193,14 @@ def read_fleet(path: str, count: int) -> Fleet:
       UserError: the file is missing or not of this form, or has fewer nodes.
     """
     where = f"--node_file={path}"
-    content = _mapping(where, _load(path), ("nodes", "defaults", "server", "period_s"))
+    content = _mapping(where, _load(path), _KEYS)
     period_s = _number(f"{where}: period_s", content.get("period_s", DAY_S), _SHORTEST_S)
 
-    # The server is always there, so it has no windows.
+    # Server and cloud are always there, so they have no windows.
     given = content.get("server", {})
     server = _node(f"{where}: server", given, SERVER_FIGURES, _FIGURES, period_s)
+    given = content.get("cloud", {})
+    cloud = _node(f"{where}: cloud", given, CLOUD_FIGURES, _FIGURES, period_s)
     given = content.get("defaults", {})
     base = _node(f"{where}: defaults", given, EDGE_FIGURES, Node._fields, period_s)
     entries = content.get("nodes")
@@ -199,7 +224,7 @@ def read_fleet(path: str, count: int) -> Fleet:
             f"{where}: describes {listed} nodes, fewer than --nodes={count}: add some or lower "
             f"--nodes"
         )
-    return Fleet(tuple(nodes), server, period_s)
+    return Fleet(tuple(nodes), server, period_s, cloud)
 
 
 def _load(path: str) -> Any:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from snake_jax.nodes import places
-from snake_jax.nodes.places import SERVER, Place
+from snake_jax.nodes.places import CLOUD, SERVER, Place
 
 OPTIMIZER = "optimizer"
 Items = tuple[str, ...]
@@ -231,9 +231,11 @@ def hand_in(sizes: Sizes, visit: int, node: Place, trained: Items) -> Transfer:
     return _transfer(visit, node, SERVER, dict.fromkeys(trained, True), sizes, "update")
 
 
-def aggregated(network: Network, items: Items) -> Network:
-    """The server has merged or trained these items: its copies are new, and nobody else's."""
-    return _renew(network, items, (SERVER,))
+def aggregated(network: Network, items: Items, place: Place = SERVER) -> Network:
+    """A place has merged or trained these items: its copies are new, and nobody else's."""
+    if not items:
+        return network
+    return _renew(network, items, (place,))
 
 
 def _deliver(
@@ -314,17 +316,22 @@ def _transfer(
 
 
 def bytes_up_down(transfers: Iterable[Transfer]) -> tuple[int, int]:
-    """Bytes sent by nodes (to the server or the next node), and by the server.
+    """Bytes sent up (by nodes, and from the server to the cloud), and down.
 
-    A transfer counts once.
+    A transfer counts once. What goes from node to node is sent by a node: it counts as up.
     """
     up, down = 0, 0
     for transfer in transfers:
-        if transfer.source == SERVER:
+        if is_downward(transfer.source, transfer.destination):
             down += transfer.bytes
         else:
             up += transfer.bytes
     return up, down
+
+
+def is_downward(source: Place, destination: Place) -> bool:
+    """Whether a message goes away from the cloud: from it, or from the server to a node."""
+    return source == CLOUD or (source == SERVER and destination != CLOUD)
 
 
 def to_row(transfer: Transfer) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Places: where layers lie, work is done and messages start and end. A node, or the server.
+"""Places: where layers lie, work is done and messages start and end. A node, server or cloud.
+
+The server is near the nodes (the edge, where there is a cloud too), the cloud behind the server.
 
 A place is a kind and a number within its kind. In files (the ledger's rows) it is one word: the
 kind and the number, as node3; of a kind that has one place only, the kind alone, as server.
@@ -10,9 +12,9 @@ from typing import Literal, get_args
 
 from snake_jax.errors import UserError
 
-Kind = Literal["node", "server"]
+Kind = Literal["node", "server", "cloud"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SINGLE: frozenset[Kind] = frozenset({"server"})
+SINGLE: frozenset[Kind] = frozenset({"server", "cloud"})
 """Kinds with one place each."""
 
 _WORD = re.compile(r"([a-z]+)(0|[1-9][0-9]*)?")
@@ -35,6 +37,7 @@ class Place:
 
 
 SERVER = Place("server")
+CLOUD = Place("cloud")
 
 
 def node(index: int) -> Place:
@@ -54,4 +57,4 @@ def from_word(word: str) -> Place:
         for kind in KINDS:
             if kind == match.group(1) and (kind in SINGLE) == (number is None):
                 return Place(kind, int(number or 0))
-    raise UserError(f"{word!r} is no place: want server, or a node as node0, node1, ...")
+    raise UserError(f"{word!r} is no place: want server, cloud, or a node as node0, node1, ...")

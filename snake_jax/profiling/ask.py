@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snake_jax.algorithms.base import all_on_node
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
 from snake_jax.costs.compiled import devices
@@ -12,7 +11,7 @@ from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.hub import read_architecture
-from snake_jax.models.language import LanguageModel, build
+from snake_jax.models.language import LanguageModel, build, check_trainable
 from snake_jax.models.presets import PRESETS, from_preset
 
 CLASSES = 10
@@ -21,8 +20,8 @@ CLASSES = 10
 SIDE = 32
 KINDS = ("block", "block+ends", "lora:R", "full")
 STORED = {"images": ("float32", "bfloat16", "int8"), "text": ("float32", "bfloat16", "int8", "nf4")}
-ONLY = {
-    "images": ("cut", "tail", "snake_length"),
+ONLY: dict[str, tuple[str, ...]] = {
+    "images": (),
     "text": ("max_length", "recompute", "packing", "mesh", "frozen_matmul"),
 }
 
@@ -125,8 +124,8 @@ def load(name: str) -> Model:
 
 
 def _methods_for_text() -> tuple[str, ...]:
-    """Those that do not cut a model."""
-    return tuple(name for name, method in ALGORITHMS.items() if method.chain is all_on_node)
+    """Those that need no head at the node."""
+    return tuple(name for name, method in ALGORITHMS.items() if not method.local_losses)
 
 
 def _text_defaults(
@@ -135,8 +134,9 @@ def _text_defaults(
     """Settings of a language model that depend on it, or on the target.
 
     Raises:
-      UserError: rows that are longer than the model has positions.
+      UserError: rows that are longer than the model has positions, or a model that is not trained.
     """
+    check_trainable(model, settings.get("mesh", ""))
     # A run's default may be more than a small model has positions.
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:

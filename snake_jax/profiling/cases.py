@@ -130,7 +130,7 @@ def full(config: RunConfig, model: Model, target: str = "") -> Work:
       target: see `compiled.devices`; empty: nothing is to be compiled.
     """
     # All that decides what a step computes and how large it is; the rest is as a run has it.
-    same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum"]
+    same = ["model", "batch_size", "optimizer", "compute_dtype", "nodes", "momentum", "dp_clip"]
     changed: dict[str, Any] = {"algorithm": "fedavg"}
     if isinstance(config, TextConfig):
         same += ["max_length", "recompute", "packing", "mesh"]
@@ -180,7 +180,7 @@ def profile_rows(work: Work, chosen: Choice) -> tuple[ProfileRow, ...]:
     if len(work.job.chain) > 1:
         # A cut model trains whole at every visit: they all send the same.
         of_visit = next(iter(sent.values()))
-        return cut.party_rows(work.job, of_visit)
+        return cut.party_rows(work.job, work.subject, of_visit)
     found = []
     for layer, trained in assignments(work).items():
         if layer == ALL or chosen(layer):

@@ -1,19 +1,20 @@
 """Cut models as the profiler tells of them: the parties that hold layers, and what they send."""
 
-import functools
+from collections.abc import Mapping
 from typing import NamedTuple
-
-import jax
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_NODE, Role
-from snake_jax.costs import memory
-from snake_jax.costs.flops import chain_step_parts
-from snake_jax.costs.layers import auxiliary_costs, layer_costs
-from snake_jax.params import LayerNames, num_params, select
+from snake_jax.costs import memory, shapes
+from snake_jax.costs.flops import StepFlops, chain_step_parts
+from snake_jax.costs.layers import at_head, auxiliary_costs, batch_costs
+from snake_jax.costs.shapes import BatchShape
+from snake_jax.costs.traffic import stored_bytes
+from snake_jax.models.language import LanguageModel
+from snake_jax.params import LayerNames, num_bytes, num_params, select, without
 from snake_jax.profiling.rows import ProfileRow, Sent
-from snake_jax.runs import image_task
-from snake_jax.runs.job import Job, make_rule
+from snake_jax.profiling.subjects import Subject
+from snake_jax.runs.job import Job, batch_messages, exchange_of, make_rule
 
 
 class Party(NamedTuple):
@@ -22,7 +23,7 @@ class Party(NamedTuple):
     Attributes:
       name: for people.
       role: in the chain.
-      layers: that it holds and trains.
+      layers: that it trains.
     """
 
     name: str
@@ -33,10 +34,9 @@ class Party(NamedTuple):
 def parties(job: Job) -> tuple[Party, ...]:
     """Those that a visit of a cut model lies on, in the order of the forward pass."""
     found = []
+    trainable = (*job.plan.layer_names, *(layer.name for layer in job.auxiliary))
     for role in chains.roles(job.chain):
-        layers = chains.held(job.chain, job.model.layer_names, role)
-        if role == ON_NODE:
-            layers += tuple(layer.name for layer in job.auxiliary)
+        layers = chains.owned(job.chain, job.model.layer_names, trainable, role)
         found.append(Party(_title(role), role, layers))
     return tuple(found)
 
@@ -48,48 +48,68 @@ def _title(role: Role) -> str:
     return role.kind
 
 
-def party_rows(job: Job, sent: Sent) -> tuple[ProfileRow, ...]:
+def party_rows(job: Job, subject: Subject, sent: Sent) -> tuple[ProfileRow, ...]:
     """A row for each party of a cut model; the weights of a visit go to and from its node.
 
     Args:
       job: of the split method.
+      subject: that the rows are of.
       sent: bytes of weights of a visit.
     """
-    params = jax.eval_shape(functools.partial(image_task.init_params, job), jax.random.key(0))
+    params = job.task.like(job)
     rule = make_rule(job.config)
-
-    # Gradients cross the cuts unless both sides have losses of their own.
-    costs = layer_costs(job.model, job.config.batch_size)
-    beside = auxiliary_costs(job.model, job.chain, job.auxiliary, job.config.batch_size)
-    gradients = not job.algorithm.local_losses
-    flops = chain_step_parts(job.chain, costs, beside, gradients)
+    flops = _flops(job, subject)
+    exchange = exchange_of(job)
+    base = without(shapes.held_shapes(subject.step.model, subject.adapters), params)
 
     # What a visit sends is told once, at its node.
     rows = []
     for party in parties(job):
-        held = select(params, party.layers)
+        trains = select(params, party.layers)
+        # Beside it lies what never trains, as it is stored, and what it reads of another's layers.
+        frozen_bytes = 0
+        for name in exchange.needed(party.role):
+            if name in base:
+                dtype = shapes.stored_dtype(name, subject.frozen_dtype)
+                frozen_bytes += stored_bytes(base[name], dtype)
+            elif name not in party.layers:
+                frozen_bytes += num_bytes(params[name])
+        state = memory.trained_bytes(trains, rule)._replace(frozen=frozen_bytes)
         row = ProfileRow(
             layer=party.name,
             trained=party.layers,
-            params=num_params(held),
+            params=num_params(trains),
             flops=flops[party.role],
-            state=memory.trained_bytes(held, rule),
+            state=state,
             sent=sent if party.role == ON_NODE else None,
         )
         rows.append(row)
     return tuple(rows)
 
 
-def cut_bytes(job: Job) -> list[tuple[str, int]]:
-    """What a step sends over the cuts, as words and bytes, in the order of sending."""
-    # A message is one of a batch's examples each: a step sends as many.
-    titles = {party.role: party.name for party in parties(job)}
+def _flops(job: Job, subject: Subject) -> Mapping[Role, StepFlops]:
+    """Of a step, by role."""
+    costs = batch_costs(subject.step, subject.batch, subject.adapters)
+    if isinstance(job.model, LanguageModel):
+        costs = at_head(job.model, costs)
+        return chain_step_parts(job.chain, costs, (), True, job.plan.layer_names)
+    # Gradients cross the cuts unless both sides have losses of their own.
+    beside = auxiliary_costs(job.model, job.chain, job.auxiliary, subject.batch.size)
     gradients = not job.algorithm.local_losses
+    return chain_step_parts(job.chain, costs, beside, gradients)
+
+
+def cut_bytes(job: Job, batch: BatchShape) -> list[tuple[str, int]]:
+    """What a step sends over the cuts, as words and bytes, in the order of sending."""
+    # A message is one of a batch's images or tokens each: a step sends as many. Rows of text are
+    # taken to be full.
+    titles = {party.role: party.name for party in parties(job)}
+    units = batch.size * batch.length if isinstance(job.model, LanguageModel) else batch.size
     found = []
-    for message in chains.messages(job.chain, job.model, job.config.compute_dtype, gradients):
+    for message in batch_messages(job):
         way = f"{titles[message.source]} to {titles[message.destination]}"
-        num_bytes = message.bytes * job.config.batch_size
-        found.append((f"{_words(message)}, {way}", num_bytes))
+        count = 1 if message.why == chains.SHARED else units
+        found.append((f"{_words(message)}, {way}", message.bytes * count))
     return found
 
 

@@ -233,7 +233,10 @@ def as_json(profile: Profile) -> str:
 
 
 def _cut_sends(profile: Profile) -> list[tuple[str, int]]:
-    return cut.cut_bytes(profile.works[0].job) if _cut(profile) else []
+    if not _cut(profile):
+        return []
+    work = profile.works[0]
+    return cut.cut_bytes(work.job, work.subject.batch)
 
 
 def _case(case: Case) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def state(subject: Subject, trained: LayerNames) -> StateBytes:
 
 @functools.lru_cache(maxsize=256)
 def _state(subject: Subject, trained: LayerNames) -> StateBytes:
-    return memory.state_bytes(subject.step, trained, subject.frozen_dtype, subject.adapters)
+    held = subject.frozen_dtype, subject.adapters, subject.batch.size
+    return memory.state_bytes(subject.step, trained, *held)
 
 
 def compile_subject(subject: Subject, trained: LayerNames) -> Compiled | Refused:

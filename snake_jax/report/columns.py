@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from snake_jax.report.merits import MERITS, Merit
+from snake_jax.report.merits import MERITS, NODE_FIGURES, Merit
 from snake_jax.report.runs import (
     Run,
     along,
@@ -93,6 +93,10 @@ def _merit_columns(merit: Merit) -> list[PageColumn]:
         PageColumn(merit.final, f"final {merit.name}", where_it_leads(final), merit.show),
         PageColumn(merit.best, f"best {merit.name}", where_it_leads(best), merit.show),
     ]
+    for part, label in NODE_FIGURES.items():
+        field = f"node_{merit.field}_{part}"
+        value = where_it_leads(partial(last, field=field))
+        columns.append(PageColumn(field, f"{merit.name} {label}", value, merit.show, False))
     for one in merit.in_tables:
         value = where_it_leads(partial(last, field=one.field))
         show = percent if one.unit == "%" else partial(human, unit=one.unit)
@@ -183,6 +187,9 @@ COSTS = (
     PageColumn("seconds", "seconds", _end("seconds"), _in("s")),
     PageColumn(
         "clock", "simulated time", partial(_sum_where_measured, field="clock_s"), _in("s"), False
+    ),
+    PageColumn(
+        "epsilon", "privacy (epsilon)", partial(last, field="epsilon"), "{:.4g}".format, False
     ),
     _summary_column("trainable_params", "trainable parameters", human, always=False),
     _summary_column("state_bytes", "state", _in("B"), always=False),

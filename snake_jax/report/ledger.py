@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from snake_jax.errors import UserError
-from snake_jax.nodes.places import SERVER
+from snake_jax.nodes.places import CLOUD, SERVER
 from snake_jax.report.merits import Record
 from snake_jax.report.runs import Run
 
 # Why something was sent, in this order; others after them.
 REASONS = ("initial", "catch-up", "update", "activations", "gradients", "labels")
 _SERVER = str(SERVER)
+_CLOUD = str(CLOUD)
 
 
 def ledger(run: Run) -> dict[str, Any] | None:
     """Bytes sent and received by each place, by reason, beside the totals of the metrics.
 
-    Up is what nodes sent, down what the server sent. None where no ledger was kept.
+    Up and down are as in `nodes.ledger.bytes_up_down`. None where no ledger was kept.
 
     Raises:
       UserError: a line of ledger.jsonl that is no transfer.
@@ -50,7 +51,7 @@ def ledger(run: Run) -> dict[str, Any] | None:
         column = reasons.index(transfer["why"])
         places[source]["sent"][column] += size
         places[destination]["received"][column] += size
-        if source == _SERVER:
+        if source == _CLOUD or (source == _SERVER and destination != _CLOUD):
             down += size
         else:
             up += size

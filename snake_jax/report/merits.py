@@ -38,6 +38,14 @@ class Curve(NamedTuple):
 LOSSES = (Curve("test_loss", "test_loss", "test loss"), Curve("loss", "loss", "training loss"))
 
 
+# Of a model on what each node has held out itself: fields node_MERIT_mean, ..., and their labels.
+NODE_FIGURES = {
+    "mean": "mean over nodes' own data",
+    "worst_tenth": "worst tenth of nodes",
+    "spread": "spread over nodes",
+}
+
+
 @dataclass(frozen=True)
 class Merit:
     """A figure of merit.
@@ -140,9 +148,26 @@ PERPLEXITY = Merit(
         Curve("token_loss", "loss", "training loss a token"),
     ),
 )
+# Of answers to questions, a mean over devices: `snake_jax.data.text.answer_scores`.
+F1 = Merit(
+    field="f1",
+    name="F1",
+    split="held-out",
+    title="Answers to held-out questions",
+    final="final_f1",
+    best="best_f1",
+    target="target_f1",
+    beside=(
+        Curve("exact_match", "exact_match", "exact match", "%", in_tables=True),
+        Curve("shared_f1", "shared_f1", "F1, shared questions", "%", in_tables=True),
+        Curve("personal_f1", "personal_f1", "F1, personal questions", "%", in_tables=True),
+        Curve("answer_test_loss", "test_loss", "held-out loss a device"),
+        Curve("answer_loss", "loss", "training loss a device"),
+    ),
+)
 # Where a run's lines have the fields of several, the last of those leads; where they have none, the
 # first.
-MERITS = (ACCURACY, PERPLEXITY)
+MERITS = (ACCURACY, PERPLEXITY, F1)
 
 
 def merit_of_lines(records: Sequence[Record]) -> Merit:

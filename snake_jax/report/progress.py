@@ -62,6 +62,8 @@ def progress_text(record: Record) -> str:
     parts.append(",".join(layers) if len(layers) <= FEW_LAYERS else f"{len(layers)} layers")
     if record.get("tokens_per_s") is not None:
         parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
+    if record.get("epsilon") is not None:
+        parts.append(f"epsilon {record['epsilon']:.4g}")
     if record.get("distilled"):
         parts.append("distilled")
     parts.append(record.get("event") or "")

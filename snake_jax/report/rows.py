@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from snake_jax.report.merits import Merit
+from snake_jax.report.merits import NODE_FIGURES, Merit
 from snake_jax.report.runs import (
     Run,
     along,
@@ -20,6 +20,7 @@ from snake_jax.report.runs import (
     counts_tokens,
     final,
     from_summary,
+    has_measured,
     last,
     settings_of,
     throughput,
@@ -72,7 +73,8 @@ def groups(runs: Sequence[Run]) -> Groups:
       UserError: the runs share none.
     """
     merit = common_merit(runs)
-    found = [(merit.title, _merit_rows(merit)), ("Cost", [*cost_rows(), *_state_rows(runs)])]
+    reached = [*_merit_rows(merit), *_node_rows(runs, merit)]
+    found = [(merit.title, reached), ("Cost", [*cost_rows(), *_state_rows(runs)])]
 
     # The first run that wants a target gives it to all, so that their costs are of the same.
     targets = [merit.wanted(settings_of(run)) for run in runs]
@@ -100,6 +102,18 @@ def _merit_rows(merit: Merit) -> list[TableRow]:
             rows.append(TableRow(one.key, one.label, value, percent, "difference"))
         else:
             rows.append(TableRow(one.key, one.label, value, _in(one.unit)))
+    return rows
+
+
+def _node_rows(runs: Sequence[Run], merit: Merit) -> list[TableRow]:
+    """The model on what nodes held out themselves, where a run has measured that."""
+    against = "difference" if merit.is_share else "ratio"
+    rows = []
+    for part, label in NODE_FIGURES.items():
+        field = f"node_{merit.field}_{part}"
+        if any(has_measured(run, field) for run in runs):
+            value = partial(last, field=field)
+            rows.append(TableRow(field, label, value, merit.show, against))
     return rows
 
 

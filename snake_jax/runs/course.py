@@ -1,6 +1,7 @@
 """Where a run's schedule stands, and the round that comes next: at the nodes that are there."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from snake_jax.algorithms import pool, schedule
 from snake_jax.algorithms.pool import Move
@@ -12,9 +13,24 @@ from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import State
 
 
-def begun(setup: Setup, state: State) -> tuple[Rounds, Round | None, dict[int, int]]:
-    """The schedule where the state stands, its next round (None where all are finished), and what
-    the last round left unfinished.
+class Begun(NamedTuple):
+    """The schedule where a state stands.
+
+    Attributes:
+      rounds: the generator, after the finished ones.
+      visits: the next round; None where all are finished.
+      finished: the rounds before it, as they were.
+      unfinished: `{turn: node}` of visits of the last of them that did not end as planned.
+    """
+
+    rounds: Rounds
+    visits: Round | None
+    finished: list[Round]
+    unfinished: dict[int, int]
+
+
+def begun(setup: Setup, state: State) -> Begun:
+    """The schedule where the state stands.
 
     It is a generator, so the finished rounds are gone through again, each told how it went.
     """
@@ -22,12 +38,14 @@ def begun(setup: Setup, state: State) -> tuple[Rounds, Round | None, dict[int, i
     away = pool.gone(setup.plan, state.moves, 0)
     visits: Round | None = pool.manned(setup.plan, away, next(course))
     endings: tuple[Ending, ...] = ()
+    finished = []
     for number in range(state.rounds):
         assert visits is not None, "a checkpoint has no more rounds than its schedule"
+        finished.append(visits)
         events = state.failures.get(number, ("",) * len(visits))
         endings = tuple(map(Ending, visits, events))
         visits, _ = following(setup, course, endings, state.moves, number + 1, state.plans, {})
-    return course, visits, unfinished(endings)
+    return Begun(course, visits, finished, unfinished(endings))
 
 
 def following(

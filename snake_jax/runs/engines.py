@@ -40,7 +40,10 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
     )
     scorer = loop.make_engine(_part(setup, (), True))
     count = len(scorer.nodes())
-    return engine.RayEngine(count, functools.partial(_build, setup), scorer, exchange, choice)
+    build = functools.partial(_build, setup)
+    if choice.pool:
+        return choices.pooled_room().PooledEngine(count, build, scorer, exchange, choice)
+    return engine.RayEngine(count, build, scorer, exchange, choice)
 
 
 def _build(setup: Setup[Config, Data, Model], nodes: Sequence[int]) -> Callable[[], Engine]:

@@ -14,6 +14,7 @@ from snake_jax.data.divergence import label_divergence
 from snake_jax.data.images import subsets
 from snake_jax.data.images.dataset import Dataset, take
 from snake_jax.data.images.quality import clean
+from snake_jax.data.node_hold_out import held_out
 from snake_jax.errors import UserError
 
 ARRAYS = "arrays"
@@ -33,6 +34,7 @@ class Images(NamedTuple):
       largest: how many examples the largest of all nodes holds, where these are not all nodes'
         images; else 0.
       counts: `[K, C]` examples of each class at each node.
+      own: each node's indices into the training examples that it holds out; empty: nothing.
     """
 
     dataset: Dataset
@@ -41,6 +43,7 @@ class Images(NamedTuple):
     quality: str
     largest: int = 0
     counts: np.ndarray = NOTHING_COUNTED
+    own: Sequence[np.ndarray] = ()
 
 
 def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
@@ -75,7 +78,13 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     # Divergence is one of the nodes' data, whatever the method then makes of their shards.
     counts = partition.label_counts(shards, labels, dataset.num_classes)
     divergence = label_divergence(counts, config.distill_measure)
-    return Images(dataset, algorithm.shards(shards), divergence, quality, counts=counts)
+    own: list[np.ndarray] = []
+    if config.evaluate_nodes:
+        for node, shard in enumerate(shards):
+            is_held = held_out(len(shard), config.evaluate_nodes, config.seed, node)
+            own.append(shard[is_held])
+            shards[node] = shard[~is_held]
+    return Images(dataset, algorithm.shards(shards), divergence, quality, counts=counts, own=own)
 
 
 def _pixel_std(text: str, dataset: Dataset) -> tuple[float, ...]:

@@ -38,6 +38,7 @@ from snake_jax.runs import records
 from snake_jax.runs.image_inputs import Images, named_by_content, part_of, prepare_data
 from snake_jax.runs.job import (
     Job,
+    Reads,
     Task,
     Visitors,
     chosen_algorithm,
@@ -45,6 +46,7 @@ from snake_jax.runs.job import (
     make_rule,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.training.image_step import Examples, LocalStep, local_gradients
 from snake_jax.training.split import AUXILIARY, local_loss_gradients, split_gradients
@@ -206,7 +208,7 @@ def _assignment_problem(
     # A row a visit: what it holds, sends and computes is the same at every node.
     state_bytes, traffic, flops = [], [], []
     for layers in groups:
-        state = memory.state_bytes(step, layers, config.frozen_dtype)
+        state = memory.state_bytes(step, layers, config.frozen_dtype, examples=config.batch_size)
         state_bytes.append(state.total)
         up = sum(sizes.full[name] for name in layers)
         frozen_bytes = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
@@ -261,6 +263,7 @@ def make_step(
         gradients=_gradients(job),
         parties=_parties(job),
         auxiliary=job.auxiliary,
+        privacy=privacy_of(config),
     )
 
 
@@ -287,13 +290,8 @@ def _parties(job: ImageJob) -> tuple[tuple[str, ...], ...]:
     chain = job.chain
     if len(chain) == 1:
         return ()
-    parties = []
-    for role in chains.roles(chain):
-        layers = chains.held(chain, job.model.layer_names, role)
-        if role == ON_NODE:
-            layers += tuple(layer.name for layer in job.auxiliary)
-        parties.append(layers)
-    return tuple(parties)
+    names = job.model.layer_names
+    return tuple(chains.owned(chain, names, job.layer_names, role) for role in chains.roles(chain))
 
 
 def sizes_of(job: ImageJob) -> Sizes:
@@ -344,7 +342,8 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
     shards, largest = setup.data.shards, setup.data.largest
-    return image_engine(step, train, test, shards, settings, config.executor, largest)
+    own = setup.data.own
+    return image_engine(step, train, test, shards, settings, config.executor, largest, own)
 
 
 def _examples(split: Split) -> Examples:
@@ -363,8 +362,8 @@ def _like(job: ImageJob) -> Params:
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
-    del outcomes, scores
-    return {}
+    del outcomes
+    return records.of_nodes(scores, "accuracy", lambda one: one.accuracy)
 
 
 _SUMMARISED = ("algorithm", "model", "dataset", "partition", "alpha", "seed", "nodes", "cycles")
@@ -385,6 +384,12 @@ def _summary(
     }
 
 
+def _reads(job: ImageJob) -> Reads:
+    """No layer reads another's weights."""
+    del job
+    return {}
+
+
 TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     like=_like,
     sizes=sizes_of,
@@ -396,4 +401,5 @@ TASK: Task[ImageConfig, Images, LayeredModel] = Task(
     part=part_of,
     record=_record,
     summary=_summary,
+    reads=_reads,
 )

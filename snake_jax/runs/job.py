@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from snake_jax.algorithms import base, pool, schedule
+from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
-from snake_jax.algorithms.chain import Chain, Role
+from snake_jax.algorithms.chain import Chain, Message, Role
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.traffic import Exchange
@@ -28,6 +31,7 @@ from snake_jax.nodes import ledger
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes, Transfer
 from snake_jax.params import Params, PyTree, select
+from snake_jax.runs import privacy
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
 
@@ -38,6 +42,7 @@ Config = TypeVar("Config", ImageConfig, TextConfig)
 Model = TypeVar("Model", LayeredModel, LanguageModel)
 Data = TypeVar("Data")
 Record = dict[str, Any]
+Reads = Mapping[str, Mapping[str, int]]
 
 Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], tuple[int, ...]]]
 """`{layers: node}` of a cycle's visits where they are assigned, and `{layers: nodes that can hold
@@ -60,6 +65,7 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
         scored, trained on with the same bits as beside all other nodes' data.
       record: what a line of metrics says besides, from the round's outcomes and scores.
       summary: what summary.json says besides, from the engine (None: not at hand) and the lines.
+      reads: `{layer: {another whose weights it reads too: their bytes}}`, in full precision.
     """
 
     like: Callable[["Job[Config, Data, Model]"], Params]
@@ -72,6 +78,7 @@ class Task(NamedTuple, Generic[Config, Data, Model]):
     part: Callable[[Data, Sequence[int], bool], Data]
     record: Callable[[Sequence[Outcome], Scores | None], Record]
     summary: Callable[["Setup[Config, Data, Model]", Engine | None, Sequence[Record]], Record]
+    reads: Callable[["Job[Config, Data, Model]"], Reads]
 
 
 class Job(NamedTuple, Generic[Config, Data, Model]):
@@ -155,6 +162,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    privacy.check(config, algorithm)
     algorithm.check(config)
 
 
@@ -177,8 +185,7 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_round = planned(job)[-1]
-    last_turn = last_round[-1].turn
+    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
     for turn in schedule.interruptions(job.config):
         if turn > last_turn:
             raise UserError(
@@ -221,7 +228,45 @@ def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:
         companions = (*companions, ledger.OPTIMIZER)
     names = job.model.layer_names
     beside = job.layer_names[len(names) :]
-    return Exchange(job.config, sizes, job.chain, names, beside, companions)
+    read = {layer: tuple(others) for layer, others in job.task.reads(job).items()}
+    return Exchange(job.config, sizes, job.chain, names, beside, companions, read)
+
+
+def batch_messages(job: Job) -> tuple[Message, ...]:
+    """What every batch sends over the cuts."""
+    chain = job.chain
+    if len(chain) == 1:
+        return ()
+
+    # Below the lowest layer that trains nothing waits for a gradient.
+    names = job.model.layer_names
+    trained = set(job.plan.layer_names)
+    lowest = 0
+    for index, name in enumerate(names):
+        if chains.is_trained(name, trained):
+            lowest = index
+            break
+    gradients = not job.algorithm.local_losses
+    dtype = compute_dtype(job.config).name
+    sent = list(chains.messages(chain, job.model, dtype, gradients, lowest))
+
+    # Weights that train at one place and are multiplied with at another too.
+    for reader, others in job.task.reads(job).items():
+        for owner, num_bytes in others.items():
+            if owner in trained:
+                at = chains.role_of(chain, names.index(owner))
+                read_at = chains.role_of(chain, names.index(reader))
+                sent += chains.shared(chain, owner, at, read_at, num_bytes)
+    return tuple(sent)
+
+
+def compute_dtype(config: RunConfig) -> np.dtype:
+    """Of activations and of weights while they are computed with."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    if jax.default_backend() == "cpu":
+        return jnp.dtype("float32")
+    return jnp.dtype("bfloat16")
 
 
 def planned_transfers(

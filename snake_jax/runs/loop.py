@@ -27,6 +27,7 @@ from snake_jax.runs import (
     course,
     image_task,
     membership,
+    privacy,
     rates,
     records,
     round_costs,
@@ -113,10 +114,11 @@ def train(
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     every = planned(setup)
-    turns = every[-1][-1].turn + 1
+    turns = max(visit.turn for visits in every for visit in visits) + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    rounds, visits, unfinished = course.begun(setup, state)
+    rounds, visits, finished, unfinished = course.begun(setup, state)
+    spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
     while visits is not None:
@@ -171,6 +173,7 @@ def train(
             with jax.profiler.TraceAnnotation("evaluate"):
                 scores = engine.evaluate(params)
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = following
 
@@ -248,7 +251,7 @@ def _event(visits: Round, carried: Carried) -> str:
         return "lost"
     # A lost visit that the flags ask for is trained and then thrown away.
     diverged = [outcome for outcome in carried.outcomes if not outcome.finite]
-    return "skipped" if diverged else visits[0].event
+    return "skipped" if diverged else max(visit.event for visit in visits)
 
 
 def summarise(
@@ -272,6 +275,7 @@ def summarise(
         **setup.task.summary(setup, engine, lines),
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
+        **privacy.summary(config, setup.algorithm, lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

@@ -4,12 +4,14 @@ docs/accounting.md says what each of them counts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from snake_jax.algorithms.chain import ON_SERVER, Role
+import numpy as np
+
+from snake_jax.algorithms.chain import ON_CLOUD, ON_SERVER, Role
 from snake_jax.algorithms.visits import Outcome, Round
-from snake_jax.engines.contract import Compilations
+from snake_jax.engines.contract import Compilations, Scores
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Transfer, bytes_up_down
 
@@ -23,6 +25,7 @@ _SUMMED = (
     "bytes_down",
     "train_flops",
     "server_flops",
+    "cloud_flops",
     "synchronisations",
     "train_s",
     "clock_s",
@@ -31,6 +34,7 @@ _SUMMED = (
     "drops",
     "node_joules",
     "server_joules",
+    "cloud_joules",
 )
 
 
@@ -38,7 +42,7 @@ def of_round(
     visits: Round,
     results: Sequence[Outcome],
     transfers: Sequence[Transfer],
-    scores: tuple[float | None, float | None],
+    scores: Scores | tuple[None, None],
     learning_rate: float,
     flops: Sequence[Mapping[Role, int]],
     synchronisations: int,
@@ -58,7 +62,7 @@ def of_round(
       A line of metrics.jsonl, without what the clock and the task add.
     """
     first = visits[0]
-    accuracy, test_loss = scores
+    accuracy, test_loss, *_ = scores
     up, down = bytes_up_down(transfers)
 
     # The mean over examples. A visit that was lost, or diverged, has no finite loss.
@@ -68,6 +72,11 @@ def of_round(
             loss_sum += result.loss * result.examples
             examples += result.examples
 
+    # Visits of a round train the same layers, or each its own.
+    layers: dict[str, None] = {}
+    for visit in visits:
+        layers |= dict.fromkeys(visit.layers)
+
     # JSON has no NaN and no infinity: null stands for them.
     if test_loss is not None and not math.isfinite(test_loss):
         test_loss = None
@@ -75,13 +84,14 @@ def of_round(
         "visit": first.turn,
         "cycle": first.cycle,
         "node": first.node if len(visits) == 1 else [visit.node for visit in visits],
-        "layers": list(first.layers),
+        "layers": list(layers),
         "iterations": sum(result.iterations for result in results),
         "examples": sum(result.examples for result in results),
         "bytes_up": up,
         "bytes_down": down,
         "train_flops": sum(sum(by_role.values()) for by_role in flops),
         "server_flops": sum(by_role.get(ON_SERVER, 0) for by_role in flops),
+        "cloud_flops": sum(by_role.get(ON_CLOUD, 0) for by_role in flops),
         "synchronisations": synchronisations,
         "train_s": sum(result.train_s for result in results),
         "loss": loss_sum / examples if examples else None,
@@ -114,6 +124,43 @@ def of_serialized(results: Sequence[Outcome]) -> Record:
     }
 
 
+def of_nodes(scores: Scores | None, merit: str, value: Callable[[Scores], float | None]) -> Record:
+    """A model on what each node has held out itself: mean, worst tenth and spread over the nodes.
+
+    The worst tenth is the mean of the worst ceil(nodes / 10); the spread is the standard deviation.
+
+    Args:
+      scores: after the round; None where not evaluated.
+      merit: accuracy or perplexity.
+      value: that of one node's scores; None where it is beyond printing.
+    """
+    if scores is None or not scores.nodes:
+        return {}
+    of_node = [None if one is None else value(one) for one in scores.nodes]
+    known = [one for one in of_node if one is not None]
+    found: Record = {f"node_{merit}": of_node}
+    if not known:
+        return found
+    # The best come first: high accuracies, low perplexities.
+    ordered = sorted(known, reverse=merit == "accuracy")
+    worst = ordered[-math.ceil(len(known) / 10) :]
+    return found | {
+        f"node_{merit}_mean": float(np.mean(known)),
+        f"node_{merit}_worst_tenth": float(np.mean(worst)),
+        f"node_{merit}_spread": float(np.std(known)),
+    }
+
+
+def _last_of_nodes(lines: Sequence[Record]) -> Record:
+    """`of_nodes` of the last line that has it."""
+    found: Record = {}
+    for line in lines:
+        own = {name: value for name, value in line.items() if name.startswith("node_")}
+        own.pop("node_joules", None)
+        found = own or found
+    return found
+
+
 def total_serialized(lines: Sequence[Record]) -> Record:
     """Totals of `of_serialized`; nothing where no line has it."""
     totals: Record = {}
@@ -133,12 +180,17 @@ def summary(lines: Sequence[Record], compiled: Compilations) -> Record:
     """
     totals = {}
     for name in _SUMMED:
-        totals[name] = sum(line[name] for line in lines)
+        # A line that was written before there was a cloud says nothing of it.
+        known = lines
+        if name.startswith("cloud_"):
+            known = [line for line in lines if name in line]
+        totals[name] = sum(line[name] for line in known)
     return {
         **totals,
         "peak_train_bytes": compiled.peak_bytes,
         "compile_s": compiled.seconds,
         "num_compilations": compiled.programs,
+        **_last_of_nodes(lines),
     }
 
 

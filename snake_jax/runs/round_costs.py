@@ -7,7 +7,8 @@ from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.nodes import clock, places
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.places import SERVER
+from snake_jax.nodes.places import CLOUD, SERVER
+from snake_jax.runs.job import batch_messages
 from snake_jax.runs.setup import Setup
 
 
@@ -17,16 +18,10 @@ def synchronisations(setup: Setup, results: Sequence[Outcome]) -> int:
     For gradients over a cut, and for the slowest node of a round.
     """
     iterations = sum(result.iterations for result in results)
-    over_cuts = chains.round_trips(batch_messages(setup)) * iterations
+    over_cuts = chains.round_trips(batch_messages(setup.job)) * iterations
     # Nodes side by side wait once, at the end, for the slowest of them.
     at_end = 1 if len(results) > 1 else 0
     return over_cuts + at_end
-
-
-def batch_messages(setup: Setup) -> tuple[chains.Message, ...]:
-    """What every batch sends over the cuts."""
-    gradients = not setup.algorithm.local_losses
-    return chains.messages(setup.chain, setup.model, setup.config.compute_dtype, gradients)
 
 
 def elapsed(
@@ -67,20 +62,39 @@ def _work(
     for role, count in by_role.items():
         flops[chains.place_of(role, visit)] = count
 
-    # A visit over several nodes is alone in its round, so all that was sent is its own.
+    # A visit over several nodes is alone in its round, so all that was sent is its own. Between
+    # server and cloud layers are waited for by all visits, and batches by their own visit.
+    batch = batch_messages(setup.job)
     mine = list(transfers)
     if not visit.others:
-        mine = [sent for sent in transfers if node in (sent.source, sent.destination)]
+        mine = []
+        for sent in transfers:
+            ends = {sent.source, sent.destination}
+            is_of_layers = ends == {SERVER, CLOUD} and sent.why not in chains.OF_BATCHES
+            if node in ends or is_of_layers:
+                mine.append(sent)
+        beyond = [message for message in batch if chains.is_beyond_server(message)]
+        mine += chains.transfers(beyond, visit, _units(result), result.iterations)
 
-    # Labels go up with activations: they are no message of their own.
-    batch = sum(message.why != "labels" for message in batch_messages(setup))
-    return clock.VisitWork(flops, mine, batch * result.iterations, node)
+    # Labels go up with activations, shared weights with them or with gradients.
+    near, far = 0, 0
+    for message in batch:
+        if message.why not in ("labels", chains.SHARED):
+            far += chains.is_beyond_server(message)
+            near += not chains.is_beyond_server(message)
+    steps = result.iterations
+    return clock.VisitWork(flops, mine, near * steps, node, far * steps)
 
 
 def sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:
     """What all batches of a round sent where the model is cut."""
-    sent = batch_messages(setup)
+    sent = batch_messages(setup.job)
     transfers = []
     for outcome in outcomes:
-        transfers += chains.transfers(sent, outcome.visit, outcome.examples)
+        transfers += chains.transfers(sent, outcome.visit, _units(outcome), outcome.iterations)
     return transfers
+
+
+def _units(outcome: Outcome) -> int:
+    """Images, or tokens that are no padding: what a message's bytes are of."""
+    return outcome.examples if outcome.text is None else outcome.text.tokens

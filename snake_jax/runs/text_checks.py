@@ -1,9 +1,12 @@
 """What flags of a run on text ask for together, and a model or another flag cannot take."""
 
+from collections.abc import Sequence
+
+from snake_jax.algorithms.chain import ON_SERVER, Chain
 from snake_jax.config import TextConfig
 from snake_jax.engines.build import check as check_emulation
 from snake_jax.errors import UserError
-from snake_jax.models.language import LanguageModel
+from snake_jax.models.language import LanguageModel, check_trainable
 from snake_jax.training import sharding
 
 
@@ -17,6 +20,7 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
         raise UserError(
             f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
         )
+    check_trainable(model, config.mesh)
     # A mesh divides rows and heads, so both must be divisible.
     architecture = model.architecture
     sharding.check_mesh(
@@ -31,6 +35,30 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
         )
     check_products(config)
     check_emulation(config.executor, bool(config.mesh), bool(config.rank), config.cache_prefix)
+
+
+def check_cut(
+    config: TextConfig, model: LanguageModel, chain: Chain, trainable: Sequence[str]
+) -> None:
+    """Refuses cuts that a mesh, or an output matrix that is the embedding's, cannot take.
+
+    Raises:
+      UserError: there is one.
+    """
+    if len(chain) == 1:
+        return
+    if config.mesh:
+        raise UserError(
+            f"--mesh={config.mesh}: a cut model lies over node and server already; leave it out"
+        )
+    # The server always has the newest table, since each step sends it; others would be told twice.
+    reader = chain[-1].role
+    elsewhere = reader not in (chain[0].role, ON_SERVER)
+    if model.tied and "embed" in trainable and elsewhere:
+        raise UserError(
+            f"--algorithm={config.algorithm}: {model.name} has one matrix for embedding and head, "
+            "which would train on two places; say --lora_rank, or --tail=1 where there is one"
+        )
 
 
 def check_products(config: TextConfig) -> None:

@@ -15,6 +15,7 @@ from snake_jax import processes, streams
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.config import TextConfig
 from snake_jax.data.divergence import label_divergence
+from snake_jax.data.node_hold_out import held_out
 from snake_jax.data.text import sources, templates, text_data, tokenizers
 from snake_jax.data.text.packing import TextRows
 from snake_jax.engines.text_batches import Shard, packed_lengths
@@ -46,6 +47,7 @@ class Texts(NamedTuple):
       quality: what was cut, one line.
       packed: lengths of which some node has rows with several texts, where these are not all nodes'
         rows; else None.
+      own: each node's rows by length that it holds out; empty: nothing.
     """
 
     rows: text_data.TextData
@@ -57,6 +59,7 @@ class Texts(NamedTuple):
     divergence: float
     quality: str
     packed: frozenset[int] | None = None
+    own: Sequence[Shard] = ()
 
 
 def tokenizer_beside(model: str) -> str:
@@ -157,16 +160,36 @@ def prepare_data(
         packing=config.packing,
         buckets=buckets,
     )
+    own: list[Shard] = []
+    train: list[Shard] = []
+    for node, shard in enumerate(rows.train.nodes):
+        held, rest = _parted(config, node, shard)
+        own.append(held)
+        train.append(rest)
     return Texts(
         rows,
         tokenizer,
         weights,
         _ranks(config),
         corpus.name,
-        _shards(algorithm.shards, rows.train.nodes),
+        _shards(algorithm.shards, train),
         label_divergence(rows.counts, config.distill_measure),
         _quality(corpus, rows),
+        own=own if config.evaluate_nodes else (),
     )
+
+
+def _parted(config: TextConfig, node: int, shard: Shard) -> tuple[Shard, Shard]:
+    """A node's rows that it holds out, and those that it trains on."""
+    count = sum(map(len, shard.values()))
+    is_held = held_out(count, config.evaluate_nodes, config.seed, node)
+    held, rest = {}, {}
+    start = 0
+    for length, rows in shard.items():
+        chosen = is_held[start : start + len(rows)]
+        held[length], rest[length] = rows[chosen], rows[~chosen]
+        start += len(rows)
+    return held, rest
 
 
 def part_of(data: Texts, nodes: Sequence[int], held_out: bool) -> Texts:

@@ -10,6 +10,7 @@ import numpy as np
 from snake_jax.data.text import templates, text_partition
 from snake_jax.models import lora
 from snake_jax.models.generation import generate
+from snake_jax.models.language import stop_ids
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params
 from snake_jax.runs.text_inputs import TOKENIZER_FILES
@@ -124,7 +125,7 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
         [ids],
         max_new_tokens=max_new_tokens,
         temperature=0.7,
-        stop_ids=(tokenizer.eos_id,),
+        stop_ids=stop_ids(setup.model, tokenizer.eos_id),
     )
     return tokenizer.decode(answer_ids).strip()
 

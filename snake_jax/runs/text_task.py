@@ -8,21 +8,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from snake_jax import processes, streams
-from snake_jax.algorithms.base import Algorithm, all_on_node
-from snake_jax.algorithms.chain import ON_NODE, Role, Segment
-from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.algorithms import chain as chains
+from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
 from snake_jax.costs import memory
-from snake_jax.costs.flops import passed_flops
-from snake_jax.costs.layers import row_costs
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import text_engine
@@ -35,20 +31,24 @@ from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import Params, num_params, select, without
-from snake_jax.runs import records
+from snake_jax.params import Params, num_bytes, num_params, select, without
+from snake_jax.runs import records, text_work
 from snake_jax.runs.job import (
     Job,
+    Reads,
     Task,
     Visitors,
     chosen_algorithm,
+    compute_dtype,
     distillation_of,
+    exchange_of,
     make_rule,
     planned,
     state_like,
 )
+from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
-from snake_jax.runs.text_checks import check_model
+from snake_jax.runs.text_checks import check_cut, check_model
 from snake_jax.runs.text_inputs import (
     Texts,
     load_model,
@@ -58,7 +58,17 @@ from snake_jax.runs.text_inputs import (
     tokenizer_beside,
 )
 from snake_jax.training import sharding
-from snake_jax.training.text_step import ADAPTERS, ENDS, LanguageStep, own_items
+from snake_jax.training.split import cut_gradients
+from snake_jax.training.text_cut import text_cuttable
+from snake_jax.training.text_step import (
+    ADAPTERS,
+    ENDS,
+    LanguageStep,
+    block_roles,
+    own_items,
+    text_gradients,
+)
+from snake_jax.training.update import Gradients
 
 TextJob = Job[TextConfig, Texts, LanguageModel]
 TextSetup = Setup[TextConfig, Texts, LanguageModel]
@@ -108,14 +118,13 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
       model: the network.
 
     Raises:
-      UserError: the method cuts models, or a flag names what the model has not.
+      UserError: the method wants a head at the node, the cut does not fit, or a flag names what the
+        model has not.
     """
-    # What images have and language models have not yet.
-    if algorithm.chain is not all_on_node:
-        whole = [name for name, other in ALGORITHMS.items() if other.chain is all_on_node]
+    if algorithm.local_losses:
         raise UserError(
-            f"--algorithm={config.algorithm} cuts models, which language models cannot be yet; "
-            f"say {', '.join(whole)}"
+            f"--algorithm={config.algorithm}: the node's own loss wants a head there, which for a "
+            "language model is another output matrix; say split or splitfed"
         )
     if config.stand_in != "next":
         raise UserError(
@@ -128,15 +137,16 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
             "--assign=serpentine"
         )
     trainable, always = _trainable(config, algorithm, model)
-    # One segment of all layers, also where the plan's, which may train, are fewer.
-    whole_chain = (Segment(ON_NODE, 0, len(model.layer_names)),)
+    plan = Plan(config, trainable, always, order=model.layer_names)
+    chain = algorithm.chain(plan)
+    check_cut(config, model, chain, trainable)
     return Job(
         config,
         algorithm,
         model,
         TASK,
-        Plan(config, trainable, always),
-        whole_chain,
+        plan,
+        chain,
         of_config(config),
         adapters=own_items(model, True) if config.lora_rank else (),
         distilled=config.distill == "on" and "distill" in algorithm.flags,
@@ -178,15 +188,6 @@ def _trainable(
     return tuple(trainable), always
 
 
-def compute_dtype(config: TextConfig) -> Any:
-    """Of activations and of weights while they are computed with."""
-    if config.compute_dtype != "auto":
-        return jnp.dtype(config.compute_dtype)
-    if jax.default_backend() == "cpu":
-        return jnp.dtype("float32")
-    return jnp.dtype("bfloat16")
-
-
 def make_step(job: TextJob) -> LanguageStep:
     """The arithmetic of the job's visits."""
     config = job.config
@@ -201,7 +202,31 @@ def make_step(job: TextJob) -> LanguageStep:
         client=job.algorithm.client(config),
         recompute=config.recompute,
         fused=config.frozen_matmul == "fused",
+        privacy=privacy_of(config),
+        gradients=_gradients(job),
+        parties=_parties(job),
     )
+
+
+def _gradients(job: TextJob) -> Callable[[LanguageStep], Gradients]:
+    """How the chain's parties come to their gradients."""
+    if len(job.chain) > 1:
+        return cut_gradients(chains.cuts(job.chain), text_cuttable)
+    return text_gradients
+
+
+def _parties(job: TextJob) -> tuple[tuple[str, ...], ...]:
+    """What trains on each place of a cut model, by role: a place clips the gradients it knows."""
+    if len(job.chain) == 1:
+        return ()
+    # All blocks train, so block j has role j.
+    blocks = own_items(job.model, job.config.lora_rank > 0)
+    roles = dict(zip(blocks, block_roles(len(blocks)), strict=True))
+    parties = []
+    for place in chains.roles(job.chain):
+        items = chains.owned(job.chain, job.model.layer_names, job.plan.layer_names, place)
+        parties.append(tuple(roles.get(item, item) for item in items))
+    return tuple(parties)
 
 
 def make_engine(setup: TextSetup) -> LocalEngine:
@@ -222,10 +247,8 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
-    ranks, packed = data.ranks, data.packed
-    return text_engine(
-        step, base, train, test, data.shards, settings, ranks, config.executor, packed
-    )
+    more = data.ranks, config.executor, data.packed, data.own
+    return text_engine(step, base, train, test, data.shards, settings, *more)
 
 
 def _params(setup: TextSetup) -> Params:
@@ -281,23 +304,7 @@ def _sizes(job: TextJob) -> Sizes:
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
-
-    def flops(outcome: Outcome) -> Mapping[Role, int]:
-        assert outcome.text is not None, "a visit on a language model counts its text"
-        # Rows of one text come in several lengths, and cost by their length.
-        total = 0
-        for passed in outcome.text.passed:
-            costs = row_costs(job.model, adapters, step.recompute, passed.length)
-            total += passed_flops(
-                costs,
-                outcome.visit.layers,
-                passed,
-                teacher=job.distilled,
-                stochastic=job.model.stochastic,
-            )
-        return {ON_NODE: total}
-
-    return flops
+    return functools.partial(text_work.visit_flops, job, adapters, step.recompute)
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
@@ -310,6 +317,7 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
         "tokens": tokens,
         "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
+        **records.of_nodes(scores, "perplexity", lambda one: _perplexity(one.loss)),
     }
 
 
@@ -369,7 +377,19 @@ def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
     step = make_step(job)
     adapters = make_lora(job.config) if step.adapted else None
-    return memory.state_bytes(step, largest_visit(job), job.config.frozen_dtype, adapters)
+    # Of a cut model the node holds a part.
+    at = exchange_of(job).needed() if len(job.chain) > 1 else None
+    config = job.config
+    held = config.frozen_dtype, adapters, config.batch_size
+    return memory.state_bytes(step, largest_visit(job), *held, at=at)
+
+
+def _reads(job: TextJob) -> Reads:
+    """The head reads the embedding's table where the two are tied."""
+    if not job.model.tied:
+        return {}
+    table = job.model.table(_shapes(job))
+    return {"head": {"embed": num_bytes(table)}}
 
 
 TASK: Task[TextConfig, Texts, LanguageModel] = Task(
@@ -383,4 +403,5 @@ TASK: Task[TextConfig, Texts, LanguageModel] = Task(
     part=part_of,
     record=_record,
     summary=_summary,
+    reads=_reads,
 )

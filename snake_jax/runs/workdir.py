@@ -16,7 +16,6 @@ processes the first alone has the folder, and tells the others what it held.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -24,17 +23,17 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 
 from snake_jax import processes
-from snake_jax.config import RunConfig
 from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
+from snake_jax.nodes.ledger import Transfer
 from snake_jax.params import PyTree
 from snake_jax.runs import events, membership, storage
 from snake_jax.runs.checkpoint import Checkpoints, Saved
@@ -43,12 +42,14 @@ from snake_jax.runs.job import state_like
 from snake_jax.runs.loop import Report, Setup, State, initial_state
 from snake_jax.runs.membership import Request
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 if sys.platform != "win32":
     import fcntl
 
 Record = dict[str, Any]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OWNER = "owner.json"
 
 
@@ -61,7 +62,7 @@ class Workdir:
       earlier: what was compiled before this process went on with the run.
     """
 
-    def __init__(self, path: str | os.PathLike, config: RunConfig) -> None:
+    def __init__(self, path: str | os.PathLike, config: "DataclassInstance") -> None:
         """Makes the folder or checks that it holds a run of this configuration.
 
         Raises:
@@ -78,7 +79,7 @@ class Workdir:
                 self._checkpoints = self._enter(config, stack)
                 self._open = stack.pop_all()
 
-    def _enter(self, config: RunConfig, stack: contextlib.ExitStack) -> Checkpoints:
+    def _enter(self, config: "DataclassInstance", stack: contextlib.ExitStack) -> Checkpoints:
         # What the stack closes again where a later step fails.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ class Workdir:
         stack.callback(checkpoints.close)
         return checkpoints
 
-    def _claim(self, config: RunConfig) -> None:
+    def _claim(self, config: "DataclassInstance") -> None:
         """Writes config.json, unless what is there is another run's or no run's."""
         file = self.path / "config.json"
         ours = dataclasses.asdict(config)
@@ -115,7 +116,7 @@ class Workdir:
         if stored != ours:
             _write_json(file, ours)
 
-    def _check_same(self, config: RunConfig, stored: Record) -> None:
+    def _check_same(self, config: "DataclassInstance", stored: Record) -> None:
         missing = [name for name in dataclasses.asdict(config) if name not in stored]
         if missing:
             raise UserError(
@@ -141,7 +142,7 @@ class Workdir:
         Raises:
           UserError: no checkpoint can be read, or the lines do not go with it.
         """
-        saved = self._restore(setup, warn) if self._checkpoints else None
+        saved = self.restore(functools.partial(_expected, setup), warn)
         own_rounds = saved.rounds if saved else -1
         rounds = int(processes.from_first(np.int32(own_rounds)))
         if rounds < 0:
@@ -161,9 +162,21 @@ class Workdir:
         state = State(params, states, memory, nodes, network, failures, rounds, meta["clock_s"])
         return membership.restored(state, meta["membership"])
 
-    def _restore(self, setup: Setup, warn: Callable[[str], None]) -> Saved | None:
-        assert self._checkpoints is not None
-        saved = self._checkpoints.restore(functools.partial(_expected, setup), warn)
+    def restore(
+        self, expected: Callable[[Record], PyTree], warn: Callable[[str], None]
+    ) -> Saved | None:
+        """The newest sound checkpoint, lines past it cut off; None where there is none.
+
+        Args:
+          expected: the shapes of a checkpoint's arrays, from its description.
+          warn: is told of damaged checkpoints.
+
+        Raises:
+          UserError: no checkpoint can be read, or the lines do not go with it.
+        """
+        if not self._checkpoints:
+            return None
+        saved = self._checkpoints.restore(expected, warn)
         if saved is None:
             self._start_anew()
         else:
@@ -182,59 +195,59 @@ class Workdir:
         Raises:
           UserError: the folder, in a bucket, is another process's by now, or the disk is full.
         """
-        with self._room():
-            self._append(report)
+        with storage.room(self.path):
+            self.add_lines(report.record, report.transfers)
+            if self._checkpoints:
+                self._note(report.events)
             self.keep(report.state, compiled)
 
-    def _append(self, report: Report) -> None:
-        self.records.append(report.record)
-        self._ledger_lines += len(report.transfers)
+    def add_lines(self, record: Record, transfers: Sequence[Transfer]) -> None:
+        """Appends a round's line of metrics and its rows of the ledger; `store` comes after.
+
+        Raises:
+          UserError: the folder, in a bucket, is another process's by now.
+        """
+        self.records.append(record)
+        self._ledger_lines += len(transfers)
         if self._checkpoints:
             self._check_owner()
-            sent = [ledger.to_row(transfer) for transfer in report.transfers]
-            storage.append(self.path / "metrics.jsonl", [report.record])
+            sent = [ledger.to_row(transfer) for transfer in transfers]
+            storage.append(self.path / "metrics.jsonl", [record])
             storage.append(self.path / "ledger.jsonl", sent)
-            self._note(report.events)
-
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Around what is written: says in one line that the disk is full.
-
-        The storage library tells it by a ValueError of its own words.
-        """
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            full = isinstance(error, OSError) and error.errno in _FULL
-            if not full and "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(
-                f"--workdir={self.path}: no space is left; make some, and the same command goes on "
-                "from the last finished round"
-            ) from error
 
     def keep(self, state: State, compiled: Compilations) -> None:
         """Writes a checkpoint of a state, unless it is there."""
-        if not self._checkpoints:
-            return
-        # Names of what has arrays, so that their shapes are known before they are read; and how
-        # many lines belong to this round, so that later ones are cut off.
+        # Names of what has arrays, so that their shapes are known before they are read.
         meta = {
             "states": list(state.states),
             "nodes": list(state.nodes),
             "failures": {str(number): events for number, events in state.failures.items()},
             "clock_s": state.clock_s,
             "network": ledger.to_json(state.network),
-            "records": len(self.records),
-            "ledger_lines": self._ledger_lines,
-            "event_lines": self._event_lines,
             "membership": membership.to_json(state),
             "num_compilations": compiled.programs,
             "compile_s": compiled.seconds,
             "peak_bytes": compiled.peak_bytes,
         }
         tree = (state.params, state.states, state.memory, dict(state.nodes))
-        self._checkpoints.save(Saved(state.rounds, tree, meta))
+        self.store(state.rounds, tree, meta)
+
+    def store(self, rounds: int, tree: PyTree, meta: Record) -> None:
+        """Writes a checkpoint, unless there is one of as many rounds.
+
+        Args:
+          rounds: finished so far.
+          tree: of arrays.
+          meta: all else, as JSON has it.
+        """
+        if self._checkpoints:
+            # How many lines belong to this round, so that later ones are cut off.
+            lines = {
+                "records": len(self.records),
+                "ledger_lines": self._ledger_lines,
+                "event_lines": self._event_lines,
+            }
+            self._checkpoints.save(Saved(rounds, tree, {**meta, **lines}))
 
     def finish(self, summary: Record) -> None:
         """Writes summary.json."""
@@ -366,7 +379,7 @@ def _read_object(file: epath.Path) -> Record | None:
     return content
 
 
-def differences(here: RunConfig, there: dict[str, Any]) -> list[str]:
+def differences(here: "DataclassInstance", there: dict[str, Any]) -> list[str]:
     """The flags in which a stored config differs from this one, as `--flag=theirs (here OURS)`.
 
     What `may_change` does not count.

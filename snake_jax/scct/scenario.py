@@ -171,7 +171,7 @@ def parsed(said: object) -> Scenario:
 
 def content(scenario: Scenario) -> dict[str, Any]:
     """The scenario as JSON has it: `parsed(content(x))` is x."""
-    said = {
+    return {
         "model": dataclasses.asdict(scenario.model),
         "server": dataclasses.asdict(scenario.server),
         "cloud": dataclasses.asdict(scenario.cloud),
@@ -183,7 +183,6 @@ def content(scenario: Scenario) -> dict[str, Any]:
         "epochs": scenario.epochs,
         "iterations": scenario.iterations,
     }
-    return said
 
 
 def checked(scenario: Scenario) -> Scenario:
@@ -351,10 +350,9 @@ def drawn(
         whole(name, number)
     server = dataclasses.replace(law.server, subcarriers=subcarriers)
     devices = tuple(_device(seed, node, law) for node in range(nodes))
-    drawn_samples = _epochs(seed, devices, samples, law)
-    return checked(
-        Scenario(law.model, server, law.cloud, devices, drawn_samples, law.epochs, law.iterations)
-    )
+    epochs = _epochs(seed, devices, samples, law)
+    made = Scenario(law.model, server, law.cloud, devices, epochs, law.epochs, law.iterations)
+    return checked(made)
 
 
 def resampled(scenario: Scenario, seed: int, samples: int, law: Law = LAW) -> Scenario:
@@ -385,14 +383,19 @@ def _device(seed: int, node: int, law: Law) -> Device:
 
 
 def _epochs(seed: int, devices: tuple[Device, ...], samples: int, law: Law) -> Samples:
-    """Epochs around the devices' own figures: uniform compute, Rayleigh fading of the power."""
-    from snake_jax import streams  # imports jax, which reading a file does not need
+    """Epochs around the devices' own figures."""
+    from snake_jax import streams  # as above
 
-    low, high = law.epoch_factor
-    flops_per_s, gain = [], []
+    flops_per_s, gain = np.empty((2, samples, len(devices)))
     for node, device in enumerate(devices):
         chances = streams.generator(seed, "scct/samples", node).random((samples, 2))
-        flops_per_s.append(device.flops_per_s * (low + (high - low) * chances[:, 0]))
-        # Power of a Rayleigh channel is exponential of mean 1: the inverse of its distribution.
-        gain.append(device.gain * -np.log1p(-chances[:, 1]))
-    return Samples(np.stack(flops_per_s, axis=1), np.stack(gain, axis=1))
+        flops_per_s[:, node], gain[:, node] = varied(device, chances, law)
+    return Samples(flops_per_s, gain)
+
+
+def varied(device: Device, chances: np.ndarray, law: Law) -> tuple[np.ndarray, np.ndarray]:
+    """FLOP/s and gain [Q] by chances [Q, 2]: uniform compute, Rayleigh fading of the power."""
+    low, high = law.epoch_factor
+    factors = low + (high - low) * chances[:, 0]
+    # Power of a Rayleigh channel is exponential of mean 1: the inverse of its distribution.
+    return device.flops_per_s * factors, device.gain * -np.log1p(-chances[:, 1])

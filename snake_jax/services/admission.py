@@ -44,6 +44,8 @@ _REFUSED = {
     "ray_actors": "the Service Provider decides it; leave it out",
     "ray_resources": "the Service Provider decides it; leave it out",
     "ray_deadline_s": "the Service Provider decides it; leave it out",
+    "ray_without_tls": "the Service Provider decides it; leave it out",
+    "ray_pool": "the Service Provider decides it; leave it out",
     "ray_stall_s": "the Service Provider decides it; leave it out",
     "visit_deadline_s": "the Service Provider decides it; leave it out",
     "grace_s": "the Service Provider decides it; leave it out",
@@ -66,11 +68,13 @@ class Allowed(NamedTuple):
       data_folders: whose files they may name, as real paths.
       own_models: whether `--model=module:function`, which is code, is allowed.
       flags: those that each command has, by its name.
+      pooled: whether services that do not ask for the engine of one process share a pool's nodes.
     """
 
     data_folders: tuple[Path, ...] = ()
     own_models: bool = False
     flags: Mapping[str, frozenset[str]] = {}
+    pooled: bool = False
 
 
 def data_folder(text: str) -> Path:
@@ -119,6 +123,8 @@ def checked(task: str, settings: Mapping[str, Setting], allowed: Allowed) -> Set
     given: dict[str, Any] = {name: value for name, value in sound.items() if name in fields}
     config = kind(**given)
     _check_method(config)
+    if allowed.pooled and sound.get("engine", "ray") == "ray":
+        _check_engine(config)
     if sound.get("save") in ("adapter", "both") and not getattr(config, "lora_rank", 0):
         raise UserError(
             f"--save={sound['save']}: there is no adapter with --lora_rank=0; say --save=model"
@@ -153,6 +159,13 @@ def _check_method(config: RunConfig) -> None:
     from snake_jax.runs.job import chosen_algorithm
 
     chosen_algorithm(config)
+
+
+def _check_engine(config: RunConfig) -> None:
+    """Refuses what nodes that are processes cannot do; the way out is in the line."""
+    from snake_jax.engines import choice
+
+    choice.check(choice.Choice(choice.RAY), config)
 
 
 def _said(value: object) -> str:

@@ -21,7 +21,8 @@ from snake_jax.errors import UserError
 from snake_jax.services import messages, results, store
 from snake_jax.services.guard import Guard
 from snake_jax.services.messages import Refusal
-from snake_jax.services.provider import NotThere, Provider, WrongState
+from snake_jax.services.provider import Provider
+from snake_jax.services.terms import NotThere, WrongState
 
 _HERE = Path(__file__).parent
 _VERSION = "1"  # of the API
@@ -96,6 +97,11 @@ def _services(provider: Provider) -> APIRouter:
         listed = [shown(service) for service in services]
         return messages.Services(slots=provider.offer.slots, slots_in_use=in_use, services=listed)
 
+    @router.get("/nodes", responses=_ALWAYS)
+    def pool() -> messages.PoolShown:
+        """The nodes that services share: who has which, who waits, what came and went."""
+        return messages.pool_shown(provider.pool())
+
     @router.get("/services/{number}", responses=_ABOUT_ONE)
     def one(number: Number) -> messages.ServiceShown:
         """Shows a service."""
@@ -113,10 +119,9 @@ def _services(provider: Provider) -> APIRouter:
 
     @router.get("/services/{number}/events", responses=_ABOUT_ONE)
     def events(number: Number) -> messages.Events:
-        """What happened to a service, in order."""
-        return messages.Events(
-            events=[messages.event_shown(event) for event in provider.events(number)]
-        )
+        """What happened to a service and to the nodes of its run, in order."""
+        in_run = results.events_of(provider.run_folder(number))
+        return messages.events_shown(provider.events(number), in_run)
 
     return router
 

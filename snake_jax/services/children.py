@@ -1,22 +1,16 @@
 """The processes of services: started, looked at, told to end. POSIX systems only."""
 
 import contextlib
+import fcntl
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from snake_jax import pids
+from snake_jax.pids import Process
 from snake_jax.services import keeper
-
-
-class Process(NamedTuple):
-    """A running process; `started` tells it from a later one of the same pid."""
-
-    pid: int
-    started: str
 
 
 def start(
@@ -46,7 +40,27 @@ def start(
         ],
         setsid=True,
     )
-    return Process(pid, _started(pid))
+    return Process(pid, pids.started(pid))
+
+
+def of_attempt(folder: Path, attempt: int) -> Process:
+    """The keeper of an attempt whose start was not noted; none where there is none that runs.
+
+    After this none can begin either: a keeper takes its attempt, or this does, whoever is first.
+    """
+    file = folder / f"keeper_{attempt}"
+    own = keeper.taken(file)
+    if own is not None:
+        os.close(own)
+        return Process(0, "")
+    with file.open("rb") as stream:
+        # It holds the lock as long as it lives, so that its number is no other process's.
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = int(stream.read())
+            return Process(pid, pids.started(pid))
+    return Process(0, "")
 
 
 def is_alive(process: Process) -> bool:
@@ -57,7 +71,7 @@ def is_alive(process: Process) -> bool:
     # Service Provider before this one.
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
-    return bool(process.started) and _started(process.pid) == process.started
+    return pids.is_alive(process)
 
 
 def end(process: Process, number: signal.Signals = signal.SIGTERM) -> None:
@@ -94,20 +108,3 @@ def ended_s(folder: Path, attempt: int, otherwise: float) -> float:
         with contextlib.suppress(FileNotFoundError):
             return (folder / name).stat().st_mtime
     return otherwise
-
-
-def _started(pid: int) -> str:
-    """When a process was started, as the system counts it; empty: there is none, or it ended."""
-    if sys.platform != "linux":
-        command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        state, _, since = said.partition(" ")
-        return "" if state.startswith("Z") else since.strip()
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name before may hold spaces and brackets; the state comes next, and the start, field
-        # 22 of proc_pid_stat(5), in ticks since boot.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"

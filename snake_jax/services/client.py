@@ -70,6 +70,11 @@ def show(provider: Server, number: int) -> Answer:
     return _json(_call(provider, "GET", f"/services/{number}"))
 
 
+def nodes(provider: Server) -> list[Answer]:
+    """The nodes that services share, as they stand."""
+    return _json(_call(provider, "GET", "/nodes"))["nodes"]
+
+
 def events(provider: Server, number: int) -> list[Answer]:
     """What happened to a service."""
     return _json(_call(provider, "GET", f"/services/{number}/events"))["events"]

@@ -4,8 +4,9 @@ It stands between the Service Provider and a service's process, so that the exit
 is known though the Service Provider was away when it ended. The standard library only, and nothing
 of this package: it is a file that a fresh Python runs.
 
-FOLDER gets `output_ATTEMPT.log` and, in the end, `exit_ATTEMPT`. A lock on the folder, which the
-command inherits, has a second keeper wait until the first one's command is gone.
+FOLDER gets `keeper_ATTEMPT`, which says who runs it, `output_ATTEMPT.log` and, in the end,
+`exit_ATTEMPT`. A lock on the folder, which the command inherits, has a second keeper wait until the
+first one's command is gone.
 """
 
 import contextlib
@@ -30,6 +31,10 @@ def main() -> None:
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     os.chdir(folder)
+    # A Service Provider that was killed before it had noted this process finds it here, and one
+    # that looked before this line has taken the attempt itself: then nothing is to run.
+    if taken(Path(f"keeper_{attempt}")) is None:
+        return
     lock = os.open("lock", os.O_RDWR | os.O_CREAT, 0o600)
     code = _TERMINATED
     if _locked(lock, told):
@@ -46,6 +51,28 @@ def main() -> None:
     part = Path(f"exit_{attempt}.part")
     part.write_text(f"{code}\n")
     part.replace(f"exit_{attempt}")
+
+
+def taken(file: Path) -> int | None:
+    """Makes a file that holds this process's number, unless it is there already.
+
+    Returns:
+      The open file, on which this process has a lock as long as it is open; None: another process
+      was first.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, b"%d" % os.getpid())
+    # A second name for the same file: it is whole and locked from the moment that it is there.
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        os.close(descriptor)
+        return None
+    finally:
+        part.unlink()
+    return descriptor
 
 
 def _locked(lock: int, told: list[int]) -> bool:

@@ -1,13 +1,15 @@
 """What the API is sent and answers: the objects of its OpenAPI document."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from snake_jax.services.provider import Asked, Progress
-from snake_jax.services.results import Node
+from snake_jax.services.pool import State
+from snake_jax.services.results import Node, RunEvent
 from snake_jax.services.store import Event, Service
+from snake_jax.services.terms import Asked, Progress
 
 _PRINTABLE = r"^[^\u0000-\u001f\u007f]*$"
 Label = Annotated[str, Field(max_length=80, pattern=_PRINTABLE)]
@@ -93,15 +95,17 @@ class Services(_Message):
 
 
 class EventShown(_Message):
-    """Something that happened to a service."""
+    """Something that happened to a service, or to a node in its run."""
 
     time_s: float
     event: str
     cause: str
+    visit: int | None = Field(default=None, description="of the run that it concerns")
+    node: int | None = Field(default=None, description="of the run, whom it happened to")
 
 
 class Events(_Message):
-    """What happened to a service, in order."""
+    """What happened to a service and in its run, in order."""
 
     events: list[EventShown]
 
@@ -121,6 +125,38 @@ class Nodes(_Message):
     """The nodes of a service that have taken part so far, by number."""
 
     nodes: list[NodeShown]
+
+
+class PoolNodeShown(_Message):
+    """A node that services share; times are seconds since 1970."""
+
+    node: int
+    host: str
+    alive: bool
+    since_s: float = Field(description="when it came or went")
+    visits: int = Field(description="that it served, of all services")
+    busy_s: float = Field(description="seconds that it was leased for")
+    service: int | None = Field(description="whose visit it carries out; null: it is free")
+    turn: int | None = Field(description="of that visit")
+    layers: list[str] = Field(description="that that visit trains")
+    leased_s: float | None = Field(description="since when")
+    waiting: list[int] = Field(description="services that wait for it, the longest first")
+
+
+class PoolEventShown(_Message):
+    """Something that happened to a node that services share."""
+
+    time_s: float
+    node: int
+    event: str
+    cause: str
+
+
+class PoolShown(_Message):
+    """The nodes that services share, by number, and what happened to them; none without a pool."""
+
+    nodes: list[PoolNodeShown]
+    events: list[PoolEventShown]
 
 
 class FileShown(_Message):
@@ -164,9 +200,33 @@ def service_shown(service: Service, progress: Progress) -> ServiceShown:
     )
 
 
-def event_shown(event: Event) -> EventShown:
-    """An event as the API tells of it."""
-    return EventShown(time_s=event.time_s, event=event.event, cause=event.cause)
+def events_shown(events: Sequence[Event], in_run: Sequence[RunEvent]) -> Events:
+    """What the Service Provider did and what the run tells, by time, as the API tells of it."""
+    shown = [
+        EventShown(time_s=event.time_s, event=event.event, cause=event.cause) for event in events
+    ]
+    shown += [EventShown(**event._asdict()) for event in in_run]
+    return Events(events=sorted(shown, key=lambda event: event.time_s))
+
+
+def pool_shown(state: State) -> PoolShown:
+    """The pool as the API tells of it."""
+    shown = []
+    for node in state.nodes:
+        wishes = [wish for wish in state.wishes if wish.node == node.node]
+        leased = next((wish for wish in wishes if wish.granted_s), None)
+        fields = node._asdict() | {"alive": bool(node.alive)}
+        one = PoolNodeShown(
+            **fields,
+            service=leased.service if leased else None,
+            turn=leased.turn if leased else None,
+            layers=json.loads(leased.layers) if leased else [],
+            leased_s=leased.granted_s if leased else None,
+            waiting=[wish.service for wish in wishes if not wish.granted_s],
+        )
+        shown.append(one)
+    events = [PoolEventShown(**event._asdict()) for event in state.events]
+    return PoolShown(nodes=shown, events=events)
 
 
 def node_shown(node: Node) -> NodeShown:

@@ -2,6 +2,7 @@
 // as text nodes only.
 
 const EVERY_MS = 1500;
+const POOL_EVENTS = 20; // that are shown, the newest
 const EXAMPLE = {
   task: "classify",
   settings: { algorithm: "snake", dataset: "digits", nodes: 4, cycles: 2 },
@@ -51,13 +52,14 @@ function signOut() {
 
 async function refresh() {
   clearTimeout(timer);
-  const all = await askJson("services");
+  const [all, pool] = await Promise.all([askJson("services"), askJson("nodes")]);
   byId("content").hidden = false;
   signedIn(true);
   const noun = all.services.length === 1 ? "service" : "services";
   byId("counts").textContent = `${all.services.length} ${noun}; ${all.slots_in_use} of ${all.slots} slots in use`;
   const newest = [...all.services].reverse();
   byId("services").tBodies[0].replaceChildren(...newest.map(row));
+  showPool(pool);
   const one = all.services.find((service) => service.number === chosen);
   if (one) await showOne(one);
   else byId("one").hidden = true;
@@ -82,6 +84,30 @@ function row(service) {
     html("td", { class: "number" }, merit(service.last)),
     html("td", { class: "number" }, seconds(usedBy(service))),
     html("td", { class: "number" }, ...buttons(service)),
+  );
+}
+
+// The nodes that services share; none where each plays its own.
+function showPool(pool) {
+  byId("pool").hidden = pool.nodes.length === 0;
+  byId("pool-nodes").tBodies[0].replaceChildren(...pool.nodes.map(poolRow));
+  byId("pool-events").replaceChildren(...pool.events.reverse().slice(0, POOL_EVENTS).map(eventLine));
+}
+
+function poolRow(one) {
+  const busy = one.service !== null;
+  const state = one.alive ? (busy ? "running" : "free") : "gone";
+  return html(
+    "tr",
+    { "data-pool-node": one.node, class: busy && one.service === chosen ? "chosen" : "" },
+    html("td", {}, String(one.node)),
+    html("td", {}, one.host),
+    html("td", {}, html("span", { class: `state state-${state}` }, busy ? `service ${one.service}` : state)),
+    html("td", {}, busy ? String(one.turn) : ""),
+    html("td", {}, one.layers.length > 4 ? `${one.layers.length} layers` : one.layers.join(", ")),
+    html("td", {}, one.waiting.map((number) => `service ${number}`).join(", ")),
+    html("td", { class: "number" }, String(one.visits)),
+    html("td", { class: "number" }, seconds(one.busy_s)),
   );
 }
 
@@ -146,7 +172,9 @@ async function showOne(service) {
   byId("one-cause").textContent = service.cause;
   byId("one").dataset.nodes = service.settings.nodes || 0;
   byId("nodes").tBodies[0].replaceChildren(...nodes.nodes.map(nodeRow));
-  const happened = [...events.events, ...eventsOfVisits()];
+  // Where a run keeps its events they say more than its lines of metrics do.
+  const told = events.events.some((one) => one.visit !== null || one.node !== null);
+  const happened = told ? [...events.events] : [...events.events, ...eventsOfVisits()];
   byId("events").replaceChildren(...happened.reverse().map(eventLine));
   byId("settings").replaceChildren(
     ...Object.entries(service.settings).map(([name, value]) =>
@@ -182,7 +210,10 @@ function eventsOfVisits() {
 
 function eventLine(one) {
   const when = one.when || new Date(1000 * one.time_s).toLocaleTimeString("en-GB");
-  return html("li", {}, html("time", {}, when), html("b", {}, one.event), html("span", {}, one.cause));
+  // Of an event in a run: which visit and node of it.
+  const parts = ["visit", "node"].filter((name) => Number.isInteger(one[name])).map((name) => `${name} ${one[name]}`);
+  const said = [parts.join(", "), one.cause].filter(Boolean).join(": ");
+  return html("li", {}, html("time", {}, when), html("b", {}, one.event), html("span", {}, said));
 }
 
 function draw() {

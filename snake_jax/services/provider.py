@@ -14,15 +14,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from snake_jax.errors import UserError
+from snake_jax.pids import Process
 from snake_jax.services import admission, children, results, store, turns
-from snake_jax.services.admission import Allowed, Setting
-from snake_jax.services.children import Process
 from snake_jax.services.credentials import TOKEN_VARIABLE
+from snake_jax.services.pool import Pool, State, is_for
 from snake_jax.services.store import (
     CANCELLED,
     ENDING,
@@ -33,6 +32,7 @@ from snake_jax.services.store import (
     Event,
     Service,
 )
+from snake_jax.services.terms import Asked, NotThere, Offer, Progress, WrongState
 
 LOOK_S = 0.2  # between two looks at the processes
 _KILLED_AFTER_S = 10.0  # beyond the grace that a process has after it was told to end
@@ -40,49 +40,6 @@ _MOST_ACTIVE = 1000
 
 Words = Callable[[Service, Path], Sequence[str]]
 """The program and arguments that a service is, given its run folder."""
-
-
-class NotThere(UserError):
-    """There is no service, or no file, of that name."""
-
-
-class WrongState(UserError):
-    """A service does not stand as what is asked of it needs."""
-
-
-class Offer(NamedTuple):
-    """What the Service Provider has for services.
-
-    Attributes:
-      slots: services that run at a time, where each takes one.
-      turn_s: how long one runs while others wait.
-      grace_s: how long a round may go on after its process was told to end.
-      allowed: what callers may reach.
-    """
-
-    slots: int = 2
-    turn_s: float = 600.0
-    grace_s: float = 20.0
-    allowed: Allowed = Allowed()
-
-
-class Asked(NamedTuple):
-    """A service as it is asked for; `Service` says what its fields are."""
-
-    task: str
-    settings: Mapping[str, Setting]
-    name: str = ""
-    owner: str = ""
-    slots: int = 1
-    run_s: float = 0.0
-    restarts: int = 3
-
-
-class Progress(NamedTuple):
-    """How far a service is: its lines of metrics, one a round, and the last of them."""
-
-    place: results.Place = results.Place()
-    last: str = ""
 
 
 class Provider:
@@ -109,6 +66,7 @@ class Provider:
             self._store = store.opened(root / "services.sqlite")
             stack.callback(store.close, self._store)
             self._open = stack.pop_all()
+        self._pool = Pool(root, offer.machines) if offer.machines else None
         self._take_up()
 
     def register(self, asked: Asked) -> Service:
@@ -195,6 +153,10 @@ class Provider:
         self.find(number)
         return store.events(self._store, number)
 
+    def pool(self) -> State:
+        """The nodes that services share, as they stand; none without a pool."""
+        return self._pool.state() if self._pool else State([], [], [])
+
     def run_folder(self, number: int) -> Path:
         """Where a service's run is."""
         return self._folder(number) / "run"
@@ -217,6 +179,8 @@ class Provider:
         """Looks at all processes once, and does what is to be done."""
         with self._deciding:
             now = time.time()
+            if self._pool:
+                self._pool.step(_environment())
             for service in store.active(self._store):
                 if service.state != WAITING:
                     self._watch(service, now)
@@ -246,6 +210,10 @@ class Provider:
         for service in store.active(self._store):
             if service.state == WAITING:
                 continue
+            if not service.pid:
+                # Killed between the start of its process and the noting of it.
+                found = children.of_attempt(self._folder(service.number), service.attempt)
+                service = store.change(self._store, service, pid=found.pid, process=found.started)
             if children.is_alive(_process(service)):
                 self._tell(service, "taken up", "the Service Provider was started again")
                 if service.state == ENDING:
@@ -264,6 +232,10 @@ class Provider:
         if not children.is_alive(_process(service)):
             self._settle(service)
             return
+        if self._pool and self._pool.is_lost(self._folder(service.number)):
+            # Its nodes are gone, and it would wait for them; what comes of it is settled later.
+            children.end(_process(service), signal.SIGKILL)
+            return
         used_s = service.used_s + now - service.started_s
         if service.state == ENDING:
             if now - service.told_s > self.offer.grace_s + _KILLED_AFTER_S:
@@ -276,6 +248,9 @@ class Provider:
         folder = self._folder(service.number)
         code = children.exit_code(folder, service.attempt)
         last = results.last_line(results.log_of(folder, [service.attempt]))
+        if code and self._pool and self._pool.is_lost(folder):
+            # Whatever it said: it lost the nodes that it shared, and can go on with new ones.
+            code = None
         ending = turns.ending(service, code, last)
         if ending.crashed:
             crashes = service.crashes + 1
@@ -355,6 +330,8 @@ class Provider:
         while first := turns.first_in_line(services):
             if first.slots > turns.free_slots(services, self.offer.slots):
                 return
+            if self._pool and is_for(first) and not self._pool.is_up():
+                return
             self._start(first)
             services = store.active(self._store)
 
@@ -369,18 +346,23 @@ class Provider:
             started_s=time.time(),
             rounds=self.progress(service.number).place.lines,
         )
-        words = self._words(service, self.run_folder(service.number).resolve())
-        environment = {key: text for key, text in os.environ.items() if key != TOKEN_VARIABLE}
+        folder = self._folder(service.number)
+        words = [*self._words(service, self.run_folder(service.number).resolve())]
+        if self._pool and is_for(service):
+            words += self._pool.admit(service, folder)
         try:
-            process = children.start(
-                self._folder(service.number), service.attempt, words, environment
-            )
+            process = children.start(folder, service.attempt, words, _environment())
         except OSError as error:
             cause = f"its process cannot be started: {error.strerror or error}"
             self._over(service, FAILED, "failed", cause)
             return
         store.change(self._store, service, pid=process.pid, process=process.started)
         self._tell(service, "started", f"attempt {service.attempt}")
+
+
+def _environment() -> dict[str, str]:
+    """That of processes: this one's, without the token."""
+    return {key: text for key, text in os.environ.items() if key != TOKEN_VARIABLE}
 
 
 def _process(service: Service) -> Process:

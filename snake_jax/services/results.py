@@ -48,6 +48,24 @@ class Node(NamedTuple):
     bytes_received: int
 
 
+class RunEvent(NamedTuple):
+    """Something that happened in a run.
+
+    Attributes:
+      time_s: when, in seconds since 1970.
+      visit: the turn that it concerns; None: none.
+      node: of the run, whom it happened to; None: the run.
+      event: what, in a word.
+      cause: why, in words.
+    """
+
+    time_s: float
+    visit: int | None
+    node: int | None
+    event: str
+    cause: str
+
+
 def lines_from(file: Path, place: Place) -> tuple[list[str], Place]:
     """The whole lines of a growing file that come after a place, and the place after them.
 
@@ -115,6 +133,17 @@ def nodes_of(run: Path) -> list[Node]:
                 one = node_of(int(number))
                 nodes[one.node] = one._replace(**{field: getattr(one, field) + row["bytes"]})
     return [nodes[number] for number in sorted(nodes)]
+
+
+def events_of(run: Path) -> list[RunEvent]:
+    """What happened to the nodes of a run, as its events.jsonl tells; nothing where there is none.
+
+    A line has more fields than these, and those that concern no visit or no node have null there.
+    """
+    found = []
+    for record in records_of(run / "events.jsonl"):
+        found.append(RunEvent(**{name: record[name] for name in RunEvent._fields}))
+    return found
 
 
 def files_of(run: Path) -> dict[str, Path]:

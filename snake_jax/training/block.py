@@ -46,6 +46,8 @@ class SharedBlock(NamedTuple):
       apply: `(base, own, values, context, key) -> values`: thawed weights, `[B, T, D]`, what every
         block reads besides (positions, segments), and a key or None.
       blocks: N, how many there are.
+      offset: which block of the model is the first of these, where the model is cut: keys and the
+        base go by a block's number in the model, all else by its number among the N.
       take: `(stack, index)` to the stored weights of one block.
     """
 
@@ -53,13 +55,14 @@ class SharedBlock(NamedTuple):
     apply: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array | None], jax.Array]
     blocks: int
     take: Callable[[PyTree, jax.Array], PyTree] = at
+    offset: int = 0
 
 
 class FrozenBlocks(NamedTuple):
     """What the blocks read and the step does not train.
 
     Attributes:
-      base: `[N, ...]` leaves, the base of all blocks; `{}` where there is none.
+      base: `[N, ...]` leaves, the base of all blocks of the model; `{}` where there is none.
       own: `[N - k, ...]` leaves, the own parts of the blocks that do not train, in order.
       first: scalar int32, which block is the first of the k that train.
     """
@@ -98,9 +101,9 @@ def forward_block(
     block: SharedBlock, read: Read, i: jax.Array, own: PyTree, x: jax.Array
 ) -> jax.Array:
     """Block i with this stored own part: `[B, T, D]` to `[B, T, D]`."""
-    base = block.thaw(block.take(read.frozen.base, i))
+    base = block.thaw(block.take(read.frozen.base, i + block.offset))
     thawed_own = block.thaw(own)
-    return block.apply(base, thawed_own, x, read.context, _block_key(read, i))
+    return block.apply(base, thawed_own, x, read.context, _block_key(block, read, i))
 
 
 def _linearise(
@@ -120,8 +123,8 @@ def _linearise(
     block = static.block
     # Thawed outside of what is differentiated: so they are objects that can be told among the
     # pullback's leaves, see the head of the file.
-    key = _block_key(read, i)
-    thawed_base = block.thaw(block.take(read.frozen.base, i))
+    key = _block_key(block, read, i)
+    thawed_base = block.thaw(block.take(read.frozen.base, i + block.offset))
     thawed_own = block.thaw(own)
 
     def of_own_and_input(own: PyTree, x: jax.Array) -> jax.Array:
@@ -187,8 +190,8 @@ def _is_one_of(leaf: jax.Array, weights: PyTree) -> bool:
     return any(leaf is weight for weight in jax.tree.leaves(weights))
 
 
-def _block_key(read: Read, i: jax.Array) -> jax.Array | None:
+def _block_key(block: SharedBlock, read: Read, i: jax.Array) -> jax.Array | None:
     """The key that block i draws from: by its place, so in both passes the same."""
     if read.key is None:
         return None
-    return jax.random.fold_in(read.key, i)
+    return jax.random.fold_in(read.key, i + block.offset)

@@ -18,6 +18,7 @@ from jax import lax
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import Params, PyTree
 from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.training.privacy import Privacy, clipped, noised
 from snake_jax.training.quantization import thaw
 from snake_jax.training.update import (
     Client,
@@ -112,6 +113,7 @@ class LocalStep(NamedTuple):
       parties: groups of layers whose gradients are clipped apart, as each party knows its own only;
         empty: one group.
       auxiliary: layers that train beside the model's (the head of a local loss).
+      privacy: of the node's examples, or None.
     """
 
     model: LayeredModel
@@ -125,6 +127,7 @@ class LocalStep(NamedTuple):
     gradients: Callable[["LocalStep"], Gradients] = local_gradients
     parties: tuple[tuple[str, ...], ...] = ()
     auxiliary: tuple[Layer, ...] = ()
+    privacy: Privacy | None = None
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -205,7 +208,7 @@ def local_epoch(
     and `EpochStats`.
     """
     how = Rule(step.rule, step.clip_norm, step.parties, step.client)
-    gradients_of_part = step.gradients(step)
+    gradients_of_part = clipped(step.privacy, step.gradients(step))
 
     def epoch(
         trainable, states, frozen, received, examples, batches, key, learning_rate, given=None
@@ -220,6 +223,7 @@ def local_epoch(
             # A scan hands dicts back sorted by their keys; here they follow `trained` again.
             ordered = {name: trainable[name] for name in trained}
             gradients, loss_sum = gradients_of(ordered, frozen, received, picked, key)
+            gradients = noised(step.privacy, gradients, picked.weight, key)
             arrays = (gradients, trainable, states, received, given, learning_rate)
             return updated(how, *arrays, step.layer_names), loss_sum
 

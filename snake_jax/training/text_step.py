@@ -21,8 +21,10 @@ from snake_jax.params import Params, PyTree
 from snake_jax.training import sharding, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates
+from snake_jax.training.privacy import Privacy, clipped, noised
 from snake_jax.training.quantization import of_stack
 from snake_jax.training.sharding import attend, token_losses
+from snake_jax.training.text_loss import token_loss
 from snake_jax.training.update import (
     Client,
     EpochStats,
@@ -38,6 +40,11 @@ from snake_jax.training.update import (
 
 ENDS = ("embed", "head")
 ADAPTERS = ".lora"  # of the name of a block: its adapters
+
+
+def text_gradients(step: "LanguageStep") -> Gradients:
+    """The gradients of a `TextBatch` on one node that holds all layers."""
+    return differentiated(text_objective(step))
 
 
 class LanguageStep(NamedTuple):
@@ -56,6 +63,10 @@ class LanguageStep(NamedTuple):
       mesh: of `sharding.make_mesh`, which the arguments lie on; None: one device.
       fused: whether frozen quantized matrices are multiplied with where they lie
         (`kernels.quant_matmul`); not on a mesh.
+      privacy: of the node's rows, or None; not on a mesh.
+      gradients: of a `TextBatch`, given the step.
+      parties: groups of roles whose gradients are clipped apart, as each party knows its own only;
+        empty: one group.
     """
 
     model: LanguageModel
@@ -69,6 +80,9 @@ class LanguageStep(NamedTuple):
     recompute: str = "block"
     mesh: Mesh | None = None
     fused: bool = False
+    privacy: Privacy | None = None
+    gradients: Callable[["LanguageStep"], Gradients] = text_gradients
+    parties: tuple[tuple[str, ...], ...] = ()
 
     @property
     def needs_received(self) -> bool:
@@ -152,13 +166,10 @@ def own_items(model: LanguageModel, adapted: bool) -> tuple[str, ...]:
 
 
 def own_dtype(frozen_dtype: str, adapted: bool) -> str:
-    """How a node stores what may train and does not at the moment.
-
-    Adapters are small, and not quantized.
-    """
-    if adapted and frozen_dtype in ("int8", "nf4"):
-        return "bfloat16"
-    return frozen_dtype
+    """How a node stores what may train and does not at the moment."""
+    # Adapters are small, and not quantized.
+    is_quantized = frozen_dtype in ("int8", "nf4")
+    return "bfloat16" if adapted and is_quantized else frozen_dtype
 
 
 def block_roles(count: int) -> tuple[str, ...]:
@@ -172,17 +183,20 @@ def train_step(
     """The function that trains these roles on one batch; jit it and donate its first two arguments.
 
     It takes `(trainable, states, frozen, received, rows, key, learning_rate, given)`: `{role:
-    subtree}` in float32, their optimizer states, `FrozenModel`, what trains as it was received
-    (`{}` unless `step.needs_received`), `TextBatch` of `[A, B, T]` whose A parts are passed one
-    after the other and whose gradients add up, a key, a scalar, and what a client's steps read
-    (`update.Client.given`; may be left out). It returns the new subtrees, their states, and
-    `EpochStats`, whose examples are tokens.
+    subtree}` in float32, their optimizer states, `FrozenModel`, what trains as received (`{}`
+    unless `step.needs_received`), a `TextBatch` of A parts `[A, B, T]` whose gradients add up, a
+    key, a scalar, and `update.Client.given` (may be left out). It returns the new subtrees, their
+    states, and `EpochStats`, whose examples are tokens.
     """
-    how = Rule(step.rule, step.clip_norm, client=step.client)
-    gradients_of = _kept_on(step.mesh, differentiated(text_objective(step)))
+    how = Rule(step.rule, step.clip_norm, step.parties, step.client)
+    gradients_of = clipped(step.privacy, step.gradients(step))
+    gradients_of = _kept_on(step.mesh, gradients_of)
 
     def function(trainable, states, frozen, received, rows, key, learning_rate, given=None):
         gradients, nll = summed(gradients_of, trainable, frozen, received, rows, key)
+        if step.privacy is not None:
+            of_rows = rows.weight.max(axis=-1)
+            gradients = noised(step.privacy, gradients, of_rows, key)
         mask = None
         if frozen.columns is not None:
             mask = _columns_mask(frozen.columns)
@@ -220,46 +234,29 @@ def text_objective(step: LanguageStep) -> Objective:
         dropout_key = key if step.model.stochastic else None
         to_input = "embed" in trainable
         entrance = _shared_entrance(step, trainable, frozen, rows)
-        values, start = entrance or (_embed(step, ends, rows), 0)
+        values, start = entrance or (embedded(step, ends, rows), 0)
         hidden = _hidden(step, own, frozen, rows, values, start, dropout_key, to_input, ends)
 
-        # The output matrix, which belongs to the embedding where the two are tied. Teacher and
-        # student share it, unless the student's trains.
-        table_end = "embed" if step.model.tied else "head"
-        table_trains = table_end in trainable
+        # Teacher and student share the output matrix, unless the student's trains.
+        table_trains = table_end(step.model) in trainable
 
         # The teacher is the model as received, without dropout.
         teacher = teacher_table = None
         if step.distillation is not None:
             taught_ends, taught = _parted(received, frozen)
-            values, start = entrance or (_embed(step, taught_ends, rows), 0)
+            values, start = entrance or (embedded(step, taught_ends, rows), 0)
             teacher = _hidden(step, taught, frozen, rows, values, start, None, False, taught_ends)
             teacher = lax.stop_gradient(teacher)
             if table_trains:
                 teacher_table = step.model.table(taught_ends)
-
-        temperature, factor = step.distillation or (1.0, 0.0)
-        losses = token_losses(
-            step.mesh,
-            hidden,
-            step.model.table(ends),
-            rows.targets,
-            teacher,
-            teacher_table,
-            temperature=temperature,
-            table_gradient=table_trains,
-        )
-
-        # The formula of `Distillation`, summed over tokens `[B * T]` and divided once.
-        weight = rows.weight.ravel()
-        nll = (weight * losses.nll).sum()
-        distance = (weight * losses.distance).sum()
-        total = rows.total
-        if total is None:
-            total = jnp.maximum(weight.sum(), 1.0)
-        return (nll + factor * temperature**2 * distance) / total, nll
+        return token_loss(step, hidden, rows, ends, table_trains, teacher, teacher_table)
 
     return loss
+
+
+def table_end(model: LanguageModel) -> str:
+    """The layer with the output matrix: the embedding where the two are tied."""
+    return "embed" if model.tied else "head"
 
 
 def _shared_entrance(
@@ -280,7 +277,7 @@ def prefix(step: LanguageStep) -> Callable[[FrozenModel, TextBatch], jax.Array]:
     """The function `(frozen, rows) -> [B, T, D]`: the input of the first block that trains."""
 
     def function(frozen: FrozenModel, rows: TextBatch) -> jax.Array:
-        values = _embed(step, frozen.ends, rows)
+        values = embedded(step, frozen.ends, rows)
         has_frozen_blocks = any(w.shape[0] for w in jax.tree.leaves(frozen.blocks.own))
         if not has_frozen_blocks:
             return values
@@ -290,8 +287,7 @@ def prefix(step: LanguageStep) -> Callable[[FrozenModel, TextBatch], jax.Array]:
 
 
 def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch], Score]:
-    """The function `(base, own, ends, rows) -> Score` of rows `[B, T]` under the whole model; jit
-    it.
+    """The function `(base, own, ends, rows) -> Score` of the whole model on `[B, T]`; jit it.
 
     `base` and `own` are `[N, ...]` stacks of all blocks' parts as in `stack.FrozenBlocks`, `ends`
     embedding and head.
@@ -300,10 +296,10 @@ def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch]
     def function(base: PyTree, own: PyTree, ends: Params, rows: TextBatch) -> Score:
         # No block trains: all N lie below the first that does.
         every = stack.FrozenBlocks(base, own, jnp.int32(step.model.num_blocks))
-        embedded = _embed(step, ends, rows)
+        entered = embedded(step, ends, rows)
         context = (rows.positions, rows.segments)
-        values = stack.below(step.block, every, embedded, context)
-        hidden = _finished(step, ends, rows, values)
+        values = stack.below(step.block, every, entered, context)
+        hidden = finished(step, ends, rows, values)
         losses = token_losses(step.mesh, hidden, step.model.table(ends), rows.targets)
 
         weight = rows.weight.ravel()
@@ -319,11 +315,11 @@ def _parted(trainable: Params, frozen: FrozenModel) -> tuple[Params, PyTree]:
     return frozen.ends | own_ends, stack.stack_trees(blocks)
 
 
-def _embed(step: LanguageStep, ends: Params, rows: TextBatch) -> jax.Array:
+def embedded(step: LanguageStep, ends: Params, rows: TextBatch) -> jax.Array:
     """`[B, T, D]`: the input of the first block."""
     tokens = Tokens(rows.ids, rows.positions, rows.segments)
-    embedded = step.model.embed(ends["embed"], tokens, step.compute_dtype)
-    return sharding.shard_rows(step.mesh, embedded.values)
+    hidden = step.model.embed(ends["embed"], tokens, step.compute_dtype)
+    return sharding.shard_rows(step.mesh, hidden.values)
 
 
 def _hidden(
@@ -349,10 +345,10 @@ def _hidden(
         recompute=step.recompute,
         input_gradient=input_gradient,
     )
-    return _finished(step, ends, rows, values)
+    return finished(step, ends, rows, values)
 
 
-def _finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Array) -> jax.Array:
+def finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Array) -> jax.Array:
     """The last block's output `[B, T, D]` as what the output matrix multiplies, `[B, T, E]`."""
     # The matrix itself stays stored: it is dequantized a chunk at a time.
     head = {name: subtree for name, subtree in ends["head"].items() if name != "lm_head"}

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, Message, Role, Segment
+from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Message, Role, Segment
 from snake_jax.algorithms.visits import Visit
 from snake_jax.costs.flops import LayerCost, chain_step_flops, step_flops
 from snake_jax.costs.layers import layer_costs
 from snake_jax.models import registry
-from snake_jax.nodes.ledger import Sizes, Transfer, start
-from snake_jax.nodes.places import SERVER, node
+from snake_jax.nodes.ledger import Sizes, Transfer, bytes_up_down, start
+from snake_jax.nodes.places import CLOUD, SERVER, node
 from tests.exchanges import visit_chain, visit_client_server, visit_peer_to_peer
 
 NAMES = ("fc1", "fc2", "fc3", "fc4")
@@ -67,6 +67,27 @@ def test_a_batch_sends_activations_and_labels_up_and_gradients_down():
         Message(ON_NODE, ON_SERVER, "fc2", hidden // 2, "activations"),
         Message(ON_NODE, ON_SERVER, "labels", label, "labels"),
     )
+
+
+def test_over_three_places_a_batch_goes_from_one_to_the_next():
+    chain = (Segment(ON_NODE, 0, 1), Segment(ON_SERVER, 1, 3), Segment(ON_CLOUD, 3, 4))
+    assert chains.roles(chain) == (ON_NODE, ON_SERVER, ON_CLOUD)
+    assert chains.place_of(ON_CLOUD, VISIT) == CLOUD
+    assert chains.held(chain, NAMES, ON_CLOUD) == ("fc4",)
+    sent = chains.messages(chain, mlp(), "float32", True)
+    assert sent == (
+        Message(ON_NODE, ON_SERVER, "fc1", 64, "activations"),
+        Message(ON_SERVER, ON_CLOUD, "fc3", 64, "activations"),
+        Message(ON_NODE, ON_SERVER, "labels", 4, "labels"),
+        Message(ON_SERVER, ON_CLOUD, "labels", 4, "labels"),
+        Message(ON_CLOUD, ON_SERVER, "fc3", 64, "gradients"),
+        Message(ON_SERVER, ON_NODE, "fc1", 64, "gradients"),
+    )
+    beyond = [chains.is_beyond_server(message) for message in sent]
+    assert beyond == [False, True, False, True, True, False]
+    # Up is towards the cloud, down away from it.
+    rows = chains.transfers(sent, VISIT, 10)
+    assert bytes_up_down(rows) == (10 * 136, 10 * 128)
 
 
 def test_in_the_u_shape_labels_stay():

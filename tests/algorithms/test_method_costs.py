@@ -202,7 +202,16 @@ def test_fedavg_with_sampled_nodes_sends_the_model_to_those():
 EVERY = {
     "snake": {},
     "snake, parallel": {"algorithm": "snake", "parallel": 2, "distill": "off"},
+    "snake, three at once": {
+        "algorithm": "snake",
+        "snakes": 3,
+        "always_train": "none",
+        "distill": "off",
+    },
     "fedavg": {},
+    "progressive": {"rounds_per_layer": 1},
+    "badam": {},
+    "lisa": {"periods": 2},
     "sequential": {"distill": "off"},
     "centralised": {},
     "split": {},

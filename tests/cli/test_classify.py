@@ -304,7 +304,7 @@ WRONG_VALUES = [
     (
         "--algorithm=adam",
         "--algorithm=adam: not one of snake, fedavg, fedprox, scaffold, fednova, fedpart, "
-        "sequential, centralised",
+        "progressive, badam, lisa, sequential, centralised",
     ),
     ("--model=resnet", "not one of vgg11, cnn, mlp"),
     ("--dataset=mnist", "allowed: digits, cifar10, tfds:NAME, npz:PATH"),
@@ -455,7 +455,8 @@ def test_the_full_help_says_all_and_ends_well():
     for field in dataclasses.fields(ImageConfig):
         assert f"--{field.name}: " in text or f"--[no]{field.name}: " in text
         assert ", ".join(field.metadata.get("choices", ())) in text
-    methods = "snake, fedavg, fedprox, scaffold, fednova, fedpart, sequential, centralised"
+    methods = "snake, fedavg, fedprox, scaffold, fednova, fedpart, progressive, badam, lisa, "
+    methods += "sequential, centralised"
     assert f"what trains the model: {methods}" in text
     assert "--alpha: Dirichlet concentration; smaller is less alike (greater than 0)" in text
 

@@ -110,6 +110,17 @@ RESUME = {  # flags, and the number of lines after which the launch is killed
         ),
         3,
     ),
+    "splitfed, three places": (
+        (
+            "--algorithm=splitfed",
+            "--splitfed_version=v2",
+            "--cut=block_00",
+            "--cloud_cut=block_01",
+            "--lora_rank=3",
+            "--cycles=4",
+        ),
+        3,
+    ),
 }
 
 
@@ -383,9 +394,19 @@ WRONG_VALUES = [
         "--assign=milp: blocks are alike, so nodes take turns; leave --assign=serpentine",
     ),
     (
-        "--algorithm=splitfed",
-        "--algorithm=splitfed cuts models, which language models cannot be yet; say snake, fedavg",
+        "--algorithm=accelerated_fl",
+        "--algorithm=accelerated_fl: the node's own loss wants a head there, which for a language",
     ),
+    ("--algorithm=split --cut=block_09", "--cut=block_09: want a number of layers or the name of"),
+    (
+        "--algorithm=split --cut=block_01 --cloud_cut=1",
+        "--cloud_cut=1 with --cut=block_01 and --tail=0: server and cloud need at least one",
+    ),
+    (
+        "--algorithm=split --mesh=fsdp:1",
+        "--mesh=fsdp:1: a cut model lies over node and server already; leave it out",
+    ),
+    ("--cloud_cut=2", "--cloud_cut=2: snake has no use for it; it is for split, splitfed"),
     (
         "--algorithm=fedavg --order=random",
         "--order=random: fedavg has no use for it; it is for snake",

@@ -21,8 +21,9 @@ from experiments import faults
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.visits import Visit
 from snake_jax.config import ImageConfig, TextConfig
+from snake_jax.data.images.dataset import normalise
 from snake_jax.engines.choice import HERE, Choice, check, resources
-from snake_jax.engines.contract import Progress
+from snake_jax.engines.contract import Progress, unversioned
 from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
@@ -37,10 +38,12 @@ from tests.launches import (
     write_model,
     write_pairs,
 )
+from tests.wiretap import leaked, looked_into, tapped
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
 
 from snake_jax.engines.ray_engine import why_given_up  # noqa: E402
+from snake_jax.engines.ray_node import Facts, Task  # noqa: E402  (needs Ray)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SENT = ("serialized_to_nodes_bytes", "serialized_to_controller_bytes")
@@ -148,12 +151,21 @@ IMAGE_RUNS = {
         },
         2,
     ),
-    "fedprox of some": ({"algorithm": "fedprox", "proximal": 0.1, "nodes_per_round": 2}, 2),
+    "fedprox of some": (
+        {
+            "algorithm": "fedprox",
+            "proximal": 0.1,
+            "nodes_per_round": 2,
+            "dp_clip": 0.3,
+            "dp_noise": 0.1,
+        },
+        2,
+    ),
     "scaffold": ({"algorithm": "scaffold", **PLAIN}, 1),
 }
 TEXT_RUNS = {
     "snake, peer to peer": ({"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4"}, 2),
-    "fedavg": ({"algorithm": "fedavg", "packing": False}, 1),
+    "fedavg": ({"algorithm": "fedavg", "packing": False, "dp_clip": 0.3, "dp_noise": 0.1}, 1),
 }
 
 
@@ -161,7 +173,9 @@ TEXT_RUNS = {
 def test_networks_for_images_end_with_the_bits_of_the_local_engine(cluster, images, flags, actors):
     setup = prepared({**images, **flags})
     here, compiled = trained(setup)
-    there, compiled_there = trained(setup, cluster._replace(actors=actors))
+    with tapped() as seen:
+        there, compiled_there = trained(setup, cluster._replace(actors=actors))
+    assert_only_layers_and_numbers(setup, there, seen)
     if not flags:
         assert_serialized_as_the_ledger_says(setup, there)
     assert_alike(there, here)
@@ -172,7 +186,10 @@ def test_networks_for_images_end_with_the_bits_of_the_local_engine(cluster, imag
 @pytest.mark.parametrize(("flags", "actors"), TEXT_RUNS.values(), ids=TEXT_RUNS)
 def test_language_models_end_with_the_bits_of_the_local_engine(cluster, texts, flags, actors):
     setup = prepared({**texts, **flags})
-    assert_alike(trained(setup, cluster._replace(actors=actors))[0], trained(setup)[0])
+    with tapped() as seen:
+        there, _ = trained(setup, cluster._replace(actors=actors))
+    assert_only_layers_and_numbers(setup, there, seen)
+    assert_alike(there, trained(setup)[0])
 
 
 # What is sent
@@ -207,6 +224,51 @@ def test_nodes_that_cache_nothing_are_sent_all_again(cluster, images):
     reports, _ = trained(prepared({**images, "cached": False}), cluster._replace(actors=1))
     sent = [report.record[SENT[0]] for report in reports]
     assert max(sent) == min(sent) > 0
+
+
+def secrets_of(setup):
+    """The bytes of every example, as any of its readers has them, and of every node's labels."""
+    data = setup.data
+    if isinstance(setup.config, ImageConfig):
+        train = data.dataset.train
+        normal = normalise(train.images, data.dataset.mean, data.dataset.std)
+        found = [image.tobytes() for image in (*train.images, *np.asarray(normal))]
+        for shard in data.shards:
+            found.append(train.labels[shard].tobytes())
+        return found
+    found = [str(sample.response).encode() for sample in data.rows.samples]
+    for rows in data.rows.train.rows.values():
+        # From the first token that is no padding of the kept length on.
+        found += [row.tobytes() for part in rows[:2] for row in part]
+    return found
+
+
+def assert_only_layers_and_numbers(setup, reports, seen):
+    """No example and no label; arrays of layers, and of what goes along with them, alone."""
+    state = reports[-1].state
+    own = jax.tree.leaves((state.params, state.states, state.memory, dict(state.nodes)))
+    kinds = {(leaf.shape, leaf.dtype.name) for leaf in own}
+    arrays, blobs = looked_into(seen)
+    assert {(array.shape, array.dtype.name) for array in arrays} <= kinds
+    assert len(arrays) > len(own)
+    assert leaked(secrets_of(setup), blobs) == []
+    names = set()
+    for value in seen:
+        if isinstance(value, Task | Facts):
+            names |= {name for kind, name in value.items if kind != "memory"}
+    assert names <= {*setup.layer_names, ""}
+
+
+def test_the_search_for_examples_finds_those_that_are_there(images, texts):
+    setup = prepared(images)
+    train, shards = setup.data.dataset.train, setup.data.shards
+    arrays, blobs = looked_into([{"x": train.images[5]}, ("y", train.labels[shards[0]])])
+    assert len(arrays) == 2
+    assert len(leaked(secrets_of(setup), blobs)) == 2
+    setup = prepared(texts)
+    (rows,) = setup.data.rows.train.rows.values()
+    _, blobs = looked_into([setup.data.rows.samples[3], rows.ids])
+    assert len(leaked(secrets_of(setup), blobs)) > len(rows.ids)
 
 
 # What ends and what hangs
@@ -289,6 +351,31 @@ def test_a_launch_starts_its_cluster_and_goes_on_when_its_controller_is_killed(
         for name in SENT:
             line.pop(name)
     assert ours == wanted
+
+
+def test_what_a_node_may_take_over_is_compiled_before_it_is_needed(cluster, images):
+    """Node 1 has the program of node 0's visit though it trained none like it."""
+    setup = prepared({**images, "cycles": 1, "nodes": 2})
+    (first,), (second,) = loop.planned(setup)[:2]
+    assert first.layers != second.layers
+    engine = make_engine(setup, cluster)
+    try:
+        params = loop.initial_state(setup).params
+        engine.expect(((first,), (second,)), params)
+        until = time.monotonic() + 200
+        while not engine.are_prepared():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        holdings = unversioned(params, {})
+        engine.hold(holdings)
+        compiled = []
+        for visit in (second, first._replace(node=1, event="takeover")):
+            engine.submit(holdings.order(visit, 0.01))
+            assert engine.next().iterations > 0
+            compiled.append(engine.compilations.programs)
+        assert compiled[0] == compiled[1]
+    finally:
+        engine.close()
 
 
 # Drawn by the seed, for the four visits of a run.

@@ -197,7 +197,7 @@ def test_committed_results_say_how_they_were_made(suite):
         (
             ["steps"],
             "error: steps: not one of step, visit, memory, rounds_memory, conv, round, emulation, "
-            "finetune, hops, scct, all",
+            "finetune, hops, nodes, scct, all",
         ),
         ([], "error: say which: step, visit"),
         (

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from snake_jax.errors import UserError
-from snake_jax.models import llama, opt
-from snake_jax.models.language import module_of
-from snake_jax.models.llama import RopeScaling
+from snake_jax.models.architecture import RopeScaling
+from snake_jax.models.decoder import rope_frequencies
+from snake_jax.models.families import family_of, read
 from snake_jax.models.presets import PRESETS
 
 LLAMA = {
@@ -36,36 +36,37 @@ LLAMA3 = {
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_written_is_what_is_read(name):
     architecture = PRESETS[name]
-    family = module_of(architecture)
-    config = family.to_config(architecture) | {"model_type": family.MODEL_TYPE}
-    again = family.from_config(config)
-    assert family.to_config(again) == family.to_config(architecture)
+    family = family_of(architecture)
+    config = family.write(architecture) | {"model_type": family.model_type}
+    again = read(config)
+    assert again == architecture
+    assert family.write(again) == family.write(architecture)
     assert again.table_width == architecture.table_width
 
 
 def test_settings_left_out_are_those_of_the_first_llama():
-    found = llama.from_config(LLAMA)
+    found = read(LLAMA)
     assert (found.num_key_value_heads, found.head_dim) == (4, 4)
     assert (found.rope_theta, found.rope_scaling) == (10000.0, None)
-    assert (found.rms_norm_eps, found.hidden_act) == (1e-6, "silu")
+    assert (found.norm_epsilon, found.hidden_act) == (1e-6, "silu")
     assert not found.tie_word_embeddings
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, None)
 
 
 def test_settings_left_out_are_those_of_opt():
-    found = opt.from_config(OPT)
+    found = read(OPT)
     assert found.table_width == 16
     assert not found.projects
     assert found.has_final_norm
     assert found.tie_word_embeddings
-    assert (found.max_position_embeddings, found.activation_function) == (2048, "relu")
+    assert (found.max_position_embeddings, found.hidden_act) == (2048, "relu")
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (2, 2, 1)
 
 
 def test_several_end_tokens_are_kept():
-    found = llama.from_config(LLAMA | {"eos_token_id": [7, 9]})
+    found = read(LLAMA | {"eos_token_id": [7, 9]})
     assert found.eos_token_id == (7, 9)
-    assert llama.to_config(found)["eos_token_id"] == [7, 9]
+    assert family_of(found).write(found)["eos_token_id"] == [7, 9]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,12 @@ def test_several_end_tokens_are_kept():
     ],
 )
 def test_both_forms_of_rope_settings_are_read(rope, theta, scaling):
-    found = llama.from_config(LLAMA | {"max_position_embeddings": 8192} | rope)
+    found = read(LLAMA | {"max_position_embeddings": 8192} | rope)
     assert (found.rope_theta, found.rope_scaling) == (theta, scaling)
+
+
+def frequencies(architecture):
+    return rope_frequencies(architecture, architecture.rope_theta, architecture.rope_scaling)
 
 
 def test_rope_frequencies_by_hand():
@@ -99,17 +104,17 @@ def test_rope_frequencies_by_hand():
         "rope_theta": 1000.0,
     }  # heads of 6: three pairs
     plain = np.array([1, 0.1, 0.01])
-    np.testing.assert_allclose(llama.rope_frequencies(llama.from_config(config)), plain, rtol=1e-6)
-    linear = llama.from_config(config | {"rope_scaling": {"type": "linear", "factor": 4}})
-    np.testing.assert_allclose(llama.rope_frequencies(linear), plain / 4, rtol=1e-6)
+    np.testing.assert_allclose(frequencies(read(config)), plain, rtol=1e-6)
+    linear = read(config | {"rope_scaling": {"type": "linear", "factor": 4}})
+    np.testing.assert_allclose(frequencies(linear), plain / 4, rtol=1e-6)
     # Within 50 pi positions these turn 25, 2.5 and 0.25 times: kept, blended half and half,
     # divided.
     scaling = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
-    scaled = llama.from_config(
+    scaled = read(
         config | {"rope_scaling": scaling | {"original_max_position_embeddings": 50 * np.pi}}
     )
     expected = [1, (0.1 + 0.1 / 8) / 2, 0.01 / 8]
-    np.testing.assert_allclose(llama.rope_frequencies(scaled), expected, rtol=1e-6)
+    np.testing.assert_allclose(frequencies(scaled), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_rope_frequencies_by_hand():
 )
 def test_unsupported_llamas_are_refused_by_name(changes, message):
     with pytest.raises(UserError, match=message):
-        llama.from_config(LLAMA | changes)
+        read(LLAMA | changes)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +162,4 @@ def test_unsupported_llamas_are_refused_by_name(changes, message):
 )
 def test_unsupported_opts_are_refused_by_name(changes, message):
     with pytest.raises(UserError, match=message):
-        opt.from_config(OPT | changes)
+        read(OPT | changes)

@@ -338,8 +338,8 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON: Expecting"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json should hold a JSON object"),
         (
-            lambda f: configure(f, model_type="gpt2"),
-            "model_type=gpt2 is unknown; there are llama, opt",
+            lambda f: configure(f, model_type="bloom"),
+            "model_type=bloom is unknown; there are llama, opt, qwen2",
         ),
         (
             lambda f: configure(f, quantization_config={"bits": 4}),

@@ -11,7 +11,8 @@ import qwix
 
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import dense, take_rows
-from snake_jax.models.language import Hidden, Tokens, build, layer_names, module_of
+from snake_jax.models.families import family_of
+from snake_jax.models.language import Hidden, Tokens, build, layer_names
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.params import num_params
 from tests.helpers import same_bits
@@ -27,7 +28,16 @@ PUBLISHED = {
     "llama-3-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-4b": 4_022_468_096,
+    "gemma-3-1b": 999_885_952,
+    "mistral-7b": 7_241_732_096,
+    "phi-3-mini": 3_821_079_552,
+    "gpt2": 124_439_808,
+    "smollm2-135m": 134_515_008,
 }
+# Of the same shape as a smaller one.
+LARGER_ALIKE = ("opt-2.7b", "opt-6.7b", "llama-3.2-3b")
 
 
 @functools.cache
@@ -44,14 +54,14 @@ def test_presets_have_the_published_number_of_parameters(name):
     assert num_params(jax.eval_shape(from_preset(name).init, jax.random.key(0))) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", ["opt-125m", "opt-350m", "opt-1.3b", "llama-3-8b", "llama-3.2-1b"])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in LARGER_ALIKE])
 def test_presets_have_as_many_parameters_as_in_transformers(name):
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     architecture = PRESETS[name]
-    family = module_of(architecture)
-    config = AutoConfig.for_model(family.MODEL_TYPE, **family.to_config(architecture))
+    family = family_of(architecture)
+    config = AutoConfig.for_model(family.model_type, **family.write(architecture))
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in theirs.parameters()) == PUBLISHED[name]

@@ -343,8 +343,8 @@ SPOILT = {
     "lacks r: save the adapter anew": lambda f: configure(f, r=None),
     "layers.0.self_attn.q_proj has no matching lora_A and lora_B": lambda f: change(f, **{A: None}),
     "layers.0.self_attn.q_proj has rank 2, adapter_config.json says 5": lambda f: configure(f, r=5),
-    "lm_head is in no block: only layers of model.layers.N or model.decoder.layers.N "
-    "have": lambda f: change(
+    "lm_head is in no block: only layers of model.layers.N or model.decoder.layers.N or "
+    "transformer.h.N have": lambda f: change(
         f,
         **{f"base_model.model.lm_head.lora_{x}.weight": np.zeros((2, 2), np.float32) for x in "AB"},
     ),

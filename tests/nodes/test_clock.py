@@ -12,7 +12,7 @@ from snake_jax.nodes import clock
 from snake_jax.nodes.clock import Elapsed, Faults, VisitWork, elapse, trace_of
 from snake_jax.nodes.fleet import Fleet, Node, make_fleet
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.places import SERVER, node
+from snake_jax.nodes.places import CLOUD, SERVER, node
 
 # A round number for each: 1000 FLOP/s, 50 B/s up and 100 down, half a second of latency.
 NODE = Node(1e3, 1000, 50.0, 100.0, 0.5, 2.0, 3.0)
@@ -73,6 +73,28 @@ def test_a_split_visit_waits_for_the_server_and_for_messages():
     assert took.seconds == 7.5 + 3.0 + 6.0 + 2.0
     assert took.wait_s == 6.0 + 2.0
     assert took.server_joules == pytest.approx(20_000 * 0.5 + 40)
+
+
+def test_a_visit_over_node_server_and_cloud_by_hand():
+    fleet = FLEET._replace(cloud=Node(1e5, 1000, 150.0, 250.0, 2.0, 0.25, 0.5))
+    flops = {node(0): 3000, SERVER: 20_000, CLOUD: 400_000}
+    sent = [_send(node(0), SERVER, 50), _send(SERVER, CLOUD, 500), _send(CLOUD, SERVER, 300)]
+    work = VisitWork(flops, sent, 4, node(0), cloud_exchanges=6)
+    took = elapse(fleet, CALM, 0.0, 0, [work], False)
+
+    # The slower of server and cloud: 200 B/s up, 150 B/s down; 2.25 s of latency.
+    on_links_s = (1.0 + 0.75) + (2.5 + 2.25) + (2.0 + 2.25)
+    assert took.seconds == 3 + 2 + 4 + on_links_s + 4 * 0.75 + 6 * 2.25
+    assert took.wait_s == took.seconds - 3 - 1.75
+    assert took.node_joules == 3000 * 2 + 50 * 3
+    assert took.server_joules == pytest.approx(20_000 * 0.5 + 850 * 0.1)
+    assert took.cloud_joules == pytest.approx(400_000 * 0.25 + 800 * 0.5)
+
+
+def test_a_node_whose_model_goes_on_in_the_cloud_waits_for_the_cloud():
+    fleet = FLEET._replace(cloud=Node(1e5, 1000, 150.0, 250.0, 2.0, 0.25, 0.5))
+    work = VisitWork({node(0): 3000, CLOUD: 400_000}, [], 2, node(0))
+    assert _seconds(fleet, work) == 3 + 4 + 2 * 2.5
 
 
 def test_in_a_chain_of_nodes_all_wait_for_one_another():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.nodes.fleet import (
+    CLOUD_FIGURES,
     DAY_S,
     EDGE_FIGURES,
     SERVER_FIGURES,
@@ -20,7 +21,7 @@ from snake_jax.nodes.fleet import (
     of_config,
     read_fleet,
 )
-from snake_jax.nodes.places import SERVER, Place
+from snake_jax.nodes.places import CLOUD, SERVER, Place
 
 HOUR_S = 3600.0
 
@@ -84,6 +85,7 @@ def test_every_figure_of_a_file_is_read(tmp_path_factory, spread, tidal, seed, c
 def test_each_place_has_its_figures():
     fleet = make_fleet(3, 0.5, seed=1)
     assert figures_of(fleet, SERVER) is fleet.server
+    assert figures_of(fleet, CLOUD) is fleet.cloud
     assert [figures_of(fleet, Place("node", index)) for index in range(3)] == list(fleet.nodes)
 
 
@@ -101,6 +103,7 @@ def test_a_file_with_defaults_repeats_server_and_windows(tmp_path):
         """
         period_s: 7200
         server: {flops_per_s: 1e12}
+        cloud: {up_bytes_per_s: 1e9, latency_s: 0}
         defaults: {memory_bytes: 2e9, energy_price: 0.5}
         nodes:
           - {count: 2, flops_per_s: 5e10}
@@ -115,6 +118,7 @@ def test_a_file_with_defaults_repeats_server_and_windows(tmp_path):
         memory_bytes=1000, windows=((0.0, 10.0), (3600.0, 7200.0))
     )
     assert fleet.server == SERVER_FIGURES._replace(flops_per_s=1e12)
+    assert fleet.cloud == CLOUD_FIGURES._replace(up_bytes_per_s=1e9, latency_s=0.0)
     assert fleet.period_s == 7200
 
 
@@ -134,19 +138,20 @@ def test_the_first_nodes_of_a_longer_file_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1", "must be a mapping with keys among nodes, defaults, server, period_s"),
+        ("- 1", "must be a mapping with keys among nodes, defaults, server, cloud, period_s"),
         ("", "must be a mapping"),
         ("{", "not YAML"),
         ("2020-13-45", "not YAML"),
         ("nodes: [1]", r"nodes\[0\]: must be a mapping with keys among flops_per_s"),
         ("nodes: {count: 3}", "nodes must be a list"),
         ("period_s: 100", "nodes must be a list"),
-        ("nods: []", "unknown key nods; known are nodes, defaults, server, period_s"),
+        ("nods: []", "unknown key nods; known are nodes, defaults, server, cloud, period_s"),
         (
             "nodes: [{flops: 1}]",
             r"nodes\[0\]: unknown key flops; known are flops_per_s, .*windows, count",
         ),
         ("nodes: [{}]\nserver: {windows: [[0, 1]]}", "server: unknown key windows"),
+        ("nodes: [{}]\ncloud: {windows: [[0, 1]]}", "cloud: unknown key windows"),
         ("nodes: [{}]\ndefaults: {count: 2}", "defaults: unknown key count"),
         ("nodes: [{}, {latency_s: -1}]", r"nodes\[1\]: latency_s: -1 is not a number from 0"),
         ("nodes: [{flops_per_s: 0}]", "flops_per_s: 0 is not a number from 1"),

@@ -168,11 +168,12 @@ def test_the_picture_is_written(profile, tmp_path):
         ),
         (["--model=vgg11", "--algorithm=split", "--fits=cpu"], "split lies on several places"),
         (["--model=vgg11", "--algorithm=split", "--cut=99"], "--cut=99"),
-        (["--cut=2"], "--cut: it is for models of images"),
+        (["--cut=2"], "--cut=2: snake has no use for it"),
         (
-            ["--algorithm=split"],
+            ["--algorithm=accelerated_fl"],
             "language models train with snake, fedavg, fedprox, scaffold, fednova, fedpart, "
-            "sequential, centralised",
+            "progressive, badam, lisa, sequential, centralised, split, splitfed, "
+            "random_walking_snakes",
         ),
         (["--algorithm=fedavg", "--train=block"], "fedavg trains the whole model or all adapters"),
         (["--max_length=4096"], "--max_length=4096: opt-1.3b has 2048 positions"),
@@ -194,6 +195,10 @@ def test_what_makes_no_sense_is_one_line(profile, flags, reason):
     assert reason in line
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("llama")])
+# Layers of Gemma alternate, which no step trains yet; the widest Llama takes long to trace.
+LEFT_OUT = ("llama", "gemma", "tiny-gemma", "mistral", "phi", "qwen3-4b")
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith(LEFT_OUT)])
 def test_every_small_enough_preset_has_a_profile(profile, name):
     assert told(profile, f"--model={name}", "--layers=0")["rows"]

@@ -102,6 +102,29 @@ def test_a_stream_ends_after_the_time_that_it_was_given(client, provider):
     assert time.monotonic() - start >= 0.5
 
 
+def test_events_of_the_run_come_between_those_of_the_service_provider(client, provider):
+    registered(client, "few rounds")
+    over(provider, 1)
+    file = provider.run_folder(1) / "events.jsonl"
+    began, ended = (one.time_s for one in provider.events(1)[1:])
+    rows = [
+        {"round": 0, "visit": None, "node": None, "event": "restarted", "cause": "it goes on"},
+        {"round": 3, "visit": 3, "node": 1, "event": "lost", "cause": "its process ended"},
+    ]
+    lines = [json.dumps(row | {"time_s": began + (ended - began) / 2}) for row in rows]
+    file.write_text("\n".join(lines) + '\n{"half a line')
+    events = client.get("/services/1/events").json()["events"]
+    names = [one["event"] for one in events]
+    assert names == ["registered", "started", "restarted", "lost", "finished"]
+    lost = events[3]
+    assert (lost["visit"], lost["node"], lost["cause"]) == (3, 1, "its process ended")
+    assert events[2]["visit"] is events[0]["visit"] is events[0]["node"] is None
+
+
+def test_without_a_pool_no_node_is_shared(client):
+    assert client.get("/nodes").json() == {"nodes": [], "events": []}
+
+
 def test_nodes_log_and_files_of_a_service(client, provider):
     registered(client, "few rounds")
     over(provider, 1)
@@ -256,7 +279,7 @@ def test_the_openapi_document_tells_of_every_operation_and_that_it_needs_a_token
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    assert len(operations) == 13
+    assert len(operations) == 14
     for path, method, operation in operations:
         assert operation["security"] == [{"HTTPBearer": []}], (method, path)
         assert "401" in operation["responses"]

@@ -61,6 +61,7 @@ MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 OPERATIONS = [
     "POST /services",
     "GET /services",
+    "GET /nodes",
     "GET /services/{number}",
     "POST /services/{number}/cancel",
     "DELETE /services/{number}",

@@ -7,7 +7,9 @@ import threading
 import pytest
 import uvicorn
 
+from snake_jax.engines.leases import PoolEvent, PoolNode, Wish
 from snake_jax.services import api
+from snake_jax.services.pool import State
 from tests.browsers import chromium, opened
 from tests.service_provider import SETTINGS, TOKEN, asked, provider_of, stepped, wait_until
 
@@ -179,6 +181,38 @@ def test_the_snake_of_a_running_service_moves_by_itself_until_it_is_cancelled(pa
     wait_until(lambda: page.one("#at-text").text.startswith(f"{total - 1} of {total - 1}"))
 
 
+def test_nodes_that_services_share_are_shown_with_who_has_them(page, provider):
+    sign_in(page)
+    wait_until(lambda: rows(page))
+    assert not page.one("#pool").is_displayed(), "each plays its own"
+    nodes = [PoolNode(0, "a", 1, 5.0, 12, 3.5), PoolNode(1, "b", 1, 5.0, 0, 0.0)]
+    nodes.append(PoolNode(2, NASTY, 0, 9.0, 4, 400.0))
+    lease = Wish(0, 3, "ann", 1, "", 17, '["fc1", "fc3"]', 6.0, 6.0, 7.0)
+    wishes = [lease, lease._replace(service=2, granted_s=0.0)]
+    events = [PoolEvent(5.0, 0, "joined", "started: a"), PoolEvent(9.0, 2, "gone", "it ended")]
+    provider.pool = lambda: State(nodes, wishes, events)
+    wait_until(lambda: page.one("#pool").is_displayed())
+    assert page.texts("#pool-nodes tbody td") == (
+        ["0", "a", "service 3", "17", "fc1, fc3", "service 2", "12", "4 s"]
+        + ["1", "b", "free", "", "", "", "0", "0 s"]
+        + ["2", NASTY, "gone", "", "", "", "4", "6.7 min"]
+    )
+    assert page.texts("#pool-events b") == ["gone", "joined"]
+    assert page.texts("#pool-events span") == ["node 2: it ended", "node 0: started: a"]
+    click(page, 3, "3 many rounds")
+    wait_until(lambda: page.all("#pool-nodes tr.chosen[data-pool-node='0']"))
+
+
+def test_events_of_a_run_are_shown_with_visit_and_node(page, provider):
+    row = {"time_s": 1.0, "round": 3, "visit": 3, "node": 1, "event": "lost", "cause": "it ended"}
+    (provider.run_folder(1) / "events.jsonl").write_text(json.dumps(row) + "\n")
+    sign_in(page)
+    wait_until(lambda: rows(page))
+    click(page, 1, "1 few rounds")
+    wait_until(lambda: page.texts("#events b") == ["finished", "started", "registered", "lost"])
+    assert page.texts("#events span")[3] == "visit 3, node 1: it ended"
+
+
 def test_a_service_is_registered_and_removed_by_clicks(page):
     sign_in(page)
     wait_until(lambda: rows(page))
@@ -208,7 +242,7 @@ def test_every_operation_of_the_api_is_told_of(page):
     sign_in(page)
     wait_until(lambda: rows(page))
     page.one("#api-details summary").click()
-    wait_until(lambda: len(page.all("#api h3")) == 13)
+    wait_until(lambda: len(page.all("#api h3")) == 14)
     assert "POST /services/{number}/cancel" in page.texts("#api h3")
     assert any(text.startswith("limits.run_s: seconds") for text in page.texts("#api .hint"))
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from snake_jax import pids
 from snake_jax.errors import UserError
-from snake_jax.services import children, store
-from snake_jax.services.children import Process
-from snake_jax.services.provider import NotThere, Offer, Provider, WrongState
+from snake_jax.pids import Process
+from snake_jax.services import children, keeper, store
+from snake_jax.services.provider import Provider
+from snake_jax.services.terms import NotThere, Offer, WrongState
 from tests.service_provider import asked, provider_of, stepped, wait_until, words
 
 
@@ -237,9 +239,59 @@ def test_a_restart_finds_every_service_as_it_is(tmp_path):
         stepped(provider, lambda: provider.progress(1).place.lines > done)
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from snake_jax.services import children, provider, terms
+from tests.service_provider import asked, words
+start = children.start
+def start_and_die(*arguments):
+    if sys.argv[2] == "after":
+        start(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+children.start = start_and_die
+made = provider.Provider(pathlib.Path(sys.argv[1]), terms.Offer(), words)
+made.register(asked("many rounds"))
+made.step()
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_the_start_of_a_process_leaves_none_that_nobody_watches(tmp_path, when):
+    """The Service Provider is killed before it has noted the process, or before there is one."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path), when]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    folder = tmp_path / "services" / "1"
+    if when == "after":
+        wait_until((folder / "keeper_1").exists)
+    with provider_of(tmp_path) as provider:
+        (service,) = provider.services()
+        if when == "after":
+            assert (service.state, service.attempt) == ("running", 1)
+            assert service.pid == int((folder / "keeper_1").read_text())
+            assert told(provider, 1)[-1] == "taken up"
+        else:
+            assert (service.state, service.crashes) == ("waiting", 0)
+        stepped(provider, lambda: provider.progress(1).place.lines > 0)
+        assert provider.find(1).attempt == (1 if when == "after" else 2)
+        keeper_pid = provider.find(1).pid
+        provider.cancel(1)
+        stepped(provider, is_over(provider, 1))
+        wait_until(lambda: session_of(keeper_pid) == [])
+
+
+def test_a_keeper_whose_attempt_was_given_up_runs_nothing(tmp_path):
+    """One that was started so late that a new Service Provider had looked for it before."""
+    assert children.of_attempt(tmp_path, 1) == Process(0, "")
+    process = children.start(tmp_path, 1, [sys.executable, "-c", "print('ran')"], {})
+    wait_until(lambda: not children.is_alive(process))
+    assert {file.name for file in tmp_path.iterdir()} == {"keeper_1"}
+    assert keeper.taken(tmp_path / "keeper_1") is None
+
+
 def test_another_process_of_the_same_pid_is_not_taken_for_the_service(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        assert children.is_alive(Process(other.pid, children._started(other.pid)))
+        assert children.is_alive(Process(other.pid, pids.started(other.pid)))
         assert not children.is_alive(Process(other.pid, "earlier"))
         children.end(Process(other.pid, "earlier"), signal.SIGTERM)
         assert other.poll() is None

@@ -226,9 +226,9 @@ def test_serve_says_what_to_install(tmp_path, token_file, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "want submit, list, show"),
+        ((), "want submit, list, nodes, show"),
         (("frobnicate",), "frobnicate: want submit, list"),
-        (("list", "3"), "3: list takes no more words"),
+        (("list", "3"), "3: list and nodes take no more words"),
         (("show",), "want the number of one service"),
         (("show", "x"), "x: want the number of one service"),
         (("submit",), "want a task"),

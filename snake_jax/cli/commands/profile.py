@@ -12,6 +12,7 @@ _TEXT = """\
   snake-jax profile --model=vgg11 --train=block+ends --target=cpu --plot=vgg11.png
   snake-jax profile --model=vgg11 --algorithm=split --cut=conv2
   snake-jax profile --model=llama-3-8b --train=lora:128 --fits=tpu:v5e
+  snake-jax profile --algorithm=scct --model=llama-3-8b --small_model=roberta-base
 
 --model is a network for images (32x32x3, 10 classes), one of yours as MODULE:FUNCTION, a preset of
 a language model, or a folder with config.json; no weights are read or made. A row is a visit of
@@ -93,6 +94,13 @@ def _define_step(values: FlagValues) -> None:
         "max_length", None, "tokens in a row; empty: 512", lower_bound=8, flag_values=values
     )
     flags.DEFINE_bool("distill", False, "with a teacher", flag_values=values)
+    flags.DEFINE_float(
+        "dp_clip",
+        None,
+        "with a gradient for each example, as differential privacy has",
+        lower_bound=0.0,
+        flag_values=values,
+    )
     # How it is computed, which changes memory and time but not what is learned.
     flags.DEFINE_string(
         "mesh",
@@ -135,7 +143,19 @@ def _define_step(values: FlagValues) -> None:
 
 def _define_method(values: FlagValues) -> None:
     """The method, and where a model is cut."""
-    flags.DEFINE_enum("algorithm", "snake", names.ALGORITHMS, "the method", flag_values=values)
+    flags.DEFINE_enum(
+        "algorithm",
+        "snake",
+        (*names.ALGORITHMS, "scct"),
+        "the method; scct: memory and FLOPs of device, edge and cloud",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "small_model",
+        "roberta-base",
+        "of scct: the encoder before --model: bert-tiny to bert-large, roberta-base, roberta-large",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "nodes",
         None,
@@ -148,6 +168,12 @@ def _define_method(values: FlagValues) -> None:
         "cut",
         None,
         "split methods: the layers that stay at the node; empty: as in a run",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "cloud_cut",
+        None,
+        "split methods: the server's last layer, below the cloud's; empty: no cloud",
         flag_values=values,
     )
     flags.DEFINE_integer(

@@ -119,6 +119,18 @@ def _define_engine(values: FlagValues) -> None:
         lower_bound=0.5,
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "ray_without_tls",
+        False,
+        "engine=ray: join machines whose traffic others on their network could read and change",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray_pool",
+        "",
+        "engine=ray: the run's part in nodes that several runs share; snake-jax serve gives it",
+        flag_values=values,
+    )
     flags.DEFINE_float(
         "ray_stall_s",
         0.0,
@@ -153,6 +165,8 @@ def engine(values: FlagValues) -> "Choice":
         values.ray_deadline_s,
         values.ray_stall_s,
         values.visit_deadline_s,
+        pool=values.ray_pool,
+        without_tls=values.ray_without_tls,
     )
 
 

@@ -4,6 +4,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 from snake_jax import names
+from snake_jax.cli.commands import scct_train
 from snake_jax.cli.commands.command import Command
 
 _TEXT = """\
@@ -12,20 +13,29 @@ _TEXT = """\
   snake-jax scct --solve=scenario.json --solver=paper --splits=enumerate
   snake-jax scct --solve=scenario.json --solver=exact --splits=fixed:6
   snake-jax scct --figure=9 --scale=cpu --out=runs/scct
+  snake-jax scct --train=personal --model=FOLDER --tokenizer=FOLDER --workdir=runs/scct
+  snake-jax scct --train=personal --mechanisms=cloudo --workdir=runs/cloudo
 
 In SCCT each device computes the first layers of a small language model, an edge server the others,
 and the cloud a large one. --solve reads a scenario (what devices, channels and servers can do) and
 chooses where each device's model is split, once a round, and how many subcarriers and which share
 of the edge server each device has, in every sample of what an epoch may bring. It prints a table of
 seconds and how far the answer can be from the best there is, and writes the answer as JSON. Both
-files are described in docs/scct.md; nothing is trained. --random writes a scenario of N devices, K
+files are described in docs/scct.md; that trains nothing. --random writes a scenario of N devices, K
 subcarriers and Q samples, drawn by SEED. --figure repeats a figure of the paper: 6 the convergence
 of Algorithm 1, 7 that of Algorithm 2, 9 the latency of four mechanisms; or map, over devices' rates
-and common splits, of which mechanism is faster.
+and common splits, of which mechanism is faster. --train trains such a system on questions: the set
+`personal`, or a file in SQuAD's format; the same command goes on after a kill, and `snake-jax
+report` draws the folder.
 """
 
 
 def _define(values: FlagValues) -> None:
+    flags.DEFINE_string(
+        "train", "", "train on these questions: personal, or a JSON file", flag_values=values
+    )
+    flags.DEFINE_string("workdir", "", "of --train: the run's folder", flag_values=values)
+    scct_train.define(values)
     flags.DEFINE_string("solve", "", "the scenario to solve, a JSON file", flag_values=values)
     flags.DEFINE_list(
         "random",
@@ -58,7 +68,9 @@ def _define(values: FlagValues) -> None:
         "bound), descent (single moves), fixed:N (N layers at every device, as far as they fit)",
         flag_values=values,
     )
-    flags.DEFINE_integer("seed", 0, "of the search for split points", flag_values=values)
+    flags.DEFINE_integer(
+        "seed", 0, "of the search for split points, or of --train", flag_values=values
+    )
     flags.DEFINE_integer(
         "fresh",
         100,
@@ -90,5 +102,17 @@ SCCT = Command(
     text=_TEXT,
     define=_define,
     module="snake_jax.cli.scct",
-    newcomers=("solve", "random", "figure", "scale", "solver", "splits", "out"),
+    newcomers=(
+        "solve",
+        "random",
+        "figure",
+        "scale",
+        "solver",
+        "splits",
+        "out",
+        "train",
+        "model",
+        "arm",
+        "workdir",
+    ),
 )

@@ -45,6 +45,31 @@ def _define(values: FlagValues) -> None:
     flags.DEFINE_integer(
         "slots", 2, "services that run at a time", lower_bound=1, flag_values=values
     )
+    flags.DEFINE_integer(
+        "pool",
+        0,
+        "nodes that services share, as processes here; 0: each service plays its nodes itself",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray_address",
+        "",
+        "a Ray cluster whose nodes services share: those with the resources pool_node_0, ...",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray_resources",
+        "",
+        "what a service takes of each shared node, as GPU=0.25",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "ray_without_tls",
+        False,
+        "share machines whose traffic others on their network could read and change",
+        flag_values=values,
+    )
     flags.DEFINE_float(
         "turn_s",
         600.0,
@@ -89,6 +114,7 @@ SERVE = Command(
         "token_file",
         "data_folders",
         "slots",
+        "pool",
         "certfile",
         "keyfile",
     ),

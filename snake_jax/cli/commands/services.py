@@ -9,6 +9,7 @@ _TEXT = """\
   snake-jax services submit classify dataset=digits algorithm=snake nodes=4 cycles=2
   snake-jax services submit REQUEST.json     as the API takes it: with requirements and limits
   snake-jax services list
+  snake-jax services nodes                   the nodes that services share, and who has them
   snake-jax services show 3                  its state, events and last line of metrics
   snake-jax services logs 3 [--follow]       what its process printed; lines of metrics as they come
   snake-jax services cancel 3
@@ -56,5 +57,5 @@ SERVICES = Command(
     define=_define,
     module="snake_jax.cli.services",
     newcomers=("url", "token_file", "cafile", "output", "follow", "name", "owner"),
-    wants_paths="submit|list|show|logs|cancel|fetch|remove ...",
+    wants_paths="submit|list|nodes|show|logs|cancel|fetch|remove ...",
 )

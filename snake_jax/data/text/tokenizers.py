@@ -22,10 +22,10 @@ from snake_jax.errors import UserError
 
 _BYTES = 256
 # Names in old and new models; the first that is there.
-_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
+_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "[CLS]")
 # OPT opens a text with </s>, though its vocabulary has others too.
 _BOS_OF_OPT = ("</s>", "<|endoftext|>")
-_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]")
 _WANTED = (
     "tokenizer_config.json, tokenizer.json, vocab.json with merges.txt, tokenizer.model or "
     "tok*.bin (llama2.c)"
@@ -183,7 +183,11 @@ def _from_transformers(path: Path, read: Path, template_date: str) -> Tokenizer:
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = _one_line(error).replace(str(read), str(path))
         raise UserError(f"--tokenizer={path}: transformers cannot load it: {reason}") from None
-    if loaded.eos_token_id is None:
+    # An encoder's texts begin with its token for classes and end with its separator.
+    bos_id, eos_id = loaded.bos_token_id, loaded.eos_token_id
+    if eos_id is None and loaded.cls_token_id is not None:
+        bos_id, eos_id = loaded.cls_token_id, loaded.sep_token_id
+    if eos_id is None:
         raise UserError(f"--tokenizer={path}: names no eos_token; add one to tokenizer_config.json")
 
     # What the library calls special, and what it names as begin, end and the like.
@@ -209,14 +213,14 @@ def _from_transformers(path: Path, read: Path, template_date: str) -> Tokenizer:
         _module("jinja2", path)
     pad_id = loaded.pad_token_id
     if pad_id is None:
-        pad_id = loaded.eos_token_id
+        pad_id = eos_id
     return Tokenizer(
         name="",
         encode_spans=encode_spans,
         decode=decode,
         vocab_size=1 + max(loaded.get_vocab().values()),
-        bos_id=loaded.bos_token_id,
-        eos_id=loaded.eos_token_id,
+        bos_id=bos_id,
+        eos_id=eos_id,
         pad_id=pad_id,
         special=special,
         chat_template=read_chat_template(loaded, str(path), template_date),
@@ -252,7 +256,7 @@ def _with_special_ids(loaded: Any, path: Path, read: Path, bos_names: Sequence[s
     if (read / "config.json").exists():
         config = _json(path, read / "config.json")
     ids: dict[str, int | None] = {}
-    for field, names in (("bos", bos_names), ("eos", _EOS), ("pad", ("<pad>", "<|pad|>"))):
+    for field, names in (("bos", bos_names), ("eos", _EOS), ("pad", ("<pad>", "<|pad|>", "[PAD]"))):
         given = config.get(f"{field}_token_id")
         if isinstance(given, list):
             given = given[0]
