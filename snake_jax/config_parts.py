@@ -65,6 +65,20 @@ class NodeConfig:
         low=0,
     )
 
+    # Who takes a visit, beside `assign`.
+    rates: str = option(
+        "declared",
+        "assign is made from what nodes are stated to compute, or anew before each cycle from what "
+        "they were measured to",
+        choices=("declared", "measured"),
+    )
+    stand_in: str = option(
+        "next",
+        "who takes over: the next node in turn, or the one whose visit is soonest done by the "
+        "clock's figures (compute and link)",
+        choices=("next", "soonest"),
+    )
+
     # Who is admitted.
     min_examples: int = option(0, "admit nodes that hold so many examples", low=0)
     min_flops_per_s: float = option(

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from snake_jax.algorithms import schedule
 from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
@@ -145,11 +146,8 @@ def _moved(plan: Plan, there: Sequence[int], visit: Visit) -> Round:
     """
     if not there:
         return ()
-    count = plan.config.nodes
-    able = plan.able.get(visit.layers, range(count))
-    for offset in range(1, count + 1):
-        node = (visit.node + offset) % count
-        if node in there and node in able:
+    for node in schedule.candidates(plan, visit):
+        if node in there:
             return (visit._replace(node=node),)
     raise UserError(
         f"visit {visit.turn} (layers {', '.join(visit.layers)}): none of the nodes that are there "

@@ -103,6 +103,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tidal",
         "assign",
         "assign_objective",
+        "rates",
+        "stand_in",
         "max_update_norm",
         "min_examples",
         "min_flops_per_s",

@@ -337,7 +337,9 @@ class LocalEngine:
         if program not in self._programs:
             started = time.perf_counter()
             jitted = self._jitted(program)
+            self._begun = self._begun._replace(compiling=True)
             compiled = jitted.lower(*args).compile()
+            self._begun = self._begun._replace(compiling=False)
             # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays
             # that have their place, because their layout is not described as the one that it was
             # compiled for.
