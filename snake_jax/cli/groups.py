@@ -41,6 +41,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "adapter_width",
         "head",
         "max_answer",
+        "answer_end",
         "adapter",
         "width",
         "norm",
