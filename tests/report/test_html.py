@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from snake_jax.runs import front
 from tests.launches import Launcher
 from tests.page_runs import LAYERS, NASTY, line, write_runs
 from tests.run_folders import lines_of, write_language_fedavg, write_language_snake, write_run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
