@@ -139,8 +139,8 @@ def _define_engine(values: FlagValues) -> None:
     flags.DEFINE_float(
         "ray_stall_s",
         0.0,
-        "engine=ray: seconds without a further step after which a node that works is lost; more "
-        "than an epoch of images, or a program's compilation, takes; 0: never",
+        "engine=ray: seconds without a further step after which a node that works, and does not "
+        "compile, is lost; more than an epoch of images takes; 0: never",
         lower_bound=0.0,
         flag_values=values,
     )
