@@ -290,28 +290,19 @@ def layer_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *blocks, "head")
 
 
-def check_trainable(model: LanguageModel, mesh: str = "") -> None:
+def check_trainable(model: LanguageModel) -> None:
     """Refuses a model that computes what a training step does not yet.
 
     Args:
       model: to be trained.
-      mesh: the flag; empty: one device.
 
     Raises:
       UserError: it would be trained as another model.
     """
-    architecture = model.architecture
-    reason = ""
-    if architecture.alternates:
-        reason = "its blocks alternate, and a step does not tell a block its place"
-    elif architecture.logit_cap is not None:
-        reason = "its logits are capped, and the loss does not cap them"
-    elif mesh and (architecture.sliding_window or architecture.score_cap):
-        reason = "attention on a mesh knows no windows and no caps"
-    if reason:
+    if model.architecture.logit_cap is not None:
         raise UserError(
-            f"--model={model.name} ({architecture.family}): {reason}; it can be read, saved and "
-            f"generated with, not trained yet"
+            f"--model={model.name} ({model.architecture.family}): its logits are capped, and the "
+            f"loss does not cap them; it can be read, saved and generated with, not trained yet"
         )
 
 

@@ -136,7 +136,7 @@ def _text_defaults(
     Raises:
       UserError: rows that are longer than the model has positions, or a model that is not trained.
     """
-    check_trainable(model, settings.get("mesh", ""))
+    check_trainable(model)
     # A run's default may be more than a small model has positions.
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:

@@ -20,7 +20,7 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
         raise UserError(
             f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
         )
-    check_trainable(model, config.mesh)
+    check_trainable(model)
     # A mesh divides rows and heads, so both must be divisible.
     architecture = model.architecture
     sharding.check_mesh(

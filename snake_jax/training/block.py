@@ -43,8 +43,9 @@ class SharedBlock(NamedTuple):
 
     Attributes:
       thaw: stored weights of one block to those computed with, a base or an own part alike.
-      apply: `(base, own, values, context, key) -> values`: thawed weights, `[B, T, D]`, what every
-        block reads besides (positions, segments), and a key or None.
+      apply: `(base, own, values, context, key, place) -> values`: thawed weights, `[B, T, D]`, what
+        every block reads besides (positions, segments), a key or None, and which block of the model
+        it is.
       blocks: N, how many there are.
       offset: which block of the model is the first of these, where the model is cut: keys and the
         base go by a block's number in the model, all else by its number among the N.
@@ -52,7 +53,7 @@ class SharedBlock(NamedTuple):
     """
 
     thaw: Callable[[PyTree], PyTree]
-    apply: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array | None], jax.Array]
+    apply: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array | None, jax.Array], jax.Array]
     blocks: int
     take: Callable[[PyTree, jax.Array], PyTree] = at
     offset: int = 0
@@ -101,9 +102,10 @@ def forward_block(
     block: SharedBlock, read: Read, i: jax.Array, own: PyTree, x: jax.Array
 ) -> jax.Array:
     """Block i with this stored own part: `[B, T, D]` to `[B, T, D]`."""
-    base = block.thaw(block.take(read.frozen.base, i + block.offset))
+    place = i + block.offset
+    base = block.thaw(block.take(read.frozen.base, place))
     thawed_own = block.thaw(own)
-    return block.apply(base, thawed_own, x, read.context, _block_key(block, read, i))
+    return block.apply(base, thawed_own, x, read.context, _block_key(block, read, i), place)
 
 
 def _linearise(
@@ -124,14 +126,15 @@ def _linearise(
     # Thawed outside of what is differentiated: so they are objects that can be told among the
     # pullback's leaves, see the head of the file.
     key = _block_key(block, read, i)
-    thawed_base = block.thaw(block.take(read.frozen.base, i + block.offset))
+    place = i + block.offset
+    thawed_base = block.thaw(block.take(read.frozen.base, place))
     thawed_own = block.thaw(own)
 
     def of_own_and_input(own: PyTree, x: jax.Array) -> jax.Array:
-        return block.apply(thawed_base, own, x, read.context, key)
+        return block.apply(thawed_base, own, x, read.context, key, place)
 
     def of_input(x: jax.Array) -> jax.Array:
-        return block.apply(thawed_base, thawed_own, x, read.context, key)
+        return block.apply(thawed_base, thawed_own, x, read.context, key, place)
 
     if trains:
         output, pullback = jax.vjp(of_own_and_input, thawed_own, x)

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from snake_jax.errors import UserError
 from snake_jax.kernels.dequantize import is_quantized
 from snake_jax.kernels.distill_xent import Xent, linear_xent
-from snake_jax.models.attention import Attend, attend_causally
+from snake_jax.models.attention import Attend, Scores, attend_causally
 from snake_jax.params import PyTree
 from snake_jax.training.placement import (
     AXES,
@@ -270,25 +270,35 @@ def attend(mesh: Mesh | None, segments: jax.Array | None) -> Attend:
     if mesh is None:
         return attend_causally(segments)
 
-    def local(
-        query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None
-    ) -> jax.Array:
-        return attend_causally(segments)(query, key, value)[0]
-
     # `[B, T, N, H]`: rows over `fsdp`, heads over `tensor`; `[B, T]` segments: rows.
     of_heads, of_rows = PartitionSpec(FSDP, None, TENSOR), PartitionSpec(FSDP)
-    attended = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(of_heads, of_heads, of_heads, of_rows),
-        out_specs=of_heads,
-        check_vma=False,
-    )
 
     def attend_on_mesh(
-        query: jax.Array, key: jax.Array, value: jax.Array
+        query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores | None = None
     ) -> tuple[jax.Array, None]:
-        return attended(query, key, value, segments), None
+        given: tuple[Any, ...] = (query, key, value, segments)
+        places: tuple[Any, ...] = (of_heads, of_heads, of_heads, of_rows)
+        cap = None
+        if scores is not None:
+            # A window may be an array, which every device has whole.
+            cap = scores.cap
+            if scores.window is not None:
+                given = (*given, jnp.int32(scores.window))
+                places = (*places, PartitionSpec())
+
+        def local(
+            query: jax.Array,
+            key: jax.Array,
+            value: jax.Array,
+            segments: jax.Array | None,
+            window: jax.Array | None = None,
+        ) -> jax.Array:
+            return attend_causally(segments)(query, key, value, Scores(window, cap))[0]
+
+        attended = jax.shard_map(
+            local, mesh=mesh, in_specs=places, out_specs=of_heads, check_vma=False
+        )
+        return attended(*given), None
 
     return attend_on_mesh
 

@@ -95,7 +95,12 @@ class LanguageStep(NamedTuple):
         """What the blocks have in common."""
 
         def apply(
-            base: PyTree, own: PyTree, values: jax.Array, context: PyTree, key: jax.Array | None
+            base: PyTree,
+            own: PyTree,
+            values: jax.Array,
+            context: PyTree,
+            key: jax.Array | None,
+            place: jax.Array,
         ) -> jax.Array:
             # With adapters the base is the block, without them it is the own part.
             weights, adapters = own, {}
@@ -103,7 +108,7 @@ class LanguageStep(NamedTuple):
                 weights, adapters = base, _scaled(own, self.adapter_scale)
             hidden = Hidden(sharding.shard_rows(self.mesh, values), *context)
             attention = attend(self.mesh, hidden.segments)
-            new, _ = self.model.attend_block(weights, adapters, hidden, attention, key)
+            new, _ = self.model.attend_block(weights, adapters, hidden, attention, key, place)
             return sharding.shard_rows(self.mesh, new.values)
 
         take = of_stack if self.fused else stack.at

@@ -16,7 +16,7 @@ N, D, F = 5, 8, 12
 CONTEXT = jnp.arange(3.0)  # something that blocks read and nothing trains
 
 
-def apply(base, own, x, context, key):
+def apply(base, own, x, context, key, place):
     """A block with a base, an own part, what all read, and dropout; nothing of it is linear in the
     weights.
     """
@@ -63,7 +63,7 @@ def unrolled(trained, x, owns, bases, first, key):
             else thaw(own)
         )
         block_key = None if key is None else jax.random.fold_in(key, i)
-        x = apply(bases[i] if bases else {}, mine, x, CONTEXT, block_key)
+        x = apply(bases[i] if bases else {}, mine, x, CONTEXT, block_key, i)
     return x
 
 
@@ -166,13 +166,13 @@ def _backward_products(first, input_gradient):
     """
     counted = []
 
-    def counting(base, own, x, context, key):
+    def counting(base, own, x, context, key, place):
         @jax.custom_vjp
         def count(x):
             return x
 
         count.defvjp(lambda x: (x, None), lambda _, g: (_note(g, counted),))
-        return apply(base, own, count(x), context, key)
+        return apply(base, own, count(x), context, key, place)
 
     trained, frozen, *_ = parts(first, 1, False)
     block = stack.SharedBlock(thaw, counting, N)

@@ -1,10 +1,13 @@
 """Steps of the families beyond Llama and OPT: those of the whole model's gradient."""
 
 import jax
+import numpy as np
 import pytest
 
 from snake_jax.models import families
+from snake_jax.models.attention import Scores
 from snake_jax.models.language import build
+from snake_jax.training import sharding
 from tests.models.make_golden import VARIANTS
 from tests.training import test_text_step as steps
 
@@ -15,6 +18,8 @@ CONFIGS = {
     "qwen3": VARIANTS["qwen3"],
     "phi3": VARIANTS["phi3"] | {"sliding_window": 3},
     "gpt2": VARIANTS["gpt2"] | {"n_layer": 3},
+    "qwen2": VARIANTS["qwen2"] | {"sliding_window": 3},
+    "gemma3": VARIANTS["gemma3"] | {"sliding_window": 3, "final_logit_softcapping": None},
 }
 for variant, settings in CONFIGS.items():
     steps.MODELS[variant] = build(families.read(settings))
@@ -22,7 +27,13 @@ for variant, settings in CONFIGS.items():
 
 @pytest.mark.parametrize(
     ("name", "ends", "packed"),
-    [("qwen3", (), True), ("phi3", ("head",), False), ("gpt2", ("embed", "head"), True)],
+    [
+        ("qwen3", (), True),
+        ("phi3", ("head",), False),
+        ("gpt2", ("embed", "head"), True),
+        ("qwen2", (), False),
+        ("gemma3", ("embed", "head"), True),
+    ],
 )
 def test_a_step_is_that_of_the_whole_models_gradient(name, ends, packed):
     trainable, frozen = steps.parted(name, 1, ends=ends)
@@ -35,7 +46,7 @@ def test_a_step_is_that_of_the_whole_models_gradient(name, ends, packed):
     steps.close(new, expected)
 
 
-@pytest.mark.parametrize("name", ["phi3", "gpt2"])
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "gemma3"])
 def test_adapters_of_matrices_that_are_several_in_one_train(name):
     trainable, frozen = steps.parted(name, 1, adapted=True)
     batch, every = steps.rows(), steps.adapters(name)
@@ -48,3 +59,19 @@ def test_adapters_of_matrices_that_are_several_in_one_train(name):
     gradient = steps.grad(loss)(every[1])
     expected = jax.tree.map(lambda w, g: w - steps.RATE * g, every[1], gradient)
     steps.close(new["block_0"], expected)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_on_a_mesh_has_the_window_and_the_cap(window):
+    mesh = sharding.make_mesh("fsdp:1")
+    keys = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (jax.random.normal(one, (2, 7, 4, 8)) for one in keys)
+    segments = steps.rows(packed=True).segments[0]
+    scores = Scores(window, 0.5)
+    whole, _ = sharding.attend(None, segments)(query, key, value, scores)
+    on_mesh, _ = jax.jit(lambda *given: sharding.attend(mesh, segments)(*given, scores))(
+        query, key, value
+    )
+    np.testing.assert_allclose(on_mesh, whole, rtol=1e-5, atol=1e-6)
+    plain, _ = sharding.attend(None, segments)(query, key, value)
+    assert not np.allclose(on_mesh, plain, atol=1e-2)
