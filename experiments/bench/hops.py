@@ -11,8 +11,12 @@ lost, and how soon another one has done the first step in its place, is measured
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +24,7 @@ import numpy as np
 
 from experiments.bench.rows import LOWER, Measured, Request, Row, importable, measured
 from snake_jax.algorithms.visits import Lost, Outcome, Visit
+from snake_jax.cli import certificates
 from snake_jax.engines.choice import Choice, around
 from snake_jax.engines.contract import Held, Holdings
 from snake_jax.errors import UserError
@@ -36,6 +41,13 @@ DEADLINE_S = 4.0
 HOP_S, DEATH_S, HANG_S, STEP_S = 0.25, 0.1, 5.0, 2.0
 """Goals: a hop of 40 MB, a death seen, a hang seen, the first step of a take-over."""
 PREPARED_S = 600.0
+_START = """
+import logging, ray, time
+started = time.perf_counter()
+ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+ray.get(ray.remote(num_cpus=0)(lambda: 0).remote())
+print(time.perf_counter() - started)
+"""
 
 
 class Sizes(NamedTuple):
@@ -95,6 +107,7 @@ def run(request: Request) -> Measured:
                 rows += _hops(megabytes, mode, sizes.repeats)
         request.say("start and losses")
         rows += _ends(cluster_s, sizes.losses)
+        rows += _clusters(sizes.losses)
         request.say("take-overs")
         rows += _takeovers(*sizes.takeover, sizes.losses)
     note = (
@@ -192,6 +205,29 @@ def _ends(cluster_s: float, losses: int) -> list[Row]:
         *_seen(table, "killed", name, seen[signal.SIGKILL], DEATH_S),
         *_seen(table, "stopped", name, seen[signal.SIGSTOP], HANG_S),
     ]
+
+
+def _clusters(repeats: int) -> list[Row]:
+    """What a cluster takes to start in a process of its own: in the clear, and over TLS."""
+    found = list[Row]()
+    with tempfile.TemporaryDirectory() as folder:
+        host = importlib.import_module("ray").util.get_node_ip_address()
+        certificates.make(Path(folder), [host], days=1)
+        own = Path(folder) / host
+        over_tls = {
+            "RAY_USE_TLS": "1",
+            "RAY_TLS_CA_CERT": os.fspath(Path(folder) / certificates.CA),
+            "RAY_TLS_SERVER_CERT": os.fspath(own / certificates.CERTIFICATE),
+            "RAY_TLS_SERVER_KEY": os.fspath(own / certificates.KEY),
+        }
+        for subject, variables in (("alone, in the clear", {}), ("alone, over TLS", over_tls)):
+            command = [sys.executable, "-c", _START]
+            starts = []
+            for _ in range(repeats):
+                said = subprocess.check_output(command, env={**os.environ, **variables}, text=True)
+                starts.append(float(said))
+            found.append(measured("Start of a cluster", subject, "start", starts, "s"))
+    return found
 
 
 def _takeovers(model: str, width: float, losses: int) -> list[Row]:

@@ -18,7 +18,7 @@ def of_epoch(
       key: of all visits of the run.
       visits: of one program; where `lead` has more places, the others' keys are not used.
       epoch: its number.
-      lead: see `local.Program`.
+      lead: see `programs.Program`.
     """
     turns, nodes = (np.zeros(math.prod(lead), np.uint32) for _ in range(2))
     for place, visit in enumerate(visits):

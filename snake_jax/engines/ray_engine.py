@@ -36,7 +36,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
-from snake_jax.engines.ray_node import Begun, Build, Facts, Key, Node, Task
+from snake_jax.engines.ray_node import Beat, Begun, Build, Facts, Key, Node, Task
 from snake_jax.engines.ray_values import Exchange, Values
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree
@@ -127,7 +127,6 @@ class RayEngine:
 
     def _placed(self, number: int) -> dict[str, Any]:
         """Ray's options for the actor of that number: what it takes, and so where it may be."""
-        del number
         return self._options
 
     def _prepare(self, worker: _Worker) -> None:
@@ -143,15 +142,12 @@ class RayEngine:
             mine = tuple(visit for visit in visits if visit.node in worker.nodes)
             if mine:
                 own.append(mine)
-            elif len(visits) == 1 and self._next_to(visits[0]) in worker.nodes:
+            elif len(visits) == 1 and (visits[0].node + 1) % self._node_count in worker.nodes:
+                # Who takes a visit over is the next node as a rule.
                 others.append(visits)
         worker.actor.expect.remote(own, like, shared)
         ahead = worker.actor.prepare.options(concurrency_group="ahead")
         worker.prepared = ahead.remote(others, like, shared)
-
-    def _next_to(self, visit: Visit) -> int:
-        """Who takes a visit over as a rule, should its node be lost: the next one."""
-        return (visit.node + 1) % self._node_count
 
     def are_prepared(self) -> bool:
         """Whether all processes have compiled what they may have to take over."""
@@ -202,9 +198,10 @@ class RayEngine:
     def _heard(self, worker: _Worker, beat: "ray.ObjectRef", now_s: float) -> None:
         """Notes how far an actor has come, and drops one that does not get on or is too slow."""
         with contextlib.suppress(ray.exceptions.RayActorError):
-            told: Progress | None = ray.get(beat)
-            before, worker.progress = worker.progress, told
-            if _place(told) != _place(before):
+            answer: Beat = ray.get(beat)
+            told, before = answer.progress, worker.progress
+            worker.progress = told
+            if answer.compiling or _place(told) != _place(before):
                 worker.moved_s = now_s
             why = why_given_up(told, now_s - worker.moved_s, self._limits)
             if why:

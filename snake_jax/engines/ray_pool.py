@@ -58,6 +58,7 @@ class PooledEngine(RayEngine):
         self._pool_nodes: dict[int, int] = {}
         self._leased: dict[int, Visit] = {}
         self._waiting: list[_Waiting] = []
+        self._taken = choice.resources
         self._named, self._told = Holdings({}), Holdings({})
         there = sum(1 for node in leases.nodes_of(self._table) if node.alive)
         super().__init__(
@@ -72,6 +73,11 @@ class PooledEngine(RayEngine):
             raise UserError(
                 f"--ray_pool={self._share.file}: the cluster has no nodes of a pool, which are the "
                 f"resources {RESOURCE}0, {RESOURCE}1, ...; start them with `ray start --resources`"
+            )
+        if offered.get("GPU") and not self._taken:
+            raise UserError(
+                "--ray_resources: say what share of a node's accelerator a service takes, as "
+                "GPU=0.25: others have their processes there too"
             )
         node = there[(number + self._share.service) % len(there)]
         self._pool_nodes[number] = node

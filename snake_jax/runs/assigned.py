@@ -36,6 +36,7 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
     """
     config = job.config
     asked = config.assign != "serpentine" or bool(config.node_file)
+    asked = asked or config.stand_in == "soonest"
     if not asked or "assign" not in job.algorithm.flags:
         return {}, {}
 
@@ -44,8 +45,9 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
     problem, model_bytes = _problem(job, groups, steps, cost)
     able = {}
     for index, layers in enumerate(groups):
-        holds = np.flatnonzero(problem.bytes[index] <= problem.memory_bytes)
-        able[layers] = tuple(holds.tolist())
+        soonest_first = np.argsort(problem.seconds[index], kind="stable")
+        holds = problem.bytes[index] <= problem.memory_bytes
+        able[layers] = tuple(node for node in soonest_first.tolist() if holds[node])
 
     # Nodes that take turns need no assignment, but each must hold what comes to it.
     if config.assign == "serpentine":

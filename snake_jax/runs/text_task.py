@@ -23,7 +23,7 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import Engine, Scores
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import settings_of
 from snake_jax.engines.local import LocalEngine
 from snake_jax.errors import UserError
 from snake_jax.models import lora
@@ -221,16 +221,7 @@ def make_engine(setup: TextSetup) -> LocalEngine:
     config = setup.config
     data = setup.data
     step = make_step(setup.job)._replace(mesh=sharding.make_mesh(config.mesh))
-    settings = VisitSettings(
-        config.local_epochs,
-        config.batch_size,
-        config.frozen_dtype,
-        config.early_stop,
-        config.seed,
-        config.carry_optimizer_state,
-        config.accumulate,
-        config.cache_prefix,
-    )
+    settings = settings_of(config)
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from snake_jax.report.events import read_events
+
 Record = dict[str, Any]
 
 _CHUNK_BYTES = 1 << 20
@@ -136,13 +138,10 @@ def nodes_of(run: Path) -> list[Node]:
 
 
 def events_of(run: Path) -> list[RunEvent]:
-    """What happened to the nodes of a run, as its events.jsonl tells; nothing where there is none.
-
-    A line has more fields than these, and those that concern no visit or no node have null there.
-    """
+    """What happened to the nodes of a run, in order; nothing where it tells of none."""
     found = []
-    for record in records_of(run / "events.jsonl"):
-        found.append(RunEvent(**{name: record[name] for name in RunEvent._fields}))
+    for row in read_events(run):
+        found.append(RunEvent(**{name: row[name] for name in RunEvent._fields}))
     return found
 
 

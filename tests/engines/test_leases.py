@@ -163,3 +163,40 @@ def test_a_share_is_read_as_it_was_written(tmp_path):
         with pytest.raises(UserError, match="snake-jax serve writes it") as error:
             leases.read_share(str(tmp_path / name))
         assert "\n" not in str(error.value)
+
+
+def placed(monkeypatch, offered, service=3, taken=None):
+    """Where the first three actors of a service are, on a cluster that offers this."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
+    from snake_jax.engines.ray_pool import PooledEngine
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: offered)
+    engine = PooledEngine.__new__(PooledEngine)
+    engine._share = Share("leases.sqlite", service, "ann", 1)
+    engine._taken, engine._pool_nodes = taken or {}, {}
+    engine._options = {"num_gpus": 0.25, "resources": {"arm": 1.0}}
+    return [engine._placed(number) for number in range(3)]
+
+
+def test_actors_are_on_nodes_in_turn_and_services_begin_at_unlike_ones(monkeypatch):
+    offered = {"CPU": 8.0, "pool_node_0": 1.0, "pool_node_1": 1.0, "pool_node_4": 1.0}
+    options = placed(monkeypatch, offered)
+    assert [set(one["resources"]) for one in options] == [
+        {"arm", "pool_node_0"},
+        {"arm", "pool_node_1"},
+        {"arm", "pool_node_4"},
+    ]
+    assert options[0]["num_gpus"] == 0.25
+    # A thousand services have room at a node.
+    assert options[0]["resources"]["pool_node_0"] <= 0.001
+    (first, *_) = placed(monkeypatch, offered, service=4)
+    assert "pool_node_1" in first["resources"]
+
+
+def test_a_cluster_without_shared_nodes_or_with_undivided_accelerators_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="pool_node_0, pool_node_1"):
+        placed(monkeypatch, {"CPU": 8.0})
+    offered = {"GPU": 4.0, "pool_node_0": 1.0}
+    with pytest.raises(UserError, match="a service takes, as GPU"):
+        placed(monkeypatch, offered)
+    assert len(placed(monkeypatch, offered, taken={"GPU": 0.25})) == 3

@@ -51,7 +51,7 @@ def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
     write_images(data / "images.npz")
     np.savez(data / "wrong.npz", x=np.zeros(3))
     flags = (f"--data_folders={data}", "--slots=3", "--pool=4", "--grace_s=2")
-    good = SMALL | {"dataset": "npz:images.npz", "local_epochs": 20}
+    good = SMALL | {"dataset": "npz:images.npz", "local_epochs": 20, "nodes": 2}
     endless = {"cycles": 5000, "lr_decay": 1.0, "seed": 1, "algorithm": "fedavg"}
     pids = {}
     try:
