@@ -83,6 +83,13 @@ def test_splitfed_of_one_node_is_split_learning():
     assert same_bits(federated[-1].state.params, split[-1].state.params)
 
 
+def test_splitfed_averages_as_federated_averaging_does():
+    """Of all parts, with nothing clipped: FedAvg clips a norm over all layers."""
+    *_, whole = run(algorithm="fedavg", **FULL)
+    *_, parts = run(algorithm="splitfed", **FULL, cut="block_00")
+    assert close(parts[-1].state.params, whole[-1].state.params)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "how"), [("split", THREE), ("random_walking_snakes", {"snake_length": 2})]
 )
