@@ -265,8 +265,7 @@ class RayEngine:
                     "--engine=ray: the processes of all nodes have ended, the last of them "
                     f"{RESTARTS} times anew; see Ray's logs"
                 )
-            why = f"its process ended {RESTARTS + 1} times; it stays away"
-            self._lost.append(Lost(order.visit, why))
+            self._lost.append(Lost(order.visit, f"its process ended {RESTARTS + 1} times"))
             return
         task, worker.held = self._values.task(order, worker.held)
         returns = self._values.returns(order)
