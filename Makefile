@@ -22,7 +22,10 @@ demo-llm: $(VENV)/run.stamp  ## the same with a tiny Llama on the text of Python
 	rm -rf $(RUNS)-llm
 	$(BIN)/snake-jax finetune --preset=demo_llm_snake --workdir=$(RUNS)-llm/snake
 	$(BIN)/snake-jax finetune --preset=demo_llm_fedavg --workdir=$(RUNS)-llm/fedavg
-	$(BIN)/snake-jax compare $(RUNS)-llm/snake $(RUNS)-llm/fedavg --output=$(RUNS)-llm
+	$(BIN)/snake-jax finetune --preset=demo_llm_split --workdir=$(RUNS)-llm/split
+	$(BIN)/snake-jax finetune --preset=demo_llm_splitfed --workdir=$(RUNS)-llm/splitfed
+	$(BIN)/snake-jax compare $(RUNS)-llm/snake $(RUNS)-llm/fedavg $(RUNS)-llm/split \
+	    $(RUNS)-llm/splitfed --output=$(RUNS)-llm
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest

@@ -39,7 +39,6 @@ from snake_jax.runs.state import Report
 SIZES: dict[str, Any] = {"model": "mlp", "width": 0.25, "nodes": 3, "cycles": 2, "batch_size": 8}
 TURN = 1
 """The visit that a fault strikes."""
-LOST = {"interrupt": f"{TURN}@0", "interruption": "lost"}
 ACTORS = 2
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -54,7 +53,7 @@ class Case(NamedTuple):
       idle: whether it is sent while the node waits for its turn.
       config: flags of the run.
       limits: of the engine, by the names of `Choice`.
-      replay: flags of the run that must end with the same bits.
+      replay: flags, beside those of what was lost, of the run that must end with the same bits.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Case(NamedTuple):
     idle: bool = False
     config: Mapping[str, Any] = _NONE
     limits: Mapping[str, float] = _NONE
-    replay: Mapping[str, Any] = MappingProxyType(LOST)
+    replay: Mapping[str, Any] = _NONE
 
 
 # An epoch is one call of a program, so many short ones are long enough to strike.
@@ -76,7 +75,7 @@ CASES = (
     Case("SIGKILL while idle", strike=signal.SIGKILL, idle=True),
     Case("SIGSTOP while training", "", signal.SIGSTOP, False, _LONG, {"deadline_s": 3.0}),
     Case("stalls and beats", "stall", limits={"stall_s": 3.0}),
-    Case("over its deadline", "stall", limits={"visit_deadline_s": 3.0}),
+    Case("over its deadline", "stall", limits={"visit_deadline_s": 8.0}),
     Case("numbers that are none", "nan"),
     Case("wrong shape", "shape"),
     Case("wrong checksum", "checksum"),
@@ -180,24 +179,45 @@ def same_bits(ours: Sequence[Report], theirs: Sequence[Report]) -> bool:
     return here.failures == there.failures and here.moves == there.moves
 
 
+def _replay_of(reports: Sequence[Report]) -> dict[str, Any]:
+    """Flags that lose the visits that a run lost; none where it lost none.
+
+    A stand-in that is lost too has no flag.
+    """
+    struck = []
+    for report in reports:
+        for lost in report.lost:
+            if not lost.visit.event:
+                struck.append(f"{lost.visit.turn}@0")
+    return {"interrupt": ",".join(struck), "interruption": "lost"} if struck else {}
+
+
 def carried_out(case: Case, base: ImageConfig, choice: Choice) -> Seen:
     """One case: the run with the fault, and its replay."""
     config = dataclasses.replace(base, **case.config)
-    limits = choice._replace(**{"deadline_s": 60.0, **case.limits})
+    limits = choice._replace(
+        deadline_s=case.limits.get("deadline_s", 60.0),
+        stall_s=case.limits.get("stall_s", 0.0),
+        visit_deadline_s=case.limits.get("visit_deadline_s", 0.0),
+    )
     struck: list[_Struck] = []
 
     def wrap(engine: Engine) -> Engine:
         struck.append(_Struck(engine, case))
-        return struck[0]  # type: ignore[return-value]
+        return struck[0]
 
     with _asked(f"{case.fault}@{TURN}" if case.fault else ""):
         reports = trained(config, limits, wrap)
-    replayed = trained(dataclasses.replace(config, **case.replay), HERE)
+
+    # On a busy machine more may be lost than was struck: what is replayed is what happened.
+    replay = {**case.replay, **_replay_of(reports)}
+    replayed = trained(dataclasses.replace(config, **replay), HERE)
 
     # Times are those of the run's own events.
     events = [event for report in reports for event in report.events]
-    lost = [event for event in events if event.event == "lost"]
-    taken = [event for event in events if event.event == "taken over"]
+    mine = [event for event in events if event.visit == TURN]
+    lost = [event for event in mine if event.event == "lost"]
+    taken = [event for event in mine if event.event == "taken over"]
     equal = same_bits(reports, replayed)
     if not lost:
         moved = [f"node {e.node} {e.event}" for e in events if e.event in ("left", "joined")]

@@ -153,12 +153,6 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     server_tau: float = option(
         1e-3, "fedavg: adaptive server optimizers add it to the root of v", above=0
     )
-    full_rounds: int = option(
-        1, "fedpart: rounds of a cycle, its first, in which everything trains", low=0
-    )
-    rounds_per_layer: int = option(
-        2, "fedpart: rounds of a cycle in which a layer trains alone", low=1
-    )
     proximal: float = option(
         0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
     )

@@ -36,6 +36,14 @@ class MethodConfig:
         high=0.5,
     )
 
+    full_rounds: int = option(
+        1, "fedpart: rounds of a cycle, its first, in which everything trains", low=0
+    )
+    rounds_per_layer: int = option(
+        2,
+        "fedpart: rounds of a cycle in which a layer trains alone; progressive: rounds of a stage",
+        low=1,
+    )
     snakes: int = option(
         1, "snake: so many train disjoint parts of the layers at the same time", low=1
     )
@@ -57,20 +65,34 @@ class NodeConfig:
         low=0,
     )
 
+    # Who takes a visit, beside `assign`.
+    rates: str = option(
+        "declared",
+        "assign is made from what nodes are stated to compute, or anew before each cycle from what "
+        "they were measured to",
+        choices=("declared", "measured"),
+    )
+    stand_in: str = option(
+        "next",
+        "who takes over: the next node in turn, or the one whose visit is soonest done by the "
+        "clock's figures (compute and link)",
+        choices=("next", "soonest"),
+    )
+
     # Who is admitted.
     min_examples: int = option(0, "admit nodes that hold so many examples", low=0)
     min_flops_per_s: float = option(
-        0.0, "admit nodes that compute so fast, as --node_file says", low=0
+        0.0, "admit nodes that compute so fast, as node_file says", low=0
     )
     min_memory_bytes: float = option(
-        0.0, "admit nodes with so much memory, as --node_file says", low=0
+        0.0, "admit nodes with so much memory, as node_file says", low=0
     )
     share_labels: bool = option(
         False, "nodes consent to tell how many examples of each label they hold"
     )
     max_label_divergence: float = option(
         0.0,
-        "admit nodes whose labels are no farther from all nodes', by --distill_measure; 0: all",
+        "admit nodes whose labels are no farther from all nodes', by distill_measure; 0: all",
         low=0,
     )
 

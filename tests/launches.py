@@ -82,7 +82,7 @@ def write_model(folder: Path, preset: str = "tiny-llama", **changes: Any) -> Pat
         "num_hidden_layers": 3,
         "max_position_embeddings": 64,
     }
-    if preset == "tiny-llama":
+    if preset != "tiny-opt":
         narrow |= {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
     else:
         narrow |= {"ffn_dim": 24}

@@ -65,6 +65,7 @@ def test_links_lead_to_files(page):
         "docs/design.md",
         "docs/glossary.md",
         "docs/index.md",
+        "docs/node_management.md",
         "docs/ray.md",
         "docs/reproduction.md",
         "docs/scct.md",

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from snake_jax.algorithms import schedule
 from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
@@ -97,8 +98,10 @@ def present(plan: Plan, away: frozenset[int], turn: int) -> tuple[int, ...]:
 def manned(plan: Plan, away: frozenset[int], visits: Round) -> Round:
     """The visits of a round at nodes that are there, struck as the flags say.
 
-    Of several side by side those of absent nodes are left out; one alone, or a round of absent ones
-    only, goes to the next node that can hold it. Empty where nobody is there.
+    Of several side by side those of absent nodes are left out, unless they train other layers, as
+    several snakes do: those go to nodes that have no visit in the round, as long as there are some.
+    One alone, or a round of absent ones only, goes to the next node that can hold it. Empty where
+    nobody is there.
 
     Args:
       plan: of the run.
@@ -110,9 +113,29 @@ def manned(plan: Plan, away: frozenset[int], visits: Round) -> Round:
     """
     there = present(plan, away, visits[0].turn)
     if len(there) < plan.config.nodes:
-        kept = tuple(visit for visit in visits if visit.node in there)
+        kept = _manned_apart(plan, there, visits)
         visits = kept if kept else _moved(plan, there, visits[0])
     return struck(plan.config, visits)
+
+
+def _manned_apart(plan: Plan, there: Sequence[int], visits: Round) -> Round:
+    """The visits of a round at nodes that are there, in their order; see `manned`."""
+    present_ones = [visit for visit in visits if visit.node in there]
+    trained = {visit.layers for visit in present_ones}
+    busy = {visit.node for visit in present_ones}
+    idle = [node for node in there if node not in busy]
+    kept = []
+    for visit in visits:
+        if visit.node in there:
+            kept.append(visit)
+            continue
+        # Layers that no other visit of the round trains; in a round of absent ones alone it is all.
+        able = plan.able.get(visit.layers, idle)
+        free = [node for node in idle if node in able]
+        if present_ones and visit.layers not in trained and free:
+            idle.remove(free[0])
+            kept.append(visit._replace(node=free[0]))
+    return tuple(kept)
 
 
 def _moved(plan: Plan, there: Sequence[int], visit: Visit) -> Round:
@@ -123,11 +146,8 @@ def _moved(plan: Plan, there: Sequence[int], visit: Visit) -> Round:
     """
     if not there:
         return ()
-    count = plan.config.nodes
-    able = plan.able.get(visit.layers, range(count))
-    for offset in range(1, count + 1):
-        node = (visit.node + offset) % count
-        if node in there and node in able:
+    for node in schedule.candidates(plan, visit):
+        if node in there:
             return (visit._replace(node=node),)
     raise UserError(
         f"visit {visit.turn} (layers {', '.join(visit.layers)}): none of the nodes that are there "

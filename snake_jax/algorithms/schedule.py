@@ -32,7 +32,8 @@ class Plan(NamedTuple):
       always: the layers that train at every visit.
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
-      able: `{layers: nodes that can hold the visit}`, where nodes' memory is known; empty: all.
+      able: `{layers: nodes that can hold the visit}`, where nodes' figures are known, the one first
+        that is soonest done; empty: all.
       refused: `{node: why}`, nodes that were not admitted.
       order: all of the model's layers, in order, where not all of them may train; empty: they do.
     """
@@ -134,19 +135,28 @@ def taken_over(plan: Plan, ending: Ending) -> Rounds:
         (ending,) = yield (takeover,)
 
 
-def stand_in(plan: Plan, visit: Visit) -> int:
-    """The next node after the visit's own that can hold it.
-
-    Raises:
-      UserError: no other node can.
+def candidates(plan: Plan, visit: Visit) -> list[int]:
+    """The nodes that can hold a visit, from the one that is the first to go to: the next in turn
+    after the visit's own, which comes last, or the one that is soonest done.
     """
     # Where no memory is known all nodes can hold any visit.
     count = plan.config.nodes
     able = plan.able.get(visit.layers, range(count))
-    for offset in range(1, count):
-        node = (visit.node + offset) % count
-        if node in able:
-            return node
+    if plan.config.stand_in == "soonest":
+        return list(able)
+    in_turn = [(visit.node + offset) % count for offset in range(1, count + 1)]
+    return [node for node in in_turn if node in able]
+
+
+def stand_in(plan: Plan, visit: Visit) -> int:
+    """The first node beside the visit's own that can hold it.
+
+    Raises:
+      UserError: no other node can.
+    """
+    others = [node for node in candidates(plan, visit) if node != visit.node]
+    if others:
+        return others[0]
     raise UserError(
         f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) is interrupted "
         "and no other node can hold it: raise memory_bytes in --node_file, or leave "

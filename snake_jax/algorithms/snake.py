@@ -31,6 +31,8 @@ _OWN_FLAGS = frozenset(
         "snakes",
         "assign",
         "assign_objective",
+        "rates",
+        "stand_in",
     }
 )
 

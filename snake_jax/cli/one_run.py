@@ -5,6 +5,7 @@ Launches of one seed and of several share it.
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -59,6 +60,8 @@ class ProfilerTrace(NamedTuple):
 
 
 NO_TRACE = ProfilerTrace()
+_MOST_BYTES = 2 * 1024**3
+"""Of compiled programs in the user's own folder; the ones longest unused go first."""
 
 
 def _never() -> bool:
@@ -320,3 +323,22 @@ def keep_programs(path: str) -> None:
         raise UserError(f"--compilation_cache_dir={folder}: {reason}") from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def keep_programs_at_home(path: str) -> None:
+    """Has compiled programs kept for later runs where the user asked for nothing.
+
+    Where jax has a folder for them already, by its own setting, that one stays. A folder that
+    cannot be written to costs time and no result, so the launch says so and goes on.
+
+    Args:
+      path: of the folder; it may begin with `~`.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    try:
+        keep_programs(os.path.expanduser(path))
+    except UserError as error:
+        launch.warn(f"compiled programs are not kept for later runs: {error}")
+        return
+    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)

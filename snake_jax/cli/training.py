@@ -16,7 +16,9 @@ from snake_jax.engines.choice import Choice
 @contextlib.contextmanager
 def training(flags: FlagValues) -> Iterator[How]:
     """Around training: programs are kept, SIGTERM is heeded, and ends are told of."""
-    if flags.compilation_cache_dir:
+    if flags.compilation_cache_dir == run_flags.AUTO:
+        one_run.keep_programs_at_home(run_flags.PROGRAMS)
+    elif flags.compilation_cache_dir:
         one_run.keep_programs(flags.compilation_cache_dir)
     trace = ProfilerTrace(flags.trace_dir, flags.trace_rounds)
     with one_run.ends_told(), preemption.heeded(flags.grace_s) as terminated:

@@ -1,9 +1,7 @@
 """How far the visits have come that a thread is training, as another one sees it."""
 
 import time
-from typing import NamedTuple
-
-import jax
+from typing import Any, NamedTuple
 
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines import vitals
@@ -17,13 +15,15 @@ class Begun(NamedTuple):
       visits: those.
       since_s: when they were begun, by the monotonic clock.
       steps: of finished epochs.
-      parts: of an epoch of several calls: a result of each call so far.
+      parts: of an epoch of several calls: a result of each call so far, arrays of jax.
+      compiling: whether a program is compiled for them.
     """
 
     visits: tuple[Visit, ...]
     since_s: float
     steps: int
-    parts: list[jax.Array]
+    parts: list[Any]
+    compiling: bool = False
 
 
 NOTHING = Begun((), 0.0, 0, [])
@@ -35,4 +35,5 @@ def progress(begun: Begun) -> list[Progress]:
     steps = begun.steps + sum(part.is_ready() for part in list(begun.parts))
     seconds = time.monotonic() - begun.since_s
     load, memory_bytes = vitals.load(), vitals.memory_bytes()
-    return [Progress(visit, steps, seconds, load, memory_bytes) for visit in begun.visits]
+    about = steps, seconds, load, memory_bytes, begun.compiling
+    return [Progress(visit, *about) for visit in begun.visits]

@@ -31,6 +31,7 @@ class Progress(NamedTuple):
       seconds: since the node began it.
       load: of the node's machine: runnable processes for each core, the mean of a minute.
       memory_bytes: that the node's process holds.
+      compiling: whether it compiles a program, for which no step is done.
     """
 
     visit: Visit
@@ -38,6 +39,7 @@ class Progress(NamedTuple):
     seconds: float
     load: float
     memory_bytes: int
+    compiling: bool = False
 
 
 class Happened(NamedTuple):

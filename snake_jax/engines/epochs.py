@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax.algorithms.visits import Visit
+from snake_jax.config import RunConfig, TextConfig
 from snake_jax.training.update import EpochStats
 
 
@@ -32,6 +33,20 @@ class VisitSettings(NamedTuple):
     carry_optimizer_state: bool = False
     accumulate: int = 1
     cache_prefix: str = "off"
+
+
+def settings_of(config: RunConfig) -> VisitSettings:
+    """What a configuration says of its visits."""
+    return VisitSettings(
+        config.local_epochs,
+        config.batch_size,
+        config.frozen_dtype,
+        config.early_stop,
+        config.seed,
+        config.carry_optimizer_state,
+        config.accumulate,
+        config.cache_prefix if isinstance(config, TextConfig) else "off",
+    )
 
 
 class Tally(NamedTuple):

@@ -8,7 +8,7 @@ one program.
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,7 +30,7 @@ from snake_jax.engines.contract import (
 )
 from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
-from snake_jax.engines.feeds import Feed, RunPrefix
+from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.engines.programs import Program
 from snake_jax.params import Params, PyTree, select
@@ -168,16 +168,16 @@ class LocalEngine:
     def evaluate(self, params: Params) -> Scores:
         """Scores of a model on the held-out data."""
         model = self._layout.whole(params)
-        results = []
-        for chunk in self._feed.held_out():
-            program = Program("evaluate", shape=chunk.shape)
-            results.append(self._call(program, *model, *chunk.arrays))
-        of_nodes = []
-        for chunk in self._feed.at_nodes():
-            program = Program("score", shape=chunk.shape)
-            of_nodes.append(self._call(program, *model, *chunk.arrays))
-        scores = self._feed.scores(jax.device_get(results))
-        return scores._replace(nodes=self._feed.node_scores(jax.device_get(of_nodes)))
+        scores = self._feed.scores(self._scored("evaluate", self._feed.held_out(), model))
+        of_nodes = self._scored("score", self._feed.at_nodes(), model)
+        return scores._replace(nodes=self._feed.node_scores(of_nodes))
+
+    def _scored(self, kind: str, chunks: Iterator[Chunk], model: tuple[Any, ...]) -> list[Any]:
+        """What the program of this kind gives of each chunk."""
+        found = []
+        for chunk in chunks:
+            found.append(self._call(Program(kind, shape=chunk.shape), *model, *chunk.arrays))
+        return jax.device_get(found)
 
     @property
     def compilations(self) -> Compilations:
@@ -195,9 +195,7 @@ class LocalEngine:
     # Groups
 
     def _program(self, layers: tuple[str, ...], number: int) -> Program:
-        """The program for so many visits that train these layers; one alone takes that of one
-        node.
-        """
+        """The program for so many visits that train these layers; one alone takes a node's own."""
         most = max(number, self._group_sizes.get(layers, 0))
         lead = self._emulation.lead(most) if number > 1 else ()
         return Program("train", self._layout.names(layers), lead)
@@ -339,7 +337,9 @@ class LocalEngine:
         if program not in self._programs:
             started = time.perf_counter()
             jitted = self._jitted(program)
+            self._begun = self._begun._replace(compiling=True)
             compiled = jitted.lower(*args).compile()
+            self._begun = self._begun._replace(compiling=False)
             # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays
             # that have their place, because their layout is not described as the one that it was
             # compiled for.
@@ -348,12 +348,10 @@ class LocalEngine:
         return self._programs[program](*args)
 
     def _jitted(self, program: Program) -> Any:
-        if program.kind == "evaluate":
-            return jax.jit(self._feed.evaluation())
-        if program.kind == "score":
-            return jax.jit(self._feed.scoring())
-        if program.kind == "prefix":
-            return jax.jit(self._feed.prefix())
+        feed = self._feed
+        others = {"evaluate": feed.evaluation, "score": feed.scoring, "prefix": feed.prefix}
+        if program.kind in others:
+            return jax.jit(others[program.kind]())
         how = self._emulation if program.lead else ALONE
         axes = (0, 0, None, None, *self._feed.axes, 0, None, 0)
         return how.jit(self._feed.program(program.names, program.lead), axes)

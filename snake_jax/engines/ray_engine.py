@@ -36,7 +36,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
-from snake_jax.engines.ray_node import Begun, Build, Facts, Key, Node, Task
+from snake_jax.engines.ray_node import Beat, Begun, Build, Facts, Key, Node, Task
 from snake_jax.engines.ray_values import Exchange, Values
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree
@@ -198,9 +198,10 @@ class RayEngine:
     def _heard(self, worker: _Worker, beat: "ray.ObjectRef", now_s: float) -> None:
         """Notes how far an actor has come, and drops one that does not get on or is too slow."""
         with contextlib.suppress(ray.exceptions.RayActorError):
-            told: Progress | None = ray.get(beat)
-            before, worker.progress = worker.progress, told
-            if _place(told) != _place(before):
+            answer: Beat = ray.get(beat)
+            told, before = answer.progress, worker.progress
+            worker.progress = told
+            if answer.compiling or _place(told) != _place(before):
                 worker.moved_s = now_s
             why = why_given_up(told, now_s - worker.moved_s, self._limits)
             if why:

@@ -109,6 +109,18 @@ class Begun(NamedTuple):
     nodes: Mapping[int, NodeInfo]
 
 
+class Beat(NamedTuple):
+    """What a process answers to a heart-beat.
+
+    Attributes:
+      progress: of the visit that is under way; None: there is none.
+      compiling: whether it compiles, for a visit or ahead of all.
+    """
+
+    progress: Progress | None
+    compiling: bool
+
+
 class Facts(NamedTuple):
     """What comes back of a visit beside arrays.
 
@@ -139,6 +151,7 @@ class Node:
         self._nodes, self._cached = nodes, cached
         self._engine: Engine | None = None
         self._doing: tuple[Visit, float] | None = None
+        self._ahead = False
         self._fault = about.fault
         self._held: dict[Key, PyTree] = {}
         self._expected = threading.Event()
@@ -161,7 +174,9 @@ class Node:
     def expect(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
         """Compiles ahead: see `Engine`."""
         assert self._engine is not None
+        self._ahead = True
         self._engine.expect(rounds, params, shared=shared)
+        self._ahead = False
         self._expected.set()
 
     def prepare(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
@@ -235,19 +250,17 @@ class Node:
         shared = kinds["shared"].get("", Held(0, {}))
         return Holdings(kinds["layers"], kinds["states"], kinds["memory"], shared)
 
-    def beat(self) -> Progress | None:
-        """Answers, from a thread of its own, as long as the process does: how far the visit has
-        come that is under way; None: there is none.
-        """
+    def beat(self) -> Beat:
+        """Answers, from a thread of its own, as long as the process does."""
         doing = self._doing
         if doing is None or self._engine is None:
-            return None
+            return Beat(None, self._ahead)
         visit, since_s = doing
-        steps = 0
-        for one in self._engine.progress():
-            steps = one.steps
         seconds = time.monotonic() - since_s
-        return Progress(visit, steps, seconds, vitals.load(), vitals.memory_bytes())
+        progress = Progress(visit, 0, seconds, vitals.load(), vitals.memory_bytes())
+        for one in self._engine.progress():
+            progress = progress._replace(steps=one.steps, compiling=one.compiling)
+        return Beat(progress, progress.compiling)
 
 
 Key = tuple[Item, int]

@@ -78,8 +78,9 @@ def _misshapen(layers: Params, wanted: Params) -> str:
     if layers.keys() != wanted.keys():
         return f"it has layers {', '.join(layers)}, not {', '.join(wanted)}"
     for name, like in wanted.items():
-        alike = jax.tree.structure(layers[name]) == jax.tree.structure(like)
-        if not alike:
+        own: object = jax.tree.structure(layers[name])
+        models: object = jax.tree.structure(like)
+        if own != models:
             return f"{name} has other arrays than the model's"
         pairs = zip(jax.tree.leaves(layers[name]), jax.tree.leaves(like), strict=True)
         for ours, theirs in pairs:

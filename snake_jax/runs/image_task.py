@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from snake_jax import streams
-from snake_jax.algorithms import assignment, schedule
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import ON_NODE, Role
@@ -27,14 +26,14 @@ from snake_jax.data.images import augmentation, sources
 from snake_jax.data.images.dataset import Split, normalise
 from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import Engine, Scores
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import settings_of
 from snake_jax.engines.local import LocalEngine
 from snake_jax.models import registry
 from snake_jax.models.layered import Layer, LayeredModel, resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
-from snake_jax.params import Params, num_params, select
-from snake_jax.runs import records
+from snake_jax.params import LayerNames, Params, num_params, select
+from snake_jax.runs import assigned, records
 from snake_jax.runs.image_inputs import Images, named_by_content, part_of, prepare_data
 from snake_jax.runs.job import (
     Job,
@@ -148,78 +147,18 @@ def _step_examples(config: ImageConfig) -> int:
 
 
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
-    """Which node takes which visit of a cycle, and which can; both empty where nobody asked.
-
-    Args:
-      job: of the run.
-      steps: optimizer steps of a visit at each node.
-
-    Raises:
-      UserError: a node cannot hold what it is to train.
-    """
-    config = job.config
-    asked = config.assign != "serpentine" or bool(config.node_file)
-    if not asked or "assign" not in job.algorithm.flags:
-        return {}, {}
-
-    # A node without the memory for a visit cannot take it over either, so who can is kept.
-    groups = schedule.serpentine(job.plan, 0)
-    problem, model_bytes = _assignment_problem(job, groups, steps)
-    able = {}
-    for index, layers in enumerate(groups):
-        holds = np.flatnonzero(problem.bytes[index] <= problem.memory_bytes)
-        able[layers] = tuple(holds.tolist())
-
-    # Nodes that take turns need no assignment, but each must hold what comes to it.
-    if config.assign == "serpentine":
-        in_turn = assignment.in_turns(len(groups), config.nodes)
-        assignment.check_memory(problem, in_turn)
-        return {}, able
-    if config.assign == "proportional":
-        nodes = assignment.proportional(problem)
-    elif config.assign == "milp":
-        nodes = assignment.milp(problem, config.assign_objective)
-    else:
-        hops = assignment.make_hops(job.fleet, model_bytes)
-        nodes = assignment.greedy(problem, *hops)
-    return dict(zip(groups, nodes, strict=True)), able
-
-
-def _assignment_problem(
-    job: ImageJob, groups: Sequence[tuple[str, ...]], steps: Sequence[int]
-) -> tuple[assignment.Problem, int]:
-    """The costs of a cycle's visits at every node, and the bytes of a whole model.
-
-    Transfers are those of nodes without any copy; memory is that of parameters, gradients,
-    optimizer states, frozen layers and teacher, without activations.
-
-    Args:
-      job: of the run.
-      groups: the layers of each visit of a cycle.
-      steps: optimizer steps of a visit at each node.
-    """
-    config = job.config
-    sizes = sizes_of(job)
+    """See `assigned.visitors`."""
     step = make_step(job)
-    costs = layer_costs(job.model, _step_examples(config))
+    costs = layer_costs(job.model, _step_examples(job.config))
 
-    # A row a visit: what it holds, sends and computes is the same at every node.
-    state_bytes, traffic, flops = [], [], []
-    for layers in groups:
-        state = memory.state_bytes(step, layers, config.frozen_dtype, examples=config.batch_size)
-        state_bytes.append(state.total)
-        up = sum(sizes.full[name] for name in layers)
-        frozen_bytes = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
-        traffic.append((up + frozen_bytes, up))
-        flops.append(
-            step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
+    def cost(layers: LayerNames) -> assigned.VisitCost:
+        state = memory.state_bytes(
+            step, layers, job.config.frozen_dtype, examples=job.config.batch_size
         )
+        flops = step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
+        return assigned.VisitCost(state.total, flops)
 
-    # The greedy assignment counts what a hop from node to node sends by itself.
-    transfers = None if config.assign == "greedy" else traffic
-    problem = assignment.make_problem(groups, flops, state_bytes, steps, job.fleet, transfers)
-    model_bytes = sum(sizes.full[name] for name in job.layer_names)
-    return problem, model_bytes
+    return assigned.visitors(job, steps, cost)
 
 
 def init_params(job: ImageJob, key: jax.Array) -> Params:
@@ -328,15 +267,7 @@ def make_engine(setup: ImageSetup) -> LocalEngine:
     """The node emulation of this setup; puts the data on the device."""
     config = setup.config
     dataset = setup.data.dataset
-    settings = VisitSettings(
-        config.local_epochs,
-        config.batch_size,
-        config.frozen_dtype,
-        config.early_stop,
-        config.seed,
-        config.carry_optimizer_state,
-        config.accumulate,
-    )
+    settings = settings_of(config)
     step = make_step(setup.job, dataset.mean, dataset.std)
     train, test = _examples(dataset.train), _examples(dataset.test)
     shards, largest = setup.data.shards, setup.data.largest
@@ -350,7 +281,10 @@ def _examples(split: Split) -> Examples:
 
 def _fresh(setup: ImageSetup) -> Params:
     key = streams.key(setup.config.seed, "key/weights")
-    make = jax.jit(functools.partial(init_params, setup.job))
+    # It runs once, so the compiler is to take little time over it: on CPUs a third, for the same
+    # bits. Other compilers do not know the option.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    make = jax.jit(functools.partial(init_params, setup.job), compiler_options=options)
     return make(key)
 
 

@@ -154,6 +154,11 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
         value = getattr(config, flag)
         if value > config.nodes:
             raise UserError(f"--{flag}={value} is more than --nodes={config.nodes}")
+    if config.rates == "measured" and config.assign == "serpentine":
+        raise UserError(
+            "--rates=measured: nodes take turns, whatever they compute; say --assign=greedy, milp "
+            "or proportional too"
+        )
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)

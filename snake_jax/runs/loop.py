@@ -7,15 +7,15 @@ the rest.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms import pool, schedule
+from snake_jax.algorithms import schedule
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.traffic import Exchange
-from snake_jax.algorithms.visits import Ending, Round, Rounds
+from snake_jax.algorithms.visits import Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
@@ -24,9 +24,11 @@ from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params
 from snake_jax.runs import (
     carry,
+    course,
     image_task,
     membership,
     privacy,
+    rates,
     records,
     round_costs,
     text_task,
@@ -115,7 +117,7 @@ def train(
     turns = max(visit.turn for visits in every for visit in visits) + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    course, visits, finished, unfinished = _from(setup, state)
+    rounds, visits, finished, unfinished = course.begun(setup, state)
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
@@ -138,16 +140,18 @@ def train(
         transfers += [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
-        endings = _endings(visits, carried)
-        failures = _with_failures(state, endings)
+        flops = [work(outcome) for outcome in carried.outcomes]
+        measured = rates.measured_after(state.measured, carried.outcomes, flops)
+        endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
-        following = _next(setup, course, endings, changed.moves, number + 1)
+        following, plans = course.following(
+            setup, rounds, endings, changed.moves, number + 1, state.plans, measured
+        )
         noted = membership.noted(
             setup, engine, state, visits, carried, unfinished, changed, following
         )
-        unfinished = _unfinished(endings)
+        unfinished = course.unfinished(endings)
 
-        flops = [work(outcome) for outcome in carried.outcomes]
         heard |= {visit.node: number + 1 for visit in carried.accepted}
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
         clock_s = state.clock_s + took.seconds
@@ -157,10 +161,12 @@ def train(
             memory,
             carried.nodes,
             network,
-            failures,
+            course.with_failures(state, endings),
             number + 1,
             clock_s,
             *changed,
+            measured,
+            plans,
         )
         scores = None
         if state.rounds % config.eval_every == 0 or following is None:
@@ -204,76 +210,6 @@ def _record(
     return record | records.of_serialized(outcomes)
 
 
-class _Course(NamedTuple):
-    """The schedule where a state stands.
-
-    Attributes:
-      rounds: the generator, after the finished ones.
-      visits: the next round; None where all are finished.
-      finished: the rounds before it, as they were.
-      unfinished: `{turn: node}` of visits of the last of them that did not end as planned.
-    """
-
-    rounds: Rounds
-    visits: Round | None
-    finished: list[Round]
-    unfinished: dict[int, int]
-
-
-def _from(setup: Setup, state: State) -> _Course:
-    """The schedule where the state stands.
-
-    It is a generator, so the finished rounds are gone through again, each told how it went.
-    """
-    course = setup.algorithm.rounds(setup.plan)
-    away = pool.gone(setup.plan, state.moves, 0)
-    visits: Round | None = pool.manned(setup.plan, away, next(course))
-    endings: tuple[Ending, ...] = ()
-    finished = []
-    for number in range(state.rounds):
-        assert visits is not None, "a checkpoint has no more rounds than its schedule"
-        finished.append(visits)
-        events = state.failures.get(number, ("",) * len(visits))
-        endings = tuple(map(Ending, visits, events))
-        visits = _next(setup, course, endings, state.moves, number + 1)
-    return _Course(course, visits, finished, _unfinished(endings))
-
-
-def _unfinished(endings: tuple[Ending, ...]) -> dict[int, int]:
-    """`{turn: node}` of visits that did not end as planned."""
-    return {ending.visit.turn: ending.visit.node for ending in endings if ending.event}
-
-
-def _with_failures(state: State, endings: tuple[Ending, ...]) -> Mapping[int, tuple[str, ...]]:
-    """The failures of all finished rounds, and of the one after them, which ended so."""
-    events = tuple(ending.event for ending in endings)
-    return {**state.failures, state.rounds: events} if any(events) else state.failures
-
-
-def _next(
-    setup: Setup,
-    course: Rounds,
-    endings: tuple[Ending, ...],
-    moves: Sequence[pool.Move],
-    rounds: int,
-) -> Round | None:
-    """The round after one that went so; None after the last, and where all nodes have left.
-
-    Args:
-      setup: of the run.
-      course: its schedule.
-      endings: of the round.
-      moves: of nodes so far.
-      rounds: that are finished.
-    """
-    try:
-        visits = course.send(endings)
-    except StopIteration:
-        return None
-    away = pool.gone(setup.plan, moves, rounds)
-    return pool.manned(setup.plan, away, visits) or None
-
-
 def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
     """What the orders of the next round name, by the ledger's versions.
 
@@ -307,16 +243,6 @@ def _renewed(state: State, params: Params, network: Network) -> Network:
         if same and value is not state.params.get(name):
             changed.append(name)
     return ledger.aggregated(network, tuple(changed)) if changed else network
-
-
-def _endings(visits: Round, carried: Carried) -> tuple[Ending, ...]:
-    """How the visits of a round went, for the method."""
-    gone = {lost.visit for lost in carried.lost}
-    endings = []
-    for visit in visits:
-        event = visit.event if visit.event in schedule.UNFINISHED else ""
-        endings.append(Ending(visit, "lost" if visit in gone else event))
-    return tuple(endings)
 
 
 def _event(visits: Round, carried: Carried) -> str:

@@ -12,6 +12,7 @@ from snake_jax.errors import UserError
 from snake_jax.runs import events
 from snake_jax.runs.carry import Carried
 from snake_jax.runs.events import Event
+from snake_jax.runs.rates import Measured
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import State
 
@@ -133,6 +134,8 @@ def to_json(state: State) -> dict[str, Any]:
         "moves": [list(move) for move in state.moves],
         "served": {str(node): list(one) for node, one in state.served.items()},
         "requests": state.requests,
+        "measured": {str(node): list(one) for node, one in state.measured.items()},
+        "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
     }
 
 
@@ -140,4 +143,9 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     """The state with what `to_json` gave."""
     moves = tuple(Move(*move) for move in kept["moves"])
     served = {int(node): Served(*one) for node, one in kept["served"].items()}
-    return state._replace(moves=moves, served=served, requests=kept["requests"])
+    measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
+    plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
+    heard = kept["requests"]
+    return state._replace(
+        moves=moves, served=served, requests=heard, measured=measured, plans=plans
+    )

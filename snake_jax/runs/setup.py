@@ -28,7 +28,8 @@ from snake_jax.runs.job import (
 
 
 class Setup(NamedTuple, Generic[Config, Data, Model]):
-    """A job and its data, checked against each other; and what is said of each node.
+    """A job and its data, checked against each other; what is said of each node, and
+    the optimizer steps of a visit at each, where they are known.
 
     The properties are the job's, under the same names.
     """
@@ -36,6 +37,7 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
     job: Job[Config, Data, Model]
     data: Data
     about_nodes: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
 
     @property
     def config(self) -> Config:
@@ -117,7 +119,7 @@ def assembled(
     check_pool(job)
     check_interruptions(job)
     about = [fit.described(job.config, counts, node) for node in range(job.config.nodes)]
-    return Setup(job, data, tuple(about))
+    return Setup(job, data, tuple(about), tuple(steps))
 
 
 def distills(config: RunConfig, divergence: float) -> bool:

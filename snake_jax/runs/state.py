@@ -8,6 +8,7 @@ from snake_jax.algorithms.visits import Lost
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params, PyTree
 from snake_jax.runs.events import Event
+from snake_jax.runs.rates import Measured
 from snake_jax.training.optimizers import OptimizerStates
 
 
@@ -27,6 +28,8 @@ class State(NamedTuple):
       moves: of nodes that left or came back because of how the run went, or on request.
       served: `{node: what it did so far}`.
       requests: how many requests to leave or join were heard so far.
+      measured: `{node: what it was seen to compute}`.
+      plans: who trains what in cycles that were planned from that.
     """
 
     params: Params
@@ -40,6 +43,8 @@ class State(NamedTuple):
     moves: tuple[Move, ...] = ()
     served: Mapping[int, Served] = {}
     requests: int = 0
+    measured: Mapping[int, Measured] = {}
+    plans: Mapping[int, tuple[int, ...]] = {}
 
 
 class Report(NamedTuple):

@@ -10,6 +10,7 @@ folders have and buckets lack are made up for here:
 """
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -23,7 +24,8 @@ from snake_jax.errors import UserError
 
 _BUCKET = "gs://"  # what paths in buckets begin with
 # What reports read of a run.
-_RESULTS = ("config.json", "metrics.jsonl", "ledger.jsonl", "summary.json")
+_RESULTS = ("config.json", "metrics.jsonl", "ledger.jsonl", "events.jsonl", "summary.json")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -184,3 +186,21 @@ def _fetch(folder: str | os.PathLike, copies: Path) -> Path:
     if not local.exists():
         raise UserError(f"{folder}: no such folder, or no run in it")
     return local
+
+
+@contextlib.contextmanager
+def room(folder: epath.Path) -> Iterator[None]:
+    """Around what is written to a run's folder: says in one line that the disk is full.
+
+    The library of checkpoints tells it by a ValueError of its own words.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"--workdir={folder}: no space is left; make some, and the same command goes on from "
+            "the last finished round"
+        ) from error

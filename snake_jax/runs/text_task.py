@@ -23,7 +23,7 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import Engine, Scores
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import settings_of
 from snake_jax.engines.local import LocalEngine
 from snake_jax.errors import UserError
 from snake_jax.models import lora
@@ -32,7 +32,7 @@ from snake_jax.models.layered import resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_bytes, num_params, select, without
-from snake_jax.runs import records, text_work
+from snake_jax.runs import assigned, records, text_work
 from snake_jax.runs.job import (
     Job,
     Reads,
@@ -64,7 +64,6 @@ from snake_jax.training.text_step import (
     ADAPTERS,
     ENDS,
     LanguageStep,
-    block_roles,
     own_items,
     text_gradients,
 )
@@ -104,9 +103,15 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
     """The job on this text.
 
     Raises:
-      UserError: an interruption makes no sense.
+      UserError: a node cannot hold what it is to train, or an interruption makes no sense.
     """
-    return assembled(job, data, data.divergence, (), data.rows.counts)
+    rows = job.config.batch_size * job.config.accumulate
+    steps = []
+    for shard in data.shards:
+        # A batch has rows of one length.
+        of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
+        steps.append(of_epoch * job.config.local_epochs)
+    return assembled(job, data, data.divergence, steps, data.rows.counts)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -126,11 +131,6 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
             f"--algorithm={config.algorithm}: the node's own loss wants a head there, which for a "
             "language model is another output matrix; say split or splitfed"
         )
-    if config.assign != "serpentine":
-        raise UserError(
-            f"--assign={config.assign}: blocks are alike, so nodes take turns; leave "
-            "--assign=serpentine"
-        )
     trainable, always = _trainable(config, algorithm, model)
     plan = Plan(config, trainable, always, order=model.layer_names)
     chain = algorithm.chain(plan)
@@ -149,9 +149,15 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
 
 
 def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
-    """Blocks are alike, so nodes take turns."""
-    del job, steps
-    return {}, {}
+    """See `assigned.visitors`."""
+    step = make_step(job)
+    cost = text_work.visit_cost(job, step, _adapters_of(job))
+    return assigned.visitors(job, steps, cost)
+
+
+def _adapters_of(job: TextJob) -> lora.Lora | None:
+    """Those that train in the place of blocks; None: whole layers do."""
+    return make_lora(job.config) if job.config.lora_rank else None
 
 
 def _trainable(
@@ -199,7 +205,7 @@ def make_step(job: TextJob) -> LanguageStep:
         fused=config.frozen_matmul == "fused",
         privacy=privacy_of(config),
         gradients=_gradients(job),
-        parties=_parties(job),
+        parties=text_work.parties(job),
     )
 
 
@@ -210,35 +216,12 @@ def _gradients(job: TextJob) -> Callable[[LanguageStep], Gradients]:
     return text_gradients
 
 
-def _parties(job: TextJob) -> tuple[tuple[str, ...], ...]:
-    """What trains on each place of a cut model, by role: a place clips the gradients it knows."""
-    if len(job.chain) == 1:
-        return ()
-    # All blocks train, so block j has role j.
-    blocks = own_items(job.model, job.config.lora_rank > 0)
-    roles = dict(zip(blocks, block_roles(len(blocks)), strict=True))
-    parties = []
-    for place in chains.roles(job.chain):
-        items = chains.owned(job.chain, job.model.layer_names, job.plan.layer_names, place)
-        parties.append(tuple(roles.get(item, item) for item in items))
-    return tuple(parties)
-
-
 def make_engine(setup: TextSetup) -> LocalEngine:
     """The node emulation of this setup; puts what never trains on the device."""
     config = setup.config
     data = setup.data
     step = make_step(setup.job)._replace(mesh=sharding.make_mesh(config.mesh))
-    settings = VisitSettings(
-        config.local_epochs,
-        config.batch_size,
-        config.frozen_dtype,
-        config.early_stop,
-        config.seed,
-        config.carry_optimizer_state,
-        config.accumulate,
-        config.cache_prefix,
-    )
+    settings = settings_of(config)
     # What may train travels in a visit's order; all else is put in place once.
     base = without(data.weights(), setup.plan.layer_names)
     train, test = data.rows.train.rows, data.rows.test
@@ -297,9 +280,8 @@ def _sizes(job: TextJob) -> Sizes:
 
 
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
-    step = make_step(job)
-    adapters = make_lora(job.config) if step.adapted else None
-    return functools.partial(text_work.visit_flops, job, adapters, step.recompute)
+    recompute = job.config.recompute
+    return functools.partial(text_work.visit_flops, job, _adapters_of(job), recompute)
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:
@@ -370,13 +352,11 @@ def largest_visit(job: TextJob) -> tuple[str, ...]:
 
 def visit_state(job: TextJob) -> memory.StateBytes:
     """What a node holds through the visit that trains the most, without activations."""
-    step = make_step(job)
-    adapters = make_lora(job.config) if step.adapted else None
     # Of a cut model the node holds a part.
     at = exchange_of(job).needed() if len(job.chain) > 1 else None
     config = job.config
-    held = config.frozen_dtype, adapters, config.batch_size
-    return memory.state_bytes(step, largest_visit(job), *held, at=at)
+    held = config.frozen_dtype, _adapters_of(job), config.batch_size
+    return memory.state_bytes(make_step(job), largest_visit(job), *held, at=at)
 
 
 def _reads(job: TextJob) -> Reads:

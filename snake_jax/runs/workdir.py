@@ -193,12 +193,13 @@ class Workdir:
           compiled: so far, in all processes of the run.
 
         Raises:
-          UserError: the folder, in a bucket, is another process's by now.
+          UserError: the folder, in a bucket, is another process's by now, or the disk is full.
         """
-        self.add_lines(report.record, report.transfers)
-        if self._checkpoints:
-            self._note(report.events)
-        self.keep(report.state, compiled)
+        with storage.room(self.path):
+            self.add_lines(report.record, report.transfers)
+            if self._checkpoints:
+                self._note(report.events)
+            self.keep(report.state, compiled)
 
     def add_lines(self, record: Record, transfers: Sequence[Transfer]) -> None:
         """Appends a round's line of metrics and its rows of the ledger; `store` comes after.

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from snake_jax.algorithms import server_optimizers
+from snake_jax.algorithms import pool, server_optimizers
 from snake_jax.algorithms.base import planned_rounds
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
@@ -75,6 +75,24 @@ def test_a_snake_that_is_lost_is_taken_over_and_the_others_are_kept():
     moved = [name for name in NAMES if not same_bits(first[name], state.params[name])]
     assert moved == ["fc1", "fc4"]
     assert not same_bits(reports[1].state.params["fc3"], first["fc3"])
+
+
+def test_an_absent_node_s_snake_goes_to_a_node_without_a_visit():
+    """So no layer is left out; of nodes that train the same layers the others suffice."""
+    config = ImageConfig(algorithm="snake", nodes=4, snakes=3, always_train="none")
+    plan = Plan(config, NAMES, ())
+    visits = tuple(Visit(turn, 0, turn, (name,)) for turn, name in enumerate(NAMES[:3]))
+    manned = pool.manned(plan, frozenset({1}), visits)
+    assert [(visit.node, visit.layers) for visit in manned] == [
+        (0, ("fc1",)),
+        (3, ("fc2",)),
+        (2, ("fc3",)),
+    ]
+    alike = tuple(Visit(0, 0, node, NAMES) for node in range(3))
+    assert [visit.node for visit in pool.manned(plan, frozenset({1}), alike)] == [0, 2]
+    nobody_idle = plan._replace(config=ImageConfig(nodes=3, snakes=3, always_train="none"))
+    left = pool.manned(nobody_idle, frozenset({1}), visits)
+    assert [visit.node for visit in left] == [0, 2]
 
 
 def test_several_snakes_go_on_where_they_were():

@@ -390,8 +390,8 @@ WRONG_VALUES = [
     ),
     ("--always_train=fc1", "no layer fc1; say none, or of embed, block_00"),
     (
-        "--assign=milp",
-        "--assign=milp: blocks are alike, so nodes take turns; leave --assign=serpentine",
+        "--algorithm=fedavg --assign=milp",
+        "--assign=milp: fedavg has no use for it; it is for snake",
     ),
     (
         "--algorithm=accelerated_fl",

@@ -168,7 +168,7 @@ def test_the_picture_is_written(profile, tmp_path):
         ),
         (["--model=vgg11", "--algorithm=split", "--fits=cpu"], "split lies on several places"),
         (["--model=vgg11", "--algorithm=split", "--cut=99"], "--cut=99"),
-        (["--cut=2"], "--cut=2: snake has no use for it"),
+        (["--cut=3"], "--cut=3: snake has no use for it"),
         (
             ["--algorithm=accelerated_fl"],
             "language models train with snake, fedavg, fedprox, scaffold, fednova, fedpart, "

@@ -3,10 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +12,9 @@ from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.report.html import find_runs, page, page_data, write_page
 from snake_jax.runs import front
+from tests.launches import Launcher
 from tests.page_runs import LAYERS, NASTY, line, write_runs
 from tests.run_folders import lines_of, write_language_fedavg, write_language_snake, write_run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -303,24 +299,24 @@ def test_wrong_input_is_named(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def report(*arguments):
-    command = [sys.executable, "-W", "error", "-m", "snake_jax", "report", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def report(monkeypatch, capfd):
+    return Launcher(monkeypatch, capfd, "report")
 
 
-def test_the_launch_says_what_it_wrote(tmp_path):
+def test_the_launch_says_what_it_wrote(report, tmp_path):
     write_run(tmp_path / "runs" / "run", [line(0)])
     done = report(tmp_path / "runs")
     path = tmp_path / "runs" / "report.html"
     size = f"{path.stat().st_size / 1e3:.0f} kB"
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: 1 run, {size}\n", "")
+    assert done == (0, f"{path}: 1 run, {size}\n", "")
 
 
-def test_the_launch_teaches_and_refuses(tmp_path):
+def test_the_launch_teaches_and_refuses(report, tmp_path):
     taught = report("--help")
-    assert (taught.returncode, taught.stderr) == (0, "")
+    assert (taught.code, taught.stderr) == (0, "")
     assert "snake-jax report RUNS_DIR [--output=report.html]" in taught.stdout
     for arguments, message in (((), "one folder of runs"), ((tmp_path,), "no runs in it")):
         done = report(*arguments)
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert (done.code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
         assert message in done.stderr

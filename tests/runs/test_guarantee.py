@@ -130,6 +130,7 @@ def test_a_launch_on_text_tells_epsilon_and_what_it_does_not_cover(tmp_path, mon
             "sends activations of examples over its cuts",
         ),
         (ImageConfig(dp_clip=1.0, early_stop=0.1), "leave --early_stop out"),
+        (ImageConfig(dp_clip=1.0, leave_gain=0.1), "leave --leave_loss and --leave_gain out"),
         (ImageConfig(dp_clip=1.0, outliers=0.1), "leave --outliers out"),
         (TextConfig(dp_clip=1.0), "say --packing=false"),
         (TextConfig(dp_clip=1.0, packing=False, mesh="fsdp:2"), "leave --mesh out"),

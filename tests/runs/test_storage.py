@@ -141,6 +141,7 @@ def test_a_run_in_a_bucket_goes_on_with_all_that_was_there(bucket, setup, fresh)
     assert names(f"{bucket}/run") == [
         "checkpoints",
         "config.json",
+        "events.jsonl",
         "ledger.jsonl",
         "metrics.jsonl",
         "owner.json",

@@ -225,3 +225,28 @@ def test_a_summary_replaces_the_one_before(opened, tmp_path):
         folder.finish({"accuracy": number})
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"accuracy": 2}
     assert not list((tmp_path / "run").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("storage.append", OSError(28, "No space left on device")),
+        ("Checkpoints.save", ValueError("RESOURCE_EXHAUSTED: ... No space left on device")),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_kept(
+    opened, setup, fresh, monkeypatch, place, error
+):
+    def full(*arguments):
+        raise error
+
+    folder = opened()
+    folder.add(Report({"visit": 0}, [], fresh._replace(rounds=1)), COMPILED)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"snake_jax.runs.workdir.{place}", full)
+        with pytest.raises(UserError, match="no space is left; make some, and the same command"):
+            folder.add(Report({"visit": 1}, [], fresh._replace(rounds=2)), COMPILED)
+    folder.close()
+    again = opened()
+    assert again.resume(setup, pytest.fail).rounds == 1
+    assert again.records == [{"visit": 0}]

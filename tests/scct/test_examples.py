@@ -58,6 +58,8 @@ def test_an_answer_is_foretold_token_by_token_to_its_end():
     assert words.inputs[0, :4].tolist() == [BEGIN, *b"hat"]
     assert words.targets[0, :4].tolist() == [*b"hat", END]
     assert words.weights[0].tolist() == [1, 1, 1, 1, 0]
+    stopped = encode([HAT], Reader(BYTES, 40), Reader(BYTES, 40), 5, ".").answers
+    assert stopped.targets[0, :4].tolist() == [*b"hat."]
     short = encode([HAT], Reader(BYTES, 40), Reader(BYTES, 40), 2).answers
     assert short.targets[0].tolist() == [*b"ha"]
 

@@ -198,6 +198,25 @@ def test_activations_and_gradients_are_counted_batch_by_batch(systems):
     assert not any({"cloud", f"node{node}"} == set(way) for way in ways for node in range(3))
 
 
+def test_one_small_model_of_all_is_sent_to_nobody_who_trained_it(systems):
+    first, second = systems.trained(arm="scct_shared")
+    rest = ("shared/block_01", "shared/block_02")
+    # The first device brings the edge its layers; each gets them back as a backup.
+    assert moved(first, "shared") == [
+        ("node0", "server", rest),
+        *(("server", f"node{node}", rest) for node in range(3)),
+    ]
+    assert moved(second, "shared") == moved(first, "shared")[1:]
+    assert first.state.network.latest["shared/block_00"] == 1
+    # What keeps it one: each device's gradients up, and their mean down.
+    synchronised = [
+        row for row in first.transfers if len(row.layers) > 1 and row.why == "gradients"
+    ]
+    ends = [(str(row.source), str(row.destination)) for row in synchronised]
+    assert ends[:2] == [("node0", "server"), ("server", "node0")]
+    assert len(ends) == 6
+
+
 # Devices that come and go
 
 

@@ -9,8 +9,9 @@ import optax
 import pytest
 from optax import contrib
 
+from snake_jax.costs.memory import state_bytes
 from snake_jax.models.presets import from_preset
-from snake_jax.params import select, without
+from snake_jax.params import num_bytes, select, without
 from snake_jax.training import stack
 from snake_jax.training.image_step import Distillation, Examples, local_epoch
 from snake_jax.training.optimizers import init_states, update_rule
@@ -244,6 +245,14 @@ def test_rows_are_clipped_by_blocks_and_ends_together():
     privacy = Privacy(clip=0.01, noise=0.0)
     alone, _ = text_moved(privacy, text_rows((7, 0, 0, 0)), ("embed",))
     np.testing.assert_allclose(norm(alone), 0.1 * 0.01, rtol=1e-3)
+
+
+def test_a_node_s_memory_counts_a_gradient_for_every_example():
+    model, params = small_model("mlp")
+    size = num_bytes(select(params, ("fc4",)))
+    plain, private = small_step(model), small_step(model, privacy=FREE)
+    assert state_bytes(plain, ("fc4",), examples=8).gradients == size
+    assert state_bytes(private, ("fc4",), examples=8).gradients == 9 * size
 
 
 def test_without_privacy_gradients_pass_as_they_are():

@@ -11,6 +11,10 @@ from snake_jax.errors import UserError
 if TYPE_CHECKING:
     from snake_jax.engines.choice import Choice
 
+AUTO = "auto"
+PROGRAMS = "~/.cache/snake_jax/programs"
+"""Where compiled programs are kept unless a launch says otherwise."""
+
 
 def define_run(values: FlagValues) -> None:
     """Defines the flags."""
@@ -27,8 +31,9 @@ def define_run(values: FlagValues) -> None:
     )
     flags.DEFINE_string(
         "compilation_cache_dir",
-        "",
-        "keep compiled programs here, or in a bucket, for later runs",
+        AUTO,
+        "compiled programs are kept here, or in a bucket, for later runs; auto: where jax was told "
+        f"to, else {PROGRAMS}, at most 2 GiB; empty: nowhere",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -134,8 +139,8 @@ def _define_engine(values: FlagValues) -> None:
     flags.DEFINE_float(
         "ray_stall_s",
         0.0,
-        "engine=ray: seconds without a further step after which a node that works is lost; more "
-        "than an epoch of images, or a program's compilation, takes; 0: never",
+        "engine=ray: seconds without a further step after which a node that works, and does not "
+        "compile, is lost; more than an epoch of images takes; 0: never",
         lower_bound=0.0,
         flag_values=values,
     )

@@ -41,6 +41,7 @@ _HELP = {
     "held_out": "questions a device to evaluate on",
     "max_length": "tokens of an input",
     "max_answer": "tokens of an answer",
+    "answer_end": "text that ends an answer, as a full stop, for a model that knows no end of text",
     "eval_every": "rounds between evaluations",
 }
 _CHOICES = {

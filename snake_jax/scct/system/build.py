@@ -97,11 +97,10 @@ def prepare(settings: Settings) -> System:
     reader = Reader(tokenizer, settings.max_length, context_first)
     asked = _questions(settings)
     data = []
+    answers = (settings.max_answer, settings.answer_end)
     for train, held_out in asked:
-        sorts = {}
-        for sort, some in held_out.items():
-            sorts[sort] = encode(some, small, reader, settings.max_answer)
-        data.append(DeviceData(encode(train, small, reader, settings.max_answer), sorts))
+        sorts = {sort: encode(some, small, reader, *answers) for sort, some in held_out.items()}
+        data.append(DeviceData(encode(train, small, reader, *answers), sorts))
     scenario, law = _scenario(settings, encoder)
     return System(
         settings=settings,

@@ -17,7 +17,7 @@ from snake_jax.models.prefix import Prefix
 from snake_jax.params import Params
 from snake_jax.scct.system import batches, cloud
 from snake_jax.scct.system.build import System
-from snake_jax.scct.system.examples import Examples, Texts, start_id
+from snake_jax.scct.system.examples import Examples, Texts, end_id, start_id
 from snake_jax.scct.system.holding import owner_of
 from snake_jax.scct.system.iteration import forward, span_gradients
 
@@ -116,7 +116,7 @@ def _written(system: System, trained: Params, values: jax.Array, lengths: jax.Ar
         params,
         prompts,
         max_new_tokens=system.settings.max_answer,
-        stop_ids=[tokenizer.eos_id],
+        stop_ids=[tokenizer.eos_id, end_id(tokenizer, system.settings.answer_end)],
         adapters=cloud.adapters_of(large, trained),
         prefix=Prefix(values, lengths),
     )

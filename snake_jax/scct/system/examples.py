@@ -12,6 +12,7 @@ import numpy as np
 
 from snake_jax.data.text.questions import NOWHERE, Answer, Question
 from snake_jax.data.text.tokenizers import Tokenizer
+from snake_jax.errors import UserError
 
 _MULTIPLE = 8  # of the width of arrays, so that there are few shapes
 
@@ -81,14 +82,14 @@ class Reader(NamedTuple):
 
 
 def encode(
-    questions: Sequence[Question], small: Reader, large: Reader, max_answer: int
+    questions: Sequence[Question], small: Reader, large: Reader, max_answer: int, end: str = ""
 ) -> Examples:
-    """Questions as both models read them."""
+    """Questions as both models read them, and answers that end as `end_id` says."""
     return Examples(
         tuple(questions),
         read(questions, small),
         read(questions, large),
-        _answers(questions, large.tokenizer, max_answer),
+        _answers(questions, large.tokenizer, max_answer, end_id(large.tokenizer, end)),
     )
 
 
@@ -115,6 +116,20 @@ def read(questions: Sequence[Question], reader: Reader) -> Texts:
 def start_id(tokenizer: Tokenizer) -> int:
     """The token that an answer begins after."""
     return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def end_id(tokenizer: Tokenizer, end: str) -> int:
+    """The token that ends an answer: the last of this text, or the end of text where it is empty.
+
+    Raises:
+      UserError: the text has no token.
+    """
+    if not end:
+        return tokenizer.eos_id
+    ids = tokenizer.encode(end)
+    if not ids:
+        raise UserError(f"--answer_end={end}: has no token; give a full stop, or leave it empty")
+    return ids[-1]
 
 
 def _write(texts: Texts, row: int, question: Question, reader: Reader) -> None:
@@ -157,14 +172,14 @@ def _mark(texts: Texts, row: int, answer: Answer, at: int, stop: int) -> None:
         texts.found[row] = 1
 
 
-def _answers(questions: Sequence[Question], tokenizer: Tokenizer, longest: int) -> Words:
+def _answers(questions: Sequence[Question], tokenizer: Tokenizer, longest: int, end: int) -> Words:
     """Right answers; one of more than `longest` tokens, its end among them, is cut."""
     shape = (len(questions), longest)
     inputs = np.full(shape, tokenizer.pad_id, np.int32)
     targets = np.full(shape, tokenizer.pad_id, np.int32)
     weights = np.zeros(shape, np.float32)
     for row, question in enumerate(questions):
-        ids = [*tokenizer.encode(question.answers[0].text), tokenizer.eos_id][:longest]
+        ids = [*tokenizer.encode(question.answers[0].text), end][:longest]
         targets[row, : len(ids)] = ids
         inputs[row, : len(ids)] = [start_id(tokenizer), *ids[:-1]]
         weights[row, : len(ids)] = 1

@@ -101,14 +101,47 @@ def keep(
     return ledger.deliveries_along_chain(network, size, number, wanted, cached=True)
 
 
+def keep_shared(
+    network: Network, size: Sizes, number: int, lying: Mapping[int, Segments], backup: bool
+) -> Exchanged:
+    """After a round of one small model for all: every device and the edge have its new versions.
+
+    Args:
+      network: the state before.
+      size: of the items.
+      number: of the round.
+      lying: by device, where its layers were trained.
+      backup: whether the edge's go back to the devices.
+    """
+    # Who has trained what; a layer lies at the edge where some device's split point is before it.
+    trained: dict[Place, Items] = {EDGE: ()}
+    every: dict[str, None] = {}
+    for node, own in lying.items():
+        trained[node_place(node)] = own.device
+        trained[EDGE] += tuple(name for name in own.edge if name not in trained[EDGE])
+        every |= dict.fromkeys((*own.device, *own.edge))
+
+    # One new version of an item, though several places have trained it alike.
+    latest = dict(network.latest)
+    for name in every:
+        latest[name] += 1
+    held = {}
+    for holder, copies in network.held.items():
+        kept = {name: copy for name, copy in copies.items() if name not in every}
+        for name in trained.get(holder, ()):
+            kept[name] = Copy(latest[name], True)
+        held[holder] = kept
+    network = network._replace(latest=latest, held=held)
+    rows = list[Transfer]()
+    if backup:
+        for node, own in lying.items():
+            both = {node_place(node): (*own.device, *own.edge)}
+            network, sent = ledger.deliveries_along_chain(network, size, number, both, cached=True)
+            rows += sent
+    return network, rows
+
+
 def keep_in_cloud(network: Network, trained: Params) -> Network:
     """After a round: new versions of what trained in the cloud, which goes nowhere."""
     items = tuple(item("cloud", layer) for layer in trained)
     return ledger.commit_along_chain(network, {CLOUD: items})
-
-
-def sent(
-    number: int, source: Place, destination: Place, layers: Items, count: int, why: str
-) -> Transfer:
-    """What all batches of a device sent over one link, in bytes."""
-    return Transfer(number, source, destination, layers, count, why)

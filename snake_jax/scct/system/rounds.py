@@ -232,17 +232,18 @@ def _backed_up(
     there: Sequence[Presence],
 ) -> tuple[Network, list[Transfer]]:
     """New versions of what trained, and the edge's layers back to their devices."""
-    rows = list[Transfer]()
-    if system.settings.has_small:
-        size = holding.sizes(state.small, state.trained)
-        for node, split in splits.items():
-            if not there[node].keeps:
-                continue
-            lying = _lying(system, node, split)
-            network, sent = holding.keep(
-                network, size, state.rounds, node, lying, system.settings.backup
-            )
-            rows += sent
+    settings, rows = system.settings, list[Transfer]()
+    size = holding.sizes(state.small, state.trained)
+    lying = {}
+    for node, split in splits.items():
+        if settings.has_small and there[node].keeps:
+            lying[node] = _lying(system, node, split)
+    if settings.arm == "scct_shared":
+        network, rows = holding.keep_shared(network, size, state.rounds, lying, settings.backup)
+        return holding.keep_in_cloud(network, state.trained), rows
+    for node, own in lying.items():
+        network, sent = holding.keep(network, size, state.rounds, node, own, settings.backup)
+        rows += sent
     return holding.keep_in_cloud(network, state.trained), rows
 
 

@@ -52,6 +52,8 @@ class Settings:
       held_out: questions a device, of each sort of `personal`.
       max_length: tokens of an input.
       max_answer: tokens of an answer.
+      answer_end: text that ends an answer; empty: the end of text. A frozen model can only write
+        what its training had: one that never saw an end of text needs another, such as a full stop.
       eval_every: rounds between evaluations; the last is always one.
       seed: of all that is drawn.
     """
@@ -86,6 +88,7 @@ class Settings:
     held_out: int = 32
     max_length: int = 96
     max_answer: int = 12
+    answer_end: str = ""
     eval_every: int = 1
     seed: int = 0
 

@@ -211,3 +211,11 @@ def test_a_text_longer_than_a_row_is_our_mistake():
         pack([example(np.arange(6), 1)], 4, PAD)
     with pytest.raises(ValueError, match="truncate first"):
         pad([example(np.arange(6), 1)], [2, 4], PAD)
+
+
+@pytest.mark.parametrize("lay_out", [pack, lambda *given: pad(given[0], (given[1],), given[2])[6]])
+def test_an_end_that_is_padding_too_is_learnt_once(lay_out):
+    end = 9
+    rows = lay_out([example([5, 6, 7, end], 2)], 6, end)
+    assert rows.targets.tolist() == [[6, 7, end, end, end, end]]
+    assert rows.weight.tolist() == [[0, 1, 1, 0, 0, 0]]

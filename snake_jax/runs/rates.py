@@ -1,0 +1,100 @@
+"""Which node trains what, planned anew before each cycle from how fast nodes were measured to be.
+
+What is measured differs from run to run, so each plan is kept with the checkpoint: a run that goes
+on keeps to it.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from snake_jax.algorithms import schedule
+from snake_jax.algorithms.chain import ON_CLOUD, ON_SERVER, Role
+from snake_jax.algorithms.visits import Outcome, Round
+from snake_jax.nodes.fleet import Fleet
+from snake_jax.runs.setup import Setup
+
+Plans = Mapping[int, tuple[int, ...]]
+"""`{cycle: the node of each of its groups of layers, in the order of the first cycle}`."""
+
+
+class Measured(NamedTuple):
+    """What a node was seen to compute: FLOPs as the formula counts them, and the seconds."""
+
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+def measured_after(
+    measured: Mapping[int, Measured],
+    outcomes: Sequence[Outcome],
+    flops: Sequence[Mapping[Role, int]],
+) -> dict[int, Measured]:
+    """What nodes were seen to compute, a round of these outcomes included.
+
+    Args:
+      measured: before it.
+      outcomes: of its visits.
+      flops: of each of them, by role.
+    """
+    found = dict(measured)
+    for outcome, by_role in zip(outcomes, flops, strict=True):
+        if outcome.train_s > 0:
+            before = found.get(outcome.visit.node, Measured())
+            elsewhere = by_role.get(ON_SERVER, 0) + by_role.get(ON_CLOUD, 0)
+            own = sum(by_role.values()) - elsewhere
+            after = Measured(before.flops + own, before.seconds + outcome.train_s)
+            found[outcome.visit.node] = after
+    return found
+
+
+def fleet_as_measured(fleet: Fleet, measured: Mapping[int, Measured]) -> Fleet:
+    """The fleet with the rates that were measured.
+
+    A node that was not seen to work has its stated rate times what the others' measured rates are
+    of their stated ones, in the median.
+    """
+    rates = {}
+    for node, seen in measured.items():
+        if seen.flops and seen.seconds:
+            rates[node] = seen.flops / seen.seconds
+    if not rates:
+        return fleet
+    ratios = [rate / fleet.nodes[node].flops_per_s for node, rate in rates.items()]
+    ratio = statistics.median(ratios)
+    nodes = []
+    for node, figures in enumerate(fleet.nodes):
+        rate = rates.get(node, figures.flops_per_s * ratio)
+        nodes.append(figures._replace(flops_per_s=max(rate, 1.0)))
+    return fleet._replace(nodes=tuple(nodes))
+
+
+def plans_after(
+    setup: Setup, plans: Plans, measured: Mapping[int, Measured], cycle: int, following: int
+) -> Plans:
+    """The plans, with one for the next cycle where it begins and rates are to be measured.
+
+    Args:
+      setup: of the run.
+      plans: so far.
+      measured: so far.
+      cycle: of the round that is finished.
+      following: of the next one.
+    """
+    wanted = setup.config.rates == "measured" and bool(setup.plan.visitors)
+    if not wanted or following == cycle or following in plans:
+        return plans
+    job = setup.job._replace(fleet=fleet_as_measured(setup.fleet, measured))
+    visitors, _ = job.task.visitors(job, setup.steps)
+    groups = schedule.serpentine(setup.plan, 0)
+    return {**plans, following: tuple(visitors[layers] for layers in groups)}
+
+
+def replanned(setup: Setup, plans: Plans, visits: Round) -> Round:
+    """The visits of a round at the nodes that their cycle's plan says; who takes over is left."""
+    first = visits[0]
+    if first.cycle not in plans or first.event:
+        return visits
+    groups = schedule.serpentine(setup.plan, 0)
+    visitors = dict(zip(groups, plans[first.cycle], strict=True))
+    return tuple(visit._replace(node=visitors[visit.layers]) for visit in visits)

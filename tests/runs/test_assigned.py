@@ -1,0 +1,53 @@
+"""Assignment of a language model's visits to unlike nodes; nothing is trained for it."""
+
+import json
+
+import pytest
+
+from snake_jax.config import TextConfig
+from snake_jax.errors import UserError
+from snake_jax.runs import loop
+from snake_jax.runs.job import planned
+from tests.launches import write_model, write_pairs
+
+BLOCKS = tuple(f"block_0{index}.lora" for index in range(3))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """`prepared(nodes, flags)`: the job on nodes of a file."""
+    folder = tmp_path_factory.mktemp("files")
+    model, data = write_model(folder / "model"), write_pairs(folder / "pairs.jsonl")
+
+    def of(nodes, **flags):
+        (folder / "nodes.json").write_text(json.dumps({"nodes": nodes}))
+        values = {"model": str(model), "data": str(data), "node_file": str(folder / "nodes.json")}
+        values |= {"nodes": len(nodes), "max_length": 64, "batch_size": 4, "lora_rank": 4}
+        return loop.prepare(TextConfig(**values | flags)).job
+
+    return of
+
+
+@pytest.mark.parametrize("how", ["proportional", "milp"])
+def test_a_fast_node_takes_more_blocks(prepared, how):
+    slow = {"flops_per_s": 1e6, "latency_s": 0, "up_bytes_per_s": 1e12, "down_bytes_per_s": 1e12}
+    job = prepared([slow, {**slow, "flops_per_s": 1e9}], assign=how)
+    assert set(job.plan.visitors) == {(block,) for block in BLOCKS}
+    assert set(job.plan.visitors.values()) == {1}
+    assert [visits[0].node for visits in planned(job)] == [1, 1, 1]
+
+
+def test_nodes_take_turns_unless_they_are_told_otherwise(prepared):
+    job = prepared([{}, {}])
+    assert job.plan.visitors == {}
+    assert [visits[0].node for visits in planned(job)] == [0, 1, 0]
+    assert set(job.plan.able.values()) == {(0, 1)}
+
+
+def test_a_node_that_cannot_hold_a_block_takes_none(prepared):
+    small = {"memory_bytes": 1000}
+    job = prepared([small, {}], assign="milp")
+    assert set(job.plan.visitors.values()) == {1}
+    assert set(job.plan.able.values()) == {(1,)}
+    with pytest.raises(UserError, match="memory"):
+        prepared([small, {}])
