@@ -52,7 +52,9 @@ function signOut() {
 
 async function refresh() {
   clearTimeout(timer);
-  const [all, pool] = await Promise.all([askJson("services"), askJson("nodes")]);
+  // One after the other: a wrong token is refused once.
+  const all = await askJson("services");
+  const pool = await askJson("nodes");
   byId("content").hidden = false;
   signedIn(true);
   const noun = all.services.length === 1 ? "service" : "services";

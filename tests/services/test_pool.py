@@ -75,7 +75,7 @@ def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
 
             wait_until(both_were_seen, 300)
             assert [node["alive"] for node in client.nodes(provider)] == [True] * 4
-            assert sum(node["visits"] for node in client.nodes(provider)) > 2
+            assert sum(node["visits"] for node in client.nodes(provider)) >= 2
             pids = keepers(root)
             # It is to be on its way still when the pool is killed, however slow the machine is.
             os.killpg(pids[3], signal.SIGSTOP)
