@@ -23,9 +23,9 @@ from experiments.faults.runs import same_bits, trained
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.choice import HERE, Choice, around, check
 from snake_jax.errors import UserError
-from snake_jax.runs.loop import RunConfig
 from snake_jax.runs.state import Report
 
+Run = ImageConfig | TextConfig
 MODES = ("client_server", "peer_to_peer")
 METHODS = ("snake", "fedavg", "accelerated_fl")
 # What clocks say.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if any(row["result"] == "OTHER BITS" for row in rows) else 0
 
 
-def configs(folder: Path) -> list[RunConfig]:
+def configs(folder: Path) -> list[Run]:
     """All runs that are compared, on data that is drawn into a folder."""
     rng = np.random.default_rng(0)
     labels = np.arange(108) % 4
@@ -72,7 +72,7 @@ def configs(folder: Path) -> list[RunConfig]:
     image |= {"batch_size": 8, "cycles": 2}
     answers: dict[str, Any] = {"model": "tiny-llama", "data": str(text), "nodes": 5}
     answers |= {"batch_size": 4, "max_length": 32, "cycles": 2}
-    found: list[RunConfig] = []
+    found: list[Run] = []
     for method in METHODS:
         for mode in MODES:
             found.append(ImageConfig(**image, algorithm=method, mode=mode))
@@ -81,7 +81,7 @@ def configs(folder: Path) -> list[RunConfig]:
     return found
 
 
-def compared(config: RunConfig) -> dict[str, Any]:
+def compared(config: Run) -> dict[str, Any]:
     """A run on both engines, or why one refuses it."""
     about = {
         "model": config.model,
