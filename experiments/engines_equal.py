@@ -4,7 +4,8 @@
 
 Both networks are as they are but for VGG-11's channels, of which there are fewer, and few examples
 and steps: what is compared is every bit of the parameters, metrics and transfers, which more of
-them would not make stricter. Methods that engine `ray` refuses are shown with its reason.
+them would not make stricter. With the same `--output` it goes on where it was. Methods that engine
+`ray` refuses are shown with its reason.
 """
 
 import json
@@ -39,17 +40,15 @@ flags.DEFINE_string("output", "", "JSON file of what was compared", flag_values=
 def main(arguments: Sequence[str]) -> int:
     """Prints a line a run; the exit code is 1 where bits differ."""
     FLAGS(arguments)
-    rows: list[dict[str, Any]] = []
+    output = Path(FLAGS.output) if FLAGS.output else None
+    rows = results.kept(output)
     with around(_CHOICE), tempfile.TemporaryDirectory() as folder:
-        for config in configs(Path(folder)):
+        for config in configs(Path(folder))[len(rows) :]:
             began_s = time.monotonic()
             row = compared(config) | {"seconds": round(time.monotonic() - began_s, 1)}
             rows.append(row)
             print("  ".join(str(value) for value in row.values()), flush=True)
-    if FLAGS.output:
-        command = "python -m experiments.engines_equal"
-        seen = {"command": command, "machine": results.header(), "rows": rows}
-        Path(FLAGS.output).write_text(json.dumps(seen, indent=1) + "\n")
+            results.keep(output, "python -m experiments.engines_equal", rows)
     return 1 if any(row["result"] == "OTHER BITS" for row in rows) else 0
 
 
@@ -69,9 +68,9 @@ def configs(folder: Path) -> list[Run]:
     text.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
     image: dict[str, Any] = {"model": "vgg11", "width": 0.125, "dataset": f"npz:{file}", "nodes": 9}
-    image |= {"batch_size": 8, "cycles": 2}
+    image |= {"batch_size": 8, "cycles": 1}
     answers: dict[str, Any] = {"model": "tiny-llama", "data": str(text), "nodes": 5}
-    answers |= {"batch_size": 4, "max_length": 32, "cycles": 2}
+    answers |= {"batch_size": 4, "max_length": 32, "cycles": 1, "lora_rank": 8}
     found: list[Run] = []
     for method in METHODS:
         for mode in MODES:
