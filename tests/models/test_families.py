@@ -15,7 +15,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import families, lora
 from snake_jax.models.generation import generate
 from snake_jax.models.hub import load_pretrained
-from snake_jax.models.language import Tokens, build, check_trainable, stop_ids
+from snake_jax.models.language import Tokens, build, stop_ids
 from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.training.quantization import freeze, thaw
 from tests.helpers import same_bits
@@ -215,13 +215,6 @@ def test_a_layer_with_a_window_keeps_its_local_frequencies_where_no_layer_is_wit
     assert alone.windowed == (True, True)
     assert not alone.alternates
     assert alone.sliding_window == 512
-
-
-def test_what_a_step_does_not_know_is_not_trained():
-    capped = families.read(golden_config("gemma2") | {"layer_types": ["sliding_attention"] * 3})
-    with pytest.raises(UserError, match="its logits are capped"):
-        check_trainable(build(capped))
-    check_trainable(from_preset("gemma-3-1b"))
 
 
 def test_generation_stops_at_every_end_of_the_model_s_own_vocabulary():
