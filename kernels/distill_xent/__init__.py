@@ -24,6 +24,7 @@ def linear_xent(
     teacher_table: Table | None = None,
     temperature: float = 1.0,
     table_gradient: bool = False,
+    cap: float | None = None,
     chunk: int | None = None,
     rows: int | None = None,
     lowering: str = "chunked",
@@ -44,6 +45,7 @@ def linear_xent(
       temperature: of both distributions in `distance`.
       table_gradient: whether the table is trained; else it is a constant, and no array of its size
         is written.
+      cap: of logits l, the teacher's too, which are cap * tanh(l / cap) then; None: as they are.
       chunk: rows of the table at a time; None: see `tile`.
       rows: tokens at a time; None: see `tile`.
       lowering: "chunked", or "xla" for the definition with whole logits.
@@ -61,10 +63,10 @@ def linear_xent(
     _check(hidden, table, targets, teacher, teacher_table)
     if table_gradient and isinstance(table, qwix.QArray):
         raise ValueError("linear_xent: a quantized table has no gradient")
-    _check_options(temperature, chunk, rows, lowering)
+    _check_options(temperature, cap, chunk, rows, lowering)
     if lowering == "xla":
         return reference.linear_xent(
-            hidden, table, targets, teacher, teacher_table, temperature, table_gradient
+            hidden, table, targets, teacher, teacher_table, temperature, table_gradient, cap
         )
 
     # A tile of logits is [rows, chunk]; asked for or by default, at most all of them.
@@ -73,7 +75,7 @@ def linear_xent(
     default_chunk, default_rows = tile(count, vocabulary, width, hidden.dtype.itemsize)
     chunk = min(chunk or default_chunk, vocabulary)
     rows = min(rows or default_rows, count)
-    tiling = Tiling(float(temperature), chunk, rows, table_gradient)
+    tiling = Tiling(float(temperature), chunk, rows, table_gradient, cap)
     return chunked.linear_xent(tiling, hidden, table, targets, teacher, teacher_table)
 
 
@@ -103,10 +105,14 @@ def _even(size: int, most: int, multiple: int) -> int:
     return -(-size // (parts * multiple)) * multiple
 
 
-def _check_options(temperature: float, chunk: int | None, rows: int | None, lowering: str) -> None:
+def _check_options(
+    temperature: float, cap: float | None, chunk: int | None, rows: int | None, lowering: str
+) -> None:
     """Raises ValueError where one is not what it can be."""
     if temperature <= 0:
         raise ValueError(f"linear_xent: temperature must be above 0, got {temperature}")
+    if cap is not None and cap <= 0:
+        raise ValueError(f"linear_xent: cap must be above 0, got {cap}")
     if lowering not in LOWERINGS:
         raise ValueError(f"linear_xent: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
     for name, size in (("chunk", chunk), ("rows", rows)):

@@ -7,6 +7,10 @@ For a token with logits l [V], target t and, at temperature T, the teacher's sof
     d nll / d l       = softmax(l) - onehot(t)
     d distance / d l  = (softmax(l / T) - q) / T
 
+Where logits are capped, l = c tanh(p / c) of the product p, the teacher's likewise, and
+
+    d l / d p = 1 - tanh(p / c)^2 = 1 - (l / c)^2
+
 **Forward.** All of these are sums over the vocabulary, so that they can be added up window after
 window of it, [R, C] logits at a time. A sum of exponentials is kept relative to the largest logit
 so far and scaled down when a larger one comes: a running logsumexp (Milakov and Gimelshein 2018,
@@ -30,7 +34,7 @@ from jax import lax
 
 from snake_jax.kernels.distill_xent.reference import Table
 from snake_jax.kernels.distill_xent.windows import Tiling, Window, add_rows, window_at
-from snake_jax.kernels.distill_xent.xent import Xent, accumulator
+from snake_jax.kernels.distill_xent.xent import Xent, accumulator, capped
 
 
 class TokenBlocks(NamedTuple):
@@ -189,7 +193,7 @@ linear_xent.defvjp(_remember, _backward)
 
 def _advance(tiling: Tiling, window: Window, tokens: TokenBlocks, old: Running) -> Running:
     """The running sums [R] with one more window."""
-    logits = _logits(tokens.hidden, window.rows, window.fresh)
+    logits = _logits(tiling, tokens.hidden, window.rows, window.fresh)
 
     # The largest logit, and its index: the first of equals, here and among windows.
     highest = logits.max(1)
@@ -225,7 +229,7 @@ def _advance_teacher(
       new: with this window, the student's.
     """
     t = tiling.temperature
-    taught = _logits(teacher, window.taught_rows, window.fresh) / t
+    taught = _logits(tiling, teacher, window.taught_rows, window.fresh) / t
     taught_top = jnp.maximum(old.taught_top, taught.max(1))
 
     # What the teacher's sums so far shrink by, and what this window adds to them [R, C].
@@ -254,7 +258,7 @@ def _logit_gradient(
     to_nll: jax.Array,
     to_distance: jax.Array,
 ) -> jax.Array:
-    """The loss's gradient by a tile of logits, [R, C].
+    """The loss's gradient by a tile of products of hidden states and rows, [R, C].
 
     Args:
       tiling: the temperature.
@@ -265,24 +269,36 @@ def _logit_gradient(
       to_distance: [R], and by its distance.
     """
     # d nll / d l = softmax(l) - onehot(t), the softmax from its logsumexp.
-    logits = _logits(tokens.hidden, window.rows, window.fresh)
+    logits = _logits(tiling, tokens.hidden, window.rows, window.fresh)
     softmax = jnp.exp(logits - sums.plain[:, None])
     gradient = to_nll[:, None] * (softmax - _is_target(window, tokens))
     if tokens.teacher is None:
-        return gradient
+        return _through_cap(tiling, window, logits, gradient)
 
     # d distance / d l = (softmax(l / T) - q) / T, likewise.
     t = tiling.temperature
-    taught = _logits(tokens.teacher, window.taught_rows, window.fresh) / t
+    taught = _logits(tiling, tokens.teacher, window.taught_rows, window.fresh) / t
     soft = jnp.exp(logits / t - sums.soft[:, None])
     taught_soft = jnp.exp(taught - sums.taught[:, None])
-    return gradient + to_distance[:, None] / t * (soft - taught_soft)
+    gradient += to_distance[:, None] / t * (soft - taught_soft)
+    return _through_cap(tiling, window, logits, gradient)
 
 
-def _logits(hidden: jax.Array, rows: jax.Array, fresh: jax.Array) -> jax.Array:
+def _through_cap(
+    tiling: Tiling, window: Window, logits: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    """The gradient [R, C] by products, of that by capped logits."""
+    if tiling.cap is None:
+        return gradient
+    # Rows of an earlier window have the logit -inf and the gradient 0, and 0 * inf is no number.
+    finite = jnp.where(window.fresh, logits, 0)
+    return gradient * (1 - jnp.square(finite / tiling.cap))
+
+
+def _logits(tiling: Tiling, hidden: jax.Array, rows: jax.Array, fresh: jax.Array) -> jax.Array:
     """[R, C], with -inf for rows that an earlier window had."""
-    logits = jnp.dot(hidden, rows.T, preferred_element_type=accumulator(hidden.dtype))
-    return jnp.where(fresh, logits, -jnp.inf)
+    products = jnp.dot(hidden, rows.T, preferred_element_type=accumulator(hidden.dtype))
+    return jnp.where(fresh, capped(products, tiling.cap), -jnp.inf)
 
 
 def _is_target(window: Window, tokens: TokenBlocks) -> jax.Array:

@@ -8,7 +8,7 @@ import qwix
 from jax import lax
 
 from snake_jax.kernels.dequantize import dense
-from snake_jax.kernels.distill_xent.xent import Xent, accumulator
+from snake_jax.kernels.distill_xent.xent import Xent, accumulator, capped
 
 Table: TypeAlias = jax.Array | qwix.QArray
 
@@ -21,12 +21,13 @@ def linear_xent(
     teacher_table: Table | None,
     temperature: float,
     table_gradient: bool,
+    cap: float | None,
 ) -> Xent:
     """See the package's `linear_xent`."""
     student_table = table
     if not table_gradient:
         student_table = lax.stop_gradient(table)
-    logits = _logits(hidden, student_table)
+    logits = capped(_logits(hidden, student_table), cap)
 
     # The target's logit as a masked sum: 0 for a target outside the vocabulary.
     columns = jnp.arange(logits.shape[1])
@@ -39,7 +40,7 @@ def linear_xent(
     # The cross-entropy of the two distributions at the temperature.
     if teacher_table is None:
         teacher_table = table
-    taught = lax.stop_gradient(_logits(teacher, teacher_table))
+    taught = lax.stop_gradient(capped(_logits(teacher, teacher_table), cap))
     share = jax.nn.softmax(taught / temperature, 1)
     log_share = jax.nn.log_softmax(logits / temperature, 1)
     distance = -(share * log_share).sum(1)

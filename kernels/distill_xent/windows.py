@@ -22,12 +22,14 @@ class Tiling(NamedTuple):
       chunk: C, rows of the table in a window.
       rows: R, tokens in a block; a window against a block is one tile of logits [R, C].
       table_gradient: whether the table is trained.
+      cap: of the logits, student's and teacher's; None: as they are.
     """
 
     temperature: float
     chunk: int
     rows: int
     table_gradient: bool
+    cap: float | None = None
 
 
 class Window(NamedTuple):

@@ -217,8 +217,11 @@ def block_flops(
     values = _hidden_shape(model, length)
     context = (jnp.zeros((1, length), jnp.int32), None)
 
+    # Where blocks alternate they differ in what they mask, and not in what they multiply.
+    place = jnp.int32(0)
+
     def forward(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
-        return apply(base, own, values, context, None)
+        return apply(base, own, values, context, None, place)
 
     def total(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:
         return forward(own, values, base).sum()

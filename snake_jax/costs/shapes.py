@@ -127,7 +127,7 @@ def block_parts(model: LanguageModel, adapters: lora.Lora | None) -> tuple[PyTre
 
 
 def block_function(model: LanguageModel, adapted: bool) -> Callable[..., jax.Array]:
-    """`(base, own, values, context, key) -> values`: a block as a step computes it.
+    """`(base, own, values, context, key, place) -> values`: a block as a step computes it.
 
     Update rule, storage and arithmetic have no bearing on its products.
 

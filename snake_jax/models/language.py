@@ -290,22 +290,6 @@ def layer_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *blocks, "head")
 
 
-def check_trainable(model: LanguageModel) -> None:
-    """Refuses a model that computes what a training step does not yet.
-
-    Args:
-      model: to be trained.
-
-    Raises:
-      UserError: it would be trained as another model.
-    """
-    if model.architecture.logit_cap is not None:
-        raise UserError(
-            f"--model={model.name} ({model.architecture.family}): its logits are capped, and the "
-            f"loss does not cap them; it can be read, saved and generated with, not trained yet"
-        )
-
-
 def stop_ids(model: LanguageModel, tokenizer_end: int) -> tuple[int, ...]:
     """The tokens at which generation stops: the model's, where the tokenizer's is one of them.
 

@@ -11,7 +11,7 @@ from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.hub import read_architecture
-from snake_jax.models.language import LanguageModel, build, check_trainable
+from snake_jax.models.language import LanguageModel, build
 from snake_jax.models.presets import PRESETS, from_preset
 
 CLASSES = 10
@@ -134,9 +134,8 @@ def _text_defaults(
     """Settings of a language model that depend on it, or on the target.
 
     Raises:
-      UserError: rows that are longer than the model has positions, or a model that is not trained.
+      UserError: rows that are longer than the model has positions.
     """
-    check_trainable(model)
     # A run's default may be more than a small model has positions.
     length = settings.get("max_length", min(512, model.max_positions))
     if length > model.max_positions:

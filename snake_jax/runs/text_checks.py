@@ -6,7 +6,7 @@ from snake_jax.algorithms.chain import ON_SERVER, Chain
 from snake_jax.config import TextConfig
 from snake_jax.engines.build import check as check_emulation
 from snake_jax.errors import UserError
-from snake_jax.models.language import LanguageModel, check_trainable
+from snake_jax.models.language import LanguageModel
 from snake_jax.training import sharding
 
 
@@ -20,7 +20,6 @@ def check_model(config: TextConfig, model: LanguageModel) -> None:
         raise UserError(
             f"--max_length={config.max_length}: {model.name} has {model.max_positions} positions"
         )
-    check_trainable(model)
     # A mesh divides rows and heads, so both must be divisible.
     architecture = model.architecture
     sharding.check_mesh(

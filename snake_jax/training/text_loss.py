@@ -32,6 +32,7 @@ def token_loss(
         teacher_table,
         temperature=temperature,
         table_gradient=table_trains,
+        cap=step.model.architecture.logit_cap,
     )
 
     # The formula of `Distillation`, summed over tokens `[B * T]` and divided once.

@@ -305,8 +305,8 @@ def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch]
         context = (rows.positions, rows.segments)
         values = stack.below(step.block, every, entered, context)
         hidden = finished(step, ends, rows, values)
-        losses = token_losses(step.mesh, hidden, step.model.table(ends), rows.targets)
-
+        table, cap = step.model.table(ends), step.model.architecture.logit_cap
+        losses = token_losses(step.mesh, hidden, table, rows.targets, cap=cap)
         weight = rows.weight.ravel()
         return Score((weight * losses.nll).sum(), (weight * losses.hit).sum(), weight.sum())
 

@@ -67,7 +67,7 @@ def everything(hidden, table, targets, teacher, teacher_table, pull, **options):
     return *out, *gradients
 
 
-def in_numpy(hidden, table, targets, teacher, teacher_table, pull, temperature=1.0):
+def in_numpy(hidden, table, targets, teacher, teacher_table, pull, temperature=1.0, cap=None):
     """The same in float64, gradients by hand."""
     hidden, table, pull = (np.asarray(x, np.float64) for x in (hidden, table, pull))
 
@@ -75,16 +75,22 @@ def in_numpy(hidden, table, targets, teacher, teacher_table, pull, temperature=1
         e = np.exp(x - x.max(1, keepdims=True))
         return e / e.sum(1, keepdims=True)
 
-    logits = hidden @ table.T
+    def capped(x):
+        return x if cap is None else cap * np.tanh(x / cap)
+
+    products = hidden @ table.T
+    logits = capped(products)
     one_hot = np.eye(len(table))[targets]
     nll = -np.log((softmax(logits) * one_hot).sum(1))
     to_logits = pull[0][:, None] * (softmax(logits) - one_hot)
     distance = np.zeros_like(nll)
     if teacher is not None:
-        taught = np.asarray(teacher, np.float64) @ np.asarray(teacher_table, np.float64).T
+        taught = capped(np.asarray(teacher, np.float64) @ np.asarray(teacher_table, np.float64).T)
         share, own = softmax(taught / temperature), softmax(logits / temperature)
         distance = -(share * np.log(own)).sum(1)
         to_logits += pull[1][:, None] * (own - share) / temperature
+    if cap is not None:
+        to_logits /= np.cosh(products / cap) ** 2
     return nll, distance, logits.argmax(1) == targets, to_logits @ table, to_logits.T @ hidden
 
 
@@ -116,14 +122,29 @@ def test_every_tile_gives_the_same_losses(shape, chunk, rows):
 
 
 @values
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("shape", SMALL[:2], ids=lambda s: s.name)
+def test_capped_logits_are_those_of_both_and_of_the_gradient(shape, lowering):
+    # Products are some 2 to 4 wide: the cap bends most of them. Windows of 12 overlap.
+    args = arguments(shape)
+    options = {"temperature": 2.0, "cap": 1.5}
+    tiles = {} if lowering == "xla" else {"chunk": 12, "rows": 3}
+    actual = everything(*args, table_gradient=True, lowering=lowering, **tiles, **options)
+    assert_within(actual, in_numpy(*args, **options), 2e-6)
+    uncapped = in_numpy(*args, temperature=2.0)
+    assert not np.allclose(actual[0], uncapped[0], atol=0.1)
+
+
+@values
 def test_in_float64_the_algorithm_is_exact():
     with jax.enable_x64(True):
         args = tuple(
             x if x.dtype == jnp.int32 else x.astype(jnp.float64) for x in arguments(SMALL[1])
         )
-        actual = everything(*args, temperature=3.0, table_gradient=True, chunk=8, rows=3)
+        options = {"temperature": 3.0, "cap": 5.0}
+        actual = everything(*args, **options, table_gradient=True, chunk=8, rows=3)
         assert actual[0].dtype == jnp.float64
-        assert_within(actual, in_numpy(*args, temperature=3.0), 1e-13)
+        assert_within(actual, in_numpy(*args, **options), 1e-13)
 
 
 @values
