@@ -43,7 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     output = Path(FLAGS.output) if FLAGS.output else None
     rows = results.kept(output)
     with around(_CHOICE), tempfile.TemporaryDirectory() as folder:
-        for config in configs(Path(folder))[len(rows) :]:
+        done = {(row["model"], row["algorithm"], row["mode"]) for row in rows}
+        for config in configs(Path(folder)):
+            if (config.model, config.algorithm, config.mode) in done:
+                continue
             began_s = time.monotonic()
             row = compared(config) | {"seconds": round(time.monotonic() - began_s, 1)}
             rows.append(row)
@@ -71,13 +74,13 @@ def configs(folder: Path) -> list[Run]:
     image |= {"batch_size": 8, "cycles": 1}
     answers: dict[str, Any] = {"model": "tiny-llama", "data": str(text), "nodes": 5}
     answers |= {"batch_size": 4, "max_length": 32, "cycles": 1, "lora_rank": 8}
-    found: list[Run] = []
+    texts: list[Run] = []
+    images_too: list[Run] = []
     for method in METHODS:
         for mode in MODES:
-            found.append(ImageConfig(**image, algorithm=method, mode=mode))
-            if method != "accelerated_fl":
-                found.append(TextConfig(**answers, algorithm=method, mode=mode))
-    return found
+            images_too.append(ImageConfig(**image, algorithm=method, mode=mode))
+            texts.append(TextConfig(**answers, algorithm=method, mode=mode))
+    return texts + images_too
 
 
 def compared(config: Run) -> dict[str, Any]:
