@@ -4,7 +4,8 @@
 
 Both networks are as they are but for VGG-11's channels, of which there are fewer, and few examples
 and steps: what is compared is every bit of the parameters, metrics and transfers, which more of
-them would not make stricter. Methods that engine `ray` refuses are shown with its reason.
+them would not make stricter. With the same `--output` it goes on where it was. Methods that engine
+`ray` refuses are shown with its reason.
 """
 
 import json
@@ -23,9 +24,9 @@ from experiments.faults.runs import same_bits, trained
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.choice import HERE, Choice, around, check
 from snake_jax.errors import UserError
-from snake_jax.runs.loop import RunConfig
 from snake_jax.runs.state import Report
 
+Run = ImageConfig | TextConfig
 MODES = ("client_server", "peer_to_peer")
 METHODS = ("snake", "fedavg", "accelerated_fl")
 # What clocks say.
@@ -39,21 +40,22 @@ flags.DEFINE_string("output", "", "JSON file of what was compared", flag_values=
 def main(arguments: Sequence[str]) -> int:
     """Prints a line a run; the exit code is 1 where bits differ."""
     FLAGS(arguments)
-    rows: list[dict[str, Any]] = []
+    output = Path(FLAGS.output) if FLAGS.output else None
+    rows = results.kept(output)
     with around(_CHOICE), tempfile.TemporaryDirectory() as folder:
+        done = {(row["model"], row["algorithm"], row["mode"]) for row in rows}
         for config in configs(Path(folder)):
+            if (config.model, config.algorithm, config.mode) in done:
+                continue
             began_s = time.monotonic()
             row = compared(config) | {"seconds": round(time.monotonic() - began_s, 1)}
             rows.append(row)
             print("  ".join(str(value) for value in row.values()), flush=True)
-    if FLAGS.output:
-        command = "python -m experiments.engines_equal"
-        seen = {"command": command, "machine": results.header(), "rows": rows}
-        Path(FLAGS.output).write_text(json.dumps(seen, indent=1) + "\n")
+            results.keep(output, "python -m experiments.engines_equal", rows)
     return 1 if any(row["result"] == "OTHER BITS" for row in rows) else 0
 
 
-def configs(folder: Path) -> list[RunConfig]:
+def configs(folder: Path) -> list[Run]:
     """All runs that are compared, on data that is drawn into a folder."""
     rng = np.random.default_rng(0)
     labels = np.arange(108) % 4
@@ -69,19 +71,19 @@ def configs(folder: Path) -> list[RunConfig]:
     text.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
     image: dict[str, Any] = {"model": "vgg11", "width": 0.125, "dataset": f"npz:{file}", "nodes": 9}
-    image |= {"batch_size": 8, "cycles": 2}
+    image |= {"batch_size": 8, "cycles": 1}
     answers: dict[str, Any] = {"model": "tiny-llama", "data": str(text), "nodes": 5}
-    answers |= {"batch_size": 4, "max_length": 32, "cycles": 2}
-    found: list[RunConfig] = []
+    answers |= {"batch_size": 4, "max_length": 32, "cycles": 1, "lora_rank": 8}
+    texts: list[Run] = []
+    images_too: list[Run] = []
     for method in METHODS:
         for mode in MODES:
-            found.append(ImageConfig(**image, algorithm=method, mode=mode))
-            if method != "accelerated_fl":
-                found.append(TextConfig(**answers, algorithm=method, mode=mode))
-    return found
+            images_too.append(ImageConfig(**image, algorithm=method, mode=mode))
+            texts.append(TextConfig(**answers, algorithm=method, mode=mode))
+    return texts + images_too
 
 
-def compared(config: RunConfig) -> dict[str, Any]:
+def compared(config: Run) -> dict[str, Any]:
     """A run on both engines, or why one refuses it."""
     about = {
         "model": config.model,

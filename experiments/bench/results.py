@@ -7,7 +7,7 @@ which are counted.
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,20 @@ def read(file: Path) -> Result:
         raise UserError(
             f"{file}: no result of a benchmark ({error}); measure it anew with --update"
         ) from None
+
+
+def kept(file: Path | None) -> list[dict[str, Any]]:
+    """The rows that `keep` wrote; none where there is no file yet."""
+    if file is None or not file.exists():
+        return []
+    return json.loads(file.read_text())["rows"]
+
+
+def keep(file: Path | None, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows that are no measurements with what they were seen by; without a file, nothing."""
+    if file is not None:
+        seen = {"command": command, "machine": header(), "rows": rows}
+        file.write_text(json.dumps(seen, indent=1) + "\n")
 
 
 def kind(of: dict[str, Any]) -> tuple[str, ...]:

@@ -6,14 +6,15 @@
 
 Printed are seconds until a fault was noticed, from then until the run had got on by a merged visit,
 and whether it ends with the same bits as a run in one process. `--schedules=N` draws N schedules of
-faults of nodes by their seeds instead; with the same `--output` it goes on where it was.
+faults of nodes by their seeds instead. With the same `--output` it goes on where it was.
 """
 
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ flags.DEFINE_string("output", "", "JSON file of what was seen", flag_values=FLAG
 flags.DEFINE_integer("schedules", 0, "drawn schedules instead of the matrix", flag_values=FLAGS)
 flags.DEFINE_string("only", "", "a part of the cases' names", flag_values=FLAGS)
 
+_MATRIX = "python -m experiments.faults"
 CHOICE = Choice("ray", actors=ACTORS, deadline_s=60.0)
 # What is struck by what is not a node, each with its own cluster.
 _AROUND: Mapping[str, Callable[[str, Path, str], Seen]] = {
@@ -51,16 +53,13 @@ def main(arguments: Sequence[str]) -> int:
             with around(CHOICE):
                 rows = run_schedules(base, FLAGS.schedules, output)
         else:
-            rows = run_matrix(base, Path(folder), FLAGS.only)
-            write(output, "python -m experiments.faults", rows)
+            rows = run_matrix(base, Path(folder), FLAGS.only, output)
     return 0 if all(row["same_bits"] is not False for row in rows) else 1
 
 
 def run_schedules(base: ImageConfig, count: int, output: Path | None) -> list[dict[str, Any]]:
     """Prints a line a drawn schedule; those that the file has already are not run again."""
-    rows: list[dict[str, Any]] = []
-    if output is not None and output.exists():
-        rows = json.loads(output.read_text())["rows"]
+    rows = results.kept(output)
     for seed in range(len(rows), count):
         began_s = time.monotonic()
         faults, equal = nodes.schedule_replays(seed, base, CHOICE)
@@ -68,38 +67,42 @@ def run_schedules(base: ImageConfig, count: int, output: Path | None) -> list[di
         rows.append({"seed": seed, "faults": faults, "same_bits": equal, "seconds": took_s})
         print(f"seed {seed}: {faults}: {_said(equal)}", flush=True)
         # After each, so that what was interrupted goes on where it was.
-        write(output, f"python -m experiments.faults --schedules={count}", rows)
+        results.keep(output, f"python -m experiments.faults --schedules={count}", rows)
     return rows
 
 
-def run_matrix(base: ImageConfig, folder: Path, part: str) -> list[dict[str, Any]]:
-    """Prints a line a case whose name has this part."""
-    rows: list[dict[str, Any]] = []
-    cases = [case for case in nodes.CASES if part in case.name]
+def run_matrix(
+    base: ImageConfig, folder: Path, part: str, output: Path | None
+) -> list[dict[str, Any]]:
+    """Prints a line a case whose name has this part; those in the file are not run again."""
+    rows = results.kept(output)
+    done = {row["name"] for row in rows}
+    cases = [case for case in nodes.CASES if part in case.name and case.name not in done]
     if cases:
         with around(CHOICE):
             for case in cases:
                 rows.append(_shown(nodes.carried_out(case, base, CHOICE)))
+                results.keep(output, _MATRIX, rows)
     for number, (name, strike) in enumerate(_AROUND.items()):
-        if part in name:
+        if part in name and name not in done:
             own = folder / str(number)
             own.mkdir()
-            rows.append(_shown(strike(name, own, base.dataset)))
+            # Each in a process of its own, since Ray keeps a process's first token.
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                seen = process.submit(strike, name, own, base.dataset).result()
+            rows.append(_shown(seen))
+            results.keep(output, _MATRIX, rows)
     return rows
-
-
-def write(output: Path | None, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with what they were seen by; without a file, nothing."""
-    if output is not None:
-        seen = {"command": command, "machine": results.header(), "rows": rows}
-        output.write_text(json.dumps(seen, indent=1) + "\n")
 
 
 def _shown(seen: Seen) -> dict[str, Any]:
     """Prints a case; gives its row."""
     times = f"{_seconds(seen.detect_s)} noticed, {_seconds(seen.take_over_s)} taken over"
     print(f"{seen.name}: {times}, {_said(seen.same_bits)}: {seen.cause}", flush=True)
-    return seen._asdict()
+    row = seen._asdict()
+    for field in ("detect_s", "take_over_s"):
+        row[field] = None if row[field] is None else round(row[field], 2)
+    return row
 
 
 def _seconds(value: float | None) -> str:

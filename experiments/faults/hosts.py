@@ -4,6 +4,7 @@ down while its node trains.
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -70,6 +71,7 @@ def cut_apart(name: str, folder: Path, dataset: str) -> Seen:
             stack.enter_context(_linked())
         except (OSError, subprocess.CalledProcessError) as error:
             return skipped(name, f"network namespaces are not permitted here ({error})")
+        stack.enter_context(_with_token())
         address = stack.enter_context(_daemons())
         place = {"place": 1.0}
         choice = Choice("ray", address, ACTORS, place, deadline_s=5.0, without_tls=True)
@@ -83,6 +85,21 @@ def cut_apart(name: str, folder: Path, dataset: str) -> Seen:
     taken = next(event for event in mine if event.event == "taken over")
     detect_s, take_over_s = lost.time_s - wrapped[0].at_s, taken.time_s - lost.time_s
     return Seen(name, detect_s, take_over_s, lost.cause, same_bits(reports, replayed))
+
+
+@contextlib.contextmanager
+def _with_token() -> Iterator[None]:
+    """Has Ray, here and in what is started, keep out who does not know a token."""
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _is_there(pid: int) -> bool:

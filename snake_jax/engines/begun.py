@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines import vitals
+from snake_jax.engines.choice import Choice
 from snake_jax.engines.contract import Progress
 
 
@@ -37,3 +38,24 @@ def progress(begun: Begun) -> list[Progress]:
     load, memory_bytes = vitals.load(), vitals.memory_bytes()
     about = steps, seconds, load, memory_bytes, begun.compiling
     return [Progress(visit, *about) for visit in begun.visits]
+
+
+def why_given_up(told: Progress | None, still_s: float, limits: Choice) -> str:
+    """Why an actor that answers is given up; empty where it is not.
+
+    Args:
+      told: of the visit that it carries out; None: it carries out none.
+      still_s: seconds since that last changed.
+      limits: of the engine.
+    """
+    visit_s, stall_s = limits.visit_deadline_s, limits.stall_s
+    if told is not None and visit_s and told.seconds > visit_s:
+        return f"its visit took longer than {visit_s:g} s"
+    if stall_s and still_s > stall_s:
+        return f"it stayed at step {told.steps if told is not None else 0} for {stall_s:g} s"
+    return ""
+
+
+def place(progress: Progress | None) -> tuple[Visit, int] | None:
+    """Where an actor stands: the visit and its steps; None: at none."""
+    return None if progress is None else (progress.visit, progress.steps)

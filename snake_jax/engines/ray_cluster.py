@@ -171,3 +171,9 @@ def kill(actor: Any, about: Begun | None) -> None:
     if about is not None and about.host == here:
         with contextlib.suppress(ProcessLookupError):
             os.kill(about.pid, signal.SIGKILL)
+
+
+def has_process(actor: Any) -> bool:
+    """Whether an actor has a process; False: none yet, as where no machine has room for it."""
+    state: Any = importlib.import_module("ray._private.state")
+    return bool(state.actors(actor._actor_id.hex())["State"] == "ALIVE")

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import jax
 import ray
 
-from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
+from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
+from snake_jax.engines.begun import place, why_given_up
 from snake_jax.engines.choice import Choice
 from snake_jax.engines.contract import (
     Compilations,
@@ -35,7 +36,7 @@ from snake_jax.engines.contract import (
     Progress,
     Scores,
 )
-from snake_jax.engines.ray_cluster import cluster, kept_programs, kill, placed
+from snake_jax.engines.ray_cluster import cluster, has_process, kept_programs, kill, placed
 from snake_jax.engines.ray_node import Beat, Begun, Build, Facts, Key, Node, Task
 from snake_jax.engines.ray_values import Exchange, Values
 from snake_jax.errors import UserError
@@ -43,6 +44,8 @@ from snake_jax.params import Params, PyTree
 
 RESTARTS = 3
 """How often a process's place is taken by a new one; after that its nodes stay away."""
+_STARTED_WITHIN_S = 120.0
+"""How long Ray may take to start a process, for which a machine needs room."""
 _BEAT_S = 0.5
 _THREADS = {"beat": 1, "ahead": 1}  # of an actor, beside the one that trains
 
@@ -52,6 +55,7 @@ class _Worker:
 
     def __init__(self, number: int, nodes: tuple[int, ...], actor: Any, begun: Any) -> None:
         """All of it is asked to begin, and has answered nothing."""
+        self.asked_s = time.monotonic()
         self.number, self.nodes, self.actor = number, nodes, actor
         self.begun: ray.ObjectRef = begun
         self.about: Begun | None = None
@@ -201,19 +205,23 @@ class RayEngine:
             answer: Beat = ray.get(beat)
             told, before = answer.progress, worker.progress
             worker.progress = told
-            if answer.compiling or _place(told) != _place(before):
+            if answer.compiling or place(told) != place(before):
                 worker.moved_s = now_s
             why = why_given_up(told, now_s - worker.moved_s, self._limits)
             if why:
                 self._drop(worker, why)
 
     def _greet(self, worker: _Worker) -> None:
-        """Notes what an actor says of itself once its data is open; until then none is missed.
+        """Notes what an actor says of itself once its data is open; until then no beat is missed,
+        however long that takes. One that is not started is dropped.
 
         Raises:
           UserError: it cannot open its data.
         """
         if not _is_there(worker.begun):
+            waited_s = time.monotonic() - worker.asked_s
+            if waited_s > _STARTED_WITHIN_S and not has_process(worker.actor):
+                self._drop(worker, f"no machine started its process in {waited_s:.0f} s")
             return
         with contextlib.suppress(ray.exceptions.RayActorError):
             worker.about = _got(worker.begun)
@@ -358,27 +366,6 @@ class RayEngine:
                 worker.alive = False
                 ray.kill(worker.actor, no_restart=True)
         self._open.close()
-
-
-def why_given_up(told: Progress | None, still_s: float, limits: Choice) -> str:
-    """Why an actor that answers is given up; empty where it is not.
-
-    Args:
-      told: of the visit that it carries out; None: it carries out none.
-      still_s: seconds since that last changed.
-      limits: of the engine.
-    """
-    visit_s, stall_s = limits.visit_deadline_s, limits.stall_s
-    if told is not None and visit_s and told.seconds > visit_s:
-        return f"its visit took longer than {visit_s:g} s"
-    if stall_s and still_s > stall_s:
-        return f"it stayed at step {told.steps if told is not None else 0} for {stall_s:g} s"
-    return ""
-
-
-def _place(progress: Progress | None) -> tuple[Visit, int] | None:
-    """Where an actor stands: the visit and its steps; None: at none."""
-    return None if progress is None else (progress.visit, progress.steps)
 
 
 def _is_there(reference: "ray.ObjectRef") -> bool:

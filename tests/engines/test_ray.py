@@ -6,6 +6,7 @@ and this process has threads.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.visits import Visit
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.data.images.dataset import normalise
+from snake_jax.engines import ray_faults
+from snake_jax.engines.begun import why_given_up
 from snake_jax.engines.choice import HERE, Choice, check, resources
 from snake_jax.engines.contract import Progress, unversioned
 from snake_jax.errors import UserError
@@ -42,8 +45,6 @@ from tests.launches import (
 from tests.wiretap import leaked, looked_into, tapped
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
-
-from snake_jax.engines.ray_engine import why_given_up  # noqa: E402
 from snake_jax.engines.ray_node import Facts, Task  # noqa: E402  (needs Ray)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -310,6 +311,31 @@ def test_a_node_that_ends_or_hangs_replays_as_a_flag(cluster, images, number):
     asked = {**images, **LONG, "interrupt": "1@0", "interruption": "lost"}
     flagged, _ = trained(prepared(asked))
     assert [report.record["event"] for report in flagged][:3] == ["", "lost", "takeover"]
+    assert_alike(struck, flagged)
+
+
+def test_a_node_for_whose_new_process_no_machine_has_room_is_done_without(
+    cluster, images, monkeypatch
+):
+    from snake_jax.engines import ray_engine
+
+    begun = []
+
+    def placed(engine, number):
+        begun.append(number)
+        if begun.count(number) == 1:
+            return engine._options
+        monkeypatch.setattr(ray_engine, "_STARTED_WITHIN_S", 1.0)
+        return {**engine._options, "resources": {"nowhere": 1.0}}
+
+    monkeypatch.setattr(ray_engine.RayEngine, "_placed", placed)
+    monkeypatch.setenv(ray_faults.VARIABLE, "die@1")
+    flags = {**images, **SIZES, "dataset": images["dataset"], "nodes": 2}
+    struck, _ = trained(prepared(flags), cluster)
+    whys = [lost.why for report in struck for lost in report.lost]
+    assert whys[0] == "its process ended"
+    assert re.fullmatch(r"no machine started its process in \d+ s", whys[1]), whys
+    flagged, _ = trained(prepared({**flags, "interrupt": "1@0,3@0", "interruption": "lost"}))
     assert_alike(struck, flagged)
 
 
