@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 RUNS := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test parity check fix pins clean
+.PHONY: help demo demo-llm test test-all parity check fix pins clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 16
@@ -29,6 +29,9 @@ demo-llm: $(VENV)/run.stamp  ## the same with a tiny Llama on the text of Python
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/dev.stamp  ## run the slow tests too, which show at more settings what others show at one
+	$(BIN)/python -m pytest -m ""
 
 parity: $(VENV)/parity.stamp  ## install what some tests compare with, and skip without: PyTorch, peft, the TPU compiler
 

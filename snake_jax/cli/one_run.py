@@ -18,13 +18,14 @@ from etils import epath
 from snake_jax import processes
 from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
-from snake_jax.engines.choice import HERE, Choice
+from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
 from snake_jax.runs import loop, privacy, storage
+from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
 
@@ -103,6 +104,7 @@ def finish_rounds(
     going_on: Callable[[], bool] = _always,
     trace: ProfilerTrace = NO_TRACE,
     engine: Choice = HERE,
+    watch: Watch | None = None,
 ) -> loop.State:
     """Does what is left of the run and writes its summary; returns the state after it.
 
@@ -113,11 +115,12 @@ def finish_rounds(
       going_on: is asked after every round; False ends the run there, to be gone on with later.
       trace: what to profile.
       engine: where nodes are.
+      watch: is told how far visits have come; None: nobody is.
     """
     state = job.state
     told = _events(job.workdir) if events and processes.is_first() else contextlib.nullcontext()
     with told as tell:
-        reports = kept_rounds(job.setup, job.workdir, state, engine)
+        reports = kept_rounds(job.setup, job.workdir, state, engine, watch)
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
@@ -176,8 +179,17 @@ def carry_out(
             print(place)
         begin(job)
         shown = processes.is_first()
-        with progress(job.total, job.state.rounds, job.unit, enabled=shown) as update:
-            state = finish_rounds(job, update, how.events, going_on, how.trace, how.engine)
+        with progress(job.total, job.state.rounds, job.unit, enabled=shown) as (update, watch):
+            state = finish_rounds(
+                job,
+                update,
+                how.events,
+                going_on,
+                how.trace,
+                how.engine,
+                # Where nodes are calls of this process, nothing is heard before they return.
+                None if how.engine.name == LOCAL else watch,
+            )
         # Where all nodes left a run ends before its planned rounds.
         if stopped and state.rounds < job.total:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")

@@ -29,7 +29,7 @@ def run(settings: Settings, workdir: str, is_quiet: bool = False) -> None:
     opened = Workdir(workdir, settings)
     try:
         state = folder.resume(opened, system, _warn)
-        with progress(settings.rounds, state.rounds, "round", enabled=not is_quiet) as update:
+        with progress(settings.rounds, state.rounds, "round", enabled=not is_quiet) as (update, _):
             for report in rounds.train(system, state):
                 folder.add(opened, report)
                 update(report.record)

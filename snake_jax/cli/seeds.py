@@ -167,7 +167,7 @@ def _train(jobs: Sequence[OpenRun], how: How) -> Diverged:
     # One bar for the rounds of all seeds.
     total = sum(job.total for job in jobs)
     done = sum(job.state.rounds for job in jobs)
-    with progress(total, done, jobs[0].unit) as update, ThreadPoolExecutor(lanes) as pool:
+    with progress(total, done, jobs[0].unit) as (update, _), ThreadPoolExecutor(lanes) as pool:
         futures = []
         for number, device in enumerate(jax.devices()):
             # Every `lanes`-th job, which is how `run` dealt out the devices.

@@ -217,7 +217,7 @@ def block_flops(
     values = _hidden_shape(model, length)
     context = (jnp.zeros((1, length), jnp.int32), None)
 
-    # A window hides scores and saves no product: the first block's FLOPs are every block's.
+    # Where blocks alternate they differ in what they mask, and not in what they multiply.
     place = jnp.int32(0)
 
     def forward(own: PyTree, values: jax.Array, base: PyTree) -> jax.Array:

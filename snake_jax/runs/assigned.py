@@ -23,11 +23,19 @@ class VisitCost(NamedTuple):
     step_flops: int
 
 
+def is_asked(job: Job) -> bool:
+    """Whether a run has use for `visitors`: counting what visits cost takes a second."""
+    config = job.config
+    wanted = config.assign != "serpentine" or bool(config.node_file)
+    wanted = wanted or config.stand_in == "soonest"
+    return wanted and "assign" in job.algorithm.flags
+
+
 def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitCost]) -> Visitors:
-    """Which node takes which visit of a cycle, and which can; both empty where nobody asked.
+    """Which node takes which visit of a cycle (empty: they take turns), and which can.
 
     Args:
-      job: of the run.
+      job: of a run that `is_asked`.
       steps: optimizer steps of a visit at each node.
       cost: of a visit that trains these layers.
 
@@ -35,11 +43,6 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
       UserError: a node cannot hold what it is to train.
     """
     config = job.config
-    asked = config.assign != "serpentine" or bool(config.node_file)
-    asked = asked or config.stand_in == "soonest"
-    if not asked or "assign" not in job.algorithm.flags:
-        return {}, {}
-
     # A node without the memory for a visit cannot take it over either, so who can is kept.
     groups = schedule.serpentine(job.plan, 0)
     problem, model_bytes = _problem(job, groups, steps, cost)

@@ -8,12 +8,16 @@ from snake_jax.algorithms import visits as visiting
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.engines import updates
-from snake_jax.engines.contract import Engine
+from snake_jax.engines.contract import Engine, Progress
 from snake_jax.errors import UserError
 from snake_jax.params import PyTree
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import State
 from snake_jax.training.optimizers import OptimizerStates
+
+Watch = Callable[[Sequence[Progress]], None]
+"""Is told from time to time how far the visits that are under way have come."""
+_TOLD_S = 1.0
 
 
 class Diverged(RuntimeError):
@@ -41,6 +45,7 @@ def carry_out(
     orders: Sequence[Order],
     refused: Counter[int],
     keep: Callable[[State], None],
+    watch: Watch | None = None,
 ) -> Carried:
     """Has a round's orders carried out; adds up what each visit trained and lets go of it.
 
@@ -51,6 +56,7 @@ def carry_out(
       orders: of its visits.
       refused: `{turn: updates that were refused in it}`, counted on.
       keep: is called with the state before the run ends on divergence or on refusals.
+      watch: is told how far visits have come; None: nobody is.
 
     Raises:
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
@@ -64,7 +70,7 @@ def carry_out(
     states, nodes = state.states, dict(state.nodes)
     remembers = algorithm.client(config) is not None
     found, lost, accepted = list[Outcome](), list[Lost](), list[Visit]()
-    for order, came in zip(orders, _in_order(engine, visits), strict=True):
+    for order, came in zip(orders, _in_order(engine, visits, watch), strict=True):
         outcome = _checked(config, order, came, state, refused, keep)
         if isinstance(outcome, Lost):
             lost.append(outcome)
@@ -82,7 +88,7 @@ def carry_out(
     return Carried(found, tuple(lost), accepted, total, states, nodes)
 
 
-def _in_order(engine: Engine, visits: Round) -> Iterator[Outcome | Lost]:
+def _in_order(engine: Engine, visits: Round, watch: Watch | None) -> Iterator[Outcome | Lost]:
     """What comes of submitted orders, in the order of their visits.
 
     A running mean depends in its last bits on who comes first, and which node is faster is chance:
@@ -91,9 +97,12 @@ def _in_order(engine: Engine, visits: Round) -> Iterator[Outcome | Lost]:
     early: dict[Visit, Outcome | Lost] = {}
     for visit in visits:
         while visit not in early:
-            outcome = engine.next()
-            assert outcome is not None, "an engine gives an outcome for every order"
-            early[outcome.visit] = outcome
+            outcome = engine.next() if watch is None else engine.next(_TOLD_S)
+            if outcome is not None:
+                early[outcome.visit] = outcome
+                continue
+            assert watch is not None, "an engine gives an outcome for every order"
+            watch(engine.progress())
         yield early.pop(visit)
 
 

@@ -24,6 +24,7 @@ from snake_jax.engines.choice import ENGINES, HERE, Choice
 from snake_jax.engines.contract import Compilations, Engine
 from snake_jax.models.layered import LayeredModel
 from snake_jax.runs import engines, image_task, loop
+from snake_jax.runs.carry import Watch
 from snake_jax.runs.image_inputs import ARRAYS, Images, prepare_data
 from snake_jax.runs.image_task import ImageJob
 from snake_jax.runs.job import Config, Data, Model, check_fit
@@ -117,7 +118,11 @@ def train(
 
 
 def kept_rounds(
-    setup: Setup[Config, Data, Model], folder: Workdir, state: State, choice: Choice = HERE
+    setup: Setup[Config, Data, Model],
+    folder: Workdir,
+    state: State,
+    choice: Choice = HERE,
+    watch: Watch | None = None,
 ) -> Iterator[Report]:
     """The rounds that are left, each kept in the folder before it is given; then the summary.
 
@@ -126,6 +131,7 @@ def kept_rounds(
       folder: open, of this configuration.
       state: to go on from, see `Workdir.resume`.
       choice: of the engine.
+      watch: is told how far visits have come; None: nobody is.
     """
     engine = engines.make_engine(setup, choice)
 
@@ -134,7 +140,7 @@ def kept_rounds(
         folder.keep(last, compilations_in_all(folder, engine))
 
     try:
-        for report in loop.train(setup, engine, state, keep, folder.requests):
+        for report in loop.train(setup, engine, state, keep, folder.requests, watch):
             folder.add(report, compilations_in_all(folder, engine))
             yield report
         in_all = compilations_in_all(folder, engine)

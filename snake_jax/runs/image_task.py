@@ -148,6 +148,8 @@ def _step_examples(config: ImageConfig) -> int:
 
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
+    if not assigned.is_asked(job):
+        return {}, {}
     step = make_step(job)
     costs = layer_costs(job.model, _step_examples(job.config))
 

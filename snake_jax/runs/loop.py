@@ -95,6 +95,7 @@ def train(
     state: State,
     keep: Callable[[State], None],
     requests: Callable[[], Sequence[Request]] = _no_requests,
+    watch: carry.Watch | None = None,
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
@@ -106,6 +107,7 @@ def train(
       state: from `initial_state` or a checkpoint.
       keep: is called with the last good state before the run ends on divergence.
       requests: is asked after every round for all requests to leave or join so far.
+      watch: is told how far visits have come; None: nobody is.
 
     Raises:
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
@@ -131,7 +133,7 @@ def train(
         orders = [holdings.order(visit, rate) for visit in visits]
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
             engine.hold(holdings)
-            carried = carry.carry_out(setup, engine, state, orders, refused, keep)
+            carried = carry.carry_out(setup, engine, state, orders, refused, keep, watch)
         params, memory = algorithm.merge.finish(
             setup.plan, visits, state.params, state.memory, carried.total
         )

@@ -25,9 +25,12 @@ from tests.helpers import (
     states_for,
 )
 from tests.method_runs import NAMES, final, images, kept, prepared, run  # noqa: F401  (images is a fixture)
+from tests.sweeps import sweep
 
 
-@pytest.mark.parametrize(("cut", "tail"), [(1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("cut", "tail"), sweep([(1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 1)], quick=[(2, 0), (1, 1)])
+)
 def test_split_learning_is_sequential_training_wherever_the_cuts_are(cut, tail):
     whole = final(algorithm="sequential", clip_norm=0.0, distill="off")
     assert close(final(algorithm="split", cut=str(cut), tail=tail, clip_norm=0.0), whole)
@@ -50,7 +53,7 @@ def test_a_cut_can_be_named_by_the_last_layer_of_the_node():
     )
 
 
-@pytest.mark.parametrize("tail", [0, 1])
+@pytest.mark.parametrize("tail", sweep([0, 1], quick=[1]))
 def test_splitfed_with_one_node_is_split_learning(tail):
     flags = {"nodes": 1, "tail": tail, "local_epochs": 2}
     alone = final(algorithm="split", **flags)
@@ -69,7 +72,11 @@ V2_AND_SPLIT = (("splitfed", {"splitfed_version": "v2"}), ("split", {}))
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"partition": "dirichlet_split", "alpha": 0.5}, {"nodes_per_round": 2}]
+    "changes",
+    sweep(
+        [{}, {"partition": "dirichlet_split", "alpha": 0.5}, {"nodes_per_round": 2}],
+        quick=[{"partition": "dirichlet_split", "alpha": 0.5}],
+    ),
 )
 def test_splitfed_v1_is_fedavg(changes):
     flags = {"clip_norm": 0.0, **changes}
@@ -127,7 +134,7 @@ def test_random_walking_snakes_of_length_one_are_sequential_training_in_the_same
     assert not same_bits(snakes, final(algorithm="sequential", distill="off"))
 
 
-@pytest.mark.parametrize("length", [2, 3])
+@pytest.mark.parametrize("length", sweep([2, 3], quick=[3]))
 def test_longer_snakes_train_the_same_where_nothing_is_clipped(length):
     snakes = final(algorithm="random_walking_snakes", snake_length=length, clip_norm=0.0)
     assert close(snakes, final(algorithm="random_walking_snakes", snake_length=1, clip_norm=0.0))

@@ -131,6 +131,7 @@ def test_a_run_leaves_its_files(run, small, tmp_path):
     names = {
         "config.json",
         "metrics.jsonl",
+        "events.jsonl",
         "ledger.jsonl",
         "summary.json",
         "checkpoints",

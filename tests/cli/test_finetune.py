@@ -189,6 +189,7 @@ def test_a_run_leaves_its_files(on_pydoc):
     names = {
         "config.json",
         "metrics.jsonl",
+        "events.jsonl",
         "ledger.jsonl",
         "summary.json",
         "checkpoints",

@@ -191,7 +191,10 @@ def test_a_drawn_scenario_is_one_that_can_be_solved(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "nothing to do: give one of --solve=SCENARIO.json, --random=SEED,N,K,Q and --figure"),
+        (
+            [],
+            "nothing to do: give one of --solve=SCENARIO.json, --random=SEED,N,K,Q, --figure",
+        ),
         (["--solve=a.json", "--figure=6"], "--solve, --figure: give one of"),
         (["--random=1,2,3"], "--out: the file that the scenario is written to is missing"),
         (["--random=1,2,3", "--out=a"], "--random=1,2,3: want four whole numbers SEED,N,K,Q"),

@@ -63,6 +63,7 @@ def test_seeds_are_the_runs_they_would_be_alone_and_their_spread(run, small, alo
     names = {
         "config.json",
         "metrics.jsonl",
+        "events.jsonl",
         "ledger.jsonl",
         "summary.json",
         "checkpoints",

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import snake_jax as sj
-from experiments import faults
+from experiments.faults.nodes import schedule_replays
+from experiments.faults.runs import SIZES
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.visits import Visit
 from snake_jax.config import ImageConfig, TextConfig
@@ -388,8 +389,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("seed", FAULTS)
 def test_what_nodes_do_wrong_replays_as_flags(cluster, images, seed):
-    base = ImageConfig(**faults.SIZES, dataset=images["dataset"])
-    assert faults.schedule_replays(seed, base, cluster) == (FAULTS[seed], True)
+    base = ImageConfig(**SIZES, dataset=images["dataset"])
+    assert schedule_replays(seed, base, cluster) == (FAULTS[seed], True)
 
 
 def test_a_node_that_answers_and_does_not_get_on_is_given_up():

@@ -214,6 +214,7 @@ def test_wrong_input_is_one_line(arguments, said):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_suites_run_apart_and_write_their_files(tmp_path):
     done = benchmark("visit", "memory", "--quick", "--repeats=1", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -373,6 +374,7 @@ def test_a_process_grows_by_what_a_call_takes():
     assert grown is None or size - 2**20 < grown < 1.5 * size  # the kernel counts in lots of pages
 
 
+@pytest.mark.slow
 def test_rounds_are_measured_in_processes_of_their_own_for_each_number_of_nodes():
     found = rounds_memory.run(QUIET)
     grown = {(r.subject, r.name): r for r in found.rows}
@@ -389,6 +391,7 @@ def test_rounds_are_measured_in_processes_of_their_own_for_each_number_of_nodes(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.slow
 def test_a_round_of_a_large_model_is_seen_to_take_at_least_its_result(tmp_path):
     file = tmp_path / "noise.npz"
     rounds_memory.write_noise(file, 10)

@@ -20,6 +20,7 @@ from snake_jax.models.presets import PRESETS, from_preset
 from snake_jax.training.quantization import freeze, thaw
 from tests.helpers import same_bits
 from tests.models.make_golden import FOLDER, NEWER, VARIANTS, torch_logits
+from tests.sweeps import sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,7 +41,7 @@ def loaded(variant):
     return model, on_device, stored["ids"], stored["logits"], forward
 
 
-@pytest.mark.parametrize("variant", NEWER)
+@pytest.mark.parametrize("variant", sweep(NEWER, quick=("gemma3", "gpt2")))
 def test_greedy_generation_is_the_argmax_of_full_passes_beyond_the_window(variant):
     model, params, ids, _, forward = loaded(variant)
     prompts = [ids[0, :14].tolist(), ids[1, :5].tolist()]
@@ -97,7 +98,11 @@ def test_attention_in_parts_has_the_windows_and_caps_of_the_whole(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variant", "kind"), [("qwen3", "int8"), ("gemma3", "nf4"), ("gpt2", "int8"), ("phi3", "nf4")]
+    ("variant", "kind"),
+    sweep(
+        [("qwen3", "int8"), ("gemma3", "nf4"), ("gpt2", "int8"), ("phi3", "nf4")],
+        quick=[("gemma3", "nf4"), ("gpt2", "int8")],
+    ),
 )
 def test_quantized_weights_compute_what_they_stand_for(variant, kind):
     model, params, ids, logits, forward = loaded(variant)
@@ -118,7 +123,7 @@ def drawn(key, block, settings):
 
 
 @peft_warns
-@pytest.mark.parametrize("variant", NEWER)
+@pytest.mark.parametrize("variant", sweep(NEWER, quick=("phi3", "gpt2")))
 def test_peft_computes_the_same_with_the_saved_adapter(variant, tmp_path):
     pytest.importorskip("torch")
     peft = pytest.importorskip("peft")

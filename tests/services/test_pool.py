@@ -14,7 +14,7 @@ from snake_jax.engines import leases
 from snake_jax.engines.leases import Wish
 from snake_jax.errors import UserError
 from snake_jax.pids import started
-from snake_jax.services import admission, children, client, store
+from snake_jax.services import admission, children, client
 from snake_jax.services.pool import Machines, Pool
 from snake_jax.services.provider import Provider
 from snake_jax.services.terms import Offer
@@ -129,11 +129,11 @@ def idle(tmp_path, monkeypatch):
     offer = Offer(allowed=allowed, machines=Machines(nodes=2))
     provider = Provider(tmp_path / "root", offer, words)
     yield provider
-    provider.close()
-    for file in (tmp_path / "root/pool").glob("keeper_?"):
-        kill_session(pool_process(tmp_path / "root", int(file.name[7:])).pid or 2**22)
-    for service in store.every(store.opened(tmp_path / "root/services.sqlite")):
+    # By its number: it may not have said yet that it has begun.
+    kill_session(provider._pool._process.pid or 2**22)
+    for service in provider.services():
         kill_session(service.pid or 2**22)
+    provider.close()
 
 
 def test_services_wait_until_the_pool_is_up_and_are_told_where_it_is(idle, tmp_path):

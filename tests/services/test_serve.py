@@ -68,6 +68,7 @@ def keepers(root):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_three_services_with_the_service_provider_killed_between(tmp_path, token_file, launch):
     """One fails, one is cancelled, one finishes as it does alone; its own process is killed too."""

@@ -10,6 +10,7 @@ from snake_jax.models.language import build
 from snake_jax.training import sharding
 from snake_jax.training.image_step import Distillation
 from tests.models.make_golden import VARIANTS
+from tests.sweeps import sweep
 from tests.training import test_text_step as steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -31,16 +32,19 @@ for variant, settings in CONFIGS.items():
 
 @pytest.mark.parametrize(
     ("name", "ends", "packed"),
-    [
-        ("qwen3", (), True),
-        ("phi3", ("head",), False),
-        ("gpt2", ("embed", "head"), True),
-        ("qwen2", (), False),
-        ("gemma2", ("embed", "head"), True),
-        ("gemma3", ("embed", "head"), True),
-        ("mistral", ("head",), True),
-        ("olmo2", (), False),
-    ],
+    sweep(
+        [
+            ("qwen3", (), True),
+            ("phi3", ("head",), False),
+            ("gpt2", ("embed", "head"), True),
+            ("qwen2", (), False),
+            ("gemma2", ("embed", "head"), True),
+            ("gemma3", ("embed", "head"), True),
+            ("mistral", ("head",), True),
+            ("olmo2", (), False),
+        ],
+        quick=[("phi3", ("head",), False), ("gemma2", ("embed", "head"), True)],
+    ),
 )
 def test_a_step_is_that_of_the_whole_models_gradient(name, ends, packed):
     trainable, frozen = steps.parted(name, 1, ends=ends)
@@ -77,7 +81,7 @@ def test_a_model_with_capped_logits_is_taught_and_evaluated_with_them_capped():
     np.testing.assert_allclose(score.nll / score.tokens, whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["phi3", "gpt2", "gemma3"])
+@pytest.mark.parametrize("name", sweep(["phi3", "gpt2", "gemma3"], quick=["phi3"]))
 def test_adapters_of_matrices_that_are_several_in_one_train(name):
     trainable, frozen = steps.parted(name, 1, adapted=True)
     batch, every = steps.rows(), steps.adapters(name)

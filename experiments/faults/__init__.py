@@ -1,0 +1,1 @@
+"""The fault matrix: what can go wrong around a run, and what becomes of it."""
