@@ -71,6 +71,7 @@ def test_links_lead_to_files(page):
         "docs/scct.md",
         "docs/accounting.md",
         "docs/finetuning.md",
+        "docs/models.md",
         "docs/performance.md",
         "docs/services.md",
     ],

@@ -99,6 +99,7 @@ class Algorithm(NamedTuple):
         no gradient back.
       shards: `shards -> shards`, where the data is not trained on as it lies on the nodes.
       at_server: data and model are in one place, the server's, so nothing travels.
+      trains_ends: every visit trains both ends of the model.
       unit: what a line of metrics is called: a visit, or a round of several.
       check: refuses configurations that the method cannot work with, by a `UserError`.
       flags: those of the flags not meant for every method that it has a use for (`RELAY_FLAGS`).
@@ -116,6 +117,7 @@ class Algorithm(NamedTuple):
     local_losses: bool = False
     shards: Callable[[Shards], Shards] = as_they_lie
     at_server: bool = False
+    trains_ends: bool = False
     unit: str = "visit"
     check: Callable[[RunConfig], None] = any_config
     flags: frozenset[str] = frozenset()

@@ -60,6 +60,7 @@ LISA = Algorithm(
     merge=REPLACE,
     shards=pooled,
     at_server=True,
+    trains_ends=True,
     check=_check,
     flags=_FLAGS,
 )

@@ -101,11 +101,11 @@ def init(key: jax.Array, block: PyTree, lora: Lora) -> PyTree:
     """
     # Numbered among all linear layers: a layer draws the same whichever others have adapters.
     chosen = targets(block, lora.pattern)
+    _check_rank(lora.rank, {path: shape for path, shape in _kernels(block) if path in chosen})
     adapters: dict[str, PyTree] = {}
     for index, (path, (fan_in, fan_out)) in enumerate(_kernels(block)):
         if path not in chosen:
             continue
-        _check_rank(lora.rank, path, fan_in, fan_out)
         layer_key = jax.random.fold_in(key, index)
         bound = 1 / math.sqrt(fan_in)
         a = jax.random.uniform(layer_key, (fan_in, lora.rank), minval=-bound, maxval=bound)
@@ -307,14 +307,17 @@ def _names(word: str, path: Names) -> bool:
         ) from error
 
 
-def _check_rank(rank: int, path: Names, fan_in: int, fan_out: int) -> None:
+def _check_rank(rank: int, shapes: Mapping[Names, tuple[int, int]]) -> None:
+    """Refuses a rank that the narrowest of these layers `[in, out]` does not have."""
     if rank < 1:
         raise UserError(f"--lora_rank={rank}: adapters need a rank of at least 1")
-    width = min(fan_in, fan_out)
+    widths = {path: min(shape) for path, shape in shapes.items()}
+    path = min(widths, key=widths.__getitem__)
+    width, (fan_in, fan_out) = widths[path], shapes[path]
     if rank > width:
         raise UserError(
             f"--lora_rank={rank} is above the width of {'.'.join(path)} [{fan_in}, {fan_out}]: "
-            f"take at most {width}"
+            f"take at most {width}, or --lora_rank=0 to train whole blocks"
         )
 
 

@@ -86,8 +86,16 @@ def resolve(
 
     # What was not said is as the papers have it.
     trains = list(train)
+    method = ALGORITHMS[algorithm]
     if not trains:
-        trains.append("block" if ALGORITHMS[algorithm].trains_parts else "full")
+        parts = "block+ends" if method.trains_ends else "block"
+        trains.append(parts if method.trains_parts else "full")
+    for one in trains:
+        if method.trains_ends and (one == "block" or one.startswith("lora:")):
+            raise UserError(
+                f"--train={one}: {algorithm} trains both ends at every visit; say block+ends or "
+                f"full"
+            )
     stored = list(dtypes)
     if not stored:
         stored.append("bfloat16" if kind == "text" else "float32")

@@ -5,6 +5,7 @@ import pytest
 from snake_jax.cli import defaults, main
 from snake_jax.cli.commands import COMMANDS, config_flags
 from snake_jax.config import ImageConfig, TextConfig
+from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from tests.launches import write_images, write_model, write_pairs
 
@@ -58,3 +59,9 @@ def test_the_storage_of_the_base_of_adapters_is_told_in_every_method(algorithm, 
 
 def test_where_all_trains_nothing_is_stored(text):
     assert "frozen_dtype" not in said("finetune", *text, "--algorithm=fedavg", "--lora_rank=0")
+
+
+def test_where_the_rank_by_default_is_too_wide_the_line_says_what_to_type():
+    wanted = "above the width of self_attn.k_proj .* at most 32, or --lora_rank=0 to train whole"
+    with pytest.raises(UserError, match=f"--lora_rank=128 is {wanted}"):
+        said("finetune")

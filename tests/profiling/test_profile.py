@@ -93,6 +93,13 @@ def test_a_line_of_csv_for_every_layer_and_for_full_training(profile):
     assert float(lines[-1]["of_full_flops"]) == 1
 
 
+def test_a_method_that_always_trains_the_ends_is_profiled_with_them(profile):
+    (case,) = told(profile, "--model=mlp", "--algorithm=lisa")["rows"]
+    assert case["train"] == "block+ends"
+    ends = told(profile, "--model=mlp", "--train=block+ends")["rows"][0]
+    assert case["trained_bytes"] == ends["trained_bytes"]
+
+
 @pytest.mark.parametrize("form", ["table", "markdown"])
 def test_tables_name_the_formula_what_it_leaves_out_and_the_extremes(profile, form):
     text = profile("--model=opt-1.3b", f"--format={form}").stdout
@@ -176,6 +183,10 @@ def test_the_picture_is_written(profile, tmp_path):
             "random_walking_snakes",
         ),
         (["--algorithm=fedavg", "--train=block"], "fedavg trains the whole model or all adapters"),
+        (
+            ["--algorithm=lisa", "--train=block"],
+            "--train=block: lisa trains both ends at every visit; say block+ends or full",
+        ),
         (["--max_length=4096"], "--max_length=4096: opt-1.3b has 2048 positions"),
         (["--layers=24"], "--layers=24: 24 is none of block_00"),
         (["--target=tpu:v9"], "--target=tpu:v9: want tpu:CHIP with CHIP of v4, v5e, v5p, v6e"),

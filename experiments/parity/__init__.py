@@ -1,0 +1,1 @@
+"""Every architecture against PyTorch: `python -m experiments.parity`."""
