@@ -62,7 +62,7 @@ class ProfilerTrace(NamedTuple):
 
 NO_TRACE = ProfilerTrace()
 _MOST_BYTES = 2 * 1024**3
-"""Of compiled programs in the user's own folder; the ones longest unused go first."""
+"""Of compiled programs in the user's own folder; the ones written longest ago go first."""
 
 
 def _never() -> bool:
@@ -353,4 +353,23 @@ def keep_programs_at_home(path: str) -> None:
     except UserError as error:
         launch.warn(f"compiled programs are not kept for later runs: {error}")
         return
-    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    _forget_oldest(Path(os.path.expanduser(path)), _MOST_BYTES)
+
+
+def _forget_oldest(folder: Path, most_bytes: int) -> None:
+    """Removes the files written longest ago until what is left is small enough.
+
+    Another launch may remove the same ones, or read one that goes: it compiles anew. jax bounds its
+    cache itself, but not where processes with and without a bound share a folder.
+    """
+    found = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            about = file.stat()
+            found.append((about.st_mtime, about.st_size, file))
+    in_all = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
+        if in_all <= most_bytes:
+            return
+        file.unlink(missing_ok=True)
+        in_all -= size

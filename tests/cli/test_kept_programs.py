@@ -1,5 +1,7 @@
 """Compiled programs are kept for later launches, in the user's own folder unless told otherwise."""
 
+import os
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -11,7 +13,6 @@ SMALL = ("--model=mlp", "--width=0.1", "--nodes=2", "--batch_size=8", "--algorit
 SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
-    "jax_compilation_cache_max_size",
 )
 FOLDER = ".cache/snake_jax/programs"
 
@@ -79,6 +80,16 @@ def test_a_folder_that_cannot_be_made_is_a_warning(nothing_set, capfd):
     assert line.startswith("warning: compiled programs are not kept for later runs: ")
     assert line.endswith("give a folder that can be written")
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_the_oldest_programs_go_first_where_there_is_too_much(tmp_path):
+    for age, name in enumerate(("new", "old", "older")):
+        (tmp_path / name).write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    one_run._forget_oldest(tmp_path, 200)
+    assert {file.name for file in tmp_path.iterdir()} == {"new", "old"}
+    one_run._forget_oldest(tmp_path, 200)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_of_jax_s_own_stays(nothing_set):

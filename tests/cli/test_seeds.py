@@ -242,7 +242,8 @@ def test_a_device_s_later_seeds_find_their_programs_compiled(run, small, tmp_pat
     compilation_cache.reset_cache()
     jax.monitoring.register_event_listener(listen)
     try:
-        assert run(*small, "--seeds=0,1", f"--workdir={tmp_path}").code == 0
+        nowhere = "--compilation_cache_dir="
+        assert run(*small, "--seeds=0,1", f"--workdir={tmp_path}", nowhere).code == 0
     finally:
         jax.monitoring.unregister_event_listener(listen)
         compilation_cache.reset_cache()

@@ -17,10 +17,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def assert_same_logits(ours, theirs):
-    """Within 1e-4 relative; numbers near zero as near as float32 sums of numbers of the size of the
-    largest are.
+    """Within 1e-4 relative; numbers near zero within the rounding of float32.
+
+    Against float64 both sides are up to 2e-6 of the largest logit off, torch by 1.4e-6 or 2.0e-6 as
+    its threads divide the sums: so they may be 4e-6 apart.
     """
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=4e-6 * np.abs(theirs).max())
 
 
 def golden(variant, **options):
