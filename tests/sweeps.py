@@ -21,6 +21,6 @@ def sweep(settings: Iterable[Any], quick: Collection[Any]) -> list[Any]:
         if one in quick:
             found.append(one)
             continue
-        values = one if isinstance(one, tuple) else (one,)
+        values = one if type(one) is tuple else (one,)  # a NamedTuple is one setting
         found.append(pytest.param(*values, marks=pytest.mark.slow))
     return found

@@ -27,6 +27,7 @@ from tests.launches import (
     write_images,
 )
 from tests.report.test_progress import events
+from tests.sweeps import sweep
 
 SMALL = ("--model=mlp", "--width=0.25", "--nodes=3", "--batch_size=8", "--learning_rate=0.1")
 METHODS = {
@@ -162,7 +163,7 @@ def test_tensorboard_has_every_visit_once_whatever_was_killed(run, small, tmp_pa
 # Resume
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sweep(METHODS, quick=["snake"]))
 def test_killed_again_and_again_it_ends_as_an_unbroken_run(method, run, small, unbroken, tmp_path):
     flag_list = (*small, *METHODS[method], f"--workdir={tmp_path}")
     for number, before in ((1, True), (1, False), (2, True)):

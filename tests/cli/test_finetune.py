@@ -24,6 +24,7 @@ from snake_jax.config import TextConfig
 from snake_jax.models.hub import load_pretrained
 from snake_jax.runs import loop
 from tests.launches import Launcher, json_lines, results, strict_json, write_model, write_pairs
+from tests.sweeps import sweep
 
 SMALL = ("--nodes=2", "--max_length=64", "--batch_size=4", "--learning_rate=0.01", "--lora_scale=2")
 peft_warns = pytest.mark.filterwarnings(
@@ -328,7 +329,9 @@ def launch_and_die(flag_list, metrics, lines):
         main.main()
 
 
-@pytest.mark.parametrize("method", RESUME)
+@pytest.mark.parametrize(
+    "method", sweep(RESUME, quick=["snake, adapters", "splitfed, three places"])
+)
 def test_killed_with_sigkill_it_ends_as_an_unbroken_run(method, run, small, unbroken, tmp_path):
     wanted, folder = results(unbroken(run, method)), tmp_path / "run"
     flag_list, lines = RESUME[method]

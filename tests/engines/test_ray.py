@@ -42,6 +42,7 @@ from tests.launches import (
     write_model,
     write_pairs,
 )
+from tests.sweeps import sweep
 from tests.wiretap import leaked, looked_into, tapped
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
@@ -413,7 +414,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("seed", FAULTS)
+@pytest.mark.parametrize("seed", sweep(FAULTS, quick=[7]))
 def test_what_nodes_do_wrong_replays_as_flags(cluster, images, seed):
     base = ImageConfig(**SIZES, dataset=images["dataset"])
     assert schedule_replays(seed, base, cluster) == (FAULTS[seed], True)

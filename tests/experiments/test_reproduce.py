@@ -86,6 +86,7 @@ def kept_of(made, row):
 
 
 @pytest.mark.parametrize("figure", figures.FIGURES)
+@pytest.mark.slow
 def test_a_figure_has_its_picture_and_its_tables(made, figure):
     folder = made / "results/smoke"
     assert (folder / f"figure{figure}.png").read_bytes().startswith(b"\x89PNG")
@@ -96,6 +97,7 @@ def test_a_figure_has_its_picture_and_its_tables(made, figure):
     assert len(found["rows"]) == rows
 
 
+@pytest.mark.slow
 def test_rows_are_the_sums_of_the_kept_metrics(made):
     for row in numbers(made, "5")["rows"]:
         lines, summary, _ = kept_of(made, row)
@@ -111,6 +113,7 @@ def test_rows_are_the_sums_of_the_kept_metrics(made):
         assert row["iterations_per_node_to_target"] == upto
 
 
+@pytest.mark.slow
 def test_a_run_is_kept_without_ledger_and_checkpoints(made):
     folder = made / "results/smoke"
     assert [path for path in folder.iterdir() if path.is_dir()] == []
@@ -121,6 +124,7 @@ def test_a_run_is_kept_without_ledger_and_checkpoints(made):
     assert "snake_iid_e1_lr0.03_s0" in names
 
 
+@pytest.mark.slow
 def test_kept_runs_are_the_runs_and_are_folders_again(made, tmp_path):
     file = made / "results/smoke" / kept.FILE
     assert kept.main([str(file), str(tmp_path)]) == 0
@@ -130,6 +134,7 @@ def test_kept_runs_are_the_runs_and_are_folders_again(made, tmp_path):
     assert kept.main([str(file), str(tmp_path)]) == 2  # they are there already
 
 
+@pytest.mark.slow
 def test_runs_are_added_to_those_that_are_kept_and_the_same_ones_change_nothing(made, tmp_path):
     study = study_of(made)._replace(results=tmp_path)
     first, second = Case("fedavg", "iid"), Case("snake", "iid")
@@ -172,6 +177,7 @@ def same_tables(folder, other, figure):
     return texts[0] == texts[1] and numbers[0] == numbers[1]
 
 
+@pytest.mark.slow
 def test_figures_are_redrawn_from_the_kept_runs(made, tmp_path):
     folder = redrawn(made / "results/smoke", tmp_path, "smoke", "all")
     for figure in figures.FIGURES:
@@ -193,6 +199,7 @@ def test_every_committed_file_of_runs_is_read(study):
     assert all(run.summary["algorithm"] == run.config["algorithm"] for run in runs_kept.values())
 
 
+@pytest.mark.slow
 def test_figures_share_runs_and_differ_in_what_they_say(made):
     plain = numbers(made, "7")["rows"][0]
     assert plain == numbers(made, "8")["rows"][0]
@@ -200,6 +207,7 @@ def test_figures_share_runs_and_differ_in_what_they_say(made):
     assert [row["order"] for row in numbers(made, "8")["rows"]] == 2 * list(ORDERS)
 
 
+@pytest.mark.slow
 def test_the_interrupted_layers_visit_is_taken_over_in_every_cycle(made):
     run = study_of(made).read(Case("snake", "iid", interrupted=True))
     layer = vision.interrupted_layer(SMOKE)
@@ -222,6 +230,7 @@ def test_the_papers_interrupted_layer_is_the_fifth():
     assert config.interrupt.startswith("3@0.5,12@0.5,21@0.5")
 
 
+@pytest.mark.slow
 def test_a_nodes_state_is_what_it_holds(made):
     rows = {row["method"]: row for row in numbers(made, "2")["rows"]}
     whole = 4 * kept_of(made, rows["fedavg"])[1]["num_params"]
@@ -243,6 +252,7 @@ def test_the_layers_table_is_of_the_papers_network():
     assert all(0 < row["visit_flops_share"] < 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
     study = study_of(made, "tuned")
     said = []
@@ -261,6 +271,7 @@ def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
     assert tuned.rate(Case("fedavg", "iid")) == SMOKE.rates["fedavg"]
 
 
+@pytest.mark.slow
 def test_tuning_holds_out_training_examples(made):
     study = study_of(made)
     tuning = loop.prepare(study.config(Case("snake", "iid", tried=0.03))).data.dataset
@@ -271,6 +282,7 @@ def test_tuning_holds_out_training_examples(made):
     assert all(image.tobytes() in train for image in tuning.test.images)
 
 
+@pytest.mark.slow
 def test_when_time_is_up_the_rest_waits(made):
     study = study_of(made)._replace(workdir=made / "later")
     said = []
@@ -278,6 +290,7 @@ def test_when_time_is_up_the_rest_waits(made):
     assert said == ["not finished: 2 of 2 runs; the same command goes on"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_flags_is_refused(made):
     study = study_of(made)
     with pytest.raises(UserError, match=r"holds a run with other flags: --cycles=2 \(here 3\)"):
@@ -309,6 +322,7 @@ def test_every_case_of_every_scale_is_a_configuration(scale, topic):
     assert all(study.config(case).seed == case.seed for case in [*wanted, *tried])
 
 
+@pytest.mark.slow
 def test_fine_tuning_rows_are_the_sums_of_the_kept_metrics(made):
     for row in numbers(made, "6")["rows"] + numbers(made, "9")["rows"]:
         lines, summary, config = kept_of(made, row)
@@ -325,6 +339,7 @@ def test_fine_tuning_rows_are_the_sums_of_the_kept_metrics(made):
 
 
 @pytest.mark.parametrize(("figure", "partition"), language.FIGURES.items())
+@pytest.mark.slow
 def test_fine_tuning_runs_are_what_the_figure_says(made, figure, partition):
     rows = numbers(made, figure)["rows"]
     assert [row["method"] for row in rows] == [*language.METHODS, *language.METHODS]
@@ -346,6 +361,7 @@ def test_fine_tuning_runs_are_what_the_figure_says(made, figure, partition):
         assert evaluated == language.SCALES["smoke"].cycles[row["epochs"]]
 
 
+@pytest.mark.slow
 def test_a_row_says_what_it_took_to_be_as_good_as_fl(made):
     rows = {(row["method"], row["epochs"]): row for row in numbers(made, "6")["rows"]}
     for (method, epochs), row in rows.items():
@@ -363,6 +379,7 @@ def test_a_row_says_what_it_took_to_be_as_good_as_fl(made):
     ) == 4
 
 
+@pytest.mark.slow
 def test_language_is_tuned_on_training_text_alone(made):
     study = study_of(made, "tuned", language.TOPIC)
     tuned = tuning.tune(study, ["6"], Clock(1e-9), list[str]().append)
@@ -402,6 +419,7 @@ def test_the_papers_models_have_a_node_for_each_block():
         )
 
 
+@pytest.mark.slow
 def test_a_second_launch_runs_nothing_and_wrong_flags_are_one_line(made, tmp_path):
     before = (made / "results/smoke/figure8.md").read_text()
     nowhere = (f"--workdir={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}")

@@ -15,6 +15,7 @@ from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.quant_matmul import LOWERINGS, OfStack, mosaic_tpu, quant_matmul, reference
 from snake_jax.kernels.quant_matmul.shapes import LARGE, ODD, SMALL
 from snake_jax.training.quantization import freeze
+from tests.sweeps import sweep
 
 values = pytest.mark.usefixtures("quick_compilation")
 KINDS = ("int8", "nf4")
@@ -295,7 +296,9 @@ def stack_of(shape, kind, count=3):
 
 @values
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [PLAIN, ADAPTED, ODD[0]], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "shape", sweep([PLAIN, ADAPTED, ODD[0]], quick=[ADAPTED]), ids=lambda s: s.name
+)
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_one_of_a_stack_is_multiplied_with_as_if_it_were_alone(lowering, shape, kind):
     """To the bit: the same blocks in the same order."""

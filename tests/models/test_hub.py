@@ -21,6 +21,7 @@ from snake_jax.models.save import save_pretrained
 from snake_jax.params import num_bytes
 from tests.helpers import same_bits
 from tests.models.make_golden import FOLDER, VARIANTS, random_ids, torch_logits, torch_model
+from tests.sweeps import sweep
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -84,7 +85,9 @@ def test_what_is_saved_is_loaded(variant, max_shard_bytes, tmp_path):
         assert count > 3
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", sweep(VARIANTS, quick=("llama_gqa_tied", "opt_pre_norm", "gpt2", "phi3"))
+)
 def test_hugging_face_loads_what_is_saved_with_the_same_logits(variant, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

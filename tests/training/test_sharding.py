@@ -225,6 +225,7 @@ def test_frozen_copies_made_on_a_mesh_are_the_same_bits(steps):
     assert steps["frozen"] == {"bfloat16": True, "int8": True, "nf4": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_on_a_mesh_ends_as_on_one_device(runs, name):
     """After training, a block is quantized anew: a code on the edge may be the next one, by 1/127
@@ -241,17 +242,20 @@ def test_a_run_on_a_mesh_ends_as_on_one_device(runs, name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_one_program_of_each_kind_serves_all_visits_on_a_mesh(runs, name):
     wanted = {"train": 1, "evaluate": 1} | ({"prefix": 1} if "cache_prefix" in RUNS[name] else {})
     assert runs[name]["programs"] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_what_never_trains_has_the_bits_of_one_device_after_the_run(runs, name):
     assert runs[name]["same_frozen"]
 
 
+@pytest.mark.slow
 def test_a_device_holds_its_part_of_the_stack(runs):
     assert (runs["blocks"]["least_part"], runs["adapters"]["least_part"]) == (1 / 8, 1 / 8)
     for found in runs.values():
