@@ -20,6 +20,7 @@ ADAPTERS = ("--lora_rank=4", "--frozen_dtype=int8", "--cycles=2", "--save=both")
 
 
 @peft_warns
+@pytest.mark.slow
 def test_a_qwen3_is_trained_killed_gone_on_with_and_loaded_by_peft(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(one_run, "draw_curves", lambda run, picture: None)
     base = write_model(tmp_path / "model", "tiny-qwen3")

@@ -22,6 +22,7 @@ from tests.launches import (
     write_model,
     write_pairs,
 )
+from tests.sweeps import sweep
 
 VISION = (
     "--dataset=digits",
@@ -43,7 +44,7 @@ TEXT = (
 )
 
 
-@pytest.fixture(scope="module", params=["classify", "finetune"])
+@pytest.fixture(scope="module", params=sweep(["classify", "finetune"], quick=["classify"]))
 def launch(request, tmp_path_factory):
     """Name and flags of a small run; programs compiled once serve the terminated launches and the
     unbroken one.

@@ -92,6 +92,7 @@ def test_seeds_are_the_runs_they_would_be_alone_and_their_spread(run, small, alo
     ]
 
 
+@pytest.mark.slow
 def test_on_two_devices_they_are_the_same(run, small, alone, tmp_path):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     flag_list = [*small, "--seeds=0,1,3", f"--workdir={tmp_path}"]

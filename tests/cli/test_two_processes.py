@@ -104,6 +104,7 @@ def test_two_processes_end_as_one_with_the_devices_of_both(files, two, tmp_path,
         np.testing.assert_allclose(*floats, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_a_checkpoint_to_the_same_bits(files, two, tmp_path):
     folder, _ = two("blocks")
     workdir = shutil.copytree(folder, tmp_path / "cut")

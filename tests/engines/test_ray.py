@@ -315,6 +315,7 @@ def test_a_node_that_ends_or_hangs_replays_as_a_flag(cluster, images, number):
     assert_alike(struck, flagged)
 
 
+@pytest.mark.slow
 def test_a_node_for_whose_new_process_no_machine_has_room_is_done_without(
     cluster, images, monkeypatch
 ):

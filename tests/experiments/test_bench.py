@@ -431,6 +431,7 @@ def test_a_turn_takes_every_row_once_and_each_turn_in_its_own_order():
     assert not np.array_equal(*flat)
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_pytorch_ends_with_our_losses():
     pytest.importorskip("torch")
     found = finetune.run(

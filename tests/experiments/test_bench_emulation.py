@@ -207,6 +207,7 @@ class TestTorch:
             ended.append(torch_side.from_torch(weights, task.params))
         assert work.difference(ended[1], ended[0], some_work().params) > 0.02
 
+    @pytest.mark.slow
     def test_ours_and_pytorch_do_the_same_work(self):
         found = federated.run(SIZES._replace(snake=True), "T", {"torch": 1.0}, 2, QUIET)
         values = {(row.subject, row.name): row for row in found.rows}

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from experiments.scct_learning import ARMS, Ask, study
 from tests.launches import write_model
 
 
+@pytest.mark.slow
 def test_all_arms_are_compared_and_a_second_launch_does_nothing_anew(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("Tom has a ball.<|endoftext|>\nLily is in the park.")
