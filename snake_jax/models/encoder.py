@@ -16,7 +16,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import bert
 from snake_jax.models.attention import attend_both_ways
 from snake_jax.models.bert import Bert
-from snake_jax.models.language import Hidden
+from snake_jax.models.language import Hidden, layer_names
 from snake_jax.models.linear import PyTree
 from snake_jax.params import Params
 
@@ -58,8 +58,9 @@ class Encoder(NamedTuple):
     @property
     def layer_names(self) -> tuple[str, ...]:
         """The order: `embed`, `block_00`, ..."""
-        digits = max(2, len(str(self.num_blocks - 1)))
-        return ("embed", *(f"block_{index:0{digits}}" for index in range(self.num_blocks)))
+        # Named as those of a language model, which has a head beside.
+        *without_head, _ = layer_names(self.num_blocks)
+        return tuple(without_head)
 
     @property
     def width(self) -> int:

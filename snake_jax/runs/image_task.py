@@ -283,8 +283,8 @@ def _examples(split: Split) -> Examples:
 
 def _fresh(setup: ImageSetup) -> Params:
     key = streams.key(setup.config.seed, "key/weights")
-    # It runs once, so the compiler is to take little time over it: on CPUs a third, for the same
-    # bits. Other compilers do not know the option.
+    # It runs once, so the compiler is to take little time over it. Other compilers than that of
+    # CPUs do not know the option.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     make = jax.jit(functools.partial(init_params, setup.job), compiler_options=options)
     return make(key)

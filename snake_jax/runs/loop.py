@@ -21,7 +21,7 @@ from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Sco
 from snake_jax.nodes import ledger
 from snake_jax.nodes.clock import Elapsed
 from snake_jax.nodes.ledger import Network, Transfer
-from snake_jax.params import Params
+from snake_jax.params import Params, PyTree
 from snake_jax.runs import (
     carry,
     course,
@@ -134,12 +134,8 @@ def train(
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
             engine.hold(holdings)
             carried = carry.carry_out(setup, engine, state, orders, refused, keep, watch)
-        params, memory = algorithm.merge.finish(
-            setup.plan, visits, state.params, state.memory, carried.total
-        )
-        network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
-        network = _renewed(state, params, network)
-        transfers += [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
+        params, memory, network, sent = _merged(setup, exchange, state, network, visits, carried)
+        transfers += sent
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         flops = [work(outcome) for outcome in carried.outcomes]
@@ -172,12 +168,43 @@ def train(
         )
         scores = None
         if state.rounds % config.eval_every == 0 or following is None:
-            with jax.profiler.TraceAnnotation("evaluate"):
-                scores = engine.evaluate(params)
+            scores = _evaluated(engine, params)
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = following
+
+
+def _merged(
+    setup: Setup,
+    exchange: Exchange,
+    state: State,
+    network: Network,
+    visits: Round,
+    carried: Carried,
+) -> tuple[Params, PyTree, Network, list[Transfer]]:
+    """The model, what the server remembers, who holds what, and what was sent, after a round.
+
+    Args:
+      setup: of the run.
+      exchange: what traffic depends on.
+      state: before the round.
+      network: after its deliveries.
+      visits: of the round.
+      carried: what came of them.
+    """
+    algorithm = setup.algorithm
+    params, memory = algorithm.merge.finish(
+        setup.plan, visits, state.params, state.memory, carried.total
+    )
+    network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
+    network = _renewed(state, params, network)
+    return params, memory, network, [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
+
+
+def _evaluated(engine: Engine, params: Params) -> Scores:
+    with jax.profiler.TraceAnnotation("evaluate"):
+        return engine.evaluate(params)
 
 
 def _deliveries(

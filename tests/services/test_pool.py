@@ -45,7 +45,7 @@ def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
 ):
     """One fails, one is cancelled; the third ends with the bits that it has alone."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
-    token_file, root, data = tmp_path / "token", tmp_path / "root", tmp_path / "data"
+    token_file, root, data = tmp_path / "token", tmp_path / "provider", tmp_path / "data"
     token_file.write_text(TOKEN)
     data.mkdir()
     write_images(data / "images.npz")
@@ -127,7 +127,7 @@ def idle(tmp_path, monkeypatch):
     )
     allowed = admission.Allowed(flags={"classify": frozenset({"engine"})}, pooled=True)
     offer = Offer(allowed=allowed, machines=Machines(nodes=2))
-    provider = Provider(tmp_path / "root", offer, words)
+    provider = Provider(tmp_path / "provider", offer, words)
     yield provider
     # By its number: it may not have said yet that it has begun.
     kill_session(provider._pool._process.pid or 2**22)
@@ -140,16 +140,16 @@ def test_services_wait_until_the_pool_is_up_and_are_told_where_it_is(idle, tmp_p
     idle.register(asked("sleeps", owner="ann"))
     idle.step()
     assert idle.find(1).state == "waiting", "there is no cluster yet"
-    pool = tmp_path / "root" / "pool"
+    pool = tmp_path / "provider" / "pool"
     (pool / "address_1").write_text("127.0.0.1:6379")
     wait_until(lambda: idle.step() or idle.find(1).state == "running")
-    share = json.loads((tmp_path / "root/services/1/pool.json").read_text())
+    share = json.loads((tmp_path / "provider/services/1/pool.json").read_text())
     wanted = {"file": str(pool / "leases.sqlite"), "service": 1, "owner": "ann", "attempt": 1}
     assert share == wanted
     command = _command_of(idle.find(1).pid)
     assert "--engine=ray" in command
     assert "--ray_address=127.0.0.1:6379" in command
-    assert f"--ray_pool={tmp_path}/root/services/1/pool.json" in command
+    assert f"--ray_pool={tmp_path}/provider/services/1/pool.json" in command
 
 
 def _command_of(keeper):
