@@ -25,10 +25,12 @@ gc.set_threshold(50_000, 20, 50)
 @pytest.fixture(autouse=True, scope="session")
 def _one_compilation_of_each_program(tmp_path_factory):
     """Many tests run the same small programs; the second one finds them compiled. A cache of this
-    session alone, which its processes share, and those that tests start.
+    session alone, which its processes share, and those that tests start; or the caller's own folder
+    in JAX_COMPILATION_CACHE_DIR, which the next session finds filled.
     """
     folder = tmp_path_factory.getbasetemp()
-    programs = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
+    own = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
+    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", own)
     options = {
         "jax_compilation_cache_dir": str(programs),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
