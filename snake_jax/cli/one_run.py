@@ -20,11 +20,12 @@ from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
 from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
+from snake_jax.report.closing import closing_table
 from snake_jax.report.progress import Update, progress
-from snake_jax.report.runs import Run, read_run
+from snake_jax.report.runs import Run, counts_tokens, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import loop, privacy, storage
+from snake_jax.runs import best, limits, loop, privacy, storage
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
@@ -195,9 +196,18 @@ def carry_out(
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():
             _show(workdir)
-        end(state, workdir.path)
+        end(_chosen(job, state), workdir.path)
     finally:
         workdir.close()
+
+
+def _chosen(job: OpenRun, state: loop.State) -> loop.State:
+    """The last state, with the best model in it where that is asked for."""
+    if not job.setup.config.save_best:
+        return state
+    found = best.restored(job.setup, job.workdir, launch.warn)
+    print(best.said(job.setup.config, found, job.workdir.records, job.unit))
+    return state._replace(params=found.params)
 
 
 def _show(workdir: Workdir) -> None:
@@ -209,6 +219,8 @@ def _show(workdir: Workdir) -> None:
         print(comparison_table([run]))
         if guarantee := privacy.said(run.summary or {}):
             print(guarantee)
+        if counts_tokens(run):
+            print(closing_table(run))
         draw_curves(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
 
@@ -316,7 +328,7 @@ def refused(setup: loop.Setup) -> str:
 def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
-    if done == total:
+    if done == total or limits.is_over(job.setup.config, job.state.steps):
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
 

@@ -23,6 +23,8 @@ class VisitSettings(NamedTuple):
       accumulate: how many parts of `batch_size` make a step.
       cache_prefix: off, host or device: where what lies below the trained blocks is kept from
         epoch to epoch.
+      warmup_steps: at the start of a visit, over which the rate rises.
+      lr_in_visit: constant, linear or cosine: how the rate falls after them.
     """
 
     local_epochs: int
@@ -33,6 +35,40 @@ class VisitSettings(NamedTuple):
     carry_optimizer_state: bool = False
     accumulate: int = 1
     cache_prefix: str = "off"
+    warmup_steps: int = 0
+    lr_in_visit: str = "constant"
+
+    @property
+    def changes_rate(self) -> bool:
+        """Whether the steps of a visit have unlike learning rates."""
+        return self.warmup_steps > 0 or self.lr_in_visit != "constant"
+
+
+def rate_factors(settings: VisitSettings, first: int, count: int, total: int) -> np.ndarray:
+    """What the learning rate is multiplied by in steps of a visit, float32 `[count]`.
+
+    Of `total` steps the first W = `warmup_steps` have (step + 1) / W, so that none is void. With
+    x = (step - W) / (total - W) the others have 1 (constant), 1 - x (linear) or
+    (1 + cos(pi x)) / 2 (cosine).
+
+    Args:
+      settings: of visits.
+      first: the first of these steps, counted from 0 over the whole visit. One that a node took
+        over goes on where the other stopped.
+      count: how many.
+      total: steps of the visit as planned.
+    """
+    steps = np.arange(first, first + count)
+    done = np.clip((steps - settings.warmup_steps) / max(total - settings.warmup_steps, 1), 0, 1)
+    if settings.lr_in_visit == "linear":
+        factors = 1 - done
+    elif settings.lr_in_visit == "cosine":
+        factors = (1 + np.cos(np.pi * done)) / 2
+    else:
+        factors = np.ones(count)
+    if settings.warmup_steps:
+        factors = np.minimum((steps + 1) / settings.warmup_steps, factors)
+    return factors.astype(np.float32)
 
 
 def settings_of(config: RunConfig) -> VisitSettings:
@@ -46,6 +82,8 @@ def settings_of(config: RunConfig) -> VisitSettings:
         config.carry_optimizer_state,
         config.accumulate,
         config.cache_prefix if isinstance(config, TextConfig) else "off",
+        config.warmup_steps,
+        config.lr_in_visit,
     )
 
 

@@ -26,6 +26,7 @@ from snake_jax.runs import (
     carry,
     course,
     image_task,
+    limits,
     membership,
     privacy,
     rates,
@@ -123,8 +124,9 @@ def train(
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
-    while visits is not None:
+    while visits is not None and not limits.is_over(config, state.steps):
         number = state.rounds
+        visits = limits.shortened(setup, visits, state.steps)
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
         # Before the visits: what each node is sent. After them: what comes back, and the merge.
@@ -145,6 +147,9 @@ def train(
         following, plans = course.following(
             setup, rounds, endings, changed.moves, number + 1, state.plans, measured
         )
+        steps = limits.steps_after(state.steps, carried.outcomes)
+        if limits.is_over(config, steps):
+            following = None
         noted = membership.noted(
             setup, engine, state, visits, carried, unfinished, changed, following
         )
@@ -165,6 +170,7 @@ def train(
             *changed,
             measured,
             plans,
+            steps,
         )
         scores = None
         if state.rounds % config.eval_every == 0 or following is None:

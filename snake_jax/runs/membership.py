@@ -135,6 +135,7 @@ def to_json(state: State) -> dict[str, Any]:
         "served": {str(node): list(one) for node, one in state.served.items()},
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
+        "steps": state.steps,
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
     }
 
@@ -147,5 +148,10 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
     return state._replace(
-        moves=moves, served=served, requests=heard, measured=measured, plans=plans
+        moves=moves,
+        served=served,
+        requests=heard,
+        measured=measured,
+        plans=plans,
+        steps=kept["steps"],
     )
