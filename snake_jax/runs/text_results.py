@@ -13,6 +13,7 @@ from etils import epath
 from snake_jax.data.text import templates, text_partition
 from snake_jax.models import adapter_hub, lora
 from snake_jax.models.generation import generate
+from snake_jax.models.hub import read_generation_ends
 from snake_jax.models.language import stop_ids
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params
@@ -122,13 +123,14 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
         prompt, tokenizer, setup.config.template, setup.config.allow_special_tokens
     )
     weights = jax.tree.map(jnp.asarray, merged_model(setup, params))
+    ends = read_generation_ends(setup.config.model)
     (answer_ids,) = generate(
         setup.model,
         weights,
         [ids],
         max_new_tokens=max_new_tokens,
         temperature=0.7,
-        stop_ids=stop_ids(setup.model, tokenizer.eos_id),
+        stop_ids=stop_ids(setup.model, tokenizer.eos_id, ends),
     )
     return tokenizer.decode(answer_ids).strip()
 
