@@ -85,7 +85,8 @@ class MethodConfig:
     )
     periods: int = option(
         1,
-        "badam, lisa: visits that share the passes over the data, so that layers change within one",
+        "badam, lisa, hift: visits that share the passes over the data, so that layers change "
+        "within one",
         low=1,
     )
 

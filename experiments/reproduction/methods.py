@@ -1,8 +1,8 @@
 """Every method on the same examples: what each reaches, and what that takes.
 
 All runs of a scale pass all nodes' training examples equally often, in plain SGD without momentum,
-as SCAFFOLD wants it (BAdam and LISA are Adam's by their papers). Each node holds out a part of its
-own examples, on which the model is scored beside the test set.
+as SCAFFOLD wants it (BAdam, LISA and HiFT are Adam's by their papers). Each node holds out a part
+of its own examples, on which the model is scored beside the test set.
 """
 
 import itertools
@@ -40,6 +40,7 @@ METHODS = {
     ),
     "badam": Method("BAdam", _ADAM),
     "lisa": Method("LISA", _ADAM),
+    "hift": Method("HiFT", {**_ADAM, "carry_optimizer_state": True}),
     "split": Method("split", {"cut": "2"}),
     "splitfed": Method("SplitFed", {"cut": "2"}),
     "accelerated_fl": Method("Accelerated FL", {"cut": "2"}),
@@ -50,8 +51,8 @@ _ONE_LINE_A_PASS = ("fedpart", "progressive", "splitfed", "accelerated_fl", "cen
 _ONE_LINE_A_PASS += ("fedavg", "fedprox", "fedadam", "fedyogi", "scaffold", "fednova")
 IMAGE, CLASSES = (32, 32, 3), 10
 
-# Of Adam, at BAdam and LISA, the rate that it is known by.
-_RATES = dict.fromkeys(METHODS, 0.05) | {"badam": 1e-3, "lisa": 1e-3}
+# Of Adam, at BAdam, LISA and HiFT, the rate that it is known by.
+_RATES = dict.fromkeys(METHODS, 0.05) | {"badam": 1e-3, "lisa": 1e-3, "hift": 1e-3}
 _COMMON: dict[str, Any] = {
     "lr_schedule": "constant",
     "optimizer": "sgd",
@@ -144,7 +145,7 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
         full = next(n for n in itertools.count(1) if passes % (n + len(every)) == 0)
         given["full_rounds"] = full
         cycles = passes // (full + len(every))
-    elif case.method in ("badam", "lisa"):
+    elif case.method in ("badam", "lisa", "hift"):
         given["periods"] = middle
         lines = passes * middle
     elif given["algorithm"] == "snake":

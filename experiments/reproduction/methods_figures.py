@@ -128,9 +128,9 @@ def _about(study: Study) -> str:
         f"{scale.train_examples:,} training images over {settings['nodes']} nodes, each of which "
         f"holds out {settings['evaluate_nodes']:.0%} of its own. Every run passes all training "
         f"images {scale.cycles[1]} times, batch {settings['batch_size']}, plain SGD without "
-        "momentum and clipping (BAdam and LISA: Adam), constant rates that were not tuned; seeds "
-        f"{seeds}. A cell is the mean, and the least to the greatest of the seeds. The worst tenth "
-        "of nodes is by the model on what each holds out. The state is weights, gradients, "
+        "momentum and clipping (BAdam, LISA, HiFT: Adam), constant rates that were not tuned; "
+        f"seeds {seeds}. A cell is the mean, and the least to the greatest of the seeds. The worst "
+        "tenth of nodes is by the model on what each holds out. The state is weights, gradients, "
         "optimizer states and teacher, without activations, at the node, or the one place, that "
         "holds most. The clock has equal nodes; of three snakes a round counts its longest visit."
     )
@@ -177,7 +177,7 @@ def _dots(panel: Axes, rows: Sequence[Numbers], names: Sequence[str], key: str, 
                 continue
             # The partitions of a method stand one above the other.
             place = names.index(group[0]["method"]) + 0.3 * (number - 0.5)
-            style = {"color": COLOURS[number], "markersize": 4}
-            panel.plot(statistics.fmean(values), place, "o", label=label, **style)
-            panel.plot([min(values), max(values)], [place, place], color=COLOURS[number])
+            colour, middle = COLOURS[number], statistics.fmean(values)
+            panel.plot(middle, place, "o", label=label, color=colour, markersize=4)
+            panel.plot([min(values), max(values)], [place, place], color=colour)
             label = None

@@ -39,6 +39,7 @@ from snake_jax.runs.carry import Carried, Diverged
 from snake_jax.runs.membership import Request
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import Report, State
+from snake_jax.training.optimizers import OptimizerStates
 
 __all__ = [
     "Diverged",
@@ -204,7 +205,7 @@ def _merged(
         setup.plan, visits, state.params, state.memory, carried.total
     )
     network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
-    network = _renewed(state, params, network)
+    network = _renewed(state, params, carried.states, network)
     return params, memory, network, [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
 
 
@@ -266,8 +267,9 @@ def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
     return Holdings(layers, states, memory, Held(state.rounds, algorithm.shared(state.memory)))
 
 
-def _renewed(state: State, params: Params, network: Network) -> Network:
-    """The network with a new version of every layer that the merge changed.
+def _renewed(state: State, params: Params, states: OptimizerStates, network: Network) -> Network:
+    """The network with a new version of every layer that the merge changed, and of every optimizer
+    state that a visit did.
 
     A method's traffic renews what it sends. What changes where nothing is sent, as in centralised
     training, is another version all the same: a node is given by it what it lacks.
@@ -277,6 +279,11 @@ def _renewed(state: State, params: Params, network: Network) -> Network:
         same = network.latest.get(name) == state.network.latest.get(name)
         if same and value is not state.params.get(name):
             changed.append(name)
+    for name, own in states.items():
+        item = ledger.optimizer_item(name)
+        same = network.latest.get(item) == state.network.latest.get(item)
+        if same and own is not state.states.get(name):
+            changed.append(item)
     return ledger.aggregated(network, tuple(changed)) if changed else network
 
 

@@ -58,8 +58,8 @@ def test_all_methods_from_one_launch(tmp_path):
     flags += (f"--workdir={tmp_path / 'runs'}",)
     ((code, out, errors), again, redrawn) = launch(flags, flags, [*flags, "--redraw"])
     assert (code, errors) == (0, "")
-    assert "run 1 of 40: " in out
-    assert "40 of 40 runs were finished before" in again[1]
+    assert "run 1 of 42: " in out
+    assert "42 of 42 runs were finished before" in again[1]
     folder = tmp_path / "results/smoke_methods"
     assert (folder / "methods.png").read_bytes().startswith(b"\x89PNG")
     assert redrawn[0] == 0
