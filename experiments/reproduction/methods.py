@@ -47,7 +47,13 @@ METHODS = {
     "random_walking_snakes": Method("Random Walking Snakes", {"snake_length": 3}),
 }
 PARTITIONS = {"iid": "IID", "dirichlet": "Dirichlet(0.3)"}
-_ONE_LINE_A_PASS = ("fedpart", "progressive", "splitfed", "accelerated_fl", "centralised")
+_ONE_LINE_A_PASS: tuple[str, ...] = (
+    "fedpart",
+    "progressive",
+    "splitfed",
+    "accelerated_fl",
+    "centralised",
+)
 _ONE_LINE_A_PASS += ("fedavg", "fedprox", "fedadam", "fedyogi", "scaffold", "fednova")
 IMAGE, CLASSES = (32, 32, 3), 10
 
