@@ -45,7 +45,8 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     # What keeps a node from forgetting what the others taught.
     distill: str = option(
         "auto",
-        "distillation from the model as received; auto: on where the nodes' labels diverge",
+        "distillation from the model as received; auto: on where the nodes' labels diverge beyond "
+        "chance",
         choices=("off", "on", "auto"),
     )
     distill_measure: str = option(
@@ -53,8 +54,17 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
         "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
         choices=("js", "kl"),
     )
+    distill_level: float = option(
+        0.01,
+        "auto: chance that distillation is turned on for nodes whose data is dealt out at random",
+        low=0.001,
+        high=0.5,
+    )
     distill_threshold: float = option(
-        0.1, "auto turns distillation on above this divergence", low=0
+        0.0,
+        "auto also asks that the divergence is so far above that of a random deal, in js a "
+        "distance up to 1, in kl nats; 0: beyond chance is enough",
+        low=0,
     )
     distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
     distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
@@ -373,7 +383,8 @@ class TextConfig(RunConfig):
     momentum: float = option(0.0, "momentum of sgd and rmsprop", low=0, high=1)
     distill: str = option(
         "off",
-        "distillation from the model as received; auto: on where the nodes' categories diverge",
+        "distillation from the model as received; auto: on where the nodes' categories diverge "
+        "beyond chance, or their ranks differ",
         choices=("off", "on", "auto"),
     )
     frozen_dtype: str = option(

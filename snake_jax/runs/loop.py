@@ -25,6 +25,7 @@ from snake_jax.params import Params, PyTree
 from snake_jax.runs import (
     carry,
     course,
+    distilling,
     image_task,
     membership,
     privacy,
@@ -307,7 +308,7 @@ def summarise(
         **privacy.summary(config, setup.algorithm, lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
-        "distilled": setup.distilled,
+        **distilling.summary(setup.verdict),
         "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",
         "config": dataclasses.asdict(config),
     }

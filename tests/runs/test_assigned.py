@@ -51,3 +51,12 @@ def test_a_node_that_cannot_hold_a_block_takes_none(prepared):
     assert set(job.plan.able.values()) == {(1,)}
     with pytest.raises(UserError, match="memory"):
         prepared([small, {}])
+
+
+def test_ranks_that_differ_turn_distillation_on_whatever_the_text(prepared):
+    nodes = [{}, {}]
+    asked = {"distill": "auto", "partition": "iid"}
+    assert prepared(nodes, **asked).distilled is False
+    assert prepared(nodes, **asked, rank="4,4").distilled is False
+    assert prepared(nodes, **asked, rank="2,4").distilled is True
+    assert prepared(nodes, distill="off", rank="2,4").distilled is False
