@@ -73,10 +73,10 @@ class NodeConfig:
         choices=("declared", "measured"),
     )
     stand_in: str = option(
-        "next",
-        "who takes over: the next node in turn, or the one whose visit is soonest done by the "
-        "clock's figures (compute and link)",
-        choices=("next", "soonest"),
+        "soonest",
+        "who takes over, of idle nodes that are there and can hold the visit: the one that is "
+        "soonest done by the clock's figures (compute and link), or the next in turn",
+        choices=("soonest", "next"),
     )
 
     # Who is admitted.

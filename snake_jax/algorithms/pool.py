@@ -14,8 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from snake_jax.algorithms import schedule
-from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
+from snake_jax.algorithms import stand_ins
+from snake_jax.algorithms.schedule import TAKEOVER, UNFINISHED, WAITED, Plan, struck
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
@@ -100,8 +100,8 @@ def manned(plan: Plan, away: frozenset[int], visits: Round) -> Round:
 
     Of several side by side those of absent nodes are left out, unless they train other layers, as
     several snakes do: those go to nodes that have no visit in the round, as long as there are some.
-    One alone, or a round of absent ones only, goes to the next node that can hold it. Empty where
-    nobody is there.
+    One alone, or a round of absent ones only, goes to the best stand-in. Empty where nobody is
+    there. A visit that is to be taken over goes to another node than its own, or waits for that.
 
     Args:
       plan: of the run.
@@ -112,6 +112,8 @@ def manned(plan: Plan, away: frozenset[int], visits: Round) -> Round:
       UserError: no node that is there can hold it.
     """
     there = present(plan, away, visits[0].turn)
+    if visits[0].event == TAKEOVER:
+        return _taken_over(plan, there, visits[0])
     if len(there) < plan.config.nodes:
         kept = _manned_apart(plan, there, visits)
         visits = kept if kept else _moved(plan, there, visits[0])
@@ -130,25 +132,42 @@ def _manned_apart(plan: Plan, there: Sequence[int], visits: Round) -> Round:
             kept.append(visit)
             continue
         # Layers that no other visit of the round trains; in a round of absent ones alone it is all.
-        able = plan.able.get(visit.layers, idle)
-        free = [node for node in idle if node in able]
+        free = stand_ins.candidates(plan, idle, visit)
         if present_ones and visit.layers not in trained and free:
             idle.remove(free[0])
             kept.append(visit._replace(node=free[0]))
     return tuple(kept)
 
 
+def _taken_over(plan: Plan, there: Sequence[int], visit: Visit) -> Round:
+    """A visit that was not finished, at a stand-in, or at its own node where there is none.
+
+    Raises:
+      UserError: that is gone too, and nobody who is there can hold it.
+    """
+    found = stand_ins.candidates(plan, there, visit)
+    if found:
+        return (visit._replace(node=found[0]),)
+    if visit.node in there:
+        return (visit._replace(event=WAITED),)
+    return _moved(plan, there, visit)
+
+
 def _moved(plan: Plan, there: Sequence[int], visit: Visit) -> Round:
-    """The visit at the next node that is there and can hold it.
+    """The visit at the best stand-in for a node that is gone.
+
+    Where the nodes of the assignment are all gone, it is void: then anybody who can hold it.
 
     Raises:
       UserError: none can.
     """
     if not there:
         return ()
-    for node in schedule.candidates(plan, visit):
-        if node in there:
-            return (visit._replace(node=node),)
+    found = stand_ins.candidates(plan, there, visit)
+    if not found:
+        found = stand_ins.candidates(plan._replace(visitors={}), there, visit)
+    if found:
+        return (visit._replace(node=found[0]),)
     raise UserError(
         f"visit {visit.turn} (layers {', '.join(visit.layers)}): none of the nodes that are there "
         f"({', '.join(map(str, there))}) can hold it: raise memory_bytes in --node_file, or let "

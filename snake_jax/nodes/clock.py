@@ -34,6 +34,7 @@ class VisitWork(NamedTuple):
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
         on nobody (the server works alone).
       cloud_exchanges: messages between server and cloud, counted apart from `exchanges`.
+      waits_s: seconds before it begins, in which its node is away.
     """
 
     flops: Mapping[Place, int]
@@ -41,6 +42,7 @@ class VisitWork(NamedTuple):
     exchanges: int
     node: Place | None
     cloud_exchanges: int = 0
+    waits_s: float = 0.0
 
 
 class Elapsed(NamedTuple):
@@ -210,9 +212,10 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
                 sending_s += seconds
     idle_s = len(members) * active_s - (computing_s + sending_s)
 
-    away_s, drops = 0.0, 0
+    away_s, drops = work.waits_s, 0
     if work.node is not None:
-        away_s, drops = _away(fleet, trace, work.node.index, now_s, active_s)
+        more_s, drops = _away(fleet, trace, work.node.index, now_s + work.waits_s, active_s)
+        away_s += more_s
     # Sums in another order differ in the last bit; nobody waits less than nothing.
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 

@@ -77,7 +77,8 @@ def following(
     plans = rates.plans_after(setup, plans, measured, cycle, visits[0].cycle)
     visits = rates.replanned(setup, plans, visits)
     away = pool.gone(setup.plan, moves, rounds)
-    return pool.manned(setup.plan, away, visits) or None, plans
+    plan = rates.plan_of(setup, plans, visits[0].cycle)
+    return pool.manned(plan, away, visits) or None, plans
 
 
 def endings_of(visits: Round, carried: Carried) -> tuple[Ending, ...]:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from snake_jax.algorithms import pool
 from snake_jax.algorithms.pool import Move
-from snake_jax.algorithms.schedule import UNFINISHED, Plan
+from snake_jax.algorithms.schedule import TAKEOVER, UNFINISHED, WAITED, Plan
 from snake_jax.algorithms.visits import Lost, Round, Visit
 from snake_jax.engines.contract import Happened
 
 ADMITTED, REFUSED = "admitted", "refused"
 JOINED, LEFT = "joined", "left"
-LOST, INTERRUPTED, TAKEN_OVER = "lost", "interrupted", "taken over"
+LOST, INTERRUPTED, TAKEN_OVER, WAITS = "lost", "interrupted", "taken over", "waits"
 RESTARTED = "restarted"
 
 
@@ -75,9 +75,12 @@ def of_round(
     events = []
     why = {one.visit: one.why for one in lost}
     for visit in visits:
-        if visit.event == "takeover":
+        if visit.event == TAKEOVER:
             cause = _from_whom(visit, before)
             events.append(_now(number, visit.turn, visit.node, TAKEN_OVER, cause))
+        if visit.event == WAITED:
+            cause = f"no other node can take it; its own goes on, from {_start(visit)}"
+            events.append(_now(number, visit.turn, visit.node, WAITS, cause))
         if visit in why:
             events.append(_now(number, visit.turn, visit.node, LOST, why[visit]))
         elif visit.event in UNFINISHED:
@@ -88,13 +91,18 @@ def of_round(
 
 
 def _from_whom(visit: Visit, before: Mapping[int, int]) -> str:
-    begun = visit.share[0]
-    start = "the layers as last merged"
-    if begun:
-        start = f"what was handed in after {begun:.2g} of the steps"
+    start = _start(visit)
     if visit.turn not in before:
         return f"from {start}"
     return f"from node {before[visit.turn]}, from {start}"
+
+
+def _start(visit: Visit) -> str:
+    """What a visit that was begun before goes on from."""
+    begun = visit.share[0]
+    if begun:
+        return f"what was handed in after {begun:.2g} of the steps"
+    return "the layers as last merged"
 
 
 def of_moves(moves: Sequence[Move], turn: int) -> list[Event]:

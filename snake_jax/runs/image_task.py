@@ -149,7 +149,7 @@ def _step_examples(config: ImageConfig) -> int:
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     costs = layer_costs(job.model, _step_examples(job.config))
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import Role
+from snake_jax.algorithms.schedule import WAITED
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.nodes import clock, places
 from snake_jax.nodes.ledger import Transfer
@@ -83,7 +84,9 @@ def _work(
             far += chains.is_beyond_server(message)
             near += not chains.is_beyond_server(message)
     steps = result.iterations
-    return clock.VisitWork(flops, mine, near * steps, node, far * steps)
+    # Nobody else could go on, so its own node did, once it was back.
+    waits_s = setup.config.rejoin_s if visit.event == WAITED else 0.0
+    return clock.VisitWork(flops, mine, near * steps, node, far * steps, waits_s)
 
 
 def sent_over_cuts(setup: Setup, outcomes: Sequence[Outcome]) -> list[Transfer]:

@@ -151,7 +151,7 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
 def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     cost = text_work.visit_cost(job, step, _adapters_of(job))
     return assigned.visitors(job, steps, cost)
