@@ -8,14 +8,14 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
-from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig
+from snake_jax.config_parts import DistillConfig, MethodConfig, NodeConfig, PrivacyConfig
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
+class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, DistillConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -41,33 +41,6 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     cached: bool = option(
         True, "receivers keep what they were sent, so that only changed layers travel"
     )
-
-    # What keeps a node from forgetting what the others taught.
-    distill: str = option(
-        "auto",
-        "distillation from the model as received; auto: on where the nodes' labels diverge beyond "
-        "chance",
-        choices=("off", "on", "auto"),
-    )
-    distill_measure: str = option(
-        "js",
-        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
-        choices=("js", "kl"),
-    )
-    distill_level: float = option(
-        0.01,
-        "auto: chance that distillation is turned on for nodes whose data is dealt out at random",
-        low=0.001,
-        high=0.5,
-    )
-    distill_threshold: float = option(
-        0.0,
-        "auto also asks that the divergence is so far above that of a random deal, in js a "
-        "distance up to 1, in kl nats; 0: beyond chance is enough",
-        low=0,
-    )
-    distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
-    distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
 
     # The update rule, and its learning rate from cycle to cycle.
     optimizer: str = option("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))

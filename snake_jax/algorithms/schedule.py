@@ -215,19 +215,25 @@ def struck(config: RunConfig, visits: Round) -> Round:
     Who takes over is never struck again, so every turn ends.
     """
     # A node that is told in time hands in what it has; else its work is lost.
-    shares = interruptions(config)
     event = "interrupted" if config.interruption == "upload" else "lost"
     found = []
     for visit in visits:
         if visit.event:
             found.append(visit)
             continue
-        # What the flags name goes before what falls to a turn by chance.
-        share = shares.get(visit.turn, _fault(config, visit.turn))
+        share = share_struck(config, visit.turn)
         if share is not None:
             visit = visit._replace(share=(0.0, share), event=event)
         found.append(visit)
     return tuple(found)
+
+
+def share_struck(config: RunConfig, turn: int) -> float | None:
+    """The share of a turn's steps after which flags interrupt it; None: they do not.
+
+    What they name goes before what falls to a turn by chance.
+    """
+    return interruptions(config).get(turn, _fault(config, turn))
 
 
 def _fault(config: RunConfig, turn: int) -> float | None:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Visit
+from snake_jax.nodes import presence
+from snake_jax.nodes.presence import Moment
 
 
 def seconds_of(plan: Plan, visit: Visit) -> Mapping[int, float]:
@@ -40,7 +42,13 @@ def avoided(plan: Plan) -> frozenset[int]:
     return frozenset(able - set(plan.visitors.values()))
 
 
-def candidates(plan: Plan, there: Collection[int], visit: Visit) -> Sequence[int]:
+def candidates(
+    plan: Plan,
+    there: Collection[int],
+    visit: Visit,
+    moment: Moment | None = None,
+    own: bool = False,
+) -> Sequence[int]:
     """The nodes that may take a visit of another's, the one first that is to.
 
     Those with visits of their own in the assignment go before those with none. Equals take it in
@@ -48,8 +56,10 @@ def candidates(plan: Plan, there: Collection[int], visit: Visit) -> Sequence[int
 
     Args:
       plan: of the run.
-      there: nodes that are there and idle.
-      visit: as it was planned or carried out; its own node is no candidate.
+      there: nodes that are there and idle, or that are waited for.
+      visit: as it was planned or carried out.
+      moment: of the clock, whose windows and absences count too; None: they do not.
+      own: whether the visit's own node may be it.
     """
     seconds = seconds_of(plan, visit)
     left_out = avoided(plan)
@@ -57,10 +67,13 @@ def candidates(plan: Plan, there: Collection[int], visit: Visit) -> Sequence[int
     count = plan.config.nodes
     keyed = []
     for node in there:
-        if node == visit.node or node not in seconds or node in left_out:
+        is_own = node == visit.node
+        if node not in seconds or (is_own and not own) or (node in left_out and not is_own):
             continue
         in_turn = (node - visit.node) % count
         done_s = seconds[node] if plan.config.stand_in == "soonest" else 0.0
+        if moment is not None and plan.config.stand_in == "soonest":
+            done_s = presence.done_s(moment, node, done_s)
         keyed.append((node not in assigned, done_s, in_turn, node))
     keyed.sort()
     return [key[-1] for key in keyed]

@@ -108,6 +108,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "assign_objective",
         "rates",
         "stand_in",
+        "follow_clock",
         "max_update_norm",
         "min_examples",
         "min_flops_per_s",

@@ -3,7 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from snake_jax.algorithms import assignment, schedule
+from snake_jax.nodes import presence
+from snake_jax.nodes.fleet import Fleet
 from snake_jax.params import LayerNames
 from snake_jax.runs.job import Job, Visitors
 
@@ -26,9 +30,13 @@ class VisitCost(NamedTuple):
 
 def is_asked(job: Job) -> bool:
     """Whether a run has use for `visitors`: counting what visits cost takes a second."""
-    # Generated nodes without a spread are alike but for their data: see `alike`.
+    # Generated nodes without a spread are alike but for their data: see `alike`. Where the schedule
+    # follows the clock it has to know a visit's seconds.
     config = job.config
     wanted = config.assign != "serpentine" or bool(config.node_file) or bool(config.node_spread)
+    wanted = wanted or config.follow_clock
+    # Of a cut model a node holds a part, which is another one in each method.
+    wanted = wanted and len(job.chain) == 1
     return wanted and bool(_GOES_ELSEWHERE & job.algorithm.flags)
 
 
@@ -70,6 +78,10 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
         holds = problem.bytes[index] <= problem.memory_bytes
         able[layers] = {node: seconds[node] for node in range(config.nodes) if holds[node]}
 
+    # When a visit will come to a node is not known yet, so its windows count by their mean.
+    if config.follow_clock:
+        problem = _with_windows(problem, job.fleet)
+
     # Nodes that take turns need no assignment, but each must hold what comes to it, where that is
     # stated.
     if "assign" not in job.algorithm.flags:
@@ -88,6 +100,17 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
         hops = assignment.make_hops(job.fleet, model_bytes)
         nodes = assignment.greedy(problem, *hops)
     return dict(zip(groups, nodes, strict=True)), able
+
+
+def _with_windows(problem: assignment.Problem, fleet: Fleet) -> assignment.Problem:
+    """The problem with the seconds that visits stand still while windows are closed."""
+    groups, nodes = problem.seconds.shape
+    away_s = np.zeros((groups, nodes))
+    for group in range(groups):
+        for node in range(nodes):
+            active_s = float(problem.seconds[group, node])
+            away_s[group, node] = presence.mean_away_s(fleet, node, active_s)
+    return problem._replace(seconds=problem.seconds + away_s)
 
 
 def _problem(

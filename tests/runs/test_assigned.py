@@ -53,6 +53,16 @@ def test_a_node_that_cannot_hold_a_block_takes_none(prepared):
         prepared([small, {}])
 
 
+@pytest.mark.parametrize("algorithm", ["snake", "fedavg", "sequential"])
+def test_what_visits_take_at_each_node_is_known_of_language_models_too(prepared, algorithm):
+    nodes = [{}, {"flops_per_s": 1e9}, {}]
+    job = prepared(nodes, algorithm=algorithm, follow_clock=algorithm != "sequential")
+    alone = {(block,) for block in BLOCKS}
+    assert set(job.plan.able) == (alone if algorithm == "snake" else {BLOCKS})
+    for seconds in job.plan.able.values():
+        assert seconds[1] > seconds[0] > 0
+
+
 def test_ranks_that_differ_turn_distillation_on_whatever_the_text(prepared):
     nodes = [{}, {}]
     asked = {"distill": "auto", "partition": "iid"}
