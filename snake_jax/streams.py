@@ -32,6 +32,8 @@ NAMES = (
     "personal/likes",
     "personal/questions",
     "nodes/hold_out",
+    "nodes/outliers",
+    "nodes/clusters",
     "schedule/layers",
     "schedule/nodes",
     "schedule/sampled",

@@ -35,6 +35,7 @@ POOL_FLAGS = frozenset(
         "min_memory_bytes",
         "share_labels",
         "max_label_divergence",
+        "max_dropped",
         "follow_clock",
     }
 )

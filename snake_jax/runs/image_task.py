@@ -138,7 +138,7 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     for shard in data.shards:
         steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
         steps.append(steps_per_epoch * config.local_epochs)
-    return assembled(job, data, steps, data.counts)
+    return assembled(job, data, steps, data.counts, quality=data.of_nodes)
 
 
 def _step_examples(config: ImageConfig) -> int:

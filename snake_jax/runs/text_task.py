@@ -111,7 +111,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
         steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, steps, data.rows.counts, data.ranks)
+    return assembled(job, data, steps, data.rows.counts, data.ranks, data.rows.of_nodes)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
