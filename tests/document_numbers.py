@@ -4,18 +4,19 @@ A paragraph or table of a document is followed by where its numbers are from:
 
     <!-- numbers: experiments/results/demo/runs.jsonl.gz
     28.7: 100 * (1 - total("snake", "train_flops") / total("fedavg", "train_flops"))
-    1.5, 2: every("rows", "value")
+    1.5, 2, 2.5: series("value", method="snake")
     set: 0.9, 2.0
     -->
 
-Each line is numbers as they are printed, and what they are rounded from: an expression, which gives
-a number or several of which each printed one must be one. `set:` names those that are no
-measurement but a setting, a definition or the words of a paper. Expressions know `d`, what the file
-holds, and the functions of `Known`.
+Each line is numbers as they are printed, in their order, and what they are rounded from: an
+expression, which gives as many numbers, one each, or others, of which each printed one must be one.
+`set:` names those that are no measurement but a setting, a definition or the words of a paper.
+Expressions know `d`, what the file holds, and the functions of `Known`.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -29,12 +30,14 @@ COMMENT = re.compile(r"<!-- numbers:[ ]*(\S*)\n(.*?)-->", re.DOTALL)
 WRITTEN = re.compile(r"<!-- (.+?): begin -->.*?<!-- \1: end -->", re.DOTALL)
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\([^)]*\)|https?://\S+|arXiv \d+\.\d+")
-NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w]|\.\d|,\d)")
+NUMBER = re.compile(r"(?<![\w.,])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?![\w]|\.\d|,\d)")
 # After a whole number these say that something was measured.
 UNIT = re.compile(
     r"\s?(?:%|(?:m|µ)?s\b|seconds|minutes|hours|[kMGT]i?B\b|[GT]?FLOPs?\b|[GT]FLOP/s|points|images/s"
     r"|tokens/s|times\b)"
 )
+
+ASKED = ("at", "rows", "row", "series", "value", "total", "last", "share", "every")
 
 
 class Block(NamedTuple):
@@ -47,6 +50,14 @@ class Block(NamedTuple):
 
     text: str
     sources: tuple[tuple[str, str], ...]
+
+
+class Measured(NamedTuple):
+    """A line of a comment: numbers as printed, and the file and expression they are of."""
+
+    numbers: tuple[str, ...]
+    file: str
+    expression: str
 
 
 class Known(NamedTuple):
@@ -74,6 +85,10 @@ class Known(NamedTuple):
         """The only one of these."""
         (found,) = self.rows(**wanted)
         return found
+
+    def series(self, key: str, **wanted: Any) -> list[Any]:
+        """One number of all of them, in order."""
+        return [row[key] for row in self.rows(**wanted)]
 
     def value(self, subject: str, name: str) -> float:
         """A benchmark's number."""
@@ -156,42 +171,61 @@ def printed(block: Block) -> list[str]:
     return found
 
 
-def declared(block: Block) -> tuple[dict[str, tuple[str, str]], set[str]]:
-    """`{number: (file, expression)}`, and the numbers that are set."""
-    measured = {}
+def declared(block: Block) -> tuple[list[Measured], set[str]]:
+    """The lines of what is measured, and the numbers that are set."""
+    measured = []
     given: set[str] = set()
     for file, lines in block.sources:
         for line in filter(None, map(str.strip, lines.splitlines())):
-            numbers, _, expression = line.partition(":")
-            if numbers == "set":
+            words, _, expression = line.partition(":")
+            if words == "set":
                 given.update(expression.replace(", ", " ").split())
-                continue
-            for number in numbers.replace(", ", " ").split():
-                measured[number] = file, expression.strip()
+            else:
+                numbers = words.replace(", ", " ").split()
+                measured.append(Measured(tuple(numbers), file, expression.strip()))
     return measured, given
 
 
 def wrong(block: Block, read: Callable[[str], Any]) -> list[str]:
     """What is not as it should be of a block's declared numbers."""
     measured, given = declared(block)
-    there = set(NUMBER.findall(block.text))
-    lines = [f"{number}: not in the text" for number in sorted({*measured, *given} - there)]
-    for number, (file, expression) in measured.items():
-        known = Known(read(file))
-        asked = ("at", "rows", "row", "value", "total", "last", "share", "every")
-        names = {name: getattr(known, name) for name in asked} | {"d": known.content}
-        values = eval(expression, names)
+    there = NUMBER.findall(block.text)
+    lines = [f"{number}: not in the text" for number in sorted(given - set(there))]
+    for line in measured:
+        if not _in_order(line.numbers, there):
+            lines.append(f"{', '.join(line.numbers)}: not in the text, in this order")
+        known = Known(read(line.file))
+        names = {name: getattr(known, name) for name in ASKED} | {"d": known.content}
+        values = eval(line.expression, names)
         if not isinstance(values, Sequence):
             values = [values]
-        if not any(is_rounded(number, value) for value in values):
-            lines.append(f"{number}: {file} has {values}")
+        # As many values as numbers: one each, in their order. Else any of them.
+        each = len(values) == len(line.numbers)
+        for place, number in enumerate(line.numbers):
+            allowed = values[place : place + 1] if each else values
+            if not any(is_rounded(number, value) for value in allowed):
+                lines.append(f"{number}: {line.file} has {allowed}")
     return lines
 
 
+def _in_order(numbers: Sequence[str], there: Sequence[str]) -> bool:
+    """Whether a text has these numbers, with others between them."""
+    left = iter(there)
+    return all(number in left for number in numbers)
+
+
 def undeclared(block: Block) -> list[str]:
-    """The numbers of a block that are from nowhere."""
+    """The numbers of a block that are from nowhere: each is declared as often as it is printed."""
     measured, given = declared(block)
-    return [number for number in printed(block) if number not in measured and number not in given]
+    left = Counter(number for line in measured for number in line.numbers)
+    found = []
+    for number in printed(block):
+        if number in given:
+            continue
+        if not left[number]:
+            found.append(number)
+        left[number] -= 1
+    return found
 
 
 def is_rounded(number: str, value: float) -> bool:

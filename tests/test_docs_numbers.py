@@ -80,9 +80,22 @@ def test_a_number_that_is_not_in_the_text_or_is_another_is_told():
     block = Block("It is 28.7 %.", (("f", '28.7: d["share"]\n3.1: 3.1\nset: 0.9\n'),))
     assert wrong(block, lambda file: {"share": 28.8}) == [
         "0.9: not in the text",
-        "3.1: not in the text",
         "28.7: f has [28.8]",
+        "3.1: not in the text, in this order",
     ]
+
+
+def test_as_many_values_as_numbers_are_one_each_in_their_order():
+    text = "First 1.5, then 2.5."
+    assert wrong(Block(text, (("f", "1.5, 2.5: d\n"),)), lambda file: [1.5, 2.5]) == []
+    assert wrong(Block(text, (("f", "1.5, 2.5: d\n"),)), lambda file: [2.5, 1.5]) != []
+    assert wrong(Block(text, (("f", "1.5, 2.5: d\n"),)), lambda file: [2.5, 1.5, 9]) == []
+    assert wrong(Block(text, (("f", "2.5, 1.5: d\n"),)), lambda file: [2.5, 1.5]) != []
+
+
+def test_a_number_is_declared_as_often_as_it_is_printed():
+    block = Block("Both 1.5 and 1.5.", (("f", "1.5: 1.5\n"),))
+    assert undeclared(block) == ["1.5"]
 
 
 @pytest.mark.parametrize(
