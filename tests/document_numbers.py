@@ -10,8 +10,9 @@ A paragraph or table of a document is followed by where its numbers are from:
 
 Each line is numbers as they are printed, in their order, and what they are rounded from: an
 expression, which gives as many numbers, one each, or others, of which each printed one must be one.
-`set:` names those that are no measurement but a setting, a definition or the words of a paper.
-Expressions know `d`, what the file holds, and the functions of `Known`.
+Of `all:` they are all the numbers of the block that are not set. `set:` names those that are no
+measurement but a setting, a definition or the words of a paper. Expressions know `d`, what the file
+holds, and the functions of `Known`.
 """
 
 import json
@@ -37,7 +38,7 @@ UNIT = re.compile(
     r"|tokens/s|times\b)"
 )
 
-ASKED = ("at", "rows", "row", "series", "value", "total", "last", "share", "every")
+ASKED = ("at", "rows", "row", "series", "value", "total", "last", "share", "gib", "every")
 
 
 class Block(NamedTuple):
@@ -113,6 +114,17 @@ class Known(NamedTuple):
         snake, fedavg = both
         return snake / fedavg
 
+    def gib(self, **wanted: Any) -> list[float]:
+        """Memory of a profile's row: what it holds, by kind and in all, temporaries, peak."""
+        held = ("frozen", "trained", "gradients", "optimizer", "state")
+        reserved = ("compiled_temporaries", "compiled_peak")
+        row = self.row(**wanted)
+        found = []
+        for name in (*held, *reserved):
+            if f"{name}_bytes" in row:
+                found.append(row[f"{name}_bytes"] / 2**30)
+        return found
+
     def every(self, *names: str) -> list[float]:
         """All numbers of these names, however deep they lie."""
         return list(_leaves(self.content, set(names)))
@@ -183,6 +195,12 @@ def declared(block: Block) -> tuple[list[Measured], set[str]]:
             else:
                 numbers = words.replace(", ", " ").split()
                 measured.append(Measured(tuple(numbers), file, expression.strip()))
+
+    # All that are printed and not set, known after the last line.
+    every = tuple(number for number in printed(block) if number not in given)
+    for place, line in enumerate(measured):
+        if line.numbers == ("all",):
+            measured[place] = line._replace(numbers=every)
     return measured, given
 
 

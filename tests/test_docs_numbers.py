@@ -17,7 +17,14 @@ from tests.document_numbers import (
 )
 
 # Of these pages every decimal number and every one with a unit is declared.
-COVERED = ("README.md", "docs/reproduction.md")
+COVERED = (
+    "README.md",
+    "docs/finetuning.md",
+    "docs/node_management.md",
+    "docs/performance.md",
+    "docs/reproduction.md",
+    "docs/scct.md",
+)
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
 
 
@@ -91,6 +98,13 @@ def test_as_many_values_as_numbers_are_one_each_in_their_order():
     assert wrong(Block(text, (("f", "1.5, 2.5: d\n"),)), lambda file: [2.5, 1.5]) != []
     assert wrong(Block(text, (("f", "1.5, 2.5: d\n"),)), lambda file: [2.5, 1.5, 9]) == []
     assert wrong(Block(text, (("f", "2.5, 1.5: d\n"),)), lambda file: [2.5, 1.5]) != []
+
+
+def test_all_are_the_numbers_that_are_not_set():
+    block = Block("From 0.9 to 1.5 and 2.5, 7 in all.", (("f", "all: d\nset: 0.9\n"),))
+    assert wrong(block, lambda file: [1.5, 2.5]) == []
+    assert undeclared(block) == []
+    assert wrong(block, lambda file: [2.5, 1.5]) != []
 
 
 def test_a_number_is_declared_as_often_as_it_is_printed():
