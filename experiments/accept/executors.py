@@ -53,7 +53,7 @@ def configs(given: Given) -> list[Run]:
     images: dict[str, Any] = {"model": sizes.images["model"], "dataset": "digits"}
     text: dict[str, Any] = {"model": "tiny-llama", "data": material.write_pairs(given.folder)}
     text |= {"algorithm": "fedavg", "nodes": 2, "cycles": 1, "batch_size": 4, "max_length": 48}
-    return [ImageConfig(**images | sizes.alike), TextConfig(**text, lora_rank=4)]
+    return [ImageConfig(**{**images, **sizes.alike}), TextConfig(**text, lora_rank=4)]
 
 
 def _with(config: Run, executor: str) -> Run:
