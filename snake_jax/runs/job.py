@@ -44,9 +44,9 @@ Data = TypeVar("Data")
 Record = dict[str, Any]
 Reads = Mapping[str, Mapping[str, int]]
 
-Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], tuple[int, ...]]]
-"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: nodes that can hold
-the visit}` where nodes' memory is known; either may be empty.
+Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], Mapping[int, float]]]
+"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: {node: seconds}}` of
+the nodes that can hold the visit; either may be empty.
 """
 
 
