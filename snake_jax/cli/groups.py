@@ -203,6 +203,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mesh",
         "target",
         "fits",
+        "spare",
         "compilation_cache_dir",
         "trace_dir",
         "trace_rounds",
