@@ -121,6 +121,11 @@ class NodeConfig:
         low=0,
     )
 
+    node_epochs: str = option(
+        "",
+        "passes over its data of each node in a visit, in turn, as 1,2,1; empty: local_epochs",
+    )
+
     # Who takes a visit, beside `assign`.
     rates: str = option(
         "declared",

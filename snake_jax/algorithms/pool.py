@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from snake_jax.algorithms import stand_ins
+from snake_jax.algorithms import schedule, stand_ins
 from snake_jax.algorithms.schedule import TAKEOVER, UNFINISHED, WAITED, Plan, struck
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
@@ -37,6 +37,7 @@ POOL_FLAGS = frozenset(
         "max_label_divergence",
         "max_dropped",
         "follow_clock",
+        "node_epochs",
     }
 )
 
@@ -353,15 +354,16 @@ def served_after(
     return found
 
 
-def why_leaves(config: RunConfig, before: Served, now: Served) -> str:
+def why_leaves(config: RunConfig, before: Served, now: Served, node: int = 0) -> str:
     """Why a node leaves that did this so far; empty where it stays.
 
     Args:
       config: of the run.
       before: its last round.
       now: after it.
+      node: which.
     """
-    epochs = now.visits * config.local_epochs
+    epochs = now.visits * schedule.epochs_of(config, node)
     if config.leave_lost and now.lost >= config.leave_lost > before.lost:
         return f"{now.lost} of its visits were lost"
     if now.visits == before.visits or now.loss is None or not math.isfinite(now.loss):

@@ -23,6 +23,7 @@ from snake_jax.params import LayerNames
 UNFINISHED = ("interrupted", "lost")
 TAKEOVER, WAITED = "takeover", "waited"
 _WAITS = 3
+_MOST_EPOCHS = 1000
 
 
 class Plan(NamedTuple):
@@ -187,6 +188,24 @@ def shuffled_nodes(config: RunConfig, cycle: int) -> list[int]:
     """All nodes in the random order of a cycle."""
     rng = streams.generator(config.seed, "schedule/nodes", cycle)
     return rng.permutation(config.nodes).tolist()
+
+
+def epochs_of(config: RunConfig, node: int) -> int:
+    """Passes over a node's data in one of its visits.
+
+    Raises:
+      UserError: `--node_epochs` is no list of whole numbers from 1.
+    """
+    if not config.node_epochs:
+        return config.local_epochs
+    words = [word.strip() for word in config.node_epochs.split(",")]
+    for word in words:
+        if not word.isdecimal() or not 0 < int(word) < _MOST_EPOCHS:
+            raise UserError(
+                f"--node_epochs={config.node_epochs}: {word or 'a gap'} is no number of passes "
+                f"from 1 to {_MOST_EPOCHS - 1}"
+            )
+    return int(words[node % len(words)])
 
 
 def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:

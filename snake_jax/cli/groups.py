@@ -130,6 +130,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "small_rate",
         "adapter_loss",
         "local_epochs",
+        "node_epochs",
         "batch",
         "batch_size",
         "accumulate",

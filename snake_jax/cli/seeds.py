@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 from etils import epath
 
+from snake_jax.algorithms.schedule import epochs_of
 from snake_jax.cli import launch, one_run, preemption
 from snake_jax.cli.one_run import How, OpenRun
 from snake_jax.config import ImageConfig
@@ -71,7 +72,8 @@ def decided_together(setups: Sequence[loop.Setup]) -> list[loop.Setup]:
     if first.config.distill != "auto" or not useful:
         return list(setups)
     tables = [setup.data.counts for setup in in_order]
-    verdict = distilling.decided(first.config, tables, ())
+    passes = [epochs_of(first.config, node) for node in range(first.config.nodes)]
+    verdict = distilling.decided(first.config, tables, {"passes over their data": passes})
     seeds = ", ".join(str(setup.config.seed) for setup in in_order)
     verdict = verdict._replace(why=f"{verdict.why}, decided once for seeds {seeds}")
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from snake_jax.algorithms.schedule import epochs_of
 from snake_jax.algorithms.visits import Visit
 from snake_jax.config import RunConfig, TextConfig
 from snake_jax.training.update import EpochStats
@@ -23,6 +24,7 @@ class VisitSettings(NamedTuple):
       accumulate: how many parts of `batch_size` make a step.
       cache_prefix: off, host or device: where what lies below the trained blocks is kept from
         epoch to epoch.
+      node_epochs: passes of each node, where they have different numbers of them; else empty.
     """
 
     local_epochs: int
@@ -33,10 +35,18 @@ class VisitSettings(NamedTuple):
     carry_optimizer_state: bool = False
     accumulate: int = 1
     cache_prefix: str = "off"
+    node_epochs: tuple[int, ...] = ()
+
+    def epochs_at(self, node: int) -> int:
+        """Passes over a node's data in a visit."""
+        return self.node_epochs[node] if self.node_epochs else self.local_epochs
 
 
 def settings_of(config: RunConfig) -> VisitSettings:
     """What a configuration says of its visits."""
+    node_epochs: tuple[int, ...] = ()
+    if config.node_epochs:
+        node_epochs = tuple(epochs_of(config, node) for node in range(config.nodes))
     return VisitSettings(
         config.local_epochs,
         config.batch_size,
@@ -46,6 +56,7 @@ def settings_of(config: RunConfig) -> VisitSettings:
         config.carry_optimizer_state,
         config.accumulate,
         config.cache_prefix if isinstance(config, TextConfig) else "off",
+        node_epochs=node_epochs,
     )
 
 

@@ -226,7 +226,7 @@ class LocalEngine:
         rate = np.float32(first.order.learning_rate)
 
         tallies, calls = [Tally()] * len(visits), 0
-        for number in range(settings.local_epochs):
+        for number in range(max(settings.epochs_at(visit.node) for visit in visits)):
             epoch = reading.epoch(number, [tally.over for tally in tallies])
             if not any(epoch.steps):
                 continue

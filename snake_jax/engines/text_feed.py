@@ -172,8 +172,9 @@ class _TextReading:
             batches: list[Batch] = []
             if not ended:
                 shard = feed.shards[visit.node]
+                epochs = settings.epochs_at(visit.node)
                 batches = text_batches.epoch_batches(
-                    visit, number, shard, feed.shape, settings.local_epochs, settings.seed
+                    visit, number, shard, feed.shape, epochs, settings.seed
                 )
             every.append(batches)
         chunks = self._side_by_side(every) if self._lead else self._alone(every[0])

@@ -3,11 +3,11 @@
 The distillation module "is conditionally activated according to the measured inter-node data
 distribution discrepancy (e.g., Kullback-Leibler divergence, Jensen-Shannon distance or
 hyperparameter fitting differences)" (snake_learning_magazine, "Initialization"). Data decides by a
-test, since small nodes differ by chance alone. The hyper-parameter that nodes have of their own is
-the rank of their adapters.
+test, since small nodes differ by chance alone. The hyper-parameters that nodes have of their own
+are their passes over the data (`--node_epochs`) and the ranks of their adapters (`--rank`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,14 +31,17 @@ class Verdict(NamedTuple):
 
 
 def decided(
-    config: RunConfig, tables: Sequence[np.ndarray], ranks: Sequence[int], useful: bool = True
+    config: RunConfig,
+    tables: Sequence[np.ndarray],
+    own: Mapping[str, Sequence[int]],
+    useful: bool = True,
 ) -> Verdict:
     """What `--distill` comes to for these nodes.
 
     Args:
       config: of the run.
       tables: `[K, C]` each, examples of each label at each node; of several seeds one each.
-      ranks: of each node's adapters; empty: all alike.
+      own: `{what: the value of each node}` of hyper-parameters that nodes have of their own.
       useful: whether the method has a use for distillation.
 
     Raises:
@@ -51,9 +54,10 @@ def decided(
 
     # The second trigger needs no test: hyper-parameters are what they are.
     found = beyond_chance(tables, config.distill_measure, config.distill_level, config.seed)
-    if len(set(ranks)) > 1:
-        listed = ", ".join(str(rank) for rank in sorted(set(ranks)))
-        return Verdict(True, f"the nodes' ranks differ ({listed})", found)
+    for what, values in own.items():
+        if len(set(values)) > 1:
+            listed = ", ".join(str(value) for value in sorted(set(values)))
+            return Verdict(True, f"the nodes' {what} differ ({listed})", found)
     if found.p_value > config.distill_level:
         return Verdict(False, f"within chance at --distill_level={config.distill_level:g}", found)
     if found.excess <= config.distill_threshold:

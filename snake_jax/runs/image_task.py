@@ -15,7 +15,7 @@ from snake_jax import streams
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import ON_NODE, Role
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
 from snake_jax.costs import memory
@@ -135,9 +135,9 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     plan = job.plan._replace(config=config)
     job = job._replace(config=config, plan=plan)
     steps = []
-    for shard in data.shards:
+    for node, shard in enumerate(data.shards):
         steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
-        steps.append(steps_per_epoch * config.local_epochs)
+        steps.append(steps_per_epoch * epochs_of(config, node))
     return assembled(job, data, steps, data.counts, quality=data.of_nodes)
 
 

@@ -162,6 +162,7 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    schedule.epochs_of(config, 0)
     privacy.check(config, algorithm)
     algorithm.check(config)
 

@@ -60,7 +60,7 @@ def after_round(
     moves = list(state.moves)
     for node in sorted({visit.node for visit in visits}):
         before = state.served.get(node, Served())
-        why = pool.why_leaves(config, before, served.get(node, before))
+        why = pool.why_leaves(config, before, served.get(node, before), node)
         if why and node not in pool.gone(setup.plan, moves, rounds):
             moves.append(Move(rounds, node, False, why))
     # What was asked for since the last round; who is refused stays refused.

@@ -68,6 +68,8 @@ def _refused(config: RunConfig) -> str:
     """What cannot stand beside privacy, and the way out; empty where nothing."""
     if config.early_stop:
         return "the training loss, which no noise covers, would end visits; leave --early_stop out"
+    if config.node_epochs:
+        return "epochs are counted by --local_epochs; leave --node_epochs out"
     if config.leave_loss or config.leave_gain:
         return (
             "the training loss, which no noise covers, would have nodes leave; leave --leave_loss "

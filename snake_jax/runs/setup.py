@@ -11,7 +11,7 @@ import numpy as np
 
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.data.node_quality import NodeQuality
 from snake_jax.models.layered import Layer
 from snake_jax.nodes import fit
@@ -122,7 +122,9 @@ def assembled(
         interruption makes no sense.
     """
     useful = "distill" in job.algorithm.flags
-    verdict = distilling.decided(job.config, [counts], ranks, useful)
+    passes = [epochs_of(job.config, node) for node in range(job.config.nodes)]
+    own = {"ranks": ranks, "passes over their data": passes}
+    verdict = distilling.decided(job.config, [counts], own, useful)
     job = job._replace(distilled=verdict.on)
     visitors, able = job.task.visitors(job, steps)
     refused = fit.refused(job.config, job.fleet, counts, quality)

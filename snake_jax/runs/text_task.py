@@ -15,7 +15,7 @@ from snake_jax import processes, streams
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Role
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
 from snake_jax.costs import memory
@@ -107,10 +107,10 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
     """
     rows = job.config.batch_size * job.config.accumulate
     steps = []
-    for shard in data.shards:
+    for node, shard in enumerate(data.shards):
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
-        steps.append(of_epoch * job.config.local_epochs)
+        steps.append(of_epoch * epochs_of(job.config, node))
     return assembled(job, data, steps, data.rows.counts, data.ranks, data.rows.of_nodes)
 
 

@@ -91,7 +91,7 @@ def iid_counts(nodes, seed, classes=10, examples=1437):
     return partition.label_counts(shards, labels, classes)
 
 
-@pytest.mark.parametrize("nodes", [9, 16])
+@pytest.mark.parametrize("nodes", [9, pytest.param(16, marks=pytest.mark.slow)])
 def test_nodes_of_one_distribution_are_beyond_chance_as_rarely_as_the_level_says(nodes):
     """Over 100 seeds, by the binomial law; a bound of 0.1 on the distance holds for neither."""
     level, seeds = 0.05, range(100)
@@ -108,7 +108,7 @@ def test_nodes_of_one_distribution_are_beyond_chance_as_rarely_as_the_level_says
     assert np.mean(fixed) > 0.1
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", ["js", pytest.param("kl", marks=pytest.mark.slow)])
 def test_nodes_of_unlike_labels_are_beyond_chance_for_every_seed(measure):
     labels = np.arange(1437) % 10
     for seed in range(100):

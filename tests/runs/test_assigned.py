@@ -91,3 +91,12 @@ def test_ranks_that_differ_turn_distillation_on_whatever_the_text(prepared):
     assert prepared(nodes, **asked, rank="4,4").distilled is False
     assert prepared(nodes, **asked, rank="2,4").distilled is True
     assert prepared(nodes, distill="off", rank="2,4").distilled is False
+
+
+def test_nodes_pass_over_their_texts_as_often_as_they_are_told(prepared):
+    nodes = [{}, {}]
+    once = prepared(nodes, whole=True, distill="auto")
+    differ = prepared(nodes, whole=True, distill="auto", node_epochs="1,3")
+    assert differ.steps == (once.steps[0], 3 * once.steps[1])
+    assert differ.verdict.why == "the nodes' passes over their data differ (1, 3)"
+    assert prepared(nodes, distill="auto", node_epochs="3,3").distilled is False
