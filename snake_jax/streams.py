@@ -22,6 +22,8 @@ NAMES = (
     "partition/dirichlet_split",
     "partition/dirichlet_capped",
     "partition/by_category",
+    "partition/drawn",
+    "partition/drawn_sizes",
     "images/part",
     "images/validation",
     "images/hold_out",

@@ -5,6 +5,10 @@ data relevance & quality" (snake_learning_magazine, "Key Enabling Components"). 
 are spread is told only where nodes consent (`--share_labels`).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
 import numpy as np
 
 from snake_jax.config import RunConfig
@@ -29,6 +33,9 @@ def refused(config: RunConfig, fleet: Fleet, counts: np.ndarray) -> dict[int, st
             f"--max_label_divergence={config.max_label_divergence:g} compares the nodes' labels, "
             "which they do not tell: say --share_labels too, or leave it out"
         )
+    asked = config.min_examples or config.min_flops_per_s or config.min_memory_bytes
+    if not asked and not config.max_label_divergence:
+        return {}
     found = {}
     for node in range(min(config.nodes, len(counts))):
         why = _why(config, fleet, counts, node)
@@ -65,3 +72,31 @@ def described(config: RunConfig, counts: np.ndarray, node: int) -> str:
     if not config.share_labels:
         return text
     return f"{text}, by label {' '.join(str(int(count)) for count in counts[node])}"
+
+
+@dataclass(frozen=True)
+class About(Sequence[str]):
+    """What is said of each node that is admitted, put into words when it is asked for: of many
+    nodes few are ever asked about.
+
+    Attributes:
+      config: of the run.
+      counts: `[K, C]` examples of each label at each node.
+    """
+
+    config: RunConfig
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        """How many nodes there are."""
+        return self.config.nodes
+
+    @overload
+    def __getitem__(self, node: int) -> str: ...
+    @overload
+    def __getitem__(self, node: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, node: int | slice) -> str | tuple[str, ...]:
+        """Of the node of this number."""
+        if isinstance(node, slice):
+            return tuple(self[number] for number in range(len(self))[node])
+        return described(self.config, self.counts, range(len(self))[node])

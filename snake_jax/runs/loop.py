@@ -49,6 +49,7 @@ __all__ = [
     "planned",
     "prepare",
     "summarise",
+    "total_rounds",
     "train",
 ]
 
@@ -71,6 +72,11 @@ _PREPARE: dict[type, Callable[[Any], Setup]] = {
 def planned(setup: Setup) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
     return jobs.planned(setup.job)
+
+
+def total_rounds(setup: Setup) -> int:
+    """How many rounds the run has, where nothing fails but what the flags ask for."""
+    return jobs.outline(setup.job).rounds
 
 
 def initial_state(setup: Setup) -> State:
@@ -115,9 +121,7 @@ def train(
     """
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
-    every = planned(setup)
-    turns = max(visit.turn for visits in every for visit in visits) + 1
-    engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
+    turns = _expected(setup, engine, state)
 
     rounds, visits, finished, unfinished = course.begun(setup, state)
     spent = privacy.spent_in(finished, config.local_epochs)
@@ -139,7 +143,9 @@ def train(
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         flops = [work(outcome) for outcome in carried.outcomes]
-        measured = rates.measured_after(state.measured, carried.outcomes, flops)
+        measured = state.measured
+        if config.rates == "measured":
+            measured = rates.measured_after(measured, carried.outcomes, flops)
         endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
         following, plans = course.following(
@@ -150,7 +156,8 @@ def train(
         )
         unfinished = course.unfinished(endings)
 
-        heard |= {visit.node: number + 1 for visit in carried.accepted}
+        if carried.nodes:
+            heard |= {visit.node: number + 1 for visit in carried.accepted}
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
         clock_s = state.clock_s + took.seconds
         state = State(
@@ -173,6 +180,18 @@ def train(
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = following
+
+
+def _expected(setup: Setup, engine: Engine, state: State) -> int:
+    """Tells the engine what the run is going to ask for; how many turns the run has."""
+    outline = jobs.outline(setup.job, state.rounds)
+    shared = setup.algorithm.shared(state.memory)
+    if engine.by_node:
+        engine.expect(planned(setup), state.params, state.rounds, shared)
+    else:
+        rounds = (*outline.kinds, *outline.left)
+        engine.expect(rounds, state.params, len(outline.kinds), shared)
+    return outline.turns
 
 
 def _merged(

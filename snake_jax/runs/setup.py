@@ -36,7 +36,7 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
 
     job: Job[Config, Data, Model]
     data: Data
-    about_nodes: tuple[str, ...] = ()
+    about_nodes: Sequence[str] = ()
     steps: tuple[int, ...] = ()
 
     @property
@@ -118,8 +118,7 @@ def assembled(
     job = job._replace(plan=plan)
     check_pool(job)
     check_interruptions(job)
-    about = [fit.described(job.config, counts, node) for node in range(job.config.nodes)]
-    return Setup(job, data, tuple(about), tuple(steps))
+    return Setup(job, data, fit.About(job.config, counts), tuple(steps))
 
 
 def distills(config: RunConfig, divergence: float) -> bool:
