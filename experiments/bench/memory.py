@@ -116,12 +116,13 @@ def grown_bytes(call: Callable[[], object]) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # the greatest value starts anew: proc(5)
     except OSError:
         return None
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     jax.block_until_ready(call())
-    return _resident_bytes("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
-def _resident_bytes(name: str) -> int:
+def resident_bytes(name: str) -> int:
+    """What Linux says of this process by a name of proc(5), such as VmRSS."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
