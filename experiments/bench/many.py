@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.bench.contestants import ROOT
-from experiments.bench.memory import resident_bytes
+from experiments.bench.memory import resident_bytes, trim
 from experiments.bench.rows import LOWER, Measured, Request, Row, measured
 from snake_jax.config import ImageConfig
 from snake_jax.runs import front, loop
@@ -29,10 +29,10 @@ NODES, CYCLES = "A round of many nodes", "Start by cycles"
 FLAT = 1.1
 """Of the most nodes over the fewest, at most."""
 NOTE = (
-    "{sampled} nodes a round, one epoch, batches of 20, {least} to {most} examples a node of {side} "
-    "x {side} noise in {classes} classes, a cnn of half width; with metrics, ledger and checkpoint. "
+    "{sampled} nodes a round, one epoch, batches of 20, {least} to {most} examples a node of {side}"
+    " x {side} noise, {classes} classes, a cnn of half width; with metrics, ledger and checkpoint. "
     "CPU: seconds of all threads. Held: the process's resident memory after the last round. Start: "
-    "from the configuration to the first round's report, compiling included."
+    "from the configuration to the first report, compiling included."
 )
 
 
@@ -179,6 +179,7 @@ def measure(asked: Asked) -> Told:
             next(reports)
             wall_s.append(time.perf_counter() - before_s)
             cpu_s.append(_cpu_s() - cpu_before_s)
+        trim()
         held_bytes = resident_bytes("VmRSS")
         workdir.close()
     return Told(start_s, wall_s, cpu_s, held_bytes)

@@ -110,8 +110,7 @@ def grown_bytes(call: Callable[[], object]) -> int | None:
     """
     if sys.platform != "linux":
         return None
-    with contextlib.suppress(AttributeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
+    trim()  # what was freed before would hide what is taken now
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the greatest value starts anew: proc(5)
     except OSError:
@@ -119,6 +118,12 @@ def grown_bytes(call: Callable[[], object]) -> int | None:
     before = resident_bytes("VmRSS")
     jax.block_until_ready(call())
     return resident_bytes("VmHWM") - before
+
+
+def trim() -> None:
+    """Gives the system back what this process has freed, where the C library can."""
+    with contextlib.suppress(AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes(name: str) -> int:
