@@ -230,7 +230,8 @@ class ImageConfig(RunConfig):
         high=0.5,
     )
     partition: str = option(
-        "iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)"
+        "iid",
+        "how the data lies: {partitions}, file:PATH (JSON) or drawn:LEAST-MOST (virtual nodes)",
     )
     alpha: float = option(2.0, "Dirichlet concentration; smaller is less alike", above=0)
     clean: str = option(

@@ -23,6 +23,8 @@ NAMES = (
     "partition/dirichlet_capped",
     "partition/by_category",
     "divergence/deals",
+    "partition/drawn",
+    "partition/drawn_sizes",
     "images/part",
     "images/validation",
     "images/hold_out",

@@ -40,7 +40,7 @@ class OpenRun(NamedTuple):
     @property
     def total(self) -> int:
         """How many rounds the run has."""
-        return len(loop.planned(self.setup))
+        return loop.total_rounds(self.setup)
 
     @property
     def unit(self) -> str:
@@ -124,7 +124,6 @@ def finish_rounds(
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # It is on disk when it comes.
             state = report.state
             for lost in report.lost:
                 launch.warn(
@@ -135,6 +134,8 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
+    # Who is told the last state may count on it.
+    job.workdir.settle()
     return state
 
 

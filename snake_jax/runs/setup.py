@@ -44,7 +44,7 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
 
     job: Job[Config, Data, Model]
     data: Data
-    about_nodes: tuple[str, ...] = ()
+    about_nodes: Sequence[str] = ()
     steps: tuple[int, ...] = ()
     verdict: Verdict = Verdict(False, "")
 
@@ -130,7 +130,5 @@ def assembled(
     job = job._replace(plan=plan)
     check_pool(job)
     check_interruptions(job)
-    about = []
-    for node in range(job.config.nodes):
-        about.append(fit.described(job.config, counts, node, quality))
-    return Setup(job, data, tuple(about), tuple(steps), verdict)
+    about = fit.About(job.config, counts, quality)
+    return Setup(job, data, about, tuple(steps), verdict)

@@ -43,7 +43,7 @@ from snake_jax.runs.job import (
     distillation_of,
     exchange_of,
     make_rule,
-    planned,
+    outline,
     state_like,
 )
 from snake_jax.runs.privacy import privacy_of
@@ -345,7 +345,7 @@ def _summary(
 def largest_visit(job: TextJob) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
     largest: tuple[str, ...] = ()
-    for visits in planned(job):
+    for visits in outline(job).kinds:
         for visit in visits:
             if len(visit.layers) > len(largest):
                 largest = visit.layers
