@@ -1,7 +1,8 @@
 """Simulated seconds and joules of a round, from FLOPs, bytes and what nodes can do.
 
 Analytic: nothing is measured. Within a visit one thing happens at a time: transfers in turn, then
-computing, nodes, server and cloud in alternation. The visits of a round start together and do not
+computing, nodes, server and cloud in alternation; where the server need not be waited for, node,
+link and server work at the same time (`overlap`). The visits of a round start together and do not
 slow each other down, neither on a link nor at the server. Server and cloud are always there.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
+from snake_jax.nodes import overlap
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.nodes.places import CLOUD, KINDS, SERVER, Kind, Place
@@ -34,6 +36,8 @@ class VisitWork(NamedTuple):
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
         on nobody (the server works alone).
       cloud_exchanges: messages between server and cloud, counted apart from `exchanges`.
+      batches: in which node, link and server overlap; 0: nothing does.
+      streamed: those of the transfers that go batch by batch, where batches overlap.
     """
 
     flops: Mapping[Place, int]
@@ -41,6 +45,8 @@ class VisitWork(NamedTuple):
     exchanges: int
     node: Place | None
     cloud_exchanges: int = 0
+    batches: int = 0
+    streamed: Sequence[Transfer] = ()
 
 
 class Elapsed(NamedTuple):
@@ -209,12 +215,35 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
             if place in members:
                 sending_s += seconds
     idle_s = len(members) * active_s - (computing_s + sending_s)
+    if work.batches:
+        active_s, busy_s = overlap.seconds(_stages(fleet, work, compute_s))
+        idle_s = active_s - busy_s
 
     away_s, drops = 0.0, 0
     if work.node is not None:
         away_s, drops = _away(fleet, trace, work.node.index, now_s, active_s)
     # Sums in another order differ in the last bit; nobody waits less than nothing.
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
+
+
+def _stages(fleet: Fleet, work: VisitWork, compute_s: Mapping[Place, float]) -> overlap.Stages:
+    """A visit whose batches overlap, stage by stage."""
+    link_s, latency_s = 0.0, 0.0
+    for transfer in work.streamed:
+        delay_s = _delay_s(fleet, transfer)
+        link_s += _transfer_s(fleet, transfer) - delay_s
+        latency_s = max(latency_s, delay_s)
+    before_s, after_s = 0.0, 0.0
+    for transfer in work.transfers:
+        if transfer in work.streamed:
+            continue
+        if transfer.source == work.node:
+            after_s += _transfer_s(fleet, transfer)
+        else:
+            before_s += _transfer_s(fleet, transfer)
+    node_s = sum(seconds for place, seconds in compute_s.items() if place == work.node)
+    server_s = compute_s.get(SERVER, 0.0)
+    return overlap.Stages(work.batches, node_s, link_s, latency_s, server_s, before_s, after_s)
 
 
 def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
@@ -230,7 +259,14 @@ def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
     sender = figures_of(fleet, transfer.source)
     receiver = figures_of(fleet, transfer.destination)
     rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return transfer.bytes / rate + sender.latency_s + receiver.latency_s
+    return transfer.bytes / rate + _delay_s(fleet, transfer)
+
+
+def _delay_s(fleet: Fleet, transfer: Transfer) -> float:
+    """Both ends' latencies."""
+    sender = figures_of(fleet, transfer.source)
+    receiver = figures_of(fleet, transfer.destination)
+    return sender.latency_s + receiver.latency_s
 
 
 def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
