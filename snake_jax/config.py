@@ -8,14 +8,14 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
-from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig
+from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig, StopConfig
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
+class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, StopConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -102,7 +102,7 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
         choices=("upload", "lost"),
     )
 
-    # What nodes can do, who takes a visit, and what the clock has go wrong.
+    # What nodes can do, and who takes a visit.
     node_file: str = option(
         "", "YAML or JSON of what each node computes, stores, sends, costs; empty: generated"
     )
@@ -127,35 +127,7 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
         "cost of energy",
         choices=("makespan", "duration", "energy"),
     )
-    straggler_rate: float = option(
-        0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1
-    )
-    straggler_slowdown: float = option(
-        4.0, "clock: how many times slower a straggler computes", low=1
-    )
-    drop_rate_per_hour: float = option(
-        0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600
-    )
-    rejoin_s: float = option(
-        300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7
-    )
 
-    nodes_per_round: int = option(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
-    server_momentum: float = option(0.0, "fedavg: momentum of the server's update", low=0, high=1)
-    server_optimizer: str = option(
-        "sgd",
-        "fedavg: what the server does with the nodes' mean change; sgd at rate 1 takes their mean",
-        choices=("sgd", "adagrad", "adam", "yogi"),
-    )
-    server_learning_rate: float = option(
-        1.0, "fedavg: of the server's step; 0.001 to 0.1 suits the adaptive ones", above=0
-    )
-    server_tau: float = option(
-        1e-3, "fedavg: adaptive server optimizers add it to the root of v", above=0
-    )
-    proximal: float = option(
-        0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
-    )
     parallel: int = option(
         1, "snake: nodes that train the same layers side by side; the server averages", low=1
     )
@@ -281,6 +253,9 @@ class ImageConfig(RunConfig):
     )
 
     target_accuracy: float = option(0.6, "accuracy whose cost the summary reports", low=0, high=1)
+    stop_accuracy: float = option(
+        0.0, "the run ends once the test accuracy is at least this; 0: off", low=0, high=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -394,4 +369,12 @@ class TextConfig(RunConfig):
     )
     target_perplexity: float = option(
         0.0, "perplexity whose cost the summary reports; 0: none", low=0
+    )
+    visit_perplexity: float = option(
+        0.0,
+        "a visit ends with the epoch whose training perplexity is at most this; 0: off",
+        low=0,
+    )
+    stop_perplexity: float = option(
+        0.0, "the run ends once the held-out perplexity is at most this; 0: off", low=0
     )

@@ -36,6 +36,23 @@ class MethodConfig:
         high=0.5,
     )
 
+    nodes_per_round: int = option(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
+    server_momentum: float = option(0.0, "fedavg: momentum of the server's update", low=0, high=1)
+    server_optimizer: str = option(
+        "sgd",
+        "fedavg: what the server does with the nodes' mean change; sgd at rate 1 takes their mean",
+        choices=("sgd", "adagrad", "adam", "yogi"),
+    )
+    server_learning_rate: float = option(
+        1.0, "fedavg: of the server's step; 0.001 to 0.1 suits the adaptive ones", above=0
+    )
+    server_tau: float = option(
+        1e-3, "fedavg: adaptive server optimizers add it to the root of v", above=0
+    )
+    proximal: float = option(
+        0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
+    )
+
     full_rounds: int = option(
         1, "fedpart: rounds of a cycle, its first, in which everything trains", low=0
     )
@@ -52,6 +69,16 @@ class MethodConfig:
         "badam, lisa: visits that share the passes over the data, so that layers change within one",
         low=1,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """Thresholds at which a visit or a run is good enough (`snake_jax.runs.stops`)."""
+
+    visit_loss: float = option(
+        0.0, "a visit ends with the epoch whose mean training loss is at most this; 0: off", low=0
+    )
+    stop_loss: float = option(0.0, "the run ends once the test loss is at most this; 0: off", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +104,20 @@ class NodeConfig:
         "who takes over: the next node in turn, or the one whose visit is soonest done by the "
         "clock's figures (compute and link)",
         choices=("next", "soonest"),
+    )
+
+    # What the clock has go wrong.
+    straggler_rate: float = option(
+        0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1
+    )
+    straggler_slowdown: float = option(
+        4.0, "clock: how many times slower a straggler computes", low=1
+    )
+    drop_rate_per_hour: float = option(
+        0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600
+    )
+    rejoin_s: float = option(
+        300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7
     )
 
     # Who is admitted.

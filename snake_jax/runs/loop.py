@@ -25,12 +25,14 @@ from snake_jax.params import Params, PyTree
 from snake_jax.runs import (
     carry,
     course,
+    events,
     image_task,
     membership,
     privacy,
     rates,
     records,
     round_costs,
+    stops,
     text_task,
 )
 from snake_jax.runs import job as jobs
@@ -99,7 +101,8 @@ def train(
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
-    It ends before the planned rounds do where all nodes have left.
+    It ends before the planned rounds do where all nodes have left, and where a threshold says that
+    the model is good enough.
 
     Args:
       setup: from `prepare`.
@@ -123,7 +126,7 @@ def train(
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
-    while visits is not None:
+    while visits is not None and not state.ended:
         number = state.rounds
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
@@ -169,7 +172,13 @@ def train(
         scores = None
         if state.rounds % config.eval_every == 0 or following is None:
             scores = _evaluated(engine, params)
+        ended = "" if following is None else stops.why_ends(config, scores)
+        if ended:
+            state = state._replace(ended=ended)
+            noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        if ended:
+            record["ended"] = ended
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = following
@@ -236,6 +245,7 @@ def _record(
     )
     record |= records.of_clock(took) | setup.task.record(outcomes, scores)
     record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    record |= stops.of_visits(outcomes)
     return record | records.of_serialized(outcomes)
 
 
@@ -305,6 +315,7 @@ def summarise(
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
         **privacy.summary(config, setup.algorithm, lines),
+        **stops.summary(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         "distilled": setup.distilled,

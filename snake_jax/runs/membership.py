@@ -97,6 +97,7 @@ def noted(
     found = events.at_start(setup.plan, setup.about_nodes) if number == 0 else []
     found += events.of_round(number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
+    found += events.of_ends(number, carried.outcomes)
     found += events.of_moves(changed.moves[len(state.moves) :], turn)
     if following is not None:
         found += events.of_timetable(setup.plan, number, turn, following[0].turn)
@@ -136,6 +137,7 @@ def to_json(state: State) -> dict[str, Any]:
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
+        "ended": state.ended,
     }
 
 
@@ -146,6 +148,7 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
+    state = state._replace(ended=kept.get("ended", ""))
     return state._replace(
         moves=moves, served=served, requests=heard, measured=measured, plans=plans
     )

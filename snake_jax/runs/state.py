@@ -30,6 +30,7 @@ class State(NamedTuple):
       requests: how many requests to leave or join were heard so far.
       measured: `{node: what it was seen to compute}`.
       plans: who trains what in cycles that were planned from that.
+      ended: why the run is over before its planned rounds; empty: it is not.
     """
 
     params: Params
@@ -45,6 +46,7 @@ class State(NamedTuple):
     requests: int = 0
     measured: Mapping[int, Measured] = {}
     plans: Mapping[int, tuple[int, ...]] = {}
+    ended: str = ""
 
 
 class Report(NamedTuple):
