@@ -7,7 +7,7 @@ import numpy as np
 
 from snake_jax.algorithms import assignment, schedule
 from snake_jax.params import LayerNames
-from snake_jax.runs.job import Job, Visitors
+from snake_jax.runs.job import Job, Visitors, bytes_of
 
 
 class VisitCost(NamedTuple):
@@ -84,12 +84,13 @@ def _problem(
         visit = cost(layers)
         state_bytes.append(visit.state_bytes)
         flops.append(visit.step_flops)
-        up = sum(sizes.full[name] for name in layers)
-        frozen_bytes = sum(sizes.frozen[name] for name in job.layer_names if name not in layers)
+        up = bytes_of(sizes.full, layers, job.columns)
+        rest = [name for name in job.layer_names if name not in layers]
+        frozen_bytes = bytes_of(sizes.frozen, rest, job.columns)
         traffic.append((up + frozen_bytes, up))
 
     # The greedy assignment counts what a hop from node to node sends by itself.
     transfers = None if job.config.assign == "greedy" else traffic
     problem = assignment.make_problem(groups, flops, state_bytes, steps, job.fleet, transfers)
-    model_bytes = sum(sizes.full[name] for name in job.layer_names)
+    model_bytes = bytes_of(sizes.full, job.layer_names, job.columns)
     return problem, model_bytes

@@ -37,6 +37,7 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
         cached=config.cached,
         states=config.carry_optimizer_state,
         remembers=setup.algorithm.client(config) is not None,
+        columns=setup.job.columns,
     )
     scorer = loop.make_engine(_part(setup, (), True))
     count = len(scorer.nodes())

@@ -29,6 +29,7 @@ from snake_jax.engines.begun import why_given_up
 from snake_jax.engines.choice import HERE, Choice, check, resources
 from snake_jax.engines.contract import Progress, unversioned
 from snake_jax.errors import UserError
+from snake_jax.nodes import columns
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
 from tests.helpers import same_bits
@@ -167,7 +168,10 @@ IMAGE_RUNS = {
     "scaffold": ({"algorithm": "scaffold", **PLAIN}, 1),
 }
 TEXT_RUNS = {
-    "snake, peer to peer": ({"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4"}, 2),
+    "snake, peer to peer": (
+        {"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4", "carry_optimizer_state": True},
+        2,
+    ),
     "fedavg": ({"algorithm": "fedavg", "packing": False, "dp_clip": 0.3, "dp_noise": 0.1}, 1),
 }
 
@@ -193,6 +197,11 @@ def test_language_models_end_with_the_bits_of_the_local_engine(cluster, texts, f
         there, _ = trained(setup, cluster._replace(actors=actors))
     assert_only_layers_and_numbers(setup, there, seen)
     assert_alike(there, trained(setup)[0])
+    if "rank" in flags:
+        # Of adapters of rank 4 a node of rank 2 gives half, and half of their states.
+        narrow, wide = (report.record[SENT[1]] for report in there[:2])
+        assert there[0].record["nodes"] == [0]
+        assert narrow < 0.7 * wide
 
 
 # What is sent
@@ -247,9 +256,15 @@ def secrets_of(setup):
 
 
 def assert_only_layers_and_numbers(setup, reports, seen):
-    """No example and no label; arrays of layers, and of what goes along with them, alone."""
-    state = reports[-1].state
-    own = jax.tree.leaves((state.params, state.states, state.memory, dict(state.nodes)))
+    """No example and no label; arrays of layers, or of the columns that adapters are cut into, and
+    of what goes along with them, alone.
+    """
+    state, cut = reports[-1].state, setup.job.columns
+    parts = []
+    for trees in (state.params, state.states):
+        for name, tree in trees.items():
+            parts += columns.split(cut, name, tree).values()
+    own = jax.tree.leaves((parts, state.memory, dict(state.nodes)))
     kinds = {(leaf.shape, leaf.dtype.name) for leaf in own}
     arrays, blobs = looked_into(seen)
     assert {(array.shape, array.dtype.name) for array in arrays} <= kinds
@@ -259,7 +274,7 @@ def assert_only_layers_and_numbers(setup, reports, seen):
     for value in seen:
         if isinstance(value, Task | Facts):
             names |= {name for kind, name in value.items if kind != "memory"}
-    assert names <= {*setup.layer_names, ""}
+    assert names <= {*columns.all_parts(cut, setup.layer_names), ""}
 
 
 def test_the_search_for_examples_finds_those_that_are_there(images, texts):
