@@ -8,14 +8,20 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
-from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig, StopConfig
+from snake_jax.config_parts import (
+    LinkConfig,
+    MethodConfig,
+    NodeConfig,
+    PrivacyConfig,
+    StopConfig,
+)
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, StopConfig):
+class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, StopConfig, LinkConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")

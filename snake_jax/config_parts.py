@@ -72,6 +72,36 @@ class MethodConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LinkConfig:
+    """Who is whose neighbour, and how links fade (`snake_jax.nodes.topology`, `links`)."""
+
+    topology: str = option(
+        "complete",
+        "from node to node: who sends to whom: complete, ring, grid, random (see neighbours) or "
+        "file:PATH, JSON with edges",
+    )
+    neighbours: int = option(3, "topology=random: neighbours of a node, in the mean", low=2)
+    fading: str = option(
+        "none",
+        "clock: rates of links to and from nodes change from turn to turn (rayleigh) or do not",
+        choices=("none", "rayleigh"),
+    )
+    fading_snr_db: float = option(
+        10.0, "fading: signal-to-noise ratio at the mean gain, in decibels", low=-20, high=60
+    )
+    fading_memory: float = option(
+        0.9, "fading: how much of a turn's amplitude is left in the next", low=0, high=1
+    )
+    walk: str = option(
+        "permutation",
+        "random_walking_snakes: heads are all nodes in drawn order, or a random walk over the "
+        "topology, to any neighbour alike (uniform) or so that all nodes are as often head "
+        "(metropolis)",
+        choices=("permutation", "uniform", "metropolis"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StopConfig:
     """Thresholds at which a visit or a run is good enough (`snake_jax.runs.stops`)."""
 

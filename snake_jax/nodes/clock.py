@@ -15,7 +15,7 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
-from snake_jax.nodes import overlap
+from snake_jax.nodes import links, overlap
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.nodes.places import CLOUD, KINDS, SERVER, Kind, Place
@@ -255,18 +255,26 @@ def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int)
 
 
 def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
-    """Bytes over the slower of both links, and both ends' latencies."""
-    sender = figures_of(fleet, transfer.source)
-    receiver = figures_of(fleet, transfer.destination)
-    rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return transfer.bytes / rate + _delay_s(fleet, transfer)
+    """Bytes over the slower end's rate, as links are in that turn, and both ends' latencies.
+
+    Between nodes that are no neighbours hop after hop.
+    """
+    seconds = 0.0
+    for source, destination in links.hops(fleet.links, transfer.source, transfer.destination):
+        sender = figures_of(fleet, source)
+        receiver = figures_of(fleet, destination)
+        rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
+        rate *= links.rate_factor(fleet.links, transfer.visit, source, destination)
+        seconds += transfer.bytes / rate
+    return seconds + _delay_s(fleet, transfer)
 
 
 def _delay_s(fleet: Fleet, transfer: Transfer) -> float:
-    """Both ends' latencies."""
-    sender = figures_of(fleet, transfer.source)
-    receiver = figures_of(fleet, transfer.destination)
-    return sender.latency_s + receiver.latency_s
+    """Latencies of both ends of every hop."""
+    seconds = 0.0
+    for source, destination in links.hops(fleet.links, transfer.source, transfer.destination):
+        seconds += figures_of(fleet, source).latency_s + figures_of(fleet, destination).latency_s
+    return seconds
 
 
 def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
@@ -292,9 +300,10 @@ def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
         figures = figures_of(fleet, place)
         joules[place.kind] += flops * figures.joules_per_flop
     for transfer in work.transfers:
-        for place in (transfer.source, transfer.destination):
-            figures = figures_of(fleet, place)
-            joules[place.kind] += transfer.bytes * figures.joules_per_byte
+        for ends in links.hops(fleet.links, transfer.source, transfer.destination):
+            for place in ends:
+                figures = figures_of(fleet, place)
+                joules[place.kind] += transfer.bytes * figures.joules_per_byte
     return joules
 
 
