@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 from snake_jax.config_parts import (
+    DistillConfig,
     LinkConfig,
     MethodConfig,
     NodeConfig,
@@ -21,7 +22,7 @@ from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, StopConfig, LinkConfig):
+class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, StopConfig, LinkConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -47,23 +48,6 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, StopConfig, LinkConfig)
     cached: bool = option(
         True, "receivers keep what they were sent, so that only changed layers travel"
     )
-
-    # What keeps a node from forgetting what the others taught.
-    distill: str = option(
-        "auto",
-        "distillation from the model as received; auto: on where the nodes' labels diverge",
-        choices=("off", "on", "auto"),
-    )
-    distill_measure: str = option(
-        "js",
-        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
-        choices=("js", "kl"),
-    )
-    distill_threshold: float = option(
-        0.1, "auto turns distillation on above this divergence", low=0
-    )
-    distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
-    distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
 
     # The update rule, and its learning rate from cycle to cycle.
     optimizer: str = option("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
@@ -354,7 +338,8 @@ class TextConfig(RunConfig):
     momentum: float = option(0.0, "momentum of sgd and rmsprop", low=0, high=1)
     distill: str = option(
         "off",
-        "distillation from the model as received; auto: on where the nodes' categories diverge",
+        "distillation from the model as received; auto: on where the nodes' categories diverge "
+        "beyond chance, or their ranks differ",
         choices=("off", "on", "auto"),
     )
     frozen_dtype: str = option(

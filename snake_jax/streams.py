@@ -22,6 +22,7 @@ NAMES = (
     "partition/dirichlet_split",
     "partition/dirichlet_capped",
     "partition/by_category",
+    "divergence/deals",
     "images/part",
     "images/validation",
     "images/hold_out",

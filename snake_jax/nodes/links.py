@@ -9,6 +9,7 @@ the same in both directions.
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -52,6 +53,8 @@ def of_config(config: RunConfig) -> Links:
     Raises:
       UserError: there is no such graph.
     """
+    if config.topology == topology.COMPLETE and config.fading == "none":
+        return STEADY
     graph = topology.make(config.topology, config.nodes, config.neighbours, config.seed)
     fades = config.fading == "rayleigh"
     return Links(graph, config.fading_snr_db, config.fading_memory, fades, config.seed)
@@ -63,7 +66,7 @@ def hops(links: Links, source: Place, destination: Place) -> tuple[tuple[Place, 
         return ((source, destination),)
     way = topology.path(links.graph, source.index, destination.index)
     found = []
-    for here, there in zip(way, way[1:], strict=False):
+    for here, there in itertools.pairwise(way):
         found.append((node(here), node(there)))
     return tuple(found)
 

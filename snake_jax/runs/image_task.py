@@ -138,7 +138,7 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     for shard in data.shards:
         steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
         steps.append(steps_per_epoch * config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.counts)
+    return assembled(job, data, steps, data.counts)
 
 
 def _step_examples(config: ImageConfig) -> int:
@@ -149,7 +149,7 @@ def _step_examples(config: ImageConfig) -> int:
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     costs = layer_costs(job.model, _step_examples(job.config))
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snake_jax.algorithms import base, pool, schedule
+from snake_jax.algorithms import base, neighbours, pool, schedule
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain, Message, Role
 from snake_jax.algorithms.registry import ALGORITHMS
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Hop, Plan
 from snake_jax.algorithms.traffic import Exchange
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
@@ -45,9 +45,9 @@ Data = TypeVar("Data")
 Record = dict[str, Any]
 Reads = Mapping[str, Mapping[str, int]]
 
-Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], tuple[int, ...]]]
-"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: nodes that can hold
-the visit}` where nodes' memory is known; either may be empty.
+Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], Mapping[int, float]]]
+"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: {node: seconds}}` of
+the nodes that can hold the visit; either may be empty.
 """
 
 
@@ -210,6 +210,14 @@ def check_pool(job: Job) -> None:
         )
         last_round = base.planned_rounds(job.algorithm, everybody)[-1]
         pool.check(job.plan, last_round[-1].turn + 1)
+
+
+def hop_of(job: Job) -> Hop | None:
+    """What hops cost, where each next node is chosen among neighbours by that."""
+    if job.config.assign != "greedy" or not neighbours.is_graph(job.config):
+        return None
+    sizes = job.task.sizes(job)
+    return Hop(job.fleet, bytes_of(sizes.full, job.layer_names, job.columns))
 
 
 def planned(job: Job) -> list[Round]:

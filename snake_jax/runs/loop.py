@@ -25,6 +25,7 @@ from snake_jax.params import Params, PyTree
 from snake_jax.runs import (
     carry,
     course,
+    distilling,
     events,
     image_task,
     membership,
@@ -122,7 +123,8 @@ def train(
     turns = max(visit.turn for visits in every for visit in visits) + 1
     engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
 
-    rounds, visits, finished, unfinished = course.begun(setup, state)
+    rounds, coming, finished, unfinished = course.begun(setup, state)
+    visits = coming.visits
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
@@ -145,17 +147,18 @@ def train(
         measured = rates.measured_after(state.measured, carried.outcomes, flops)
         endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
-        following, plans = course.following(
-            setup, rounds, endings, changed.moves, number + 1, state.plans, measured
-        )
+        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
+        clock_s = state.clock_s + took.seconds
+        moved = state._replace(moves=changed.moves)
+        absent = coming.absent
+        coming = course.following(setup, rounds, endings, moved, number + 1, measured, clock_s)
         noted = membership.noted(
-            setup, engine, state, visits, carried, unfinished, changed, following
+            setup, engine, state, visits, carried, unfinished, changed, coming.visits, absent
         )
         unfinished = course.unfinished(endings)
 
         heard |= {visit.node: number + 1 for visit in carried.accepted}
-        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
-        clock_s = state.clock_s + took.seconds
+        begun_s = (*state.begun_s, state.clock_s) if config.follow_clock else ()
         state = State(
             params,
             carried.states,
@@ -167,12 +170,13 @@ def train(
             clock_s,
             *changed,
             measured,
-            plans,
+            coming.plans,
+            begun_s,
         )
         scores = None
-        if state.rounds % config.eval_every == 0 or following is None:
+        if state.rounds % config.eval_every == 0 or coming.visits is None:
             scores = _evaluated(engine, params)
-        ended = "" if following is None else stops.why_ends(config, scores)
+        ended = "" if coming.visits is None else stops.why_ends(config, scores)
         if ended:
             state = state._replace(ended=ended)
             noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
@@ -181,7 +185,7 @@ def train(
             record["ended"] = ended
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
-        visits = following
+        visits = coming.visits
 
 
 def _merged(
@@ -318,7 +322,7 @@ def summarise(
         **stops.summary(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
-        "distilled": setup.distilled,
+        **distilling.summary(setup.verdict),
         "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",
         "config": dataclasses.asdict(config),
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from snake_jax.algorithms import pool
-from snake_jax.algorithms.pool import Move, Served
+from snake_jax.algorithms.pool import Absent, Move, Served
 from snake_jax.algorithms.visits import Round
 from snake_jax.engines.contract import Engine
 from snake_jax.errors import UserError
@@ -80,6 +80,7 @@ def noted(
     unfinished: Mapping[int, int],
     changed: Membership,
     following: Round | None,
+    absent: Sequence[Absent],
 ) -> tuple[Event, ...]:
     """What happened to nodes in a round and after it.
 
@@ -92,10 +93,12 @@ def noted(
       unfinished: `{turn: node}` of visits of the round before that were not finished.
       changed: after the round.
       following: the next round; None: there is none.
+      absent: visits of the round whose nodes are away by the clock.
     """
     number, turn = state.rounds, visits[0].turn
     found = events.at_start(setup.plan, setup.about_nodes) if number == 0 else []
-    found += events.of_round(number, visits, carried.lost, unfinished)
+    found += events.of_absent(number, absent)
+    found += events.of_round(setup.config, number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
     found += events.of_ends(number, carried.outcomes)
     found += events.of_moves(changed.moves[len(state.moves) :], turn)
@@ -138,6 +141,7 @@ def to_json(state: State) -> dict[str, Any]:
         "measured": {str(node): list(one) for node, one in state.measured.items()},
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
         "ended": state.ended,
+        "begun_s": list(state.begun_s),
     }
 
 
@@ -149,6 +153,7 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
     state = state._replace(ended=kept.get("ended", ""))
+    begun_s = tuple(kept["begun_s"])
     return state._replace(
-        moves=moves, served=served, requests=heard, measured=measured, plans=plans
+        moves=moves, served=served, requests=heard, measured=measured, plans=plans, begun_s=begun_s
     )

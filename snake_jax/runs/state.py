@@ -30,6 +30,8 @@ class State(NamedTuple):
       requests: how many requests to leave or join were heard so far.
       measured: `{node: what it was seen to compute}`.
       plans: who trains what in cycles that were planned from that.
+      begun_s: simulated seconds at the start of each finished round, where the schedule follows the
+        clock: with them it is where it was.
       ended: why the run is over before its planned rounds; empty: it is not.
     """
 
@@ -46,6 +48,7 @@ class State(NamedTuple):
     requests: int = 0
     measured: Mapping[int, Measured] = {}
     plans: Mapping[int, tuple[int, ...]] = {}
+    begun_s: tuple[float, ...] = ()
     ended: str = ""
 
 

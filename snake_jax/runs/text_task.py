@@ -113,7 +113,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
         steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.rows.counts)
+    return assembled(job, data, steps, data.rows.counts, data.ranks)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -154,7 +154,7 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
 def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     cost = text_work.visit_cost(job, step, _adapters_of(job))
     return assigned.visitors(job, steps, cost)

@@ -52,6 +52,7 @@ _REFUSED = {
     "preset": "give its settings one by one; snake-jax presets NAME prints them",
     "flagfile": "give its settings one by one",
     "seeds": "register a service for each seed",
+    "distill_each_seed": "register a service for each seed",
 }
 _LONGEST = 4096  # characters of a setting
 _LARGEST = 2**53  # of whole numbers: as far as JSON's readers agree

@@ -41,13 +41,32 @@ def test_nodes_take_turns_unless_they_are_told_otherwise(prepared):
     job = prepared([{}, {}])
     assert job.plan.visitors == {}
     assert [visits[0].node for visits in planned(job)] == [0, 1, 0]
-    assert set(job.plan.able.values()) == {(0, 1)}
+    assert {tuple(nodes) for nodes in job.plan.able.values()} == {(0, 1)}
 
 
 def test_a_node_that_cannot_hold_a_block_takes_none(prepared):
     small = {"memory_bytes": 1000}
     job = prepared([small, {}], assign="milp")
     assert set(job.plan.visitors.values()) == {1}
-    assert set(job.plan.able.values()) == {(1,)}
+    assert {tuple(nodes) for nodes in job.plan.able.values()} == {(1,)}
     with pytest.raises(UserError, match="memory"):
         prepared([small, {}])
+
+
+@pytest.mark.parametrize("algorithm", ["snake", "fedavg", "sequential"])
+def test_what_visits_take_at_each_node_is_known_of_language_models_too(prepared, algorithm):
+    nodes = [{}, {"flops_per_s": 1e9}, {}]
+    job = prepared(nodes, algorithm=algorithm, follow_clock=algorithm != "sequential")
+    alone = {(block,) for block in BLOCKS}
+    assert set(job.plan.able) == (alone if algorithm == "snake" else {BLOCKS})
+    for seconds in job.plan.able.values():
+        assert seconds[1] > seconds[0] > 0
+
+
+def test_ranks_that_differ_turn_distillation_on_whatever_the_text(prepared):
+    nodes = [{}, {}]
+    asked = {"distill": "auto", "partition": "iid"}
+    assert prepared(nodes, **asked).distilled is False
+    assert prepared(nodes, **asked, rank="4,4").distilled is False
+    assert prepared(nodes, **asked, rank="2,4").distilled is True
+    assert prepared(nodes, distill="off", rank="2,4").distilled is False

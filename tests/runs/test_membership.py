@@ -183,7 +183,8 @@ def test_nodes_are_admitted_by_what_they_hold_and_can_do(small, tmp_path):
     setup = prepared(by_file, min_examples=20)
     assert setup.plan.refused == {2: "holds 10 examples, fewer than --min_examples=20"}
     reports = trained(setup)
-    assert [report.record["node"] for report in reports] == [0, 1, 0, 0]
+    # Node 1 holds less than node 0, so it is done the sooner with a visit that node 2 would have.
+    assert [report.record["node"] for report in reports] == [0, 1, 1, 0]
     started = [(event.node, event.event, event.cause) for event in reports[0].events]
     assert started == [
         (0, "admitted", "it holds 50 examples"),
