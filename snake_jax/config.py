@@ -108,8 +108,9 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, StopConf
     assign: str = option(
         "serpentine",
         "which node takes a visit: the next in turn; load in proportion to capability; the "
-        "optimum (milp); the hop of least time and energy (greedy)",
-        choices=("serpentine", "proportional", "milp", "greedy"),
+        "optimum (milp); the hop of least time and energy (greedy); or a visit a node and cycle, "
+        "of as many layers as it trains in the time of the others (segments)",
+        choices=("serpentine", "proportional", "milp", "greedy", "segments"),
     )
     assign_objective: str = option(
         "makespan",

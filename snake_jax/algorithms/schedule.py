@@ -65,7 +65,8 @@ class Plan(NamedTuple):
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
-    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time.
+    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time,
+    or with `--assign=segments` as many as the node can.
 
     With first and last layer always trained these are the paper's middle layers 2 .. N-1 (magazine,
     "Layer Assignment"). Where all layers always train the cycle is one visit.
@@ -74,8 +75,13 @@ def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
     middle = [name for name in plan.layer_names if name not in plan.always]
     size = config.layers_per_visit
     groups = []
-    for start in range(0, len(middle), size):
-        groups.append(middle[start : start + size])
+    if config.assign == "segments" and plan.visitors:
+        # Nodes have been given runs of layers, in the model's order.
+        for layers in plan.visitors:
+            groups.append([name for name in layers if name not in plan.always])
+    else:
+        for start in range(0, len(middle), size):
+            groups.append(middle[start : start + size])
     if not groups:
         groups.append([])
 

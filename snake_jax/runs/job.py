@@ -162,6 +162,11 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
             "--rates=measured: nodes take turns, whatever they compute; say --assign=greedy, milp "
             "or proportional too"
         )
+    if config.rates == "measured" and config.assign == "segments":
+        raise UserError(
+            "--rates=measured: cycles planned anew share out the same visits, and segments are "
+            "visits of their own; say --assign=greedy, milp or proportional"
+        )
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
