@@ -191,9 +191,11 @@ def carry_out(
                 # Where nodes are calls of this process, nothing is heard before they return.
                 None if how.engine.name == LOCAL else watch,
             )
-        # Where all nodes left a run ends before its planned rounds.
-        if stopped and state.rounds < job.total:
+        # Where all nodes left, or it is good enough, a run ends before its planned rounds.
+        if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
+        if state.ended:
+            print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
         if processes.is_first():
             _show(workdir)
         end(state, workdir.path)
@@ -316,7 +318,7 @@ def refused(setup: loop.Setup) -> str:
 def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
-    if done == total:
+    if done == total or job.state.ended:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
 

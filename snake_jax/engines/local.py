@@ -29,7 +29,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.engines.programs import Program
@@ -253,7 +253,8 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+            bounds = settings.early_stop, settings.enough_loss
+            tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
             steps = self._begun.steps + max(epoch.steps)
             self._begun = self._begun._replace(steps=steps, parts=[])
 
@@ -281,6 +282,7 @@ class LocalEngine:
             examples_held=self._nodes[visit.node].examples,
             train_s=tally.train_s,
             started=one.order.layers,
+            ended=why_ended(tally, self._settings),
         )
         client = self._step.client
         if client is None:

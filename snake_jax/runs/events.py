@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from snake_jax.algorithms import pool, schedule
 from snake_jax.algorithms.pool import Absent, Move
 from snake_jax.algorithms.schedule import TAKEOVER, UNFINISHED, WAITED, Plan
-from snake_jax.algorithms.visits import Lost, Round, Visit
+from snake_jax.algorithms.visits import Lost, Outcome, Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.engines.contract import Happened
 
@@ -18,6 +18,7 @@ ADMITTED, REFUSED = "admitted", "refused"
 JOINED, LEFT = "joined", "left"
 LOST, INTERRUPTED, TAKEN_OVER, WAITS = "lost", "interrupted", "taken over", "waits"
 RESTARTED = "restarted"
+ENDED = "ended"
 AWAY = "away"
 
 
@@ -132,6 +133,21 @@ def _from_whom(visit: Visit, before: Mapping[int, int]) -> str:
     if visit.turn not in before:
         return f"from {start}"
     return f"from node {before[visit.turn]}, from {start}"
+
+
+def of_ends(number: int, outcomes: Sequence[Outcome]) -> list[Event]:
+    """Visits of a round that ended before their last epoch."""
+    events = []
+    for outcome in outcomes:
+        if outcome.ended:
+            visit = outcome.visit
+            events.append(_now(number, visit.turn, visit.node, ENDED, outcome.ended))
+    return events
+
+
+def of_run_end(number: int, turn: int, why: str) -> Event:
+    """The run is over before its planned rounds."""
+    return _now(number, turn, None, ENDED, why)
 
 
 def _start(visit: Visit) -> str:

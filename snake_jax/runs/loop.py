@@ -26,12 +26,14 @@ from snake_jax.runs import (
     carry,
     course,
     distilling,
+    events,
     image_task,
     membership,
     privacy,
     rates,
     records,
     round_costs,
+    stops,
     text_task,
 )
 from snake_jax.runs import job as jobs
@@ -106,7 +108,8 @@ def train(
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
-    It ends before the planned rounds do where all nodes have left.
+    It ends before the planned rounds do where all nodes have left, and where a threshold says that
+    the model is good enough.
 
     Args:
       setup: from `prepare`.
@@ -129,7 +132,7 @@ def train(
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
-    while visits is not None:
+    while visits is not None and not state.ended:
         number = state.rounds
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
@@ -180,7 +183,13 @@ def train(
         scores = None
         if state.rounds % config.eval_every == 0 or coming.visits is None:
             scores = _evaluated(engine, params)
+        ended = "" if coming.visits is None else stops.why_ends(config, scores)
+        if ended:
+            state = state._replace(ended=ended)
+            noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        if ended:
+            record["ended"] = ended
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = coming.visits
@@ -259,6 +268,7 @@ def _record(
     )
     record |= records.of_clock(took) | setup.task.record(outcomes, scores)
     record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    record |= stops.of_visits(outcomes)
     return record | records.of_serialized(outcomes)
 
 
@@ -328,6 +338,7 @@ def summarise(
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
         **privacy.summary(config, setup.algorithm, lines),
+        **stops.summary(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
         **distilling.summary(setup.verdict),

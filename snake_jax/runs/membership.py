@@ -103,6 +103,7 @@ def noted(
     found += events.of_absent(number, absent)
     found += events.of_round(setup.config, number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
+    found += events.of_ends(number, carried.outcomes)
     found += events.of_moves(changed.moves[len(state.moves) :], turn)
     if following is not None:
         found += events.of_timetable(setup.plan, number, turn, following[0].turn)
@@ -142,6 +143,7 @@ def to_json(state: State) -> dict[str, Any]:
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
+        "ended": state.ended,
         "begun_s": list(state.begun_s),
     }
 
@@ -153,6 +155,7 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
+    state = state._replace(ended=kept.get("ended", ""))
     begun_s = tuple(kept["begun_s"])
     return state._replace(
         moves=moves, served=served, requests=heard, measured=measured, plans=plans, begun_s=begun_s

@@ -68,6 +68,11 @@ def _refused(config: RunConfig) -> str:
     """What cannot stand beside privacy, and the way out; empty where nothing."""
     if config.early_stop:
         return "the training loss, which no noise covers, would end visits; leave --early_stop out"
+    if config.visit_loss or getattr(config, "visit_perplexity", 0.0):
+        return (
+            "the training loss, which no noise covers, would end visits; leave --visit_loss and "
+            "--visit_perplexity out"
+        )
     if config.leave_loss or config.leave_gain:
         return (
             "the training loss, which no noise covers, would have nodes leave; leave --leave_loss "

@@ -111,7 +111,12 @@ def _work(
             far += chains.is_beyond_server(message)
             near += not chains.is_beyond_server(message)
     steps = result.iterations
-    return clock.VisitWork(flops, mine, near * steps, node, far * steps)
+    work = clock.VisitWork(flops, mine, near * steps, node, far * steps)
+    if not setup.algorithm.local_losses:
+        return work
+    # Nobody waits for a gradient: node and server train at the same time.
+    streamed = [sent for sent in mine if sent.why in chains.OF_BATCHES]
+    return work._replace(batches=steps, streamed=streamed)
 
 
 def _as_followed(

@@ -26,6 +26,7 @@ from snake_jax.runs.job import (
     Task,
     check_interruptions,
     check_pool,
+    hop_of,
 )
 
 
@@ -126,7 +127,7 @@ def assembled(
     job = job._replace(distilled=verdict.on)
     visitors, able = job.task.visitors(job, steps)
     refused = fit.refused(job.config, job.fleet, counts, quality)
-    plan = job.plan._replace(visitors=visitors, able=able, refused=refused)
+    plan = job.plan._replace(visitors=visitors, able=able, refused=refused, hop=hop_of(job))
     job = job._replace(plan=plan)
     check_pool(job)
     check_interruptions(job)

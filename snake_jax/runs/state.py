@@ -32,6 +32,7 @@ class State(NamedTuple):
       plans: who trains what in cycles that were planned from that.
       begun_s: simulated seconds at the start of each finished round, where the schedule follows the
         clock: with them it is where it was.
+      ended: why the run is over before its planned rounds; empty: it is not.
     """
 
     params: Params
@@ -48,6 +49,7 @@ class State(NamedTuple):
     measured: Mapping[int, Measured] = {}
     plans: Mapping[int, tuple[int, ...]] = {}
     begun_s: tuple[float, ...] = ()
+    ended: str = ""
 
 
 class Report(NamedTuple):

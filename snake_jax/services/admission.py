@@ -267,6 +267,12 @@ def _partition(value: str, allowed: Allowed) -> str:
     )
 
 
+def _topology(value: str, allowed: Allowed) -> str:
+    if value.startswith("file:"):
+        return "file:" + _within("topology", value.removeprefix("file:"), allowed)
+    return value
+
+
 def _image_model(value: str, allowed: Allowed) -> str:
     if value in IMAGE_MODELS:
         return value
@@ -312,6 +318,8 @@ _CHECKS: dict[tuple[str, str], Callable[[str, Allowed], str]] = {
     ("classify", "partition"): _partition,
     ("classify", "model"): _image_model,
     ("classify", "node_file"): _optional("node_file"),
+    ("classify", "topology"): _topology,
+    ("finetune", "topology"): _topology,
     ("finetune", "data"): _text_data,
     ("finetune", "model"): _text_model,
     ("finetune", "tokenizer"): _optional("tokenizer"),
