@@ -18,12 +18,20 @@ from snake_jax import streams
 from snake_jax.algorithms.visits import Ending, Round, Rounds, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+from snake_jax.nodes.fleet import Fleet
 from snake_jax.params import LayerNames
 
 UNFINISHED = ("interrupted", "lost")
 TAKEOVER, WAITED = "takeover", "waited"
 _WAITS = 3
 _MOST_EPOCHS = 1000
+
+
+class Hop(NamedTuple):
+    """What hops from node to node cost, where each is chosen by that: places and a whole model."""
+
+    fleet: Fleet
+    model_bytes: int
 
 
 class Plan(NamedTuple):
@@ -39,6 +47,7 @@ class Plan(NamedTuple):
         clock's figures; empty: all can, and are alike.
       refused: `{node: why}`, nodes that were not admitted.
       order: all of the model's layers, in order, where not all of them may train; empty: they do.
+      hop: where the next node is chosen among neighbours by what it costs; None: it is not.
     """
 
     config: RunConfig
@@ -48,6 +57,7 @@ class Plan(NamedTuple):
     able: Mapping[LayerNames, Mapping[int, float]] = {}
     refused: Mapping[int, str] = {}
     order: LayerNames = ()
+    hop: Hop | None = None
 
     @property
     def model_layers(self) -> LayerNames:
@@ -56,7 +66,8 @@ class Plan(NamedTuple):
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
-    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time.
+    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time,
+    or with `--assign=segments` as many as the node can.
 
     With first and last layer always trained these are the paper's middle layers 2 .. N-1 (magazine,
     "Layer Assignment"). Where all layers always train the cycle is one visit.
@@ -65,8 +76,13 @@ def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
     middle = [name for name in plan.layer_names if name not in plan.always]
     size = config.layers_per_visit
     groups = []
-    for start in range(0, len(middle), size):
-        groups.append(middle[start : start + size])
+    if config.assign == "segments" and plan.visitors:
+        # Nodes have been given runs of layers, in the model's order.
+        for layers in plan.visitors:
+            groups.append([name for name in layers if name not in plan.always])
+    else:
+        for start in range(0, len(middle), size):
+            groups.append(middle[start : start + size])
     if not groups:
         groups.append([])
 

@@ -113,6 +113,7 @@ class Outcome(NamedTuple):
       started: `{layer: version}` of all that the visit read, as its node had it; None: not said.
       checksum: of all its arrays, as the node sent them (`engines.updates.checksum`); None: they
         were not sent.
+      ended: why it ended before its last epoch, in words; empty: it did not.
     """
 
     visit: Visit
@@ -130,6 +131,7 @@ class Outcome(NamedTuple):
     serialized: Serialized | None = None
     started: Mapping[str, int] | None = None
     checksum: int | None = None
+    ended: str = ""
 
 
 class Passed(NamedTuple):

@@ -40,7 +40,7 @@ class OpenRun(NamedTuple):
     @property
     def total(self) -> int:
         """How many rounds the run has."""
-        return len(loop.planned(self.setup))
+        return loop.total_rounds(self.setup)
 
     @property
     def unit(self) -> str:
@@ -124,7 +124,6 @@ def finish_rounds(
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # It is on disk when it comes.
             state = report.state
             for lost in report.lost:
                 launch.warn(
@@ -135,6 +134,8 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
+    # Who is told the last state may count on it.
+    job.workdir.settle()
     return state
 
 
@@ -190,9 +191,11 @@ def carry_out(
                 # Where nodes are calls of this process, nothing is heard before they return.
                 None if how.engine.name == LOCAL else watch,
             )
-        # Where all nodes left a run ends before its planned rounds.
-        if stopped and state.rounds < job.total:
+        # Where all nodes left, or it is good enough, a run ends before its planned rounds.
+        if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
+        if state.ended:
+            print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
         if processes.is_first():
             _show(workdir)
         end(state, workdir.path)
@@ -315,7 +318,7 @@ def refused(setup: loop.Setup) -> str:
 def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
-    if done == total:
+    if done == total or job.state.ended:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
 

@@ -29,7 +29,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.engines.programs import Program
@@ -82,6 +82,8 @@ class LocalEngine:
 
     # What a run asks
 
+    by_node = False
+
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number."""
         return self._nodes
@@ -93,10 +95,10 @@ class LocalEngine:
         machine's cores, where they are known before there is a batch.
 
         Args:
-          rounds: all of a run, so that those of a run that goes on are emulated as in an unbroken
-            one.
+          rounds: of a run, finished ones too, so that those of a run that goes on are emulated as
+            in an unbroken one; see `contract.Engine`.
           params: all that may train (shapes suffice).
-          done: how many of the rounds are finished.
+          done: how many of these rounds are not asked for any more.
           shared: what the server will tell nodes for the method's client (shapes suffice); None
             with a client: training programs are compiled on first use.
         """
@@ -251,7 +253,8 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+            bounds = settings.early_stop, settings.enough_loss
+            tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
             steps = self._begun.steps + max(epoch.steps)
             self._begun = self._begun._replace(steps=steps, parts=[])
 
@@ -279,6 +282,7 @@ class LocalEngine:
             examples_held=self._nodes[visit.node].examples,
             train_s=tally.train_s,
             started=one.order.layers,
+            ended=why_ended(tally, self._settings, visit.node),
         )
         client = self._step.client
         if client is None:

@@ -1,7 +1,8 @@
 """Simulated seconds and joules of a round, from FLOPs, bytes and what nodes can do.
 
 Analytic: nothing is measured. Within a visit one thing happens at a time: transfers in turn, then
-computing, nodes, server and cloud in alternation. The visits of a round start together and do not
+computing, nodes, server and cloud in alternation; where the server need not be waited for, node,
+link and server work at the same time (`overlap`). The visits of a round start together and do not
 slow each other down, neither on a link nor at the server. Server and cloud are always there.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
+from snake_jax.nodes import links, overlap, sending
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.nodes.places import CLOUD, KINDS, SERVER, Kind, Place
@@ -34,6 +36,8 @@ class VisitWork(NamedTuple):
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
         on nobody (the server works alone).
       cloud_exchanges: messages between server and cloud, counted apart from `exchanges`.
+      batches: in which node, link and server overlap; 0: nothing does.
+      streamed: those of the transfers that go batch by batch, where batches overlap.
       waits_s: seconds before it begins, in which its node is away.
       ends_s: when it is cut short because its node is gone, in seconds of the run; None: it is not,
         and stands still while its node is away.
@@ -45,6 +49,8 @@ class VisitWork(NamedTuple):
     exchanges: int
     node: Place | None
     cloud_exchanges: int = 0
+    batches: int = 0
+    streamed: Sequence[Transfer] = ()
     waits_s: float = 0.0
     ends_s: float | None = None
     dropped: bool = False
@@ -202,7 +208,7 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
     compute_s = {}
     for place, flops in work.flops.items():
         compute_s[place] = _compute_s(fleet, trace, turn, place, flops)
-    transfer_s = [_transfer_s(fleet, transfer) for transfer in work.transfers]
+    transfer_s = [sending.transfer_s(fleet, transfer) for transfer in work.transfers]
     exchanges_s = work.exchanges * _exchange_s(fleet, work, members)
     active_s = sum(compute_s.values()) + sum(transfer_s) + exchanges_s
     active_s += work.cloud_exchanges * (fleet.server.latency_s + fleet.cloud.latency_s)
@@ -216,6 +222,9 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
             if place in members:
                 sending_s += seconds
     idle_s = len(members) * active_s - (computing_s + sending_s)
+    if work.batches:
+        active_s, busy_s = overlap.seconds(_stages(fleet, work, compute_s))
+        idle_s = active_s - busy_s
 
     away_s, drops = work.waits_s, 0
     if work.ends_s is not None:
@@ -228,20 +237,32 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 
 
+def _stages(fleet: Fleet, work: VisitWork, compute_s: Mapping[Place, float]) -> overlap.Stages:
+    """A visit whose batches overlap, stage by stage."""
+    link_s, latency_s = 0.0, 0.0
+    for transfer in work.streamed:
+        delay_s = sending.delay_s(fleet, transfer)
+        link_s += sending.transfer_s(fleet, transfer) - delay_s
+        latency_s = max(latency_s, delay_s)
+    before_s, after_s = 0.0, 0.0
+    for transfer in work.transfers:
+        if transfer in work.streamed:
+            continue
+        if transfer.source == work.node:
+            after_s += sending.transfer_s(fleet, transfer)
+        else:
+            before_s += sending.transfer_s(fleet, transfer)
+    node_s = sum(seconds for place, seconds in compute_s.items() if place == work.node)
+    server_s = compute_s.get(SERVER, 0.0)
+    return overlap.Stages(work.batches, node_s, link_s, latency_s, server_s, before_s, after_s)
+
+
 def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
     """FLOPs over the place's rate; server and cloud are no stragglers."""
     seconds = flops / figures_of(fleet, place).flops_per_s
     if place.kind == "node":
         seconds *= _slowdown(trace, turn, place.index)
     return seconds
-
-
-def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
-    """Bytes over the slower of both links, and both ends' latencies."""
-    sender = figures_of(fleet, transfer.source)
-    receiver = figures_of(fleet, transfer.destination)
-    rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return transfer.bytes / rate + sender.latency_s + receiver.latency_s
 
 
 def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
@@ -267,9 +288,10 @@ def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
         figures = figures_of(fleet, place)
         joules[place.kind] += flops * figures.joules_per_flop
     for transfer in work.transfers:
-        for place in (transfer.source, transfer.destination):
-            figures = figures_of(fleet, place)
-            joules[place.kind] += transfer.bytes * figures.joules_per_byte
+        for ends in links.hops(fleet.links, transfer.source, transfer.destination):
+            for place in ends:
+                figures = figures_of(fleet, place)
+                joules[place.kind] += transfer.bytes * figures.joules_per_byte
     return joules
 
 

@@ -6,6 +6,8 @@ are spread is told only where nodes consent (`--share_labels`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -35,6 +37,11 @@ def refused(
             f"--max_label_divergence={config.max_label_divergence:g} compares the nodes' labels, "
             "which they do not tell: say --share_labels too, or leave it out"
         )
+    # Of many nodes it takes a while to look at each.
+    of_node = config.min_examples, config.min_flops_per_s, config.min_memory_bytes
+    of_data = config.max_label_divergence, config.max_dropped
+    if not any((*of_node, *of_data)):
+        return {}
     found = {}
     for node in range(min(config.nodes, len(counts))):
         why = _why(config, fleet, counts, node)
@@ -83,3 +90,33 @@ def described(
     if not config.share_labels:
         return text
     return f"{text}, by label {' '.join(str(int(count)) for count in counts[node])}"
+
+
+@dataclass(frozen=True)
+class About(Sequence[str]):
+    """What is said of each node that is admitted, put into words when it is asked for: of many
+    nodes few are ever asked about.
+
+    Attributes:
+      config: of the run.
+      counts: `[K, C]` examples of each label at each node.
+      quality: of each node's data, as it found it; empty: none looked.
+    """
+
+    config: RunConfig
+    counts: np.ndarray
+    quality: Sequence[NodeQuality] = ()
+
+    def __len__(self) -> int:
+        """How many nodes there are."""
+        return self.config.nodes
+
+    @overload
+    def __getitem__(self, node: int) -> str: ...
+    @overload
+    def __getitem__(self, node: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, node: int | slice) -> str | tuple[str, ...]:
+        """Of the node of this number."""
+        if isinstance(node, slice):
+            return tuple(self[number] for number in range(len(self))[node])
+        return described(self.config, self.counts, range(len(self))[node], self.quality)

@@ -16,9 +16,10 @@ from snake_jax.costs.shapes import stored_dtype
 from snake_jax.engines import choice as choices
 from snake_jax.engines.choice import HERE, Choice
 from snake_jax.engines.contract import Engine
+from snake_jax.nodes.columns import WHOLE
 from snake_jax.params import PyTree
 from snake_jax.runs import image_inputs, loop
-from snake_jax.runs.job import Config, Data, Model
+from snake_jax.runs.job import Config, Data, Job, Model
 from snake_jax.runs.setup import Setup
 from snake_jax.training import quantization
 
@@ -42,7 +43,8 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
         cached=config.cached,
         states=config.carry_optimizer_state,
         remembers=setup.algorithm.client(config) is not None,
-        stored=_storing(config.frozen_dtype) if config.mode != "peer_to_peer" else None,
+        stored=_storing(setup.job),
+        columns=setup.job.columns,
     )
     scorer = loop.make_engine(_part(setup, (), True))
     count = len(scorer.nodes())
@@ -52,9 +54,13 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
     return engine.RayEngine(count, build, scorer, exchange, choice)
 
 
-def _storing(frozen_dtype: str) -> Callable[[str, PyTree], PyTree] | None:
-    """What makes a layer's copy as nodes store it while it is frozen; None: that is the layer."""
-    if frozen_dtype == "float32":
+def _storing(job: Job[Config, Data, Model]) -> Callable[[str, PyTree], PyTree] | None:
+    """What makes a layer's copy as nodes store it while it is frozen; None: layers are sent in full
+    precision, as they are stored so, or as what is cut into columns is put together first.
+    """
+    frozen_dtype = job.config.frozen_dtype
+    is_sent_whole = job.config.mode == "peer_to_peer" or job.columns != WHOLE
+    if frozen_dtype == "float32" or is_sent_whole:
         return None
     freeze = jax.jit(quantization.freeze, static_argnames="dtype")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from snake_jax.algorithms import pool, schedule
 from snake_jax.algorithms.pool import Absent, Move
 from snake_jax.algorithms.schedule import TAKEOVER, UNFINISHED, WAITED, Plan
-from snake_jax.algorithms.visits import Lost, Round, Visit
+from snake_jax.algorithms.visits import Lost, Outcome, Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.engines.contract import Happened
 
@@ -18,7 +18,12 @@ ADMITTED, REFUSED = "admitted", "refused"
 JOINED, LEFT = "joined", "left"
 LOST, INTERRUPTED, TAKEN_OVER, WAITS = "lost", "interrupted", "taken over", "waits"
 RESTARTED = "restarted"
+ENDED = "ended"
 AWAY = "away"
+
+
+_LISTED = 100
+"""Of more nodes than that it is said in one event that they are admitted."""
 
 
 class Event(NamedTuple):
@@ -54,6 +59,11 @@ def at_start(plan: Plan, about: Sequence[str]) -> list[Event]:
       about: what is said of each node.
     """
     there = pool.present(plan, frozenset(plan.refused), 0)
+    if len(there) > _LISTED:
+        events = [_now(0, None, None, ADMITTED, f"{len(there)} nodes")]
+        for node, why in plan.refused.items():
+            events.append(_now(0, None, node, REFUSED, why))
+        return events
     events = []
     for node in range(plan.config.nodes):
         if node in plan.refused:
@@ -123,6 +133,21 @@ def _from_whom(visit: Visit, before: Mapping[int, int]) -> str:
     if visit.turn not in before:
         return f"from {start}"
     return f"from node {before[visit.turn]}, from {start}"
+
+
+def of_ends(number: int, outcomes: Sequence[Outcome]) -> list[Event]:
+    """Visits of a round that ended before their last epoch."""
+    events = []
+    for outcome in outcomes:
+        if outcome.ended:
+            visit = outcome.visit
+            events.append(_now(number, visit.turn, visit.node, ENDED, outcome.ended))
+    return events
+
+
+def of_run_end(number: int, turn: int, why: str) -> Event:
+    """The run is over before its planned rounds."""
+    return _now(number, turn, None, ENDED, why)
 
 
 def _start(visit: Visit) -> str:

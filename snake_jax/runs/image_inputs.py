@@ -11,6 +11,7 @@ from snake_jax.algorithms.base import Algorithm
 from snake_jax.config import ImageConfig
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
+from snake_jax.data.drawn import shard_sizes
 from snake_jax.data.images import subsets
 from snake_jax.data.images.dataset import Dataset, take
 from snake_jax.data.images.quality import clean, clean_nodes
@@ -95,6 +96,7 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     divergence = label_divergence(counts, config.distill_measure)
     own: list[np.ndarray] = []
     if config.evaluate_nodes:
+        shards = list(shards)
         for node, shard in enumerate(shards):
             is_held = held_out(len(shard), config.evaluate_nodes, config.seed, node)
             own.append(shard[is_held])
@@ -167,6 +169,6 @@ def part_of(data: Images, nodes: Sequence[int], held_out: bool) -> Images:
     dataset = data.dataset._replace(train=take(data.dataset.train, np.concatenate(chosen)))
     if not held_out:
         dataset = dataset._replace(test=take(dataset.test, np.zeros(0, np.int64)))
-    largest = max(map(len, data.shards))
+    largest = max(shard_sizes(data.shards))
     # How other nodes' labels are spread is none of theirs.
     return Images(dataset, shards, data.divergence, data.quality, largest, counts=NOTHING_COUNTED)

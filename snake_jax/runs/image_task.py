@@ -22,6 +22,7 @@ from snake_jax.costs import memory
 from snake_jax.costs.flops import chain_step_flops, step_flops
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
 from snake_jax.costs.traffic import transfer_sizes
+from snake_jax.data.drawn import shard_sizes
 from snake_jax.data.images import augmentation, sources
 from snake_jax.data.images.dataset import Split, normalise
 from snake_jax.engines.build import image_engine
@@ -135,8 +136,8 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     plan = job.plan._replace(config=config)
     job = job._replace(config=config, plan=plan)
     steps = []
-    for node, shard in enumerate(data.shards):
-        steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
+    for node, size in enumerate(shard_sizes(data.shards)):
+        steps_per_epoch = math.ceil(size / _step_examples(config))
         steps.append(steps_per_epoch * epochs_of(config, node))
     return assembled(job, data, steps, data.counts, quality=data.of_nodes)
 

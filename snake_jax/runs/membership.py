@@ -48,11 +48,14 @@ def after_round(
       requests: all so far, those that were heard before too.
     """
     config, rounds = setup.config, state.rounds + 1
-    losses = {}
+    losses, accepted = {}, set(carried.accepted)
     for outcome in carried.outcomes:
-        if outcome.visit in carried.accepted:
+        if outcome.visit in accepted:
             losses[outcome.visit] = outcome.loss
-    served = pool.served_after(state.served, visits, losses)
+    # It grows with the nodes, so it is kept where it is asked for only.
+    served = state.served
+    if pool.is_asked(config):
+        served = pool.served_after(served, visits, losses)
     if "leave" not in setup.algorithm.flags:
         return Membership(state.moves, served, len(requests))
 
@@ -100,6 +103,7 @@ def noted(
     found += events.of_absent(number, absent)
     found += events.of_round(setup.config, number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
+    found += events.of_ends(number, carried.outcomes)
     found += events.of_moves(changed.moves[len(state.moves) :], turn)
     if following is not None:
         found += events.of_timetable(setup.plan, number, turn, following[0].turn)
@@ -139,6 +143,7 @@ def to_json(state: State) -> dict[str, Any]:
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
+        "ended": state.ended,
         "begun_s": list(state.begun_s),
     }
 
@@ -150,6 +155,7 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
+    state = state._replace(ended=kept.get("ended", ""))
     begun_s = tuple(kept["begun_s"])
     return state._replace(
         moves=moves, served=served, requests=heard, measured=measured, plans=plans, begun_s=begun_s

@@ -70,6 +70,11 @@ def _refused(config: RunConfig) -> str:
         return "the training loss, which no noise covers, would end visits; leave --early_stop out"
     if config.node_epochs:
         return "epochs are counted by --local_epochs; leave --node_epochs out"
+    if config.visit_loss or getattr(config, "visit_perplexity", 0.0):
+        return (
+            "the training loss, which no noise covers, would end visits; leave --visit_loss and "
+            "--visit_perplexity out"
+        )
     if config.leave_loss or config.leave_gain:
         return (
             "the training loss, which no noise covers, would have nodes leave; leave --leave_loss "

@@ -26,6 +26,7 @@ from snake_jax.runs.job import (
     Task,
     check_interruptions,
     check_pool,
+    hop_of,
 )
 
 
@@ -44,7 +45,7 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
 
     job: Job[Config, Data, Model]
     data: Data
-    about_nodes: tuple[str, ...] = ()
+    about_nodes: Sequence[str] = ()
     steps: tuple[int, ...] = ()
     verdict: Verdict = Verdict(False, "")
 
@@ -128,11 +129,9 @@ def assembled(
     job = job._replace(distilled=verdict.on)
     visitors, able = job.task.visitors(job, steps)
     refused = fit.refused(job.config, job.fleet, counts, quality)
-    plan = job.plan._replace(visitors=visitors, able=able, refused=refused)
+    plan = job.plan._replace(visitors=visitors, able=able, refused=refused, hop=hop_of(job))
     job = job._replace(plan=plan)
     check_pool(job)
     check_interruptions(job)
-    about = []
-    for node in range(job.config.nodes):
-        about.append(fit.described(job.config, counts, node, quality))
-    return Setup(job, data, tuple(about), tuple(steps), verdict)
+    about = fit.About(job.config, counts, quality)
+    return Setup(job, data, about, tuple(steps), verdict)

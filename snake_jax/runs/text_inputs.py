@@ -172,7 +172,7 @@ def prepare_data(
         rows,
         tokenizer,
         weights,
-        _ranks(config),
+        ranks_of(config),
         corpus.name,
         _shards(algorithm.shards, train),
         label_divergence(rows.counts, config.distill_measure),
@@ -289,7 +289,7 @@ def _quality(corpus: sources.Corpus, rows: text_data.TextData) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _ranks(config: TextConfig) -> tuple[int, ...]:
+def ranks_of(config: TextConfig) -> tuple[int, ...]:
     """Each node's rank; empty: all have `lora_rank`.
 
     Nodes take the listed ones in turn, or by what they compute: the fastest has `lora_rank`.

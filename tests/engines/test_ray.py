@@ -29,6 +29,7 @@ from snake_jax.engines.begun import why_given_up
 from snake_jax.engines.choice import HERE, Choice, check, resources
 from snake_jax.engines.contract import Progress, unversioned
 from snake_jax.errors import UserError
+from snake_jax.nodes import columns
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
 from snake_jax.training import quantization
@@ -170,7 +171,10 @@ IMAGE_RUNS = {
 }
 TEXT_RUNS = {
     "snake, frozen in four bits": ({"frozen_dtype": "nf4", "cycles": 2}, 2),
-    "snake, peer to peer": ({"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4"}, 2),
+    "snake, peer to peer": (
+        {"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4", "carry_optimizer_state": True},
+        2,
+    ),
     "fedavg": ({"algorithm": "fedavg", "packing": False, "dp_clip": 0.3, "dp_noise": 0.1}, 1),
 }
 
@@ -200,6 +204,11 @@ def test_language_models_end_with_the_bits_of_the_local_engine(cluster, texts, f
         # In its first visit the ledger has a node sent what never trains too, which it reads.
         assert_serialized_as_the_ledger_says(setup, there[setup.config.nodes :])
     assert_alike(there, trained(setup)[0])
+    if "rank" in flags:
+        # Of adapters of rank 4 a node of rank 2 gives half, and half of their states.
+        narrow, wide = (report.record[SENT[1]] for report in there[:2])
+        assert [report.record["node"] for report in there[:2]] == [0, 1]
+        assert narrow < 0.7 * wide
 
 
 # What is sent
@@ -256,9 +265,15 @@ def secrets_of(setup):
 
 
 def assert_only_layers_and_numbers(setup, reports, seen):
-    """No example and no label; arrays of layers, and of what goes along with them, alone."""
-    state = reports[-1].state
-    own = jax.tree.leaves((state.params, state.states, state.memory, dict(state.nodes)))
+    """No example and no label; arrays of layers, or of the columns that adapters are cut into, and
+    of what goes along with them, alone.
+    """
+    state, cut = reports[-1].state, setup.job.columns
+    parts = []
+    for trees in (state.params, state.states):
+        for name, tree in trees.items():
+            parts += columns.split(cut, name, tree).values()
+    own = jax.tree.leaves((parts, state.memory, dict(state.nodes)))
     stored = quantization.packed(quantization.freeze(state.params, setup.config.frozen_dtype))
     kinds = set()
     for leaf in (*own, *jax.tree.leaves(stored)):
@@ -267,13 +282,13 @@ def assert_only_layers_and_numbers(setup, reports, seen):
         kinds.add((array.shape, array.dtype.name))
     arrays, blobs = looked_into(seen)
     assert {(array.shape, array.dtype.name) for array in arrays} <= kinds
-    assert len(arrays) > len(own)
+    assert len(arrays) > len(jax.tree.leaves((state.params, state.states)))
     assert leaked(secrets_of(setup), blobs) == []
     names = set()
     for value in seen:
         if isinstance(value, Task | Facts):
             names |= {name for kind, name in value.items if kind != "memory"}
-    assert names <= {*setup.layer_names, ""}
+    assert names <= {*columns.all_parts(cut, setup.layer_names), ""}
 
 
 def test_the_search_for_examples_finds_those_that_are_there(images, texts):

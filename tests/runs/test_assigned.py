@@ -1,5 +1,6 @@
 """Assignment of a language model's visits to unlike nodes; nothing is trained for it."""
 
+import itertools
 import json
 
 import pytest
@@ -36,6 +37,36 @@ def test_a_fast_node_takes_more_blocks(prepared, how):
     assert set(job.plan.visitors) == {(block,) for block in BLOCKS}
     assert set(job.plan.visitors.values()) == {1}
     assert [visits[0].node for visits in planned(job)] == [1, 1, 1]
+
+
+def test_greedy_goes_to_the_fast_node_first_and_to_each_once(prepared):
+    slow = {"flops_per_s": 1e6, "latency_s": 0, "up_bytes_per_s": 1e12, "down_bytes_per_s": 1e12}
+    nodes = [slow, {**slow, "flops_per_s": 1e9}, slow]
+    job = prepared(nodes, assign="greedy", mode="peer_to_peer")
+    assert [visits[0].node for visits in planned(job)] == [1, 0, 2]
+    # Over a graph the second hop is to a neighbour of the first, and later cycles go on from there.
+    job = prepared([*nodes, slow], assign="greedy", mode="peer_to_peer", topology="ring", cycles=2)
+    found = [visits[0].node for visits in planned(job)]
+    assert found[0] == 1
+    assert all(abs(a - b) in (1, 3) for a, b in itertools.pairwise(found))
+    assert set(found) == {0, 1, 2, 3}
+    assert job.plan.visitors == {}
+
+
+def test_a_fast_node_takes_several_blocks_in_one_visit(prepared):
+    near = {"latency_s": 0, "up_bytes_per_s": 1e12, "down_bytes_per_s": 1e12}
+    slow, fast = {**near, "flops_per_s": 1e6}, {**near, "flops_per_s": 2.5e6}
+    job = prepared([slow, fast], assign="segments", cycles=2)
+    assert job.plan.visitors == {BLOCKS[:1]: 0, BLOCKS[1:]: 1}
+    assert set(job.plan.able) == {BLOCKS[:1], BLOCKS[1:]}
+    visits = [visit for visits in planned(job) for visit in visits]
+    assert [visit.layers for visit in visits] == [BLOCKS[:1], BLOCKS[1:]] * 2
+    assert [visit.turn for visit in visits] == [0, 1, 2, 3]
+    # One without the memory has none.
+    job = prepared([{**fast, "memory_bytes": 1000}, slow], assign="segments")
+    assert job.plan.visitors == {BLOCKS: 1}
+    with pytest.raises(UserError, match="--assign=segments: the 2 nodes, one visit each, cannot"):
+        prepared([{"memory_bytes": 1000}, {"memory_bytes": 1000}], assign="segments")
 
 
 def test_nodes_take_turns_unless_they_are_told_otherwise(prepared):
