@@ -14,6 +14,7 @@ from snake_jax.config_parts import (
     MethodConfig,
     NodeConfig,
     PrivacyConfig,
+    QualityConfig,
     StopConfig,
 )
 from snake_jax.errors import UserError
@@ -22,7 +23,9 @@ from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, StopConfig, LinkConfig):
+class RunConfig(
+    PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, QualityConfig, StopConfig, LinkConfig
+):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -204,11 +207,15 @@ class ImageConfig(RunConfig):
         high=0.5,
     )
     partition: str = option(
-        "iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)"
+        "iid",
+        "how the data lies: {partitions}, file:PATH (JSON) or drawn:LEAST-MOST (virtual nodes)",
     )
     alpha: float = option(2.0, "Dirichlet concentration; smaller is less alike", above=0)
-    outliers: float = option(
-        0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5
+    clean: str = option(
+        "each_node",
+        "who drops broken images, duplicates and outliers: each node of its own data, or one who "
+        "sees all of it before it is laid out",
+        choices=("each_node", "together"),
     )
     pixel_std: str = option(
         "",
@@ -290,6 +297,12 @@ class TextConfig(RunConfig):
         "iid",
         "how the pairs lie on the nodes: shuffled, or a few sources or categories on each",
         choices=("iid", "by_category"),
+    )
+    clean: str = option(
+        "each_node",
+        "each node drops empty, repeated and non-text samples and outliers of its own data; none: "
+        "what was read is trained on",
+        choices=("each_node", "none"),
     )
     categories_per_node: int = option(
         1, "partition=by_category: how many a node has (1 or 2 in the paper)", low=1

@@ -143,6 +143,31 @@ class DistillConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What becomes of data that is not sound (`snake_jax.data.node_quality`)."""
+
+    outliers: float = option(
+        0.0,
+        "share of the training examples to drop as outliers, by an isolation forest or, with "
+        "clusters, by the distance from them",
+        low=0,
+        high=0.5,
+    )
+    clusters: int = option(
+        0,
+        "groups of alike examples that each node finds in its own data; 0: none are sought",
+        low=0,
+        high=1000,
+    )
+    max_dropped: float = option(
+        0.0,
+        "admit nodes of whose data no more than this share was dropped as unsound; 0: all",
+        low=0,
+        high=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeConfig:
     """Node management: whose updates are taken, who may serve, who comes and who goes."""
 

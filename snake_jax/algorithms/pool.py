@@ -35,6 +35,7 @@ POOL_FLAGS = frozenset(
         "min_memory_bytes",
         "share_labels",
         "max_label_divergence",
+        "max_dropped",
         "follow_clock",
     }
 )
@@ -85,7 +86,7 @@ def gone(plan: Plan, moves: Sequence[Move], rounds: int) -> frozenset[int]:
     return frozenset(away)
 
 
-def present(plan: Plan, away: frozenset[int], turn: int) -> tuple[int, ...]:
+def present(plan: Plan, away: frozenset[int], turn: int) -> Sequence[int]:
     """The nodes that are there in a turn, by number.
 
     Args:
@@ -94,8 +95,11 @@ def present(plan: Plan, away: frozenset[int], turn: int) -> tuple[int, ...]:
       turn: of the run.
     """
     config = plan.config
-    scheduled = away_in(config, turn)
-    return tuple(node for node in range(config.nodes) if node not in away | scheduled)
+    absent = away | away_in(config, turn)
+    # Where all are there a round's work does not grow with them.
+    if not absent:
+        return range(config.nodes)
+    return tuple(node for node in range(config.nodes) if node not in absent)
 
 
 def manned(plan: Plan, away: frozenset[int], visits: Round, moment: Moment | None = None) -> Round:
@@ -328,6 +332,13 @@ def check(plan: Plan, turns: int) -> None:
 
 
 # When nodes go because of how the run went
+
+
+def is_asked(config: RunConfig) -> bool:
+    """Whether it decides anything what nodes did so far: whether flags have nodes leave by it."""
+    by_work = config.leave_epochs or config.leave_lost
+    by_loss = config.leave_loss or config.leave_gain
+    return bool(by_work or by_loss)
 
 
 def served_after(

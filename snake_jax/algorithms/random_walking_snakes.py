@@ -124,6 +124,7 @@ def _chain(plan: Plan) -> Chain:
 RANDOM_WALKING_SNAKES = Algorithm(
     name="random_walking_snakes",
     rounds=_course,
+    cycle=_rounds,
     traffic=WALK,
     merge=REPLACE,
     chain=_chain,

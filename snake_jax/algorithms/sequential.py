@@ -39,6 +39,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 SEQUENTIAL = Algorithm(
     name="sequential",
     rounds=_course,
+    cycle=_rounds,
     traffic=RELAY,
     merge=REPLACE,
     client=proximal_client,

@@ -113,6 +113,7 @@ def _check(config: RunConfig) -> None:
 SNAKE = Algorithm(
     name="snake",
     rounds=_course,
+    cycle=_rounds,
     traffic=RELAY,
     merge=REPLACE,
     client=proximal_client,

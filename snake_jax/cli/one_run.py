@@ -40,7 +40,7 @@ class OpenRun(NamedTuple):
     @property
     def total(self) -> int:
         """How many rounds the run has."""
-        return len(loop.planned(self.setup))
+        return loop.total_rounds(self.setup)
 
     @property
     def unit(self) -> str:
@@ -124,7 +124,6 @@ def finish_rounds(
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # It is on disk when it comes.
             state = report.state
             for lost in report.lost:
                 launch.warn(
@@ -135,6 +134,8 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
+    # Who is told the last state may count on it.
+    job.workdir.settle()
     return state
 
 
@@ -193,16 +194,18 @@ def carry_out(
         # Where all nodes left, or it is good enough, a run ends before its planned rounds.
         if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
-        if state.ended:
-            print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
         if processes.is_first():
-            _show(workdir)
+            _show(job, state)
         end(state, workdir.path)
     finally:
         workdir.close()
 
 
-def _show(workdir: Workdir) -> None:
+def _show(job: OpenRun, state: loop.State) -> None:
+    """What came of a run, and why it ended early where a threshold ended it."""
+    if state.ended:
+        print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
+    workdir = job.workdir
     with (
         storage.fetched([workdir.path]) as (folder,),
         storage.stored(workdir.path / "curves.png") as picture,

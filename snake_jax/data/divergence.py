@@ -10,7 +10,7 @@ is compared with what the same examples show when they are dealt out at random t
 sizes: a permutation test, which is exact whatever the measure and the sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ def label_divergence(counts: np.ndarray, measure: str = "js") -> float:
     if measure not in MEASURES:
         raise UserError(f"divergence measure {measure} is unknown; allowed: {', '.join(MEASURES)}")
     counts = _of_holders(counts)
-    return float(_mean_divergence(counts, measure))
+    return _mean_divergence(counts, measure)
 
 
 def beyond_chance(
@@ -119,35 +119,36 @@ def beyond_chance(
     for number, table in enumerate(tables):
         counts = _of_holders(table)
         rng = streams.generator(seed, "divergence/deals", number)
-        found += float(_mean_divergence(counts, measure)) / len(tables)
-        drawn += _mean_divergence(_dealt(counts, deals, rng), measure) / len(tables)
+        found += _mean_divergence(counts, measure) / len(tables)
+        sizes, pooled = counts.sum(1), counts.sum(0)
+        for size, own in zip(sizes, _dealt(counts, deals, rng), strict=True):
+            share = size / sizes.sum() / len(tables)
+            drawn += share * MEASURES[measure](own, pooled)
 
     # Equal tables may differ in the last bit, by the order of their sums.
     as_far = int((drawn >= found - 1e-12).sum())
     return Divergence(found, float(drawn.mean()), (1 + as_far) / (1 + deals))
 
 
-def _dealt(counts: np.ndarray, deals: int, rng: np.random.Generator) -> np.ndarray:
-    """`[deals, K, C]` tables with the margins of `[K, C]` counts, as shuffled labels give them.
+def _dealt(counts: np.ndarray, deals: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """`[deals, C]` of node after node: tables with the margins of `[K, C]` counts, as shuffled
+    labels give them.
 
-    Node after node draws from what is left, class after class: the multivariate hypergeometric
-    distribution, as a chain of plain ones.
+    Each node draws from what is left, class after class: the multivariate hypergeometric
+    distribution, as a chain of plain ones. No table is kept, so many nodes take no more memory.
     """
-    nodes, classes = counts.shape
-    sizes = counts.sum(1).astype(np.int64)
     left = np.tile(counts.sum(0).astype(np.int64), (deals, 1))  # [deals, C]
-    tables = np.zeros((deals, nodes, classes), np.int64)
-    for node in range(nodes):
-        wanted = np.full(deals, sizes[node])
+    for size in counts.sum(1).astype(np.int64):
+        wanted = np.full(deals, size)
         others = left.sum(1)
-        for label in range(classes):
+        own = np.zeros_like(left)
+        for label in range(counts.shape[1]):
             of_label = left[:, label]
             others = others - of_label
-            taken = rng.hypergeometric(of_label, others, wanted)
-            tables[:, node, label] = taken
-            wanted = wanted - taken
-        left = left - tables[:, node]
-    return tables
+            own[:, label] = rng.hypergeometric(of_label, others, wanted)
+            wanted = wanted - own[:, label]
+        left = left - own
+        yield own
 
 
 def _of_holders(counts: np.ndarray) -> np.ndarray:
@@ -165,12 +166,10 @@ def _of_holders(counts: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _mean_divergence(counts: np.ndarray, measure: str) -> np.ndarray:
-    """`[...]`: the mean over the nodes, weighted by their examples, of counts `[..., K, C]`."""
-    pooled = counts.sum(-2, keepdims=True)
-    divergences = MEASURES[measure](counts, pooled)
-    sizes = counts.sum(-1)
-    return (divergences * sizes).sum(-1) / sizes.sum(-1)
+def _mean_divergence(counts: np.ndarray, measure: str) -> float:
+    """The mean over the nodes, weighted by their examples, of `[K, C]` counts."""
+    divergences = MEASURES[measure](counts, counts.sum(0))
+    return float(np.average(divergences, weights=counts.sum(1)))
 
 
 def _normalised(weights: np.ndarray, smoothing: float = 0.0) -> np.ndarray:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import ray
 
 from snake_jax.algorithms.visits import Outcome, Round, Serialized, Visit
@@ -29,12 +28,15 @@ from snake_jax.engines.contract import (
 from snake_jax.nodes import columns
 from snake_jax.nodes.columns import WHOLE, Columns
 from snake_jax.params import Params, PyTree
+from snake_jax.training import quantization
 
 Item = tuple[str, str | int]
-"""What has versions: `("layers", "conv1")`, `("states", "conv1")`, `("memory", 3)` of a node, and
-`SHARED`. Where nodes have unlike ranks, parts of adapters: `("layers", "block_05.lora[2:8]")`.
+"""What has versions: `("layers", "conv1")`; `("stored", "conv1")`, the same layer as a node stores
+it while it is frozen; `("states", "conv1")`, `("memory", 3)` of a node, and `SHARED`. Where nodes
+have unlike ranks, parts of adapters: `("layers", "block_05.lora[2:8]")`.
 """
 SHARED: Item = ("shared", "")
+STORED = "stored"
 Build = Callable[[], Engine]
 """Opens the data of an actor's nodes, and no other's, where it is called; gives their engine."""
 
@@ -242,7 +244,10 @@ class Node:
         for item, value in zip(lacking, values, strict=True):
             received += serialized_bytes(value)
             # A copy, so that Ray may let go of its own.
-            self._held[item, task.items[item]] = jax.tree.map(np.array, value)
+            own = quantization.unpacked(value)
+            if item[0] == STORED:
+                own = quantization.Stored(own)
+            self._held[item, task.items[item]] = own
         self._held = {key: self._held[key] for key in still_held(set(self._held), task)}
         return received
 
@@ -264,7 +269,7 @@ class Node:
                     found = {part: self._held[(kind, part), of] for (_, part), of in keys}
                     value = columns.joined(task.columns, str(name), found)
                 whole[keys] = value
-            kinds[kind][name] = Held(number, value)
+            kinds["layers" if kind == STORED else kind][name] = Held(number, value)
         self._whole = whole
         shared = kinds["shared"].get("", Held(0, {}))
         return Holdings(kinds["layers"], kinds["states"], kinds["memory"], shared)

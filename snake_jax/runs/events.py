@@ -22,6 +22,10 @@ ENDED = "ended"
 AWAY = "away"
 
 
+_LISTED = 100
+"""Of more nodes than that it is said in one event that they are admitted."""
+
+
 class Event(NamedTuple):
     """Something that happened to a node, or to the run.
 
@@ -55,6 +59,11 @@ def at_start(plan: Plan, about: Sequence[str]) -> list[Event]:
       about: what is said of each node.
     """
     there = pool.present(plan, frozenset(plan.refused), 0)
+    if len(there) > _LISTED:
+        events = [_now(0, None, None, ADMITTED, f"{len(there)} nodes")]
+        for node, why in plan.refused.items():
+            events.append(_now(0, None, node, REFUSED, why))
+        return events
     events = []
     for node in range(plan.config.nodes):
         if node in plan.refused:

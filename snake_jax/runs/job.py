@@ -16,7 +16,7 @@ import optax
 
 from snake_jax.algorithms import base, neighbours, pool, schedule
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.base import Algorithm, Outline
 from snake_jax.algorithms.chain import Chain, Message, Role
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Hop, Plan
@@ -194,8 +194,11 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
-    for turn in schedule.interruptions(job.config):
+    named = schedule.interruptions(job.config)
+    if not named:
+        return
+    last_turn = outline(job).turns - 1
+    for turn in named:
         if turn > last_turn:
             raise UserError(
                 f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is "
@@ -213,8 +216,7 @@ def check_pool(job: Job) -> None:
         everybody = job.plan._replace(
             refused={}, config=dataclasses.replace(job.config, leave="", join="")
         )
-        last_round = base.planned_rounds(job.algorithm, everybody)[-1]
-        pool.check(job.plan, last_round[-1].turn + 1)
+        pool.check(job.plan, base.outline(job.algorithm, everybody).turns)
 
 
 def hop_of(job: Job) -> Hop | None:
@@ -228,6 +230,11 @@ def hop_of(job: Job) -> Hop | None:
 def planned(job: Job) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
     return base.planned_rounds(job.algorithm, job.plan)
+
+
+def outline(job: Job, done: int = 0) -> Outline:
+    """What the run is as planned, without all its rounds; `done` of them are finished."""
+    return base.outline(job.algorithm, job.plan, done)
 
 
 def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:

@@ -52,6 +52,7 @@ __all__ = [
     "planned",
     "prepare",
     "summarise",
+    "total_rounds",
     "train",
 ]
 
@@ -74,6 +75,11 @@ _PREPARE: dict[type, Callable[[Any], Setup]] = {
 def planned(setup: Setup) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
     return jobs.planned(setup.job)
+
+
+def total_rounds(setup: Setup) -> int:
+    """How many rounds the run has, where nothing fails but what the flags ask for."""
+    return jobs.outline(setup.job).rounds
 
 
 def initial_state(setup: Setup) -> State:
@@ -119,9 +125,7 @@ def train(
     """
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
-    every = planned(setup)
-    turns = max(visit.turn for visits in every for visit in visits) + 1
-    engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
+    turns = _expected(setup, engine, state)
 
     rounds, coming, finished, unfinished = course.begun(setup, state)
     visits = coming.visits
@@ -144,7 +148,9 @@ def train(
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         flops = [work(outcome) for outcome in carried.outcomes]
-        measured = rates.measured_after(state.measured, carried.outcomes, flops)
+        measured = state.measured
+        if config.rates == "measured":
+            measured = rates.measured_after(measured, carried.outcomes, flops)
         endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
         took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
@@ -157,7 +163,8 @@ def train(
         )
         unfinished = course.unfinished(endings)
 
-        heard |= {visit.node: number + 1 for visit in carried.accepted}
+        if carried.nodes:
+            heard |= {visit.node: number + 1 for visit in carried.accepted}
         begun_s = (*state.begun_s, state.clock_s) if config.follow_clock else ()
         state = State(
             params,
@@ -186,6 +193,18 @@ def train(
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
         visits = coming.visits
+
+
+def _expected(setup: Setup, engine: Engine, state: State) -> int:
+    """Tells the engine what the run is going to ask for; how many turns the run has."""
+    outline = jobs.outline(setup.job, state.rounds)
+    shared = setup.algorithm.shared(state.memory)
+    if engine.by_node:
+        engine.expect(planned(setup), state.params, state.rounds, shared)
+    else:
+        rounds = (*outline.kinds, *outline.left)
+        engine.expect(rounds, state.params, len(outline.kinds), shared)
+    return outline.turns
 
 
 def _merged(

@@ -48,11 +48,14 @@ def after_round(
       requests: all so far, those that were heard before too.
     """
     config, rounds = setup.config, state.rounds + 1
-    losses = {}
+    losses, accepted = {}, set(carried.accepted)
     for outcome in carried.outcomes:
-        if outcome.visit in carried.accepted:
+        if outcome.visit in accepted:
             losses[outcome.visit] = outcome.loss
-    served = pool.served_after(state.served, visits, losses)
+    # It grows with the nodes, so it is kept where it is asked for only.
+    served = state.served
+    if pool.is_asked(config):
+        served = pool.served_after(served, visits, losses)
     if "leave" not in setup.algorithm.flags:
         return Membership(state.moves, served, len(requests))
 

@@ -12,6 +12,7 @@ import numpy as np
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
 from snake_jax.algorithms.schedule import Plan
+from snake_jax.data.node_quality import NodeQuality
 from snake_jax.models.layered import Layer
 from snake_jax.nodes import fit
 from snake_jax.nodes.fleet import Fleet
@@ -44,7 +45,7 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
 
     job: Job[Config, Data, Model]
     data: Data
-    about_nodes: tuple[str, ...] = ()
+    about_nodes: Sequence[str] = ()
     steps: tuple[int, ...] = ()
     verdict: Verdict = Verdict(False, "")
 
@@ -105,6 +106,7 @@ def assembled(
     steps: Sequence[int],
     counts: np.ndarray,
     ranks: Sequence[int] = (),
+    quality: Sequence[NodeQuality] = (),
 ) -> Setup[Config, Data, Model]:
     """The setup of a job on this data: what only the data decides is decided, and all is checked.
 
@@ -114,6 +116,7 @@ def assembled(
       steps: optimizer steps of a visit at each node.
       counts: `[K, C]` examples of each label at each node.
       ranks: of each node's adapters; empty: all alike.
+      quality: of each node's data, as it found it; empty: none looked.
 
     Raises:
       UserError: a node cannot hold what it is to train, nobody is there to train, or an
@@ -123,10 +126,10 @@ def assembled(
     verdict = distilling.decided(job.config, [counts], ranks, useful)
     job = job._replace(distilled=verdict.on)
     visitors, able = job.task.visitors(job, steps)
-    refused = fit.refused(job.config, job.fleet, counts)
+    refused = fit.refused(job.config, job.fleet, counts, quality)
     plan = job.plan._replace(visitors=visitors, able=able, refused=refused, hop=hop_of(job))
     job = job._replace(plan=plan)
     check_pool(job)
     check_interruptions(job)
-    about = [fit.described(job.config, counts, node) for node in range(job.config.nodes)]
-    return Setup(job, data, tuple(about), tuple(steps), verdict)
+    about = fit.About(job.config, counts, quality)
+    return Setup(job, data, about, tuple(steps), verdict)

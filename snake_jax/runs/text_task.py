@@ -44,7 +44,7 @@ from snake_jax.runs.job import (
     distillation_of,
     exchange_of,
     make_rule,
-    planned,
+    outline,
     state_like,
 )
 from snake_jax.runs.privacy import privacy_of
@@ -113,7 +113,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
         steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, steps, data.rows.counts, data.ranks)
+    return assembled(job, data, steps, data.rows.counts, data.ranks, data.rows.of_nodes)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -350,7 +350,7 @@ def _summary(
 def largest_visit(job: TextJob) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
     largest: tuple[str, ...] = ()
-    for visits in planned(job):
+    for visits in outline(job).kinds:
         for visit in visits:
             if len(visit.layers) > len(largest):
                 largest = visit.layers

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias
 
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
+from snake_jax.data import drawn
 from snake_jax.errors import UserError
 from snake_jax.names import IMAGE_MODELS, LANGUAGE_MODELS, PARTITIONS
 
@@ -258,8 +259,11 @@ def _partition(value: str, allowed: Allowed) -> str:
         return value
     if value.startswith("file:"):
         return "file:" + _within("partition", value.removeprefix("file:"), allowed)
+    if value.startswith(f"{drawn.KIND}:"):
+        return value
     raise UserError(
-        f"--partition={_said(value)}: not one of {', '.join(PARTITIONS)} or file:PATH (JSON)"
+        f"--partition={_said(value)}: not one of {', '.join(PARTITIONS)}, {drawn.KIND}:LEAST-MOST "
+        "or file:PATH (JSON)"
     )
 
 
