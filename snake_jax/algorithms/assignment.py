@@ -53,6 +53,7 @@ def make_problem(
     steps: Sequence[int],
     fleet: Fleet,
     transfer_bytes: Sequence[tuple[int, int]] | None = None,
+    up_bytes: Sequence[Sequence[int]] | None = None,
 ) -> Problem:
     """The costs of a cycle's visits at every node.
 
@@ -64,12 +65,16 @@ def make_problem(
       fleet: the nodes.
       transfer_bytes: `(down, up)` of each visit, between node and server; None: left out, as for
         `greedy`, which is told of hops apart.
+      up_bytes: `[G, N]` of each visit at each node, where nodes of unlike ranks hand in unlike
+        columns; None: all hand in alike.
     """
     transferred = np.zeros((len(assignments), 2))  # [G, 2]
     if transfer_bytes:
         transferred[:] = transfer_bytes
     down = transferred[:, [0]]  # [G, 1]
     up = transferred[:, [1]]
+    if transfer_bytes and up_bytes is not None:
+        up = np.array(up_bytes, np.float64)  # [G, N]
 
     # A node does its own number of steps of each group: [G] FLOPs times [N] steps is [G, N].
     of_step = np.array(step_flops, np.float64)

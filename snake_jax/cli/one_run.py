@@ -194,16 +194,18 @@ def carry_out(
         # Where all nodes left, or it is good enough, a run ends before its planned rounds.
         if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
-        if state.ended:
-            print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
         if processes.is_first():
-            _show(workdir)
+            _show(job, state)
         end(state, workdir.path)
     finally:
         workdir.close()
 
 
-def _show(workdir: Workdir) -> None:
+def _show(job: OpenRun, state: loop.State) -> None:
+    """What came of a run, and why it ended early where a threshold ended it."""
+    if state.ended:
+        print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
+    workdir = job.workdir
     with (
         storage.fetched([workdir.path]) as (folder,),
         storage.stored(workdir.path / "curves.png") as picture,

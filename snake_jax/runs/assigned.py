@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax.algorithms import assignment, neighbours, schedule, segments
-from snake_jax.nodes import presence
+from snake_jax.nodes import columns, presence
 from snake_jax.nodes.fleet import Fleet
+from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import LayerNames
 from snake_jax.runs.job import Job, Visitors, bytes_of
 
@@ -161,6 +162,18 @@ def _with_windows(problem: assignment.Problem, fleet: Fleet) -> assignment.Probl
     return problem._replace(seconds=problem.seconds + away_s)
 
 
+def _up_bytes(job: Job, groups: Sequence[LayerNames], sizes: Sizes) -> list[list[int]]:
+    """`[G, N]` what each node hands in of each visit: of adapters the columns of its rank."""
+    found = []
+    for layers in groups:
+        row = []
+        for node in range(job.config.nodes):
+            parts = columns.all_trained(job.columns, layers, node)
+            row.append(sum(sizes.full[part] for part in parts))
+        found.append(row)
+    return found
+
+
 def _problem(
     job: Job,
     groups: Sequence[LayerNames],
@@ -185,6 +198,9 @@ def _problem(
 
     # The greedy assignment counts what a hop from node to node sends by itself.
     transfers = None if job.config.assign == "greedy" else traffic
-    problem = assignment.make_problem(groups, flops, state_bytes, steps, job.fleet, transfers)
+    up_bytes = _up_bytes(job, groups, sizes) if job.columns.stops else None
+    problem = assignment.make_problem(
+        groups, flops, state_bytes, steps, job.fleet, transfers, up_bytes
+    )
     model_bytes = bytes_of(sizes.full, job.layer_names, job.columns)
     return problem, model_bytes

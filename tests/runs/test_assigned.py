@@ -69,6 +69,16 @@ def test_a_fast_node_takes_several_blocks_in_one_visit(prepared):
         prepared([{"memory_bytes": 1000}, {"memory_bytes": 1000}], assign="segments")
 
 
+def test_a_node_of_smaller_rank_is_sooner_done_with_handing_in(prepared):
+    slow_link = {"flops_per_s": 1e15, "latency_s": 0, "up_bytes_per_s": 1, "down_bytes_per_s": 1e15}
+    narrow, wide = (
+        prepared([slow_link, slow_link], assign="milp", rank=rank).plan.able[BLOCKS[:1]]
+        for rank in ("1,4", "4,4")
+    )
+    assert narrow[1] == wide[0] == wide[1]
+    assert narrow[0] == pytest.approx(wide[0] / 4, rel=1e-3)
+
+
 def test_nodes_take_turns_unless_they_are_told_otherwise(prepared):
     job = prepared([{}, {}])
     assert job.plan.visitors == {}
