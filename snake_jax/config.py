@@ -8,14 +8,20 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
-from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig
+from snake_jax.config_parts import (
+    DistillConfig,
+    MethodConfig,
+    NodeConfig,
+    PrivacyConfig,
+    QualityConfig,
+)
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
+class RunConfig(PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, QualityConfig):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -41,23 +47,6 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     cached: bool = option(
         True, "receivers keep what they were sent, so that only changed layers travel"
     )
-
-    # What keeps a node from forgetting what the others taught.
-    distill: str = option(
-        "auto",
-        "distillation from the model as received; auto: on where the nodes' labels diverge",
-        choices=("off", "on", "auto"),
-    )
-    distill_measure: str = option(
-        "js",
-        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
-        choices=("js", "kl"),
-    )
-    distill_threshold: float = option(
-        0.1, "auto turns distillation on above this divergence", low=0
-    )
-    distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
-    distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
 
     # The update rule, and its learning rate from cycle to cycle.
     optimizer: str = option("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
@@ -241,11 +230,15 @@ class ImageConfig(RunConfig):
         high=0.5,
     )
     partition: str = option(
-        "iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)"
+        "iid",
+        "how the data lies: {partitions}, file:PATH (JSON) or drawn:LEAST-MOST (virtual nodes)",
     )
     alpha: float = option(2.0, "Dirichlet concentration; smaller is less alike", above=0)
-    outliers: float = option(
-        0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5
+    clean: str = option(
+        "each_node",
+        "who drops broken images, duplicates and outliers: each node of its own data, or one who "
+        "sees all of it before it is laid out",
+        choices=("each_node", "together"),
     )
     pixel_std: str = option(
         "",
@@ -325,6 +318,12 @@ class TextConfig(RunConfig):
         "how the pairs lie on the nodes: shuffled, or a few sources or categories on each",
         choices=("iid", "by_category"),
     )
+    clean: str = option(
+        "each_node",
+        "each node drops empty, repeated and non-text samples and outliers of its own data; none: "
+        "what was read is trained on",
+        choices=("each_node", "none"),
+    )
     categories_per_node: int = option(
         1, "partition=by_category: how many a node has (1 or 2 in the paper)", low=1
     )
@@ -373,7 +372,8 @@ class TextConfig(RunConfig):
     momentum: float = option(0.0, "momentum of sgd and rmsprop", low=0, high=1)
     distill: str = option(
         "off",
-        "distillation from the model as received; auto: on where the nodes' categories diverge",
+        "distillation from the model as received; auto: on where the nodes' categories diverge "
+        "beyond chance, or their ranks differ",
         choices=("off", "on", "auto"),
     )
     frozen_dtype: str = option(

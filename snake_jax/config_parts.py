@@ -1,4 +1,4 @@
-"""Parts of a run's configuration that belong together: privacy, node management, single methods.
+"""Parts of a run's configuration that belong together: privacy, distillation, node management.
 
 `snake_jax.config.RunConfig` is made of these and of its own fields; flags, files and `--help` know
 no difference.
@@ -55,6 +55,62 @@ class MethodConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What keeps a node from forgetting what the others taught (`snake_jax.runs.distilling`)."""
+
+    distill: str = option(
+        "auto",
+        "distillation from the model as received; auto: on where the nodes' labels diverge beyond "
+        "chance",
+        choices=("off", "on", "auto"),
+    )
+    distill_measure: str = option(
+        "js",
+        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
+        choices=("js", "kl"),
+    )
+    distill_level: float = option(
+        0.01,
+        "auto: chance that distillation is turned on for nodes whose data is dealt out at random",
+        low=0.001,
+        high=0.5,
+    )
+    distill_threshold: float = option(
+        0.0,
+        "auto also asks that the divergence is so far above that of a random deal, in js a "
+        "distance up to 1, in kl nats; 0: beyond chance is enough",
+        low=0,
+    )
+    distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
+    distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What becomes of data that is not sound (`snake_jax.data.node_quality`)."""
+
+    outliers: float = option(
+        0.0,
+        "share of the training examples to drop as outliers, by an isolation forest or, with "
+        "clusters, by the distance from them",
+        low=0,
+        high=0.5,
+    )
+    clusters: int = option(
+        0,
+        "groups of alike examples that each node finds in its own data; 0: none are sought",
+        low=0,
+        high=1000,
+    )
+    max_dropped: float = option(
+        0.0,
+        "admit nodes of whose data no more than this share was dropped as unsound; 0: all",
+        low=0,
+        high=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeConfig:
     """Node management: whose updates are taken, who may serve, who comes and who goes."""
 
@@ -73,10 +129,16 @@ class NodeConfig:
         choices=("declared", "measured"),
     )
     stand_in: str = option(
-        "next",
-        "who takes over: the next node in turn, or the one whose visit is soonest done by the "
-        "clock's figures (compute and link)",
-        choices=("next", "soonest"),
+        "soonest",
+        "who takes over, of idle nodes that are there and can hold the visit: the one that is "
+        "soonest done by the clock's figures (compute and link), or the next in turn",
+        choices=("soonest", "next"),
+    )
+
+    follow_clock: bool = option(
+        False,
+        "the clock decides who trains: nodes whose window is closed or that dropped are skipped, a "
+        "visit that its node leaves goes on elsewhere, and assign weighs windows",
     )
 
     # Who is admitted.

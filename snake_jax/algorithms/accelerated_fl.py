@@ -30,6 +30,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 ACCELERATED_FL = Algorithm(
     name="accelerated_fl",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=STAR,
     merge=REPLACE,
     chain=node_and_server,

@@ -64,6 +64,7 @@ def _chain(plan: Plan) -> Chain:
 RANDOM_WALKING_SNAKES = Algorithm(
     name="random_walking_snakes",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=WALK,
     merge=REPLACE,
     chain=_chain,

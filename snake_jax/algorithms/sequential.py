@@ -24,6 +24,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 SEQUENTIAL = Algorithm(
     name="sequential",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=RELAY,
     merge=REPLACE,
     client=proximal_client,

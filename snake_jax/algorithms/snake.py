@@ -103,6 +103,7 @@ def _check(config: RunConfig) -> None:
 SNAKE = Algorithm(
     name="snake",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=RELAY,
     merge=REPLACE,
     client=proximal_client,

@@ -17,7 +17,8 @@ class Visit(NamedTuple):
       layers: the layers it trains, in model order.
       share: the part of the turn's steps it does, `(0, 1)` for all.
       event: empty; `interrupted` (stops early, hands in what it has), `lost` (stops early, nothing
-        comes back) or `takeover` (an idle node goes on in the place of one of those).
+        comes back), `takeover` (an idle node goes on in the place of one of those) or `waited` (no
+        other could, so its own node goes on once it is back).
       others: further nodes that hold a part of the model in this visit.
     """
 

@@ -24,7 +24,7 @@ from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import loop, privacy, storage
+from snake_jax.runs import distilling, loop, privacy, storage
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
@@ -40,7 +40,7 @@ class OpenRun(NamedTuple):
     @property
     def total(self) -> int:
         """How many rounds the run has."""
-        return len(loop.planned(self.setup))
+        return loop.total_rounds(self.setup)
 
     @property
     def unit(self) -> str:
@@ -124,7 +124,6 @@ def finish_rounds(
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # It is on disk when it comes.
             state = report.state
             for lost in report.lost:
                 launch.warn(
@@ -135,6 +134,8 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
+    # Who is told the last state may count on it.
+    job.workdir.settle()
     return state
 
 
@@ -295,14 +296,13 @@ def describe_images(setup: loop.Setup) -> str:
     """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
     config, data = setup.config, setup.data
     dataset = data.dataset
-    verdict = "on" if setup.distilled else "off"
+    verdict = distilling.said(setup.verdict, data.divergence, config.distill_measure)
     lines = (
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
         data.quality,
         partition.counts_table(data.shards, dataset.train.labels, dataset.num_classes),
-        f"label divergence ({config.distill_measure}) {data.divergence:.3f}; distillation "
-        f"{verdict}",
+        f"label divergence {verdict}",
     )
     return "\n".join(lines)
 

@@ -82,6 +82,8 @@ class LocalEngine:
 
     # What a run asks
 
+    by_node = False
+
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number."""
         return self._nodes
@@ -93,10 +95,10 @@ class LocalEngine:
         machine's cores, where they are known before there is a batch.
 
         Args:
-          rounds: all of a run, so that those of a run that goes on are emulated as in an unbroken
-            one.
+          rounds: of a run, finished ones too, so that those of a run that goes on are emulated as
+            in an unbroken one; see `contract.Engine`.
           params: all that may train (shapes suffice).
-          done: how many of the rounds are finished.
+          done: how many of these rounds are not asked for any more.
           shared: what the server will tell nodes for the method's client (shapes suffice); None
             with a client: training programs are compiled on first use.
         """

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import ray
 
 from snake_jax.algorithms.visits import Outcome, Round, Serialized, Visit
@@ -27,12 +26,14 @@ from snake_jax.engines.contract import (
     Progress,
 )
 from snake_jax.params import Params, PyTree
+from snake_jax.training import quantization
 
 Item = tuple[str, str | int]
-"""What has versions: `("layers", "conv1")`, `("states", "conv1")`, `("memory", 3)` of a node, and
-`SHARED`.
+"""What has versions: `("layers", "conv1")`; `("stored", "conv1")`, the same layer as a node stores
+it while it is frozen; `("states", "conv1")`, `("memory", 3)` of a node, and `SHARED`.
 """
 SHARED: Item = ("shared", "")
+STORED = "stored"
 Build = Callable[[], Engine]
 """Opens the data of an actor's nodes, and no other's, where it is called; gives their engine."""
 
@@ -237,7 +238,10 @@ class Node:
         for item, value in zip(lacking, values, strict=True):
             received += serialized_bytes(value)
             # A copy, so that Ray may let go of its own.
-            self._held[item, task.items[item]] = jax.tree.map(np.array, value)
+            own = quantization.unpacked(value)
+            if item[0] == STORED:
+                own = quantization.Stored(own)
+            self._held[item, task.items[item]] = own
         self._held = {key: self._held[key] for key in still_held(set(self._held), task)}
         return received
 
@@ -246,6 +250,8 @@ class Node:
         kinds: dict[str, dict[Any, Held]] = {"layers": {}, "states": {}, "memory": {}, "shared": {}}
         for item, number in task.items.items():
             kind, name = item
+            if kind == STORED:
+                kind = "layers"
             kinds[kind][name] = Held(number, self._held[item, number])
         shared = kinds["shared"].get("", Held(0, {}))
         return Holdings(kinds["layers"], kinds["states"], kinds["memory"], shared)

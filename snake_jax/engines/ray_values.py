@@ -8,7 +8,7 @@ only puts it in its place, which is seen by identity: then whoever trained it is
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from snake_jax.engines import orders
 from snake_jax.engines.contract import Holdings
 from snake_jax.engines.ray_node import (
     SHARED,
+    STORED,
     Facts,
     Item,
     Key,
@@ -30,6 +31,7 @@ from snake_jax.engines.ray_node import (
 )
 from snake_jax.engines.updates import UNKNOWN_VERSION
 from snake_jax.params import PyTree
+from snake_jax.training import quantization
 
 
 class Exchange(NamedTuple):
@@ -40,12 +42,16 @@ class Exchange(NamedTuple):
       cached: whether nodes keep what they were sent.
       states: whether optimizer states travel.
       remembers: whether the method has a client at the nodes.
+      stored: makes of a layer, given its name, what a node stores while it is frozen, where that is
+        what a node is sent of it; None: layers travel in full precision, because whoever gets one
+        may have to train it, or pass it on.
     """
 
     peer_to_peer: bool
     cached: bool
     states: bool
     remembers: bool
+    stored: Callable[[str, PyTree], PyTree] | None = None
 
 
 class _Value(NamedTuple):
@@ -92,6 +98,9 @@ class Values:
         self._given.clear()
         # Ray keeps what is referred to.
         current = {(item, value.number) for item, value in held.items()}
+        for (kind, of), value in held.items():
+            if kind == "layers":
+                current.add(((STORED, of), value.number))
         for key in set(self._references) - current:
             del self._references[key]
 
@@ -106,13 +115,15 @@ class Values:
           ValueError: the order names a version that is not held.
         """
         orders.bound(order, self._holdings, None)
-        wanted: list[Item] = [("layers", name) for name in order.layers]
+        wanted: list[Item] = []
+        for name in order.layers:
+            wanted.append(self._needed(name, order, has))
         wanted += [("states", name) for name in order.states]
         if order.memory is not None:
             wanted.append(("memory", order.visit.node))
         if self._exchange.remembers:
             wanted.append(SHARED)
-        items = {item: self._held[item].number for item in wanted}
+        items = {item: self._value(item).number for item in wanted}
         references = {}
         for item, number in items.items():
             if (item, number) not in has:
@@ -133,11 +144,30 @@ class Values:
         states = layers if self._exchange.states else 0
         return 1 + layers + states + (2 if self._exchange.remembers else 0)
 
+    def _needed(self, name: str, order: Order, has: set[Key]) -> Item:
+        """How a visit needs a layer: as it is if it trains it, else as its node stores it, unless
+        that has the layer already.
+        """
+        item: Item = "layers", name
+        is_there = (item, self._held[item].number) in has
+        if self._exchange.stored is None or name in order.visit.layers or is_there:
+            return item
+        return STORED, name
+
+    def _value(self, item: Item) -> _Value:
+        """What is held of an item; what is stored of a layer goes by the layer's number."""
+        kind, name = item
+        return self._held["layers", name] if kind == STORED else self._held[item]
+
     def _reference(self, item: Item) -> "ray.ObjectRef":
         """To the current value of an item; put by this process unless it lies at a node."""
-        number, value = self._held[item]
+        number, value = self._value(item)
         if (item, number) not in self._references:
-            self._references[item, number] = ray.put(jax.device_get(value))
+            kind, name = item
+            if kind == STORED:
+                assert self._exchange.stored is not None
+                value = self._exchange.stored(str(name), value)
+            self._references[item, number] = ray.put(quantization.packed(value))
         return self._references[item, number]
 
     def forget_places(self) -> None:
@@ -193,7 +223,8 @@ def _versions(order: Order, task: Task, started: Mapping[str, int]) -> dict[str,
     """`{layer: version}` that a visit started from, given the numbers that its node had."""
     found = {}
     for name, version in order.layers.items():
-        same = started.get(name) == task.items["layers", name]
+        number = task.items.get(("layers", name), task.items.get((STORED, name)))
+        same = started.get(name) == number
         found[name] = version if same else UNKNOWN_VERSION
     return found
 

@@ -34,6 +34,10 @@ class VisitWork(NamedTuple):
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
         on nobody (the server works alone).
       cloud_exchanges: messages between server and cloud, counted apart from `exchanges`.
+      waits_s: seconds before it begins, in which its node is away.
+      ends_s: when it is cut short because its node is gone, in seconds of the run; None: it is not,
+        and stands still while its node is away.
+      dropped: whether the node drops then.
     """
 
     flops: Mapping[Place, int]
@@ -41,6 +45,9 @@ class VisitWork(NamedTuple):
     exchanges: int
     node: Place | None
     cloud_exchanges: int = 0
+    waits_s: float = 0.0
+    ends_s: float | None = None
+    dropped: bool = False
 
 
 class Elapsed(NamedTuple):
@@ -210,9 +217,13 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
                 sending_s += seconds
     idle_s = len(members) * active_s - (computing_s + sending_s)
 
-    away_s, drops = 0.0, 0
-    if work.node is not None:
-        away_s, drops = _away(fleet, trace, work.node.index, now_s, active_s)
+    away_s, drops = work.waits_s, 0
+    if work.ends_s is not None:
+        # What is done by then is less than planned: caches spare transfers that plans count.
+        away_s, drops = max(0.0, work.ends_s - now_s - active_s), int(work.dropped)
+    elif work.node is not None:
+        more_s, drops = away(fleet, trace, work.node.index, now_s + work.waits_s, active_s)
+        away_s += more_s
     # Sums in another order differ in the last bit; nobody waits less than nothing.
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 
@@ -271,7 +282,7 @@ def _slowdown(trace: Faults, turn: int, node: int) -> float:
     return trace.slowdown if is_straggler else 1.0
 
 
-def _away(
+def away(
     fleet: Fleet, trace: Faults, node: int, start_s: float, active_s: float
 ) -> tuple[float, int]:
     """Seconds that a visit of `active_s` from `start_s` stands still until it is done, and drops.
@@ -282,8 +293,8 @@ def _away(
     away_s, drops = 0.0, 0
     while True:
         # The stretch of being free and the absence that are on, or come next.
-        opens_s, closes_s = _window(fleet.nodes[node], fleet.period_s, now_s)
-        drop_s, rejoin_s = _absence(trace, node, now_s)
+        opens_s, closes_s = window(fleet.nodes[node], fleet.period_s, now_s)
+        drop_s, rejoin_s = absence(trace, node, now_s)
         is_gone = drop_s <= now_s
         back_s = max(opens_s, rejoin_s if is_gone else now_s)
         if back_s > now_s:
@@ -301,7 +312,7 @@ def _away(
         now_s = stop_s
 
 
-def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
+def window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     """The first stretch of being free that ends after `now_s`."""
     if not node.windows:
         return -math.inf, math.inf
@@ -319,7 +330,7 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     raise AssertionError("a window of the next period ends after now")
 
 
-def _absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
+def absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
     """The first absence that ends after `now_s`, as the times of dropping and of being back."""
     if not trace.drop_rate_per_hour:
         return math.inf, math.inf

@@ -142,6 +142,9 @@ def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Flee
       tidal: the share of a day each node is free, in one stretch whose start is drawn; in whole
         seconds, at least one.
     """
+    # All alike: nothing is drawn, which of many nodes would take seconds.
+    if not spread and tidal == 1.0:
+        return Fleet((EDGE_FIGURES,) * count, SERVER_FIGURES, DAY_S)
     nodes = []
     for index in range(count):
         nodes.append(_drawn(seed, index, spread, tidal))

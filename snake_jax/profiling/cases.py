@@ -21,7 +21,7 @@ from snake_jax.profiling import cut, subjects, traffic
 from snake_jax.profiling.rows import Case, ProfileRow, Sent
 from snake_jax.profiling.subjects import Subject
 from snake_jax.runs import image_task, text_checks, text_task
-from snake_jax.runs.job import Job, chosen_algorithm, planned
+from snake_jax.runs.job import Job, chosen_algorithm, outline
 from snake_jax.training import sharding
 
 ALL = "all"  # of a row whose visit trains all that may train
@@ -143,7 +143,7 @@ def assignments(work: Work) -> dict[str, LayerNames]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
     plan = work.job.plan
     named = {}
-    for visits in planned(work.job):
+    for visits in outline(work.job).kinds:
         for visit in visits:
             about = _about(visit.layers, plan.always, plan.layer_names)
             named[about] = visit.layers

@@ -6,8 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax.algorithms import assignment, schedule
+from snake_jax.nodes import presence
+from snake_jax.nodes.fleet import Fleet
 from snake_jax.params import LayerNames
 from snake_jax.runs.job import Job, Visitors
+
+# Flags of methods whose visits may go to another node than the planned one.
+_GOES_ELSEWHERE = frozenset({"assign", "interrupt", "leave"})
 
 
 class VisitCost(NamedTuple):
@@ -25,10 +30,31 @@ class VisitCost(NamedTuple):
 
 def is_asked(job: Job) -> bool:
     """Whether a run has use for `visitors`: counting what visits cost takes a second."""
+    # Generated nodes without a spread are alike but for their data: see `alike`. Where the schedule
+    # follows the clock it has to know a visit's seconds.
     config = job.config
-    wanted = config.assign != "serpentine" or bool(config.node_file)
-    wanted = wanted or config.stand_in == "soonest"
-    return wanted and "assign" in job.algorithm.flags
+    wanted = config.assign != "serpentine" or bool(config.node_file) or bool(config.node_spread)
+    wanted = wanted or config.follow_clock
+    # Of a cut model a node holds a part, which is another one in each method.
+    wanted = wanted and len(job.chain) == 1
+    return wanted and bool(_GOES_ELSEWHERE & job.algorithm.flags)
+
+
+def alike(job: Job, steps: Sequence[int]) -> Visitors:
+    """Of nodes that differ in nothing but the steps of a visit: they take turns, and all can hold
+    what one can. Nothing is counted: the seconds are in units of a step's.
+    """
+    if not _GOES_ELSEWHERE & job.algorithm.flags:
+        return {}, {}
+    of_nodes = dict(enumerate(map(float, steps)))
+    return {}, dict.fromkeys(_groups(job), of_nodes)
+
+
+def _groups(job: Job) -> Sequence[LayerNames]:
+    """The layers of each visit of a cycle; of methods that do not share them out, all."""
+    if "assign" in job.algorithm.flags:
+        return schedule.serpentine(job.plan, 0)
+    return (job.plan.layer_names,)
 
 
 def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitCost]) -> Visitors:
@@ -44,16 +70,25 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
     """
     config = job.config
     # A node without the memory for a visit cannot take it over either, so who can is kept.
-    groups = schedule.serpentine(job.plan, 0)
+    groups = _groups(job)
     problem, model_bytes = _problem(job, groups, steps, cost)
     able = {}
     for index, layers in enumerate(groups):
-        soonest_first = np.argsort(problem.seconds[index], kind="stable")
+        seconds = problem.seconds[index].tolist()
         holds = problem.bytes[index] <= problem.memory_bytes
-        able[layers] = tuple(node for node in soonest_first.tolist() if holds[node])
+        able[layers] = {node: seconds[node] for node in range(config.nodes) if holds[node]}
 
-    # Nodes that take turns need no assignment, but each must hold what comes to it.
+    # When a visit will come to a node is not known yet, so its windows count by their mean.
+    if config.follow_clock:
+        problem = _with_windows(problem, job.fleet)
+
+    # Nodes that take turns need no assignment, but each must hold what comes to it, where that is
+    # stated.
+    if "assign" not in job.algorithm.flags:
+        return {}, able
     if config.assign == "serpentine":
+        if not config.node_file:
+            return {}, able
         in_turn = assignment.in_turns(len(groups), config.nodes)
         assignment.check_memory(problem, in_turn)
         return {}, able
@@ -65,6 +100,17 @@ def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitC
         hops = assignment.make_hops(job.fleet, model_bytes)
         nodes = assignment.greedy(problem, *hops)
     return dict(zip(groups, nodes, strict=True)), able
+
+
+def _with_windows(problem: assignment.Problem, fleet: Fleet) -> assignment.Problem:
+    """The problem with the seconds that visits stand still while windows are closed."""
+    groups, nodes = problem.seconds.shape
+    away_s = np.zeros((groups, nodes))
+    for group in range(groups):
+        for node in range(nodes):
+            active_s = float(problem.seconds[group, node])
+            away_s[group, node] = presence.mean_away_s(fleet, node, active_s)
+    return problem._replace(seconds=problem.seconds + away_s)
 
 
 def _problem(

@@ -16,7 +16,7 @@ import optax
 
 from snake_jax.algorithms import base, pool, schedule
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.base import Algorithm, Outline
 from snake_jax.algorithms.chain import Chain, Message, Role
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Plan
@@ -44,9 +44,9 @@ Data = TypeVar("Data")
 Record = dict[str, Any]
 Reads = Mapping[str, Mapping[str, int]]
 
-Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], tuple[int, ...]]]
-"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: nodes that can hold
-the visit}` where nodes' memory is known; either may be empty.
+Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], Mapping[int, float]]]
+"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: {node: seconds}}` of
+the nodes that can hold the visit; either may be empty.
 """
 
 
@@ -185,8 +185,11 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
-    for turn in schedule.interruptions(job.config):
+    named = schedule.interruptions(job.config)
+    if not named:
+        return
+    last_turn = outline(job).turns - 1
+    for turn in named:
         if turn > last_turn:
             raise UserError(
                 f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is "
@@ -204,13 +207,17 @@ def check_pool(job: Job) -> None:
         everybody = job.plan._replace(
             refused={}, config=dataclasses.replace(job.config, leave="", join="")
         )
-        last_round = base.planned_rounds(job.algorithm, everybody)[-1]
-        pool.check(job.plan, last_round[-1].turn + 1)
+        pool.check(job.plan, base.outline(job.algorithm, everybody).turns)
 
 
 def planned(job: Job) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
     return base.planned_rounds(job.algorithm, job.plan)
+
+
+def outline(job: Job, done: int = 0) -> Outline:
+    """What the run is as planned, without all its rounds; `done` of them are finished."""
+    return base.outline(job.algorithm, job.plan, done)
 
 
 def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:

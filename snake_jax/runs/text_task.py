@@ -43,7 +43,7 @@ from snake_jax.runs.job import (
     distillation_of,
     exchange_of,
     make_rule,
-    planned,
+    outline,
     state_like,
 )
 from snake_jax.runs.privacy import privacy_of
@@ -111,7 +111,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
         steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.rows.counts)
+    return assembled(job, data, steps, data.rows.counts, data.ranks, data.rows.of_nodes)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -151,7 +151,7 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
 def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     cost = text_work.visit_cost(job, step, _adapters_of(job))
     return assigned.visitors(job, steps, cost)
@@ -345,7 +345,7 @@ def _summary(
 def largest_visit(job: TextJob) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
     largest: tuple[str, ...] = ()
-    for visits in planned(job):
+    for visits in outline(job).kinds:
         for visit in visits:
             if len(visit.layers) > len(largest):
                 largest = visit.layers
