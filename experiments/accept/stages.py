@@ -10,8 +10,9 @@ from experiments.accept.sizes import Sizes
 from snake_jax.errors import UserError
 
 DEVICE = "device"
-_PATIENCE = 3.0  # times what a stage is expected to take, and
-_PATIENCE_S = 120.0  # so many seconds more, after which it is ended
+# Times what a stage is expected to take; a CPU may be shared with others.
+_PATIENCE = {"full": 3.0, "small": 8.0, "test": 8.0}
+_PATIENCE_S = 120.0  # and so many seconds more, after which it is ended
 
 
 class Given(NamedTuple):
@@ -132,7 +133,7 @@ def limit_s(stage: Stage, scale: str, left_s: float) -> float | None:
     expected_s = stage.expected_s[scale]
     if expected_s > left_s:
         return None
-    return left_s if stage.fills else min(left_s, _PATIENCE * expected_s + _PATIENCE_S)
+    return left_s if stage.fills else min(left_s, _PATIENCE[scale] * expected_s + _PATIENCE_S)
 
 
 def carry_out(
