@@ -103,16 +103,16 @@ class Known(NamedTuple):
         """Of the last line that has it."""
         return [line[key] for line in self.content[run].metrics if line.get(key) is not None][-1]
 
-    def share(self, cached: bool, cycle: int) -> float:
+    def share(self, cached: bool, cycle: int, mode: str = "client_server", nodes: int = 9) -> float:
         """Of the bytes of a round of FedAvg those of Snake's cycle, in accounting.json."""
+        snake = {"algorithm": "snake", "cached": cached, "mode": mode, "nodes": nodes}
+        fedavg = {"algorithm": "fedavg", "cached": True, "mode": "client_server", "nodes": 9}
         both = []
-        for algorithm, kept_by_nodes in (("snake", cached), ("fedavg", True)):
-            wanted = {"algorithm": algorithm, "cached": kept_by_nodes, "nodes": 9}
-            wanted |= {"mode": "client_server", "frozen_dtype": "float32"}
+        for wanted in (snake, fedavg):
+            wanted["frozen_dtype"] = "float32"
             (way,) = [way for way in self.content["traffic"] if wanted.items() <= way.items()]
             both.append(sum(up + down for _, up, down in way["cycles"][cycle]))
-        snake, fedavg = both
-        return snake / fedavg
+        return both[0] / both[1]
 
     def gib(self, **wanted: Any) -> list[float]:
         """Memory of a profile's row: what it holds, by kind and in all, temporaries, peak."""

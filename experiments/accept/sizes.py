@@ -88,9 +88,11 @@ _IMAGES: Flags = {
     "model": "vgg11",
     "dataset": "digits",
     "algorithm": "snake",
-    "nodes": 9,
+    "nodes": 3,
+    # A program for each assignment is compiled: three of the nine middle layers a visit are three.
+    "layers_per_visit": 3,
     "learning_rate": 0.03,
-    "eval_every": 9,
+    "eval_every": 3,
 }
 _TEXT: Flags = {
     "model": "tiny-llama",
@@ -173,7 +175,7 @@ SCALES = {
         network=Network("cnn", batch=4, side=8, width=0.5),
         images={
             **_IMAGES,
-            **{"model": "mlp", "width": 0.25, "nodes": 3, "cycles": 4, "eval_every": 3},
+            **{"model": "mlp", "width": 0.25, "layers_per_visit": 1, "cycles": 4},
         },
         text={**_TEXT, "max_length": 48, "cycles": 1, "nodes": 2},
         alike={**_ALIKE, "train_examples": 64, "model": "mlp", "width": 0.25, "nodes": 2},
