@@ -64,10 +64,14 @@ SIZES = Sizes((100, 1_000, 10_000), 50, 20, 400, 20_000, 28, 62, (10, 10_000))
 QUICK = Sizes((4, 40), 2, 2, 6, 24, 8, 3, (2, 20))
 
 
+Settings = dict[str, str | int | float]
+"""Of a run, as `ImageConfig` names them."""
+
+
 class Asked(NamedTuple):
     """What one process is asked for: settings of a run, and how many rounds are measured."""
 
-    settings: dict[str, str | int | float]
+    settings: Settings
     rounds: int
 
 
@@ -95,11 +99,16 @@ def run(request: Request) -> Measured:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "images.npz"
         write_noise(file, sizes)
-        common = {"model": "cnn", "width": 0.5, "batch_size": 20, "dataset": f"npz:{file}"}
+        common: Settings = {
+            "model": "cnn",
+            "width": 0.5,
+            "batch_size": 20,
+            "dataset": f"npz:{file}",
+        }
         fewest: Told | None = None
         for nodes in sizes.nodes:
             request.say(f"many: {nodes} nodes")
-            of_nodes = common | {
+            of_nodes: Settings = common | {
                 "algorithm": "fedavg",
                 "nodes": nodes,
                 "nodes_per_round": sizes.sampled,
@@ -112,7 +121,7 @@ def run(request: Request) -> Measured:
             rows += _rows(nodes, told, fewest)
         for cycles in sizes.cycles:
             request.say(f"many: {cycles} cycles")
-            of_cycles = common | {"algorithm": "snake", "nodes": 8, "cycles": cycles}
+            of_cycles: Settings = common | {"algorithm": "snake", "nodes": 8, "cycles": cycles}
             told = in_own_process(Asked(of_cycles, 1))
             rows.append(Row(CYCLES, f"{cycles:,} cycles", "start", told.start_s, "s"))
     about = sizes._asdict()
