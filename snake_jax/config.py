@@ -152,9 +152,9 @@ class RunConfig(
 
     executor: str = option(
         "loop",
-        "nodes that train side by side are emulated one after the other (loop), batched on one "
-        "device (vmap) or spread over all devices (pmap, shard_map)",
-        choices=("loop", "vmap", "pmap", "shard_map"),
+        "nodes that train side by side are emulated one after the other (loop; in one call: scan), "
+        "batched on one device (vmap) or spread over all devices (pmap, shard_map)",
+        choices=("loop", "scan", "vmap", "pmap", "shard_map"),
     )
 
     eval_every: int = option(
