@@ -25,7 +25,7 @@ from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, counts_tokens, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import best, limits, loop, privacy, storage
+from snake_jax.runs import best, distilling, loop, privacy, storage
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
@@ -41,7 +41,7 @@ class OpenRun(NamedTuple):
     @property
     def total(self) -> int:
         """How many rounds the run has."""
-        return len(loop.planned(self.setup))
+        return loop.total_rounds(self.setup)
 
     @property
     def unit(self) -> str:
@@ -125,7 +125,6 @@ def finish_rounds(
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # It is on disk when it comes.
             state = report.state
             for lost in report.lost:
                 launch.warn(
@@ -136,6 +135,8 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
+    # Who is told the last state may count on it.
+    job.workdir.settle()
     return state
 
 
@@ -191,11 +192,11 @@ def carry_out(
                 # Where nodes are calls of this process, nothing is heard before they return.
                 None if how.engine.name == LOCAL else watch,
             )
-        # Where all nodes left a run ends before its planned rounds.
-        if stopped and state.rounds < job.total:
+        # Where all nodes left, or it is good enough, a run ends before its planned rounds.
+        if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():
-            _show(workdir)
+            _show(job, state)
         end(_chosen(job, state), workdir.path)
     finally:
         workdir.close()
@@ -210,7 +211,11 @@ def _chosen(job: OpenRun, state: loop.State) -> loop.State:
     return state._replace(params=found.params)
 
 
-def _show(workdir: Workdir) -> None:
+def _show(job: OpenRun, state: loop.State) -> None:
+    """What came of a run, and why it ended before its plan where it did."""
+    if state.ended:
+        print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
+    workdir = job.workdir
     with (
         storage.fetched([workdir.path]) as (folder,),
         storage.stored(workdir.path / "curves.png") as picture,
@@ -307,14 +312,13 @@ def describe_images(setup: loop.Setup) -> str:
     """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
     config, data = setup.config, setup.data
     dataset = data.dataset
-    verdict = "on" if setup.distilled else "off"
+    verdict = distilling.said(setup.verdict, data.divergence, config.distill_measure)
     lines = (
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
         data.quality,
         partition.counts_table(data.shards, dataset.train.labels, dataset.num_classes),
-        f"label divergence ({config.distill_measure}) {data.divergence:.3f}; distillation "
-        f"{verdict}",
+        f"label divergence {verdict}",
     )
     return "\n".join(lines)
 
@@ -328,7 +332,7 @@ def refused(setup: loop.Setup) -> str:
 def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
-    if done == total or limits.is_over(job.setup.config, job.state.steps):
+    if done == total or job.state.ended:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
 

@@ -40,7 +40,7 @@ def epoch_batches(
 
     Args:
       visit: who trains when.
-      epoch: from 0 to `settings.local_epochs`.
+      epoch: from 0; none is left from the node's number of them on.
       shard: the node's indices.
       rows: padded to so many steps.
       settings: see `VisitSettings`.
@@ -50,7 +50,8 @@ def epoch_batches(
     steps = -(-len(shard) // size)
 
     # The share is one of all the visit's steps; here it is that of this epoch's.
-    begin, end = (int(part * steps * settings.local_epochs) for part in visit.share)
+    epochs = settings.epochs_at(visit.node)
+    begin, end = (int(part * steps * epochs) for part in visit.share)
     low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
     if low >= high:
         return padded
@@ -60,7 +61,7 @@ def epoch_batches(
     padded.indices.flat[: len(chosen)] = chosen
     padded.weight.flat[: len(chosen)] = 1.0
     if padded.factors is not None:
-        total = steps * settings.local_epochs
+        total = steps * epochs
         count = high - low
         padded.factors[:count] = rate_factors(settings, epoch * steps + low, count, total)
     return padded._replace(steps=high - low)

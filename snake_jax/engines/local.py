@@ -29,7 +29,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, mean_rate, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.engines.programs import Program
@@ -82,6 +82,8 @@ class LocalEngine:
 
     # What a run asks
 
+    by_node = False
+
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number."""
         return self._nodes
@@ -93,10 +95,10 @@ class LocalEngine:
         machine's cores, where they are known before there is a batch.
 
         Args:
-          rounds: all of a run, so that those of a run that goes on are emulated as in an unbroken
-            one.
+          rounds: of a run, finished ones too, so that those of a run that goes on are emulated as
+            in an unbroken one; see `contract.Engine`.
           params: all that may train (shapes suffice).
-          done: how many of the rounds are finished.
+          done: how many of these rounds are not asked for any more.
           shared: what the server will tell nodes for the method's client (shapes suffice); None
             with a client: training programs are compiled on first use.
         """
@@ -227,7 +229,7 @@ class LocalEngine:
 
         tallies, calls = [Tally()] * len(visits), 0
         factors = np.zeros(len(visits))
-        for number in range(settings.local_epochs):
+        for number in range(max(settings.epochs_at(visit.node) for visit in visits)):
             epoch = reading.epoch(number, [tally.over for tally in tallies])
             if not any(epoch.steps):
                 continue
@@ -252,7 +254,8 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+            bounds = settings.early_stop, settings.enough_loss
+            tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
             factors += epoch.steps if epoch.factors is None else epoch.factors
             steps = self._begun.steps + max(epoch.steps)
             self._begun = self._begun._replace(steps=steps, parts=[])
@@ -286,14 +289,12 @@ class LocalEngine:
             examples_held=self._nodes[visit.node].examples,
             train_s=tally.train_s,
             started=one.order.layers,
+            ended=why_ended(tally, self._settings, visit.node),
         )
         client = self._step.client
         if client is None:
             return outcome
-        # A client is told the mean rate: what it makes of it is linear in their sum.
-        rate = one.order.learning_rate
-        if self._settings.changes_rate and tally.iterations:
-            rate *= factors / tally.iterations
+        rate = mean_rate(self._settings, one.order.learning_rate, factors, tally)
         memory, report = client.finish(
             one.memory,
             one.shared,

@@ -173,8 +173,9 @@ class _TextReading:
             batches: list[Batch] = []
             if not ended:
                 shard = feed.shards[visit.node]
+                epochs = settings.epochs_at(visit.node)
                 batches = text_batches.epoch_batches(
-                    visit, number, shard, feed.shape, settings.local_epochs, settings.seed
+                    visit, number, shard, feed.shape, epochs, settings.seed
                 )
             every.append(batches)
             factors.append(self._factors(visit, number, len(batches)))
@@ -192,7 +193,7 @@ class _TextReading:
         feed = self._feed
         settings = feed.settings
         of_epoch = text_batches.steps_of_epoch(feed.shards[visit.node], feed.shape)
-        epochs = settings.local_epochs
+        epochs = settings.epochs_at(visit.node)
         begin, _ = text_batches.part_of_epoch(visit, number, of_epoch, epochs)
         return rate_factors(settings, number * of_epoch + begin, count, of_epoch * epochs)
 

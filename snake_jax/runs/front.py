@@ -124,7 +124,7 @@ def kept_rounds(
     choice: Choice = HERE,
     watch: Watch | None = None,
 ) -> Iterator[Report]:
-    """The rounds that are left, each kept in the folder before it is given; then the summary.
+    """The rounds that are left, each kept in the folder while the next one runs; then the summary.
 
     Args:
       setup: of the run.

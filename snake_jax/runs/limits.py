@@ -35,6 +35,8 @@ def steps_after(steps: int, outcomes: Sequence[Outcome]) -> int:
     return steps + max(outcome.iterations for outcome in outcomes)
 
 
-def is_over(config: RunConfig, steps: int) -> bool:
-    """Whether the run has done all that `--max_steps` asks for."""
-    return 0 < config.max_steps <= steps
+def why_over(config: RunConfig, steps: int) -> str:
+    """Why a run of so many steps is over before its plan; empty where it is not."""
+    if 0 < config.max_steps <= steps:
+        return f"it has done the {config.max_steps} steps of --max_steps"
+    return ""

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
-from snake_jax.params import Params, PyTree
+from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates
@@ -341,19 +341,19 @@ def finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Arra
 def _columns_mask(columns: jax.Array) -> Mask:
     """`new` in the columns of adapters that the node trains, `old` in the others.
 
-    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`.
+    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`. An
+    optimizer's count of steps has no columns: it is new.
     """
+    by_name = {"a": columns, "b": columns[:, None]}
 
     def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        is_trained = columns if path[-1].key == "a" else columns[:, None]
-        return jnp.where(is_trained, new, old)
+        is_trained = by_name.get(getattr(path[-1], "key", ""))
+        return new if is_trained is None else jnp.where(is_trained, new, old)
 
     def mask(new: Params, old: Params) -> Params:
-        masked = dict(new)
-        for role in new:
-            if role not in ENDS:
-                masked[role] = jax.tree_util.tree_map_with_path(chosen, new[role], old[role])
-        return masked
+        blocks = {role: tree for role, tree in new.items() if role not in ENDS}
+        old_blocks = select(old, blocks)
+        return new | jax.tree_util.tree_map_with_path(chosen, blocks, old_blocks)
 
     return mask
 

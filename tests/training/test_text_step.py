@@ -24,6 +24,7 @@ from snake_jax.training.text_step import (
     FrozenModel,
     LanguageStep,
     TextBatch,
+    _columns_mask,
     block_roles,
     own_items,
     prefix,
@@ -247,6 +248,27 @@ def test_a_node_of_smaller_rank_trains_its_columns_only():
         second = (..., 1) if path[-1] == "a" else (1,)
         np.testing.assert_array_equal(new[second], old[second])
         np.testing.assert_allclose(new[first], all_columns[first], rtol=1e-5)
+
+
+def test_optimizer_states_of_columns_that_do_not_train_stay():
+    trees = {"block_0": adapters("llama")[1], "head": {"scale": jnp.ones(3)}}
+    old = init_states(update_rule("adamw", momentum=0.0, weight_decay=0.1), trees, tuple(trees))
+    new = jax.tree.map(lambda state: state + 1, old)
+    masked = _columns_mask(jnp.array([True, False]))(new, old)
+    kinds = set()
+    for (path, leaf), before in zip(
+        jax.tree.leaves_with_path(masked), jax.tree.leaves(old), strict=True
+    ):
+        changed = np.broadcast_to(leaf != before, leaf.shape)
+        kind = getattr(path[-1], "key", "count")
+        kinds.add(kind)
+        if kind in ("a", "b"):
+            by_column = changed if kind == "a" else changed.T
+            assert by_column[:, 0].all()
+            assert not by_column[:, 1].any()
+        else:
+            assert changed.all()
+    assert kinds == {"a", "b", "scale", "count"}
 
 
 def test_a_client_pulls_what_trains_and_leaves_foreign_columns_alone():
