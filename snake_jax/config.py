@@ -8,15 +8,7 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
-from snake_jax.config_parts import (
-    DistillConfig,
-    LinkConfig,
-    MethodConfig,
-    NodeConfig,
-    PrivacyConfig,
-    QualityConfig,
-    StopConfig,
-)
+from snake_jax import config_parts as parts
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
@@ -24,7 +16,14 @@ from snake_jax.field_rules import pick as pick
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(
-    PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, QualityConfig, StopConfig, LinkConfig
+    parts.PrivacyConfig,
+    parts.NodeConfig,
+    parts.MethodConfig,
+    parts.DistillConfig,
+    parts.QualityConfig,
+    parts.StopConfig,
+    parts.LinkConfig,
+    parts.TrainingConfig,
 ):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
@@ -153,9 +152,9 @@ class RunConfig(
 
     executor: str = option(
         "loop",
-        "nodes that train side by side are emulated one after the other (loop), batched on one "
-        "device (vmap) or spread over all devices (pmap, shard_map)",
-        choices=("loop", "vmap", "pmap", "shard_map"),
+        "nodes that train side by side are emulated one after the other (loop; in one call: scan), "
+        "batched on one device (vmap) or spread over all devices (pmap, shard_map)",
+        choices=("loop", "scan", "vmap", "pmap", "shard_map"),
     )
 
     eval_every: int = option(
@@ -257,7 +256,7 @@ class ImageConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig(RunConfig):
+class TextConfig(parts.TextTrainingConfig, RunConfig):
     """Everything that decides the result of fine-tuning a language model."""
 
     # The model, its text, and how that lies on the nodes.
@@ -313,7 +312,10 @@ class TextConfig(RunConfig):
         "none", "trained at every visit beside the blocks: embed, head, first, last or none"
     )
     lora_rank: int = option(
-        128, "rank of the adapters that train in the place of whole blocks; 0: whole blocks", low=0
+        -1,
+        "rank of the adapters that train in the place of whole blocks; 0: whole blocks; -1: 128, "
+        "or half the width of the narrowest of these layers where that is less",
+        low=-1,
     )
     lora_scale: float = option(
         1.0, "factor of the adapters' product (alpha / rank elsewhere)", above=0

@@ -25,6 +25,42 @@ class PrivacyConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Habits of training: rates within a visit, where a run ends, which model is kept."""
+
+    warmup_steps: int = option(
+        0, "steps at the start of each visit over which the learning rate rises to its own", low=0
+    )
+    lr_in_visit: str = option(
+        "constant",
+        "change of the learning rate within a visit, after the warm-up: constant, or down to zero "
+        "at its last step",
+        choices=("constant", "linear", "cosine"),
+    )
+    max_steps: int = option(
+        0,
+        "end the run after so many optimizer steps; of nodes side by side the longest visit "
+        "counts; 0: as planned",
+        low=0,
+    )
+    save_best: bool = option(
+        False, "keep the best evaluated model in best/ of the workdir, and save that one at the end"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTrainingConfig:
+    """Habits of fine-tuning."""
+
+    metric: str = option(
+        "perplexity",
+        "what save_best goes by: perplexity, token_accuracy (tokens that are the likeliest), "
+        "exact_match (texts whose every answer is what greedy decoding would write)",
+        choices=("perplexity", "token_accuracy", "exact_match"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Settings of single methods, and of how all are compared."""
 
@@ -66,7 +102,8 @@ class MethodConfig:
     )
     periods: int = option(
         1,
-        "badam, lisa: visits that share the passes over the data, so that layers change within one",
+        "badam, lisa, hift: visits that share the passes over the data, so that layers change "
+        "within one",
         low=1,
     )
 

@@ -316,7 +316,7 @@ def _mine(
 ) -> Contestant:
     """One of this library; those that emulate nodes on devices are given as many as cores."""
     environment = {}
-    if variant not in ("", "loop", "vmap"):
+    if variant not in ("", "loop", "scan", "vmap"):
         devices = f"--xla_force_host_platform_device_count={request.cores}"
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
     options = {"config": config, "reports": reports}

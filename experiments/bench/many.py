@@ -65,6 +65,7 @@ QUICK = Sizes((4, 40), 2, 2, 6, 24, 8, 3, (2, 20))
 
 
 Settings = dict[str, str | int | float]
+"""Of a run, as `ImageConfig` names them."""
 
 
 class Asked(NamedTuple):
@@ -98,13 +99,16 @@ def run(request: Request) -> Measured:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "images.npz"
         write_noise(file, sizes)
-        common: Settings = {"model": "cnn", "width": 0.5, "batch_size": 20}
-        common["dataset"] = f"npz:{file}"
+        common: Settings = {
+            "model": "cnn",
+            "width": 0.5,
+            "batch_size": 20,
+            "dataset": f"npz:{file}",
+        }
         fewest: Told | None = None
         for nodes in sizes.nodes:
             request.say(f"many: {nodes} nodes")
-            of_nodes: Settings = {
-                **common,
+            of_nodes: Settings = common | {
                 "algorithm": "fedavg",
                 "nodes": nodes,
                 "nodes_per_round": sizes.sampled,
@@ -117,7 +121,7 @@ def run(request: Request) -> Measured:
             rows += _rows(nodes, told, fewest)
         for cycles in sizes.cycles:
             request.say(f"many: {cycles} cycles")
-            of_cycles: Settings = {**common, "algorithm": "snake", "nodes": 8, "cycles": cycles}
+            of_cycles: Settings = common | {"algorithm": "snake", "nodes": 8, "cycles": cycles}
             told = in_own_process(Asked(of_cycles, 1))
             rows.append(Row(CYCLES, f"{cycles:,} cycles", "start", told.start_s, "s"))
     about = sizes._asdict()

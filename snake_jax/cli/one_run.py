@@ -20,11 +20,12 @@ from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
 from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
+from snake_jax.report.closing import closing_table
 from snake_jax.report.progress import Update, progress
-from snake_jax.report.runs import Run, read_run
+from snake_jax.report.runs import Run, counts_tokens, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import distilling, loop, privacy, storage
+from snake_jax.runs import best, distilling, loop, privacy, storage
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
@@ -196,13 +197,22 @@ def carry_out(
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():
             _show(job, state)
-        end(state, workdir.path)
+        end(_chosen(job, state), workdir.path)
     finally:
         workdir.close()
 
 
+def _chosen(job: OpenRun, state: loop.State) -> loop.State:
+    """The last state, with the best model in it where that is asked for."""
+    if not job.setup.config.save_best:
+        return state
+    found = best.restored(job.setup, job.workdir, launch.warn)
+    print(best.said(job.setup.config, found, job.workdir.records, job.unit))
+    return state._replace(params=found.params)
+
+
 def _show(job: OpenRun, state: loop.State) -> None:
-    """What came of a run, and why it ended early where a threshold ended it."""
+    """What came of a run, and why it ended before its plan where it did."""
     if state.ended:
         print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
     workdir = job.workdir
@@ -214,6 +224,8 @@ def _show(job: OpenRun, state: loop.State) -> None:
         print(comparison_table([run]))
         if guarantee := privacy.said(run.summary or {}):
             print(guarantee)
+        if counts_tokens(run):
+            print(closing_table(run))
         draw_curves(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
 

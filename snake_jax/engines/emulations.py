@@ -5,6 +5,9 @@ along leading axes of what each has of its own: trained layers, optimizer states
 Frozen layers, layers as received, examples and learning rate are there once (on every device). A
 place without a visit gets no batches.
 
+- `scan`: nodes one after the other on one device, as in the loop and with the same bits, but in one
+  call: for many small nodes, whose steps are soon done beside what a call costs the host. Of an
+  unequal node's batches the missing ones are skipped; only their indices are padded.
 - `vmap`: all nodes in one batch on one device; to fill an accelerator that a small network leaves
   idle.
 - `pmap`, `shard_map`: nodes spread evenly over all devices, on each one after the other
@@ -75,6 +78,13 @@ class Emulation(NamedTuple):
 ALONE = Emulation(
     jit=lambda program, axes: jax.jit(program, donate_argnums=_DONATED), lead=lambda count: ()
 )
+
+
+def _scan() -> Emulation:
+    def compiled(program: Program, axes: Axes) -> Any:
+        return jax.jit(_one_by_one(program, axes), donate_argnums=_DONATED)
+
+    return Emulation(compiled, lambda count: (count,))
 
 
 def _vmap() -> Emulation:
@@ -153,6 +163,7 @@ def _split(tree: PyTree, lead: tuple[int, ...], count: int) -> list[PyTree]:
 # By the value of --executor.
 EMULATIONS: dict[str, Callable[[], Emulation]] = {
     "loop": lambda: ALONE,
+    "scan": _scan,
     "vmap": _vmap,
     "pmap": _pmap,
     "shard_map": _shard_map,

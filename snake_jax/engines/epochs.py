@@ -28,6 +28,8 @@ class VisitSettings(NamedTuple):
       enough_loss: a visit ends with the epoch whose mean loss is at most this; minus infinity:
         none is.
       node_epochs: passes of each node, where they have different numbers of them; else empty.
+      warmup_steps: at the start of a visit, over which the rate rises.
+      lr_in_visit: constant, linear or cosine: how the rate falls after them.
     """
 
     local_epochs: int
@@ -40,10 +42,44 @@ class VisitSettings(NamedTuple):
     cache_prefix: str = "off"
     enough_loss: float = -math.inf
     node_epochs: tuple[int, ...] = ()
+    warmup_steps: int = 0
+    lr_in_visit: str = "constant"
 
     def epochs_at(self, node: int) -> int:
         """Passes over a node's data in a visit."""
         return self.node_epochs[node] if self.node_epochs else self.local_epochs
+
+    @property
+    def changes_rate(self) -> bool:
+        """Whether the steps of a visit have unlike learning rates."""
+        return self.warmup_steps > 0 or self.lr_in_visit != "constant"
+
+
+def rate_factors(settings: VisitSettings, first: int, count: int, total: int) -> np.ndarray:
+    """What the learning rate is multiplied by in steps of a visit, float32 `[count]`.
+
+    Of `total` steps the first W = `warmup_steps` have (step + 1) / W, so that none is void. With
+    x = (step - W) / (total - W) the others have 1 (constant), 1 - x (linear) or
+    (1 + cos(pi x)) / 2 (cosine).
+
+    Args:
+      settings: of visits.
+      first: the first of these steps, counted from 0 over the whole visit. One that a node took
+        over goes on where the other stopped.
+      count: how many.
+      total: steps of the visit as planned.
+    """
+    steps = np.arange(first, first + count)
+    done = np.clip((steps - settings.warmup_steps) / max(total - settings.warmup_steps, 1), 0, 1)
+    if settings.lr_in_visit == "linear":
+        factors = 1 - done
+    elif settings.lr_in_visit == "cosine":
+        factors = (1 + np.cos(np.pi * done)) / 2
+    else:
+        factors = np.ones(count)
+    if settings.warmup_steps:
+        factors = np.minimum((steps + 1) / settings.warmup_steps, factors)
+    return factors.astype(np.float32)
 
 
 def settings_of(config: RunConfig) -> VisitSettings:
@@ -62,6 +98,8 @@ def settings_of(config: RunConfig) -> VisitSettings:
         config.cache_prefix if isinstance(config, TextConfig) else "off",
         _enough_loss(config),
         node_epochs=node_epochs,
+        warmup_steps=config.warmup_steps,
+        lr_in_visit=config.lr_in_visit,
     )
 
 

@@ -94,7 +94,8 @@ def _misshapen(layers: Params, wanted: Params) -> str:
 
 def _is_finite(tree: PyTree) -> bool:
     """Whether all numbers of a tree of arrays are."""
-    return all(np.isfinite(jax.device_get(leaf)).all() for leaf in jax.tree.leaves(tree))
+    leaves = jax.device_get(jax.tree.leaves(tree))
+    return all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 def _moved(layers: Params, params: Params) -> float:

@@ -28,6 +28,7 @@ from snake_jax.runs import (
     distilling,
     events,
     image_task,
+    limits,
     membership,
     privacy,
     rates,
@@ -41,6 +42,7 @@ from snake_jax.runs.carry import Carried, Diverged
 from snake_jax.runs.membership import Request
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import Report, State
+from snake_jax.training.optimizers import OptimizerStates
 
 __all__ = [
     "Diverged",
@@ -134,6 +136,7 @@ def train(
     refused = Counter[int]()
     while visits is not None and not state.ended:
         number = state.rounds
+        visits = limits.shortened(setup, visits, state.steps)
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
         # Before the visits: what each node is sent. After them: what comes back, and the merge.
@@ -158,6 +161,13 @@ def train(
         moved = state._replace(moves=changed.moves)
         absent = coming.absent
         coming = course.following(setup, rounds, endings, moved, number + 1, measured, clock_s)
+        steps = limits.steps_after(state.steps, carried.outcomes)
+        # Why the run ends here though its plan goes on.
+        over = ""
+        if coming.visits is not None:
+            over = limits.why_over(config, steps)
+        if over:
+            coming = coming._replace(visits=None)
         noted = membership.noted(
             setup, engine, state, visits, carried, unfinished, changed, coming.visits, absent
         )
@@ -179,11 +189,14 @@ def train(
             measured,
             coming.plans,
             begun_s,
+            steps=steps,
         )
         scores = None
         if state.rounds % config.eval_every == 0 or coming.visits is None:
             scores = _evaluated(engine, params)
-        ended = "" if coming.visits is None else stops.why_ends(config, scores)
+        ended = over
+        if coming.visits is not None:
+            ended = stops.why_ends(config, scores)
         if ended:
             state = state._replace(ended=ended)
             noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
@@ -230,7 +243,7 @@ def _merged(
         setup.plan, visits, state.params, state.memory, carried.total
     )
     network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
-    network = _renewed(state, params, network)
+    network = _renewed(state, params, carried.states, network)
     return params, memory, network, [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
 
 
@@ -293,8 +306,9 @@ def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
     return Holdings(layers, states, memory, Held(state.rounds, algorithm.shared(state.memory)))
 
 
-def _renewed(state: State, params: Params, network: Network) -> Network:
-    """The network with a new version of every layer that the merge changed.
+def _renewed(state: State, params: Params, states: OptimizerStates, network: Network) -> Network:
+    """The network with a new version of every layer that the merge changed, and of every optimizer
+    state that a visit did.
 
     A method's traffic renews what it sends. What changes where nothing is sent, as in centralised
     training, is another version all the same: a node is given by it what it lacks.
@@ -304,6 +318,11 @@ def _renewed(state: State, params: Params, network: Network) -> Network:
         same = network.latest.get(name) == state.network.latest.get(name)
         if same and value is not state.params.get(name):
             changed.append(name)
+    for name, own in states.items():
+        item = ledger.optimizer_item(name)
+        same = network.latest.get(item) == state.network.latest.get(item)
+        if same and own is not state.states.get(name):
+            changed.append(item)
     return ledger.aggregated(network, tuple(changed)) if changed else network
 
 

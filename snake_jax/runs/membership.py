@@ -142,6 +142,7 @@ def to_json(state: State) -> dict[str, Any]:
         "served": {str(node): list(one) for node, one in state.served.items()},
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
+        "steps": state.steps,
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
         "ended": state.ended,
         "begun_s": list(state.begun_s),
@@ -158,5 +159,11 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     state = state._replace(ended=kept.get("ended", ""))
     begun_s = tuple(kept["begun_s"])
     return state._replace(
-        moves=moves, served=served, requests=heard, measured=measured, plans=plans, begun_s=begun_s
+        moves=moves,
+        served=served,
+        requests=heard,
+        measured=measured,
+        plans=plans,
+        begun_s=begun_s,
+        steps=kept["steps"],
     )

@@ -33,6 +33,7 @@ class State(NamedTuple):
       begun_s: simulated seconds at the start of each finished round, where the schedule follows the
         clock: with them it is where it was.
       ended: why the run is over before its planned rounds; empty: it is not.
+      steps: optimizer steps so far, of each round those of its longest visit.
     """
 
     params: Params
@@ -50,6 +51,7 @@ class State(NamedTuple):
     plans: Mapping[int, tuple[int, ...]] = {}
     begun_s: tuple[float, ...] = ()
     ended: str = ""
+    steps: int = 0
 
 
 class Report(NamedTuple):

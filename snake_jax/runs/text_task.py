@@ -49,7 +49,7 @@ from snake_jax.runs.job import (
 )
 from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
-from snake_jax.runs.text_checks import check_cut, check_model
+from snake_jax.runs.text_checks import check_cut, check_model, with_rank
 from snake_jax.runs.text_inputs import (
     Texts,
     load_model,
@@ -97,7 +97,7 @@ def prepare(config: TextConfig) -> TextSetup:
     # A rank above a layer's width is said here.
     _like(job)
 
-    data = prepare_data(config, algorithm, tokenizer, weights)
+    data = prepare_data(job.config, algorithm, tokenizer, weights)
     return make_setup(job, data)
 
 
@@ -133,6 +133,7 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
             f"--algorithm={config.algorithm}: the node's own loss wants a head there, which for a "
             "language model is another output matrix; say split or splitfed"
         )
+    config = with_rank(config, model)
     trainable, always = _trainable(config, algorithm, model)
     plan = Plan(config, trainable, always, order=model.layer_names)
     chain = algorithm.chain(plan)
@@ -298,6 +299,7 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
     seconds = sum(outcome.train_s for outcome in outcomes)
     return {
         "perplexity": None if scores is None else _perplexity(scores.loss),
+        "exact_match": None if scores is None else scores.exact,
         "tokens": tokens,
         "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,

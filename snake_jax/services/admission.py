@@ -33,6 +33,7 @@ _SAVED = ("model", "adapter", "both", "none")
 _FREE_TEXT = ("prompt",)
 # Flags of a launch that a service does not have, and why.
 _REFUSED = {
+    "push_adapter_to": "a service writes into its own folder alone; say --save=adapter",
     "workdir": "each service has a folder of the Service Provider's own; leave it out",
     "compilation_cache_dir": "folders are the Service Provider's own; leave it out",
     "trace_dir": "a service writes no profiles; leave it out",

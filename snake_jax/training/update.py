@@ -36,7 +36,8 @@ class Client(NamedTuple):
       correct: `(gradients, trainable, received, given) -> gradients`, inside every step, before the
         norm is clipped. All are `{layer: subtree}` of what trains, but `given`.
       finish: `(memory, shared, received, trained, steps, learning_rate) -> (memory, report)` after
-        a visit: what the node remembers from now on, and what it tells the server.
+        a visit: what the node remembers from now on, and what it tells the server; of unlike
+        learning rates the mean.
       needs_received: whether `correct` or `finish` reads the trained layers as they were received.
     """
 

@@ -213,6 +213,7 @@ EVERY = {
     "progressive": {"rounds_per_layer": 1},
     "badam": {},
     "lisa": {"periods": 2},
+    "hift": {"carry_optimizer_state": True},
     "sequential": {"distill": "off"},
     "centralised": {},
     "split": {},

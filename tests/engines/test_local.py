@@ -221,6 +221,27 @@ def test_memory_does_not_grow_with_virtual_nodes(emulation):
     assert many[3] <= 1 + 2 * 10, "the server and who was visited"
 
 
+def test_a_scan_over_unequal_nodes_is_one_call_an_epoch_with_the_bits_of_the_loop(monkeypatch):
+    def of(emulation):
+        flags = {"batch_size": 32, "local_epochs": 2, "momentum": 0.9, "cycles": 2}
+        executor, _, reports = fedavg(6, emulation, partition="dirichlet_split", alpha=0.5, **flags)
+        called = []
+        inner = executor._call
+        monkeypatch.setattr(
+            executor, "_call", lambda program, *args: (called.append(1), inner(program, *args))[1]
+        )
+        found = list(reports)
+        return found, len(called)
+
+    (one_by_one, many_calls), (at_once, few_calls) = of("loop"), of("scan")
+    assert same_bits(at_once[-1].state.params, one_by_one[-1].state.params)
+    for a, b in zip(at_once, one_by_one, strict=True):
+        for name in ("loss", "iterations", "examples"):
+            assert a.record[name] == b.record[name]
+    # Two rounds of two epochs, and an evaluation in the end.
+    assert (many_calls, few_calls) == (2 * 2 * 6 + 1, 2 * 2 + 1)
+
+
 EIGHT_DEVICES = """
 import json, sys
 import jax, numpy as np

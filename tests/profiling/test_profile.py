@@ -179,7 +179,7 @@ def test_the_picture_is_written(profile, tmp_path):
         (
             ["--algorithm=accelerated_fl"],
             "language models train with snake, fedavg, fedprox, scaffold, fednova, fedpart, "
-            "progressive, badam, lisa, sequential, centralised, split, splitfed, "
+            "progressive, badam, lisa, hift, sequential, centralised, split, splitfed, "
             "random_walking_snakes",
         ),
         (["--algorithm=fedavg", "--train=block"], "fedavg trains the whole model or all adapters"),

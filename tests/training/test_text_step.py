@@ -18,6 +18,7 @@ from snake_jax.models.presets import from_preset
 from snake_jax.training import quantization, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_scores import evaluate, exact_texts
 from snake_jax.training.text_step import (
     ENDS,
     FrozenModel,
@@ -25,7 +26,6 @@ from snake_jax.training.text_step import (
     TextBatch,
     _columns_mask,
     block_roles,
-    evaluate,
     own_items,
     prefix,
     train_step,
@@ -331,6 +331,24 @@ def test_packed_texts_have_the_loss_they_have_apart():
         scores.append(jax.jit(evaluate(step))({}, own, params, TextBatch(*map(jnp.asarray, part))))
     close(*scores, rtol=1e-5)
     assert scores[0].tokens == 4
+
+
+def test_a_text_is_exact_where_all_its_targets_are_hit():
+    # Two texts and padding in a row; the second row's one text has no target.
+    segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0]])
+    weight = jnp.array([[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]], jnp.float32)
+    rows = TextBatch(segments, segments, weight, segments, segments)
+    hits = {
+        (1, 1, 1, 1, 1, 1): (2, 2),
+        (0, 1, 1, 0, 1, 0): (2, 2),
+        (1, 1, 0, 1, 1, 1): (1, 2),
+        (1, 1, 0, 1, 0, 1): (0, 2),
+    }
+    for hit, wanted in hits.items():
+        assert exact_texts(rows, jnp.array([hit, hit])) == wanted
+    # Without segments each row is a text.
+    assert exact_texts(rows._replace(segments=None), jnp.ones((2, 6))) == (1, 1)
+    assert exact_texts(rows._replace(segments=None), jnp.zeros((2, 6))) == (0, 1)
 
 
 def test_gradients_do_not_cross_from_text_to_text():
