@@ -12,10 +12,12 @@ about how long.
 Figures (snake_learning_magazine; arXiv 2405.03372) of the classification study: 2 costs of each
 method, 4 the layers of VGG-11, 5 other frameworks by local epochs, 7 an interrupted layer, 8 orders
 of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 9 Non-IID. Several
-as 5,8 or all. Runs are shared between figures and go on after a kill; finished ones are not run
-again. Results are in RESULTS/SCALE: figureN.png, .md and .json; configuration, metrics and summary
-of every run in runs.jsonl.gz; and for each study learning_rates.json and study.json (fine-tuning:
-*_language.json). With --redraw the figures are made of that file and nothing is run.
+as 5,8 or all. Beside the papers, and not among all: methods, every method on the same examples.
+Runs are shared between figures and go on after a kill; finished ones are not run again. Results
+are in RESULTS/SCALE (methods: RESULTS/SCALE_methods): figureN.png, .md and .json; configuration,
+metrics and summary of every run in runs.jsonl.gz; and for each study learning_rates.json and
+study.json (fine-tuning: *_language.json). With --redraw the figures are made of that file and
+nothing is run.
 """
 
 import json
@@ -27,9 +29,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.reproduction import cases, figures, kept, language, runs, tuning, vision
+from experiments.reproduction import cases, figures, kept, language, methods, runs, tuning, vision
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
-from experiments.reproduction.figures import FIGURES, TOPICS
+from experiments.reproduction.figures import COMPARISONS, FIGURES, TOPICS
 from experiments.reproduction.runs import Clock, Study
 from snake_jax.cli import launch
 from snake_jax.config import pick
@@ -40,7 +42,10 @@ from snake_jax.report.units import clock
 from snake_jax.runs import loop
 
 ROOT = Path(__file__).parents[1]
-FIGURE = flags.DEFINE_string("figure", "", f"which: {', '.join(FIGURES)}, several as 5,8, or all")
+EVERY = (*FIGURES, methods.FIGURE)
+FIGURE = flags.DEFINE_string(
+    "figure", "", f"which: {', '.join(EVERY)}, several as 5,8; all: those of the papers"
+)
 SCALE = flags.DEFINE_string(
     "scale", "smoke", f"size of the study: {', '.join(vision.SCALES)}; full needs an accelerator"
 )
@@ -85,7 +90,7 @@ def main(_: list[str]) -> None:
     """Checks everything, then each study: tunes, runs, draws."""
     chosen = _figures()
     studies = []
-    for topic in TOPICS:
+    for topic in (*TOPICS, *COMPARISONS):
         mine = [figure for figure in chosen if figure in topic.figures]
         if mine:
             studies.append((_study(topic), mine))
@@ -135,29 +140,31 @@ def _draw(study: Study, chosen: Sequence[str]) -> None:
 
 
 def _tried(study: Study, chosen: Sequence[str]) -> list[Case]:
-    return cases.tuning(study.topic, chosen, study.scale) if TUNE.value else []
+    return tuning.tried(study, chosen) if TUNE.value else []
 
 
 def _figures() -> list[str]:
     """Those of --figure, each once."""
     if not FIGURE.value:
-        raise UserError(f"--figure is needed: {', '.join(FIGURES)}, several as 5,8, or all")
+        raise UserError(f"--figure is needed: {', '.join(EVERY)}, several as 5,8, or all")
     if FIGURE.value == "all":
         return list(FIGURES)
     words = [word.strip() for word in FIGURE.value.split(",")]
-    return list(dict.fromkeys(pick("figure", word, FIGURES) for word in words))
+    return list(dict.fromkeys(pick("figure", word, EVERY) for word in words))
 
 
 def _study(topic: Topic) -> Study:
     """A topic's study as the flags say."""
     name = pick("scale", SCALE.value, topic.scales)
     scale = topic.scales[name]
-    workdir = Path(WORKDIR.value) / name
-    results = Path(RESULTS.value) / name
+    # Runs of unlike studies may have the same name.
+    place = f"{name}{topic.suffix}" if topic in COMPARISONS else name
+    workdir = Path(WORKDIR.value) / place
+    results = Path(RESULTS.value) / place
     if SEEDS.value:
         scale = scale._replace(seeds=_seeds(SEEDS.value))
     runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
-    if topic is vision.TOPIC:
+    if topic in (vision.TOPIC, methods.TOPIC):
         sources = _images(scale)
     elif REDRAW.value:
         sources = _recorded(results / f"study{topic.suffix}.json")

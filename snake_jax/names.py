@@ -15,6 +15,7 @@ ALGORITHMS = (
     "progressive",
     "badam",
     "lisa",
+    "hift",
     "sequential",
     "centralised",
     "split",

@@ -5,13 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction import language, language_figures, tables, vision, vision_figures
+from experiments.reproduction import (
+    language,
+    language_figures,
+    methods,
+    methods_figures,
+    tables,
+    vision,
+    vision_figures,
+)
 from experiments.reproduction.runs import Study
 from snake_jax.report.figures import plot_figure, plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
+COMPARISONS = (methods.TOPIC,)  # beside the papers
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
-_SHOW = {vision.TOPIC.name: vision_figures, language.TOPIC.name: language_figures}
+_SHOW = {
+    vision.TOPIC.name: vision_figures,
+    language.TOPIC.name: language_figures,
+    methods.TOPIC.name: methods_figures,
+}
 
 
 def write(study: Study, figure: str) -> list[Path]:
@@ -35,22 +48,30 @@ def write(study: Study, figure: str) -> list[Path]:
 
     # The picture: a panel for each axis, its caption says what was run.
     title = show.title(study, figure)
-    picture = study.results / f"figure{figure}.png"
+    picture = study.results / f"{_stem(figure)}.png"
     caption = f"{title} (scale {study.scale_name}: {show.model_in_words(study, found)})"
-    plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
+    rows = show.numbers_of(study, figure, found)
+    if show is methods_figures:
+        methods_figures.draw(rows, picture, caption)
+    else:
+        plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
 
     # The numbers, and what is not there yet.
-    rows = show.numbers_of(study, figure, found)
     missing = []
     for case in cases:
         if case not in found or not study.finished(case):
             missing.append(study.name(case))
-    parts = [f"# Figure {figure}: {title}"]
+    parts = [f"# {title}" if figure == methods.FIGURE else f"# Figure {figure}: {title}"]
     parts += show.sections(study, figure, rows, found)
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
     numbers = {"rows": rows, "missing": missing}
     return [picture, *_files(study, figure, parts, numbers)]
+
+
+def _stem(figure: str) -> str:
+    """How the files of a figure are called."""
+    return figure if figure == methods.FIGURE else f"figure{figure}"
 
 
 def _layers(study: Study) -> list[Path]:
@@ -94,11 +115,11 @@ def _layers(study: Study) -> list[Path]:
 
 
 def _files(study: Study, figure: str, parts: Sequence[str], numbers: dict[str, Any]) -> list[Path]:
-    markdown = study.results / f"figure{figure}.md"
+    markdown = study.results / f"{_stem(figure)}.md"
     text = "\n\n".join(parts)
     markdown.write_text(text + "\n")
     content = {"figure": figure, "scale": study.scale_name, **numbers}
-    plain = study.results / f"figure{figure}.json"
+    plain = study.results / f"{_stem(figure)}.json"
     text = json.dumps(content, indent=1)
     plain.write_text(text + "\n")
     return [markdown, plain]

@@ -22,7 +22,7 @@ from snake_jax.params import LayerNames
 Nodes = tuple[int, ...]
 _BRANCHES = 2000  # of the solver; a limit in seconds would make the result depend on the machine
 _OPTIMAL = 0  # the solver's status
-_LESS_MEMORY = (
+LESS_MEMORY = (
     "raise memory_bytes in --node_file, or lower --layers_per_visit or --width, or set "
     "--frozen_dtype=int8"
 )
@@ -53,6 +53,7 @@ def make_problem(
     steps: Sequence[int],
     fleet: Fleet,
     transfer_bytes: Sequence[tuple[int, int]] | None = None,
+    up_bytes: Sequence[Sequence[int]] | None = None,
 ) -> Problem:
     """The costs of a cycle's visits at every node.
 
@@ -64,12 +65,16 @@ def make_problem(
       fleet: the nodes.
       transfer_bytes: `(down, up)` of each visit, between node and server; None: left out, as for
         `greedy`, which is told of hops apart.
+      up_bytes: `[G, N]` of each visit at each node, where nodes of unlike ranks hand in unlike
+        columns; None: all hand in alike.
     """
     transferred = np.zeros((len(assignments), 2))  # [G, 2]
     if transfer_bytes:
         transferred[:] = transfer_bytes
     down = transferred[:, [0]]  # [G, 1]
     up = transferred[:, [1]]
+    if transfer_bytes and up_bytes is not None:
+        up = np.array(up_bytes, np.float64)  # [G, N]
 
     # A node does its own number of steps of each group: [G] FLOPs times [N] steps is [G, N].
     of_step = np.array(step_flops, np.float64)
@@ -197,7 +202,7 @@ def _fits(problem: Problem) -> np.ndarray:
         raise UserError(
             f"{name} with its optimizer needs {_human(needed)}; none of the {len(memory)} nodes "
             f"can hold it, the largest (node{largest}) has {_human(memory[largest])}: "
-            f"{_LESS_MEMORY}"
+            f"{LESS_MEMORY}"
         )
     return fits
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Chain, Segment
+from snake_jax.algorithms.neighbours import is_graph
 from snake_jax.algorithms.pool import manned
 from snake_jax.algorithms.schedule import UNFINISHED, Plan
 from snake_jax.algorithms.traffic import Traffic
@@ -190,7 +191,7 @@ def outline(algorithm: Algorithm, plan: Plan, done: int = 0) -> Outline:
     """
     config = plan.config
     disturbed = config.interrupt or config.fault_rate or config.leave or config.join
-    if algorithm.cycle is None or disturbed or plan.refused:
+    if algorithm.cycle is None or disturbed or plan.refused or is_graph(config):
         return _outline_of_all(algorithm, plan, done)
 
     # The first cycle stands for all, the last one knows the last turn, and of what is left as many

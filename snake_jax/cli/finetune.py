@@ -26,6 +26,7 @@ def main(given: Given) -> None:
         raise UserError(
             f"--save={flags.save}: there is no adapter with --lora_rank=0; say --save=model"
         )
+    _check_push(flags, config)
     # Where there are several processes they have to know each other before one asks for devices.
     with cluster.together(flags), launched(run_flags.engine(flags), config):
         config = text_inputs.with_first_day(config, workdir)
@@ -38,6 +39,20 @@ def main(given: Given) -> None:
         end = partial(_end, flags, setup)
         with training(flags) as how:
             one_run.carry_out(setup, workdir, about, how, begin, end)
+
+
+def _check_push(flags: FlagValues, config: TextConfig) -> None:
+    """Refuses a repository of an adapter that there is not, or in a folder of something else."""
+    if not flags.push_adapter_to:
+        return
+    said = f"--push_adapter_to={flags.push_adapter_to}"
+    if not config.lora_rank:
+        raise UserError(f"{said}: there is no adapter with --lora_rank=0; leave one of them out")
+    place = storage.path_of(flags.push_adapter_to, "push_adapter_to")
+    names = {entry.name for entry in storage.entries(place)}
+    # A repository that was cloned from the hub, or written before, may be written to again.
+    if names and not names & {"adapter_config.json", ".git"}:
+        raise UserError(f"{said} holds files that are no adapter; give a new folder")
 
 
 def _begin(flags: FlagValues, job: OpenRun) -> None:
@@ -73,5 +88,10 @@ def _save(
         place = folder / "adapter"
         with storage.stored(place) as local:
             text_results.save_adapter(setup, state.params, local)
+        written.append(place)
+    if flags.push_adapter_to:
+        place = storage.path_of(flags.push_adapter_to, "push_adapter_to")
+        with storage.stored(place) as local:
+            text_results.save_repository(setup, state.params, local, folder)
         written.append(place)
     return written

@@ -13,7 +13,7 @@ from snake_jax.data.text.tokenizers import Tokenizer
 from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.generation import generate
-from snake_jax.models.hub import load_pretrained
+from snake_jax.models.hub import load_pretrained, read_generation_ends
 from snake_jax.models.language import LanguageModel, stop_ids
 from snake_jax.params import Params
 from snake_jax.runs import text_inputs
@@ -33,6 +33,7 @@ def main(given: Given) -> None:
     model, params = load_pretrained(flags.model)
     tokenizers.check_fits(tokenizer, model.vocab_size)
     adapters = _adapters(flags, model)
+    ends = stop_ids(model, tokenizer.eos_id, read_generation_ends(flags.model))
 
     # All that may be wrong has been looked at; now something is computed.
     on_device = jax.tree.map(jnp.asarray, params)
@@ -46,7 +47,7 @@ def main(given: Given) -> None:
         top_k=flags.top_k,
         top_p=flags.top_p,
         seed=flags.seed,
-        stop_ids=stop_ids(model, tokenizer.eos_id),
+        stop_ids=ends,
         adapters=adapters,
         dtype=jnp.dtype(flags.compute_dtype),
     )

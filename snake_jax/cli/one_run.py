@@ -20,11 +20,12 @@ from snake_jax.cli import launch, preemption
 from snake_jax.data import partition
 from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
+from snake_jax.report.closing import closing_table
 from snake_jax.report.progress import Update, progress
-from snake_jax.report.runs import Run, read_run
+from snake_jax.report.runs import Run, counts_tokens, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import loop, privacy, storage
+from snake_jax.runs import best, distilling, loop, privacy, storage
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
@@ -191,17 +192,30 @@ def carry_out(
                 # Where nodes are calls of this process, nothing is heard before they return.
                 None if how.engine.name == LOCAL else watch,
             )
-        # Where all nodes left a run ends before its planned rounds.
-        if stopped and state.rounds < job.total:
+        # Where all nodes left, or it is good enough, a run ends before its planned rounds.
+        if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
         if processes.is_first():
-            _show(workdir)
-        end(state, workdir.path)
+            _show(job, state)
+        end(_chosen(job, state), workdir.path)
     finally:
         workdir.close()
 
 
-def _show(workdir: Workdir) -> None:
+def _chosen(job: OpenRun, state: loop.State) -> loop.State:
+    """The last state, with the best model in it where that is asked for."""
+    if not job.setup.config.save_best:
+        return state
+    found = best.restored(job.setup, job.workdir, launch.warn)
+    print(best.said(job.setup.config, found, job.workdir.records, job.unit))
+    return state._replace(params=found.params)
+
+
+def _show(job: OpenRun, state: loop.State) -> None:
+    """What came of a run, and why it ended before its plan where it did."""
+    if state.ended:
+        print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
+    workdir = job.workdir
     with (
         storage.fetched([workdir.path]) as (folder,),
         storage.stored(workdir.path / "curves.png") as picture,
@@ -210,6 +224,8 @@ def _show(workdir: Workdir) -> None:
         print(comparison_table([run]))
         if guarantee := privacy.said(run.summary or {}):
             print(guarantee)
+        if counts_tokens(run):
+            print(closing_table(run))
         draw_curves(run, picture)
     print(f"curves: {workdir.path / 'curves.png'}")
 
@@ -296,14 +312,13 @@ def describe_images(setup: loop.Setup) -> str:
     """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
     config, data = setup.config, setup.data
     dataset = data.dataset
-    verdict = "on" if setup.distilled else "off"
+    verdict = distilling.said(setup.verdict, data.divergence, config.distill_measure)
     lines = (
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
         data.quality,
         partition.counts_table(data.shards, dataset.train.labels, dataset.num_classes),
-        f"label divergence ({config.distill_measure}) {data.divergence:.3f}; distillation "
-        f"{verdict}",
+        f"label divergence {verdict}",
     )
     return "\n".join(lines)
 
@@ -317,7 +332,7 @@ def refused(setup: loop.Setup) -> str:
 def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
-    if done == total:
+    if done == total or job.state.ended:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
 

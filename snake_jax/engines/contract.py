@@ -65,11 +65,13 @@ class Scores(NamedTuple):
       loss: mean over them.
       nodes: the same of what each node has held out itself; None of one that has nothing. Empty
         where nodes hold nothing out.
+      exact: share of texts that greedy decoding would write as they are; None of images.
     """
 
     accuracy: float
     loss: float
     nodes: "tuple[Scores | None, ...]" = ()
+    exact: float | None = None
 
 
 class Held(NamedTuple):

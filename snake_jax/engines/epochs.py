@@ -1,10 +1,12 @@
 """What decides a visit, and what is counted in it, epoch after epoch; nothing here is compiled."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from snake_jax.algorithms.schedule import epochs_of
 from snake_jax.algorithms.visits import Visit
 from snake_jax.config import RunConfig, TextConfig
 from snake_jax.training.update import EpochStats
@@ -23,6 +25,11 @@ class VisitSettings(NamedTuple):
       accumulate: how many parts of `batch_size` make a step.
       cache_prefix: off, host or device: where what lies below the trained blocks is kept from
         epoch to epoch.
+      enough_loss: a visit ends with the epoch whose mean loss is at most this; minus infinity:
+        none is.
+      node_epochs: passes of each node, where they have different numbers of them; else empty.
+      warmup_steps: at the start of a visit, over which the rate rises.
+      lr_in_visit: constant, linear or cosine: how the rate falls after them.
     """
 
     local_epochs: int
@@ -33,10 +40,53 @@ class VisitSettings(NamedTuple):
     carry_optimizer_state: bool = False
     accumulate: int = 1
     cache_prefix: str = "off"
+    enough_loss: float = -math.inf
+    node_epochs: tuple[int, ...] = ()
+    warmup_steps: int = 0
+    lr_in_visit: str = "constant"
+
+    def epochs_at(self, node: int) -> int:
+        """Passes over a node's data in a visit."""
+        return self.node_epochs[node] if self.node_epochs else self.local_epochs
+
+    @property
+    def changes_rate(self) -> bool:
+        """Whether the steps of a visit have unlike learning rates."""
+        return self.warmup_steps > 0 or self.lr_in_visit != "constant"
+
+
+def rate_factors(settings: VisitSettings, first: int, count: int, total: int) -> np.ndarray:
+    """What the learning rate is multiplied by in steps of a visit, float32 `[count]`.
+
+    Of `total` steps the first W = `warmup_steps` have (step + 1) / W, so that none is void. With
+    x = (step - W) / (total - W) the others have 1 (constant), 1 - x (linear) or
+    (1 + cos(pi x)) / 2 (cosine).
+
+    Args:
+      settings: of visits.
+      first: the first of these steps, counted from 0 over the whole visit. One that a node took
+        over goes on where the other stopped.
+      count: how many.
+      total: steps of the visit as planned.
+    """
+    steps = np.arange(first, first + count)
+    done = np.clip((steps - settings.warmup_steps) / max(total - settings.warmup_steps, 1), 0, 1)
+    if settings.lr_in_visit == "linear":
+        factors = 1 - done
+    elif settings.lr_in_visit == "cosine":
+        factors = (1 + np.cos(np.pi * done)) / 2
+    else:
+        factors = np.ones(count)
+    if settings.warmup_steps:
+        factors = np.minimum((steps + 1) / settings.warmup_steps, factors)
+    return factors.astype(np.float32)
 
 
 def settings_of(config: RunConfig) -> VisitSettings:
     """What a configuration says of its visits."""
+    node_epochs: tuple[int, ...] = ()
+    if config.node_epochs:
+        node_epochs = tuple(epochs_of(config, node) for node in range(config.nodes))
     return VisitSettings(
         config.local_epochs,
         config.batch_size,
@@ -46,11 +96,23 @@ def settings_of(config: RunConfig) -> VisitSettings:
         config.carry_optimizer_state,
         config.accumulate,
         config.cache_prefix if isinstance(config, TextConfig) else "off",
+        _enough_loss(config),
+        node_epochs=node_epochs,
+        warmup_steps=config.warmup_steps,
+        lr_in_visit=config.lr_in_visit,
     )
 
 
+def _enough_loss(config: RunConfig) -> float:
+    """The greater of the losses that `--visit_loss` and `--visit_perplexity` say."""
+    enough = config.visit_loss or -math.inf
+    if isinstance(config, TextConfig) and config.visit_perplexity:
+        enough = max(enough, math.log(config.visit_perplexity))
+    return enough
+
+
 class Tally(NamedTuple):
-    """A visit's sums so far, the last epoch's mean loss, and whether it is over."""
+    """A visit's sums so far, the last epoch's mean loss, whether it is over, and its epochs."""
 
     loss_sum: float = 0.0
     examples: float = 0.0
@@ -59,6 +121,7 @@ class Tally(NamedTuple):
     previous: float = np.inf
     finite: bool = True
     over: bool = False
+    epochs: int = 0
 
 
 def count(
@@ -67,6 +130,7 @@ def count(
     steps: Sequence[int],
     train_s: float,
     early_stop: float,
+    enough_loss: float = -math.inf,
 ) -> list[Tally]:
     """The tallies after an epoch that was trained for several visits side by side.
 
@@ -77,6 +141,7 @@ def count(
       steps: of each visit; one without any keeps its tally.
       train_s: seconds that training took.
       early_stop: see `VisitSettings`.
+      enough_loss: likewise.
     """
     numbers = np.array([[np.ravel(column) for column in stat] for stat in stats], np.float64)
     share_s = train_s / sum(done > 0 for done in steps)
@@ -85,7 +150,7 @@ def count(
         if done:
             loss_sum, examples, finite = (numbers[:, column, node] for column in range(3))
             sums = EpochSums(float(loss_sum.sum()), float(examples.sum()), bool(finite.all()))
-            tally = after_epoch(tally, sums, done, share_s, early_stop)
+            tally = after_epoch(tally, sums, done, share_s, early_stop, enough_loss)
         counted.append(tally)
     return counted
 
@@ -99,10 +164,15 @@ class EpochSums(NamedTuple):
 
 
 def after_epoch(
-    tally: Tally, sums: EpochSums, iterations: int, train_s: float, early_stop: float
+    tally: Tally,
+    sums: EpochSums,
+    iterations: int,
+    train_s: float,
+    early_stop: float,
+    enough_loss: float = -math.inf,
 ) -> Tally:
-    """The tally after an epoch of these sums; one that diverged or lowered the loss too little is
-    the last.
+    """The tally after an epoch of these sums; one that diverged, lowered the loss too little or
+    enough is the last.
     """
     loss = sums.loss_sum / max(sums.examples, 1.0)
     stalled = bool(early_stop) and tally.previous - loss < early_stop * abs(tally.previous)
@@ -113,8 +183,20 @@ def after_epoch(
         tally.train_s + train_s,
         loss,
         sums.finite,
-        stalled or not sums.finite,
+        stalled or loss <= enough_loss or not sums.finite,
+        tally.epochs + 1,
     )
+
+
+def why_ended(tally: Tally, settings: VisitSettings, node: int) -> str:
+    """Why a node's visit ended before its last epoch; empty where it did not, or diverged."""
+    epochs = settings.epochs_at(node)
+    if not tally.over or not tally.finite or tally.epochs >= epochs:
+        return ""
+    after = f"after {tally.epochs} of {epochs} epochs"
+    if tally.previous <= settings.enough_loss:
+        return f"its loss of {tally.previous:.4g} is at most {settings.enough_loss:.4g}, {after}"
+    return f"its loss fell by less than --early_stop={settings.early_stop:g} of itself, {after}"
 
 
 def annotation(visits: Sequence[Visit]) -> str:

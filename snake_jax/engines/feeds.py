@@ -35,11 +35,13 @@ class Chunk(NamedTuple):
 
 class Epoch(NamedTuple):
     """An epoch of visits side by side: how many steps each does, and the chunks, made as they are
-    asked for.
+    asked for. `factors` are the sums of what their learning rates are multiplied by; None: all by
+    1.
     """
 
     steps: list[int]
     chunks: Iterator[Chunk]
+    factors: list[float] | None = None
 
 
 class Reading(Protocol):

@@ -9,18 +9,20 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.algorithms.visits import Visit
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import VisitSettings, rate_factors
 from snake_jax.training.image_step import Batches
 
 
 class Picked(NamedTuple):
     """A node's part of `image_step.Batches`, before it goes to a device: of `[S, B]` or `[S, A, B]`
-    the first `steps` rows count.
+    the first `steps` rows count. `factors` `[S]` is of their learning rate, None where all have
+    the same.
     """
 
     indices: np.ndarray
     weight: np.ndarray
     steps: int
+    factors: np.ndarray | None = None
 
 
 def step_shape(settings: VisitSettings) -> tuple[int, ...]:
@@ -38,7 +40,7 @@ def epoch_batches(
 
     Args:
       visit: who trains when.
-      epoch: from 0 to `settings.local_epochs`.
+      epoch: from 0; none is left from the node's number of them on.
       shard: the node's indices.
       rows: padded to so many steps.
       settings: see `VisitSettings`.
@@ -48,7 +50,8 @@ def epoch_batches(
     steps = -(-len(shard) // size)
 
     # The share is one of all the visit's steps; here it is that of this epoch's.
-    begin, end = (int(part * steps * settings.local_epochs) for part in visit.share)
+    epochs = settings.epochs_at(visit.node)
+    begin, end = (int(part * steps * epochs) for part in visit.share)
     low, high = max(begin - epoch * steps, 0), min(end - epoch * steps, steps)
     if low >= high:
         return padded
@@ -57,13 +60,18 @@ def epoch_batches(
     chosen = shuffle.permutation(shard)[low * size : high * size]
     padded.indices.flat[: len(chosen)] = chosen
     padded.weight.flat[: len(chosen)] = 1.0
+    if padded.factors is not None:
+        total = steps * settings.local_epochs
+        count = high - low
+        padded.factors[:count] = rate_factors(settings, epoch * steps + low, count, total)
     return padded._replace(steps=high - low)
 
 
 def no_batches(rows: int, settings: VisitSettings) -> Picked:
     """What a node without anything to do is given."""
     shape = (rows, *step_shape(settings))
-    return Picked(np.zeros(shape, np.int32), np.zeros(shape, np.float32), 0)
+    factors = np.zeros(rows, np.float32) if settings.changes_rate else None
+    return Picked(np.zeros(shape, np.int32), np.zeros(shape, np.float32), 0, factors)
 
 
 def stacked(nodes: Sequence[Picked], lead: tuple[int, ...]) -> Batches:
@@ -74,11 +82,16 @@ def stacked(nodes: Sequence[Picked], lead: tuple[int, ...]) -> Batches:
       lead: empty for one node.
     """
     first = nodes[0]
-    empty = Picked(np.zeros_like(first.indices), np.zeros_like(first.weight), 0)
+    empty = Picked(np.zeros_like(first.indices), np.zeros_like(first.weight), 0, first.factors)
     filled = [*nodes, *[empty] * (math.prod(lead) - len(nodes))]
     shape = (*lead, *first.indices.shape)
+    factors = None
+    every = [picked.factors for picked in filled if picked.factors is not None]
+    if every:
+        factors = jnp.asarray(np.stack(every).reshape(*lead, len(every[0])))
     return Batches(
         jnp.asarray(np.stack([picked.indices for picked in filled]).reshape(shape)),
         jnp.asarray(np.stack([picked.weight for picked in filled]).reshape(shape)),
         jnp.asarray(np.reshape([picked.steps for picked in filled], lead), jnp.int32),
+        factors,
     )

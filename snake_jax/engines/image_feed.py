@@ -157,7 +157,11 @@ class _ImageReading:
             shard = feed.shards[visit.node]
             batches = image_batches.epoch_batches(visit, number, shard, feed.rows, feed.settings)
             picked.append(batches)
-        return Epoch([batches.steps for batches in picked], self._chunks(picked))
+        steps = [batches.steps for batches in picked]
+        # Those of padding rows are 0.
+        every = [batches.factors for batches in picked if batches.factors is not None]
+        factors = [float(own.sum()) for own in every]
+        return Epoch(steps, self._chunks(picked), factors or None)
 
     def _chunks(self, picked: list[image_batches.Picked]) -> Iterator[Chunk]:
         chunk = self._feed.chunk(picked, self._lead)

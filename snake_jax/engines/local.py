@@ -29,7 +29,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.engines.programs import Program
@@ -231,7 +231,8 @@ class LocalEngine:
         rate = np.float32(first.order.learning_rate)
 
         tallies, calls = [Tally()] * len(visits), 0
-        for number in range(settings.local_epochs):
+        factors = np.zeros(len(visits))
+        for number in range(max(settings.epochs_at(visit.node) for visit in visits)):
             epoch = reading.epoch(number, [tally.over for tally in tallies])
             if not any(epoch.steps):
                 continue
@@ -256,7 +257,9 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+            bounds = settings.early_stop, settings.enough_loss
+            tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
+            factors += epoch.steps if epoch.factors is None else epoch.factors
             steps = self._begun.steps + max(epoch.steps)
             self._begun = self._begun._replace(steps=steps, parts=[])
 
@@ -266,11 +269,16 @@ class LocalEngine:
             ends = how.gather(ends[0], lead, len(visits))
         outcomes = []
         for node, (done, end, tally) in enumerate(zip(group, ends, tallies, strict=True)):
-            outcomes.append(reading.told(node, self._outcome(done, end, tally)))
+            outcome = self._outcome(done, end, tally, float(factors[node]))
+            outcomes.append(reading.told(node, outcome))
         return outcomes
 
-    def _outcome(self, one: Bound, end: tuple[Params, Any], tally: Tally) -> Outcome:
-        """What a visit gives back, given what its steps ended with."""
+    def _outcome(
+        self, one: Bound, end: tuple[Params, Any], tally: Tally, factors: float
+    ) -> Outcome:
+        """What a visit gives back, given what its steps ended with, its sums, and the sum of what
+        its learning rates were multiplied by.
+        """
         visit = one.visit
         layers, states = self._layout.leave(*end, visit.layers)
         outcome = Outcome(
@@ -284,17 +292,22 @@ class LocalEngine:
             examples_held=self._nodes[visit.node].examples,
             train_s=tally.train_s,
             started=one.order.layers,
+            ended=why_ended(tally, self._settings, visit.node),
         )
         client = self._step.client
         if client is None:
             return outcome
+        # A client is told the mean rate: what it makes of it is linear in their sum.
+        rate = one.order.learning_rate
+        if self._settings.changes_rate and tally.iterations:
+            rate *= factors / tally.iterations
         memory, report = client.finish(
             one.memory,
             one.shared,
             select(one.params, visit.layers),
             layers,
             tally.iterations,
-            one.order.learning_rate,
+            rate,
         )
         return outcome._replace(memory=memory, report=report)
 

@@ -47,10 +47,28 @@ def epoch_batches(
         batches += row_batches(length, rng.permutation(shard[length]), shape)
     batches = [batches[i] for i in rng.permutation(len(batches))]
 
+    begin, end = part_of_epoch(visit, epoch, len(batches), epochs)
+    return batches[begin:end]
+
+
+def part_of_epoch(visit: Visit, epoch: int, count: int, epochs: int) -> tuple[int, int]:
+    """Which of an epoch's batches the visit's share has: the first, and the one after the last.
+
+    Args:
+      visit: who trains when.
+      epoch: from 0 to `epochs`.
+      count: batches of an epoch.
+      epochs: of the visit.
+    """
     # The share is one of all the visit's batches; here it is that of this epoch's.
-    count = len(batches)
     begin, end = (int(part * count * epochs) - epoch * count for part in visit.share)
-    return batches[max(begin, 0) : max(end, 0)]
+    return max(begin, 0), max(end, 0)
+
+
+def steps_of_epoch(shard: Shard, shape: tuple[int, int]) -> int:
+    """Batches of an epoch without a cut."""
+    size = math.prod(shape)
+    return sum(math.ceil(len(rows) / size) for rows in shard.values())
 
 
 def row_batches(length: int, rows: np.ndarray, shape: tuple[int, ...]) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from snake_jax.data.text import packing
 from snake_jax.engines import text_batches
 from snake_jax.engines.contract import NodeInfo, Scores
 from snake_jax.engines.emulations import Axes, Emulation
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import VisitSettings, rate_factors
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
 from snake_jax.engines.text_batches import (
     Batch,
@@ -26,7 +26,7 @@ from snake_jax.engines.text_batches import (
     row_batches,
     rows_of,
 )
-from snake_jax.training import sharding, text_step
+from snake_jax.training import sharding, text_scores, text_step
 from snake_jax.training.text_step import LanguageStep, TextBatch
 from snake_jax.training.update import EpochStats
 
@@ -98,7 +98,7 @@ class TextFeed:
 
     def evaluation(self) -> Callable[..., Any]:
         """See `Feed`."""
-        return text_step.evaluate(self.step)
+        return text_scores.evaluate(self.step)
 
     def prefix(self) -> Callable[..., Any]:
         """See `Feed`."""
@@ -115,12 +115,13 @@ class TextFeed:
         """See `Feed`: the share of tokens that the model holds likeliest, and their mean negative
         log-likelihood in nats.
         """
-        nll, hits, tokens = np.sum([np.array(score, np.float64) for score in results], axis=0)
-        return Scores(float(hits / tokens), float(nll / tokens))
+        sums = np.sum([np.array(score, np.float64) for score in results], axis=0)
+        nll, hits, tokens, exact, texts = sums
+        return Scores(float(hits / tokens), float(nll / tokens), exact=float(exact / texts))
 
     def scoring(self) -> Callable[..., Any]:
         """See `Feed`."""
-        return text_step.evaluate(self.step)
+        return text_scores.evaluate(self.step)
 
     def at_nodes(self) -> Iterator[Chunk]:
         """See `Feed`: a node's rows after the other's."""
@@ -166,20 +167,37 @@ class _TextReading:
 
     def epoch(self, number: int, over: Sequence[bool]) -> Epoch:
         """See `Reading`."""
-        feed, every = self._feed, []
+        feed, every, factors = self._feed, [], []
         settings = feed.settings
         for visit, ended in zip(self._visits, over, strict=True):
             batches: list[Batch] = []
             if not ended:
                 shard = feed.shards[visit.node]
+                epochs = settings.epochs_at(visit.node)
                 batches = text_batches.epoch_batches(
-                    visit, number, shard, feed.shape, settings.local_epochs, settings.seed
+                    visit, number, shard, feed.shape, epochs, settings.seed
                 )
             every.append(batches)
-        chunks = self._side_by_side(every) if self._lead else self._alone(every[0])
-        return Epoch([len(batches) for batches in every], chunks)
+            factors.append(self._factors(visit, number, len(batches)))
+        if self._lead:
+            chunks = self._side_by_side(every, factors)
+        else:
+            chunks = self._alone(every[0], factors[0])
+        steps = [len(batches) for batches in every]
+        if not settings.changes_rate:
+            return Epoch(steps, chunks)
+        return Epoch(steps, chunks, [float(own.sum()) for own in factors])
 
-    def _alone(self, batches: list[Batch]) -> Iterator[Chunk]:
+    def _factors(self, visit: Visit, number: int, count: int) -> np.ndarray:
+        """Of the learning rate of an epoch's batches."""
+        feed = self._feed
+        settings = feed.settings
+        of_epoch = text_batches.steps_of_epoch(feed.shards[visit.node], feed.shape)
+        epochs = settings.local_epochs
+        begin, _ = text_batches.part_of_epoch(visit, number, of_epoch, epochs)
+        return rate_factors(settings, number * of_epoch + begin, count, of_epoch * epochs)
+
+    def _alone(self, batches: list[Batch], factors: np.ndarray) -> Iterator[Chunk]:
         """A batch after the other; the next is gathered while the device trains."""
         feed = self._feed
         if self._entrance is None:
@@ -189,10 +207,12 @@ class _TextReading:
             packed = batch.length in feed.packed
             rows = rows_of(feed.step.mesh, feed.train[batch.length], batch, packed, hidden)
             self._note(0, batch, hidden is not None)
+            if feed.settings.changes_rate:
+                rows = rows._replace(rate_factor=factors[number])
             shape = (batch.length, rows.segments is not None, hidden is not None)
             yield Chunk(shape, (rows,), number)
 
-    def _side_by_side(self, every: list[list[Batch]]) -> Iterator[Chunk]:
+    def _side_by_side(self, every: list[list[Batch]], factors: list[np.ndarray]) -> Iterator[Chunk]:
         """All nodes' first batches, their second ones, ...; those of unlike length in calls of
         their own, which the other nodes sit out.
         """
@@ -204,8 +224,18 @@ class _TextReading:
                     if batch is not None:
                         self._note(node, batch, False)
                 rows, trains = self._stacked(length, chosen)
+                if self._feed.settings.changes_rate:
+                    rows = rows._replace(rate_factor=self._factors_of_call(factors, number))
                 shape = (length, rows.segments is not None, False)
                 yield Chunk(shape, (processes.put((rows, trains), self._how.nodes),), number)
+
+    def _factors_of_call(self, factors: list[np.ndarray], number: int) -> Any:
+        """Of each node's batch of that number, along the nodes' axes; 0 where it has none."""
+        found = np.zeros(math.prod(self._lead), np.float32)
+        for node, own in enumerate(factors):
+            if number < len(own):
+                found[node] = own[number]
+        return found.reshape(self._lead)
 
     def _stacked(self, length: int, chosen: list[Batch | None]) -> tuple[TextBatch, np.ndarray]:
         """Rows of one length along the nodes' axes, and who trains."""

@@ -156,6 +156,30 @@ def check_pretrained(folder: str | Path, model: LanguageModel) -> None:
     _check(Path(folder), model, places(model), _stored(Path(folder), _canonical(model)))
 
 
+def read_generation_ends(folder: str | Path) -> tuple[int, ...]:
+    """The tokens at which generation_config.json says to stop; none where it says nothing.
+
+    Models for chats end a turn with another token than a document, and some name both only there.
+
+    Raises:
+      UserError: the file is no JSON object, or what it names are no tokens.
+    """
+    file = Path(folder) / "generation_config.json"
+    if not file.exists():
+        return ()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); take it from its source again") from error
+    found = content.get("eos_token_id") if isinstance(content, dict) else "none"
+    if found is None:
+        return ()
+    ends = found if isinstance(found, list) else [found]
+    if not all(isinstance(end, int) for end in ends):
+        raise UserError(f"{file}: eos_token_id={found} is no token, and no list of some")
+    return tuple(ends)
+
+
 def read_architecture(folder: Path) -> Architecture:
     """What `config.json` in this folder describes.
 

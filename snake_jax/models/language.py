@@ -290,13 +290,21 @@ def layer_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *blocks, "head")
 
 
-def stop_ids(model: LanguageModel, tokenizer_end: int) -> tuple[int, ...]:
+def stop_ids(
+    model: LanguageModel, tokenizer_end: int, of_generation: tuple[int, ...] = ()
+) -> tuple[int, ...]:
     """The tokens at which generation stops: the model's, where the tokenizer's is one of them.
 
     Else the model's are of another vocabulary.
+
+    Args:
+      model: with the ends of its config.json.
+      tokenizer_end: of the tokenizer in use.
+      of_generation: the ends of its generation_config.json (`hub.read_generation_ends`).
     """
-    if tokenizer_end in model.end_ids:
-        return model.end_ids
+    ends = tuple(dict.fromkeys((*model.end_ids, *of_generation)))
+    if tokenizer_end in ends:
+        return ends
     return (tokenizer_end,)
 
 

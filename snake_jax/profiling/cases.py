@@ -15,6 +15,7 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.errors import UserError
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
+from snake_jax.nodes import columns
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import LayerNames, select, without
 from snake_jax.profiling import cut, subjects, traffic
@@ -91,7 +92,8 @@ def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Wor
     trainable = shapes.trainable_shapes(job.model, adapters)
     params = select(trainable, job.plan.layer_names)
     base = without(shapes.model_shapes(job.model), params)
-    sizes = transfer_sizes(params, config.frozen_dtype, base=base)
+    own = columns.shapes(job.columns, params)
+    sizes = transfer_sizes(own, config.frozen_dtype, base=base)
     return Work(train, dtype, job, subject, sizes)
 
 

@@ -23,7 +23,7 @@ from snake_jax.data.images.dataset import Split, checked_split, make_dataset
 from snake_jax.engines.choice import ENGINES, HERE, Choice
 from snake_jax.engines.contract import Compilations, Engine
 from snake_jax.models.layered import LayeredModel
-from snake_jax.runs import engines, image_task, loop
+from snake_jax.runs import best, engines, image_task, loop
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.image_inputs import ARRAYS, Images, prepare_data
 from snake_jax.runs.image_task import ImageJob
@@ -140,11 +140,16 @@ def kept_rounds(
         folder.keep(last, compilations_in_all(folder, engine))
 
     try:
+        # A kill may have come between the last checkpoint and its copy in best/.
+        best.keep_if_best(setup, folder, state)
         for report in loop.train(setup, engine, state, keep, folder.requests, watch):
             folder.add(report, compilations_in_all(folder, engine))
+            best.keep_if_best(setup, folder, report.state)
             yield report
         in_all = compilations_in_all(folder, engine)
         summary = loop.summarise(setup, in_all, folder.records, engine)
+        if setup.config.save_best:
+            summary["best_round"] = best.best_round(setup.config, folder.records)
         folder.finish(summary)
     finally:
         engine.close()

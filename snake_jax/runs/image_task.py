@@ -15,7 +15,7 @@ from snake_jax import streams
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import ON_NODE, Role
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
 from snake_jax.costs import memory
@@ -136,10 +136,10 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     plan = job.plan._replace(config=config)
     job = job._replace(config=config, plan=plan)
     steps = []
-    for size in shard_sizes(data.shards):
+    for node, size in enumerate(shard_sizes(data.shards)):
         steps_per_epoch = math.ceil(size / _step_examples(config))
-        steps.append(steps_per_epoch * config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.counts)
+        steps.append(steps_per_epoch * epochs_of(config, node))
+    return assembled(job, data, steps, data.counts, quality=data.of_nodes)
 
 
 def _step_examples(config: ImageConfig) -> int:
@@ -150,7 +150,7 @@ def _step_examples(config: ImageConfig) -> int:
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     costs = layer_costs(job.model, _step_examples(job.config))
 

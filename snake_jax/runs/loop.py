@@ -25,12 +25,16 @@ from snake_jax.params import Params, PyTree
 from snake_jax.runs import (
     carry,
     course,
+    distilling,
+    events,
     image_task,
+    limits,
     membership,
     privacy,
     rates,
     records,
     round_costs,
+    stops,
     text_task,
 )
 from snake_jax.runs import job as jobs
@@ -38,6 +42,7 @@ from snake_jax.runs.carry import Carried, Diverged
 from snake_jax.runs.membership import Request
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import Report, State
+from snake_jax.training.optimizers import OptimizerStates
 
 __all__ = [
     "Diverged",
@@ -105,7 +110,8 @@ def train(
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
-    It ends before the planned rounds do where all nodes have left.
+    It ends before the planned rounds do where all nodes have left, and where a threshold says that
+    the model is good enough.
 
     Args:
       setup: from `prepare`.
@@ -123,12 +129,14 @@ def train(
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
     turns = _expected(setup, engine, state)
 
-    rounds, visits, finished, unfinished = course.begun(setup, state)
+    rounds, coming, finished, unfinished = course.begun(setup, state)
+    visits = coming.visits
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
-    while visits is not None:
+    while visits is not None and not state.ended:
         number = state.rounds
+        visits = limits.shortened(setup, visits, state.steps)
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
         # Before the visits: what each node is sent. After them: what comes back, and the merge.
@@ -148,18 +156,26 @@ def train(
             measured = rates.measured_after(measured, carried.outcomes, flops)
         endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
-        following, plans = course.following(
-            setup, rounds, endings, changed.moves, number + 1, state.plans, measured
-        )
+        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
+        clock_s = state.clock_s + took.seconds
+        moved = state._replace(moves=changed.moves)
+        absent = coming.absent
+        coming = course.following(setup, rounds, endings, moved, number + 1, measured, clock_s)
+        steps = limits.steps_after(state.steps, carried.outcomes)
+        # Why the run ends here though its plan goes on.
+        over = ""
+        if coming.visits is not None:
+            over = limits.why_over(config, steps)
+        if over:
+            coming = coming._replace(visits=None)
         noted = membership.noted(
-            setup, engine, state, visits, carried, unfinished, changed, following
+            setup, engine, state, visits, carried, unfinished, changed, coming.visits, absent
         )
         unfinished = course.unfinished(endings)
 
         if carried.nodes:
             heard |= {visit.node: number + 1 for visit in carried.accepted}
-        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
-        clock_s = state.clock_s + took.seconds
+        begun_s = (*state.begun_s, state.clock_s) if config.follow_clock else ()
         state = State(
             params,
             carried.states,
@@ -171,15 +187,25 @@ def train(
             clock_s,
             *changed,
             measured,
-            plans,
+            coming.plans,
+            begun_s,
+            steps=steps,
         )
         scores = None
-        if state.rounds % config.eval_every == 0 or following is None:
+        if state.rounds % config.eval_every == 0 or coming.visits is None:
             scores = _evaluated(engine, params)
+        ended = over
+        if coming.visits is not None:
+            ended = stops.why_ends(config, scores)
+        if ended:
+            state = state._replace(ended=ended)
+            noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        if ended:
+            record["ended"] = ended
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
-        visits = following
+        visits = coming.visits
 
 
 def _expected(setup: Setup, engine: Engine, state: State) -> int:
@@ -217,7 +243,7 @@ def _merged(
         setup.plan, visits, state.params, state.memory, carried.total
     )
     network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
-    network = _renewed(state, params, network)
+    network = _renewed(state, params, carried.states, network)
     return params, memory, network, [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
 
 
@@ -255,6 +281,7 @@ def _record(
     )
     record |= records.of_clock(took) | setup.task.record(outcomes, scores)
     record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    record |= stops.of_visits(outcomes)
     return record | records.of_serialized(outcomes)
 
 
@@ -279,8 +306,9 @@ def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:
     return Holdings(layers, states, memory, Held(state.rounds, algorithm.shared(state.memory)))
 
 
-def _renewed(state: State, params: Params, network: Network) -> Network:
-    """The network with a new version of every layer that the merge changed.
+def _renewed(state: State, params: Params, states: OptimizerStates, network: Network) -> Network:
+    """The network with a new version of every layer that the merge changed, and of every optimizer
+    state that a visit did.
 
     A method's traffic renews what it sends. What changes where nothing is sent, as in centralised
     training, is another version all the same: a node is given by it what it lacks.
@@ -290,6 +318,11 @@ def _renewed(state: State, params: Params, network: Network) -> Network:
         same = network.latest.get(name) == state.network.latest.get(name)
         if same and value is not state.params.get(name):
             changed.append(name)
+    for name, own in states.items():
+        item = ledger.optimizer_item(name)
+        same = network.latest.get(item) == state.network.latest.get(item)
+        if same and own is not state.states.get(name):
+            changed.append(item)
     return ledger.aggregated(network, tuple(changed)) if changed else network
 
 
@@ -324,9 +357,10 @@ def summarise(
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
         **privacy.summary(config, setup.algorithm, lines),
+        **stops.summary(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
-        "distilled": setup.distilled,
+        **distilling.summary(setup.verdict),
         "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",
         "config": dataclasses.asdict(config),
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from snake_jax.algorithms import pool
-from snake_jax.algorithms.pool import Move, Served
+from snake_jax.algorithms.pool import Absent, Move, Served
 from snake_jax.algorithms.visits import Round
 from snake_jax.engines.contract import Engine
 from snake_jax.errors import UserError
@@ -63,7 +63,7 @@ def after_round(
     moves = list(state.moves)
     for node in sorted({visit.node for visit in visits}):
         before = state.served.get(node, Served())
-        why = pool.why_leaves(config, before, served.get(node, before))
+        why = pool.why_leaves(config, before, served.get(node, before), node)
         if why and node not in pool.gone(setup.plan, moves, rounds):
             moves.append(Move(rounds, node, False, why))
     # What was asked for since the last round; who is refused stays refused.
@@ -83,6 +83,7 @@ def noted(
     unfinished: Mapping[int, int],
     changed: Membership,
     following: Round | None,
+    absent: Sequence[Absent],
 ) -> tuple[Event, ...]:
     """What happened to nodes in a round and after it.
 
@@ -95,11 +96,14 @@ def noted(
       unfinished: `{turn: node}` of visits of the round before that were not finished.
       changed: after the round.
       following: the next round; None: there is none.
+      absent: visits of the round whose nodes are away by the clock.
     """
     number, turn = state.rounds, visits[0].turn
     found = events.at_start(setup.plan, setup.about_nodes) if number == 0 else []
-    found += events.of_round(number, visits, carried.lost, unfinished)
+    found += events.of_absent(number, absent)
+    found += events.of_round(setup.config, number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
+    found += events.of_ends(number, carried.outcomes)
     found += events.of_moves(changed.moves[len(state.moves) :], turn)
     if following is not None:
         found += events.of_timetable(setup.plan, number, turn, following[0].turn)
@@ -138,7 +142,10 @@ def to_json(state: State) -> dict[str, Any]:
         "served": {str(node): list(one) for node, one in state.served.items()},
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
+        "steps": state.steps,
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
+        "ended": state.ended,
+        "begun_s": list(state.begun_s),
     }
 
 
@@ -149,6 +156,14 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
+    state = state._replace(ended=kept.get("ended", ""))
+    begun_s = tuple(kept["begun_s"])
     return state._replace(
-        moves=moves, served=served, requests=heard, measured=measured, plans=plans
+        moves=moves,
+        served=served,
+        requests=heard,
+        measured=measured,
+        plans=plans,
+        begun_s=begun_s,
+        steps=kept["steps"],
     )

@@ -30,6 +30,10 @@ class State(NamedTuple):
       requests: how many requests to leave or join were heard so far.
       measured: `{node: what it was seen to compute}`, with `--rates=measured`.
       plans: who trains what in cycles that were planned from that.
+      begun_s: simulated seconds at the start of each finished round, where the schedule follows the
+        clock: with them it is where it was.
+      ended: why the run is over before its planned rounds; empty: it is not.
+      steps: optimizer steps so far, of each round those of its longest visit.
     """
 
     params: Params
@@ -45,6 +49,9 @@ class State(NamedTuple):
     requests: int = 0
     measured: Mapping[int, Measured] = {}
     plans: Mapping[int, tuple[int, ...]] = {}
+    begun_s: tuple[float, ...] = ()
+    ended: str = ""
+    steps: int = 0
 
 
 class Report(NamedTuple):

@@ -1,13 +1,41 @@
 """What flags of a run on text ask for together, and a model or another flag cannot take."""
 
+import dataclasses
 from collections.abc import Sequence
+
+import jax
 
 from snake_jax.algorithms.chain import ON_SERVER, Chain
 from snake_jax.config import TextConfig
 from snake_jax.engines.build import check as check_emulation
 from snake_jax.errors import UserError
+from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.training import sharding
+from snake_jax.training.text_step import own_items
+
+_PAPERS_RANK = 128
+
+
+def with_rank(config: TextConfig, model: LanguageModel) -> TextConfig:
+    """With a rank of adapters where the flag leaves it to the model (-1).
+
+    That is the papers' 128, or half the width of the narrowest adapted layer where that is less: an
+    adapter `[in, r]`, `[r, out]` then has at most as many numbers as a square matrix beside it.
+
+    Raises:
+      UserError: the pattern names no layer.
+    """
+    if config.lora_rank >= 0:
+        return config
+    block = jax.eval_shape(model.init, jax.random.key(0))[own_items(model, False)[0]]
+    widths = []
+    for path in lora.targets(block, config.lora_pattern):
+        layer = block
+        for name in path:
+            layer = layer[name]
+        widths.append(min(layer["kernel"].shape))
+    return dataclasses.replace(config, lora_rank=max(1, min(_PAPERS_RANK, min(widths) // 2)))
 
 
 def check_model(config: TextConfig, model: LanguageModel) -> None:

@@ -1,18 +1,23 @@
 """What comes out of fine-tuning: a description in words, and the model or adapter as folders."""
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from snake_jax.data.text import templates, text_partition
-from snake_jax.models import lora
+from snake_jax.models import adapter_hub, lora
 from snake_jax.models.generation import generate
+from snake_jax.models.hub import read_generation_ends
 from snake_jax.models.language import stop_ids
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params
+from snake_jax.runs import distilling
 from snake_jax.runs.text_inputs import TOKENIZER_FILES
 from snake_jax.runs.text_task import TextSetup, make_lora, visit_state
 from snake_jax.training.text_step import ADAPTERS, own_items
@@ -56,11 +61,8 @@ def describe_texts(setup: TextSetup) -> str:
 
     # What a flag or the data decided otherwise than one may expect.
     lines += [_tied_note(setup), _prefix_note(setup)]
-    distillation = "on" if setup.distilled else "off"
-    lines.append(
-        f"divergence of the nodes' categories ({config.distill_measure}) {data.divergence:.3f}; "
-        f"distillation {distillation}"
-    )
+    verdict = distilling.said(setup.verdict, data.divergence, config.distill_measure)
+    lines.append(f"divergence of the nodes' categories {verdict}")
     return "\n".join(line for line in lines if line)
 
 
@@ -119,13 +121,14 @@ def answer(setup: TextSetup, params: Params, prompt: str, max_new_tokens: int = 
         prompt, tokenizer, setup.config.template, setup.config.allow_special_tokens
     )
     weights = jax.tree.map(jnp.asarray, merged_model(setup, params))
+    ends = read_generation_ends(setup.config.model)
     (answer_ids,) = generate(
         setup.model,
         weights,
         [ids],
         max_new_tokens=max_new_tokens,
         temperature=0.7,
-        stop_ids=stop_ids(setup.model, tokenizer.eos_id),
+        stop_ids=stop_ids(setup.model, tokenizer.eos_id, ends),
     )
     return tokenizer.decode(answer_ids).strip()
 
@@ -161,20 +164,25 @@ def save_model(setup: TextSetup, params: Params, folder: Path) -> Path:
       The folder.
     """
     save_pretrained(folder, setup.model, merged_model(setup, params))
+    _copy_tokenizer(setup, folder)
+    return folder
+
+
+def _copy_tokenizer(setup: TextSetup, folder: Path) -> None:
     source = Path(setup.config.tokenizer or setup.config.model)
     for pattern in _COPIED:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-    return folder
 
 
-def save_adapter(setup: TextSetup, params: Params, folder: Path) -> Path:
+def save_adapter(setup: TextSetup, params: Params, folder: Path, base: str = "") -> Path:
     """Writes the adapters as `peft` loads them.
 
     Args:
       setup: of the run.
       params: what may train, after it.
       folder: on this machine.
+      base: how the model is called that they belong to; empty: as `--model` has it.
 
     Returns:
       The folder.
@@ -182,5 +190,59 @@ def save_adapter(setup: TextSetup, params: Params, folder: Path) -> Path:
     blocks = own_items(setup.model, False)
     adapters = {index: params[name + ADAPTERS] for index, name in enumerate(blocks)}
     settings = make_lora(setup.config)
-    lora.save_peft(folder, setup.model.architecture, adapters, settings, setup.config.model)
+    lora.save_peft(folder, setup.model.architecture, adapters, settings, base or setup.config.model)
     return folder
+
+
+def save_repository(setup: TextSetup, params: Params, folder: Path, run: epath.Path) -> Path:
+    """Writes the adapters as a repository of the hub has them: card, tokenizer and all.
+
+    Args:
+      setup: of the run.
+      params: what may train, after it.
+      folder: on this machine.
+      run: the run's folder, with its summary.
+
+    Returns:
+      The folder.
+    """
+    config = setup.config
+    base = _base_name(config.model)
+    save_adapter(setup, params, folder, base)
+    _copy_tokenizer(setup, folder)
+    summary = json.loads((run / "summary.json").read_text())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+
+    # Of the model that is saved: the best, where that is asked for, else the last.
+    number = summary["best_round"] if config.save_best else len(lines)
+    line = json.loads(lines[number - 1])
+    results = {
+        "perplexity before training": summary["perplexity_before"],
+        "perplexity": line["perplexity"],
+        "token accuracy": line["accuracy"],
+        "exact match": line["exact_match"],
+    }
+
+    # What differs from the defaults is the command; of files and folders the name alone is told.
+    datasets = tuple(_public(source.strip()) for source in config.data.split(","))
+    flags = {"model": base, "data": ",".join(datasets), "algorithm": config.algorithm}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in flags and value != field.default:
+            flags[field.name] = _public(value) if isinstance(value, str) else value
+    adapter_hub.write_card(folder, base, datasets, config.algorithm, flags, results)
+    return folder
+
+
+def _base_name(model: str) -> str:
+    """The name that a model's own config.json knows it by, else that of its folder."""
+    file = Path(model) / "config.json"
+    own = json.loads(file.read_text()).get("_name_or_path") if file.exists() else None
+    return _public(own or model)
+
+
+def _public(source: str) -> str:
+    """A name as others can use it: of a path of this machine its last part."""
+    if source.startswith("file:"):
+        return "file:" + _public(source.removeprefix("file:"))
+    return Path(source).name if Path(source).exists() else source.removeprefix("hub:")

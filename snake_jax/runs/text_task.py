@@ -15,7 +15,7 @@ from snake_jax import processes, streams
 from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Role
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
 from snake_jax.costs import memory
@@ -29,6 +29,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import resolve_layers
+from snake_jax.nodes import columns
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_bytes, num_params, select, without
@@ -48,12 +49,13 @@ from snake_jax.runs.job import (
 )
 from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
-from snake_jax.runs.text_checks import check_cut, check_model
+from snake_jax.runs.text_checks import check_cut, check_model, with_rank
 from snake_jax.runs.text_inputs import (
     Texts,
     load_model,
     part_of,
     prepare_data,
+    ranks_of,
     template_date,
     tokenizer_beside,
 )
@@ -95,7 +97,7 @@ def prepare(config: TextConfig) -> TextSetup:
     # A rank above a layer's width is said here.
     _like(job)
 
-    data = prepare_data(config, algorithm, tokenizer, weights)
+    data = prepare_data(job.config, algorithm, tokenizer, weights)
     return make_setup(job, data)
 
 
@@ -107,11 +109,11 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
     """
     rows = job.config.batch_size * job.config.accumulate
     steps = []
-    for shard in data.shards:
+    for node, shard in enumerate(data.shards):
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
-        steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.rows.counts)
+        steps.append(of_epoch * epochs_of(job.config, node))
+    return assembled(job, data, steps, data.rows.counts, data.ranks, data.rows.of_nodes)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -131,6 +133,7 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
             f"--algorithm={config.algorithm}: the node's own loss wants a head there, which for a "
             "language model is another output matrix; say split or splitfed"
         )
+    config = with_rank(config, model)
     trainable, always = _trainable(config, algorithm, model)
     plan = Plan(config, trainable, always, order=model.layer_names)
     chain = algorithm.chain(plan)
@@ -145,13 +148,14 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
         of_config(config),
         adapters=own_items(model, True) if config.lora_rank else (),
         distilled=config.distill == "on" and "distill" in algorithm.flags,
+        columns=columns.of_ranks(ranks_of(config), config.lora_rank),
     )
 
 
 def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     cost = text_work.visit_cost(job, step, _adapters_of(job))
     return assigned.visitors(job, steps, cost)
@@ -278,7 +282,9 @@ def _sizes(job: TextJob) -> Sizes:
     with_states = job.plan.layer_names if config.carry_optimizer_state else ()
     params, states, *_ = state_like(job, with_states)
     rest = without(_shapes(job), params)
-    return transfer_sizes(params, config.frozen_dtype, states, base=rest)
+    own = columns.shapes(job.columns, params)
+    own_states = columns.shapes(job.columns, states)
+    return transfer_sizes(own, config.frozen_dtype, own_states, base=rest)
 
 
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
@@ -293,6 +299,7 @@ def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Recor
     seconds = sum(outcome.train_s for outcome in outcomes)
     return {
         "perplexity": None if scores is None else _perplexity(scores.loss),
+        "exact_match": None if scores is None else scores.exact,
         "tokens": tokens,
         "target_tokens": target_tokens,
         "tokens_per_s": tokens / seconds if seconds else None,

@@ -33,6 +33,7 @@ _SAVED = ("model", "adapter", "both", "none")
 _FREE_TEXT = ("prompt",)
 # Flags of a launch that a service does not have, and why.
 _REFUSED = {
+    "push_adapter_to": "a service writes into its own folder alone; say --save=adapter",
     "workdir": "each service has a folder of the Service Provider's own; leave it out",
     "compilation_cache_dir": "folders are the Service Provider's own; leave it out",
     "trace_dir": "a service writes no profiles; leave it out",
@@ -53,6 +54,7 @@ _REFUSED = {
     "preset": "give its settings one by one; snake-jax presets NAME prints them",
     "flagfile": "give its settings one by one",
     "seeds": "register a service for each seed",
+    "distill_each_seed": "register a service for each seed",
 }
 _LONGEST = 4096  # characters of a setting
 _LARGEST = 2**53  # of whole numbers: as far as JSON's readers agree
@@ -266,6 +268,12 @@ def _partition(value: str, allowed: Allowed) -> str:
     )
 
 
+def _topology(value: str, allowed: Allowed) -> str:
+    if value.startswith("file:"):
+        return "file:" + _within("topology", value.removeprefix("file:"), allowed)
+    return value
+
+
 def _image_model(value: str, allowed: Allowed) -> str:
     if value in IMAGE_MODELS:
         return value
@@ -311,6 +319,8 @@ _CHECKS: dict[tuple[str, str], Callable[[str, Allowed], str]] = {
     ("classify", "partition"): _partition,
     ("classify", "model"): _image_model,
     ("classify", "node_file"): _optional("node_file"),
+    ("classify", "topology"): _topology,
+    ("finetune", "topology"): _topology,
     ("finetune", "data"): _text_data,
     ("finetune", "model"): _text_model,
     ("finetune", "tokenizer"): _optional("tokenizer"),

@@ -185,11 +185,13 @@ class Batches(NamedTuple):
 
     Only the first `steps` of the S rows are trained on, so nodes with unlike amounts of data share
     one program. Where a batch is passed in A parts whose gradients add up, both are `[S, A, B]`.
+    `factors` `[S]` is of each step's learning rate; None: all have the same.
     """
 
     indices: jax.Array
     weight: jax.Array
     steps: jax.Array
+    factors: jax.Array | None = None
 
 
 class _Picked(NamedTuple):
@@ -223,23 +225,24 @@ def local_epoch(
         if in_parts:
             gradients_of = _in_parts(gradients_of)
 
-        def train_batch(carry, picked, key):
+        def train_batch(carry, picked, key, factor):
             trainable, states = carry
+            rate = learning_rate if factor is None else learning_rate * factor
             # A scan hands dicts back sorted by their keys; here they follow `trained` again.
             ordered = {name: trainable[name] for name in trained}
             gradients, loss_sum = gradients_of(ordered, frozen, received, picked, key)
             gradients = noised(step.privacy, gradients, picked.weight, key)
-            arrays = (gradients, trainable, states, received, given, learning_rate)
+            arrays = (gradients, trainable, states, received, given, rate)
             return updated(how, *arrays, step.layer_names), loss_sum
 
         def skip_batch(carry):
             return carry, jnp.zeros(())
 
         def train_active(carry, row):
-            picked, key, active = row
+            picked, key, active, factor = row
 
             def train(carry):
-                return train_batch(carry, picked, key)
+                return train_batch(carry, picked, key, factor)
 
             return lax.cond(active, train, skip_batch, carry)
 
@@ -248,7 +251,7 @@ def local_epoch(
         num_rows = batches.indices.shape[0]
         keys = _row_keys(key, num_rows)
         active = jnp.arange(num_rows) < batches.steps
-        rows = (_Picked(batches.indices, batches.weight), keys, active)
+        rows = (_Picked(batches.indices, batches.weight), keys, active, batches.factors)
         (trainable, states), losses = lax.scan(train_active, (trainable, states), rows)
 
         finite = all_finite((losses, trainable))

@@ -17,13 +17,13 @@ from jax import lax
 from jax.sharding import Mesh
 
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
-from snake_jax.params import Params, PyTree
+from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates
 from snake_jax.training.privacy import Privacy, clipped, noised
 from snake_jax.training.quantization import of_stack
-from snake_jax.training.sharding import attend, token_losses
+from snake_jax.training.sharding import attend
 from snake_jax.training.text_loss import token_loss
 from snake_jax.training.update import (
     Client,
@@ -145,6 +145,7 @@ class TextBatch(NamedTuple):
         one text.
       hidden: `[..., B, T, D]`, the input of the first block that trains, computed before, or None.
       total: the weight of the whole batch that these rows are a part of; None outside of a step.
+      rate_factor: scalar, of the step's learning rate; None: 1.
     """
 
     ids: jax.Array
@@ -154,14 +155,7 @@ class TextBatch(NamedTuple):
     segments: jax.Array | None = None
     hidden: jax.Array | None = None
     total: jax.Array | None = None
-
-
-class Score(NamedTuple):
-    """Sums over tokens: negative log-likelihood, hits of the likeliest token, and weights."""
-
-    nll: jax.Array
-    hits: jax.Array
-    tokens: jax.Array
+    rate_factor: jax.Array | None = None
 
 
 def own_items(model: LanguageModel, adapted: bool) -> tuple[str, ...]:
@@ -198,6 +192,9 @@ def train_step(
     gradients_of = _kept_on(step.mesh, gradients_of)
 
     def function(trainable, states, frozen, received, rows, key, learning_rate, given=None):
+        if rows.rate_factor is not None:
+            learning_rate = learning_rate * rows.rate_factor
+            rows = rows._replace(rate_factor=None)
         gradients, nll = summed(gradients_of, trainable, frozen, received, rows, key)
         if step.privacy is not None:
             of_rows = rows.weight.max(axis=-1)
@@ -291,28 +288,6 @@ def prefix(step: LanguageStep) -> Callable[[FrozenModel, TextBatch], jax.Array]:
     return function
 
 
-def evaluate(step: LanguageStep) -> Callable[[PyTree, PyTree, Params, TextBatch], Score]:
-    """The function `(base, own, ends, rows) -> Score` of the whole model on `[B, T]`; jit it.
-
-    `base` and `own` are `[N, ...]` stacks of all blocks' parts as in `stack.FrozenBlocks`, `ends`
-    embedding and head.
-    """
-
-    def function(base: PyTree, own: PyTree, ends: Params, rows: TextBatch) -> Score:
-        # No block trains: all N lie below the first that does.
-        every = stack.FrozenBlocks(base, own, jnp.int32(step.model.num_blocks))
-        entered = embedded(step, ends, rows)
-        context = (rows.positions, rows.segments)
-        values = stack.below(step.block, every, entered, context)
-        hidden = finished(step, ends, rows, values)
-        table, cap = step.model.table(ends), step.model.architecture.logit_cap
-        losses = token_losses(step.mesh, hidden, table, rows.targets, cap=cap)
-        weight = rows.weight.ravel()
-        return Score((weight * losses.nll).sum(), (weight * losses.hit).sum(), weight.sum())
-
-    return function
-
-
 def _parted(trainable: Params, frozen: FrozenModel) -> tuple[Params, PyTree]:
     """Both ends, and the stack of the blocks' own parts."""
     own_ends = {name: trainable[name] for name in ENDS if name in trainable}
@@ -366,19 +341,19 @@ def finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Arra
 def _columns_mask(columns: jax.Array) -> Mask:
     """`new` in the columns of adapters that the node trains, `old` in the others.
 
-    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`.
+    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`. An
+    optimizer's count of steps has no columns: it is new.
     """
+    by_name = {"a": columns, "b": columns[:, None]}
 
     def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        is_trained = columns if path[-1].key == "a" else columns[:, None]
-        return jnp.where(is_trained, new, old)
+        is_trained = by_name.get(getattr(path[-1], "key", ""))
+        return new if is_trained is None else jnp.where(is_trained, new, old)
 
     def mask(new: Params, old: Params) -> Params:
-        masked = dict(new)
-        for role in new:
-            if role not in ENDS:
-                masked[role] = jax.tree_util.tree_map_with_path(chosen, new[role], old[role])
-        return masked
+        blocks = {role: tree for role, tree in new.items() if role not in ENDS}
+        old_blocks = select(old, blocks)
+        return new | jax.tree_util.tree_map_with_path(chosen, blocks, old_blocks)
 
     return mask
 

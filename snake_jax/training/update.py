@@ -36,7 +36,8 @@ class Client(NamedTuple):
       correct: `(gradients, trainable, received, given) -> gradients`, inside every step, before the
         norm is clipped. All are `{layer: subtree}` of what trains, but `given`.
       finish: `(memory, shared, received, trained, steps, learning_rate) -> (memory, report)` after
-        a visit: what the node remembers from now on, and what it tells the server.
+        a visit: what the node remembers from now on, and what it tells the server; of unlike
+        learning rates the mean.
       needs_received: whether `correct` or `finish` reads the trained layers as they were received.
     """
 
@@ -201,6 +202,8 @@ def updated(
     if mask is not None:
         # Once more: a rule that decays weights moves them without a gradient too.
         new = mask(new, trainable)
+        # States that travel are those of whoever trains these columns.
+        new_states = mask(new_states, states)
     return new, new_states
 
 

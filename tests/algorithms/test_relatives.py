@@ -12,6 +12,7 @@ from snake_jax.algorithms.visits import Visit
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.contract import run_visits
 from snake_jax.errors import UserError
+from snake_jax.nodes.ledger import optimizer_item
 from snake_jax.params import num_bytes
 from snake_jax.runs import loop
 from snake_jax.runs.job import chosen_algorithm
@@ -160,6 +161,33 @@ def test_on_text_badam_is_snake_on_one_node_and_lisa_trains_ends_and_a_block(tex
         first, block, last = report.record["layers"]
         assert (first, block[:5], last) == ("embed", "block", "head")
     assert sum(report.record["tokens"] for report in lisa) == badam[0].record["tokens"]
+
+
+def test_hift_of_one_group_is_centralised_training_in_so_many_parts():
+    flags = {"nodes": 1, "always_train": "none", "optimizer": "adam", "cycles": 1}
+    whole = final(algorithm="centralised", nodes=1, optimizer="adam", cycles=1)
+    of_hift = {"algorithm": "hift", "carry_optimizer_state": True, "lr_schedule": "constant"}
+    parts = flags | of_hift | {"layers_per_visit": len(NAMES), "periods": 3, "cycles": 3}
+    assert same_bits(final(**parts), whole)
+    # Its relative forgets the moments of the steps before.
+    forgetful = parts | {"algorithm": "badam", "carry_optimizer_state": False}
+    assert not close(final(**forgetful), whole, rtol=1e-3, atol=1e-3)
+
+
+def test_hift_keeps_a_group_s_states_until_its_next_turn():
+    flags = {"algorithm": "hift", "always_train": "none", "optimizer": "adam"}
+    reports = run(**flags, carry_optimizer_state=True, cycles=2, layers_per_visit=2)
+    first = reports[0].state.states
+    assert set(first) == set(NAMES[:2])
+    for name in NAMES[:2]:
+        assert same_bits(reports[1].state.states[name], first[name])
+        assert not same_bits(reports[2].state.states[name], first[name])
+    # Where nothing is sent a new state is another version all the same.
+    item = optimizer_item(NAMES[0])
+    versions = [report.state.network.latest.get(item, 0) for report in reports[:3]]
+    assert versions == [0, 0, 1]
+    with pytest.raises(UserError, match="or --algorithm=badam, which drops them"):
+        chosen_algorithm(ImageConfig(algorithm="hift"))
 
 
 def test_periods_share_a_pass_over_the_data():

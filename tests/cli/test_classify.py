@@ -309,7 +309,7 @@ WRONG_VALUES = [
     (
         "--algorithm=adam",
         "--algorithm=adam: not one of snake, fedavg, fedprox, scaffold, fednova, fedpart, "
-        "progressive, badam, lisa, sequential, centralised",
+        "progressive, badam, lisa, hift, sequential, centralised",
     ),
     ("--model=resnet", "not one of vgg11, cnn, mlp"),
     ("--dataset=mnist", "allowed: digits, cifar10, tfds:NAME, npz:PATH"),
@@ -461,7 +461,7 @@ def test_the_full_help_says_all_and_ends_well():
         assert f"--{field.name}: " in text or f"--[no]{field.name}: " in text
         assert ", ".join(field.metadata.get("choices", ())) in text
     methods = "snake, fedavg, fedprox, scaffold, fednova, fedpart, progressive, badam, lisa, "
-    methods += "sequential, centralised"
+    methods += "hift, sequential, centralised"
     assert f"what trains the model: {methods}" in text
     assert "--alpha: Dirichlet concentration; smaller is less alike (greater than 0)" in text
 

@@ -61,7 +61,8 @@ def test_where_all_trains_nothing_is_stored(text):
     assert "frozen_dtype" not in said("finetune", *text, "--algorithm=fedavg", "--lora_rank=0")
 
 
-def test_where_the_rank_by_default_is_too_wide_the_line_says_what_to_type():
+def test_the_rank_by_default_fits_the_model_and_one_that_does_not_says_what_to_type():
+    assert "--lora_rank=16" in said("finetune")
     wanted = "above the width of self_attn.k_proj .* at most 32, or --lora_rank=0 to train whole"
     with pytest.raises(UserError, match=f"--lora_rank=128 is {wanted}"):
-        said("finetune")
+        said("finetune", "--lora_rank=128")

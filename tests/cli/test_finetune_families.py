@@ -21,9 +21,14 @@ ADAPTERS = ("--lora_rank=4", "--frozen_dtype=int8", "--cycles=2", "--save=both")
 
 @peft_warns
 @pytest.mark.slow
-def test_a_qwen3_is_trained_killed_gone_on_with_and_loaded_by_peft(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("tiny-qwen3", "qwen3"), ("tiny-gemma3", "gemma3_text")]
+)
+def test_a_newer_model_is_trained_killed_gone_on_with_and_loaded_by_peft(
+    preset, kind, tmp_path, monkeypatch, capfd
+):
     monkeypatch.setattr(one_run, "draw_curves", lambda run, picture: None)
-    base = write_model(tmp_path / "model", "tiny-qwen3")
+    base = write_model(tmp_path / "model", preset)
     write_pairs(tmp_path / "pairs.jsonl")
     flags = (
         *SMALL,
@@ -49,7 +54,7 @@ def test_a_qwen3_is_trained_killed_gone_on_with_and_loaded_by_peft(tmp_path, mon
 
     # What was exported, here and in peft.
     merged, params = load_pretrained(folder / "model")
-    assert json.loads((folder / "model" / "config.json").read_text())["model_type"] == "qwen3"
+    assert json.loads((folder / "model" / "config.json").read_text())["model_type"] == kind
     ids = np.random.default_rng(0).integers(0, 256, (2, 20), np.int32)
     logits = np.asarray(jax.jit(merged.apply)(jax.tree.map(jnp.asarray, params), ids))
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from snake_jax.errors import UserError
-from snake_jax.models import families, lora
+from snake_jax.models import families, hub, lora
 from snake_jax.models.generation import generate
 from snake_jax.models.hub import load_pretrained
 from snake_jax.models.language import Tokens, build, stop_ids
@@ -230,6 +230,23 @@ def test_generation_stops_at_every_end_of_the_model_s_own_vocabulary():
     assert stop_ids(build(families.read(golden_config("qwen3") | {"eos_token_id": None})), 7) == (
         7,
     )
+
+
+def test_generation_stops_at_the_ends_that_only_its_own_settings_name(tmp_path):
+    qwen = build(families.read(golden_config("qwen3") | {"eos_token_id": 45}))
+    assert hub.read_generation_ends(tmp_path) == ()
+    file = tmp_path / "generation_config.json"
+    for said, ends in (("[45, 43]", (45, 43)), ("43", (45, 43)), ("null", (45,))):
+        file.write_text(f'{{"eos_token_id": {said}}}')
+        assert stop_ids(qwen, 45, hub.read_generation_ends(tmp_path)) == ends
+    # A tokenizer that ends where only the settings say so is the model's too.
+    file.write_text('{"eos_token_id": [43, 45]}')
+    assert stop_ids(qwen, 43, hub.read_generation_ends(tmp_path)) == (45, 43)
+    assert stop_ids(qwen, 7, hub.read_generation_ends(tmp_path)) == (7,)
+    for broken in ("[", "[1]", '{"eos_token_id": "</s>"}'):
+        file.write_text(broken)
+        with pytest.raises(UserError, match=r"generation_config\.json"):
+            hub.read_generation_ends(tmp_path)
 
 
 def test_a_checkpoint_of_the_bare_gpt2_with_its_masks_is_read(tmp_path):

@@ -18,13 +18,14 @@ from snake_jax.models.presets import from_preset
 from snake_jax.training import quantization, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import init_states, update_rule
+from snake_jax.training.text_scores import evaluate, exact_texts
 from snake_jax.training.text_step import (
     ENDS,
     FrozenModel,
     LanguageStep,
     TextBatch,
+    _columns_mask,
     block_roles,
-    evaluate,
     own_items,
     prefix,
     train_step,
@@ -249,6 +250,27 @@ def test_a_node_of_smaller_rank_trains_its_columns_only():
         np.testing.assert_allclose(new[first], all_columns[first], rtol=1e-5)
 
 
+def test_optimizer_states_of_columns_that_do_not_train_stay():
+    trees = {"block_0": adapters("llama")[1], "head": {"scale": jnp.ones(3)}}
+    old = init_states(update_rule("adamw", momentum=0.0, weight_decay=0.1), trees, tuple(trees))
+    new = jax.tree.map(lambda state: state + 1, old)
+    masked = _columns_mask(jnp.array([True, False]))(new, old)
+    kinds = set()
+    for (path, leaf), before in zip(
+        jax.tree.leaves_with_path(masked), jax.tree.leaves(old), strict=True
+    ):
+        changed = np.broadcast_to(leaf != before, leaf.shape)
+        kind = getattr(path[-1], "key", "count")
+        kinds.add(kind)
+        if kind in ("a", "b"):
+            by_column = changed if kind == "a" else changed.T
+            assert by_column[:, 0].all()
+            assert not by_column[:, 1].any()
+        else:
+            assert changed.all()
+    assert kinds == {"a", "b", "scale", "count"}
+
+
 def test_a_client_pulls_what_trains_and_leaves_foreign_columns_alone():
     trainable, frozen = parted("llama", 1, adapted=True)
     received = jax.tree.map(lambda w: 1.1 * w, trainable)
@@ -309,6 +331,24 @@ def test_packed_texts_have_the_loss_they_have_apart():
         scores.append(jax.jit(evaluate(step))({}, own, params, TextBatch(*map(jnp.asarray, part))))
     close(*scores, rtol=1e-5)
     assert scores[0].tokens == 4
+
+
+def test_a_text_is_exact_where_all_its_targets_are_hit():
+    # Two texts and padding in a row; the second row's one text has no target.
+    segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0]])
+    weight = jnp.array([[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]], jnp.float32)
+    rows = TextBatch(segments, segments, weight, segments, segments)
+    hits = {
+        (1, 1, 1, 1, 1, 1): (2, 2),
+        (0, 1, 1, 0, 1, 0): (2, 2),
+        (1, 1, 0, 1, 1, 1): (1, 2),
+        (1, 1, 0, 1, 0, 1): (0, 2),
+    }
+    for hit, wanted in hits.items():
+        assert exact_texts(rows, jnp.array([hit, hit])) == wanted
+    # Without segments each row is a text.
+    assert exact_texts(rows._replace(segments=None), jnp.ones((2, 6))) == (1, 1)
+    assert exact_texts(rows._replace(segments=None), jnp.zeros((2, 6))) == (0, 1)
 
 
 def test_gradients_do_not_cross_from_text_to_text():

@@ -32,6 +32,13 @@ def _define(values: FlagValues) -> None:
         "what to write into the workdir",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "push_adapter_to",
+        "",
+        "write the adapter here too, as a repository of the Hugging Face hub: with a README card, "
+        "the tokenizer's files; nothing is sent",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "show_rows",
         0,

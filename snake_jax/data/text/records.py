@@ -101,7 +101,11 @@ def parse(record: object, where: str, fields: Fields | None = None) -> Record:
 
     sample = _sample(record, where, fields)
     if record.get("category") is not None:
-        category = _text(record["category"], "category", where)
+        category = record["category"]
+        # A label is often a number; to Python True is one too.
+        if isinstance(category, int) and not isinstance(category, bool):
+            category = str(category)
+        category = _text(category, "category", where)
         sample = sample._replace(category=category)
     return Record(sample, side)
 
@@ -218,9 +222,7 @@ def _text(value: object, field: str, where: str) -> str:
 
     Half of a surrogate pair, which JSON can hold, becomes a question mark.
     """
-    # To Python True is a number.
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
+    # A number is refused too: what is no number (NaN) is how tables write a missing text.
     if not isinstance(value, str):
         raise BadRow(f"{where}: field {field} is not text but {_shown(value)}")
     return value.encode("utf-8", "replace").decode()

@@ -39,7 +39,7 @@ def both(corpus):
         ({"instruction": "Q", "input": "", "output": "A"}, "Q", "A"),
         ({"instruction": "Q", "input": "X", "output": "A"}, "Q\n\nX", "A"),
         ({"instruction": "Q", "context": "X", "response": "A"}, "Q\n\nX", "A"),
-        ({"question": "Q", "answer": 7}, "Q", "7"),
+        ({"question": "Q", "answer": "7"}, "Q", "7"),
         ({"question": "Q", "context": None, "answer": "A"}, "Q", "A"),
         (
             {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
@@ -174,6 +174,28 @@ BAD_ROWS = [
     {"prompt": "q2", "response": None},
     {"question": "no answer"},
 ]
+
+
+@pytest.mark.parametrize("value", [7, 0.5, float("nan"), True, ["A"], {"text": "A"}, None])
+@pytest.mark.parametrize("field", ["prompt", "response", "content", "text"])
+def test_what_is_no_text_is_named_with_file_line_and_field(field, value, tmp_path):
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": value}]
+    records = {
+        "prompt": {"prompt": value, "response": "A"},
+        "response": {"prompt": "Q", "response": value},
+        "content": {"messages": turns},
+        "text": {"text": value},
+    }
+    path = write(tmp_path / "data.jsonl", *numbered(4), records[field])
+    with pytest.raises(UserError) as error:
+        load_corpus(path)
+    assert str(error.value).startswith(f"{path}:5: field {field} is not text but {value!r}; ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_category_may_be_a_number(tmp_path):
+    path = write(tmp_path / "data.jsonl", *numbered(4, category=3))
+    assert {sample.category for sample in both(load_corpus(path))} == {"3"}
 
 
 def test_bad_rows_are_counted_and_the_way_out_is_said(tmp_path):

@@ -1,0 +1,184 @@
+"""Every method on the same examples: what each reaches, and what that takes.
+
+All runs of a scale pass all nodes' training examples equally often, in plain SGD without momentum,
+as SCAFFOLD wants it (BAdam, LISA and HiFT are Adam's by their papers). Each node holds out a part
+of its own examples, on which the model is scored beside the test set.
+"""
+
+import itertools
+from typing import Any
+
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.config import ImageConfig
+from snake_jax.models import registry
+
+FIGURE = "methods"
+ALL_LAYERS = {"always_train": "none"}
+_ADAM = {"optimizer": "adam"}
+METHODS = {
+    "centralised": Method("centralised"),
+    "sequential": Method("sequential"),
+    "fedavg": Method("FedAvg"),
+    "fedprox": Method("FedProx", {"proximal": 0.01}),
+    "fedadam": Method(
+        "FedAdam", {"algorithm": "fedavg", "server_optimizer": "adam", "server_learning_rate": 0.01}
+    ),
+    "fedyogi": Method(
+        "FedYogi", {"algorithm": "fedavg", "server_optimizer": "yogi", "server_learning_rate": 0.01}
+    ),
+    "scaffold": Method("SCAFFOLD"),
+    "fednova": Method("FedNova"),
+    "fedpart": Method("FedPart", {**ALL_LAYERS, "rounds_per_layer": 1}),
+    "progressive": Method("progressive", {"rounds_per_layer": 3}),
+    "snake": Method("Snake"),
+    "snake_distilled": Method("Snake, distilled", {"algorithm": "snake", "distill": "on"}),
+    "snake_one": Method("one snake, no ends", {"algorithm": "snake", **ALL_LAYERS}),
+    "snake_three": Method(
+        "three snakes, no ends",
+        {"algorithm": "snake", "snakes": 3, **ALL_LAYERS},
+    ),
+    "badam": Method("BAdam", _ADAM),
+    "lisa": Method("LISA", _ADAM),
+    "hift": Method("HiFT", {**_ADAM, "carry_optimizer_state": True}),
+    "split": Method("split", {"cut": "2"}),
+    "splitfed": Method("SplitFed", {"cut": "2"}),
+    "accelerated_fl": Method("Accelerated FL", {"cut": "2"}),
+    "random_walking_snakes": Method("Random Walking Snakes", {"snake_length": 3}),
+}
+PARTITIONS = {"iid": "IID", "dirichlet": "Dirichlet(0.3)"}
+_ONE_LINE_A_PASS: tuple[str, ...] = (
+    "fedpart",
+    "progressive",
+    "splitfed",
+    "accelerated_fl",
+    "centralised",
+)
+_ONE_LINE_A_PASS += ("fedavg", "fedprox", "fedadam", "fedyogi", "scaffold", "fednova")
+IMAGE, CLASSES = (32, 32, 3), 10
+
+# Of Adam, at BAdam, LISA and HiFT, the rate that it is known by.
+_RATES = dict.fromkeys(METHODS, 0.05) | {"badam": 1e-3, "lisa": 1e-3, "hift": 1e-3}
+_COMMON: dict[str, Any] = {
+    "lr_schedule": "constant",
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "clip_norm": 0.0,
+    "alpha": 0.3,
+    "on_divergence": "skip",
+    "evaluate_nodes": 0.2,
+}
+_NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
+
+SCALES = {
+    # Whether everything works; its numbers say nothing.
+    "smoke": Scale(
+        settings={**_COMMON, "model": "mlp", "width": 0.25, "nodes": 4, "batch_size": 16},
+        data="digits",
+        train_examples=96,
+        cycles={1: 6},
+        seeds=(0,),
+        target=0.0,
+        rates=_RATES,
+        step_s=0.02,
+        **_NO_TUNING,
+    ),
+    # About 40 minutes of two CPU cores that do nothing else: FedAvg takes 22 s of CPU time.
+    "cpu": Scale(
+        settings={**_COMMON, "model": "cnn", "width": 1.0, "nodes": 10, "batch_size": 16},
+        data="cifar10",
+        train_examples=4_000,
+        cycles={1: 12},
+        seeds=(0, 1, 2),
+        target=0.0,
+        rates=_RATES,
+        step_s=0.008,
+        **_NO_TUNING,
+    ),
+}
+_EVALUATIONS = 6
+
+
+def of_figure(figure: str, scale: Scale) -> list[Case]:
+    """Every method on both partitions, all seeds."""
+    del figure
+    cases = []
+    for partition in PARTITIONS:
+        cases += [Case(method, partition) for method in METHODS]
+    return every_seed(cases, scale)
+
+
+def layer_names(scale: Scale) -> tuple[str, ...]:
+    """Of the scale's network."""
+    settings = scale.settings
+    return registry.build(settings["model"], CLASSES, IMAGE, width=settings["width"]).layer_names
+
+
+def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
+    """The configuration of a case's run, evaluated six times.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      sources: where the data is.
+      rate: the learning rate.
+    """
+    given = {
+        **scale.settings,
+        "algorithm": case.method,
+        **METHODS[case.method].flags,
+        "dataset": sources["data"],
+        "partition": case.partition,
+        "train_examples": scale.train_examples,
+        "learning_rate": rate,
+        "seed": case.seed,
+    }
+    if case.partition == "iid":
+        del given["alpha"]
+    # Only where it is the method that is compared.
+    if "distill" in ALGORITHMS[given["algorithm"]].flags:
+        given.setdefault("distill", "off")
+    passes, nodes = scale.cycles[1], scale.settings["nodes"]
+    every = layer_names(scale)
+    middle = len(every) - 2
+
+    # A cycle is one pass over all data, but where layers set its length. Lines are rounds.
+    cycles, lines = passes, passes * nodes
+    if case.method in _ONE_LINE_A_PASS:
+        lines = passes
+    if case.method == "fedpart":
+        # As many full rounds as make its cycles come out even.
+        full = next(n for n in itertools.count(1) if passes % (n + len(every)) == 0)
+        given["full_rounds"] = full
+        cycles = passes // (full + len(every))
+    elif case.method in ("badam", "lisa", "hift"):
+        given["periods"] = middle
+        lines = passes * middle
+    elif given["algorithm"] == "snake":
+        visits = len(every) if given.get("always_train") == "none" else middle
+        cycles = passes * nodes // visits
+        lines = cycles * -(-visits // given.get("snakes", 1))
+    return ImageConfig(**given, cycles=cycles, eval_every=lines // _EVALUATIONS)
+
+
+def _public(source: str) -> str:
+    """A data set's name without a path of this machine."""
+    return "cifar10" if source.startswith("npz:") else source
+
+
+def _hold_out(scale: Scale, sources: Sources) -> None:
+    """Nothing is tuned."""
+
+
+TOPIC = Topic(
+    name="methods",
+    suffix="_methods",
+    figures=(FIGURE,),
+    methods=METHODS,
+    partitions=PARTITIONS,
+    scales=SCALES,
+    of_figure=of_figure,
+    config=config_of,
+    hold_out=_hold_out,
+    public=_public,
+)
