@@ -204,8 +204,11 @@ class LocalEngine:
 
     def _group(self) -> tuple[Program, list[Bound]]:
         """The first order, and those that one program carries out with it; they wait no longer."""
+        # Where each has a program of its own nobody is compared: of n that would be n^2 a round.
         first = self._waiting[0]
-        alike = [one for one in self._waiting if are_alike(one.order, first.order)]
+        alike = [first]
+        if self._emulation.lead(len(self._waiting)):
+            alike = [one for one in self._waiting if are_alike(one.order, first.order)]
         program = self._program(first.visit.layers, len(alike))
         group = alike if program.lead else [first]
         taken = {id(one) for one in group}
