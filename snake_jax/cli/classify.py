@@ -31,10 +31,11 @@ def main(given: Given) -> None:
         _check_processes(config, flags)
         configs = seeds.seed_configs(flags.seeds, config) if flags.seeds else [config]
         setups = [loop.prepare(config) for config in configs]
+        given.stages.ended_copying("data", one_run.data_bytes(setups[0]))
         described = one_run.describe_images(setups[0])
         by_default = defaults.said_of_defaults(setups[0], flags)
         about = f"{described}\n{by_default}".rstrip()
-        with training(flags) as how:
+        with training(flags, given.stages) as how:
             if flags.seeds:
                 seeds.run_seeds(setups, folder, about, how, launch.warn)
             else:

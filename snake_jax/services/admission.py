@@ -34,6 +34,7 @@ _FREE_TEXT = ("prompt",)
 _REFUSED = {
     "workdir": "each service has a folder of the Service Provider's own; leave it out",
     "compilation_cache_dir": "folders are the Service Provider's own; leave it out",
+    "verbose": "stages are told on a terminal, and a service has none; leave it out",
     "trace_dir": "a service writes no profiles; leave it out",
     "trace_rounds": "a service writes no profiles; leave it out",
     "distributed": "a service is one process here; leave it out",
