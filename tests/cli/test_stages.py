@@ -1,8 +1,11 @@
 """The stages of a launch are told in order, each with its floor, to whoever asks."""
 
+import subprocess
+import sys
+
 from snake_jax.cli import stages
 from snake_jax.cli.stages import Stage, Stages
-from tests.launches import Launcher, write_images
+from tests.launches import ROOT, Launcher, write_images
 
 SMALL = ("--model=mlp", "--width=0.1", "--nodes=2", "--batch_size=8", "--algorithm=fedavg")
 ORDER = ["command line", "imports", "data", "weights", "data on the device", "first round"]
@@ -46,3 +49,15 @@ def test_a_launch_tells_its_stages_only_where_it_is_asked(tmp_path, monkeypatch,
     assert [stage.name for stage in found] == ORDER
     assert min(stage.wall_s for stage in found) >= 0
     assert stages.read(told.stdout) == [], "results are read from there"
+
+
+def test_a_launch_imports_nothing_that_it_may_not_need():
+    """Neither what draws, nor peers and clusters, nor kernels for chips that are not there."""
+    heavy = ("matplotlib", "ray", "transformers", "torch", "snake_jax.kernels.quant_matmul.triton")
+    code = (
+        "import sys; import snake_jax.cli.main, snake_jax.cli.classify, snake_jax.cli.finetune; "
+        f"print([name for name in {heavy} if name in sys.modules], "
+        "'jax.experimental.pallas.tpu' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == "[] False\n", said.stderr
