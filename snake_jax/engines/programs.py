@@ -67,7 +67,7 @@ class Ahead:
         if program in self._coming:
             return
         # jax keeps this setting by thread: seeds that train side by side have a device each.
-        device = jax.config.jax_default_device
+        device = jax.config.jax_default_device  # type: ignore[attr-defined]
 
         def trace() -> "Future[Compiled]":
             with jax.default_device(device):
