@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 RUNS := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test test-all parity check fix pins clean
+.PHONY: help demo demo-llm accept test test-all parity check fix pins clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 16
@@ -26,6 +26,11 @@ demo-llm: $(VENV)/run.stamp  ## the same with a tiny Llama on the text of Python
 	$(BIN)/snake-jax finetune --preset=demo_llm_splitfed --workdir=$(RUNS)-llm/splitfed
 	$(BIN)/snake-jax compare $(RUNS)-llm/snake $(RUNS)-llm/fedavg $(RUNS)-llm/split \
 	    $(RUNS)-llm/splitfed --output=$(RUNS)-llm
+
+# No installation here: with an accelerator jax comes as BUILD.md says, into an environment of one's own.
+accept:  ## check everything on the device that jax finds, in 25 minutes; MINUTES=, FLAGS= as --data=npz:DIR
+	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python=python; fi; \
+		$$python -m experiments.accept --budget_minutes=$(or $(MINUTES),25) $(FLAGS)
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest

@@ -135,7 +135,7 @@ def _draw(study: Study, chosen: Sequence[str]) -> None:
 
 
 def _tried(study: Study, chosen: Sequence[str]) -> list[Case]:
-    return cases.tuning(study.topic, chosen, study.scale) if TUNE.value else []
+    return tuning.tried(study, chosen) if TUNE.value else []
 
 
 def _figures() -> list[str]:

@@ -8,14 +8,24 @@ values from it as explicit arguments. `RunConfig` is what all runs share; `Image
 import dataclasses
 import math
 
-from snake_jax.config_parts import MethodConfig, NodeConfig, PrivacyConfig
+from snake_jax.config_parts import (
+    DistillConfig,
+    LinkConfig,
+    MethodConfig,
+    NodeConfig,
+    PrivacyConfig,
+    QualityConfig,
+    StopConfig,
+)
 from snake_jax.errors import UserError
 from snake_jax.field_rules import LARGEST, check_value, option
 from snake_jax.field_rules import pick as pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
+class RunConfig(
+    PrivacyConfig, NodeConfig, MethodConfig, DistillConfig, QualityConfig, StopConfig, LinkConfig
+):
     """What every run has, whatever it trains: method, nodes, schedule, update rule, faults."""
 
     algorithm: str = option("snake", "what trains the model: {algorithms}")
@@ -41,23 +51,6 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     cached: bool = option(
         True, "receivers keep what they were sent, so that only changed layers travel"
     )
-
-    # What keeps a node from forgetting what the others taught.
-    distill: str = option(
-        "auto",
-        "distillation from the model as received; auto: on where the nodes' labels diverge",
-        choices=("off", "on", "auto"),
-    )
-    distill_measure: str = option(
-        "js",
-        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
-        choices=("js", "kl"),
-    )
-    distill_threshold: float = option(
-        0.1, "auto turns distillation on above this divergence", low=0
-    )
-    distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
-    distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
 
     # The update rule, and its learning rate from cycle to cycle.
     optimizer: str = option("sgd", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
@@ -102,7 +95,7 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
         choices=("upload", "lost"),
     )
 
-    # What nodes can do, who takes a visit, and what the clock has go wrong.
+    # What nodes can do, and who takes a visit.
     node_file: str = option(
         "", "YAML or JSON of what each node computes, stores, sends, costs; empty: generated"
     )
@@ -118,8 +111,9 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
     assign: str = option(
         "serpentine",
         "which node takes a visit: the next in turn; load in proportion to capability; the "
-        "optimum (milp); the hop of least time and energy (greedy)",
-        choices=("serpentine", "proportional", "milp", "greedy"),
+        "optimum (milp); the hop of least time and energy (greedy); or a visit a node and cycle, "
+        "of as many layers as it trains in the time of the others (segments)",
+        choices=("serpentine", "proportional", "milp", "greedy", "segments"),
     )
     assign_objective: str = option(
         "makespan",
@@ -127,35 +121,7 @@ class RunConfig(PrivacyConfig, NodeConfig, MethodConfig):
         "cost of energy",
         choices=("makespan", "duration", "energy"),
     )
-    straggler_rate: float = option(
-        0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1
-    )
-    straggler_slowdown: float = option(
-        4.0, "clock: how many times slower a straggler computes", low=1
-    )
-    drop_rate_per_hour: float = option(
-        0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600
-    )
-    rejoin_s: float = option(
-        300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7
-    )
 
-    nodes_per_round: int = option(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
-    server_momentum: float = option(0.0, "fedavg: momentum of the server's update", low=0, high=1)
-    server_optimizer: str = option(
-        "sgd",
-        "fedavg: what the server does with the nodes' mean change; sgd at rate 1 takes their mean",
-        choices=("sgd", "adagrad", "adam", "yogi"),
-    )
-    server_learning_rate: float = option(
-        1.0, "fedavg: of the server's step; 0.001 to 0.1 suits the adaptive ones", above=0
-    )
-    server_tau: float = option(
-        1e-3, "fedavg: adaptive server optimizers add it to the root of v", above=0
-    )
-    proximal: float = option(
-        0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
-    )
     parallel: int = option(
         1, "snake: nodes that train the same layers side by side; the server averages", low=1
     )
@@ -241,11 +207,15 @@ class ImageConfig(RunConfig):
         high=0.5,
     )
     partition: str = option(
-        "iid", "how the data lies on the nodes: {partitions}, or file:PATH (JSON)"
+        "iid",
+        "how the data lies: {partitions}, file:PATH (JSON) or drawn:LEAST-MOST (virtual nodes)",
     )
     alpha: float = option(2.0, "Dirichlet concentration; smaller is less alike", above=0)
-    outliers: float = option(
-        0.0, "share of training images to drop as outliers (isolation forest)", low=0, high=0.5
+    clean: str = option(
+        "each_node",
+        "who drops broken images, duplicates and outliers: each node of its own data, or one who "
+        "sees all of it before it is laid out",
+        choices=("each_node", "together"),
     )
     pixel_std: str = option(
         "",
@@ -281,6 +251,9 @@ class ImageConfig(RunConfig):
     )
 
     target_accuracy: float = option(0.6, "accuracy whose cost the summary reports", low=0, high=1)
+    stop_accuracy: float = option(
+        0.0, "the run ends once the test accuracy is at least this; 0: off", low=0, high=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -324,6 +297,12 @@ class TextConfig(RunConfig):
         "iid",
         "how the pairs lie on the nodes: shuffled, or a few sources or categories on each",
         choices=("iid", "by_category"),
+    )
+    clean: str = option(
+        "each_node",
+        "each node drops empty, repeated and non-text samples and outliers of its own data; none: "
+        "what was read is trained on",
+        choices=("each_node", "none"),
     )
     categories_per_node: int = option(
         1, "partition=by_category: how many a node has (1 or 2 in the paper)", low=1
@@ -373,7 +352,8 @@ class TextConfig(RunConfig):
     momentum: float = option(0.0, "momentum of sgd and rmsprop", low=0, high=1)
     distill: str = option(
         "off",
-        "distillation from the model as received; auto: on where the nodes' categories diverge",
+        "distillation from the model as received; auto: on where the nodes' categories diverge "
+        "beyond chance, or their ranks differ",
         choices=("off", "on", "auto"),
     )
     frozen_dtype: str = option(
@@ -394,4 +374,12 @@ class TextConfig(RunConfig):
     )
     target_perplexity: float = option(
         0.0, "perplexity whose cost the summary reports; 0: none", low=0
+    )
+    visit_perplexity: float = option(
+        0.0,
+        "a visit ends with the epoch whose training perplexity is at most this; 0: off",
+        low=0,
+    )
+    stop_perplexity: float = option(
+        0.0, "the run ends once the held-out perplexity is at most this; 0: off", low=0
     )

@@ -1,4 +1,4 @@
-"""Parts of a run's configuration that belong together: privacy, node management, single methods.
+"""Parts of a run's configuration that belong together: privacy, distillation, node management.
 
 `snake_jax.config.RunConfig` is made of these and of its own fields; flags, files and `--help` know
 no difference.
@@ -36,6 +36,23 @@ class MethodConfig:
         high=0.5,
     )
 
+    nodes_per_round: int = option(0, "averaging methods: nodes sampled in a round; 0: all", low=0)
+    server_momentum: float = option(0.0, "fedavg: momentum of the server's update", low=0, high=1)
+    server_optimizer: str = option(
+        "sgd",
+        "fedavg: what the server does with the nodes' mean change; sgd at rate 1 takes their mean",
+        choices=("sgd", "adagrad", "adam", "yogi"),
+    )
+    server_learning_rate: float = option(
+        1.0, "fedavg: of the server's step; 0.001 to 0.1 suits the adaptive ones", above=0
+    )
+    server_tau: float = option(
+        1e-3, "fedavg: adaptive server optimizers add it to the root of v", above=0
+    )
+    proximal: float = option(
+        0.0, "FedProx: weight of mu/2 |w - received w|^2 in the nodes' loss; 0: off", low=0
+    )
+
     full_rounds: int = option(
         1, "fedpart: rounds of a cycle, its first, in which everything trains", low=0
     )
@@ -51,6 +68,102 @@ class MethodConfig:
         1,
         "badam, lisa: visits that share the passes over the data, so that layers change within one",
         low=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinkConfig:
+    """Who is whose neighbour, and how links fade (`snake_jax.nodes.topology`, `links`)."""
+
+    topology: str = option(
+        "complete",
+        "from node to node: who sends to whom: complete, ring, grid, random (see neighbours) or "
+        "file:PATH, JSON with edges",
+    )
+    neighbours: int = option(3, "topology=random: neighbours of a node, in the mean", low=2)
+    fading: str = option(
+        "none",
+        "clock: rates of links to and from nodes change from turn to turn (rayleigh) or do not",
+        choices=("none", "rayleigh"),
+    )
+    fading_snr_db: float = option(
+        10.0, "fading: signal-to-noise ratio at the mean gain, in decibels", low=-20, high=60
+    )
+    fading_memory: float = option(
+        0.9, "fading: how much of a turn's amplitude is left in the next", low=0, high=1
+    )
+    walk: str = option(
+        "permutation",
+        "random_walking_snakes: heads are all nodes in drawn order, or a random walk over the "
+        "topology, to any neighbour alike (uniform) or so that all nodes are as often head "
+        "(metropolis)",
+        choices=("permutation", "uniform", "metropolis"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """Thresholds at which a visit or a run is good enough (`snake_jax.runs.stops`)."""
+
+    visit_loss: float = option(
+        0.0, "a visit ends with the epoch whose mean training loss is at most this; 0: off", low=0
+    )
+    stop_loss: float = option(0.0, "the run ends once the test loss is at most this; 0: off", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What keeps a node from forgetting what the others taught (`snake_jax.runs.distilling`)."""
+
+    distill: str = option(
+        "auto",
+        "distillation from the model as received; auto: on where the nodes' labels diverge beyond "
+        "chance",
+        choices=("off", "on", "auto"),
+    )
+    distill_measure: str = option(
+        "js",
+        "divergence of label distributions: Jensen-Shannon distance or Kullback-Leibler",
+        choices=("js", "kl"),
+    )
+    distill_level: float = option(
+        0.01,
+        "auto: chance that distillation is turned on for nodes whose data is dealt out at random",
+        low=0.001,
+        high=0.5,
+    )
+    distill_threshold: float = option(
+        0.0,
+        "auto also asks that the divergence is so far above that of a random deal, in js a "
+        "distance up to 1, in kl nats; 0: beyond chance is enough",
+        low=0,
+    )
+    distill_temperature: float = option(2.0, "softmax temperature of teacher and student", above=0)
+    distill_weight: float = option(0.5, "weight of the distillation loss beside the task's", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What becomes of data that is not sound (`snake_jax.data.node_quality`)."""
+
+    outliers: float = option(
+        0.0,
+        "share of the training examples to drop as outliers, by an isolation forest or, with "
+        "clusters, by the distance from them",
+        low=0,
+        high=0.5,
+    )
+    clusters: int = option(
+        0,
+        "groups of alike examples that each node finds in its own data; 0: none are sought",
+        low=0,
+        high=1000,
+    )
+    max_dropped: float = option(
+        0.0,
+        "admit nodes of whose data no more than this share was dropped as unsound; 0: all",
+        low=0,
+        high=1,
     )
 
 
@@ -73,10 +186,30 @@ class NodeConfig:
         choices=("declared", "measured"),
     )
     stand_in: str = option(
-        "next",
-        "who takes over: the next node in turn, or the one whose visit is soonest done by the "
-        "clock's figures (compute and link)",
-        choices=("next", "soonest"),
+        "soonest",
+        "who takes over, of idle nodes that are there and can hold the visit: the one that is "
+        "soonest done by the clock's figures (compute and link), or the next in turn",
+        choices=("soonest", "next"),
+    )
+
+    follow_clock: bool = option(
+        False,
+        "the clock decides who trains: nodes whose window is closed or that dropped are skipped, a "
+        "visit that its node leaves goes on elsewhere, and assign weighs windows",
+    )
+
+    # What the clock has go wrong.
+    straggler_rate: float = option(
+        0.0, "clock: chance that a visit finds its node slowed down", low=0, high=1
+    )
+    straggler_slowdown: float = option(
+        4.0, "clock: how many times slower a straggler computes", low=1
+    )
+    drop_rate_per_hour: float = option(
+        0.0, "clock: drops of a node in an hour, in the mean", low=0, high=3600
+    )
+    rejoin_s: float = option(
+        300.0, "clock: mean seconds until a dropped node is back", low=0, high=1e7
     )
 
     # Who is admitted.

@@ -156,8 +156,16 @@ def last_arrays(workdir: Path) -> tuple[int, dict[str, bytes]]:
     ):
         warnings.simplefilter("ignore")  # about devices, of which there is one
         step = manager.latest_step()
-        arrays = manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))["arrays"]
-    return step, {name: np.asarray(array).tobytes() for name, array in arrays.items()}
+        meta = manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        # It says in which checkpoints its arrays lie: a visit changes some of them.
+        written = {}
+        for other in {other for other, _, _ in meta["arrays"].values()}:
+            wanted = args.Composite(arrays=args.PyTreeRestore())
+            written[other] = manager.restore(other, args=wanted)["arrays"]
+    arrays = {}
+    for name, (other, stored, _) in meta["arrays"].items():
+        arrays[name] = np.asarray(written[other][stored]).tobytes()
+    return step, arrays
 
 
 def _lasting(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Steps and runs on a mesh beside the same on one device: a program of its own, for it needs eight
 devices.
 
-  JAX_NUM_CPU_DEVICES=8 python -m tests.sharded_runs steps
+  JAX_NUM_CPU_DEVICES=8 python -m tests.sharded_runs steps "int8 adapters" ends
 
 What is compared is printed as JSON. Gradients are read off optimizer states: momentum's trace after
 one step is the gradient, Adam's moments a tenth of it and a thousandth of its square.
@@ -198,15 +198,14 @@ def _apart(tree: PyTree, other: PyTree) -> float:
     return max(jax.tree.leaves(jax.tree.map_with_path(one, tree, other)), default=0.0)
 
 
-def main(what: str) -> dict[str, Any]:
-    """Everything of one kind: steps, gathered (programs as text) or runs."""
+def main(what: str, *names: str) -> dict[str, Any]:
+    """These of one kind: steps, gathered (programs as text) or runs."""
     if what == "gathered":
-        return {name: text_of(case) for name, case in GATHERED.items()}
+        return {name: text_of(GATHERED[name]) for name in names}
     jax.config.update("jax_disable_most_optimizations", True)
     if what == "steps":
-        return {name: step_results(case) for name, case in CASES.items()} | {
-            "frozen": frozen_alike()
-        }
+        found = {name: step_results(CASES[name]) for name in names}
+        return found | {"frozen": frozen_alike()}
     with tempfile.TemporaryDirectory() as folder:
         small = {
             "max_length": 64,
@@ -218,8 +217,8 @@ def main(what: str) -> dict[str, Any]:
         small |= {"learning_rate": 0.1, "momentum": 0.9}
         small |= {"model": str(write_model(Path(folder) / "model", num_key_value_heads=2))}
         small |= {"data": str(write_pairs(Path(folder) / "pairs.jsonl"))}
-        return {name: run_results(flags, small) for name, flags in RUNS.items()}
+        return {name: run_results(RUNS[name], small) for name in names}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    print(json.dumps(main(*sys.argv[1:])))

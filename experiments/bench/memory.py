@@ -110,18 +110,24 @@ def grown_bytes(call: Callable[[], object]) -> int | None:
     """
     if sys.platform != "linux":
         return None
-    with contextlib.suppress(AttributeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
+    trim()  # what was freed before would hide what is taken now
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the greatest value starts anew: proc(5)
     except OSError:
         return None
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     jax.block_until_ready(call())
-    return _resident_bytes("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
-def _resident_bytes(name: str) -> int:
+def trim() -> None:
+    """Gives the system back what this process has freed, where the C library can."""
+    with contextlib.suppress(AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes(name: str) -> int:
+    """What Linux says of this process by a name of proc(5), such as VmRSS."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])

@@ -15,6 +15,7 @@ SUITES = (
     "rounds_memory",
     "conv",
     "round",
+    "many",
     "emulation",
     "finetune",
     "hops",

@@ -13,7 +13,8 @@ import numpy as np
 from experiments.bench.rows import HIGHER, LOWER, Measured, Request, Row, measured, paired, walls_ms
 from snake_jax.costs.timing import interleaved
 from snake_jax.scct import exact, latency, reference
-from snake_jax.scct.scenario import drawn, splits_that_fit
+from snake_jax.scct.drawing import drawn
+from snake_jax.scct.scenario import splits_that_fit
 
 REPEATS = 9
 FASTER = 20.0

@@ -58,7 +58,7 @@ def sections(
 ) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     parts = [_about(study, _nodes(found)), language_tables.markdown_of(numbers)]
-    said = language_tables.against(numbers)
+    said = language_tables.against(numbers, study.rates)
     if said:
         parts.append("\n".join(f"- {line}" for line in said))
     return parts

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from experiments.reproduction import verdict
 from experiments.reproduction.cases import Case
 from experiments.reproduction.language import METHODS, PARTITIONS
 from experiments.reproduction.run_numbers import (
@@ -20,7 +21,7 @@ from experiments.reproduction.run_numbers import (
     several,
     total,
 )
-from experiments.reproduction.runs import Study
+from experiments.reproduction.runs import Rates, Study
 from snake_jax.report.runs import Run, before, best, cost_to_reach, final, from_summary
 from snake_jax.report.units import human, percent, significant
 
@@ -114,10 +115,15 @@ def _line_name(group: Sequence[Numbers]) -> str:
     return _name(group[0], len(group))
 
 
-def against(rows: Sequence[Numbers]) -> list[str]:
+def against(rows: Sequence[Numbers], rates: Rates) -> list[str]:
     """Sentences: each finished case of Snake Learning beside FL's.
 
-    FL's is that of the same training, partition and E.
+    FL's is that of the same training, partition and E. Whether Snake's perplexity is lower follows
+    from the seeds, by `verdict`.
+
+    Args:
+      rows: of a figure.
+      rates: as tuned, which say whose lie at the edge of their grid.
     """
     groups = {}
     for group in by_case(rows):
@@ -129,7 +135,11 @@ def against(rows: Sequence[Numbers]) -> list[str]:
         if others is None or others is group:
             continue
         if all(numbers["finished"] for numbers in [*group, *others]):
-            lines.append(f"{_name(group[0], 0)}: {_beside(group, others)}.")
+            lower = verdict.differences(others, group, "perplexity_after")
+            tuned = rates.get(f"{others[0]['method']}/{others[0]['partition']}", {})
+            at_edge = tuned.get("at_the_edge_of_the_grid", False)
+            said = verdict.sentence(verdict.paired(lower), "lower", "of perplexity", at_edge)
+            lines.append(f"{_name(group[0], 0)}: {_beside(group, others)}; {said}.")
     return lines
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from experiments.reproduction import verdict
 from experiments.reproduction.cases import Case
 from experiments.reproduction.run_numbers import (
     BYTES,
@@ -23,7 +24,7 @@ from experiments.reproduction.run_numbers import (
     several,
     total,
 )
-from experiments.reproduction.runs import Study
+from experiments.reproduction.runs import Rates, Study
 from experiments.reproduction.vision import CLASSES, IMAGE, METHODS, PARTITIONS
 from snake_jax.algorithms.chain import ON_NODE, ON_SERVER, held, roles
 from snake_jax.cli.accounting_tables import table
@@ -296,10 +297,15 @@ def _method_name(group: Sequence[Numbers]) -> str:
     return METHODS[group[0]["method"]].label
 
 
-def against(rows: Sequence[Numbers], base: Mapping[str, Any]) -> list[str]:
+def against(rows: Sequence[Numbers], base: Mapping[str, Any], rates: Rates) -> list[str]:
     """Sentences: each finished case's mean final accuracy as a share of that of the base.
 
-    The base is alike otherwise.
+    The base is alike otherwise. Whether it is higher follows from the seeds, by `verdict`.
+
+    Args:
+      rows: of a figure.
+      base: what its runs have in common.
+      rates: as tuned, which say whose lie at the edge of their grid.
     """
     # All seeds of the base, on every partition and with every E.
     finished_base = []
@@ -322,7 +328,13 @@ def against(rows: Sequence[Numbers], base: Mapping[str, Any]) -> list[str]:
             share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
             name = _row_name(first, 0)
             other = _row_name(others[0], 0)
-            lines.append(f"{name}: {percent(share)} of the accuracy of {other}.")
+            points = []
+            for difference in verdict.differences(group, others, "final_accuracy"):
+                points.append(100 * difference)
+            tuned = rates.get(f"{others[0]['method']}/{others[0]['partition']}", {})
+            at_edge = tuned.get("at_the_edge_of_the_grid", False)
+            said = verdict.sentence(verdict.paired(points), "higher", "points", at_edge)
+            lines.append(f"{name}: {percent(share)} of the accuracy of {other}; {said}.")
     return lines
 
 

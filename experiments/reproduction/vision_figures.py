@@ -74,7 +74,7 @@ def sections(
     if figure in ("2", "5"):
         base["method"] = "fedavg"
     parts = [_about(study), body]
-    said = tables.against(numbers, base)
+    said = tables.against(numbers, base, study.rates)
     if said:
         parts.append("\n".join(f"- {line}" for line in said))
     return parts

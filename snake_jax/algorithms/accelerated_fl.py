@@ -4,7 +4,9 @@ Each has a loss of its own.
 
 Han et al., "Accelerating Federated Learning with Split Learning on Locally Generated Losses", ICML
 Workshop on Federated Learning 2021. Activations and labels go up and no gradient comes back; the
-nodes' parts with their heads, and the server's copies of the rest, are averaged after a round. In
+nodes' parts with their heads, and the server's copies of the rest, are averaged after a round. So
+a node goes on while the server trains on what it sent: the clock has both at the same time
+(`snake_jax.nodes.overlap`, with the formula). In
 the Snake Learning papers the node has the first two layers and a linear head (magazine, "Training
 of Classification Tasks").
 """
@@ -30,6 +32,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 ACCELERATED_FL = Algorithm(
     name="accelerated_fl",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=STAR,
     merge=REPLACE,
     chain=node_and_server,

@@ -22,7 +22,7 @@ from snake_jax.params import LayerNames
 Nodes = tuple[int, ...]
 _BRANCHES = 2000  # of the solver; a limit in seconds would make the result depend on the machine
 _OPTIMAL = 0  # the solver's status
-_LESS_MEMORY = (
+LESS_MEMORY = (
     "raise memory_bytes in --node_file, or lower --layers_per_visit or --width, or set "
     "--frozen_dtype=int8"
 )
@@ -197,7 +197,7 @@ def _fits(problem: Problem) -> np.ndarray:
         raise UserError(
             f"{name} with its optimizer needs {_human(needed)}; none of the {len(memory)} nodes "
             f"can hold it, the largest (node{largest}) has {_human(memory[largest])}: "
-            f"{_LESS_MEMORY}"
+            f"{LESS_MEMORY}"
         )
     return fits
 

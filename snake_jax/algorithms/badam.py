@@ -28,6 +28,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 BADAM = Algorithm(
     name="badam",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=NO_TRAFFIC,
     merge=REPLACE,
     shards=pooled,

@@ -5,13 +5,14 @@ Nothing in it knows whether a node is a call in this process, a process or a mac
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Chain, Segment
+from snake_jax.algorithms.neighbours import is_graph
 from snake_jax.algorithms.pool import manned
 from snake_jax.algorithms.schedule import UNFINISHED, Plan
 from snake_jax.algorithms.traffic import Traffic
@@ -86,6 +87,9 @@ class Algorithm(NamedTuple):
       name: the value of `--algorithm`.
       rounds: `plan -> generator of rounds`; the visits of one run side by side from the same
         parameters. It is sent how each round went.
+      cycle: `(plan, cycle) -> generator of its rounds`, where all cycles have as many rounds of as
+        many visits and train the same layers in them, if not in one order: then what a run needs is
+        known from its first cycle. None: cycles differ.
       traffic: what is sent before a visit and after a round.
       merge: of the outcomes of a round.
       memory: `(config, params) -> memory` of the server, a tree of arrays that `merge` is given and
@@ -109,6 +113,7 @@ class Algorithm(NamedTuple):
     rounds: Callable[[Plan], Rounds]
     traffic: Traffic
     merge: Merge[Any]
+    cycle: Callable[[Plan, int], Rounds] | None = None
     memory: Callable[[RunConfig, Params], PyTree] = no_memory
     shared: Callable[[PyTree], PyTree] = nothing_shared
     client: Callable[[RunConfig], Client | None] = no_client
@@ -140,19 +145,97 @@ def _cycle_after_cycle(rounds_of: Callable[[Plan, int], Rounds], plan: Plan) -> 
 
 def planned_rounds(algorithm: Algorithm, plan: Plan) -> list[Round]:
     """All rounds of a run, in order, where nothing fails but what the flags ask for."""
-    # A method decides what comes next when it is told how a round went: here as the flags have it.
-    course, away = algorithm.rounds(plan), frozenset(plan.refused)
-    found = [manned(plan, away, next(course))]
+    return list(_walked(algorithm.rounds(plan), plan))
+
+
+def _walked(course: Rounds, plan: Plan) -> Iterator[Round]:
+    """The rounds of a schedule, one after the other, as flags have them go."""
+    away = frozenset(plan.refused)
+    visits = manned(plan, away, next(course))
     while True:
+        yield visits
+        # A method decides what comes next when it is told how a round went.
         endings = []
-        for visit in found[-1]:
+        for visit in visits:
             event = visit.event if visit.event in UNFINISHED else ""
             endings.append(Ending(visit, event))
         try:
-            visits = course.send(tuple(endings))
+            visits = manned(plan, away, course.send(tuple(endings)))
         except StopIteration:
-            return found
-        found.append(manned(plan, away, visits))
+            return
+
+
+class Outline(NamedTuple):
+    """What a run is as planned, without all its rounds.
+
+    Attributes:
+      rounds: how many there are.
+      turns: how many turns they have.
+      kinds: rounds that stand for all: none of the run has more visits that train the same layers.
+      left: likewise of the rounds that are not finished, in the order in which they come.
+    """
+
+    rounds: int
+    turns: int
+    kinds: tuple[Round, ...]
+    left: tuple[Round, ...]
+
+
+def outline(algorithm: Algorithm, plan: Plan, done: int = 0) -> Outline:
+    """What a run is as planned: where its cycles are alike, without going through them.
+
+    Args:
+      algorithm: the method.
+      plan: of the run.
+      done: how many rounds are finished.
+    """
+    config = plan.config
+    disturbed = config.interrupt or config.fault_rate or config.leave or config.join
+    if algorithm.cycle is None or disturbed or plan.refused or is_graph(config):
+        return _outline_of_all(algorithm, plan, done)
+
+    # The first cycle stands for all, the last one knows the last turn, and of what is left as many
+    # rounds as a cycle has stand for the others.
+    kinds = tuple(_walked(algorithm.cycle(plan, 0), plan))
+    last = _walked(algorithm.cycle(plan, config.cycles - 1), plan)
+    turns = 1 + max(visit.turn for visits in last for visit in visits)
+    rounds = config.cycles * len(kinds)
+    left = list[Round]()
+    cycle, begun = divmod(done, len(kinds))
+    if cycle < config.cycles:
+        left += [*_walked(algorithm.cycle(plan, cycle), plan)][begun:]
+    if begun and cycle + 1 < config.cycles:
+        left += [*_walked(algorithm.cycle(plan, cycle + 1), plan)][:begun]
+    return Outline(rounds, turns, kinds, tuple(left))
+
+
+def _outline_of_all(algorithm: Algorithm, plan: Plan, done: int) -> Outline:
+    """The outline of a run whose cycles differ: all its rounds are gone through, and few kept."""
+    most: dict[LayerNames, int] = {}
+    most_left: dict[LayerNames, int] = {}
+    kinds, left = [], []
+    rounds, turns = 0, 0
+    for visits in _walked(algorithm.rounds(plan), plan):
+        if _adds(most, visits):
+            kinds.append(visits)
+        if rounds >= done and _adds(most_left, visits):
+            left.append(visits)
+        rounds += 1
+        turns = max([turns, *(1 + visit.turn for visit in visits)])
+    return Outline(rounds, turns, tuple(kinds), tuple(left))
+
+
+def _adds(most: dict[LayerNames, int], visits: Round) -> bool:
+    """Whether a round has more visits that train some layers than any before; notes it."""
+    sizes: dict[LayerNames, int] = {}
+    for visit in visits:
+        sizes[visit.layers] = sizes.get(visit.layers, 0) + 1
+    adds = False
+    for layers, size in sizes.items():
+        if size > most.get(layers, 0):
+            most[layers] = size
+            adds = True
+    return adds
 
 
 class Mean(NamedTuple):

@@ -22,6 +22,7 @@ def pooled(shards: Shards) -> Shards:
 CENTRALISED = Algorithm(
     name="centralised",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=NO_TRAFFIC,
     merge=REPLACE,
     shards=pooled,

@@ -41,6 +41,7 @@ SERVER_FLAGS = frozenset(
 FEDAVG = Algorithm(
     name="fedavg",
     rounds=every_cycle(whole_side_by_side),
+    cycle=whole_side_by_side,
     traffic=STAR,
     merge=Merge(no_mean, add_to_mean, _finish),
     memory=server_optimizers.memory,

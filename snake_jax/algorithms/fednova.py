@@ -94,6 +94,7 @@ def _check(config: RunConfig) -> None:
 FEDNOVA = Algorithm(
     name="fednova",
     rounds=every_cycle(whole_side_by_side),
+    cycle=whole_side_by_side,
     traffic=STAR,
     merge=Merge(_no_sums, _add, _finish),
     unit="round",

@@ -41,6 +41,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 FEDPART = Algorithm(
     name="fedpart",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=STAR,
     merge=REPLACE,
     client=proximal_client,

@@ -14,11 +14,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from snake_jax.algorithms import schedule
-from snake_jax.algorithms.schedule import UNFINISHED, Plan, struck
+from snake_jax.algorithms import stand_ins
+from snake_jax.algorithms.schedule import TAKEOVER, UNFINISHED, WAITED, Plan, struck
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+from snake_jax.nodes import presence
+from snake_jax.nodes.presence import Moment
 
 POOL_FLAGS = frozenset(
     {
@@ -33,6 +35,8 @@ POOL_FLAGS = frozenset(
         "min_memory_bytes",
         "share_labels",
         "max_label_divergence",
+        "max_dropped",
+        "follow_clock",
     }
 )
 
@@ -82,7 +86,7 @@ def gone(plan: Plan, moves: Sequence[Move], rounds: int) -> frozenset[int]:
     return frozenset(away)
 
 
-def present(plan: Plan, away: frozenset[int], turn: int) -> tuple[int, ...]:
+def present(plan: Plan, away: frozenset[int], turn: int) -> Sequence[int]:
     """The nodes that are there in a turn, by number.
 
     Args:
@@ -91,69 +95,156 @@ def present(plan: Plan, away: frozenset[int], turn: int) -> tuple[int, ...]:
       turn: of the run.
     """
     config = plan.config
-    scheduled = away_in(config, turn)
-    return tuple(node for node in range(config.nodes) if node not in away | scheduled)
+    absent = away | away_in(config, turn)
+    # Where all are there a round's work does not grow with them.
+    if not absent:
+        return range(config.nodes)
+    return tuple(node for node in range(config.nodes) if node not in absent)
 
 
-def manned(plan: Plan, away: frozenset[int], visits: Round) -> Round:
+def manned(plan: Plan, away: frozenset[int], visits: Round, moment: Moment | None = None) -> Round:
     """The visits of a round at nodes that are there, struck as the flags say.
 
     Of several side by side those of absent nodes are left out, unless they train other layers, as
     several snakes do: those go to nodes that have no visit in the round, as long as there are some.
-    One alone, or a round of absent ones only, goes to the next node that can hold it. Empty where
-    nobody is there.
+    One alone, or a round of absent ones only, goes to the best stand-in. Empty where nobody is
+    there. A visit that is to be taken over goes to another node than its own, or waits for that.
 
     Args:
       plan: of the run.
       away: see `gone`.
       visits: as the method planned them.
+      moment: of the clock, by which nodes are away too (`--follow_clock`): they are waited for
+        where nobody else can take a visit. A visit that its node leaves in the middle of is cut.
+        None: what the clock says changes nothing.
 
     Raises:
       UserError: no node that is there can hold it.
     """
     there = present(plan, away, visits[0].turn)
-    if len(there) < plan.config.nodes:
-        kept = _manned_apart(plan, there, visits)
-        visits = kept if kept else _moved(plan, there, visits[0])
-    return struck(plan.config, visits)
+    here = there
+    if moment is not None:
+        here = tuple(node for node in there if presence.is_there(moment, node))
+    if visits[0].event == TAKEOVER:
+        return _taken_over(plan, there, here, visits[0], moment)
+    if len(here) < plan.config.nodes:
+        kept = _manned_apart(plan, here, visits, moment)
+        visits = kept if kept else _moved(plan, there, here, visits[0], moment)
+    visits = struck(plan.config, visits)
+    if moment is None:
+        return visits
+    return tuple(_cut(plan, visit, moment) for visit in visits)
 
 
-def _manned_apart(plan: Plan, there: Sequence[int], visits: Round) -> Round:
+def _manned_apart(plan: Plan, here: Sequence[int], visits: Round, moment: Moment | None) -> Round:
     """The visits of a round at nodes that are there, in their order; see `manned`."""
-    present_ones = [visit for visit in visits if visit.node in there]
+    present_ones = [visit for visit in visits if visit.node in here]
     trained = {visit.layers for visit in present_ones}
     busy = {visit.node for visit in present_ones}
-    idle = [node for node in there if node not in busy]
+    idle = [node for node in here if node not in busy]
     kept = []
     for visit in visits:
-        if visit.node in there:
+        if visit.node in here:
             kept.append(visit)
             continue
         # Layers that no other visit of the round trains; in a round of absent ones alone it is all.
-        able = plan.able.get(visit.layers, idle)
-        free = [node for node in idle if node in able]
+        free = stand_ins.candidates(plan, idle, visit, moment)
         if present_ones and visit.layers not in trained and free:
             idle.remove(free[0])
             kept.append(visit._replace(node=free[0]))
     return tuple(kept)
 
 
-def _moved(plan: Plan, there: Sequence[int], visit: Visit) -> Round:
-    """The visit at the next node that is there and can hold it.
+def _taken_over(
+    plan: Plan, there: Sequence[int], here: Sequence[int], visit: Visit, moment: Moment | None
+) -> Round:
+    """A visit that was not finished, at a stand-in, or at its own node where there is none.
+
+    Raises:
+      UserError: that is gone too, and nobody who is there can hold it.
+    """
+    found = stand_ins.candidates(plan, here, visit, moment)
+    if found:
+        return (visit._replace(node=found[0]),)
+    if moment is None and visit.node in there:
+        return (visit._replace(event=WAITED),)
+    return _moved(plan, there, here, visit, moment)
+
+
+def _moved(
+    plan: Plan, there: Sequence[int], here: Sequence[int], visit: Visit, moment: Moment | None
+) -> Round:
+    """The visit at the best stand-in for a node that is gone; none where nobody is there.
+
+    Where the clock alone has nodes away, it waits for the one that is the soonest done. Where the
+    nodes of the assignment are all gone, that is void: then anybody who can hold it.
 
     Raises:
       UserError: none can.
     """
     if not there:
         return ()
-    for node in schedule.candidates(plan, visit):
-        if node in there:
-            return (visit._replace(node=node),)
+    for one in (plan, plan._replace(visitors={})):
+        found = stand_ins.candidates(one, here, visit, moment)
+        if found:
+            return (visit._replace(node=found[0]),)
+        if moment is not None:
+            found = stand_ins.candidates(one, there, visit, moment, own=True)
+        if found:
+            return (visit._replace(node=found[0], event=WAITED),)
     raise UserError(
         f"visit {visit.turn} (layers {', '.join(visit.layers)}): none of the nodes that are there "
         f"({', '.join(map(str, there))}) can hold it: raise memory_bytes in --node_file, or let "
         "fewer nodes leave"
     )
+
+
+def _cut(plan: Plan, visit: Visit, moment: Moment) -> Visit:
+    """The visit, cut short where its node leaves before it would be done.
+
+    Who takes over, or was waited for, is never cut: its visit stands still, so every turn ends.
+    """
+    if visit.event:
+        return visit
+    seconds = stand_ins.seconds_of(plan, visit).get(visit.node, 0.0)
+    left_s = presence.leaving(moment, visit.node).at_s - moment.now_s
+    if left_s >= seconds:
+        return visit
+    event = "interrupted" if plan.config.interruption == "upload" else "lost"
+    return visit._replace(share=(0.0, left_s / seconds), event=event)
+
+
+class Absent(NamedTuple):
+    """A visit whose node is away by the clock.
+
+    Attributes:
+      visit: as it was planned.
+      until_s: when its node is back, in seconds of the run.
+      by: the node that has it in its place; None: it is left out.
+    """
+
+    visit: Visit
+    until_s: float
+    by: int | None
+
+
+def absent(planned: Round, manned_ones: Round, moment: Moment) -> tuple[Absent, ...]:
+    """The visits of a round, as planned, whose nodes are away by the clock."""
+    found = []
+    for visit in planned:
+        until_s = presence.back_s(moment, visit.node)
+        if visit.event or until_s <= moment.now_s:
+            continue
+        # Nodes side by side on the same layers have one turn: who is there has a visit of his own.
+        by = None
+        planned_nodes = {other.node for other in planned}
+        for other in manned_ones:
+            is_same = (other.turn, other.layers) == (visit.turn, visit.layers)
+            is_stand_in = other.node not in planned_nodes or len(planned) == 1
+            if is_same and (is_stand_in or other.node == visit.node):
+                by = other.node
+        found.append(Absent(visit, until_s, by))
+    return tuple(found)
 
 
 # When nodes come and go by flags
@@ -241,6 +332,13 @@ def check(plan: Plan, turns: int) -> None:
 
 
 # When nodes go because of how the run went
+
+
+def is_asked(config: RunConfig) -> bool:
+    """Whether it decides anything what nodes did so far: whether flags have nodes leave by it."""
+    by_work = config.leave_epochs or config.leave_lost
+    by_loss = config.leave_loss or config.leave_gain
+    return bool(by_work or by_loss)
 
 
 def served_after(

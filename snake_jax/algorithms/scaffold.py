@@ -147,6 +147,7 @@ def _check(config: RunConfig) -> None:
 SCAFFOLD = Algorithm(
     name="scaffold",
     rounds=every_cycle(whole_side_by_side),
+    cycle=whole_side_by_side,
     traffic=STAR,
     merge=Merge(_no_means, _add, _finish),
     memory=_server_control,

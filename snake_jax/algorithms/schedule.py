@@ -18,9 +18,19 @@ from snake_jax import streams
 from snake_jax.algorithms.visits import Ending, Round, Rounds, Visit
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+from snake_jax.nodes.fleet import Fleet
 from snake_jax.params import LayerNames
 
 UNFINISHED = ("interrupted", "lost")
+TAKEOVER, WAITED = "takeover", "waited"
+_WAITS = 3
+
+
+class Hop(NamedTuple):
+    """What hops from node to node cost, where each is chosen by that: places and a whole model."""
+
+    fleet: Fleet
+    model_bytes: int
 
 
 class Plan(NamedTuple):
@@ -32,19 +42,21 @@ class Plan(NamedTuple):
       always: the layers that train at every visit.
       visitors: `{layers: node}` of a cycle's visits, where they were assigned; empty: nodes take
         turns.
-      able: `{layers: nodes that can hold the visit}`, where nodes' figures are known, the one first
-        that is soonest done; empty: all.
+      able: `{layers: {node: seconds of the visit there}}` of the nodes that can hold it, by the
+        clock's figures; empty: all can, and are alike.
       refused: `{node: why}`, nodes that were not admitted.
       order: all of the model's layers, in order, where not all of them may train; empty: they do.
+      hop: where the next node is chosen among neighbours by what it costs; None: it is not.
     """
 
     config: RunConfig
     layer_names: LayerNames
     always: LayerNames
     visitors: Mapping[LayerNames, int] = {}
-    able: Mapping[LayerNames, tuple[int, ...]] = {}
+    able: Mapping[LayerNames, Mapping[int, float]] = {}
     refused: Mapping[int, str] = {}
     order: LayerNames = ()
+    hop: Hop | None = None
 
     @property
     def model_layers(self) -> LayerNames:
@@ -53,7 +65,8 @@ class Plan(NamedTuple):
 
 
 def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
-    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time.
+    """The assignments of a cycle: every layer outside `always` once, `layers_per_visit` at a time,
+    or with `--assign=segments` as many as the node can.
 
     With first and last layer always trained these are the paper's middle layers 2 .. N-1 (magazine,
     "Layer Assignment"). Where all layers always train the cycle is one visit.
@@ -62,8 +75,13 @@ def serpentine(plan: Plan, cycle: int) -> tuple[LayerNames, ...]:
     middle = [name for name in plan.layer_names if name not in plan.always]
     size = config.layers_per_visit
     groups = []
-    for start in range(0, len(middle), size):
-        groups.append(middle[start : start + size])
+    if config.assign == "segments" and plan.visitors:
+        # Nodes have been given runs of layers, in the model's order.
+        for layers in plan.visitors:
+            groups.append([name for name in layers if name not in plan.always])
+    else:
+        for start in range(0, len(middle), size):
+            groups.append(middle[start : start + size])
     if not groups:
         groups.append([])
 
@@ -91,8 +109,8 @@ def relay(
 ) -> Rounds:
     """One visit after the other, or `parallel` nodes side by side.
 
-    A visit that was interrupted or lost is taken over by the next node that can hold it; of several
-    nodes side by side the others suffice.
+    A visit that was interrupted or lost is taken over by another node; of several nodes side by
+    side the others suffice.
 
     Args:
       plan: of the run.
@@ -120,48 +138,29 @@ def relay(
 
 
 def taken_over(plan: Plan, ending: Ending) -> Rounds:
-    """The rounds in which other nodes finish a visit, until one does; none where it went well.
+    """The rounds in which a visit is finished, until it is; none where it went well.
 
-    After an upload the next node goes on where the other one stopped; after a loss it starts again
+    After an upload another node goes on where the first one stopped; after a loss it starts again
     from the model before the visit (snake_learning_magazine, "Node Management"; arXiv 2405.03372).
-    """
-    # Who takes over may be lost too: then the next one does, until somebody is done.
-    while ending.event in UNFINISHED:
-        visit = ending.visit
-        began, ended = visit.share
-        done = ended if ending.event == "interrupted" else began
-        node = stand_in(plan, visit)
-        takeover = visit._replace(node=node, share=(done, 1.0), event="takeover")
-        (ending,) = yield (takeover,)
-
-
-def candidates(plan: Plan, visit: Visit) -> list[int]:
-    """The nodes that can hold a visit, from the one that is the first to go to: the next in turn
-    after the visit's own, which comes last, or the one that is soonest done.
-    """
-    # Where no memory is known all nodes can hold any visit.
-    count = plan.config.nodes
-    able = plan.able.get(visit.layers, range(count))
-    if plan.config.stand_in == "soonest":
-        return list(able)
-    in_turn = [(visit.node + offset) % count for offset in range(1, count + 1)]
-    return [node for node in in_turn if node in able]
-
-
-def stand_in(plan: Plan, visit: Visit) -> int:
-    """The first node beside the visit's own that can hold it.
+    Which node that is the pool says: here it is the visit's own.
 
     Raises:
-      UserError: no other node can.
+      UserError: its own node waited for it and lost it again, several times.
     """
-    others = [node for node in candidates(plan, visit) if node != visit.node]
-    if others:
-        return others[0]
-    raise UserError(
-        f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) is interrupted "
-        "and no other node can hold it: raise memory_bytes in --node_file, or leave "
-        "--interrupt and --fault_rate out"
-    )
+    # Who takes over may be lost too: then the next one does, until somebody is done.
+    waited = 0
+    while ending.event in UNFINISHED:
+        visit = ending.visit
+        waited = waited + 1 if visit.event == WAITED else 0
+        if waited > _WAITS:
+            raise UserError(
+                f"visit {visit.turn} (node {visit.node}, layers {', '.join(visit.layers)}) was "
+                f"lost {waited} times at a node that no other can stand in for: raise "
+                "memory_bytes in --node_file, or give more nodes, and go on by the same command"
+            )
+        began, ended = visit.share
+        done = ended if ending.event == "interrupted" else began
+        (ending,) = yield (visit._replace(share=(done, 1.0), event=TAKEOVER),)
 
 
 def in_periods(plan: Plan, place: int, cycle: int, layers: LayerNames) -> Visit:
@@ -232,19 +231,25 @@ def struck(config: RunConfig, visits: Round) -> Round:
     Who takes over is never struck again, so every turn ends.
     """
     # A node that is told in time hands in what it has; else its work is lost.
-    shares = interruptions(config)
     event = "interrupted" if config.interruption == "upload" else "lost"
     found = []
     for visit in visits:
         if visit.event:
             found.append(visit)
             continue
-        # What the flags name goes before what falls to a turn by chance.
-        share = shares.get(visit.turn, _fault(config, visit.turn))
+        share = share_struck(config, visit.turn)
         if share is not None:
             visit = visit._replace(share=(0.0, share), event=event)
         found.append(visit)
     return tuple(found)
+
+
+def share_struck(config: RunConfig, turn: int) -> float | None:
+    """The share of a turn's steps after which flags interrupt it; None: they do not.
+
+    What they name goes before what falls to a turn by chance.
+    """
+    return interruptions(config).get(turn, _fault(config, turn))
 
 
 def _fault(config: RunConfig, turn: int) -> float | None:

@@ -11,7 +11,9 @@ train is disjoint, so the server puts it together and averages nothing.
 
 from collections.abc import Sequence
 
+from snake_jax.algorithms import neighbours
 from snake_jax.algorithms.base import RELAY_FLAGS, REPLACE, Algorithm, every_cycle
+from snake_jax.algorithms.neighbours import TOPOLOGY_FLAGS
 from snake_jax.algorithms.pool import POOL_FLAGS
 from snake_jax.algorithms.proximal import proximal_client
 from snake_jax.algorithms.schedule import Plan, relay, serpentine, taken_over
@@ -35,6 +37,13 @@ _OWN_FLAGS = frozenset(
         "stand_in",
     }
 )
+
+
+def _course(plan: Plan) -> Rounds:
+    """From cycle to cycle, or where nodes have neighbours from hop to hop."""
+    if neighbours.is_graph(plan.config):
+        return neighbours.relay_over_graph(plan, serpentine)
+    return every_cycle(_rounds)(plan)
 
 
 def _rounds(plan: Plan, cycle: int) -> Rounds:
@@ -80,6 +89,7 @@ def _parts(assignments: Sequence[LayerNames], snakes: int) -> list[Sequence[Laye
 
 def _check(config: RunConfig) -> None:
     """Several snakes train disjoint layers at several nodes, and a server puts them together."""
+    neighbours.check(config)
     if config.snakes == 1:
         return
     flag = f"--snakes={config.snakes}"
@@ -102,10 +112,11 @@ def _check(config: RunConfig) -> None:
 
 SNAKE = Algorithm(
     name="snake",
-    rounds=every_cycle(_rounds),
+    rounds=_course,
+    cycle=_rounds,
     traffic=RELAY,
     merge=REPLACE,
     client=proximal_client,
     check=_check,
-    flags=RELAY_FLAGS | POOL_FLAGS | _OWN_FLAGS,
+    flags=RELAY_FLAGS | POOL_FLAGS | TOPOLOGY_FLAGS | _OWN_FLAGS,
 )

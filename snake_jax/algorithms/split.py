@@ -27,6 +27,7 @@ def _rounds(plan: Plan, cycle: int) -> Rounds:
 SPLIT = Algorithm(
     name="split",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=RELAY,
     merge=REPLACE,
     chain=node_and_server,

@@ -128,6 +128,7 @@ def _finish(
 SPLITFED = Algorithm(
     name="splitfed",
     rounds=every_cycle(_rounds),
+    cycle=_rounds,
     traffic=STAR,
     merge=Merge(_init, _add, _finish),
     memory=_no_sums,

@@ -14,7 +14,8 @@ from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms.chain import ON_CLOUD, ON_NODE, ON_SERVER, Chain, Role
 from snake_jax.algorithms.visits import Round, Visit
 from snake_jax.config import RunConfig
-from snake_jax.nodes import ledger, places
+from snake_jax.nodes import columns, ledger, places
+from snake_jax.nodes.columns import WHOLE, Columns
 from snake_jax.nodes.ledger import Exchanged, Items, Network, Sizes, Transfer
 from snake_jax.nodes.places import CLOUD
 from snake_jax.params import LayerNames
@@ -31,6 +32,7 @@ class Exchange(NamedTuple):
       beside: names of what there is beside the model's layers: adapters, or a head of the node's.
       companions: kinds of items that travel with every trained layer.
       read: `{layer: layers whose weights it reads too}`, as a head that is tied to the embedding.
+      columns: how adapters are cut where nodes have unlike ranks.
     """
 
     config: RunConfig
@@ -40,6 +42,7 @@ class Exchange(NamedTuple):
     beside: LayerNames = ()
     companions: tuple[str, ...] = ()
     read: Mapping[str, LayerNames] = {}
+    columns: Columns = WHOLE
 
     def held(self, role: Role = ON_NODE) -> LayerNames:
         """The layers that a role has, frozen ones included, and what is beside them."""
@@ -62,14 +65,34 @@ class Exchange(NamedTuple):
         held = set(self.held(role))
         return tuple(name for name in visit.layers if name in held)
 
+    def items(self, layers: LayerNames) -> Items:
+        """The items that layers are in the ledger."""
+        return columns.all_parts(self.columns, layers)
+
+    def renewed_at(self, role: Role, visit: Visit) -> Items:
+        """The items of a visit that are new after it: of adapters the columns that its node has."""
+        return columns.all_trained(self.columns, self.trained_at(role, visit), visit.node)
+
     def trained_at_node(self, visit: Visit) -> Items:
-        """The layers of a visit that its node trains, and what travels with them."""
+        """The items of a visit that its node trains, and what travels with them."""
         layers = self.trained_at(ON_NODE, visit)
+        return self._with_companions(layers, self.renewed_at(ON_NODE, visit))
+
+    def read_at_node(self, visit: Visit) -> Items:
+        """The items that the node's steps read in full precision, and what travels with them: of
+        what it trains all columns.
+        """
+        layers = self.trained_at(ON_NODE, visit)
+        return self._with_companions(layers, self.items(layers))
+
+    def _with_companions(self, layers: LayerNames, items: Items) -> Items:
+        """Items of these layers, and what travels beside them."""
         beside = []
         for kind in self.companions:
-            for name in layers:
+            # An optimizer's state has columns as its layer has; what methods add goes whole.
+            for name in items if kind == ledger.OPTIMIZER else layers:
                 beside.append(ledger.companion(name, kind))
-        return (*layers, *beside)
+        return (*items, *beside)
 
 
 class Traffic(NamedTuple):
@@ -105,9 +128,9 @@ def _from_server(exchange: Exchange, network: Network, visit: Visit) -> Exchange
         exchange.sizes,
         visit.turn,
         places.node(visit.node),
-        exchange.trained_at_node(visit),
+        exchange.read_at_node(visit),
         cached=exchange.config.cached,
-        held=exchange.needed(),
+        held=exchange.items(exchange.needed()),
     )
     return network, [*to_cloud, *to_node]
 
@@ -121,9 +144,9 @@ def _to_cloud(exchange: Exchange, network: Network, visit: Visit) -> Exchanged:
         exchange.sizes,
         visit.turn,
         CLOUD,
-        exchange.trained_at(ON_CLOUD, visit),
+        exchange.items(exchange.trained_at(ON_CLOUD, visit)),
         cached=True,
-        held=exchange.needed(ON_CLOUD),
+        held=exchange.items(exchange.needed(ON_CLOUD)),
     )
 
 
@@ -139,7 +162,7 @@ def _from_server_or_holder(exchange: Exchange, network: Network, visit: Visit) -
         visit.turn,
         places.node(visit.node),
         cached=exchange.config.cached,
-        held=exchange.needed(),
+        held=exchange.items(exchange.needed()),
     )
     return network, [*to_cloud, *to_node]
 
@@ -157,12 +180,13 @@ def _merged_at_server(
             transfers.append(ledger.hand_in(exchange.sizes, visit.turn, node, trained))
     if returned:
         # Some of what visits train lies, where the model is cut, at the server or in the cloud,
-        # which merges its own copies.
+        # which merges its own copies. A merge may change all columns of adapters.
         renewed: dict[str, None] = {}
         in_cloud: dict[str, None] = {}
         for visit in returned:
-            renewed |= dict.fromkeys((*visit.layers, *exchange.trained_at_node(visit)))
-            in_cloud |= dict.fromkeys(exchange.trained_at(ON_CLOUD, visit))
+            layers = exchange.items(visit.layers)
+            renewed |= dict.fromkeys((*layers, *exchange.read_at_node(visit)))
+            in_cloud |= dict.fromkeys(exchange.items(exchange.trained_at(ON_CLOUD, visit)))
         at_server = tuple(item for item in renewed if item not in in_cloud)
         network = ledger.aggregated(network, at_server)
         network = ledger.aggregated(network, tuple(in_cloud), CLOUD)
@@ -191,8 +215,8 @@ def _handed_on(
         network = ledger.commit_at_holder(network, node, trained)
 
     # The server's part of a cut model was trained where it lies, the cloud's likewise.
-    network = ledger.aggregated(network, exchange.trained_at(ON_SERVER, visit))
-    in_cloud = exchange.trained_at(ON_CLOUD, visit)
+    network = ledger.aggregated(network, exchange.renewed_at(ON_SERVER, visit))
+    in_cloud = exchange.renewed_at(ON_CLOUD, visit)
     return ledger.aggregated(network, in_cloud, CLOUD), transfers
 
 
@@ -201,7 +225,7 @@ def _along_chain(exchange: Exchange, network: Network, visit: Visit) -> Exchange
     # A place may have several segments, as a node has in the U-shape: it gets all at once.
     segments = {}
     for role in chains.roles(exchange.chain):
-        segments[chains.place_of(role, visit)] = exchange.needed(role)
+        segments[chains.place_of(role, visit)] = exchange.items(exchange.needed(role))
     return ledger.deliveries_along_chain(
         network, exchange.sizes, visit.turn, segments, cached=exchange.config.cached
     )
@@ -216,7 +240,7 @@ def _kept_along_chain(
             continue
         trained = {}
         for role in chains.roles(exchange.chain):
-            trained[chains.place_of(role, visit)] = exchange.trained_at(role, visit)
+            trained[chains.place_of(role, visit)] = exchange.renewed_at(role, visit)
         network = ledger.commit_along_chain(network, trained)
     return network, []
 

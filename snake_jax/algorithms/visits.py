@@ -17,7 +17,8 @@ class Visit(NamedTuple):
       layers: the layers it trains, in model order.
       share: the part of the turn's steps it does, `(0, 1)` for all.
       event: empty; `interrupted` (stops early, hands in what it has), `lost` (stops early, nothing
-        comes back) or `takeover` (an idle node goes on in the place of one of those).
+        comes back), `takeover` (an idle node goes on in the place of one of those) or `waited` (no
+        other could, so its own node goes on once it is back).
       others: further nodes that hold a part of the model in this visit.
     """
 
@@ -112,6 +113,7 @@ class Outcome(NamedTuple):
       started: `{layer: version}` of all that the visit read, as its node had it; None: not said.
       checksum: of all its arrays, as the node sent them (`engines.updates.checksum`); None: they
         were not sent.
+      ended: why it ended before its last epoch, in words; empty: it did not.
     """
 
     visit: Visit
@@ -129,6 +131,7 @@ class Outcome(NamedTuple):
     serialized: Serialized | None = None
     started: Mapping[str, int] | None = None
     checksum: int | None = None
+    ended: str = ""
 
 
 class Passed(NamedTuple):

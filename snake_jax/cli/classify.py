@@ -19,6 +19,8 @@ def main(given: Given) -> None:
     folder = run_flags.workdir(flags)
     if flags.seeds and not flags["seed"].using_default_value:
         raise UserError(f"--seeds={flags.seeds} and --seed={flags.seed}: give one of them")
+    if flags.distill_each_seed and not flags.seeds:
+        raise UserError("--distill_each_seed is for several seeds: give --seeds, or leave it out")
     config = config_flags.from_flags(flags, ImageConfig)
     where = run_flags.engine(flags)
     if flags.seeds and where.name != choice.LOCAL:
@@ -31,6 +33,8 @@ def main(given: Given) -> None:
         _check_processes(config, flags)
         configs = seeds.seed_configs(flags.seeds, config) if flags.seeds else [config]
         setups = [loop.prepare(config) for config in configs]
+        if flags.seeds and not flags.distill_each_seed:
+            setups = seeds.decided_together(setups)
         given.stages.ended_copying("data", one_run.data_bytes(setups[0]))
         described = one_run.describe_images(setups[0])
         by_default = defaults.said_of_defaults(setups[0], flags)

@@ -27,7 +27,7 @@ from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, read_run
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
-from snake_jax.runs import loop, privacy, storage
+from snake_jax.runs import distilling, loop, privacy, storage
 from snake_jax.runs.carry import Watch
 from snake_jax.runs.front import kept_rounds
 from snake_jax.runs.workdir import Workdir
@@ -43,7 +43,7 @@ class OpenRun(NamedTuple):
     @property
     def total(self) -> int:
         """How many rounds the run has."""
-        return len(loop.planned(self.setup))
+        return loop.total_rounds(self.setup)
 
     @property
     def unit(self) -> str:
@@ -136,7 +136,6 @@ def finish_rounds(
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
-            # It is on disk when it comes.
             state = report.state
             if is_first:
                 stages.ended("first round", report.record["train_s"], "its steps")
@@ -150,6 +149,8 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
+    # Who is told the last state may count on it.
+    job.workdir.settle()
     return state
 
 
@@ -207,9 +208,11 @@ def carry_out(
                 None if how.engine.name == LOCAL else watch,
                 how.stages,
             )
-        # Where all nodes left a run ends before its planned rounds.
-        if stopped and state.rounds < job.total:
+        # Where all nodes left, or it is good enough, a run ends before its planned rounds.
+        if stopped and state.rounds < job.total and not state.ended:
             raise preemption.ended(f"after {job.unit} {state.rounds} of {job.total}")
+        if state.ended:
+            print(f"ended after {job.unit} {state.rounds} of {job.total}: {state.ended}")
         if processes.is_first():
             _show(workdir)
         end(state, workdir.path)
@@ -318,14 +321,13 @@ def describe_images(setup: loop.Setup) -> str:
     """What is trained on what: network, data, what cleaning did, each node's part, distillation."""
     config, data = setup.config, setup.data
     dataset = data.dataset
-    verdict = "on" if setup.distilled else "off"
+    verdict = distilling.said(setup.verdict, data.divergence, config.distill_measure)
     lines = (
         f"{config.algorithm}: {setup.model.name} on {dataset.name}, {config.nodes} nodes, "
         f"{config.partition}",
         data.quality,
         partition.counts_table(data.shards, dataset.train.labels, dataset.num_classes),
-        f"label divergence ({config.distill_measure}) {data.divergence:.3f}; distillation "
-        f"{verdict}",
+        f"label divergence {verdict}",
     )
     return "\n".join(lines)
 
@@ -339,7 +341,7 @@ def refused(setup: loop.Setup) -> str:
 def where(job: OpenRun) -> str:
     """Where the run goes on; empty for one that begins."""
     done, total = job.state.rounds, job.total
-    if done == total:
+    if done == total or job.state.ended:
         return f"finished before, {job.unit} {done} of {total}: nothing is left to train"
     return f"going on after {job.unit} {done} of {total}" if done else ""
 

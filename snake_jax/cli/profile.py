@@ -44,7 +44,7 @@ def main(given: Given) -> None:
         raise UserError(f"--small_model: says nothing to --algorithm={flags.algorithm}")
     asked = _asked(flags)
     if flags.fits:
-        print(_search(asked, flags.fits))
+        print(_search(asked, flags.fits, flags.spare))
     else:
         _profile(asked, given)
 
@@ -57,6 +57,8 @@ def _asked(flags: FlagValues) -> Ask:
             settings[name] = flags[name].value
     if flags.distill:
         settings["distill"] = "on"
+    if flags.spare and not flags.fits:
+        raise UserError(f"--spare={flags.spare:g}: it is what --fits leaves free; give --fits too")
     if flags.fits and flags.target:
         raise UserError(f"--fits={flags.fits} and --target={flags.target}: give one of them")
     target = flags.fits or flags.target
@@ -117,12 +119,14 @@ def _compiled(case: Case, work: Work, reference: ProfileRow) -> Case:
     return case._replace(rows=rows, full=reference)
 
 
-def _search(asked: Ask, target: str) -> str:
+def _search(asked: Ask, target: str, spare: float) -> str:
     """The largest step that the target takes."""
-    found = launches.largest_launch(asked, target, _note)
+    found = launches.largest_launch(asked, target, spare, _note)
     if found is None:
+        left = f" beside the {spare:g} of its memory that --spare leaves free" if spare else ""
         raise UserError(
-            f"--fits={target}: not one row fits, in any storage, rank or length that was tried"
+            f"--fits={target}: not one row fits, in any storage, rank or length that was "
+            f"tried{left}"
         )
     return found
 

@@ -22,6 +22,7 @@ _REFUSED = (
     "frozen_dtype",
     "target",
     "fits",
+    "spare",
     "plot",
     "distill",
     "mesh",

@@ -17,8 +17,9 @@ from snake_jax.cli.commands import scct_train
 from snake_jax.cli.commands.command import Given
 from snake_jax.cli.scct_solution import Fresh
 from snake_jax.errors import UserError
-from snake_jax.scct import bound, large, scenario, small
-from snake_jax.scct.scenario import LAW, Scenario
+from snake_jax.scct import bound, drawing, large, scenario, small
+from snake_jax.scct.drawing import LAW
+from snake_jax.scct.scenario import Scenario
 from snake_jax.scct.small import Solver
 from snake_jax.scct.valued import Watch
 
@@ -71,7 +72,7 @@ def _draw(flags: FlagValues) -> None:
     if not flags.out:
         raise UserError("--out: the file that the scenario is written to is missing")
     seed, nodes, subcarriers, samples = _numbers(flags.random)
-    found = scenario.drawn(seed, nodes, subcarriers, samples)
+    found = drawing.drawn(seed, nodes, subcarriers, samples)
     _write(flags.out, scenario.content(found))
 
 
@@ -132,7 +133,7 @@ def _fresh(problem: Scenario, splits: np.ndarray, solver: Solver, samples: int) 
     low, high = LAW.epoch_factor
     if samples == 0 or factors.min() < low or factors.max() > high:
         return None
-    drawn = scenario.resampled(problem, _FRESH_SEED, samples)
+    drawn = drawing.resampled(problem, _FRESH_SEED, samples)
     # What brute finds by trying, exact finds as well.
     quick: Solver = "exact" if solver == "brute" else solver
     (objective_s,) = small.values(drawn, np.asarray(splits)[None], quick)

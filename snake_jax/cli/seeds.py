@@ -23,7 +23,7 @@ from snake_jax.errors import UserError
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import read_run
 from snake_jax.report.spread import spread, spread_table, write_spread
-from snake_jax.runs import loop, storage
+from snake_jax.runs import distilling, loop, storage
 from snake_jax.runs.workdir import Workdir
 
 Diverged = dict[int, loop.Diverged]
@@ -54,31 +54,35 @@ def seed_configs(text: str, config: ImageConfig) -> list[ImageConfig]:
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
 
 
-def check_alike(setups: Sequence[loop.Setup]) -> None:
-    """Refuses seeds whose data has some of them distil and others not: their mean is of no method.
+def decided_together(setups: Sequence[loop.Setup]) -> list[loop.Setup]:
+    """The setups of a launch's seeds, with `--distill=auto` decided once for all of them.
+
+    Each seed draws another partition. The mean over seeds of some that distil and some that do not
+    would be of no method, so the test is one: of the mean of their divergences. What it says is
+    written into the seeds' configurations: a seed's folder is never gone on with otherwise.
 
     Raises:
-      UserError: they differ; it happens where `--distill=auto` and the seeds draw other partitions.
+      UserError: the nodes cannot hold what they are to train, where visits distil.
     """
-    every, distilled, plain = [], [], []
+    # In the order of the seeds, so that the verdict does not depend on that of the flag.
+    in_order = sorted(setups, key=lambda setup: setup.config.seed)
+    first = in_order[0]
+    useful = "distill" in first.algorithm.flags
+    if first.config.distill != "auto" or not useful:
+        return list(setups)
+    tables = [setup.data.counts for setup in in_order]
+    verdict = distilling.decided(first.config, tables, ())
+    seeds = ", ".join(str(setup.config.seed) for setup in in_order)
+    verdict = verdict._replace(why=f"{verdict.why}, decided once for seeds {seeds}")
+
+    # What a visit costs depends on it, so each is set up anew, on the same data.
+    decided = []
     for setup in setups:
-        seed = str(setup.config.seed)
-        every.append(seed)
-        if setup.distilled:
-            distilled.append(seed)
-        else:
-            plain.append(seed)
-    if distilled and plain:
-        raise UserError(
-            f"--seeds={','.join(every)} --distill=auto: distillation would be on for "
-            f"{_named(distilled)} and off for {_named(plain)}, and their mean of two methods; say "
-            f"--distill=on or --distill=off"
-        )
-
-
-def _named(seeds: Sequence[str]) -> str:
-    word = "seed" if len(seeds) == 1 else "seeds"
-    return f"{word} {', '.join(seeds)}"
+        config = dataclasses.replace(setup.config, distill="on" if verdict.on else "off")
+        plan = setup.plan._replace(config=config)
+        again = setup.task.setup(setup.job._replace(config=config, plan=plan), setup.data)
+        decided.append(again._replace(verdict=verdict))
+    return decided
 
 
 def run_seeds(
@@ -98,9 +102,8 @@ def run_seeds(
       warn: is told of damaged checkpoints.
 
     Raises:
-      UserError: the seeds are not runs of one method, or the folder is another run's.
+      UserError: the folder is another run's.
     """
-    check_alike(setups)
     folder = storage.path_of(workdir, "workdir")
     if how.trace.folder:
         raise UserError(
@@ -117,7 +120,9 @@ def run_seeds(
         print(about)
         for job in jobs:
             place = one_run.where(job) or "begins"
-            print(f"seed {job.setup.config.seed}: {place}")
+            verdict = job.setup.verdict
+            distils = f"distillation {'on' if verdict.on else 'off'}"
+            print(f"seed {job.setup.config.seed}: {place}; {distils}: {verdict.why}")
         diverged = _train(jobs, how)
     seeds = [setup.config.seed for setup in setups]
     _report(seeds, folder, diverged)

@@ -112,10 +112,10 @@ def stored_dtype(name: str, frozen_dtype: str) -> str:
     """How a node stores an item while it does not train: adapters are not quantized.
 
     Args:
-      name: of a layer, or of a block's adapters.
+      name: of a layer, or of a block's adapters or some columns of theirs.
       frozen_dtype: see `quantization.freeze`.
     """
-    return own_dtype(frozen_dtype, name.endswith(ADAPTERS))
+    return own_dtype(frozen_dtype, ADAPTERS in name)
 
 
 def block_parts(model: LanguageModel, adapters: lora.Lora | None) -> tuple[PyTree, PyTree]:

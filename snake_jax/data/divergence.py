@@ -4,11 +4,42 @@ It is what turns distillation on where `--distill=auto`. The Snake Learning pape
 Kullback-Leibler and Jensen-Shannon divergence; each is one number here, the mean over the nodes
 (weighted by their examples) of the measure between a node's labels and the pooled labels of all
 nodes. It is 0 for equal nodes.
+
+Of nodes that draw from one distribution it is not 0 but the larger the smaller the nodes are. So it
+is compared with what the same examples show when they are dealt out at random to nodes of the same
+sizes: a permutation test, which is exact whatever the measure and the sizes.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.errors import UserError
+
+# Random deals for a test at a level: so many times 1 / level, less the one that was found.
+_DEALS = 5
+
+
+class Divergence(NamedTuple):
+    """How unlike nodes are, beside what chance alone makes of nodes of their sizes.
+
+    Attributes:
+      value: see `label_divergence`, in the measure's unit.
+      by_chance: the mean of the same where the examples are dealt out at random.
+      p_value: the share of random deals that are at least as far, the found one counted in.
+    """
+
+    value: float
+    by_chance: float
+    p_value: float
+
+    @property
+    def excess(self) -> float:
+        """What is left of the value without its bias, in the measure's unit."""
+        return self.value - self.by_chance
+
 
 # Probability added to every class of both distributions before they are normalised again.
 SMOOTHING = 1e-6
@@ -61,12 +92,82 @@ def label_divergence(counts: np.ndarray, measure: str = "js") -> float:
     """
     if measure not in MEASURES:
         raise UserError(f"divergence measure {measure} is unknown; allowed: {', '.join(MEASURES)}")
+    counts = _of_holders(counts)
+    return _mean_divergence(counts, measure)
+
+
+def beyond_chance(
+    tables: Sequence[np.ndarray], measure: str, level: float, seed: int
+) -> Divergence:
+    """The divergence of nodes, tested against random deals of the same examples.
+
+    Several tables, as the seeds of one launch have, are one test: of the mean of their divergences.
+
+    Args:
+      tables: `[K, C]` each, examples of each class at each node.
+      measure: "js" or "kl".
+      level: that is to be tested at; the smaller it is, the more deals are drawn.
+      seed: of the deals.
+
+    Raises:
+      UserError: no node of a table has an example.
+    """
+    # The margins of every table are kept: who holds how many, and how many there are of a class.
+    deals = round(_DEALS / level) - 1
+    found = 0.0
+    drawn = np.zeros(deals)
+    for number, table in enumerate(tables):
+        counts = _of_holders(table)
+        rng = streams.generator(seed, "divergence/deals", number)
+        found += _mean_divergence(counts, measure) / len(tables)
+        sizes, pooled = counts.sum(1), counts.sum(0)
+        for size, own in zip(sizes, _dealt(counts, deals, rng), strict=True):
+            share = size / sizes.sum() / len(tables)
+            drawn += share * MEASURES[measure](own, pooled)
+
+    # Equal tables may differ in the last bit, by the order of their sums.
+    as_far = int((drawn >= found - 1e-12).sum())
+    return Divergence(found, float(drawn.mean()), (1 + as_far) / (1 + deals))
+
+
+def _dealt(counts: np.ndarray, deals: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """`[deals, C]` of node after node: tables with the margins of `[K, C]` counts, as shuffled
+    labels give them.
+
+    Each node draws from what is left, class after class: the multivariate hypergeometric
+    distribution, as a chain of plain ones. No table is kept, so many nodes take no more memory.
+    """
+    left = np.tile(counts.sum(0).astype(np.int64), (deals, 1))  # [deals, C]
+    for size in counts.sum(1).astype(np.int64):
+        wanted = np.full(deals, size)
+        others = left.sum(1)
+        own = np.zeros_like(left)
+        for label in range(counts.shape[1]):
+            of_label = left[:, label]
+            others = others - of_label
+            own[:, label] = rng.hypergeometric(of_label, others, wanted)
+            wanted = wanted - own[:, label]
+        left = left - own
+        yield own
+
+
+def _of_holders(counts: np.ndarray) -> np.ndarray:
+    """The rows of nodes that hold something.
+
+    Raises:
+      UserError: there are none.
+    """
     counts = np.asarray(counts, np.float64)
     counts = counts[counts.sum(1) > 0]
     if not len(counts):
         raise UserError(
             "no node has any example: give the nodes data before measuring how their labels differ"
         )
+    return counts
+
+
+def _mean_divergence(counts: np.ndarray, measure: str) -> float:
+    """The mean over the nodes, weighted by their examples, of `[K, C]` counts."""
     divergences = MEASURES[measure](counts, counts.sum(0))
     return float(np.average(divergences, weights=counts.sum(1)))
 

@@ -20,21 +20,23 @@ from typing import Any
 import numpy as np
 
 from snake_jax import streams
+from snake_jax.data import drawn as drawing
 from snake_jax.errors import UserError
 
 PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
 
 _ATTEMPTS = 1000
+_LISTED = 100  # nodes that are printed
 _CAPPED_LEAST = 10  # examples that FedNova's experiments leave every client
 
 
 def split_over_nodes(
     kind: str, labels: np.ndarray, nodes: int, alpha: float, seed: int
-) -> list[np.ndarray]:
+) -> Sequence[np.ndarray]:
     """The indices `[N_k]` into `labels` of every node k.
 
     Args:
-      kind: one of PARTITIONS, or `file:PATH` (see `from_file`).
+      kind: one of PARTITIONS, `file:PATH` (see `from_file`) or `drawn:LEAST-MOST` (see `drawn`).
       labels: `[N]` of the training examples, from 0.
       nodes: how many.
       alpha: of the Dirichlet distribution; `iid` and files do not use it.
@@ -45,11 +47,14 @@ def split_over_nodes(
         nodes or more than examples.
     """
     # What cannot be is refused before anything is drawn.
+    if kind.startswith(f"{drawing.KIND}:"):
+        return drawing.drawn(kind, len(labels), nodes, seed)
     path = kind.removeprefix("file:")
     is_file = path != kind and path != ""
     if kind not in PARTITIONS and not is_file:
         raise UserError(
-            f"--partition={kind} is unknown; allowed: {', '.join(PARTITIONS)}, file:PATH"
+            f"--partition={kind} is unknown; allowed: {', '.join(PARTITIONS)}, drawn:LEAST-MOST, "
+            "file:PATH"
         )
     _check(labels, nodes, alpha, seed)
     if is_file:
@@ -250,8 +255,10 @@ def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: 
 
 
 def counts_table(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> str:
-    """A table for printing: a line a node with its number of examples and of each class."""
-    table = label_counts(shards, labels, num_classes)
+    """A table for printing: a line a node with its number of examples and of each class, of the
+    first nodes where there are many.
+    """
+    table = label_counts(shards[:_LISTED], labels, num_classes)
     classes = map(str, range(num_classes))
     rows = [["node", "examples", *classes]]
     for node, counts in enumerate(table):
@@ -266,6 +273,8 @@ def counts_table(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: 
         pairs = zip(row, widths, strict=True)
         cells = [cell.rjust(width) for cell, width in pairs]
         lines.append("  ".join(cells))
+    if len(shards) > _LISTED:
+        lines.append(f"and {len(shards) - _LISTED} nodes more")
     return "\n".join(lines)
 
 

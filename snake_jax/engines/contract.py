@@ -127,6 +127,10 @@ class Engine(Protocol):
     lacks is sent to it.
     """
 
+    @property
+    def by_node(self) -> bool:
+        """Whether it depends on the nodes of planned visits what it gets ready for them."""
+
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number."""
 
@@ -141,9 +145,10 @@ class Engine(Protocol):
         """Is told what a run is going to ask for, so that programs can be compiled ahead.
 
         Args:
-          rounds: all of a run as planned.
+          rounds: of a run as planned: all of them, or, unless the engine goes `by_node`, some that
+            stand for all, and then some that stand for those that are left.
           params: all that may train; shapes suffice.
-          done: how many of the rounds are finished.
+          done: how many of these rounds are not asked for any more.
           shared: what the server is going to tell all nodes for the method's client; shapes
             suffice. None: not known yet, or there is no client.
           wait: whether to return when all that is known is compiled; else it is compiled in the

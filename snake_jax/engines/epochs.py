@@ -1,5 +1,6 @@
 """What decides a visit, and what is counted in it, epoch after epoch; nothing here is compiled."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ class VisitSettings(NamedTuple):
       accumulate: how many parts of `batch_size` make a step.
       cache_prefix: off, host or device: where what lies below the trained blocks is kept from
         epoch to epoch.
+      enough_loss: a visit ends with the epoch whose mean loss is at most this; minus infinity:
+        none is.
     """
 
     local_epochs: int
@@ -33,6 +36,7 @@ class VisitSettings(NamedTuple):
     carry_optimizer_state: bool = False
     accumulate: int = 1
     cache_prefix: str = "off"
+    enough_loss: float = -math.inf
 
 
 def settings_of(config: RunConfig) -> VisitSettings:
@@ -46,11 +50,20 @@ def settings_of(config: RunConfig) -> VisitSettings:
         config.carry_optimizer_state,
         config.accumulate,
         config.cache_prefix if isinstance(config, TextConfig) else "off",
+        _enough_loss(config),
     )
 
 
+def _enough_loss(config: RunConfig) -> float:
+    """The greater of the losses that `--visit_loss` and `--visit_perplexity` say."""
+    enough = config.visit_loss or -math.inf
+    if isinstance(config, TextConfig) and config.visit_perplexity:
+        enough = max(enough, math.log(config.visit_perplexity))
+    return enough
+
+
 class Tally(NamedTuple):
-    """A visit's sums so far, the last epoch's mean loss, and whether it is over."""
+    """A visit's sums so far, the last epoch's mean loss, whether it is over, and its epochs."""
 
     loss_sum: float = 0.0
     examples: float = 0.0
@@ -59,6 +72,7 @@ class Tally(NamedTuple):
     previous: float = np.inf
     finite: bool = True
     over: bool = False
+    epochs: int = 0
 
 
 def count(
@@ -67,6 +81,7 @@ def count(
     steps: Sequence[int],
     train_s: float,
     early_stop: float,
+    enough_loss: float = -math.inf,
 ) -> list[Tally]:
     """The tallies after an epoch that was trained for several visits side by side.
 
@@ -77,6 +92,7 @@ def count(
       steps: of each visit; one without any keeps its tally.
       train_s: seconds that training took.
       early_stop: see `VisitSettings`.
+      enough_loss: likewise.
     """
     numbers = np.array([[np.ravel(column) for column in stat] for stat in stats], np.float64)
     share_s = train_s / sum(done > 0 for done in steps)
@@ -85,7 +101,7 @@ def count(
         if done:
             loss_sum, examples, finite = (numbers[:, column, node] for column in range(3))
             sums = EpochSums(float(loss_sum.sum()), float(examples.sum()), bool(finite.all()))
-            tally = after_epoch(tally, sums, done, share_s, early_stop)
+            tally = after_epoch(tally, sums, done, share_s, early_stop, enough_loss)
         counted.append(tally)
     return counted
 
@@ -99,10 +115,15 @@ class EpochSums(NamedTuple):
 
 
 def after_epoch(
-    tally: Tally, sums: EpochSums, iterations: int, train_s: float, early_stop: float
+    tally: Tally,
+    sums: EpochSums,
+    iterations: int,
+    train_s: float,
+    early_stop: float,
+    enough_loss: float = -math.inf,
 ) -> Tally:
-    """The tally after an epoch of these sums; one that diverged or lowered the loss too little is
-    the last.
+    """The tally after an epoch of these sums; one that diverged, lowered the loss too little or
+    enough is the last.
     """
     loss = sums.loss_sum / max(sums.examples, 1.0)
     stalled = bool(early_stop) and tally.previous - loss < early_stop * abs(tally.previous)
@@ -113,8 +134,19 @@ def after_epoch(
         tally.train_s + train_s,
         loss,
         sums.finite,
-        stalled or not sums.finite,
+        stalled or loss <= enough_loss or not sums.finite,
+        tally.epochs + 1,
     )
+
+
+def why_ended(tally: Tally, settings: VisitSettings) -> str:
+    """Why a visit ended before its last epoch; empty where it did not, or diverged."""
+    if not tally.over or not tally.finite or tally.epochs >= settings.local_epochs:
+        return ""
+    after = f"after {tally.epochs} of {settings.local_epochs} epochs"
+    if tally.previous <= settings.enough_loss:
+        return f"its loss of {tally.previous:.4g} is at most {settings.enough_loss:.4g}, {after}"
+    return f"its loss fell by less than --early_stop={settings.early_stop:g} of itself, {after}"
 
 
 def annotation(visits: Sequence[Visit]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from snake_jax import processes
 from snake_jax.algorithms.visits import Outcome, Visit
+from snake_jax.data.drawn import shard_sizes
 from snake_jax.engines import image_batches
 from snake_jax.engines.contract import NodeInfo, Scores
 from snake_jax.engines.emulations import Axes, Emulation
@@ -50,7 +51,8 @@ class ImageFeed:
             nodes' batches; 0: these shards are all nodes'.
           own: for each node, the indices into `train` that it holds out; empty: nothing.
         """
-        largest = largest or max(map(len, shards))
+        self._sizes = shard_sizes(shards)
+        largest = largest or max(self._sizes)
         # No batch is all padding.
         self.settings = settings._replace(batch_size=min(settings.batch_size, largest))
         self.rows = -(-largest // math.prod(image_batches.step_shape(self.settings)))
@@ -60,7 +62,7 @@ class ImageFeed:
 
     def nodes(self) -> list[NodeInfo]:
         """See `Feed`."""
-        return [NodeInfo(len(shard)) for shard in self.shards]
+        return [NodeInfo(size) for size in self._sizes]
 
     def program(self, names: tuple[str, ...], lead: tuple[int, ...]) -> Callable[..., Any]:
         """See `Feed`: a whole epoch."""

@@ -28,7 +28,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
 from snake_jax.engines.programs import EVALUATE, Ahead, Program
@@ -75,12 +75,13 @@ class LocalEngine:
         self._held = Holdings({})
         self._waiting: list[Bound] = []
         self._ready: deque[Outcome] = deque()
-        self._ahead = Ahead()
-        # Seconds that visits and evaluations waited for a program.
+        self._ahead = Ahead()  # its seconds are counted only as far as somebody waits for them
         self._compile_s, self._peak_bytes = 0.0, 0
         self._begun = begun.NOTHING
 
     # What a run asks
+
+    by_node = False
 
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number."""
@@ -97,9 +98,8 @@ class LocalEngine:
         """Has the programs of these rounds and of the evaluation compiled in the background, in the
         order in which they are needed, where they are known before there is a batch.
 
-        See `contract.Engine`. All rounds of a run are given, so that those of a run that goes on
-        are emulated as in an unbroken one. Without `shared`, training programs of a method with a
-        client are compiled on first use.
+        See `contract.Engine`. With finished rounds, a run that goes on is emulated as an unbroken
+        one. Without `shared`, training programs of a method with a client wait for their first use.
         """
         for visits in rounds:
             for layers, number in group_sizes(visits).items():
@@ -254,7 +254,8 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            tallies = count(tallies, fetched, epoch.steps, train_s, settings.early_stop)
+            bounds = settings.early_stop, settings.enough_loss
+            tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
             steps = self._begun.steps + max(epoch.steps)
             self._begun = self._begun._replace(steps=steps, parts=[])
 
@@ -282,6 +283,7 @@ class LocalEngine:
             examples_held=self._nodes[visit.node].examples,
             train_s=tally.train_s,
             started=one.order.layers,
+            ended=why_ended(tally, self._settings),
         )
         client = self._step.client
         if client is None:
@@ -355,8 +357,7 @@ class LocalEngine:
         jitted = self._jitted(program)
         compiled = jitted.lower(*args).compile()
         # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays that
-        # have their place, because their layout is not described as the one that it was compiled
-        # for.
+        # have their place, whose layout is not described as the one that it was compiled for.
         self._keep(program, compiled, compiled if self._mesh is None else jitted)
 
     def _jitted(self, program: Program) -> Any:

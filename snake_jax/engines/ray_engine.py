@@ -232,6 +232,8 @@ class RayEngine:
 
     # What a run asks
 
+    by_node = True
+
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes, by number, as their processes say; waits for those that are beginning."""
         found: dict[int, NodeInfo] = {}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import ray
 
 from snake_jax.algorithms.visits import Outcome, Round, Serialized, Visit
@@ -26,13 +25,18 @@ from snake_jax.engines.contract import (
     NodeInfo,
     Progress,
 )
+from snake_jax.nodes import columns
+from snake_jax.nodes.columns import WHOLE, Columns
 from snake_jax.params import Params, PyTree
+from snake_jax.training import quantization
 
 Item = tuple[str, str | int]
-"""What has versions: `("layers", "conv1")`, `("states", "conv1")`, `("memory", 3)` of a node, and
-`SHARED`.
+"""What has versions: `("layers", "conv1")`; `("stored", "conv1")`, the same layer as a node stores
+it while it is frozen; `("states", "conv1")`, `("memory", 3)` of a node, and `SHARED`. Where nodes
+have unlike ranks, parts of adapters: `("layers", "block_05.lora[2:8]")`.
 """
 SHARED: Item = ("shared", "")
+STORED = "stored"
 Build = Callable[[], Engine]
 """Opens the data of an actor's nodes, and no other's, where it is called; gives their engine."""
 
@@ -86,6 +90,7 @@ class Task(NamedTuple):
         values.
       references: to those of them that the process lacks; in lists, or Ray would fetch them first.
       made: the number of all that the visit gives.
+      columns: how adapters are cut.
     """
 
     visit: Visit
@@ -93,6 +98,7 @@ class Task(NamedTuple):
     items: Mapping[Item, int]
     references: Mapping[Item, list["ray.ObjectRef"]]
     made: int
+    columns: Columns = WHOLE
 
 
 class Begun(NamedTuple):
@@ -154,6 +160,7 @@ class Node:
         self._ahead = False
         self._fault = about.fault
         self._held: dict[Key, PyTree] = {}
+        self._whole: dict[tuple[Key, ...], PyTree] = {}
         self._expected = threading.Event()
         # The folder may be another machine's; what is missing then is said by who looks for it.
         if os.path.isdir(about.folder):
@@ -208,7 +215,7 @@ class Node:
         outcome = ray_faults.spoiled(fault, outcome)
 
         # What was trained stays here too, under its number, for whoever visits next.
-        given = given_by(outcome)
+        given = given_by(outcome, task.columns)
         for item, value in given.items():
             self._held[item, task.made] = value
         if not self._cached:
@@ -237,16 +244,33 @@ class Node:
         for item, value in zip(lacking, values, strict=True):
             received += serialized_bytes(value)
             # A copy, so that Ray may let go of its own.
-            self._held[item, task.items[item]] = jax.tree.map(np.array, value)
+            own = quantization.unpacked(value)
+            if item[0] == STORED:
+                own = quantization.Stored(own)
+            self._held[item, task.items[item]] = own
         self._held = {key: self._held[key] for key in still_held(set(self._held), task)}
         return received
 
     def _holdings(self, task: Task) -> Holdings:
         """What the visit reads, by number."""
         kinds: dict[str, dict[Any, Held]] = {"layers": {}, "states": {}, "memory": {}, "shared": {}}
+        whole: dict[tuple[Key, ...], PyTree] = {}
         for item, number in task.items.items():
             kind, name = item
-            kinds[kind][name] = Held(number, self._held[item, number])
+            keys = _keys_of(task, item)
+            if not keys:  # a part, which its first one brings
+                continue
+            if len(keys) == 1:
+                value = self._held[item, number]
+            else:
+                # The same object as long as it is the same, so that nothing is frozen anew.
+                value = self._whole.get(keys)
+                if value is None:
+                    found = {part: self._held[(kind, part), of] for (_, part), of in keys}
+                    value = columns.joined(task.columns, str(name), found)
+                whole[keys] = value
+            kinds["layers" if kind == STORED else kind][name] = Held(number, value)
+        self._whole = whole
         shared = kinds["shared"].get("", Held(0, {}))
         return Holdings(kinds["layers"], kinds["states"], kinds["memory"], shared)
 
@@ -281,13 +305,32 @@ def remembered(keys: set[Key]) -> set[Key]:
     return {key for key in keys if key[0][0] == "memory"}
 
 
-def given_by(outcome: Outcome) -> dict[Item, PyTree]:
-    """The arrays of an outcome, by item; `("report", "")` is what the node tells the server."""
+def _keys_of(task: Task, item: Item) -> tuple[tuple[tuple[str, str], int], ...]:
+    """The parts of what an item stands for, with their numbers; none: it is no first part.
+
+    Parts of optimizer states that nobody has trained yet are not there.
+    """
+    kind, name = item
+    if kind not in ("layers", "states"):
+        return (((kind, str(name)), task.items[item]),)
+    found = []
+    for part in columns.parts(task.columns, str(name).partition("[")[0]):
+        if (kind, part) in task.items:
+            found.append(((kind, part), task.items[kind, part]))
+    return tuple(found) if found[0][0] == item else ()
+
+
+def given_by(outcome: Outcome, cut: Columns = WHOLE) -> dict[Item, PyTree]:
+    """The arrays of an outcome, by item; `("report", "")` is what the node tells the server.
+
+    Of adapters they are the columns that the node trained.
+    """
     given: dict[Item, PyTree] = {}
-    for name, value in outcome.layers.items():
-        given["layers", name] = value
-    for name, value in outcome.states.items():
-        given["states", name] = value
+    for kind, trees in (("layers", outcome.layers), ("states", outcome.states)):
+        for name, tree in trees.items():
+            whole = columns.split(cut, name, tree)
+            for part in columns.trained(cut, name, outcome.visit.node):
+                given[kind, part] = whole[part]
     if outcome.memory is not None:
         given["memory", outcome.visit.node] = outcome.memory
         given["report", ""] = outcome.report

@@ -8,7 +8,7 @@ only puts it in its place, which is seen by identity: then whoever trained it is
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from snake_jax.engines import orders
 from snake_jax.engines.contract import Holdings
 from snake_jax.engines.ray_node import (
     SHARED,
+    STORED,
     Facts,
     Item,
     Key,
@@ -29,7 +30,10 @@ from snake_jax.engines.ray_node import (
     still_held,
 )
 from snake_jax.engines.updates import UNKNOWN_VERSION
+from snake_jax.nodes import columns
+from snake_jax.nodes.columns import WHOLE, Columns
 from snake_jax.params import PyTree
+from snake_jax.training import quantization
 
 
 class Exchange(NamedTuple):
@@ -40,12 +44,18 @@ class Exchange(NamedTuple):
       cached: whether nodes keep what they were sent.
       states: whether optimizer states travel.
       remembers: whether the method has a client at the nodes.
+      stored: makes of a layer, given its name, what a node stores while it is frozen, where that is
+        what a node is sent of it; None: layers travel in full precision, because whoever gets one
+        may have to train it, or pass it on.
+      columns: how adapters are cut where nodes have unlike ranks.
     """
 
     peer_to_peer: bool
     cached: bool
     states: bool
     remembers: bool
+    stored: Callable[[str, PyTree], PyTree] | None = None
+    columns: Columns = WHOLE
 
 
 class _Value(NamedTuple):
@@ -53,6 +63,13 @@ class _Value(NamedTuple):
 
     number: int
     value: PyTree
+
+
+class _Whole(NamedTuple):
+    """A value as the run has it, and the parts of it by item: one, but for cut adapters."""
+
+    value: PyTree
+    parts: dict[Item, _Value]
 
 
 class Values:
@@ -64,8 +81,9 @@ class Values:
         self._numbers = itertools.count()
         self._holdings = Holdings({})
         self._held: dict[Item, _Value] = {}
+        self._wholes: dict[Item, _Whole] = {}
         self._references: dict[Key, ray.ObjectRef] = {}
-        self._given: dict[int, _Value] = {}
+        self._given: dict[int, _Whole] = {}
 
     def hold(self, holdings: Holdings) -> None:
         """See `Engine.hold`; nothing is sent before it is asked for."""
@@ -79,21 +97,34 @@ class Values:
         if self._exchange.remembers:
             items[SHARED] = holdings.shared.value
 
+        wholes: dict[Item, _Whole] = {}
         held: dict[Item, _Value] = {}
         for item, value in items.items():
-            old, given = self._held.get(item), self._given.get(id(value))
+            old, given = self._wholes.get(item), self._given.get(id(value))
             if old is not None and old.value is value:
-                held[item] = old
+                wholes[item] = old
             elif given is not None:
-                held[item] = given
+                wholes[item] = given
             else:
-                held[item] = _Value(next(self._numbers), value)
-        self._holdings, self._held = holdings, held
+                wholes[item] = _Whole(value, self._numbered(item, value))
+            held |= wholes[item].parts
+        self._holdings, self._held, self._wholes = holdings, held, wholes
         self._given.clear()
         # Ray keeps what is referred to.
         current = {(item, value.number) for item, value in held.items()}
+        for (kind, of), value in held.items():
+            if kind == "layers":
+                current.add(((STORED, of), value.number))
         for key in set(self._references) - current:
             del self._references[key]
+
+    def _numbered(self, item: Item, value: PyTree) -> dict[Item, _Value]:
+        """The parts of a new value, each under a number of its own."""
+        kind, name = item
+        if kind not in ("layers", "states"):
+            return {item: _Value(next(self._numbers), value)}
+        parts = columns.split(self._exchange.columns, str(name), value)
+        return {(kind, part): _Value(next(self._numbers), tree) for part, tree in parts.items()}
 
     def task(self, order: Order, has: set[Key]) -> tuple[Task, set[Key]]:
         """What a process is asked, with references to what it lacks; and what it has afterwards.
@@ -112,32 +143,60 @@ class Values:
             wanted.append(("memory", order.visit.node))
         if self._exchange.remembers:
             wanted.append(SHARED)
-        items = {item: self._held[item].number for item in wanted}
+        items: dict[Item, int] = {}
+        for item in wanted:
+            for part, value in self._wholes[item].parts.items():
+                items[self._needed(part, value.number, order, has)] = value.number
         references = {}
         for item, number in items.items():
             if (item, number) not in has:
                 references[item] = [self._reference(item)]
         made = next(self._numbers)
-        task = Task(order.visit, order.learning_rate, items, references, made)
+        cut = self._exchange.columns
+        task = Task(order.visit, order.learning_rate, items, references, made, cut)
 
         # By the rules that the process itself goes by.
         after = still_held(has | set(items.items()), task)
-        for name in order.visit.layers:
+        for name in self._trained(order):
             after |= {(("layers", name), made), (("states", name), made)}
         after.add((("memory", order.visit.node), made))
         return task, after if self._exchange.cached else remembered(after)
 
     def returns(self, order: Order) -> int:
         """How many objects come back of an order: facts, and its arrays by item."""
-        layers = len(order.visit.layers)
+        layers = len(self._trained(order))
         states = layers if self._exchange.states else 0
         return 1 + layers + states + (2 if self._exchange.remembers else 0)
 
+    def _needed(self, item: Item, number: int, order: Order, has: set[Key]) -> Item:
+        """How a visit needs an item: as it is, but a layer that it does not train as its node
+        stores it, unless that has it already.
+        """
+        kind, name = item
+        is_there = (item, number) in has
+        if self._exchange.stored is None or kind != "layers" or is_there:
+            return item
+        return item if name in self._trained(order) else (STORED, name)
+
+    def _value(self, item: Item) -> _Value:
+        """What is held of an item; what is stored of a layer goes by the layer's number."""
+        kind, name = item
+        return self._held["layers", name] if kind == STORED else self._held[item]
+
+    def _trained(self, order: Order) -> tuple[str, ...]:
+        """The layers, or parts of adapters, that an order's visit trains."""
+        visit = order.visit
+        return columns.all_trained(self._exchange.columns, visit.layers, visit.node)
+
     def _reference(self, item: Item) -> "ray.ObjectRef":
         """To the current value of an item; put by this process unless it lies at a node."""
-        number, value = self._held[item]
+        number, value = self._value(item)
         if (item, number) not in self._references:
-            self._references[item, number] = ray.put(jax.device_get(value))
+            kind, name = item
+            if kind == STORED:
+                assert self._exchange.stored is not None
+                value = self._exchange.stored(str(name), value)
+            self._references[item, number] = ray.put(quantization.packed(value))
         return self._references[item, number]
 
     def forget_places(self) -> None:
@@ -168,19 +227,44 @@ class Values:
         copied = _copied_to_device if self._on_device() else _copied
         own = [copied(value) for value in values]
         found = dict(zip(facts.items, own, strict=True))
-        for item, value, reference in zip(facts.items, own, references, strict=True):
-            self._given[id(value)] = _Value(task.made, value)
-            if self._exchange.peer_to_peer:
+        if self._exchange.peer_to_peer:
+            for item, reference in zip(facts.items, references, strict=True):
                 self._references[item, task.made] = reference
         states = visit.layers if self._exchange.states else ()
+        whole: dict[Item, PyTree] = {}
+        for kind, names in (("layers", visit.layers), ("states", states)):
+            for name in names:
+                whole[kind, name] = self._noted(task, (kind, name), found)
+        for item in facts.items:
+            if item[0] not in ("layers", "states"):
+                made = {item: _Value(task.made, found[item])}
+                self._given[id(found[item])] = _Whole(found[item], made)
         return outcome._replace(
-            layers={name: found["layers", name] for name in visit.layers},
-            states={name: found["states", name] for name in states},
+            layers={name: whole["layers", name] for name in visit.layers},
+            states={name: whole["states", name] for name in states},
             memory=found.get(("memory", visit.node)),
             report=found.get(("report", "")),
             serialized=Serialized(outcome.serialized.to_node, came),
             started=_versions(order, task, outcome.started or {}),
         )
+
+    def _noted(self, task: Task, item: Item, found: Mapping[Item, PyTree]) -> PyTree:
+        """A layer, or its optimizer state, as it is after a visit, and that it lies at its node.
+
+        Columns of adapters that the node did not train are those that this process holds.
+        """
+        kind, name = item
+        before = self._wholes.get(item)
+        parts: dict[Item, _Value] = {}
+        for part in columns.parts(self._exchange.columns, str(name)):
+            if (kind, part) in found:
+                parts[kind, part] = _Value(task.made, found[kind, part])
+            elif before is not None and (kind, part) in before.parts:
+                parts[kind, part] = before.parts[kind, part]
+        trees = {str(part): value.value for (_, part), value in parts.items()}
+        value = columns.joined(self._exchange.columns, str(name), trees)
+        self._given[id(value)] = _Whole(value, parts)
+        return value
 
     def _on_device(self) -> bool:
         """Whether the run has its layers on the device, or on the host."""
@@ -193,7 +277,8 @@ def _versions(order: Order, task: Task, started: Mapping[str, int]) -> dict[str,
     """`{layer: version}` that a visit started from, given the numbers that its node had."""
     found = {}
     for name, version in order.layers.items():
-        same = started.get(name) == task.items["layers", name]
+        number = task.items.get(("layers", name), task.items.get((STORED, name)))
+        same = started.get(name) == number
         found[name] = version if same else UNKNOWN_VERSION
     return found
 

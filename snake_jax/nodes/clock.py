@@ -1,7 +1,8 @@
 """Simulated seconds and joules of a round, from FLOPs, bytes and what nodes can do.
 
 Analytic: nothing is measured. Within a visit one thing happens at a time: transfers in turn, then
-computing, nodes, server and cloud in alternation. The visits of a round start together and do not
+computing, nodes, server and cloud in alternation; where the server need not be waited for, node,
+link and server work at the same time (`overlap`). The visits of a round start together and do not
 slow each other down, neither on a link nor at the server. Server and cloud are always there.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.config import RunConfig
+from snake_jax.nodes import links, overlap, sending
 from snake_jax.nodes.fleet import Fleet, Node, figures_of
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.nodes.places import CLOUD, KINDS, SERVER, Kind, Place
@@ -34,6 +36,12 @@ class VisitWork(NamedTuple):
         present: a chain of nodes is timed as if only its first ever left. None: the visit depends
         on nobody (the server works alone).
       cloud_exchanges: messages between server and cloud, counted apart from `exchanges`.
+      batches: in which node, link and server overlap; 0: nothing does.
+      streamed: those of the transfers that go batch by batch, where batches overlap.
+      waits_s: seconds before it begins, in which its node is away.
+      ends_s: when it is cut short because its node is gone, in seconds of the run; None: it is not,
+        and stands still while its node is away.
+      dropped: whether the node drops then.
     """
 
     flops: Mapping[Place, int]
@@ -41,6 +49,11 @@ class VisitWork(NamedTuple):
     exchanges: int
     node: Place | None
     cloud_exchanges: int = 0
+    batches: int = 0
+    streamed: Sequence[Transfer] = ()
+    waits_s: float = 0.0
+    ends_s: float | None = None
+    dropped: bool = False
 
 
 class Elapsed(NamedTuple):
@@ -195,7 +208,7 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
     compute_s = {}
     for place, flops in work.flops.items():
         compute_s[place] = _compute_s(fleet, trace, turn, place, flops)
-    transfer_s = [_transfer_s(fleet, transfer) for transfer in work.transfers]
+    transfer_s = [sending.transfer_s(fleet, transfer) for transfer in work.transfers]
     exchanges_s = work.exchanges * _exchange_s(fleet, work, members)
     active_s = sum(compute_s.values()) + sum(transfer_s) + exchanges_s
     active_s += work.cloud_exchanges * (fleet.server.latency_s + fleet.cloud.latency_s)
@@ -209,12 +222,39 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
             if place in members:
                 sending_s += seconds
     idle_s = len(members) * active_s - (computing_s + sending_s)
+    if work.batches:
+        active_s, busy_s = overlap.seconds(_stages(fleet, work, compute_s))
+        idle_s = active_s - busy_s
 
-    away_s, drops = 0.0, 0
-    if work.node is not None:
-        away_s, drops = _away(fleet, trace, work.node.index, now_s, active_s)
+    away_s, drops = work.waits_s, 0
+    if work.ends_s is not None:
+        # What is done by then is less than planned: caches spare transfers that plans count.
+        away_s, drops = max(0.0, work.ends_s - now_s - active_s), int(work.dropped)
+    elif work.node is not None:
+        more_s, drops = away(fleet, trace, work.node.index, now_s + work.waits_s, active_s)
+        away_s += more_s
     # Sums in another order differ in the last bit; nobody waits less than nothing.
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
+
+
+def _stages(fleet: Fleet, work: VisitWork, compute_s: Mapping[Place, float]) -> overlap.Stages:
+    """A visit whose batches overlap, stage by stage."""
+    link_s, latency_s = 0.0, 0.0
+    for transfer in work.streamed:
+        delay_s = sending.delay_s(fleet, transfer)
+        link_s += sending.transfer_s(fleet, transfer) - delay_s
+        latency_s = max(latency_s, delay_s)
+    before_s, after_s = 0.0, 0.0
+    for transfer in work.transfers:
+        if transfer in work.streamed:
+            continue
+        if transfer.source == work.node:
+            after_s += sending.transfer_s(fleet, transfer)
+        else:
+            before_s += sending.transfer_s(fleet, transfer)
+    node_s = sum(seconds for place, seconds in compute_s.items() if place == work.node)
+    server_s = compute_s.get(SERVER, 0.0)
+    return overlap.Stages(work.batches, node_s, link_s, latency_s, server_s, before_s, after_s)
 
 
 def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:
@@ -223,14 +263,6 @@ def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int)
     if place.kind == "node":
         seconds *= _slowdown(trace, turn, place.index)
     return seconds
-
-
-def _transfer_s(fleet: Fleet, transfer: Transfer) -> float:
-    """Bytes over the slower of both links, and both ends' latencies."""
-    sender = figures_of(fleet, transfer.source)
-    receiver = figures_of(fleet, transfer.destination)
-    rate = min(sender.up_bytes_per_s, receiver.down_bytes_per_s)
-    return transfer.bytes / rate + sender.latency_s + receiver.latency_s
 
 
 def _exchange_s(fleet: Fleet, work: VisitWork, members: tuple[Place, ...]) -> float:
@@ -256,9 +288,10 @@ def _joules(fleet: Fleet, work: VisitWork) -> dict[Kind, float]:
         figures = figures_of(fleet, place)
         joules[place.kind] += flops * figures.joules_per_flop
     for transfer in work.transfers:
-        for place in (transfer.source, transfer.destination):
-            figures = figures_of(fleet, place)
-            joules[place.kind] += transfer.bytes * figures.joules_per_byte
+        for ends in links.hops(fleet.links, transfer.source, transfer.destination):
+            for place in ends:
+                figures = figures_of(fleet, place)
+                joules[place.kind] += transfer.bytes * figures.joules_per_byte
     return joules
 
 
@@ -271,7 +304,7 @@ def _slowdown(trace: Faults, turn: int, node: int) -> float:
     return trace.slowdown if is_straggler else 1.0
 
 
-def _away(
+def away(
     fleet: Fleet, trace: Faults, node: int, start_s: float, active_s: float
 ) -> tuple[float, int]:
     """Seconds that a visit of `active_s` from `start_s` stands still until it is done, and drops.
@@ -282,8 +315,8 @@ def _away(
     away_s, drops = 0.0, 0
     while True:
         # The stretch of being free and the absence that are on, or come next.
-        opens_s, closes_s = _window(fleet.nodes[node], fleet.period_s, now_s)
-        drop_s, rejoin_s = _absence(trace, node, now_s)
+        opens_s, closes_s = window(fleet.nodes[node], fleet.period_s, now_s)
+        drop_s, rejoin_s = absence(trace, node, now_s)
         is_gone = drop_s <= now_s
         back_s = max(opens_s, rejoin_s if is_gone else now_s)
         if back_s > now_s:
@@ -301,7 +334,7 @@ def _away(
         now_s = stop_s
 
 
-def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
+def window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     """The first stretch of being free that ends after `now_s`."""
     if not node.windows:
         return -math.inf, math.inf
@@ -319,7 +352,7 @@ def _window(node: Node, period_s: float, now_s: float) -> tuple[float, float]:
     raise AssertionError("a window of the next period ends after now")
 
 
-def _absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
+def absence(trace: Faults, node: int, now_s: float) -> tuple[float, float]:
     """The first absence that ends after `now_s`, as the times of dropping and of being back."""
     if not trace.drop_rate_per_hour:
         return math.inf, math.inf

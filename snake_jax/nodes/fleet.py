@@ -18,6 +18,8 @@ import yaml  # type: ignore[import-untyped]
 from snake_jax import streams
 from snake_jax.config import RunConfig
 from snake_jax.errors import UserError
+from snake_jax.nodes import links
+from snake_jax.nodes.links import STEADY, Links
 from snake_jax.nodes.places import Place
 
 DAY_S = 86400.0
@@ -93,12 +95,14 @@ class Fleet(NamedTuple):
       period_s: seconds after which windows repeat.
       cloud: always there, behind the server. A message between the two goes at the slower of the
         sender's up and the receiver's down rate, as one between a node and the server does.
+      links: who is whose neighbour, and how links fade.
     """
 
     nodes: tuple[Node, ...]
     server: Node
     period_s: float = DAY_S
     cloud: Node = CLOUD_FIGURES
+    links: Links = STEADY
 
 
 _KEYS = ("nodes", "defaults", "server", "cloud", "period_s")
@@ -123,13 +127,15 @@ def of_config(config: RunConfig) -> Fleet:
       UserError: the file is wrong, or flags of the generator stand beside it.
     """
     # The generator's flags have nothing to say where a file says it.
+    between = links.of_config(config)
     if not config.node_file:
-        return make_fleet(config.nodes, config.node_spread, config.seed, config.tidal)
+        fleet = make_fleet(config.nodes, config.node_spread, config.seed, config.tidal)
+        return fleet._replace(links=between)
     for flag, default in (("node_spread", 0), ("tidal", 1)):
         value = getattr(config, flag)
         if value != default:
             raise UserError(f"--{flag}={value}: --node_file says what nodes can do; leave one out")
-    return read_fleet(config.node_file, config.nodes)
+    return read_fleet(config.node_file, config.nodes)._replace(links=between)
 
 
 def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Fleet:
@@ -142,6 +148,9 @@ def make_fleet(count: int, spread: float, seed: int, tidal: float = 1.0) -> Flee
       tidal: the share of a day each node is free, in one stretch whose start is drawn; in whole
         seconds, at least one.
     """
+    # All alike: nothing is drawn, which of many nodes would take seconds.
+    if not spread and tidal == 1.0:
+        return Fleet((EDGE_FIGURES,) * count, SERVER_FIGURES, DAY_S)
     nodes = []
     for index in range(count):
         nodes.append(_drawn(seed, index, spread, tidal))

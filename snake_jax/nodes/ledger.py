@@ -53,16 +53,26 @@ class Network(NamedTuple):
 
     Attributes:
       latest: `{item: version}`.
-      held: `{place: {item: Copy}}`.
+      held: `{place: {item: Copy}}`, of all places but `stale` nodes that were ever sent
+        anything, and of the server.
       holder: in peer-to-peer mode, the place that holds the whole current model; the server at the
         start.
       trained: the items that the holder trained last.
+      stale: the nodes that were sent something once and have no copy left that serves: a bit each,
+        by number, since of many nodes a round visits a few.
     """
 
     latest: Mapping[str, int]
     held: Mapping[Place, Mapping[str, Copy]]
     holder: Place = SERVER
     trained: Items = ()
+    stale: int = 0
+
+    def knows(self, place: Place) -> bool:
+        """Whether the place was ever sent anything."""
+        if place in self.held:
+            return True
+        return place.kind == "node" and bool(self.stale >> place.index & 1)
 
 
 Exchanged = tuple[Network, list[Transfer]]  # the state after, and what was sent
@@ -251,10 +261,10 @@ def _deliver(
     """Sends what `destination` lacks of `needs` (`{item: in full precision}`)."""
     # A place that was never sent anything is told from one that has forgotten all: its first
     # transfer is called initial.
-    known = network.held.get(destination)
+    known = network.knows(destination)
     cache: dict[str, Copy] = {}
-    if known is not None and cached:
-        cache.update(known)
+    if cached:
+        cache.update(network.held.get(destination, {}))
 
     # What it lacks, by the reason why it lacks it: a row of the ledger has one reason.
     missing: dict[str, dict[str, bool]] = {}
@@ -262,7 +272,7 @@ def _deliver(
         version = network.latest[item]
         if _serves(cache.get(item), version, full):
             continue
-        if known is None:
+        if not known:
             why = "initial"
         elif item in fresh:
             why = "update"
@@ -277,7 +287,10 @@ def _deliver(
     transfers = []
     for why, items in missing.items():
         transfers.append(_transfer(visit, source, destination, items, sizes, why))
-    return network._replace(held={**network.held, destination: cache}), transfers
+    stale = network.stale
+    if destination.kind == "node":
+        stale &= ~(1 << destination.index)
+    return network._replace(held={**network.held, destination: cache}, stale=stale), transfers
 
 
 def _serves(copy: Copy | None, version: int, full: bool) -> bool:
@@ -295,14 +308,22 @@ def _renew(network: Network, items: Items, holders: tuple[Place, ...]) -> Networ
         latest[item] = latest.get(item, -1) + 1
         new[item] = Copy(latest[item], True)
 
-    # Older copies serve nobody and are forgotten. Most places have none: theirs stay as they are.
+    # Older copies serve nobody and are forgotten, and so is a node that has no others, but for
+    # having been there: what is kept, and gone through here, does not grow with the nodes.
     held = dict(network.held)
+    stale = network.stale
     for place, copies in network.held.items():
-        if not new.keys().isdisjoint(copies):
-            held[place] = {item: copy for item, copy in copies.items() if item not in new}
+        if new.keys().isdisjoint(copies):
+            continue
+        left = {item: copy for item, copy in copies.items() if item not in new}
+        if left or place in holders or place.kind != "node":
+            held[place] = left
+        else:
+            del held[place]
+            stale |= 1 << place.index
     for place in holders:
         held[place] = {**held.get(place, {}), **new}
-    return network._replace(latest=latest, held=held)
+    return network._replace(latest=latest, held=held, stale=stale)
 
 
 def _transfer(
@@ -352,6 +373,7 @@ def to_json(network: Network) -> dict[str, Any]:
         "held": held,
         "holder": str(network.holder),
         "trained": list(network.trained),
+        "stale": f"{network.stale:x}",
     }
 
 
@@ -365,4 +387,5 @@ def from_json(stored: Mapping[str, Any]) -> Network:
     for word, copies in stored["held"].items():
         held[places.from_word(word)] = {item: Copy(*copy) for item, copy in copies.items()}
     holder = places.from_word(stored["holder"])
-    return Network(stored["latest"], held, holder, tuple(stored["trained"]))
+    stale = int(stored["stale"], 16)
+    return Network(stored["latest"], held, holder, tuple(stored["trained"]), stale)

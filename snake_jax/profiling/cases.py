@@ -15,13 +15,14 @@ from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.errors import UserError
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
+from snake_jax.nodes import columns
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import LayerNames, select, without
 from snake_jax.profiling import cut, subjects, traffic
 from snake_jax.profiling.rows import Case, ProfileRow, Sent
 from snake_jax.profiling.subjects import Subject
 from snake_jax.runs import image_task, text_checks, text_task
-from snake_jax.runs.job import Job, chosen_algorithm, planned
+from snake_jax.runs.job import Job, chosen_algorithm, outline
 from snake_jax.training import sharding
 
 ALL = "all"  # of a row whose visit trains all that may train
@@ -91,7 +92,8 @@ def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Wor
     trainable = shapes.trainable_shapes(job.model, adapters)
     params = select(trainable, job.plan.layer_names)
     base = without(shapes.model_shapes(job.model), params)
-    sizes = transfer_sizes(params, config.frozen_dtype, base=base)
+    own = columns.shapes(job.columns, params)
+    sizes = transfer_sizes(own, config.frozen_dtype, base=base)
     return Work(train, dtype, job, subject, sizes)
 
 
@@ -143,7 +145,7 @@ def assignments(work: Work) -> dict[str, LayerNames]:
     """`{the layer that a visit is about: all that it trains}` of a cycle, in the model's order."""
     plan = work.job.plan
     named = {}
-    for visits in planned(work.job):
+    for visits in outline(work.job).kinds:
         for visit in visits:
             about = _about(visit.layers, plan.always, plan.layer_names)
             named[about] = visit.layers

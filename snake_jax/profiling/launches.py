@@ -24,12 +24,13 @@ LEAST_RANK = 8
 _TOLD = ("model", "algorithm", "frozen_dtype", "batch_size", "max_length", "lora_rank")
 
 
-def largest_launch(ask: Ask, target: str, note: Note) -> str | None:
+def largest_launch(ask: Ask, target: str, spare: float, note: Note) -> str | None:
     """What the largest step is that fits, and how to launch a run of such.
 
     Args:
       ask: ways that train alike; the ways to store are searched among.
       target: see `compiled.devices`.
+      spare: the share of its memory that is left free.
       note: is told of each try.
 
     Returns:
@@ -56,8 +57,10 @@ def largest_launch(ask: Ask, target: str, note: Note) -> str | None:
         capacity_bytes = fits.capacity(devices(target)[0])
     else:
         capacity_bytes = measure.free_bytes(here)
-    note(f"{target}: {capacity_bytes / 2**30:.2f} GiB")
-    found = fits.largest(_search(ask, target, capacity_bytes, note))
+    usable_bytes = int((1 - spare) * capacity_bytes)
+    left = f", {usable_bytes / 2**30:.2f} of them to use" if spare else ""
+    note(f"{target}: {capacity_bytes / 2**30:.2f} GiB{left}")
+    found = fits.largest(_search(ask, target, usable_bytes, note))
     return None if found is None else _told(way, model, found, capacity_bytes)
 
 

@@ -20,6 +20,7 @@ const EVENTS = {
   interrupted: ["I", "interrupted: stopped early, handed in what it had"],
   lost: ["L", "lost: stopped early, nothing came back"],
   takeover: ["T", "takeover: an idle node went on in its place"],
+  waited: ["W", "waited: no other node could take it, so its own went on"],
   skipped: ["S", "skipped: diverged, its result was not used"],
 };
 

@@ -1,13 +1,15 @@
 """Checkpoints of a run, written by orbax after every round: all that is needed to go on.
 
-Each carries a checksum of every array, so that a damaged one is recognised and the one before it
-used.
+A visit changes a few layers, so a checkpoint writes the arrays that are new and says in which
+earlier one the others lie. After `_GENERATION` of them one is written whole again: a *generation*
+begins, which reads nothing of the one before. Each carries a checksum of every array, so that a
+damaged one is recognised and the one before it used.
 """
 
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,22 @@ from etils import epath
 from snake_jax.errors import UserError
 from snake_jax.params import PyTree
 from snake_jax.runs import storage
+
+_GENERATION = 16
+
+
+class Stored(NamedTuple):
+    """Where an array of a checkpoint lies.
+
+    Attributes:
+      step: the checkpoint that it was written with.
+      name: in that one.
+      checksum: of its bytes.
+    """
+
+    step: int
+    name: str
+    checksum: int
 
 
 class Saved(NamedTuple):
@@ -36,9 +54,10 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the last two are kept.
+    """The checkpoints in a folder.
 
-    Of a run of several processes the first alone opens them (`snake_jax.processes`).
+    The last two are kept, the last of the generation before, and all that these read. Of a run of
+    several processes the first alone opens them (`snake_jax.processes`).
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -51,7 +70,6 @@ class Checkpoints:
         here = jax.process_index()
         folder = epath.Path(path)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
             # Otherwise it would wait for the other processes, which never come here.
@@ -68,22 +86,85 @@ class Checkpoints:
                 f"{folder} cannot be used for checkpoints: {error.strerror or error}"
             ) from error
         self._folder = folder
+        # What arrays lie on disk, by identity: jax's never change. Holding them keeps their ids.
+        self._written: dict[int, tuple[jax.Array, Stored]] = {}
+        # Which checkpoints those that this process knows read, and where generations end.
+        self._reads: dict[int, frozenset[int]] = {}
+        self._in_generation = 0
+        self._ended: int | None = None
 
     def save(self, saved: Saved) -> None:
         """Writes a checkpoint, unless there is one of as many rounds.
 
         When this returns, a kill at any moment loses nothing of it.
         """
-        if saved.rounds in self._manager.all_steps():
+        steps = self._manager.all_steps()
+        if saved.rounds in steps:
             return
+        if self._in_generation == _GENERATION:
+            self._begin_generation(max(steps, default=None))
+
         # On the host: orbax writes down where arrays lie, and the next process may have other
         # devices.
-        on_host = jax.device_get(saved.tree)
-        arrays = _flatten(on_host)
-        checksums = {name: _checksum(array) for name, array in arrays.items()}
-        meta = {**saved.meta, "checksums": checksums}
-        items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
-        self._manager.save(saved.rounds, args=items)
+        leaves = _flatten(saved.tree)
+        new = {}
+        for name, leaf in leaves.items():
+            if id(leaf) not in self._written:
+                new[name] = np.asarray(jax.device_get(leaf))
+        stored = self._stored(saved.rounds, leaves, new)
+        meta = {**saved.meta, "arrays": stored}
+        items = {"meta": ocp.args.JsonSave(meta)}
+        if new:
+            items["arrays"] = ocp.args.PyTreeSave(new)
+        self._manager.save(saved.rounds, args=ocp.args.Composite(**items))
+
+        # It is whole: from now on others may read of it, and what nobody reads can go.
+        self._written = {}
+        for name, leaf in leaves.items():
+            if isinstance(leaf, jax.Array):
+                self._written[id(leaf)] = (leaf, stored[name])
+        self._reads[saved.rounds] = frozenset(one.step for one in stored.values())
+        self._in_generation += 1
+        self._forget()
+
+    def _stored(
+        self, step: int, leaves: Mapping[str, Any], new: Mapping[str, np.ndarray]
+    ) -> dict[str, Stored]:
+        """Where each array of a checkpoint lies, once it is written.
+
+        Args:
+          step: of the checkpoint.
+          leaves: all its arrays, by name.
+          new: those of them that are written with it.
+        """
+        stored = {}
+        for name, leaf in leaves.items():
+            if name in new:
+                stored[name] = Stored(step, name, _checksum(new[name]))
+            else:
+                _, stored[name] = self._written[id(leaf)]
+        return stored
+
+    def _begin_generation(self, last: int | None) -> None:
+        """The next checkpoint is written whole; `last` is the one before it."""
+        self._written = {}
+        self._in_generation = 0
+        self._ended = last
+
+    def _forget(self) -> None:
+        """Deletes the checkpoints that nobody reads any more."""
+        steps = sorted(self._manager.all_steps())
+        kept = steps[-2:]
+        if self._ended in steps:
+            kept.append(self._ended)
+        needed = set(kept)
+        for step in kept:
+            # Of one of another process it is not known, so it may be any before it.
+            earlier = {other for other in steps if other < step}
+            needed |= self._reads.get(step, earlier)
+        for step in steps:
+            if step not in needed:
+                self._manager.delete(step)
 
     def restore(
         self, tree_for: Callable[[dict[str, Any]], PyTree], warn: Callable[[str], None]
@@ -112,6 +193,7 @@ class Checkpoints:
                 continue
             for damaged in steps[:age]:
                 self._manager.delete(damaged)
+            self._begin_generation(step)
             return saved
         if steps:
             raise UserError(
@@ -122,17 +204,19 @@ class Checkpoints:
     def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=items)["meta"]
-        checksums = meta.pop("checksums")
+        stored = {name: Stored(*where) for name, where in meta.pop("arrays").items()}
         # What other shapes mean is another model: as unusable as damage, so treated alike.
         target = tree_for(meta)
         arrays = {}
         for name, expected in _flatten(target).items():
-            array = self._read(step, name)
+            where = stored[name]
+            array = self._read(where.step, where.name)
             if array.shape != expected.shape or array.dtype != expected.dtype:
                 raise ValueError(f"array {name} is {array.dtype} {array.shape}")
-            if _checksum(array) != checksums[name]:
+            if _checksum(array) != where.checksum:
                 raise ValueError(f"checksum of array {name} differs")
             arrays[name] = array
+        self._reads[step] = frozenset(where.step for where in stored.values())
         tree = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
         return Saved(step, tree, meta)
 

@@ -8,14 +8,20 @@ own nodes' part of the data, once.
 import functools
 from collections.abc import Callable, Sequence
 
+import jax
+
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import RunConfig
+from snake_jax.costs.shapes import stored_dtype
 from snake_jax.engines import choice as choices
 from snake_jax.engines.choice import HERE, Choice
 from snake_jax.engines.contract import Engine
+from snake_jax.nodes.columns import WHOLE
+from snake_jax.params import PyTree
 from snake_jax.runs import image_inputs, loop
-from snake_jax.runs.job import Config, Data, Model
+from snake_jax.runs.job import Config, Data, Job, Model
 from snake_jax.runs.setup import Setup
+from snake_jax.training import quantization
 
 
 def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Engine:
@@ -37,6 +43,8 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
         cached=config.cached,
         states=config.carry_optimizer_state,
         remembers=setup.algorithm.client(config) is not None,
+        stored=_storing(setup.job),
+        columns=setup.job.columns,
     )
     scorer = loop.make_engine(_part(setup, (), True))
     count = len(scorer.nodes())
@@ -44,6 +52,22 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
     if choice.pool:
         return choices.pooled_room().PooledEngine(count, build, scorer, exchange, choice)
     return engine.RayEngine(count, build, scorer, exchange, choice)
+
+
+def _storing(job: Job[Config, Data, Model]) -> Callable[[str, PyTree], PyTree] | None:
+    """What makes a layer's copy as nodes store it while it is frozen; None: layers are sent in full
+    precision, as they are stored so, or as what is cut into columns is put together first.
+    """
+    frozen_dtype = job.config.frozen_dtype
+    is_sent_whole = job.config.mode == "peer_to_peer" or job.columns != WHOLE
+    if frozen_dtype == "float32" or is_sent_whole:
+        return None
+    freeze = jax.jit(quantization.freeze, static_argnames="dtype")
+
+    def stored(name: str, subtree: PyTree) -> PyTree:
+        return freeze(subtree, dtype=stored_dtype(name, frozen_dtype))
+
+    return stored
 
 
 def _build(setup: Setup[Config, Data, Model], nodes: Sequence[int]) -> Callable[[], Engine]:

@@ -129,7 +129,7 @@ def kept_rounds(
     watch: Watch | None = None,
     made: Callable[[], None] = _nothing,
 ) -> Iterator[Report]:
-    """The rounds that are left, each kept in the folder before it is given; then the summary.
+    """The rounds that are left, each kept in the folder while the next one runs; then the summary.
 
     Args:
       setup: of the run.

@@ -11,10 +11,12 @@ from snake_jax.algorithms.base import Algorithm
 from snake_jax.config import ImageConfig
 from snake_jax.data import partition
 from snake_jax.data.divergence import label_divergence
+from snake_jax.data.drawn import shard_sizes
 from snake_jax.data.images import subsets
 from snake_jax.data.images.dataset import Dataset, take
-from snake_jax.data.images.quality import clean
+from snake_jax.data.images.quality import clean, clean_nodes
 from snake_jax.data.node_hold_out import held_out
+from snake_jax.data.node_quality import NodeQuality, table
 from snake_jax.errors import UserError
 
 ARRAYS = "arrays"
@@ -35,6 +37,7 @@ class Images(NamedTuple):
         images; else 0.
       counts: `[K, C]` examples of each class at each node.
       own: each node's indices into the training examples that it holds out; empty: nothing.
+      of_nodes: what each node found its own data to be; empty: none looked.
     """
 
     dataset: Dataset
@@ -44,6 +47,7 @@ class Images(NamedTuple):
     largest: int = 0
     counts: np.ndarray = NOTHING_COUNTED
     own: Sequence[np.ndarray] = ()
+    of_nodes: tuple[NodeQuality, ...] = ()
 
 
 def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> Images:
@@ -57,34 +61,59 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     Raises:
       UserError: it cannot be.
     """
-    # Examples are dropped and held out before nodes are given any: all nodes' data is one here.
-    dataset, report = clean(loaded, outliers=config.outliers, seed=config.seed)
-    quality = str(report)
-    if loaded.note:
-        quality = f"{loaded.note}\n{quality}"
+    # Where one cleans for all, examples are dropped before nodes are given any.
+    dataset, quality = loaded, ""
+    if config.clean == "together":
+        _check_together(config)
+        dataset, report = clean(loaded, outliers=config.outliers, seed=config.seed)
+        quality = str(report)
     dataset = subsets.subsample(
         dataset,
         train_examples=config.train_examples,
         validation=config.validation,
         seed=config.seed,
     )
-    if config.pixel_std:
-        dataset = dataset._replace(std=_pixel_std(config.pixel_std, dataset))
 
     labels = dataset.train.labels
     shards = partition.split_over_nodes(
         config.partition, labels, config.nodes, config.alpha, config.seed
     )
+    # Where each node cleans for itself, it does so before anything else is made of its data.
+    of_nodes: tuple[NodeQuality, ...] = ()
+    if config.clean == "each_node":
+        dataset, shards, of_nodes = clean_nodes(
+            dataset, shards, outliers=config.outliers, clusters=config.clusters, seed=config.seed
+        )
+        quality = table(of_nodes)
+        labels = dataset.train.labels
+    if loaded.note:
+        quality = f"{loaded.note}\n{quality}"
+    if config.pixel_std:
+        dataset = dataset._replace(std=_pixel_std(config.pixel_std, dataset))
+
     # Divergence is one of the nodes' data, whatever the method then makes of their shards.
     counts = partition.label_counts(shards, labels, dataset.num_classes)
     divergence = label_divergence(counts, config.distill_measure)
     own: list[np.ndarray] = []
     if config.evaluate_nodes:
+        shards = list(shards)
         for node, shard in enumerate(shards):
             is_held = held_out(len(shard), config.evaluate_nodes, config.seed, node)
             own.append(shard[is_held])
             shards[node] = shard[~is_held]
-    return Images(dataset, algorithm.shards(shards), divergence, quality, counts=counts, own=own)
+    trained = algorithm.shards(shards)
+    return Images(dataset, trained, divergence, quality, counts=counts, own=own, of_nodes=of_nodes)
+
+
+def _check_together(config: ImageConfig) -> None:
+    """Raises UserError for what no node can find where one cleans for all."""
+    for flag in ("clusters", "max_dropped"):
+        value = getattr(config, flag)
+        if value:
+            raise UserError(
+                f"--{flag}={value}: with --clean=together no node looks at its own data; say "
+                "--clean=each_node"
+            )
 
 
 def _pixel_std(text: str, dataset: Dataset) -> tuple[float, ...]:
@@ -140,6 +169,6 @@ def part_of(data: Images, nodes: Sequence[int], held_out: bool) -> Images:
     dataset = data.dataset._replace(train=take(data.dataset.train, np.concatenate(chosen)))
     if not held_out:
         dataset = dataset._replace(test=take(dataset.test, np.zeros(0, np.int64)))
-    largest = max(map(len, data.shards))
+    largest = max(shard_sizes(data.shards))
     # How other nodes' labels are spread is none of theirs.
     return Images(dataset, shards, data.divergence, data.quality, largest, counts=NOTHING_COUNTED)

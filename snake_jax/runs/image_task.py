@@ -22,6 +22,7 @@ from snake_jax.costs import memory
 from snake_jax.costs.flops import chain_step_flops, step_flops
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
 from snake_jax.costs.traffic import transfer_sizes
+from snake_jax.data.drawn import shard_sizes
 from snake_jax.data.images import augmentation, sources
 from snake_jax.data.images.dataset import Split, normalise
 from snake_jax.engines.build import image_engine
@@ -135,10 +136,10 @@ def make_setup(job: ImageJob, data: Images) -> ImageSetup:
     plan = job.plan._replace(config=config)
     job = job._replace(config=config, plan=plan)
     steps = []
-    for shard in data.shards:
-        steps_per_epoch = math.ceil(len(shard) / _step_examples(config))
+    for size in shard_sizes(data.shards):
+        steps_per_epoch = math.ceil(size / _step_examples(config))
         steps.append(steps_per_epoch * config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.counts)
+    return assembled(job, data, steps, data.counts, quality=data.of_nodes)
 
 
 def _step_examples(config: ImageConfig) -> int:
@@ -149,7 +150,7 @@ def _step_examples(config: ImageConfig) -> int:
 def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     costs = layer_costs(job.model, _step_examples(job.config))
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snake_jax.algorithms import base, pool, schedule
+from snake_jax.algorithms import base, neighbours, pool, schedule
 from snake_jax.algorithms import chain as chains
-from snake_jax.algorithms.base import Algorithm
+from snake_jax.algorithms.base import Algorithm, Outline
 from snake_jax.algorithms.chain import Chain, Message, Role
 from snake_jax.algorithms.registry import ALGORITHMS
-from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.schedule import Hop, Plan
 from snake_jax.algorithms.traffic import Exchange
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig, pick
@@ -27,11 +27,12 @@ from snake_jax.engines.contract import Engine, Scores
 from snake_jax.errors import UserError
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import Layer, LayeredModel
-from snake_jax.nodes import ledger
+from snake_jax.nodes import columns, ledger
+from snake_jax.nodes.columns import WHOLE, Columns
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.nodes.ledger import Sizes, Transfer
 from snake_jax.params import Params, PyTree, select
-from snake_jax.runs import privacy
+from snake_jax.runs import privacy, stops
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates, init_states, update_rule
 
@@ -44,9 +45,9 @@ Data = TypeVar("Data")
 Record = dict[str, Any]
 Reads = Mapping[str, Mapping[str, int]]
 
-Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], tuple[int, ...]]]
-"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: nodes that can hold
-the visit}` where nodes' memory is known; either may be empty.
+Visitors = tuple[Mapping[tuple[str, ...], int], Mapping[tuple[str, ...], Mapping[int, float]]]
+"""`{layers: node}` of a cycle's visits where they are assigned, and `{layers: {node: seconds}}` of
+the nodes that can hold the visit; either may be empty.
 """
 
 
@@ -95,6 +96,7 @@ class Job(NamedTuple, Generic[Config, Data, Model]):
       auxiliary: layers that train beside the model's.
       adapters: names of what trains in the place of blocks.
       distilled: whether visits distill; where `--distill=auto` decides, once the data is known.
+      columns: how adapters are cut where nodes have unlike ranks.
     """
 
     config: Config
@@ -107,6 +109,7 @@ class Job(NamedTuple, Generic[Config, Data, Model]):
     auxiliary: tuple[Layer, ...] = ()
     adapters: tuple[str, ...] = ()
     distilled: bool = False
+    columns: Columns = WHOLE
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -159,9 +162,15 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
             "--rates=measured: nodes take turns, whatever they compute; say --assign=greedy, milp "
             "or proportional too"
         )
+    if config.rates == "measured" and config.assign == "segments":
+        raise UserError(
+            "--rates=measured: cycles planned anew share out the same visits, and segments are "
+            "visits of their own; say --assign=greedy, milp or proportional"
+        )
     if config.parallel > 1:
         _check_parallel(config)
     schedule.interruptions(config)
+    stops.check(config)
     privacy.check(config, algorithm)
     algorithm.check(config)
 
@@ -185,8 +194,11 @@ def check_interruptions(job: Job) -> None:
     Raises:
       UserError: there is one.
     """
-    last_turn = max(visit.turn for visits in planned(job) for visit in visits)
-    for turn in schedule.interruptions(job.config):
+    named = schedule.interruptions(job.config)
+    if not named:
+        return
+    last_turn = outline(job).turns - 1
+    for turn in named:
         if turn > last_turn:
             raise UserError(
                 f"--interrupt={job.config.interrupt}: there is no visit {turn}; the last is "
@@ -204,13 +216,25 @@ def check_pool(job: Job) -> None:
         everybody = job.plan._replace(
             refused={}, config=dataclasses.replace(job.config, leave="", join="")
         )
-        last_round = base.planned_rounds(job.algorithm, everybody)[-1]
-        pool.check(job.plan, last_round[-1].turn + 1)
+        pool.check(job.plan, base.outline(job.algorithm, everybody).turns)
+
+
+def hop_of(job: Job) -> Hop | None:
+    """What hops cost, where each next node is chosen among neighbours by that."""
+    if job.config.assign != "greedy" or not neighbours.is_graph(job.config):
+        return None
+    sizes = job.task.sizes(job)
+    return Hop(job.fleet, bytes_of(sizes.full, job.layer_names, job.columns))
 
 
 def planned(job: Job) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
     return base.planned_rounds(job.algorithm, job.plan)
+
+
+def outline(job: Job, done: int = 0) -> Outline:
+    """What the run is as planned, without all its rounds; `done` of them are finished."""
+    return base.outline(job.algorithm, job.plan, done)
 
 
 def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:
@@ -223,13 +247,13 @@ def exchange_of(job: Job, sizes: Sizes | None = None) -> Exchange:
     companions = job.algorithm.companions
     if sizes is None:
         sizes = job.task.sizes(job)
-    sizes = with_companions(sizes, job.layer_names, companions)
+    sizes = with_companions(sizes, job.layer_names, companions, job.columns)
     if job.config.carry_optimizer_state:
         companions = (*companions, ledger.OPTIMIZER)
     names = job.model.layer_names
     beside = job.layer_names[len(names) :]
     read = {layer: tuple(others) for layer, others in job.task.reads(job).items()}
-    return Exchange(job.config, sizes, job.chain, names, beside, companions, read)
+    return Exchange(job.config, sizes, job.chain, names, beside, companions, read, job.columns)
 
 
 def batch_messages(job: Job) -> tuple[Message, ...]:
@@ -298,22 +322,30 @@ def items(job: Job) -> tuple[str, ...]:
     for kind in job.algorithm.companions:
         for name in names:
             beside.append(ledger.companion(name, kind))
-    return (*names, *beside)
+    return (*columns.all_parts(job.columns, names), *beside)
 
 
-def with_companions(sizes: Sizes, names: Sequence[str], kinds: Sequence[str]) -> Sizes:
+def bytes_of(items: Mapping[str, int], layers: Sequence[str], cut: Columns) -> int:
+    """The bytes of layers, all parts of each."""
+    return sum(items[item] for item in columns.all_parts(cut, layers))
+
+
+def with_companions(
+    sizes: Sizes, names: Sequence[str], kinds: Sequence[str], cut: Columns = WHOLE
+) -> Sizes:
     """Bytes of layers, and of companions that are as large as their layers in full precision.
 
     Args:
       sizes: bytes of layers and optimizer states.
       names: of the layers.
       kinds: of companions that each layer has.
+      cut: how adapters are.
     """
     beside = {}
     for kind in kinds:
         for name in names:
             item = ledger.companion(name, kind)
-            beside[item] = sizes.full.get(name, 0)
+            beside[item] = bytes_of(sizes.full, (name,), cut)
     return Sizes({**sizes.full, **beside}, {**sizes.frozen, **beside})
 
 

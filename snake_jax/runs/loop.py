@@ -25,12 +25,15 @@ from snake_jax.params import Params, PyTree
 from snake_jax.runs import (
     carry,
     course,
+    distilling,
+    events,
     image_task,
     membership,
     privacy,
     rates,
     records,
     round_costs,
+    stops,
     text_task,
 )
 from snake_jax.runs import job as jobs
@@ -49,6 +52,7 @@ __all__ = [
     "planned",
     "prepare",
     "summarise",
+    "total_rounds",
     "train",
 ]
 
@@ -71,6 +75,11 @@ _PREPARE: dict[type, Callable[[Any], Setup]] = {
 def planned(setup: Setup) -> list[Round]:
     """All rounds of the run, in order, where nothing fails but what the flags ask for."""
     return jobs.planned(setup.job)
+
+
+def total_rounds(setup: Setup) -> int:
+    """How many rounds the run has, where nothing fails but what the flags ask for."""
+    return jobs.outline(setup.job).rounds
 
 
 def initial_state(setup: Setup) -> State:
@@ -99,7 +108,8 @@ def train(
 ) -> Iterator[Report]:
     """Carries out the rounds that `state` has not finished, yielding a report after each.
 
-    It ends before the planned rounds do where all nodes have left.
+    It ends before the planned rounds do where all nodes have left, and where a threshold says that
+    the model is good enough.
 
     Args:
       setup: from `prepare`.
@@ -115,15 +125,14 @@ def train(
     """
     config, algorithm = setup.config, setup.algorithm
     work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
-    every = planned(setup)
-    turns = max(visit.turn for visits in every for visit in visits) + 1
-    engine.expect(every, state.params, state.rounds, algorithm.shared(state.memory))
+    turns = _expected(setup, engine, state)
 
-    rounds, visits, finished, unfinished = course.begun(setup, state)
+    rounds, coming, finished, unfinished = course.begun(setup, state)
+    visits = coming.visits
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
-    while visits is not None:
+    while visits is not None and not state.ended:
         number = state.rounds
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
@@ -139,20 +148,24 @@ def train(
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         flops = [work(outcome) for outcome in carried.outcomes]
-        measured = rates.measured_after(state.measured, carried.outcomes, flops)
+        measured = state.measured
+        if config.rates == "measured":
+            measured = rates.measured_after(measured, carried.outcomes, flops)
         endings = course.endings_of(visits, carried)
         changed = membership.after_round(setup, state, visits, carried, requests())
-        following, plans = course.following(
-            setup, rounds, endings, changed.moves, number + 1, state.plans, measured
-        )
+        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
+        clock_s = state.clock_s + took.seconds
+        moved = state._replace(moves=changed.moves)
+        absent = coming.absent
+        coming = course.following(setup, rounds, endings, moved, number + 1, measured, clock_s)
         noted = membership.noted(
-            setup, engine, state, visits, carried, unfinished, changed, following
+            setup, engine, state, visits, carried, unfinished, changed, coming.visits, absent
         )
         unfinished = course.unfinished(endings)
 
-        heard |= {visit.node: number + 1 for visit in carried.accepted}
-        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
-        clock_s = state.clock_s + took.seconds
+        if carried.nodes:
+            heard |= {visit.node: number + 1 for visit in carried.accepted}
+        begun_s = (*state.begun_s, state.clock_s) if config.follow_clock else ()
         state = State(
             params,
             carried.states,
@@ -164,15 +177,34 @@ def train(
             clock_s,
             *changed,
             measured,
-            plans,
+            coming.plans,
+            begun_s,
         )
         scores = None
-        if state.rounds % config.eval_every == 0 or following is None:
+        if state.rounds % config.eval_every == 0 or coming.visits is None:
             scores = _evaluated(engine, params)
+        ended = "" if coming.visits is None else stops.why_ends(config, scores)
+        if ended:
+            state = state._replace(ended=ended)
+            noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
         record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
+        if ended:
+            record["ended"] = ended
         record |= privacy.of_round(config, visits, spent)
         yield Report(record, transfers, state, carried.lost, noted)
-        visits = following
+        visits = coming.visits
+
+
+def _expected(setup: Setup, engine: Engine, state: State) -> int:
+    """Tells the engine what the run is going to ask for; how many turns the run has."""
+    outline = jobs.outline(setup.job, state.rounds)
+    shared = setup.algorithm.shared(state.memory)
+    if engine.by_node:
+        engine.expect(planned(setup), state.params, state.rounds, shared)
+    else:
+        rounds = (*outline.kinds, *outline.left)
+        engine.expect(rounds, state.params, len(outline.kinds), shared)
+    return outline.turns
 
 
 def _merged(
@@ -236,6 +268,7 @@ def _record(
     )
     record |= records.of_clock(took) | setup.task.record(outcomes, scores)
     record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    record |= stops.of_visits(outcomes)
     return record | records.of_serialized(outcomes)
 
 
@@ -305,9 +338,10 @@ def summarise(
         **records.summary(lines, compiled),
         **records.total_serialized(lines),
         **privacy.summary(config, setup.algorithm, lines),
+        **stops.summary(lines),
         "divergence": setup.data.divergence,
         "divergence_measure": config.distill_measure,
-        "distilled": setup.distilled,
+        **distilling.summary(setup.verdict),
         "device": f"{jax.devices()[0].platform}:{jax.devices()[0].device_kind}",
         "config": dataclasses.asdict(config),
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from snake_jax.algorithms import pool
-from snake_jax.algorithms.pool import Move, Served
+from snake_jax.algorithms.pool import Absent, Move, Served
 from snake_jax.algorithms.visits import Round
 from snake_jax.engines.contract import Engine
 from snake_jax.errors import UserError
@@ -48,11 +48,14 @@ def after_round(
       requests: all so far, those that were heard before too.
     """
     config, rounds = setup.config, state.rounds + 1
-    losses = {}
+    losses, accepted = {}, set(carried.accepted)
     for outcome in carried.outcomes:
-        if outcome.visit in carried.accepted:
+        if outcome.visit in accepted:
             losses[outcome.visit] = outcome.loss
-    served = pool.served_after(state.served, visits, losses)
+    # It grows with the nodes, so it is kept where it is asked for only.
+    served = state.served
+    if pool.is_asked(config):
+        served = pool.served_after(served, visits, losses)
     if "leave" not in setup.algorithm.flags:
         return Membership(state.moves, served, len(requests))
 
@@ -80,6 +83,7 @@ def noted(
     unfinished: Mapping[int, int],
     changed: Membership,
     following: Round | None,
+    absent: Sequence[Absent],
 ) -> tuple[Event, ...]:
     """What happened to nodes in a round and after it.
 
@@ -92,11 +96,14 @@ def noted(
       unfinished: `{turn: node}` of visits of the round before that were not finished.
       changed: after the round.
       following: the next round; None: there is none.
+      absent: visits of the round whose nodes are away by the clock.
     """
     number, turn = state.rounds, visits[0].turn
     found = events.at_start(setup.plan, setup.about_nodes) if number == 0 else []
-    found += events.of_round(number, visits, carried.lost, unfinished)
+    found += events.of_absent(number, absent)
+    found += events.of_round(setup.config, number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
+    found += events.of_ends(number, carried.outcomes)
     found += events.of_moves(changed.moves[len(state.moves) :], turn)
     if following is not None:
         found += events.of_timetable(setup.plan, number, turn, following[0].turn)
@@ -136,6 +143,8 @@ def to_json(state: State) -> dict[str, Any]:
         "requests": state.requests,
         "measured": {str(node): list(one) for node, one in state.measured.items()},
         "plans": {str(cycle): list(nodes) for cycle, nodes in state.plans.items()},
+        "ended": state.ended,
+        "begun_s": list(state.begun_s),
     }
 
 
@@ -146,6 +155,8 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
+    state = state._replace(ended=kept.get("ended", ""))
+    begun_s = tuple(kept["begun_s"])
     return state._replace(
-        moves=moves, served=served, requests=heard, measured=measured, plans=plans
+        moves=moves, served=served, requests=heard, measured=measured, plans=plans, begun_s=begun_s
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from snake_jax.algorithms.base import Algorithm, all_on_node
 from snake_jax.algorithms.visits import Round, Visit
-from snake_jax.config import ImageConfig, RunConfig, TextConfig
+from snake_jax.config import RunConfig, TextConfig
 from snake_jax.errors import UserError
 from snake_jax.training.privacy import Privacy
 
@@ -68,13 +68,18 @@ def _refused(config: RunConfig) -> str:
     """What cannot stand beside privacy, and the way out; empty where nothing."""
     if config.early_stop:
         return "the training loss, which no noise covers, would end visits; leave --early_stop out"
+    if config.visit_loss or getattr(config, "visit_perplexity", 0.0):
+        return (
+            "the training loss, which no noise covers, would end visits; leave --visit_loss and "
+            "--visit_perplexity out"
+        )
     if config.leave_loss or config.leave_gain:
         return (
             "the training loss, which no noise covers, would have nodes leave; leave --leave_loss "
             "and --leave_gain out"
         )
-    if isinstance(config, ImageConfig) and config.outliers:
-        return "which images are outliers depends on all others; leave --outliers out"
+    if config.outliers:
+        return "which examples are outliers depends on all others; leave --outliers out"
     if isinstance(config, TextConfig):
         if config.packing:
             return "which texts share a row depends on all of them; say --packing=false"

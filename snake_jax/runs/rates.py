@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from snake_jax.algorithms import schedule
 from snake_jax.algorithms.chain import ON_CLOUD, ON_SERVER, Role
+from snake_jax.algorithms.schedule import Plan
 from snake_jax.algorithms.visits import Outcome, Round
 from snake_jax.nodes.fleet import Fleet
 from snake_jax.runs.setup import Setup
@@ -90,11 +91,18 @@ def plans_after(
     return {**plans, following: tuple(visitors[layers] for layers in groups)}
 
 
+def plan_of(setup: Setup, plans: Plans, cycle: int) -> Plan:
+    """The run's plan, with the nodes that a cycle's own plan assigns where it has one."""
+    if cycle not in plans:
+        return setup.plan
+    groups = schedule.serpentine(setup.plan, 0)
+    return setup.plan._replace(visitors=dict(zip(groups, plans[cycle], strict=True)))
+
+
 def replanned(setup: Setup, plans: Plans, visits: Round) -> Round:
     """The visits of a round at the nodes that their cycle's plan says; who takes over is left."""
     first = visits[0]
     if first.cycle not in plans or first.event:
         return visits
-    groups = schedule.serpentine(setup.plan, 0)
-    visitors = dict(zip(groups, plans[first.cycle], strict=True))
+    visitors = plan_of(setup, plans, first.cycle).visitors
     return tuple(visit._replace(node=visitors[visit.layers]) for visit in visits)

@@ -12,10 +12,12 @@ import numpy as np
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.chain import Chain
 from snake_jax.algorithms.schedule import Plan
-from snake_jax.config import RunConfig
+from snake_jax.data.node_quality import NodeQuality
 from snake_jax.models.layered import Layer
 from snake_jax.nodes import fit
 from snake_jax.nodes.fleet import Fleet
+from snake_jax.runs import distilling
+from snake_jax.runs.distilling import Verdict
 from snake_jax.runs.job import (
     Config,
     Data,
@@ -24,20 +26,28 @@ from snake_jax.runs.job import (
     Task,
     check_interruptions,
     check_pool,
+    hop_of,
 )
 
 
 class Setup(NamedTuple, Generic[Config, Data, Model]):
-    """A job and its data, checked against each other; what is said of each node, and
-    the optimizer steps of a visit at each, where they are known.
+    """A job and its data, checked against each other.
 
     The properties are the job's, under the same names.
+
+    Attributes:
+      job: of the run.
+      data: for it.
+      about_nodes: what is said of each node.
+      steps: optimizer steps of a visit at each, where they are known.
+      verdict: whether visits distil, and why.
     """
 
     job: Job[Config, Data, Model]
     data: Data
-    about_nodes: tuple[str, ...] = ()
+    about_nodes: Sequence[str] = ()
     steps: tuple[int, ...] = ()
+    verdict: Verdict = Verdict(False, "")
 
     @property
     def config(self) -> Config:
@@ -93,37 +103,33 @@ class Setup(NamedTuple, Generic[Config, Data, Model]):
 def assembled(
     job: Job[Config, Data, Model],
     data: Data,
-    divergence: float,
     steps: Sequence[int],
     counts: np.ndarray,
+    ranks: Sequence[int] = (),
+    quality: Sequence[NodeQuality] = (),
 ) -> Setup[Config, Data, Model]:
     """The setup of a job on this data: what only the data decides is decided, and all is checked.
 
     Args:
       job: without data.
       data: for it.
-      divergence: of the data's labels over the nodes.
       steps: optimizer steps of a visit at each node.
       counts: `[K, C]` examples of each label at each node.
+      ranks: of each node's adapters; empty: all alike.
+      quality: of each node's data, as it found it; empty: none looked.
 
     Raises:
       UserError: a node cannot hold what it is to train, nobody is there to train, or an
         interruption makes no sense.
     """
-    distilled = "distill" in job.algorithm.flags and distills(job.config, divergence)
-    job = job._replace(distilled=distilled)
+    useful = "distill" in job.algorithm.flags
+    verdict = distilling.decided(job.config, [counts], ranks, useful)
+    job = job._replace(distilled=verdict.on)
     visitors, able = job.task.visitors(job, steps)
-    refused = fit.refused(job.config, job.fleet, counts)
-    plan = job.plan._replace(visitors=visitors, able=able, refused=refused)
+    refused = fit.refused(job.config, job.fleet, counts, quality)
+    plan = job.plan._replace(visitors=visitors, able=able, refused=refused, hop=hop_of(job))
     job = job._replace(plan=plan)
     check_pool(job)
     check_interruptions(job)
-    about = [fit.described(job.config, counts, node) for node in range(job.config.nodes)]
-    return Setup(job, data, tuple(about), tuple(steps))
-
-
-def distills(config: RunConfig, divergence: float) -> bool:
-    """Whether `--distill` asks for distillation, at this divergence of the nodes' labels."""
-    if config.distill == "auto":
-        return divergence > config.distill_threshold
-    return config.distill == "on"
+    about = fit.About(job.config, counts, quality)
+    return Setup(job, data, about, tuple(steps), verdict)

@@ -26,10 +26,13 @@ class State(NamedTuple):
       rounds: finished so far.
       clock_s: simulated seconds so far.
       moves: of nodes that left or came back because of how the run went, or on request.
-      served: `{node: what it did so far}`.
+      served: `{node: what it did so far}`, where nodes leave by it.
       requests: how many requests to leave or join were heard so far.
-      measured: `{node: what it was seen to compute}`.
+      measured: `{node: what it was seen to compute}`, with `--rates=measured`.
       plans: who trains what in cycles that were planned from that.
+      begun_s: simulated seconds at the start of each finished round, where the schedule follows the
+        clock: with them it is where it was.
+      ended: why the run is over before its planned rounds; empty: it is not.
     """
 
     params: Params
@@ -45,6 +48,8 @@ class State(NamedTuple):
     requests: int = 0
     measured: Mapping[int, Measured] = {}
     plans: Mapping[int, tuple[int, ...]] = {}
+    begun_s: tuple[float, ...] = ()
+    ended: str = ""
 
 
 class Report(NamedTuple):

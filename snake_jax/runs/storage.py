@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from typing import Any
 from etils import epath
 
 from snake_jax.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 _BUCKET = "gs://"  # what paths in buckets begin with
 # What reports read of a run.
@@ -204,3 +208,24 @@ def room(folder: epath.Path) -> Iterator[None]:
             f"--workdir={folder}: no space is left; make some, and the same command goes on from "
             "the last finished round"
         ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: epath.Path) -> Iterator[None]:
+    """Keeps other processes out of the folder."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # A file system without locks keeps nobody out.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"--workdir={folder} is in use by another process; wait for it to end"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)

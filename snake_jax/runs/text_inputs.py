@@ -16,6 +16,7 @@ from snake_jax.algorithms.base import Algorithm
 from snake_jax.config import TextConfig
 from snake_jax.data.divergence import label_divergence
 from snake_jax.data.node_hold_out import held_out
+from snake_jax.data.node_quality import table
 from snake_jax.data.text import sources, templates, text_data, tokenizers
 from snake_jax.data.text.packing import TextRows
 from snake_jax.engines.text_batches import Shard, packed_lengths
@@ -159,6 +160,7 @@ def prepare_data(
         loss_on=config.loss_on,
         packing=config.packing,
         buckets=buckets,
+        cleaning=_cleaning(config),
     )
     own: list[Shard] = []
     train: list[Shard] = []
@@ -170,13 +172,28 @@ def prepare_data(
         rows,
         tokenizer,
         weights,
-        _ranks(config),
+        ranks_of(config),
         corpus.name,
         _shards(algorithm.shards, train),
         label_divergence(rows.counts, config.distill_measure),
         _quality(corpus, rows),
         own=own if config.evaluate_nodes else (),
     )
+
+
+def _cleaning(config: TextConfig) -> text_data.Cleaning | None:
+    """What each node drops of its own texts; None: nothing.
+
+    Raises:
+      UserError: nobody looks, and something is to be found.
+    """
+    if config.clean == "each_node":
+        return text_data.Cleaning(config.outliers, config.clusters)
+    for flag in ("outliers", "clusters", "max_dropped"):
+        value = getattr(config, flag)
+        if value:
+            raise UserError(f"--{flag}={value}: with --clean=none no node looks at its data")
+    return None
 
 
 def _parted(config: TextConfig, node: int, shard: Shard) -> tuple[Shard, Shard]:
@@ -267,11 +284,12 @@ def _quality(corpus: sources.Corpus, rows: text_data.TextData) -> str:
         *corpus.notes,
         text_data.describe_documents(rows.samples),
         text_data.describe_truncation(rows.train_truncation),
+        table(rows.of_nodes) if rows.of_nodes else "",
     )
     return "\n".join(line for line in lines if line)
 
 
-def _ranks(config: TextConfig) -> tuple[int, ...]:
+def ranks_of(config: TextConfig) -> tuple[int, ...]:
     """Each node's rank; empty: all have `lora_rank`.
 
     Nodes take the listed ones in turn, or by what they compute: the fastest has `lora_rank`.

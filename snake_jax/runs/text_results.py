@@ -13,6 +13,7 @@ from snake_jax.models.generation import generate
 from snake_jax.models.language import stop_ids
 from snake_jax.models.save import save_pretrained
 from snake_jax.params import Params
+from snake_jax.runs import distilling
 from snake_jax.runs.text_inputs import TOKENIZER_FILES
 from snake_jax.runs.text_task import TextSetup, make_lora, visit_state
 from snake_jax.training.text_step import ADAPTERS, own_items
@@ -56,11 +57,8 @@ def describe_texts(setup: TextSetup) -> str:
 
     # What a flag or the data decided otherwise than one may expect.
     lines += [_tied_note(setup), _prefix_note(setup)]
-    distillation = "on" if setup.distilled else "off"
-    lines.append(
-        f"divergence of the nodes' categories ({config.distill_measure}) {data.divergence:.3f}; "
-        f"distillation {distillation}"
-    )
+    verdict = distilling.said(setup.verdict, data.divergence, config.distill_measure)
+    lines.append(f"divergence of the nodes' categories {verdict}")
     return "\n".join(line for line in lines if line)
 
 

@@ -29,6 +29,7 @@ from snake_jax.errors import UserError
 from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import resolve_layers
+from snake_jax.nodes import columns
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
 from snake_jax.params import Params, num_bytes, num_params, select, without
@@ -43,7 +44,7 @@ from snake_jax.runs.job import (
     distillation_of,
     exchange_of,
     make_rule,
-    planned,
+    outline,
     state_like,
 )
 from snake_jax.runs.privacy import privacy_of
@@ -54,6 +55,7 @@ from snake_jax.runs.text_inputs import (
     load_model,
     part_of,
     prepare_data,
+    ranks_of,
     template_date,
     tokenizer_beside,
 )
@@ -111,7 +113,7 @@ def make_setup(job: TextJob, data: Texts) -> TextSetup:
         # A batch has rows of one length.
         of_epoch = sum(math.ceil(len(held) / rows) for held in shard.values())
         steps.append(of_epoch * job.config.local_epochs)
-    return assembled(job, data, data.divergence, steps, data.rows.counts)
+    return assembled(job, data, steps, data.rows.counts, data.ranks, data.rows.of_nodes)
 
 
 def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> TextJob:
@@ -145,13 +147,14 @@ def make_job(config: TextConfig, algorithm: Algorithm, model: LanguageModel) -> 
         of_config(config),
         adapters=own_items(model, True) if config.lora_rank else (),
         distilled=config.distill == "on" and "distill" in algorithm.flags,
+        columns=columns.of_ranks(ranks_of(config), config.lora_rank),
     )
 
 
 def _visitors(job: TextJob, steps: Sequence[int]) -> Visitors:
     """See `assigned.visitors`."""
     if not assigned.is_asked(job):
-        return {}, {}
+        return assigned.alike(job, steps)
     step = make_step(job)
     cost = text_work.visit_cost(job, step, _adapters_of(job))
     return assigned.visitors(job, steps, cost)
@@ -278,7 +281,9 @@ def _sizes(job: TextJob) -> Sizes:
     with_states = job.plan.layer_names if config.carry_optimizer_state else ()
     params, states, *_ = state_like(job, with_states)
     rest = without(_shapes(job), params)
-    return transfer_sizes(params, config.frozen_dtype, states, base=rest)
+    own = columns.shapes(job.columns, params)
+    own_states = columns.shapes(job.columns, states)
+    return transfer_sizes(own, config.frozen_dtype, own_states, base=rest)
 
 
 def _work(job: TextJob) -> Callable[[Outcome], Mapping[Role, int]]:
@@ -345,7 +350,7 @@ def _summary(
 def largest_visit(job: TextJob) -> tuple[str, ...]:
     """The items of the visit that trains the most."""
     largest: tuple[str, ...] = ()
-    for visits in planned(job):
+    for visits in outline(job).kinds:
         for visit in visits:
             if len(visit.layers) > len(largest):
                 largest = visit.layers

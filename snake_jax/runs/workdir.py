@@ -20,9 +20,8 @@ import functools
 import json
 import os
 import platform
-import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -35,7 +34,8 @@ from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
 from snake_jax.nodes.ledger import Transfer
 from snake_jax.params import PyTree
-from snake_jax.runs import events, membership, storage
+from snake_jax.runs import events, json_files, membership, storage
+from snake_jax.runs.behind import Behind
 from snake_jax.runs.checkpoint import Checkpoints, Saved
 from snake_jax.runs.events import Event
 from snake_jax.runs.job import state_like
@@ -44,9 +44,6 @@ from snake_jax.runs.membership import Request
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-if sys.platform != "win32":
-    import fcntl
 
 Record = dict[str, Any]
 
@@ -73,6 +70,7 @@ class Workdir:
         self.earlier = Compilations(0, 0.0, None)
         self._ledger_lines, self._event_lines = 0, 0
         self._checkpoints: Checkpoints | None = None
+        self._behind = Behind()
         self._open = contextlib.ExitStack()
         if processes.is_first():
             with contextlib.ExitStack() as stack:
@@ -85,7 +83,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             in_bucket = storage.is_bucket(self.path)
             if not in_bucket:
-                stack.enter_context(_lock(self.path))
+                stack.enter_context(storage.locked(self.path))
             self._claim(config)
             self._own = _become_owner(self.path) if in_bucket else None
         except OSError as error:
@@ -95,13 +93,14 @@ class Workdir:
             ) from error
         checkpoints = Checkpoints(self.path / "checkpoints")
         stack.callback(checkpoints.close)
+        stack.callback(self._behind.close)
         return checkpoints
 
     def _claim(self, config: "DataclassInstance") -> None:
         """Writes config.json, unless what is there is another run's or no run's."""
         file = self.path / "config.json"
         ours = dataclasses.asdict(config)
-        stored = _read_object(file)
+        stored = json_files.read_object(file)
         if stored is None:
             # A kill may have left the part that config.json was being written to.
             names = {entry.name for entry in storage.entries(self.path)}
@@ -114,7 +113,7 @@ class Workdir:
             self._check_same(config, stored)
         # They may differ in what a run may change on its way.
         if stored != ours:
-            _write_json(file, ours)
+            json_files.write_json(file, ours)
 
     def _check_same(self, config: "DataclassInstance", stored: Record) -> None:
         missing = [name for name in dataclasses.asdict(config) if name not in stored]
@@ -186,20 +185,42 @@ class Workdir:
         return saved
 
     def add(self, report: Report, compiled: Compilations) -> None:
-        """Appends a round's lines and writes its checkpoint.
+        """Has a round's lines appended and its checkpoint written while the next round runs.
+
+        They are on disk when the next round is added, or after `settle`. A kill before that loses
+        the round: it counts when its checkpoint is whole, and lines past that are cut off.
 
         Args:
           report: of the round.
           compiled: so far, in all processes of the run.
 
         Raises:
-          UserError: the folder, in a bucket, is another process's by now, or the disk is full.
+          UserError: of the round before: the folder, in a bucket, is another process's by now, or
+            the disk is full.
         """
-        with storage.room(self.path):
-            self.add_lines(report.record, report.transfers)
-            if self._checkpoints:
+        if not self._checkpoints:
+            self.records.append(report.record)
+            return
+
+        def write() -> None:
+            with storage.room(self.path):
+                self._append(report.record, report.transfers)
                 self._note(report.events)
-            self.keep(report.state, compiled)
+                self._save(report.state, compiled, records)
+
+        # Only the round before is ever being written: the files' lines follow their checkpoints.
+        self.settle()
+        self.records.append(report.record)
+        records = len(self.records)
+        self._behind.do(write)
+
+    def settle(self) -> None:
+        """Waits until all rounds are on disk.
+
+        Raises:
+          UserError: one cannot be written, see `add`.
+        """
+        self._behind.settle()
 
     def add_lines(self, record: Record, transfers: Sequence[Transfer]) -> None:
         """Appends a round's line of metrics and its rows of the ledger; `store` comes after.
@@ -208,15 +229,23 @@ class Workdir:
           UserError: the folder, in a bucket, is another process's by now.
         """
         self.records.append(record)
-        self._ledger_lines += len(transfers)
         if self._checkpoints:
-            self._check_owner()
-            sent = [ledger.to_row(transfer) for transfer in transfers]
-            storage.append(self.path / "metrics.jsonl", [record])
-            storage.append(self.path / "ledger.jsonl", sent)
+            self._append(record, transfers)
+
+    def _append(self, record: Record, transfers: Sequence[Transfer]) -> None:
+        self._check_owner()
+        sent = [ledger.to_row(transfer) for transfer in transfers]
+        storage.append(self.path / "metrics.jsonl", [record])
+        storage.append(self.path / "ledger.jsonl", sent)
+        self._ledger_lines += len(transfers)
 
     def keep(self, state: State, compiled: Compilations) -> None:
         """Writes a checkpoint of a state, unless it is there."""
+        self.settle()
+        if self._checkpoints:
+            self._save(state, compiled, len(self.records))
+
+    def _save(self, state: State, compiled: Compilations, records: int) -> None:
         # Names of what has arrays, so that their shapes are known before they are read.
         meta = {
             "states": list(state.states),
@@ -230,7 +259,7 @@ class Workdir:
             "peak_bytes": compiled.peak_bytes,
         }
         tree = (state.params, state.states, state.memory, dict(state.nodes))
-        self.store(state.rounds, tree, meta)
+        self._store(Saved(state.rounds, tree, meta), records)
 
     def store(self, rounds: int, tree: PyTree, meta: Record) -> None:
         """Writes a checkpoint, unless there is one of as many rounds.
@@ -241,26 +270,38 @@ class Workdir:
           meta: all else, as JSON has it.
         """
         if self._checkpoints:
-            # How many lines belong to this round, so that later ones are cut off.
-            lines = {
-                "records": len(self.records),
-                "ledger_lines": self._ledger_lines,
-                "event_lines": self._event_lines,
-            }
-            self._checkpoints.save(Saved(rounds, tree, {**meta, **lines}))
+            self._store(Saved(rounds, tree, meta), len(self.records))
+
+    def _store(self, saved: Saved, records: int) -> None:
+        # How many lines belong to this round, so that later ones are cut off.
+        lines = {
+            "records": records,
+            "ledger_lines": self._ledger_lines,
+            "event_lines": self._event_lines,
+        }
+        assert self._checkpoints, "only the first process writes"
+        self._checkpoints.save(saved._replace(meta={**saved.meta, **lines}))
 
     def finish(self, summary: Record) -> None:
         """Writes summary.json."""
+        self.settle()
         if self._checkpoints:
             self._check_owner()
-            _write_json(self.path / "summary.json", summary)
+            json_files.write_json(self.path / "summary.json", summary)
 
     def close(self) -> None:
-        """Lets go of the folder."""
-        self._open.close()
+        """Lets go of the folder, once all rounds are on disk.
+
+        Raises:
+          UserError: one cannot be written, see `add`.
+        """
+        try:
+            self.settle()
+        finally:
+            self._open.close()
 
     def _check_owner(self) -> None:
-        if self._own and _read_object(self.path / _OWNER) != self._own:
+        if self._own and json_files.read_object(self.path / _OWNER) != self._own:
             raise UserError(
                 f"--workdir={self.path} was taken over by another process, which goes on with the "
                 f"run"
@@ -298,9 +339,9 @@ class Workdir:
         return membership.read_requests(processes.text_from_first(text))
 
     def _cut(self, records: int, ledger_lines: int, event_lines: int) -> None:
-        self.records = _keep_lines(self.path / "metrics.jsonl", records)
-        _keep_lines(self.path / "ledger.jsonl", ledger_lines)
-        _keep_lines(self.path / "events.jsonl", event_lines)
+        self.records = json_files.keep_lines(self.path / "metrics.jsonl", records)
+        json_files.keep_lines(self.path / "ledger.jsonl", ledger_lines)
+        json_files.keep_lines(self.path / "events.jsonl", event_lines)
         self._ledger_lines, self._event_lines = ledger_lines, event_lines
 
 
@@ -311,29 +352,8 @@ def _expected(setup: Setup, meta: Record) -> tuple[PyTree, ...]:
 
 def _become_owner(folder: epath.Path) -> Record:
     own = {"host": platform.node(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-    _write_json(folder / _OWNER, own)
+    json_files.write_json(folder / _OWNER, own)
     return own
-
-
-@contextlib.contextmanager
-def _lock(folder: epath.Path) -> Iterator[None]:
-    """Keeps other processes out of the folder."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # A file system without locks keeps nobody out.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"--workdir={folder} is in use by another process; wait for it to end"
-                ) from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _zeros(shapes: PyTree) -> PyTree:
@@ -343,40 +363,6 @@ def _zeros(shapes: PyTree) -> PyTree:
         return np.zeros(like.shape, like.dtype)
 
     return jax.tree.map(zeros, shapes)
-
-
-def _keep_lines(file: epath.Path, count: int) -> list[Record]:
-    """Cuts a file of JSON lines to its first `count` and returns them."""
-    try:
-        lines = file.read_text().splitlines()[:count] if file.exists() else []
-        records = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); give another --workdir") from error
-    if len(lines) < count:
-        raise UserError(
-            f"{file} has {len(lines)} lines, its checkpoint knows {count}; give another --workdir"
-        )
-    kept = "".join(line + "\n" for line in lines)
-    storage.replace(file, kept)
-    return records
-
-
-def _write_json(file: epath.Path, content: Record) -> None:
-    text = json.dumps(content, indent=2, allow_nan=False)
-    storage.replace(file, text + "\n")
-
-
-def _read_object(file: epath.Path) -> Record | None:
-    """The JSON object in the file, None where there is no file."""
-    if not file.exists():
-        return None
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); give another --workdir") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged (a JSON object was expected); give another --workdir")
-    return content
 
 
 def differences(here: "DataclassInstance", there: dict[str, Any]) -> list[str]:

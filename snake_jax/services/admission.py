@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias
 
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
+from snake_jax.data import drawn
 from snake_jax.errors import UserError
 from snake_jax.names import IMAGE_MODELS, LANGUAGE_MODELS, PARTITIONS
 
@@ -53,6 +54,7 @@ _REFUSED = {
     "preset": "give its settings one by one; snake-jax presets NAME prints them",
     "flagfile": "give its settings one by one",
     "seeds": "register a service for each seed",
+    "distill_each_seed": "register a service for each seed",
 }
 _LONGEST = 4096  # characters of a setting
 _LARGEST = 2**53  # of whole numbers: as far as JSON's readers agree
@@ -258,9 +260,18 @@ def _partition(value: str, allowed: Allowed) -> str:
         return value
     if value.startswith("file:"):
         return "file:" + _within("partition", value.removeprefix("file:"), allowed)
+    if value.startswith(f"{drawn.KIND}:"):
+        return value
     raise UserError(
-        f"--partition={_said(value)}: not one of {', '.join(PARTITIONS)} or file:PATH (JSON)"
+        f"--partition={_said(value)}: not one of {', '.join(PARTITIONS)}, {drawn.KIND}:LEAST-MOST "
+        "or file:PATH (JSON)"
     )
+
+
+def _topology(value: str, allowed: Allowed) -> str:
+    if value.startswith("file:"):
+        return "file:" + _within("topology", value.removeprefix("file:"), allowed)
+    return value
 
 
 def _image_model(value: str, allowed: Allowed) -> str:
@@ -308,6 +319,8 @@ _CHECKS: dict[tuple[str, str], Callable[[str, Allowed], str]] = {
     ("classify", "partition"): _partition,
     ("classify", "model"): _image_model,
     ("classify", "node_file"): _optional("node_file"),
+    ("classify", "topology"): _topology,
+    ("finetune", "topology"): _topology,
     ("finetune", "data"): _text_data,
     ("finetune", "model"): _text_model,
     ("finetune", "tokenizer"): _optional("tokenizer"),

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 
 from snake_jax.params import Params
-from snake_jax.training.image_step import EVALUATION_BATCH, Examples, LocalStep
+from snake_jax.training.image_step import Examples, LocalStep, evaluation_batch
 
 
 def score_each(
@@ -24,8 +24,9 @@ def score_each(
     ) -> tuple[jax.Array, jax.Array]:
         # In batches of one size; the last goes on with the first images again.
         count = indices.shape[0]
-        num_batches = -(-count // EVALUATION_BATCH)
-        filled = jnp.resize(indices, (num_batches, EVALUATION_BATCH))
+        size = evaluation_batch(count)
+        num_batches = -(-count // size)
+        filled = jnp.resize(indices, (num_batches, size))
 
         def of_batch(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
             x = step.normalise(examples.images[batch]).astype(step.compute_dtype)

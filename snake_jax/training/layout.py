@@ -18,6 +18,7 @@ from snake_jax.params import Params, PyTree, select, without
 from snake_jax.training import quantization, sharding, stack
 from snake_jax.training.image_step import LocalStep
 from snake_jax.training.layer_copies import (
+    Copy,
     casting,
     freezing,
     no_blocks,
@@ -69,7 +70,8 @@ class Layout(Protocol):
         """What a visit starts from.
 
         Args:
-          params: all that it reads or trains, in full precision; left as it is.
+          params: all that it reads or trains, in full precision, or `quantization.Stored` what it
+            only reads; left as it is.
           states: optimizer states to go on from, by layer; layers not in it start afresh.
           layers: what it trains.
           node: who.
@@ -139,7 +141,7 @@ class ByName:
         frozen = without(params, layers)
         if self._frozen_dtype != "float32":
             # From the full-precision values, never from another frozen copy.
-            frozen = {name: self._freeze(subtree) for name, subtree in frozen.items()}
+            frozen = {name: _stored(subtree, self._freeze) for name, subtree in frozen.items()}
         if not self._needs_received:
             received = {}
 
@@ -334,12 +336,12 @@ class Stacked:
         elif len(wanted) != len(self._places):
             # Another number of places: a new stack.
             sources = [place.source for place in wanted]
-            self._own = stack_of(self._mesh, sources, self._freeze_own, self._set)
+            self._own = stack_of(self._mesh, sources, self._stored_own, self._set)
         else:
             for slot, new in enumerate(wanted):
                 old = self._places[slot]
                 if old.item != new.item or old.source is not new.source:
-                    frozen = self._freeze_own(new.source)
+                    frozen = self._stored_own(new.source)
                     self._own = self._set(self._own, frozen, slot)
         self._places = wanted
 
@@ -347,9 +349,13 @@ class Stacked:
         ends = dict(self._ends)
         for name in ENDS:
             if name in params and name not in layers:
-                ends[name] = self._freeze(params[name])
+                ends[name] = _stored(params[name], self._freeze)
         blocks = stack.FrozenBlocks(self._base, self._own, jnp.int32(self._first(layers)))
         return FrozenModel(blocks, ends, self._columns(node, params))
+
+    def _stored_own(self, subtree: PyTree) -> PyTree:
+        """A block's own part, as the node stores it."""
+        return _stored(subtree, self._freeze_own)
 
     def _columns(self, node: int, params: Params) -> jax.Array | None:
         """Which columns of the adapters the node trains; None: all."""
@@ -362,6 +368,13 @@ class Stacked:
             if path[-1].key == "a":
                 largest_rank = max(largest_rank, leaf.shape[-1])
         return jnp.arange(largest_rank) < self._ranks[node]
+
+
+def _stored(subtree: PyTree, freeze: Copy) -> PyTree:
+    """A layer as the node stores it; frozen here, unless it came so."""
+    if isinstance(subtree, quantization.Stored):
+        return subtree.tree
+    return freeze(subtree)
 
 
 @jax.jit

@@ -11,10 +11,12 @@ the forward pass.
   scales.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import qwix
 from jax import lax
 from jax.typing import DTypeLike
@@ -30,6 +32,16 @@ axis below it.
 
 SMALLEST_BLOCK = 8
 """Below this nf4 would store more scales than it saves: the matrix is kept in bfloat16."""
+
+
+class Stored(NamedTuple):
+    """A layer that is there only as a node stores it, where others are in full precision.
+
+    Attributes:
+      tree: what `freeze` gave.
+    """
+
+    tree: PyTree
 
 
 def freeze(subtree: PyTree, dtype: str, scale_dtype: DTypeLike = jnp.float32) -> PyTree:
@@ -74,6 +86,44 @@ def thaw(subtree: PyTree, dtype: DTypeLike) -> PyTree:
         return isinstance(node, qwix.QArray | OfStack)
 
     return jax.tree.map(one, subtree, is_leaf=is_leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """Codes of four bits, two in a byte: the first of a pair is the lower half."""
+
+    codes: np.ndarray
+    shape: tuple[int, ...]
+
+
+def packed(tree: PyTree) -> PyTree:
+    """A stored layer as it travels: arrays of NumPy, which keeps a code of four bits in a byte, two
+    of them in one.
+    """
+
+    def one(leaf: jax.Array) -> np.ndarray | _Pairs:
+        values = np.asarray(leaf)
+        if values.dtype != jnp.uint4:
+            return values
+        halves = values.astype(np.uint8).reshape(-1)
+        if halves.size % 2:
+            halves = np.append(halves, np.uint8(0))
+        return _Pairs(halves[0::2] | halves[1::2] << 4, values.shape)
+
+    return jax.tree.map(one, tree)
+
+
+def unpacked(tree: PyTree) -> PyTree:
+    """What was packed, in arrays of its own."""
+
+    def one(leaf: np.ndarray | _Pairs) -> np.ndarray:
+        if not isinstance(leaf, _Pairs):
+            return np.array(leaf)
+        halves = np.stack([leaf.codes & 15, leaf.codes >> 4], axis=-1).reshape(-1)
+        count = int(np.prod(leaf.shape))
+        return halves[:count].reshape(leaf.shape).astype(jnp.uint4)
+
+    return jax.tree.map(one, tree)
 
 
 def of_stack(tree: PyTree, index: jax.Array) -> PyTree:

@@ -366,12 +366,14 @@ def finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Arra
 def _columns_mask(columns: jax.Array) -> Mask:
     """`new` in the columns of adapters that the node trains, `old` in the others.
 
-    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`.
+    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`. What has no
+    columns, as an optimizer's count of steps, is new.
     """
+    by_name = {"a": columns, "b": columns[:, None]}
 
     def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        is_trained = columns if path[-1].key == "a" else columns[:, None]
-        return jnp.where(is_trained, new, old)
+        is_trained = by_name.get(getattr(path[-1], "key", ""))
+        return new if is_trained is None else jnp.where(is_trained, new, old)
 
     def mask(new: Params, old: Params) -> Params:
         masked = dict(new)

@@ -201,6 +201,8 @@ def updated(
     if mask is not None:
         # Once more: a rule that decays weights moves them without a gradient too.
         new = mask(new, trainable)
+        # States that travel are those of whoever trains these columns.
+        new_states = mask(new_states, states)
     return new, new_states
 
 

@@ -149,14 +149,15 @@ def test_a_visit_without_improvement_ends_early():
 def test_distillation_turns_itself_on_by_the_divergence_of_the_labels():
     alike = loop.prepare(ImageConfig(**SMALL, partition="iid"))
     unlike = loop.prepare(ImageConfig(**SMALL, partition="dirichlet", alpha=0.3))
-    assert alike.data.divergence < 0.1 < unlike.data.divergence
     assert (alike.distilled, unlike.distilled) == (False, True)
-    assert (
-        loop.prepare(
-            ImageConfig(**SMALL, partition="dirichlet", alpha=0.3, distill_threshold=0.99)
-        ).distilled
-        is False
-    )
+    assert alike.verdict.why == "within chance at --distill_level=0.01"
+    assert unlike.verdict.why == "beyond chance at --distill_level=0.01"
+    for measure, bound in (("js", 0.99), ("kl", 2.0)):
+        flags = {"partition": "dirichlet", "alpha": 0.3, "distill_measure": measure}
+        near = loop.prepare(ImageConfig(**SMALL, **flags, distill_threshold=bound))
+        far = loop.prepare(ImageConfig(**SMALL, **flags, distill_threshold=bound / 10))
+        assert (near.distilled, far.distilled) == (False, True)
+        assert near.verdict.why == f"at most --distill_threshold={bound:g} above chance"
 
 
 def merged(plan, params, memory, outcomes):

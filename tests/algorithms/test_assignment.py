@@ -19,6 +19,7 @@ from snake_jax.algorithms.assignment import (
     milp,
     proportional,
 )
+from snake_jax.algorithms.segments import runs, shared_out
 from snake_jax.costs.flops import LayerCost, step_flops
 from snake_jax.errors import UserError
 from snake_jax.nodes.fleet import Fleet, Node, make_fleet
@@ -306,3 +307,33 @@ def test_a_generated_fleet_goes_through_all_methods():
     best = assignment.makespan(problem, milp(problem, "makespan"))
     assert best <= assignment.makespan(problem, proportional(problem))
     assert best <= assignment.makespan(problem, greedy(problem, *make_hops(fleet, 100)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "units", "counts"),
+    [
+        ([1.0, 1.0, 1.0], [9, 9, 9], 9, [3, 3, 3]),
+        ([1.0, 2.0], [9, 9], 9, [6, 3]),
+        ([1.0, 1e9], [9, 9], 9, [8, 1]),  # the slow one's data is learnt from too
+        ([1.0, 2.0], [4, 9], 9, [4, 5]),
+        ([1.0, 1.0, 0.1], [9, 0, 9], 3, [1, 0, 2]),
+        ([2.0, 1.0, 3.0], [9, 9, 9], 2, [1, 1, 0]),
+    ],
+)
+def test_segments_are_as_long_as_nodes_are_capable(seconds, most, units, counts):
+    assert shared_out(seconds, most, units) == counts
+    found = runs(counts)
+    borders = [start for start, _ in found.values()]
+    assert borders == sorted(borders)
+    assert [stop - start for start, stop in found.values()] == [one for one in counts if one]
+    assert sum(counts) == units == list(found.values())[-1][1]
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=6), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_no_unit_of_a_segment_would_be_done_earlier_elsewhere(seconds, units):
+    counts = shared_out(seconds, [units] * len(seconds), units)
+    several = [count * one for one, count in zip(seconds, counts, strict=True) if count > 1]
+    busy_s = max(several, default=0.0)
+    for node, count in enumerate(counts):
+        assert (count + 1) * seconds[node] >= busy_s

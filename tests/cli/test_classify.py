@@ -246,6 +246,7 @@ def test_a_terminal_shows_a_bar_and_the_time_left(killed_for_real):
 
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(run, small, unbroken, tmp_path):
     def interrupted_save(self, saved):
+        # While the next visit runs; the visit that is being written is written to its end.
         if saved.rounds == 2:
             signal.raise_signal(signal.SIGINT)
         save(self, saved)
@@ -262,7 +263,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(run, small, unbroken, tmp_pa
         signal.signal(signal.SIGINT, before)
     assert ended.code == 130
     assert ended.stderr == "interrupted; the same command goes on from the last finished visit\n"
-    assert "going on after visit 1 of 4" in run(*small, f"--workdir={tmp_path}").stdout
+    assert "going on after visit 2 of 4" in run(*small, f"--workdir={tmp_path}").stdout
     assert results(tmp_path) == results(unbroken(run))
 
 

@@ -329,9 +329,7 @@ def launch_and_die(flag_list, metrics, lines):
         main.main()
 
 
-@pytest.mark.parametrize(
-    "method", sweep(RESUME, quick=["snake, adapters", "splitfed, three places"])
-)
+@pytest.mark.parametrize("method", sweep(RESUME, quick=["snake, adapters"]))
 def test_killed_with_sigkill_it_ends_as_an_unbroken_run(method, run, small, unbroken, tmp_path):
     wanted, folder = results(unbroken(run, method)), tmp_path / "run"
     flag_list, lines = RESUME[method]

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from snake_jax.cli.scct_figures import algorithm1, compared, write
 from snake_jax.cli.scct_figures.scales import SCALES
 from snake_jax.report.canvas import save
-from snake_jax.scct.scenario import LAW
+from snake_jax.scct.drawing import LAW
 from tests.launches import ROOT, Launcher
 
 

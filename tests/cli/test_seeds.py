@@ -25,7 +25,7 @@ SMALL = (
     "--batch_size=8",
     "--learning_rate=0.1",
     "--dropout=0.1",
-    # What `auto` makes of a seed depends on its partition, and seeds that differ are refused.
+    # What `auto` makes of a seed depends on its partition.
     "--distill=on",
 )
 
@@ -196,30 +196,46 @@ def test_wrong_seeds_are_one_line(wrong, message, run, small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def divergences(flag_list, seeds):
-    """`{seed: divergence of the nodes' labels}` of the data that each seed deals out."""
+def verdicts(flag_list, seeds):
+    """`{seed: verdict on distillation}` of the data that each seed deals out, by itself."""
     values = main.define(COMMANDS["classify"])
     main.parse(COMMANDS["classify"], values, ["snake-jax", *flag_list])
     config = config_flags.from_flags(values, ImageConfig)
-    return {
-        seed: loop.prepare(dataclasses.replace(config, seed=seed)).data.divergence for seed in seeds
-    }
+    return {seed: loop.prepare(dataclasses.replace(config, seed=seed)).verdict for seed in seeds}
 
 
-def test_seeds_of_which_some_would_distil_are_refused_and_not_averaged(run, small, tmp_path):
-    """The threshold lies between the divergences of two seeds' data."""
-    low, high = sorted(divergences(small, range(2)).items(), key=lambda item: item[1])
-    assert low[1] < high[1]
-    threshold = f"--distill_threshold={(low[1] + high[1]) / 2}"
-    own = (*small, "--seeds=0,1", f"--workdir={tmp_path / 'run'}")
-    ended = run(*own, threshold, "--distill=auto")
-    assert (ended.code, ended.stdout) == (2, "")
-    assert ended.stderr == (
-        f"error: --seeds=0,1 --distill=auto: distillation would be on for seed {high[0]} and off "
-        f"for seed {low[0]}, and their mean of two methods; say --distill=on or --distill=off\n"
+def test_seeds_decide_once_for_all_whether_they_distil_unless_told_otherwise(run, small, tmp_path):
+    """The threshold lies between what two seeds' data are above chance; the level lets both in."""
+    auto = (*small, "--distill=auto", "--distill_level=0.5", "--cycles=1")
+    excess = {seed: one.divergence.excess for seed, one in verdicts(auto, range(4)).items()}
+    low, *_, high = sorted(excess, key=excess.get)
+    bound = f"--distill_threshold={(excess[low] + 3 * excess[high]) / 4}"
+    alone = verdicts((*auto, bound), (low, high))
+    assert (alone[low].on, alone[high].on) == (False, True)
+
+    # Once for all: by their mean, which is below the threshold.
+    ended = run(*auto, bound, f"--seeds={high},{low}", f"--workdir={tmp_path}")
+    assert ended.code == 0, ended.stderr
+    first, last = sorted((low, high))
+    for seed in (low, high):
+        kept = strict_json((tmp_path / f"seed_{seed}" / "summary.json").read_text())
+        assert (kept["distilled"], kept["config"]["distill"]) == (False, "off")
+        assert kept["distilled_why"].endswith(f", decided once for seeds {first}, {last}")
+        assert kept["divergence_by_chance"] > 0
+    assert f"decided once for seeds {first}, {last}" in ended.stdout
+
+    # Told otherwise each is as it is alone: the folders' decision is then another run's.
+    apart = (*auto, bound, f"--seeds={high},{low}", f"--workdir={tmp_path}", "--distill_each_seed")
+    ended = run(*apart)
+    assert ended.code == 2
+    assert "--distill=auto (here off)" in ended.stderr or "--distill=off" in ended.stderr
+
+    # Without several seeds there is nothing to decide apart.
+    ended = run(*small, f"--workdir={tmp_path / 'one'}", "--distill_each_seed")
+    assert (ended.code, ended.stderr) == (
+        2,
+        "error: --distill_each_seed is for several seeds: give --seeds, or leave it out\n",
     )
-    assert not (tmp_path / "run").exists()
-    assert run(*own, threshold, "--distill=off", "--cycles=1").code == 0
 
 
 def test_a_folder_of_one_seed_is_left_alone(run, small, tmp_path):

@@ -270,6 +270,7 @@ def on_eight_devices():
     return json.loads(ended.stdout)
 
 
+@pytest.mark.slow
 def test_methods_end_alike_on_eight_devices(on_eight_devices):
     assert {executor for found in on_eight_devices.values() for executor in found} == set(
         EMULATIONS

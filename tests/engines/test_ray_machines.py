@@ -101,6 +101,7 @@ def test_nodes_on_machines_end_with_the_bits_of_the_local_engine_over_tls(
     assert on_each == ["first", "second"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_machine_that_is_gone_with_what_it_trained_replays_as_a_flag(machines, monkeypatch):
     """It is gone when its node has said that it is done, and before the layers were fetched."""

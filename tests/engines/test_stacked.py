@@ -245,6 +245,41 @@ def test_with_adapters_the_base_travels_once_and_adapters_only_afterwards(dtype)
     ]
 
 
+def test_a_node_of_smaller_rank_sends_its_columns_and_others_are_sent_no_more_than_these():
+    adapters = 4 * ADAPTER_PARAMS
+    sent = ledger(rank="1,4", cycles=2, **LORA)
+    handed = [num_bytes for source, _, num_bytes, why in sent if why == "update"]
+    assert [source for source, *_, why in sent if why == "update"] == ["node0", "node1"] * 3
+    assert handed == [adapters // 4, adapters] * 3
+    # Node 0 has had all; since then node 1 trained all columns of block 1, and it is to train
+    # block 2. Node 1 lacks of block 2 the column that node 0 trained, and all of block 0, which it
+    # is to train.
+    to_node0, to_node1 = (
+        [num_bytes for _, node, num_bytes, why in sent if node == name and why == "catch-up"]
+        for name in ("node0", "node1")
+    )
+    assert to_node0[0] == adapters // 2 + adapters
+    assert to_node1[0] == adapters // 2 // 4 + adapters
+    whole = ledger(rank="4,4", cycles=2, **LORA)
+    assert whole == ledger(cycles=2, **LORA)
+    assert sum(row[2] for row in sent) < sum(row[2] for row in whole)
+
+
+@pytest.mark.parametrize("mode", ["client_server", "peer_to_peer"])
+def test_optimizer_states_travel_by_columns_too(mode):
+    states = {"carry_optimizer_state": True, "mode": mode, "order": "reverse", **LORA}
+    narrow, whole = (ledger(rank=rank, cycles=2, **states) for rank in ("2,2", "4,4"))
+    assert len(narrow) == len(whole)
+    for ours, theirs in zip(narrow, whole, strict=True):
+        assert ours[:2] == theirs[:2]
+    # What node 0 hands on first: two of four columns, of weights and of both moments.
+    adapters = 4 * ADAPTER_PARAMS
+    first = next(row for row in narrow if row[3] == "update")
+    count = 4
+    if mode == "client_server":
+        assert first[2] == 3 * adapters // 2 + count
+
+
 def test_federated_averaging_sends_adapters_both_ways():
     adapters = 3 * 4 * ADAPTER_PARAMS
     base = TABLE_BYTES["int8"] + HEAD_BYTES["int8"] + 3 * BLOCK_BYTES["int8"]

@@ -199,8 +199,8 @@ def test_committed_results_say_how_they_were_made(suite):
     [
         (
             ["steps"],
-            "error: steps: not one of step, visit, memory, rounds_memory, conv, round, emulation, "
-            "finetune, hops, nodes, scct, compile, start, all",
+            "error: steps: not one of step, visit, memory, rounds_memory, conv, round, many, "
+            "emulation, finetune, hops, nodes, scct, compile, start, all",
         ),
         ([], "error: say which: step, visit"),
         (

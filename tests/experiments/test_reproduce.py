@@ -260,7 +260,11 @@ def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
     for partition in vision.PARTITIONS:
         entry = tuned.rates[f"snake/{partition}"]
         losses = {}
-        for rate in SMOKE.grid:
+        tried = [float(rate) for rate in entry["validation_loss"]]
+        assert set(tried) >= set(SMOKE.grid)
+        assert not entry["at_the_edge_of_the_grid"]
+        assert entry["chosen"] not in (min(tried), max(tried))
+        for rate in tried:
             case = Case("snake", partition, tried=rate)
             losses[rate] = tuned.read(case).metrics[-1]["test_loss"]
             assert tuned.config(case).validation == SMOKE.validation
@@ -269,6 +273,21 @@ def test_tuned_rates_are_chosen_by_validation_loss_recorded_and_used(made):
         assert tuned.config(Case("snake", partition)).learning_rate == entry["chosen"]
     assert study_of(made, "tuned").rates == tuned.rates
     assert tuned.rate(Case("fedavg", "iid")) == SMOKE.rates["fedavg"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({0.01: 2.0, 0.03: 1.0, 0.1: 3.0}, None),
+        ({0.01: 1.0, 0.03: 2.0, 0.1: 3.0}, 0.003),
+        ({0.01: 3.0, 0.03: 2.0, 0.1: 1.0}, 0.3),
+        ({0.03: 1.0, 0.1: 1.0}, 0.01),
+        ({0.001: None, 0.003: None}, 3e-4),
+        ({0.01: 1.0, 0.03: None, 0.1: None}, 0.003),
+    ],
+)
+def test_the_grid_is_widened_on_the_side_where_the_best_rate_lies(losses, expected):
+    assert tuning.beyond(losses) == expected
 
 
 @pytest.mark.slow

@@ -88,7 +88,9 @@ def assert_within(actual, expected, bound):
 
 @values
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SMALL, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "shape", sweep(SMALL, quick=[ADAPTED, SMALL[3], SMALL[4]]), ids=lambda s: s.name
+)
 @pytest.mark.parametrize("lowering", ["xla", *KERNELS])
 def test_values_and_gradients_equal_float64(lowering, shape, kind):
     weight, args = stored(shape, kind), arguments(shape)
@@ -186,7 +188,7 @@ def tpu_compiler(monkeypatch):
 @pytest.mark.usefixtures("tpu_compiler")
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("chip", sweep(["v5e", "v6e"], quick=["v5e"]))
 def test_compiled_for_a_tpu_the_matrix_is_never_dense(chip, kind, transposed):
     shape = LARGE[1]
     matmul = functools.partial(mosaic_tpu.matmul, transposed=transposed)

@@ -221,7 +221,7 @@ def test_nodes_and_seeds_drop_at_their_own_times():
     trace = Faults(drop_rate_per_hour=1.0, rejoin_s=10.0, seed=5)
     firsts = []
     for seeded in (trace, trace._replace(seed=6)):
-        firsts += [clock._absence(seeded, number, 0.0) for number in range(3)]
+        firsts += [clock.absence(seeded, number, 0.0) for number in range(3)]
     assert len(set(firsts)) == 6
 
 

@@ -8,6 +8,7 @@ from snake_jax.nodes.ledger import (
     Sizes,
     aggregated,
     bytes_up_down,
+    deliveries_from_server,
     from_json,
     optimizer_item,
     start,
@@ -175,4 +176,21 @@ def test_files_have_words_for_places():
         "held": {"server": {}, "node3": {"a": [1, True]}},
         "holder": "node3",
         "trained": ["a"],
+        "stale": "0",
     }
+
+
+def test_a_node_whose_copies_are_all_old_is_a_bit_and_not_taken_for_a_new_one():
+    network = start(FULL)
+    model = tuple(FULL)
+    for number in range(40):  # as sampled nodes: each is sent the model, then all is renewed
+        network, sent = deliveries_from_server(
+            network, SAME, number, node(number), model, cached=True
+        )
+        assert [transfer.why for transfer in sent] == ["initial"]
+        network = aggregated(network, model)
+    assert list(network.held) == [SERVER], "what is gone through each round"
+    assert from_json(json.loads(json.dumps(to_json(network)))) == network
+    network, sent = deliveries_from_server(network, SAME, 40, node(7), model, cached=True)
+    assert [transfer.why for transfer in sent] == ["catch-up"]
+    assert (network.knows(node(39)), network.knows(node(40))) == (True, False)

@@ -192,6 +192,7 @@ def test_the_picture_is_written(profile, tmp_path):
         (["--target=tpu:v9"], "--target=tpu:v9: want tpu:CHIP with CHIP of v4, v5e, v5p, v6e"),
         (["--target=abacus"], "--target=abacus: want cpu, gpu, tpu or tpu:CHIP"),
         (["--target=cpu", "--fits=cpu"], "give one of them"),
+        (["--spare=0.1"], "--spare=0.1: it is what --fits leaves free"),
         (["--mesh=fsdp:2"], "--mesh=fsdp:2: it divides what is compiled; say for what"),
         (["--model=vgg11", "--mesh=fsdp:2"], "--mesh: it is for models of text"),
         (["--fits=cpu", "--train=block,lora:8"], "give one --train"),

@@ -2,6 +2,7 @@
 else.
 """
 
+import json
 import shutil
 from typing import NamedTuple
 
@@ -167,3 +168,88 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be used"):
         Checkpoints(tmp_path / "checkpoints")
+
+
+# What changed
+
+
+def layers(*seeds):
+    """A model of one-array layers; equal seeds are the very same arrays."""
+    return [
+        _LAYERS.setdefault(seed, jax.random.normal(jax.random.key(seed), (8,))) for seed in seeds
+    ]
+
+
+_LAYERS: dict[int, jax.Array] = {}
+THREE = [jax.ShapeDtypeStruct((8,), jnp.float32)] * 3
+
+
+def written(folder, step):
+    """The arrays that a checkpoint itself holds, by orbax's own description."""
+    file = folder / str(step) / "arrays" / "_METADATA"
+    if not file.exists():
+        return []
+    return sorted(json.loads(file.read_text())["tree_metadata"])
+
+
+def test_only_what_changed_is_written_and_all_of_it_comes_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    models = [layers(1, 2, 3), layers(1, 4, 3), layers(5, 4, 3), layers(5, 4, 3)]
+    for number, model in enumerate(models, start=1):
+        checkpoints.save(Saved(number, model, {"of": number}))
+    assert [len(written(tmp_path, step)) for step in (1, 2, 3, 4)] == [3, 1, 1, 0]
+    checkpoints.close()
+    saved = restore(tmp_path, like=lambda meta: THREE)
+    assert (saved.rounds, saved.meta) == (4, {"of": 4})
+    assert same_bits(saved.tree, models[-1])
+
+
+def test_arrays_are_found_again_whatever_their_place_in_the_tree(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Saved(1, layers(1, 2), {}))
+    checkpoints.save(Saved(2, layers(7, 1, 2), {}))  # as where a node begins to remember something
+    checkpoints.close()
+    assert len(written(tmp_path, 2)) == 1
+    assert same_bits(restore(tmp_path, like=lambda meta: THREE).tree, layers(7, 1, 2))
+
+
+def test_what_nobody_reads_any_more_goes(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for number in range(1, 7):  # the first layer stays, the others change by turns
+        model = layers(1, 10 + number // 2, 20 + (number + 1) // 2)
+        checkpoints.save(Saved(number, model, {}))
+    checkpoints.close()
+    assert steps(tmp_path) == ["1", "4", "5", "6"]
+    assert same_bits(restore(tmp_path, like=lambda meta: THREE).tree, model)
+
+
+def test_a_generation_reads_nothing_of_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("snake_jax.runs.checkpoint._GENERATION", 3)
+    checkpoints = Checkpoints(tmp_path)
+    for number in range(1, 9):
+        checkpoints.save(Saved(number, layers(1, 2, 30 + number), {}))
+    checkpoints.close()
+    # 7 is whole; 8 reads it. 6 is the last of the generation before, and reads 4.
+    assert [len(written(tmp_path, step)) for step in (4, 6, 7, 8)] == [3, 1, 3, 1]
+    assert steps(tmp_path) == ["4", "6", "7", "8"]
+    # So damage to what both of the newest read leaves that one.
+    flip(largest(tmp_path / "7"))
+    warnings = []
+    saved = restore(tmp_path, warnings.append, like=lambda meta: THREE)
+    assert (saved.rounds, len(warnings)) == (6, 2)
+    assert same_bits(saved.tree, layers(1, 2, 36))
+    assert steps(tmp_path) == ["4", "6"]
+
+
+def test_a_run_that_goes_on_writes_a_whole_one_first(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(Saved(number, layers(1, 2, 40 + number), {}))
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    model = jax.device_put(again.restore(lambda meta: THREE, pytest.fail).tree)
+    again.save(Saved(3, model, {}))
+    again.save(Saved(4, model, {}))
+    again.close()
+    assert [len(written(tmp_path, step)) for step in (3, 4)] == [3, 0]
+    assert steps(tmp_path) == ["1", "2", "3", "4"], "2 is the last of the generation before"

@@ -5,7 +5,6 @@ import pytest
 
 from snake_jax.algorithms.visits import Lost
 from snake_jax.config import ImageConfig
-from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from snake_jax.runs.workdir import Workdir
 from tests.helpers import same_bits
@@ -120,12 +119,19 @@ def test_a_node_that_cannot_hold_a_visit_does_not_take_it_over(small, tmp_path):
     assert {stopped.node, taken.node} == {0, 2}
 
 
-def test_an_interruption_that_nobody_can_take_over_is_refused(small, tmp_path):
+def test_an_interruption_that_nobody_can_take_over_waits_for_its_own_node(small, tmp_path):
     nodes = tmp_path / "nodes.yaml"
     nodes.write_text("nodes:\n  - {}\n  - {count: 2, memory_bytes: 10000}\n")
-    flags = {**small, "node_file": str(nodes), "assign": "proportional", "always_train": "all"}
-    with pytest.raises(UserError, match="no other node can hold it: raise memory_bytes"):
-        loop.prepare(ImageConfig(**flags, interrupt="0"))
+    flags = {"node_file": str(nodes), "assign": "proportional", "always_train": "all"}
+    found = reports(small, interrupt="0@0.5", rejoin_s=70.0, **flags)
+    assert column(found, "event")[:3] == ["interrupted", "waited", ""]
+    assert column(found, "node")[:2] == [0, 0]
+    events = [(event.node, event.event, event.cause) for event in found[1].events]
+    cause = "no other node can take it; its own goes on, from what was handed in after 0.5 of the "
+    assert events == [(0, "waits", cause + "steps")]
+    # By the clock it stands still until the node is back, in the mean.
+    assert found[1].record["away_s"] == 70.0
+    assert found[0].record["away_s"] == found[2].record["away_s"] == 0.0
 
 
 def test_a_loss_before_the_first_step_replays_as_a_flag_in_every_number(small):

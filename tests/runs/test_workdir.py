@@ -215,8 +215,9 @@ def test_a_divergent_state_is_kept_once(two_rounds, opened, setup, fresh):
 
 def test_no_number_that_json_does_not_have(opened, fresh):
     folder = opened()
+    folder.add(Report({"loss": float("nan")}, [], fresh), COMPILED)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.add(Report({"loss": float("nan")}, [], fresh), COMPILED)
+        folder.settle()
 
 
 def test_a_summary_replaces_the_one_before(opened, tmp_path):
@@ -242,10 +243,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_kept(
 
     folder = opened()
     folder.add(Report({"visit": 0}, [], fresh._replace(rounds=1)), COMPILED)
+    folder.settle()
     with monkeypatch.context() as patch:
         patch.setattr(f"snake_jax.runs.workdir.{place}", full)
+        folder.add(Report({"visit": 1}, [], fresh._replace(rounds=2)), COMPILED)
         with pytest.raises(UserError, match="no space is left; make some, and the same command"):
-            folder.add(Report({"visit": 1}, [], fresh._replace(rounds=2)), COMPILED)
+            folder.settle()
     folder.close()
     again = opened()
     assert again.resume(setup, pytest.fail).rounds == 1

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from snake_jax.scct import scenario, small
-from snake_jax.scct.scenario import LAW, TABLE_III, Law, Scenario
+from snake_jax.scct import drawing, scenario, small
+from snake_jax.scct.drawing import LAW, TABLE_III, Law
+from snake_jax.scct.scenario import Scenario
 
 CASES: dict[str, dict[str, Any]] = {}
 for _case in json.loads(Path(__file__).with_name("scenarios.json").read_text())["scenarios"]:
@@ -24,7 +25,7 @@ def edge_of(edge_flops_per_s: float, **changes: Any) -> Law:
 def contested(seed: int, nodes: int, subcarriers: int, samples: int) -> Scenario:
     """An edge that has as much compute for a device as a device has, and unlike epochs."""
     law = edge_of(1.04e13 * nodes, epoch_factor=(0.2, 1.8))
-    return scenario.drawn(seed, nodes, subcarriers, samples, law)
+    return drawing.drawn(seed, nodes, subcarriers, samples, law)
 
 
 def already_split(problem: Scenario, splits: list[int]) -> Scenario:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from snake_jax.scct import bound, large, latency, scenario, shares, small
+from snake_jax.scct import bound, drawing, large, latency, scenario, shares, small
 from tests.scct.small_scenarios import (
     CASES,
     already_split,
@@ -35,7 +35,7 @@ def test_the_bounds_of_the_four_cases_are_the_published_ones_and_what_must_move(
 def test_the_bound_is_never_above_the_optimum():
     gaps = []
     for seed in range(50):
-        problem = scenario.drawn(seed, 3, 9, 4, edge_of(EDGES[seed % 3]))
+        problem = drawing.drawn(seed, 3, 9, 4, edge_of(EDGES[seed % 3]))
         problem = of_few_layers(problem, 6)
         if seed % 2:
             problem = already_split(problem, [1, 3, 2])
@@ -52,7 +52,7 @@ def test_the_bound_is_never_above_the_optimum():
 
 def test_split_points_that_leave_no_choice_have_the_latency_of_the_compiled_solver():
     for seed in range(12):
-        problem = scenario.drawn(seed, 4, 16, 4, edge_of(EDGES[seed % 3]))
+        problem = drawing.drawn(seed, 4, 16, 4, edge_of(EDGES[seed % 3]))
         largest = scenario.splits_that_fit(problem)
         # With devices that keep all layers among them, where the root alone may stall.
         splits = np.where(np.arange(4) % 2 == seed % 2, largest, 1 + seed % 3)
@@ -64,7 +64,7 @@ def test_split_points_that_leave_no_choice_have_the_latency_of_the_compiled_solv
 
 
 def test_subcarriers_all_go_to_the_one_channel_that_needs_them():
-    problem = scenario.drawn(2, 3, 9, 4)
+    problem = drawing.drawn(2, 3, 9, 4)
     for weak in range(3):
         # Three channels, two of them far better: seven of nine subcarriers for the third.
         factor = np.where(np.arange(3) == weak, 1e-6, 1e3)
@@ -87,7 +87,7 @@ def test_devices_that_keep_all_layers_take_few_targets(monkeypatch):
         return plain(rows, ranges, target_s)
 
     monkeypatch.setattr(bound, "_plan", noted)
-    problem = with_memory_for_all(scenario.drawn(0, 6, 200, 4))
+    problem = with_memory_for_all(drawing.drawn(0, 6, 200, 4))
     ranges = np.array([[12, 12]] * 5 + [[1, 12]])
     found = bound.wait_and_see(problem, ranges)
     # Their latency falls by one subcarrier a step: over a hundred, if nothing halved the rest.
@@ -97,7 +97,7 @@ def test_devices_that_keep_all_layers_take_few_targets(monkeypatch):
 
 def test_one_sample_chooses_the_best_of_all_split_points():
     for seed in range(12):
-        problem = of_few_layers(scenario.drawn(seed, 3, 9, 1, edge_of(EDGES[seed % 3])), 6)
+        problem = of_few_layers(drawing.drawn(seed, 3, 9, 1, edge_of(EDGES[seed % 3])), 6)
         found = bound.wait_and_see(problem)
         least_s = large.solve(problem, "enumerate").objective_s
         assert found.objective_s == pytest.approx(least_s, rel=1e-11)

@@ -11,7 +11,7 @@ from alns.Outcome import Outcome
 
 from snake_jax import streams
 from snake_jax.errors import UserError
-from snake_jax.scct import adaptive, bound, branch, large, operators, scenario, small
+from snake_jax.scct import adaptive, bound, branch, drawing, large, operators, scenario, small
 from snake_jax.scct.adaptive import Settings, WheelByUses
 from snake_jax.scct.operators import State
 from snake_jax.scct.valued import Valued, first_splits
@@ -68,7 +68,7 @@ def test_other_solvers_have_their_published_best_splits(name, solver, objective,
 def test_one_sample_is_split_at_the_ends_alone():
     for seed in range(12):
         edge = edge_of((3.12e14, 1e13, 1e12)[seed % 3])
-        problem = of_few_layers(scenario.drawn(seed, 3, 9, 1, edge), 6)
+        problem = of_few_layers(drawing.drawn(seed, 3, 9, 1, edge), 6)
         found = large.solve(problem, "enumerate")
         corners = small.values(problem, np.resize(ends(problem), (32, 3)))
         assert found.objective_s == pytest.approx(corners.min(), rel=1e-11)
@@ -93,7 +93,7 @@ def test_branch_and_bound_is_enumeration():
 
 def test_branch_and_bound_leaves_what_all_samples_want_where_it_does_not_fit():
     # One sample agrees with itself: one layer everywhere, of which the edge cannot hold the rest.
-    problem = of_few_layers(scenario.drawn(0, 3, 9, 1, SLOW_DEVICES), 6)
+    problem = of_few_layers(drawing.drawn(0, 3, 9, 1, SLOW_DEVICES), 6)
     assert bound.wait_and_see(problem).splits.tolist() == [[1, 1, 1]]
     crowd = with_edge_layers(problem, 10)
     found = large.solve(crowd, "branch")
@@ -299,7 +299,7 @@ def test_operators_leave_the_state_that_they_are_given_as_it_was():
 
 def test_greedy_repair_counts_on_what_the_others_can_still_take():
     # All samples want one layer at every device, which the edge's memory forbids.
-    problem = of_few_layers(scenario.drawn(0, 4, 12, 4, SLOW_DEVICES), 6)
+    problem = of_few_layers(drawing.drawn(0, 4, 12, 4, SLOW_DEVICES), 6)
     own = bound.wait_and_see(problem).splits
     assert (np.median(own, axis=0) == 1).all()
     crowd = with_edge_layers(problem, 8)
@@ -373,7 +373,7 @@ def test_a_wrong_method_is_refused_in_a_line(method, solver, said):
 
 
 def test_what_is_too_much_or_does_not_fit_is_refused_in_a_line():
-    many = scenario.drawn(0, 8, 12, 1)
+    many = drawing.drawn(0, 8, 12, 1)
     with pytest.raises(UserError, match=r"enumerate: 8 devices have .* more than 50000: use branc"):
         large.solve(many, "enumerate")
     crowd = crowded(0)

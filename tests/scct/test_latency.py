@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snake_jax.scct import latency, scenario
+from snake_jax.scct import drawing, latency, scenario
 from snake_jax.scct.scenario import Cloud, Device, Model, Samples, Scenario, Server
 
 # Chosen so that all results are short: a layer is 8 (12 4 + 4 2) = 448 bits.
@@ -43,7 +43,7 @@ def test_equation_1_counts_the_bits_of_a_layer():
     assert scenario.layer_bits(MODEL) == 8 * (12 * 4 + 4 * 2) == 448
     assert scenario.layer_bytes(MODEL) == 56
     # 12 768^2 + 4 768 = 7,080,960 numbers of 4 bytes.
-    assert scenario.layer_bytes(scenario.BASE) == 28_323_840
+    assert scenario.layer_bytes(drawing.BASE) == 28_323_840
 
 
 def test_equation_2_counts_the_flops_of_a_layer():

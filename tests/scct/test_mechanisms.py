@@ -10,7 +10,8 @@ import pytest
 
 from snake_jax.errors import UserError
 from snake_jax.scct import large, latency, mechanisms
-from snake_jax.scct.scenario import Samples, drawn, layer_bytes, splits_that_fit
+from snake_jax.scct.drawing import drawn
+from snake_jax.scct.scenario import Samples, layer_bytes, splits_that_fit
 
 TWO = drawn(3, nodes=2, subcarriers=5, samples=2)
 """Of 5 subcarriers the first device has 3, the second 2, where they are shared equally."""

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from snake_jax.errors import UserError
-from snake_jax.scct import scenario
-from snake_jax.scct.scenario import BASE, Law, content, drawn, parsed, read
+from snake_jax.scct import drawing, scenario
+from snake_jax.scct.drawing import BASE, Law, drawn
+from snake_jax.scct.scenario import content, parsed, read
 
 GOOD = {
     "model": {
@@ -178,10 +179,10 @@ def test_splits_fit_where_devices_and_edge_have_the_memory():
 
 
 def test_decibels_are_ratios_of_powers():
-    assert scenario.from_decibels(30) == pytest.approx(1000)
-    assert scenario.TABLE_III.power_w == pytest.approx(100)  # 50 dBm
-    assert pytest.approx(0.19953, rel=1e-4) == scenario.DEVICE_W  # 23 dBm
-    assert scenario.TABLE_III.noise_w_per_hz == pytest.approx(3.981e-21, rel=1e-3)  # -174 dBm
+    assert drawing.from_decibels(30) == pytest.approx(1000)
+    assert drawing.TABLE_III.power_w == pytest.approx(100)  # 50 dBm
+    assert pytest.approx(0.19953, rel=1e-4) == drawing.DEVICE_W  # 23 dBm
+    assert drawing.TABLE_III.noise_w_per_hz == pytest.approx(3.981e-21, rel=1e-3)  # -174 dBm
 
 
 def test_a_drawn_scenario_is_one_that_a_file_may_hold():
@@ -227,7 +228,7 @@ def test_what_is_drawn_lies_within_the_law():
 
 def test_fresh_samples_are_of_the_same_devices():
     found = drawn(3, 2, 12, 4)
-    fresh = scenario.resampled(found, 99, 7)
+    fresh = drawing.resampled(found, 99, 7)
     assert fresh.devices == found.devices
     assert fresh.samples.gain.shape == (7, 2)
     assert not np.isin(fresh.samples.gain, found.samples.gain).any()

@@ -14,8 +14,9 @@ from scipy.optimize import minimize
 from snake_jax import streams
 from snake_jax.errors import UserError
 from snake_jax.scct import exact, latency, paper, reference, small
+from snake_jax.scct.drawing import BASE, LAW, TABLE_III, drawn
 from snake_jax.scct.latency import Problem
-from snake_jax.scct.scenario import BASE, LAW, TABLE_III, drawn, parsed, splits_that_fit
+from snake_jax.scct.scenario import parsed, splits_that_fit
 
 CASES = json.loads((Path(__file__).parent / "scenarios.json").read_text())["scenarios"]
 EDGES = (3e14, 1e13, 1e12)  # FLOP/s, from plenty to scarce

@@ -39,6 +39,7 @@ def without_sent(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_three_services_on_four_nodes_with_service_provider_and_pool_killed(
     tmp_path, monkeypatch, capfd

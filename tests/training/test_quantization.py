@@ -1,6 +1,7 @@
 """Frozen storage: error bounds, exactness where it holds, rows, stacks, and what it weighs."""
 
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.extend import core
 from snake_jax.kernels import dequantize
 from snake_jax.kernels.dequantize import NF4, is_quantized, take_rows
 from snake_jax.params import num_bytes
-from snake_jax.training.quantization import freeze, thaw
+from snake_jax.training.quantization import freeze, packed, thaw, unpacked
 from tests.helpers import same_bits
 
 dense = jax.jit(dequantize.dense, static_argnums=1)
@@ -261,6 +262,16 @@ def test_bytes_count_two_4_bit_values_in_one():
         num_bytes({"a": shapes, "b": np.zeros(3, bool), "c": jnp.zeros(3, jnp.int32)})
         == 1728 + 3 + 12
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_stored_layer_travels_in_its_bits_and_arrives_as_it_was(dtype):
+    stored = freeze({"kernel": draw(3, 64, 5), "bias": jnp.ones(5)}, dtype)
+    sent = pickle.dumps(packed(stored))
+    arrived = unpacked(pickle.loads(sent))
+    assert same_bits(arrived, stored)
+    # Beside its arrays their names, shapes and types.
+    assert num_bytes(stored) <= len(sent) < num_bytes(stored) + 800
 
 
 def test_the_device_stores_what_is_counted():

@@ -25,6 +25,7 @@ from snake_jax.training.optimizers import init_states, update_rule
 from snake_jax.training.text_step import LanguageStep
 from tests.launches import ROOT
 from tests.sharded_runs import CASES, GATHERED, RUNS
+from tests.sweeps import sweep
 
 MESHES = [AbstractMesh(shape, sharding.AXES) for shape in ((8, 1), (4, 2), (1, 8), (3, 5))]
 
@@ -176,10 +177,15 @@ def test_a_linear_pair_is_divided_along_what_it_has_in_common():
 # Eight devices
 
 
-def on_eight_devices(what):
-    """What `tests.sharded_runs` prints."""
+def on_eight_devices(request, what, every):
+    """What `tests.sharded_runs` prints of those that tests of this session ask for."""
+    asked = set()
+    for item in request.session.items:
+        if hasattr(item, "callspec"):
+            asked.update(str(value) for value in item.callspec.params.values())
+    names = [name for name in every if name in asked]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-W", "error", "-m", "tests.sharded_runs", what]
+    command = [sys.executable, "-W", "error", "-m", "tests.sharded_runs", what, *names]
     ended = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -187,22 +193,25 @@ def on_eight_devices(what):
     return json.loads(ended.stdout)
 
 
-@pytest.fixture(scope="module")
-def steps():
-    return on_eight_devices("steps")
+STEPS = sweep(CASES, quick=["int8 block", "nf4 adapters"])
 
 
 @pytest.fixture(scope="module")
-def runs():
-    return on_eight_devices("runs")
+def steps(request):
+    return on_eight_devices(request, "steps", CASES)
 
 
 @pytest.fixture(scope="module")
-def gathered():
-    return on_eight_devices("gathered")
+def runs(request):
+    return on_eight_devices(request, "runs", RUNS)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.fixture(scope="module")
+def gathered(request):
+    return on_eight_devices(request, "gathered", GATHERED)
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_a_step_on_a_mesh_is_that_of_one_device(steps, name):
     """Sums over rows and features are made in another order: some hundred roundings, 6e-8 of the
     largest value.
@@ -215,7 +224,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(steps, name):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", STEPS)
 def test_what_trains_stays_divided_where_it_was(steps, name):
     assert steps[name]["stays"]
     assert steps[name]["devices"] == 8

@@ -23,7 +23,7 @@ from snake_jax.kernels.distill_xent import linear_xent, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, MIDDLE, XentShape
 from snake_jax.params import num_bytes
 
-__all__ = ["report", "run"]
+__all__ = ["report", "run", "timed"]
 
 Form = Callable[..., tuple[jax.Array, jax.Array]]
 TOKAMAX_KERNELS = "tokamax._src.ops.linear_softmax_cross_entropy_loss.pallas_mosaic_tpu_kernel"
@@ -43,9 +43,9 @@ def run(
 
     # A CPU would take minutes for the large shapes.
     timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
-    timed = []
+    measured = []
     for shape in timed_shapes:
-        timed += _timed(shape, peaks, repeats)
+        measured += timed(shape, peaks, repeats)
 
     # The compiler for TPUs is optional, and its rows are all there or none is.
     rows: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ def run(
         "machine": header,
         "tokamax": importlib.util.find_spec("tokamax") is not None,
         "peaks": peaks._asdict(),
-        "timed": timed,
+        "timed": measured,
         "published_peaks": described.PEAKS,
         "compiled": rows,
         "not_compiled": missing,
@@ -105,7 +105,8 @@ def _tokamax_kernel(
     return loss, gradients[0]
 
 
-def _timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[str, Any]]:
+def timed(shape: XentShape, peaks: roofline.Peaks, repeats: int) -> list[dict[str, Any]]:
+    """Every form on one shape, in turns: a row for each."""
     hidden, table, targets = _arguments(shape, _dtype())
     given = (hidden, table, targets)
     forms: dict[str, tuple[Form, Any]] = {

@@ -25,7 +25,7 @@ from snake_jax.kernels.quant_matmul.shapes import LARGE, MIDDLE, QuantShape
 from snake_jax.params import num_bytes
 from snake_jax.training.quantization import freeze
 
-__all__ = ["report", "run"]
+__all__ = ["report", "run", "timed"]
 
 KINDS = ("int8", "nf4")
 RANKS = (0, 16)
@@ -46,10 +46,10 @@ def run(
 
     # A CPU would take minutes for the large shapes.
     timed_shapes = (MIDDLE,) if jax.default_backend() == "cpu" else shapes
-    timed = []
+    measured = []
     for shape in timed_shapes:
         for kind in KINDS:
-            timed += _timed(shape, kind, peaks, repeats)
+            measured += timed(shape, kind, peaks, repeats)
 
     # The compiler for TPUs is optional, and its rows are all there or none is.
     rows: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def run(
         "suite": "quant_matmul",
         "machine": header,
         "peaks": peaks._asdict(),
-        "timed": timed,
+        "timed": measured,
         "published_peaks": described.PEAKS,
         "compiled": rows,
         "not_compiled": missing,
@@ -81,9 +81,10 @@ def stored(shape: QuantShape, kind: str) -> qwix.QArray:
     return freeze({"kernel": weight}, kind)["kernel"]
 
 
-def _timed(
+def timed(
     shape: QuantShape, kind: str, peaks: roofline.Peaks, repeats: int
 ) -> list[dict[str, Any]]:
+    """Every form beside qwix and a dense product, in turns: a row for each pass and form."""
     weight = jax.jit(functools.partial(stored, shape, kind))()
     rows = []
     for direction, transposed in DIRECTIONS.items():

@@ -33,6 +33,12 @@ def _define(values: FlagValues) -> None:
         "several seeds as 0,1,2, side by side over the devices, in WORKDIR/seed_K",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "distill_each_seed",
+        False,
+        "with --seeds, --distill=auto is decided for each seed by itself, and not once for all",
+        flag_values=values,
+    )
 
 
 CLASSIFY = Command(

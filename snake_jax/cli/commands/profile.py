@@ -78,6 +78,14 @@ def _define_subject(values: FlagValues) -> None:
         "search the largest step that this target takes, and print how to launch it",
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "spare",
+        0.0,
+        "of --fits: share of the device's memory to leave free, for what else lies there",
+        lower_bound=0.0,
+        upper_bound=0.9,
+        flag_values=values,
+    )
 
 
 def _define_step(values: FlagValues) -> None:

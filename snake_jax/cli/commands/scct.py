@@ -36,21 +36,26 @@ def _define(values: FlagValues) -> None:
     )
     flags.DEFINE_string("workdir", "", "of --train: the run's folder", flag_values=values)
     scct_train.define(values)
+    flags.DEFINE_integer(
+        "seed", 0, "of the search for split points, or of --train", flag_values=values
+    )
+    flags.DEFINE_string(
+        "out",
+        "",
+        "the file that --solve or --random writes, or the folder of --figure (empty: runs/scct)",
+        flag_values=values,
+    )
+    _define_solving(values)
+    _define_figures(values)
+
+
+def _define_solving(values: FlagValues) -> None:
+    """Scenarios, and how they are solved."""
     flags.DEFINE_string("solve", "", "the scenario to solve, a JSON file", flag_values=values)
     flags.DEFINE_list(
         "random",
         [],
         "SEED,N,K,Q: write a drawn scenario of N devices, K subcarriers, Q samples to --out",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "figure", None, names.SCCT_FIGURES, "draw this into the folder --out", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "scale",
-        "smoke",
-        names.SCCT_SCALES,
-        "of --figure: smoke shows in seconds that it works, cpu takes minutes",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -69,9 +74,6 @@ def _define(values: FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "seed", 0, "of the search for split points, or of --train", flag_values=values
-    )
-    flags.DEFINE_integer(
         "fresh",
         100,
         "of --solve: samples, drawn as by --random, that the answer is valued on beside its own; "
@@ -79,17 +81,25 @@ def _define(values: FlagValues) -> None:
         lower_bound=0,
         flag_values=values,
     )
+
+
+def _define_figures(values: FlagValues) -> None:
+    """The paper's figures."""
+    flags.DEFINE_enum(
+        "figure", None, names.SCCT_FIGURES, "draw this into the folder --out", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "scale",
+        "smoke",
+        names.SCCT_SCALES,
+        "of --figure: smoke shows in seconds that it works, cpu takes minutes",
+        flag_values=values,
+    )
     flags.DEFINE_float(
         "cloud_flops",
         0.0,
         "of --figure=9: FLOP/s of the cloud; 0: it takes no time, as the paper has it",
         lower_bound=0,
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "out",
-        "",
-        "the file that --solve or --random writes, or the folder of --figure (empty: runs/scct)",
         flag_values=values,
     )
 

@@ -19,25 +19,18 @@ command goes on with all services.
 
 
 def _define(values: FlagValues) -> None:
+    _define_running(values)
+    _define_nodes(values)
+    _define_access(values)
+
+
+def _define_running(values: FlagValues) -> None:
+    """What it keeps and runs."""
     flags.DEFINE_string(
         "root",
         "",
         "folder of the Service Provider: its services and their runs",
         flag_values=values,
-    )
-    flags.DEFINE_string(
-        "host", "127.0.0.1", "the address to listen on; other machines: 0.0.0.0", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "port",
-        8321,
-        "the port to listen on; 0: any that is free",
-        lower_bound=0,
-        upper_bound=65535,
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "token_file", "", "file with the token; empty: SNAKE_JAX_TOKEN", flag_values=values
     )
     flags.DEFINE_list(
         "data_folders", [], "folders whose files services may name, by comma", flag_values=values
@@ -45,6 +38,30 @@ def _define(values: FlagValues) -> None:
     flags.DEFINE_integer(
         "slots", 2, "services that run at a time", lower_bound=1, flag_values=values
     )
+    flags.DEFINE_float(
+        "turn_s",
+        600.0,
+        "seconds that a service runs while others wait, and at least one round",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "grace_s",
+        20.0,
+        "seconds that a visit has left to end after SIGTERM",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "allow_module_models",
+        False,
+        "services may name models as module:function, which runs code installed here",
+        flag_values=values,
+    )
+
+
+def _define_nodes(values: FlagValues) -> None:
+    """The nodes that services share."""
     flags.DEFINE_integer(
         "pool",
         0,
@@ -70,19 +87,23 @@ def _define(values: FlagValues) -> None:
         "share machines whose traffic others on their network could read and change",
         flag_values=values,
     )
-    flags.DEFINE_float(
-        "turn_s",
-        600.0,
-        "seconds that a service runs while others wait, and at least one round",
-        lower_bound=0.0,
+
+
+def _define_access(values: FlagValues) -> None:
+    """Who may speak to it, and how."""
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "the address to listen on; other machines: 0.0.0.0", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "port",
+        8321,
+        "the port to listen on; 0: any that is free",
+        lower_bound=0,
+        upper_bound=65535,
         flag_values=values,
     )
-    flags.DEFINE_float(
-        "grace_s",
-        20.0,
-        "seconds that a visit has left to end after SIGTERM",
-        lower_bound=0.0,
-        flag_values=values,
+    flags.DEFINE_string(
+        "token_file", "", "file with the token; empty: SNAKE_JAX_TOKEN", flag_values=values
     )
     flags.DEFINE_string("certfile", "", "the certificate for TLS (PEM)", flag_values=values)
     flags.DEFINE_string("keyfile", "", "its key; empty: in the same file", flag_values=values)
@@ -90,12 +111,6 @@ def _define(values: FlagValues) -> None:
         "without_tls",
         False,
         "speak with other machines though others could read the token",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "allow_module_models",
-        False,
-        "services may name models as module:function, which runs code installed here",
         flag_values=values,
     )
 

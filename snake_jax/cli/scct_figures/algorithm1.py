@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from snake_jax.cli.scct_figures.scales import Scale, Study
 from snake_jax.report.canvas import COLOURS, logarithmic, look, new_figure
 from snake_jax.scct import latency, mechanisms, paper, small
-from snake_jax.scct.scenario import LAW, Law, drawn
+from snake_jax.scct.drawing import LAW, Law, drawn
 
 SCARCE_FLOPS_PER_S = 3e12
 """An edge with a hundredth of Table III's arithmetic, where Algorithm 1 is far from the optimum."""

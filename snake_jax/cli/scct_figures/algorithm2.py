@@ -9,7 +9,7 @@ from snake_jax.cli.scct_figures.scales import Scale, Study
 from snake_jax.report.canvas import COLOURS, look, new_figure
 from snake_jax.scct import bound, large, latency, mechanisms, small
 from snake_jax.scct.adaptive import Settings
-from snake_jax.scct.scenario import drawn, resampled
+from snake_jax.scct.drawing import drawn, resampled
 
 FRESH_SEED = 1_000_000_007
 """Of samples that nothing was chosen for; far from the scenarios' own seeds."""

@@ -10,8 +10,9 @@ from snake_jax.cli.scct_figures.scales import Study
 from snake_jax.report.canvas import COLOURS, look, new_figure
 from snake_jax.report.units import significant
 from snake_jax.scct import mechanisms
+from snake_jax.scct.drawing import drawn
 from snake_jax.scct.mechanisms import Outcome
-from snake_jax.scct.scenario import Scenario, drawn
+from snake_jax.scct.scenario import Scenario
 
 ORDER = ("SCCTT", "SCCTT by Algorithm 1", "SCCTL", "SCCTS", "SCCTS best", "CloudO")
 _DRAWN = ("SCCTT", "SCCTL", "SCCTS", "CloudO")  # what the paper's figure has

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from snake_jax.cli.scct_figures.scales import Study
 from snake_jax.report.canvas import logarithmic, look, new_figure
 from snake_jax.scct import mechanisms
-from snake_jax.scct.scenario import LAW, Scenario, drawn
+from snake_jax.scct.drawing import LAW, drawn
+from snake_jax.scct.scenario import Scenario
 
 _DEEPEST = 4.0  # the colours end at this factor
 

@@ -1,15 +1,18 @@
-"""The quality step a data set passes once, before it is split over nodes.
+"""The quality step: broken values, duplicates and, on demand, outliers are dropped.
 
-It drops broken values, duplicates and, on demand, outliers.
+A data set passes it once, before it is laid out over the nodes (`clean`), or each node passes its
+own data through it and sees no other's (`clean_nodes`).
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from snake_jax import streams
 from snake_jax.data.images.dataset import Dataset, channel_stats, finite_examples, take
+from snake_jax.data.node_quality import NodeQuality, consistent, first_of_each
 from snake_jax.errors import UserError
 
 _PCA_SIZE = 32
@@ -103,6 +106,90 @@ def clean(
     return dataset._replace(train=kept, test=test, mean=mean, std=std), report
 
 
+def clean_nodes(
+    dataset: Dataset,
+    shards: Sequence[np.ndarray],
+    *,
+    outliers: float = 0.0,
+    clusters: int = 0,
+    seed: int = 0,
+) -> tuple[Dataset, list[np.ndarray], tuple[NodeQuality, ...]]:
+    """The data set without what each node drops of its own data, and the nodes' indices into it.
+
+    Broken test images are dropped too. The channel statistics are computed again where train has
+    changed. What is left keeps its order.
+
+    Args:
+      dataset: as it was loaded.
+      shards: each node's indices into the training examples.
+      outliers: share of a node's examples to drop as such; 0: none.
+      clusters: groups of alike examples that a node looks for; 0: none.
+      seed: of the search for both.
+
+    Raises:
+      UserError: a node or the test split is left empty, or train with one class.
+    """
+    found = []
+    kept_shards = []
+    for node, shard in enumerate(shards):
+        is_kept, quality = _of_node(
+            dataset.train.images[shard], dataset.train.labels[shard], outliers, clusters, seed, node
+        )
+        if not is_kept.any():
+            raise UserError(f"{dataset.name}: the quality step leaves node {node} no example")
+        found.append(quality)
+        kept_shards.append(shard[is_kept])
+    test = take(dataset.test, finite_examples(dataset.test.images))
+
+    # Examples are numbered anew where some are gone; those that lie on no node go too.
+    dropped = any(quality.kept < quality.held for quality in found)
+    kept = dataset._replace(test=test)
+    if dropped:
+        every = np.sort(np.concatenate(kept_shards))
+        kept_shards = [np.searchsorted(every, shard).astype(np.int32) for shard in kept_shards]
+        train = take(dataset.train, every)
+        mean, std = channel_stats(train.images)
+        kept = kept._replace(train=train, mean=mean, std=std)
+    if not len(test.labels) or len(np.unique(kept.train.labels)) < 2:
+        raise UserError(
+            f"{dataset.name}: {len(kept.train.labels)} train and {len(test.labels)} test examples "
+            f"are left by the quality step; at least one test example and two classes in train "
+            f"are needed"
+        )
+    return kept, kept_shards, tuple(found)
+
+
+def _of_node(
+    images: np.ndarray, labels: np.ndarray, outliers: float, clusters: int, seed: int, node: int
+) -> tuple[np.ndarray, NodeQuality]:
+    """`[N]` bool: which of a node's own images it trains on, and what is wrong with the others."""
+    # Broken images go first: NaN equals nothing, so they would pass as different ones.
+    is_sound = finite_examples(images)
+    missing = int((~is_sound).sum())
+
+    # Then duplicates, so that no image counts twice in what is usual.
+    digests = _digests(images)
+    is_first = first_of_each(digests)
+    repeated = is_sound & ~is_first
+    _, conflicting = _first_occurrences(digests, np.where(is_sound, labels, -1))
+    is_kept = is_sound & is_first
+
+    outlying = 0
+    sizes: tuple[int, ...] = ()
+    if (outliers or clusters) and is_kept.any():
+        features = _features(images[is_kept], seed, node)
+        agrees, sizes = consistent(features, outliers, clusters, seed, node)
+        outlying = int((~agrees).sum())
+        is_kept[np.flatnonzero(is_kept)[~agrees]] = False
+    dropped = {
+        "with missing values": missing,
+        "repeated": int(repeated.sum()) - conflicting,
+        "repeated with another label": conflicting,
+        "outliers": outlying,
+    }
+    return is_kept, NodeQuality(len(images), dropped, sizes)
+
+
 def _digests(images: np.ndarray) -> list[bytes]:
     """A hash of each image: equal where all of its bytes are."""
     return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
@@ -124,16 +211,31 @@ def _first_occurrences(digests: list[bytes], labels: np.ndarray) -> tuple[np.nda
 
 def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """`[N]` bool: false for the most isolated `fraction` of the images."""
-    from sklearn.decomposition import PCA
     from sklearn.ensemble import IsolationForest
 
-    flat = images.reshape(len(images), -1)
-    order = streams.generator(seed, "images/outliers").permutation(len(flat))
-    sample = flat[np.sort(order[:_PCA_SAMPLE])]
+    features = _features(images, seed)
     state = streams.integer(seed, "images/outliers")
+    forest = IsolationForest(contamination=fraction, random_state=state)
+    return forest.fit_predict(features) == 1
+
+
+def _features(images: np.ndarray, seed: int, *node: int) -> np.ndarray:
+    """`[N, C]`: images on their own principal components.
+
+    Args:
+      images: `[N, H, W, C]`.
+      seed: of the sample that the components are fitted on.
+      *node: whose images they are; none: all nodes'.
+    """
+    from sklearn.decomposition import PCA
+
+    flat = images.reshape(len(images), -1)
+    order = streams.generator(seed, "images/outliers", *node).permutation(len(flat))
+    sample = flat[np.sort(order[:_PCA_SAMPLE])]
 
     # There are no more components than examples or pixels.
     components = min(_PCA_SIZE, *sample.shape)
+    state = streams.integer(seed, "images/outliers")
     pca = PCA(components, svd_solver="randomized", random_state=state)
     pca.fit(sample.astype(np.float32))
 
@@ -141,6 +243,4 @@ def _inliers(images: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     parts = []
     for part in np.array_split(flat, -(-len(flat) // _PCA_SAMPLE)):
         parts.append(pca.transform(part.astype(np.float32)))
-    features = np.concatenate(parts)
-    forest = IsolationForest(contamination=fraction, random_state=state)
-    return forest.fit_predict(features) == 1
+    return np.concatenate(parts)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from snake_jax.data.node_quality import NodeQuality, said
 from snake_jax.data.text.packing import (
     Example,
     TextRows,
@@ -16,6 +17,7 @@ from snake_jax.data.text.packing import (
     target_tokens,
     truncate,
 )
+from snake_jax.data.text.quality import clean_texts
 from snake_jax.data.text.samples import Document, Sample
 from snake_jax.data.text.sources import Corpus
 from snake_jax.data.text.templates import render
@@ -53,6 +55,7 @@ class TextData(NamedTuple):
       fill: the share of the training rows' columns that hold text, from 0 to 1.
       train_truncation: what of the training text did not fit.
       test_truncation: and of the held-out text.
+      of_nodes: what each node found its own texts to be; empty: none looked.
     """
 
     train: NodeRows
@@ -64,6 +67,14 @@ class TextData(NamedTuple):
     fill: float
     train_truncation: Truncation
     test_truncation: Truncation
+    of_nodes: tuple[NodeQuality, ...] = ()
+
+
+class Cleaning(NamedTuple):
+    """What each node is to drop of its own texts, beside what is unsound; see `quality`."""
+
+    outliers: float = 0.0
+    clusters: int = 0
 
 
 def build_text_data(
@@ -80,6 +91,7 @@ def build_text_data(
     loss_on: str = "completion",
     packing: bool = True,
     buckets: Sequence[int] = (),
+    cleaning: Cleaning | None = None,
 ) -> TextData:
     """Renders, truncates, divides over the nodes, and lays in rows.
 
@@ -92,6 +104,7 @@ def build_text_data(
       loss_on: "completion", or "all" for the prompts' tokens too.
       packing: several texts to a row; rows never mix nodes. Otherwise one text to a row.
       buckets: lengths of rows without packing, beside max_length; shorter texts then cost less.
+      cleaning: of each node's own texts; None: what was read is trained on.
 
     Raises:
       UserError: wrong flags, no text is left, or every training response was cut.
@@ -106,6 +119,9 @@ def build_text_data(
     samples = tuple(corpus.train[i] for i in kept)
     categories = [sample.category for sample in samples]
     shards = partition_texts(kind, categories, nodes, seed, categories_per_node)
+    of_nodes: tuple[NodeQuality, ...] = ()
+    if cleaning is not None:
+        shards, of_nodes = _cleaned(samples, examples, shards, cleaning, seed)
     names, counts = category_counts(shards, categories)
 
     # Rows of each node's own texts; the held-out ones as if one node held them.
@@ -122,7 +138,40 @@ def build_text_data(
         fill=total_fill(train.rows),
         train_truncation=cut,
         test_truncation=held_out_cut,
+        of_nodes=of_nodes,
     )
+
+
+def _cleaned(
+    samples: Sequence[Sample],
+    examples: Sequence[Example],
+    shards: Sequence[np.ndarray],
+    cleaning: Cleaning,
+    seed: int,
+) -> tuple[list[np.ndarray], tuple[NodeQuality, ...]]:
+    """The nodes' shards without what each drops of its own, and what each found.
+
+    Raises:
+      UserError: a node has nothing left.
+    """
+    kept, found = [], []
+    for node, shard in enumerate(shards):
+        is_kept, quality = clean_texts(
+            [samples[index] for index in shard],
+            _chosen(examples, shard),
+            outliers=cleaning.outliers,
+            clusters=cleaning.clusters,
+            seed=seed,
+            node=node,
+        )
+        if not is_kept.any():
+            raise UserError(
+                f"node {node} has no sound text: it {said(quality)} of {quality.held}; say "
+                "--clean=none, or fewer --nodes"
+            )
+        kept.append(shard[is_kept])
+        found.append(quality)
+    return kept, tuple(found)
 
 
 def node_rows(

@@ -18,9 +18,10 @@ from snake_jax.models.bert import Bert
 from snake_jax.models.encoder import Encoder
 from snake_jax.models.language import LanguageModel
 from snake_jax.params import Params
-from snake_jax.scct import latency
+from snake_jax.scct import drawing, latency
 from snake_jax.scct import scenario as scenarios
-from snake_jax.scct.scenario import Law, Model, Scenario
+from snake_jax.scct.drawing import Law
+from snake_jax.scct.scenario import Model, Scenario
 from snake_jax.scct.system import cloud, membership
 from snake_jax.scct.system.cloud import Large
 from snake_jax.scct.system.examples import Examples, Reader, encode
@@ -242,7 +243,7 @@ def _scenario(settings: Settings, encoder: Encoder) -> tuple[Scenario, Law]:
     )
     law = dataclasses.replace(scaled(model), epochs=settings.epochs, iterations=settings.iterations)
     if not settings.scenario:
-        drawn = scenarios.drawn(
+        drawn = drawing.drawn(
             settings.seed, settings.nodes, settings.subcarriers, settings.samples, law
         )
         return drawn, law
@@ -262,7 +263,7 @@ def scaled(model: Model) -> Law:
     bits/s by how many fewer numbers a batch has (at the same ratio of signal to noise), bytes of
     memory are in layers anyway: an iteration takes about the seconds that it takes there.
     """
-    base = scenarios.LAW
+    base = drawing.LAW
     paper = base.model
     flops = latency.layers_flops(model, 1) / latency.layers_flops(paper, 1)
     sent = model.batch * model.input_length * model.hidden

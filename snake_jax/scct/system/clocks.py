@@ -19,7 +19,8 @@ import numpy as np
 
 from snake_jax import streams
 from snake_jax.scct import large, latency, mechanisms, small
-from snake_jax.scct.scenario import Law, Samples, Scenario, varied
+from snake_jax.scct.drawing import Law, varied
+from snake_jax.scct.scenario import Samples, Scenario
 from snake_jax.scct.small import Solver
 from snake_jax.scct.system.membership import Presence
 

@@ -123,6 +123,6 @@ def test_a_run_is_prepared_on_what_is_left_and_says_so(tmp_path):
     assert sum(map(len, setup.data.shards)) == 48
     note, quality = setup.data.quality.splitlines()
     assert note.endswith("(--test_share=0.2), drawn by --seed=5 with the same share of each class")
-    assert quality.startswith("quality: kept 48 train and 12 test examples")
+    assert quality == "quality, each node by itself: kept 48 of 48 examples"
     with pytest.raises(UserError, match="must be at most"):
         ImageConfig(test_share=0.6)

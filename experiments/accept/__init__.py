@@ -1,0 +1,1 @@
+"""Acceptance of a device: everything that a chip's owner can check in half an hour."""

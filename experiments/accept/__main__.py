@@ -1,0 +1,99 @@
+"""Accepts a device: one command that an accelerator's owner runs.
+
+  python -m experiments.accept --budget_minutes=25
+  python -m experiments.accept --scale=small
+  python -m experiments.accept --describe=tpu:v5e
+
+The first takes whatever device jax finds through all stages, in the order of their value, each in a
+process of its own and with its result written as it ends; the same command goes on after a kill and
+repeats only what has not passed. It ends with a page, OUTPUT/accept.md and accept.json. The second
+is the same on a CPU, on narrow networks. The third compiles the programs for a chip that need not
+be there. Exit code: 0 where all passed, 1 where something failed, 3 where nothing failed and not
+all of it fitted into the minutes.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments.accept import launches, outcome, page, stages
+from experiments.accept.outcome import Result
+from experiments.accept.sizes import SCALES
+from experiments.accept.stages import Stage
+from snake_jax.cli import launch
+from snake_jax.config import pick
+
+BUDGET = flags.DEFINE_float(
+    "budget_minutes", 25.0, "minutes after which no stage goes on", lower_bound=0.1
+)
+SCALE = flags.DEFINE_string(
+    "scale", "", f"{', '.join(SCALES)}; empty: small on a CPU, full on anything else"
+)
+OUTPUT = flags.DEFINE_string("output", "runs/accept", "folder of results and of the page")
+DATA = flags.DEFINE_string(
+    "data", "", "CIFAR-10 for the last stage: cifar10 (downloads it) or npz:DIR"
+)
+ONLY = flags.DEFINE_list("only", [], "stages, by comma; the device's is always there")
+DESCRIBE = flags.DEFINE_string(
+    "describe", "", "compile for this chip, as tpu:v5e, in the place of running"
+)
+
+
+def main(_: list[str]) -> None:
+    """Asks for the device, then carries out the stages."""
+    began_s = time.monotonic()
+    if DESCRIBE.value:
+        sys.exit(_described())
+
+    def left_s() -> float:
+        return 60 * BUDGET.value - (time.monotonic() - began_s)
+
+    chosen = stages.chosen(ONLY.value)
+    folder = Path(OUTPUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend, kind = launches.found_device(folder)
+    scale = SCALE.value or ("small" if backend == "cpu" else "full")
+    pick("scale", scale, SCALES)
+    launches.check_folder(folder, scale, kind)
+
+    def carried_out(stage: Stage, limit_s: float) -> Result:
+        return launches.in_a_process(stage, scale, folder, DATA.value, limit_s)
+
+    _say(f"{kind}, scale {scale}, {BUDGET.value:g} minutes")
+    results = stages.carry_out(chosen, scale, folder, left_s, carried_out, _say)
+    for file in page.write(folder, _command(), results):
+        _say(str(file))
+    sys.exit(page.exit_code(results))
+
+
+def _described() -> int:
+    """Compiles for a chip; prints what is refused; the exit code."""
+    # Here, since jax is for the stages' processes where a device is run on.
+    import jax
+
+    from experiments.accept import describe
+
+    # A program for a chip that is not here can be kept and not read again.
+    jax.config.update("jax_enable_compilation_cache", False)
+    scale = pick("scale", SCALE.value or "full", SCALES)
+    found = describe.run(SCALES[scale], DESCRIBE.value, _say)
+    wrong = outcome.unmet(found)
+    compiled = sum(row.name == "reserved" for row in found.rows)
+    _say(f"{DESCRIBE.value}: {compiled} programs compiled, {len(wrong)} failed")
+    return 1 if wrong else 0
+
+
+def _command() -> str:
+    """What was typed, without this machine's folders."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("--output", "--data"))]
+    return " ".join(["python -m experiments.accept", *words])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    launch.run(main)
