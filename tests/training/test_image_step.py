@@ -8,6 +8,7 @@ import pytest
 
 from snake_jax.data.images import augmentation
 from snake_jax.params import num_bytes, select, without
+from snake_jax.training import image_step
 from snake_jax.training.image_step import Distillation, evaluate, local_epoch
 from snake_jax.training.optimizers import apply_updates, init_states, update_rule
 from snake_jax.training.quantization import freeze
@@ -294,3 +295,14 @@ def test_evaluation_counts_every_example_once():
     logits = model.apply(params, step.normalise(examples.images))
     np.testing.assert_allclose(accuracy, (logits.argmax(-1) == examples.labels).mean(), rtol=1e-6)
     np.testing.assert_allclose(loss, _mean_loss(step, params, examples, np.arange(300)), rtol=1e-5)
+
+
+def test_scored_images_go_in_batches_that_are_as_equal_as_they_can_be(monkeypatch):
+    sizes = [image_step.evaluation_batch(count) for count in (1, 64, 65, 360, 10_000)]
+    assert sizes == [1, 64, 33, 60, 64]
+    for count in range(1, 2000):
+        size = image_step.evaluation_batch(count)
+        batches = -(-count // size)
+        assert batches * size - count < batches, "less than an image a batch is padding"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert image_step.evaluation_batch(360) == 360, "an accelerator is filled"
