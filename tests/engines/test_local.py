@@ -262,7 +262,10 @@ small = {"model": "mlp", "width": 0.25, "cycles": 2, "eval_every": 100}
 small |= {"local_epochs": 2, "batch_size": 64, "train_examples": 600}
 uneven = {"partition": "dirichlet_split", "alpha": 0.5}
 methods = {
-    "fedavg": ({"nodes": 11, "early_stop": 0.05, **uneven}, ("loop", "vmap", "pmap", "shard_map")),
+    "fedavg": (
+        {"nodes": 11, "early_stop": 0.05, **uneven},
+        ("loop", "scan", "vmap", "pmap", "shard_map"),
+    ),
     "sequential": ({"nodes": 3, "cycles": 1, **uneven}, ("loop", "pmap")),
     "snake": (
         {"nodes": 4, "cycles": 1, "parallel": 3, "frozen_dtype": "int8"},

@@ -70,7 +70,7 @@ def test_who_goes_on_with_a_visit_goes_on_with_its_rates():
     assert not close(plain, whole, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("emulation", sweep(["vmap", "pmap", "shard_map"], quick=["vmap"]))
+@pytest.mark.parametrize("emulation", sweep(["vmap", "pmap", "shard_map", "scan"], quick=["vmap"]))
 def test_nodes_side_by_side_have_rates_of_their_own(emulation):
     visits = [Visit(3, 1, node, TRAINED) for node in range(2)]
     made, params = engine(WARM, emulation)
