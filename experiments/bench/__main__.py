@@ -6,9 +6,9 @@ same run.
   python -m experiments.bench round finetune --peer_python=PEER_VENV/bin/python
 
 Suites: step, visit, memory, rounds_memory, conv, round, many, emulation, finetune, hops, nodes,
-scct; `all` is all of them. Several run one after the other, each in a process of its own and each
-with its file written when it is done; one that fails leaves the others alone. What a result is
-compared by is said with it. Peers that are not installed are named and left out;
+scct, compile, start; `all` is all of them. Several run one after the other, each in a process of
+its own and each with its file written when it is done; one that fails leaves the others alone. What
+a result is compared by is said with it. Peers that are not installed are named and left out;
 docs/performance.md says how to install them.
 """
 

@@ -21,6 +21,8 @@ SUITES = (
     "hops",
     "nodes",
     "scct",
+    "compile",
+    "start",
 )
 """Each a module beside this one whose `run(request)` measures."""
 LOWER, HIGHER = "lower", "higher"

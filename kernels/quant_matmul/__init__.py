@@ -1,6 +1,8 @@
 """Activations times a frozen quantized matrix, with the low-rank product of LoRA beside it."""
 
 import functools
+import importlib
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +10,13 @@ import jax.numpy as jnp
 import qwix
 from jax import lax
 
-from snake_jax.kernels.quant_matmul import mosaic_tpu, reference, triton
+from snake_jax.kernels.quant_matmul import reference
 from snake_jax.kernels.quant_matmul.reference import LowRank, OfStack, product
 
 __all__ = ("LOWERINGS", "LowRank", "OfStack", "quant_matmul")
 
 LOWERINGS = ("auto", "xla", "mosaic_tpu", "triton")
+_ON_CHIP = {"mosaic_tpu": "tpu", "triton": "cuda"}
 
 
 def quant_matmul(
@@ -51,8 +54,7 @@ def quant_matmul(
             f"quant_matmul: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}"
         )
     rows = x.reshape(-1, x.shape[-1])
-    kernel = {"mosaic_tpu": mosaic_tpu, "triton": triton}.get(lowering)
-    if kernel is not None and not kernel.fits(rows, matrix):
+    if lowering in _ON_CHIP and not _kernel(lowering).fits(rows, matrix):
         raise ValueError(
             f"quant_matmul: {lowering} has no tiles for {matrix.qvalue.dtype} {matrix.shape} and "
             f"{x.dtype}"
@@ -133,24 +135,30 @@ def _matmul(
     What each lowering computes is `reference.matmul`.
     """
     plain = functools.partial(reference.matmul, transposed=transposed)
-    tpu = functools.partial(mosaic_tpu.matmul, transposed=transposed)
-    gpu = functools.partial(triton.matmul, transposed=transposed)
     given = (x, weight, low_rank)
 
     # Asked for by name: the kernel on its platform, interpreted elsewhere.
-    if lowering == "mosaic_tpu":
-        interpreted = functools.partial(tpu, interpret=True)
-        return lax.platform_dependent(*given, tpu=tpu, default=interpreted)
-    if lowering == "triton":
-        interpreted = functools.partial(gpu, interpret=True)
-        return lax.platform_dependent(*given, cuda=gpu, default=interpreted)
+    if lowering in _ON_CHIP:
+        own = functools.partial(_kernel(lowering).matmul, transposed=transposed)
+        interpreted = functools.partial(own, interpret=True)
+        platform = {_ON_CHIP[lowering]: own}
+        return lax.platform_dependent(*given, **platform, default=interpreted)
 
     # Chosen: the TPU's kernel where it has tiles and is the faster one.
     matrix = weight.matrix if isinstance(weight, OfStack) else weight
     pays = matrix.qtype == "nf4" or low_rank is not None
-    if lowering == "auto" and pays and mosaic_tpu.fits(x, matrix):
-        return lax.platform_dependent(*given, tpu=tpu, default=plain)
-    return plain(*given)
+    if lowering != "auto" or not pays:
+        return plain(*given)
+    mosaic_tpu = _kernel("mosaic_tpu")
+    if not mosaic_tpu.fits(x, matrix):
+        return plain(*given)
+    tpu = functools.partial(mosaic_tpu.matmul, transposed=transposed)
+    return lax.platform_dependent(*given, tpu=tpu, default=plain)
+
+
+def _kernel(lowering: str) -> ModuleType:
+    """The module of a kernel for a chip, imported on first use: Pallas takes its time."""
+    return importlib.import_module(f"{__name__}.{lowering}")
 
 
 def _check(x: jax.Array, weight: qwix.QArray, adapter: tuple[jax.Array, jax.Array] | None) -> None:

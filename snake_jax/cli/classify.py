@@ -35,10 +35,11 @@ def main(given: Given) -> None:
         setups = [loop.prepare(config) for config in configs]
         if flags.seeds and not flags.distill_each_seed:
             setups = seeds.decided_together(setups)
+        given.stages.ended_copying("data", one_run.data_bytes(setups[0]))
         described = one_run.describe_images(setups[0])
         by_default = defaults.said_of_defaults(setups[0], flags)
         about = f"{described}\n{by_default}".rstrip()
-        with training(flags) as how:
+        with training(flags, given.stages) as how:
             if flags.seeds:
                 seeds.run_seeds(setups, folder, about, how, launch.warn)
             else:

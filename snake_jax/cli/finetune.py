@@ -31,13 +31,14 @@ def main(given: Given) -> None:
     with cluster.together(flags), launched(run_flags.engine(flags), config):
         config = text_inputs.with_first_day(config, workdir)
         setup = loop.prepare(config)
+        given.stages.ended_copying("data", one_run.data_bytes(setup))
         about = f"{text_results.describe_texts(setup)}\n{defaults.said_of_defaults(setup, flags)}"
         if flags.show_rows:
             rows = setup.data.rows.train.rows
             about += "\n\n" + shown.show(rows, setup.data.tokenizer, flags.show_rows)
         begin = partial(_begin, flags)
         end = partial(_end, flags, setup)
-        with training(flags) as how:
+        with training(flags, given.stages) as how:
             one_run.carry_out(setup, workdir, about, how, begin, end)
 
 

@@ -225,6 +225,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "compilation_cache_dir",
         "trace_dir",
         "trace_rounds",
+        "verbose",
         "grace_s",
         "distributed",
         "coordinator_address",

@@ -117,6 +117,11 @@ def _error_line(message: object) -> str:
     return f"error: {' '.join(str(message).split())}"
 
 
+def say(line: str) -> None:
+    """Prints a line on stderr, which no reader of results sees."""
+    print(line, file=sys.stderr)
+
+
 def warn(message: str) -> None:
     """Prints a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ python -m snake_jax --help
 
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from snake_jax.cli import help_page, home, launch, presets
 from snake_jax.cli.commands import COMMANDS
 from snake_jax.cli.commands.command import Command, Given
 from snake_jax.cli.presets import nearest
+from snake_jax.cli.stages import SILENT, Stages
 
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _HELP_FULL = ("--helpfull", "-helpfull")
@@ -58,8 +60,17 @@ def run(name: str, words: Sequence[str]) -> None:
 
     def work(paths: list[str]) -> None:
         # Imported now that the flags are right: it takes jax, and so a second or two.
+        stages = SILENT
+        if "verbose" in values and values.verbose:
+            stages = Stages(launch.say)
+            stages.ended("command line", 0.0, "nothing")
+        began = time.perf_counter()
+        if stages.heard:
+            importlib.import_module("jax")
+        jax_s = time.perf_counter() - began
         module = importlib.import_module(command.module)
-        module.main(Given(name, words, values, paths))
+        stages.ended("imports", jax_s, "jax alone")
+        module.main(Given(name, words, values, paths, stages))
 
     launch.run(work, bool(command.wants_paths), parsed, [sys.argv[0], *words])
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from snake_jax import processes
 from snake_jax.cli import launch, preemption
+from snake_jax.cli.stages import SILENT, Stages
 from snake_jax.data import partition
 from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
+from snake_jax.params import num_bytes
 from snake_jax.report.closing import closing_table
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, counts_tokens, read_run
@@ -90,12 +93,14 @@ class How(NamedTuple):
       trace: what to profile.
       terminated: says whether a SIGTERM has come.
       engine: where nodes are.
+      stages: is told what ends on the way to the first result.
     """
 
     events: bool = False
     trace: ProfilerTrace = NO_TRACE
     terminated: Callable[[], bool] = _never
     engine: Choice = HERE
+    stages: Stages = SILENT
 
 
 def finish_rounds(
@@ -106,6 +111,7 @@ def finish_rounds(
     trace: ProfilerTrace = NO_TRACE,
     engine: Choice = HERE,
     watch: Watch | None = None,
+    stages: Stages = SILENT,
 ) -> loop.State:
     """Does what is left of the run and writes its summary; returns the state after it.
 
@@ -117,15 +123,24 @@ def finish_rounds(
       trace: what to profile.
       engine: where nodes are.
       watch: is told how far visits have come; None: nobody is.
+      stages: is told of the engine and of the first round.
     """
     state = job.state
+
+    def made() -> None:
+        stages.ended_copying("data on the device", num_bytes(jax.live_arrays()))
+
+    is_first = True
     told = _events(job.workdir) if events and processes.is_first() else contextlib.nullcontext()
     with told as tell:
-        reports = kept_rounds(job.setup, job.workdir, state, engine, watch)
+        reports = kept_rounds(job.setup, job.workdir, state, engine, watch, made)
         if trace.folder:
             reports = _traced(reports, trace)
         for report in reports:
             state = report.state
+            if is_first:
+                stages.ended("first round", report.record["train_s"], "its steps")
+            is_first = False
             for lost in report.lost:
                 launch.warn(
                     f"visit {lost.visit.turn} at node {lost.visit.node} is lost: {lost.why}"
@@ -171,6 +186,7 @@ def carry_out(
     try:
         # What can still be refused, before anything is printed.
         state = workdir.resume(setup, launch.warn)
+        how.stages.ended_copying("weights", num_bytes(state.params))
         job = OpenRun(setup, workdir, state)
         check_trace(how.trace, job.total - job.state.rounds)
         print(about)
@@ -191,6 +207,7 @@ def carry_out(
                 how.engine,
                 # Where nodes are calls of this process, nothing is heard before they return.
                 None if how.engine.name == LOCAL else watch,
+                how.stages,
             )
         # Where all nodes left, or it is good enough, a run ends before its planned rounds.
         if stopped and state.rounds < job.total and not state.ended:
@@ -306,6 +323,12 @@ def _events(workdir: Workdir) -> Iterator[Update]:
         for record in workdir.records:
             events(record)
         yield events
+
+
+def data_bytes(setup: loop.Setup) -> int:
+    """Bytes of the arrays among what a setup has of data."""
+    leaves = jax.tree.leaves(setup.data)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, np.ndarray))
 
 
 def describe_images(setup: loop.Setup) -> str:

@@ -13,8 +13,8 @@ from snake_jax.training.optimizers import OptimizerStates
 
 
 class Compilations(NamedTuple):
-    """How many programs were compiled, the seconds that took, and a node's greatest compiled memory
-    (None: unknown).
+    """How many programs were compiled or are asked for, the seconds that was waited for them, and a
+    node's greatest compiled memory (None: unknown).
     """
 
     programs: int
@@ -137,7 +137,12 @@ class Engine(Protocol):
         """The nodes, by number."""
 
     def expect(
-        self, rounds: Sequence[Round], params: Params, done: int = 0, shared: PyTree = None
+        self,
+        rounds: Sequence[Round],
+        params: Params,
+        done: int = 0,
+        shared: PyTree = None,
+        wait: bool = False,
     ) -> None:
         """Is told what a run is going to ask for, so that programs can be compiled ahead.
 
@@ -148,6 +153,8 @@ class Engine(Protocol):
           done: how many of these rounds are not asked for any more.
           shared: what the server is going to tell all nodes for the method's client; shapes
             suffice. None: not known yet, or there is no client.
+          wait: whether to return when all that is known is compiled; else it is compiled in the
+            background, in the order of the rounds, and what goes wrong is raised by a later call.
         """
 
     def hold(self, holdings: Holdings) -> None:

@@ -5,11 +5,10 @@ in a program's arguments, a *feed* which batches its epochs are, an *emulation* 
 one program.
 """
 
-import os
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -32,7 +31,7 @@ from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
-from snake_jax.engines.programs import Program
+from snake_jax.engines.programs import EVALUATE, Ahead, Program
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding
 from snake_jax.training.image_step import LocalStep
@@ -76,8 +75,8 @@ class LocalEngine:
         self._held = Holdings({})
         self._waiting: list[Bound] = []
         self._ready: deque[Outcome] = deque()
-        # Apart: programs may be compiled ahead beside a visit, whose time holds its own alone.
-        self._compile_s, self._ahead_s, self._peak_bytes = 0.0, 0.0, 0
+        self._ahead = Ahead()  # its seconds are counted only as far as somebody waits for them
+        self._compile_s, self._peak_bytes = 0.0, 0
         self._begun = begun.NOTHING
 
     # What a run asks
@@ -89,48 +88,48 @@ class LocalEngine:
         return self._nodes
 
     def expect(
-        self, rounds: Sequence[Round], params: Params, done: int = 0, shared: PyTree = None
+        self,
+        rounds: Sequence[Round],
+        params: Params,
+        done: int = 0,
+        shared: PyTree = None,
+        wait: bool = False,
     ) -> None:
-        """Compiles the programs of these rounds and of the evaluation, side by side on the
-        machine's cores, where they are known before there is a batch.
+        """Has the programs of these rounds and of the evaluation compiled in the background, in the
+        order in which they are needed, where they are known before there is a batch.
 
-        Args:
-          rounds: of a run, finished ones too, so that those of a run that goes on are emulated as
-            in an unbroken one; see `contract.Engine`.
-          params: all that may train (shapes suffice).
-          done: how many of these rounds are not asked for any more.
-          shared: what the server will tell nodes for the method's client (shapes suffice); None
-            with a client: training programs are compiled on first use.
+        See `contract.Engine`. With finished rounds, a run that goes on is emulated as an unbroken
+        one. Without `shared`, training programs of a method with a client wait for their first use.
         """
         for visits in rounds:
             for layers, number in group_sizes(visits).items():
                 self._group_sizes[layers] = max(self._group_sizes.get(layers, 0), number)
         if not self._feed.ahead:
             return
-        started = time.perf_counter()
+        # Arrays would be held for as long as a program that they are the arguments of is to come.
+        params, shared = jax.eval_shape(lambda *trees: trees, params, shared)
 
         # One program for all visits that train the same layers, however many rounds they are in.
-        wanted: dict[Program, tuple[str, ...]] = {}
+        training: dict[Program, tuple[str, ...]] = {}
         if self._step.client is None or shared is not None:
             for visits in rounds[done:]:
                 for layers, number in group_sizes(visits).items():
-                    wanted[self._program(layers, number)] = layers
-        lowered = {}
-        for program, layers in wanted.items():
-            if program not in self._programs:
-                lowered[program] = self._lowered(program, layers, params, shared)
-        evaluation = Program("evaluate")
-        for chunk in self._feed.held_out():
-            if evaluation in self._programs:
-                continue
-            arguments = (*self._layout.whole(params), *chunk.arrays)
-            lowered[evaluation] = self._jitted(evaluation).lower(*arguments)
+                    training.setdefault(self._program(layers, number), layers)
+        wanted = []
+        for program, layers in training.items():
+            lower = functools.partial(self._lowered, program, layers, params, shared)
+            wanted.append((program, lower))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            compiled = pool.map(lambda low: low.compile(), lowered.values())
-            for program, one in zip(lowered, compiled, strict=True):
-                self._keep(program, one, one)
-        self._ahead_s += time.perf_counter() - started
+        # The first evaluation comes after the first round.
+        first = len(group_sizes(rounds[done])) if wanted else 0
+        for chunk in self._feed.held_out():
+            jitted, arguments = self._jitted(EVALUATE), (*self._layout.whole(params), *chunk.arrays)
+            wanted.insert(first, (EVALUATE, functools.partial(jitted.lower, *arguments)))
+        for program, lower in wanted:
+            if program not in self._programs:
+                self._ahead.ask(program, lower)
+        if wait:
+            self._ahead.finish()
 
     def hold(self, holdings: Holdings) -> None:
         """Is told what orders may name from now on."""
@@ -186,11 +185,13 @@ class LocalEngine:
         """What was compiled so far; a node's memory is unknown once a program trains several."""
         several = any(program.lead for program in list(self._programs))
         peak_bytes = None if several else self._peak_bytes or None
-        seconds = self._compile_s + self._ahead_s
-        return Compilations(len(self._programs), seconds, peak_bytes)
+        # What is under way counts, so that the number follows from the run and not from its pace.
+        count = len(self._programs) + len(self._ahead)
+        return Compilations(count, self._compile_s, peak_bytes)
 
     def close(self) -> None:
-        """Forgets what was submitted."""
+        """Forgets what was submitted, and compiles nothing further ahead."""
+        self._ahead.close()
         self._waiting.clear()
         self._ready.clear()
 
@@ -354,16 +355,24 @@ class LocalEngine:
         args = sharding.put_everywhere(self._mesh, args)
         if program not in self._programs:
             started = time.perf_counter()
-            jitted = self._jitted(program)
             self._begun = self._begun._replace(compiling=True)
-            compiled = jitted.lower(*args).compile()
+            self._compile(program, args)
             self._begun = self._begun._replace(compiling=False)
-            # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays
-            # that have their place, because their layout is not described as the one that it was
-            # compiled for.
-            self._keep(program, compiled, compiled if self._mesh is None else jitted)
             self._compile_s += time.perf_counter() - started
+        self._ahead.check()
         return self._programs[program](*args)
+
+    def _compile(self, program: Program, args: tuple[Any, ...]) -> None:
+        """Makes a program ready: it was compiled ahead, or is compiled now for these arguments."""
+        if program in self._ahead:
+            compiled = self._ahead.take(program)
+            self._keep(program, compiled, compiled)
+            return
+        jitted = self._jitted(program)
+        compiled = jitted.lower(*args).compile()
+        # On a mesh by way of jit, which has it now: a compiled program refuses 4-bit arrays that
+        # have their place, whose layout is not described as the one that it was compiled for.
+        self._keep(program, compiled, compiled if self._mesh is None else jitted)
 
     def _jitted(self, program: Program) -> Any:
         feed = self._feed

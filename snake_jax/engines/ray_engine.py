@@ -244,16 +244,23 @@ class RayEngine:
         return [found.get(node, gone) for node in range(self._node_count)]
 
     def expect(
-        self, rounds: Sequence[Round], params: Params, done: int = 0, shared: PyTree = None
+        self,
+        rounds: Sequence[Round],
+        params: Params,
+        done: int = 0,
+        shared: PyTree = None,
+        wait: bool = False,
     ) -> None:
-        """Has every actor compile what its own nodes are to train, all at the same time; waits for
-        none. See `contract.Engine`.
+        """Has every actor compile what its own nodes are to train, all at the same time. See
+        `contract.Engine`.
         """
         shapes = jax.eval_shape(lambda *trees: trees, params, shared)
         self._expected = (rounds[done:], *shapes)
         for worker in self._workers:
             self._prepare(worker)
-        self._scorer.expect((), params)
+        self._scorer.expect((), params, wait=wait)
+        if wait:
+            ray.get([worker.prepared for worker in self._workers if worker.prepared])
 
     def hold(self, holdings: Holdings) -> None:
         """Is told what orders may name from now on; nothing is sent before it is asked for."""

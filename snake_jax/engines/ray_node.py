@@ -179,10 +179,10 @@ class Node:
         return Begun(os.getpid(), ray.get_runtime_context().get_node_id(), own)
 
     def expect(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
-        """Compiles ahead: see `Engine`."""
+        """Compiles ahead: see `Engine`. A visit's deadline begins when its programs are there."""
         assert self._engine is not None
         self._ahead = True
-        self._engine.expect(rounds, params, shared=shared)
+        self._engine.expect(rounds, params, shared=shared, wait=True)
         self._ahead = False
         self._expected.set()
 
@@ -193,7 +193,7 @@ class Node:
         self._expected.wait()
         assert self._engine is not None
         for visits in rounds:
-            self._engine.expect([visits], params, shared=shared)
+            self._engine.expect([visits], params, shared=shared, wait=True)
 
     def carry_out(self, task: Task) -> tuple[Any, ...]:
         """Trains; gives facts, then a value for each of their items."""

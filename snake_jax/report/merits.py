@@ -144,6 +144,8 @@ PERPLEXITY = Merit(
     # Other keys than those of images: a mean over tokens is no mean over images.
     beside=(
         Curve("token_accuracy", "accuracy", "next-token accuracy", "%", in_tables=True),
+        # Of whole texts by greedy decoding, which is not SCCT's mean over devices.
+        Curve("text_exact_match", "exact_match", "exact match", "%", in_tables=True),
         Curve("token_test_loss", "test_loss", "held-out loss a token"),
         Curve("token_loss", "loss", "training loss a token"),
     ),

@@ -11,7 +11,7 @@ the same bits, `snake-jax report` and `snake-jax compare` read the folder as tha
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -117,12 +117,17 @@ def train(
         folder.close()
 
 
+def _nothing() -> None:
+    pass
+
+
 def kept_rounds(
     setup: Setup[Config, Data, Model],
     folder: Workdir,
     state: State,
     choice: Choice = HERE,
     watch: Watch | None = None,
+    made: Callable[[], None] = _nothing,
 ) -> Iterator[Report]:
     """The rounds that are left, each kept in the folder while the next one runs; then the summary.
 
@@ -132,8 +137,10 @@ def kept_rounds(
       state: to go on from, see `Workdir.resume`.
       choice: of the engine.
       watch: is told how far visits have come; None: nobody is.
+      made: is called when the engine has its data.
     """
     engine = engines.make_engine(setup, choice)
+    made()
 
     # A state that a run stops with, as when it diverges, is kept though it has no report.
     def keep(last: State) -> None:

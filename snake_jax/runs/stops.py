@@ -9,6 +9,7 @@ by scores on the test data. What ended it is kept with the state: a run that goe
 import math
 from collections.abc import Sequence
 
+from snake_jax.algorithms.schedule import epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Scores
@@ -22,12 +23,13 @@ def check(config: RunConfig) -> None:
     Raises:
       UserError: visits have one epoch.
     """
+    most = max(epochs_of(config, node) for node in range(config.nodes))
     flags = ["visit_loss"]
     if isinstance(config, TextConfig):
         flags.append("visit_perplexity")
     for flag in flags:
         value = getattr(config, flag)
-        if value and config.local_epochs == 1:
+        if value and most == 1:
             raise UserError(
                 f"--{flag}={value:g}: a visit ends between its epochs, and has one; say "
                 "--local_epochs=2 or more, or leave it out"

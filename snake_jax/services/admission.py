@@ -36,6 +36,7 @@ _REFUSED = {
     "push_adapter_to": "a service writes into its own folder alone; say --save=adapter",
     "workdir": "each service has a folder of the Service Provider's own; leave it out",
     "compilation_cache_dir": "folders are the Service Provider's own; leave it out",
+    "verbose": "stages are told on a terminal, and a service has none; leave it out",
     "trace_dir": "a service writes no profiles; leave it out",
     "trace_rounds": "a service writes no profiles; leave it out",
     "distributed": "a service is one process here; leave it out",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import (
+    compile,
     document,
     finetune,
     llama,
@@ -19,12 +20,14 @@ from experiments.bench import (
     rounds_memory,
     rows,
     scct,
+    start,
     step,
     table,
     vgg,
     visit,
 )
 from experiments.bench.rows import HIGHER, LOWER, SUITES, Request, Row
+from snake_jax.cli.stages import Stage
 from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.timing import Sample
 from snake_jax.errors import UserError
@@ -197,7 +200,7 @@ def test_committed_results_say_how_they_were_made(suite):
         (
             ["steps"],
             "error: steps: not one of step, visit, memory, rounds_memory, conv, round, many, "
-            "emulation, finetune, hops, nodes, scct, all",
+            "emulation, finetune, hops, nodes, scct, compile, start, all",
         ),
         ([], "error: say which: step, visit"),
         (
@@ -462,3 +465,31 @@ def test_scct_takes_no_time_of_answers_that_differ(monkeypatch):
     monkeypatch.setattr(scct.reference, "exact", lambda problem: wrong)
     with pytest.raises(RuntimeError, match="6 layers on each device: the two differ by"):
         scct.run(QUIET)
+
+
+def test_compile_takes_apart_tracing_compiling_and_reading():
+    found = compile.run(QUIET)
+    assert {row.name for row in found.rows} == {
+        "trace",
+        "compile",
+        "read",
+        "compile, clock",
+        "fusions",
+    }
+    subjects = [row.subject for row in found.rows if row.name == "fusions"]
+    assert subjects[-1] == "evaluation"
+    assert len(subjects) >= 2
+    assert all(row.value > 0 for row in found.rows if row.name in ("trace", "compile"))
+
+
+def test_start_adds_up_the_stages_of_launches(monkeypatch):
+    def launched(words, folder, name):
+        seconds = 3.0 if name == "first" else 1.0
+        return [Stage("imports", seconds, 1.0, 0.5, "jax"), Stage("data", 2.0, 1.0, 0.25, "a copy")]
+
+    monkeypatch.setattr(start, "_launched", launched)
+    found = {row.key: row.value for row in start.run(QUIET).rows}
+    assert found["classify, first launch", "all", "clock"] == 5.0
+    assert found["classify, programs kept", "all", "clock"] == 3.0
+    assert found["classify, programs kept", "all", "floor"] == 0.75
+    assert found["classify, first launch", "imports", "cores"] == 1.0

@@ -188,7 +188,8 @@ def test_curves_of_language_runs(language):
     assert fedavg["y"]["perplexity"] == [9.0, 7.5, 7.0]
     assert fedavg["x"]["tokens"] == [1_440_000, 2_880_000, 4_320_000]
     assert (fedavg["start"], snake["start"]) == ({"perplexity": 18}, {})
-    assert set(snake["y"]) == {"perplexity", "token_accuracy", "token_test_loss", "token_loss"}
+    beside = {"token_accuracy", "text_exact_match", "token_test_loss", "token_loss"}
+    assert set(snake["y"]) == {"perplexity", *beside}
 
 
 def test_both_kinds_of_run_on_one_page_share_no_measure(language):

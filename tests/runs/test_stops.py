@@ -6,6 +6,7 @@ import pytest
 
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.engines.contract import Scores
+from snake_jax.engines.epochs import Tally, settings_of, why_ended
 from snake_jax.errors import UserError
 from snake_jax.runs import loop, membership, stops
 from tests.helpers import same_bits
@@ -103,6 +104,14 @@ def test_thresholds_are_of_test_scores(config, scores, why):
     found = stops.why_ends(config, scores)
     assert found.startswith(why)
     assert bool(found) == bool(why)
+
+
+def test_each_node_s_own_epochs_count():
+    stops.check(ImageConfig(visit_loss=0.5, nodes=2, node_epochs="1,3"))
+    settings = settings_of(ImageConfig(visit_loss=0.5, nodes=2, node_epochs="1,3"))
+    over = Tally(previous=0.4, over=True, epochs=1)
+    assert why_ended(over, settings, 0) == ""
+    assert why_ended(over, settings, 1) == "its loss of 0.4 is at most 0.5, after 1 of 3 epochs"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from absl.flags import FlagValues
 
+from snake_jax.cli.stages import SILENT, Stages
+
 
 class Command(NamedTuple):
     """One of `snake-jax`'s commands, as far as its help page and its flags go.
@@ -42,12 +44,14 @@ class Given(NamedTuple):
       words: as they were typed, without the command.
       flags: their values.
       paths: the arguments that are no flags.
+      stages: is told what ends on the way to the first result.
     """
 
     name: str
     words: Sequence[str]
     flags: FlagValues
     paths: list[str]
+    stages: Stages = SILENT
 
     @property
     def line(self) -> str:

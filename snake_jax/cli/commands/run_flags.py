@@ -25,6 +25,12 @@ def define_run(values: FlagValues) -> None:
         "folder of the run, here or as gs://BUCKET/FOLDER; a run there goes on",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "verbose",
+        False,
+        "tell of each stage up to the first result, with its floor",
+        flag_values=values,
+    )
     # What a run writes besides, to be looked at.
     flags.DEFINE_bool(
         "tensorboard", False, "write TensorBoard events into the workdir", flag_values=values
