@@ -86,7 +86,9 @@ def test_thousands_of_cycles_start_as_a_few_do(small, algorithm):
             next(reports(config))
         return lines.count
 
-    assert work(4000) == pytest.approx(work(4), rel=0.002)
+    # A program is compiled by this thread or by another, as it happens: a few lines. To go through
+    # the cycles would be a line a visit at least, 12,000.
+    assert work(4000) == pytest.approx(work(4), rel=0.05)
 
 
 FLAGS = {
