@@ -7,7 +7,7 @@ the rest.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,7 +15,7 @@ from snake_jax.algorithms import chain as chains
 from snake_jax.algorithms import schedule
 from snake_jax.algorithms.base import Algorithm
 from snake_jax.algorithms.traffic import Exchange
-from snake_jax.algorithms.visits import Round
+from snake_jax.algorithms.visits import Ending, Round
 from snake_jax.config import ImageConfig, RunConfig, TextConfig
 from snake_jax.engines.contract import Compilations, Engine, Held, Holdings, Scores
 from snake_jax.nodes import ledger
@@ -125,87 +125,58 @@ def train(
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
       UserError: no node's update of a visit can be merged, or no node is there that can hold it.
     """
-    config, algorithm = setup.config, setup.algorithm
-    work, exchange = setup.task.work(setup.job), jobs.exchange_of(setup.job)
-    turns = _expected(setup, engine, state)
-
+    config = setup.config
+    exchange, turns = jobs.exchange_of(setup.job), _expected(setup, engine, state)
     rounds, coming, finished, unfinished = course.begun(setup, state)
-    visits = coming.visits
     spent = privacy.spent_in(finished, config.local_epochs)
     heard = dict.fromkeys(state.nodes, state.rounds)
     refused = Counter[int]()
-    while visits is not None and not state.ended:
-        number = state.rounds
-        visits = limits.shortened(setup, visits, state.steps)
+    while coming.visits is not None and not state.ended:
+        before, number = state, state.rounds
+        visits = limits.shortened(setup, coming.visits, state.steps)
         rate = schedule.learning_rate(config, visits[0].cycle, visits[0].turn / turns)
 
         # Before the visits: what each node is sent. After them: what comes back, and the merge.
-        network, transfers = _deliveries(algorithm, exchange, state.network, visits)
+        network, sent = _deliveries(setup.algorithm, exchange, state.network, visits)
         holdings = _holdings(setup, state, heard)
         orders = [holdings.order(visit, rate) for visit in visits]
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
             engine.hold(holdings)
             carried = carry.carry_out(setup, engine, state, orders, refused, keep, watch)
-        params, memory, network, sent = _merged(setup, exchange, state, network, visits, carried)
-        transfers += sent
+        done = _merged(setup, exchange, state, network, sent, visits, carried)
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
-        flops = [work(outcome) for outcome in carried.outcomes]
-        measured = state.measured
-        if config.rates == "measured":
-            measured = rates.measured_after(measured, carried.outcomes, flops)
-        endings = course.endings_of(visits, carried)
-        changed = membership.after_round(setup, state, visits, carried, requests())
-        took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
-        clock_s = state.clock_s + took.seconds
-        moved = state._replace(moves=changed.moves)
+        state = _state_after(setup, state, done, requests())
         absent = coming.absent
-        coming = course.following(setup, rounds, endings, moved, number + 1, measured, clock_s)
-        steps = limits.steps_after(state.steps, carried.outcomes)
+        coming = course.following(
+            setup, rounds, done.endings, state, number + 1, state.measured, state.clock_s
+        )
+        state = state._replace(plans=coming.plans)
         # Why the run ends here though its plan goes on.
         over = ""
         if coming.visits is not None:
-            over = limits.why_over(config, steps)
+            over = limits.why_over(config, state.steps)
         if over:
             coming = coming._replace(visits=None)
         noted = membership.noted(
-            setup, engine, state, visits, carried, unfinished, changed, coming.visits, absent
+            setup, engine, before, visits, carried, unfinished, state.moves, coming.visits, absent
         )
-        unfinished = course.unfinished(endings)
-
+        unfinished = course.unfinished(done.endings)
         if carried.nodes:
             heard |= {visit.node: number + 1 for visit in carried.accepted}
-        begun_s = (*state.begun_s, state.clock_s) if config.follow_clock else ()
-        state = State(
-            params,
-            carried.states,
-            memory,
-            carried.nodes,
-            network,
-            course.with_failures(state, endings),
-            number + 1,
-            clock_s,
-            *changed,
-            measured,
-            coming.plans,
-            begun_s,
-            steps=steps,
-        )
+
         scores = None
         if state.rounds % config.eval_every == 0 or coming.visits is None:
-            scores = _evaluated(engine, params)
+            scores = _evaluated(engine, state.params)
         ended = over
         if coming.visits is not None:
             ended = stops.why_ends(config, scores)
         if ended:
             state = state._replace(ended=ended)
             noted = (*noted, events.of_run_end(number, visits[0].turn, ended))
-        record = _record(setup, visits, carried, transfers, scores, rate, flops, took)
-        if ended:
-            record["ended"] = ended
+        record = _record(setup, done, scores, rate, ended)
         record |= privacy.of_round(config, visits, spent)
-        yield Report(record, transfers, state, carried.lost, noted)
-        visits = coming.visits
+        yield Report(record, done.transfers, state, carried.lost, noted)
 
 
 def _expected(setup: Setup, engine: Engine, state: State) -> int:
@@ -220,31 +191,95 @@ def _expected(setup: Setup, engine: Engine, state: State) -> int:
     return outline.turns
 
 
+class _Done(NamedTuple):
+    """A round that was carried out and merged.
+
+    Attributes:
+      visits: of it.
+      carried: what came of them.
+      endings: how each went, for the method.
+      params: the model after it.
+      memory: what the server remembers.
+      network: who holds what.
+      transfers: all that was sent.
+      flops: of each outcome, by role.
+      took: in simulated seconds.
+    """
+
+    visits: Round
+    carried: Carried
+    endings: tuple[Ending, ...]
+    params: Params
+    memory: PyTree
+    network: Network
+    transfers: list[Transfer]
+    flops: list[Mapping[chains.Role, int]]
+    took: Elapsed
+
+
 def _merged(
     setup: Setup,
     exchange: Exchange,
     state: State,
     network: Network,
+    delivered: list[Transfer],
     visits: Round,
     carried: Carried,
-) -> tuple[Params, PyTree, Network, list[Transfer]]:
-    """The model, what the server remembers, who holds what, and what was sent, after a round.
+) -> _Done:
+    """The round with its outcomes merged, and what that took.
 
     Args:
       setup: of the run.
       exchange: what traffic depends on.
       state: before the round.
       network: after its deliveries.
+      delivered: what was sent by them.
       visits: of the round.
       carried: what came of them.
     """
-    algorithm = setup.algorithm
+    algorithm, work = setup.algorithm, setup.task.work(setup.job)
     params, memory = algorithm.merge.finish(
         setup.plan, visits, state.params, state.memory, carried.total
     )
     network, sent = algorithm.traffic.commit(exchange, network, visits, carried.accepted)
     network = _renewed(state, params, carried.states, network)
-    return params, memory, network, [*sent, *round_costs.sent_over_cuts(setup, carried.outcomes)]
+    over_cuts = round_costs.sent_over_cuts(setup, carried.outcomes)
+    transfers = [*delivered, *sent, *over_cuts]
+    flops = [work(outcome) for outcome in carried.outcomes]
+    took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
+    endings = course.endings_of(visits, carried)
+    return _Done(visits, carried, endings, params, memory, network, transfers, flops, took)
+
+
+def _state_after(setup: Setup, state: State, done: _Done, requests: Sequence[Request]) -> State:
+    """The state with a round done; the plans of what comes are still those of before.
+
+    Args:
+      setup: of the run.
+      state: before the round.
+      done: the round.
+      requests: all so far to leave or join.
+    """
+    config, carried = setup.config, done.carried
+    changed = membership.after_round(setup, state, done.visits, carried, requests)
+    measured = state.measured
+    if config.rates == "measured":
+        measured = rates.measured_after(measured, carried.outcomes, done.flops)
+    return State(
+        done.params,
+        carried.states,
+        done.memory,
+        carried.nodes,
+        done.network,
+        course.with_failures(state, done.endings),
+        state.rounds + 1,
+        state.clock_s + done.took.seconds,
+        *changed,
+        measured,
+        state.plans,
+        begun_s=(*state.begun_s, state.clock_s) if config.follow_clock else (),
+        steps=limits.steps_after(state.steps, carried.outcomes),
+    )
 
 
 def _evaluated(engine: Engine, params: Params) -> Scores:
@@ -264,25 +299,18 @@ def _deliveries(
 
 
 def _record(
-    setup: Setup,
-    visits: Round,
-    carried: Carried,
-    transfers: list[Transfer],
-    scores: Scores | None,
-    rate: float,
-    flops: Sequence[Mapping[chains.Role, int]],
-    took: Elapsed,
+    setup: Setup, done: _Done, scores: Scores | None, rate: float, ended: str
 ) -> dict[str, Any]:
     """What a round's line of metrics says."""
-    outcomes = carried.outcomes
+    outcomes = done.carried.outcomes
     waits = round_costs.synchronisations(setup, outcomes)
-    record = records.of_round(
-        visits, outcomes, transfers, scores or (None, None), rate, flops, waits
-    )
-    record |= records.of_clock(took) | setup.task.record(outcomes, scores)
-    record |= {"distilled": setup.distilled, "event": _event(visits, carried)}
+    found = scores or (None, None)
+    record = records.of_round(done.visits, outcomes, done.transfers, found, rate, done.flops, waits)
+    record |= records.of_clock(done.took) | setup.task.record(outcomes, scores)
+    record |= {"distilled": setup.distilled, "event": _event(done.visits, done.carried)}
     record |= stops.of_visits(outcomes)
-    return record | records.of_serialized(outcomes)
+    record |= records.of_serialized(outcomes)
+    return record | {"ended": ended} if ended else record
 
 
 def _holdings(setup: Setup, state: State, heard: Mapping[int, int]) -> Holdings:

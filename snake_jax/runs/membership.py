@@ -81,7 +81,7 @@ def noted(
     visits: Round,
     carried: Carried,
     unfinished: Mapping[int, int],
-    changed: Membership,
+    moves: Sequence[Move],
     following: Round | None,
     absent: Sequence[Absent],
 ) -> tuple[Event, ...]:
@@ -94,7 +94,7 @@ def noted(
       visits: of it.
       carried: what came of them.
       unfinished: `{turn: node}` of visits of the round before that were not finished.
-      changed: after the round.
+      moves: of nodes, with those after the round.
       following: the next round; None: there is none.
       absent: visits of the round whose nodes are away by the clock.
     """
@@ -104,7 +104,7 @@ def noted(
     found += events.of_round(setup.config, number, visits, carried.lost, unfinished)
     found += events.of_engine(number, turn, engine.happened())
     found += events.of_ends(number, carried.outcomes)
-    found += events.of_moves(changed.moves[len(state.moves) :], turn)
+    found += events.of_moves(moves[len(state.moves) :], turn)
     if following is not None:
         found += events.of_timetable(setup.plan, number, turn, following[0].turn)
     return tuple(found)
