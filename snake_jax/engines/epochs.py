@@ -155,6 +155,20 @@ def count(
     return counted
 
 
+def mean_rate(settings: VisitSettings, rate: float, factors: float, tally: Tally) -> float:
+    """The mean of a visit's learning rates: what a method's client makes of it is linear in them.
+
+    Args:
+      settings: of visits.
+      rate: that the factors multiply.
+      factors: their sum over the visit's steps.
+      tally: of the visit.
+    """
+    if not settings.changes_rate or not tally.iterations:
+        return rate
+    return rate * factors / tally.iterations
+
+
 class EpochSums(NamedTuple):
     """`EpochStats` of one visit, on the host."""
 

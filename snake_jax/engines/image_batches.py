@@ -61,7 +61,7 @@ def epoch_batches(
     padded.indices.flat[: len(chosen)] = chosen
     padded.weight.flat[: len(chosen)] = 1.0
     if padded.factors is not None:
-        total = steps * settings.local_epochs
+        total = steps * epochs
         count = high - low
         padded.factors[:count] = rate_factors(settings, epoch * steps + low, count, total)
     return padded._replace(steps=high - low)

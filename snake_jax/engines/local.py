@@ -28,7 +28,7 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, why_ended
+from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, mean_rate, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
 from snake_jax.engines.orders import Bound, bound, first_group, group_sizes
 from snake_jax.engines.programs import EVALUATE, Ahead, Program
@@ -291,10 +291,7 @@ class LocalEngine:
         client = self._step.client
         if client is None:
             return outcome
-        # A client is told the mean rate: what it makes of it is linear in their sum.
-        rate = one.order.learning_rate
-        if self._settings.changes_rate and tally.iterations:
-            rate *= factors / tally.iterations
+        rate = mean_rate(self._settings, one.order.learning_rate, factors, tally)
         received = select(one.params, visit.layers)
         memory, report = client.finish(
             one.memory, one.shared, received, layers, tally.iterations, rate

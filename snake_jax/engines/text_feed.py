@@ -193,7 +193,7 @@ class _TextReading:
         feed = self._feed
         settings = feed.settings
         of_epoch = text_batches.steps_of_epoch(feed.shards[visit.node], feed.shape)
-        epochs = settings.local_epochs
+        epochs = settings.epochs_at(visit.node)
         begin, _ = text_batches.part_of_epoch(visit, number, of_epoch, epochs)
         return rate_factors(settings, number * of_epoch + begin, count, of_epoch * epochs)
 

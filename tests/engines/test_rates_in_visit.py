@@ -12,7 +12,7 @@ from snake_jax.engines.epochs import VisitSettings, rate_factors
 from snake_jax.runs import loop
 from snake_jax.runs.job import make_rule
 from snake_jax.training.update import Client
-from tests.helpers import close, random_examples, small_model, small_step
+from tests.helpers import close, random_examples, same_bits, small_model, small_step
 from tests.launches import write_model, write_pairs
 from tests.sweeps import sweep
 
@@ -78,6 +78,14 @@ def test_nodes_side_by_side_have_rates_of_their_own(emulation):
     for done in together:
         alone, _ = visit(WARM, node=done.visit.node)
         assert close(done.layers, alone.layers, rtol=1e-4, atol=1e-5)
+
+
+def test_a_node_of_other_epochs_falls_to_zero_at_its_own_last_step():
+    # Node 0 passes its ten examples once, not twice: three steps of a visit.
+    once = WARM._replace(node_epochs=(1, 2), warmup_steps=0)
+    _, alone = visit(once)
+    _, same = visit(once._replace(node_epochs=(), local_epochs=1))
+    assert same_bits(alone, same)
 
 
 def test_a_client_is_told_the_mean_rate():

@@ -64,3 +64,8 @@ def test_killed_it_ends_after_the_same_step(small, tmp_path):
     folder = Workdir(tmp_path, config)
     assert folder.resume(setup, pytest.fail).steps == 10
     folder.close()
+
+
+def test_in_one_place_the_steps_are_those_of_all_nodes_data(small):
+    found = reports(small, max_steps=10, algorithm="centralised")
+    assert sum(report.record["iterations"] for report in found) == 10
