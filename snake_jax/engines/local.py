@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from snake_jax import processes, streams
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
-from snake_jax.engines import begun, keys
+from snake_jax.engines import begun, keys, programs
 from snake_jax.engines.begun import Begun
 from snake_jax.engines.contract import (
     Compilations,
@@ -30,7 +30,7 @@ from snake_jax.engines.contract import (
 from snake_jax.engines.emulations import ALONE, Emulation
 from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, mean_rate, why_ended
 from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
-from snake_jax.engines.orders import Bound, are_alike, bound, group_sizes
+from snake_jax.engines.orders import Bound, bound, first_group, group_sizes
 from snake_jax.engines.programs import EVALUATE, Ahead, Program
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding
@@ -205,16 +205,9 @@ class LocalEngine:
 
     def _group(self) -> tuple[Program, list[Bound]]:
         """The first order, and those that one program carries out with it; they wait no longer."""
-        # Where each has a program of its own nobody is compared: of n that would be n^2 a round.
-        first = self._waiting[0]
-        alike = [first]
-        if self._emulation.lead(len(self._waiting)):
-            alike = [one for one in self._waiting if are_alike(one.order, first.order)]
-        program = self._program(first.visit.layers, len(alike))
-        group = alike if program.lead else [first]
-        taken = {id(one) for one in group}
-        self._waiting = [one for one in self._waiting if id(one) not in taken]
-        return program, group
+        together = bool(self._emulation.lead(len(self._waiting)))
+        group, self._waiting = first_group(self._waiting, together)
+        return self._program(group[0].visit.layers, len(group)), group
 
     # Visits
 
@@ -299,13 +292,9 @@ class LocalEngine:
         if client is None:
             return outcome
         rate = mean_rate(self._settings, one.order.learning_rate, factors, tally)
+        received = select(one.params, visit.layers)
         memory, report = client.finish(
-            one.memory,
-            one.shared,
-            select(one.params, visit.layers),
-            layers,
-            tally.iterations,
-            rate,
+            one.memory, one.shared, received, layers, tally.iterations, rate
         )
         return outcome._replace(memory=memory, report=report)
 
@@ -401,11 +390,6 @@ class LocalEngine:
 
     def _keep(self, program: Program, compiled: Any, callable_: Any) -> None:
         self._programs[program] = callable_
-        memory = compiled.memory_analysis() if program.kind == "train" else None
-        if memory is None:
-            return
-        # The compiler's peak for a node: arguments, results and temporaries, its own data in the
-        # place of all nodes'.
-        arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
-        total = arguments + results + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        self._peak_bytes = max(self._peak_bytes, total - self._feed.other_bytes())
+        if program.kind == "train":
+            own_bytes = programs.peak_bytes(compiled) - self._feed.other_bytes()
+            self._peak_bytes = max(self._peak_bytes, own_bytes)

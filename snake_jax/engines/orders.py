@@ -71,6 +71,26 @@ def are_alike(order: Order, first: Order) -> bool:
     return same_start and same_steps and order.visit.layers == first.visit.layers
 
 
+def first_group(waiting: list[Bound], together: bool) -> tuple[list[Bound], list[Bound]]:
+    """The first order with those that go with it, and those that wait on.
+
+    Args:
+      waiting: at least one.
+      together: whether a program may carry out several. Else nobody is compared: of n orders that
+        would be n^2 comparisons a round.
+    """
+    first, *others = waiting
+    if not together:
+        return [first], others
+    group, rest = [first], []
+    for one in others:
+        if are_alike(one.order, first.order):
+            group.append(one)
+        else:
+            rest.append(one)
+    return group, rest
+
+
 def group_sizes(visits: Round) -> dict[tuple[str, ...], int]:
     """How many visits of a round train which layers."""
     sizes: dict[tuple[str, ...], int] = {}

@@ -128,3 +128,13 @@ class Ahead:
         for compiled in under_way:
             compiled.cancel()
         wait(under_way)
+
+
+def peak_bytes(compiled: Compiled) -> int:
+    """The compiler's peak of a program: arguments, results and temporaries; 0: it does not tell."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    total = arguments + results + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return int(total)

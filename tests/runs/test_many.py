@@ -86,7 +86,9 @@ def test_thousands_of_cycles_start_as_a_few_do(small, algorithm):
             next(reports(config))
         return lines.count
 
-    assert work(4000) == pytest.approx(work(4), rel=0.002)
+    # A program is compiled by this thread or by another, as it happens: a few lines. To go through
+    # the cycles would be a line a visit at least, 12,000.
+    assert work(4000) == pytest.approx(work(4), rel=0.05)
 
 
 FLAGS = {
@@ -104,23 +106,24 @@ NEEDED = {
     "fedprox": {"proximal": 0.1},
     "scaffold": {"clip_norm": 0.0, "momentum": 0.0},
     "fednova": {"clip_norm": 0.0},
+    "hift": {"carry_optimizer_state": True},
 }
 CASES = {name: {"algorithm": name, **NEEDED.get(name, {})} for name in ALGORITHMS} | FLAGS
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("done", [0, 1, 4])
-def test_an_outline_says_what_all_rounds_would(small, case, done):
+def test_an_outline_says_what_all_rounds_would(small, case):
     setup = loop.prepare(ImageConfig(**small, nodes=3, cycles=5, **CASES[case]))
     every = planned_rounds(setup.algorithm, setup.plan)
-    found = outline(setup.algorithm, setup.plan, done)
-    assert found.rounds == len(every)
-    assert found.turns == 1 + max(visit.turn for visits in every for visit in visits)
-    assert most(found.kinds) == most(every)
-    assert most(found.left) == most(every[done:])
-    assert len(found.kinds) < len(every) or len(every) == 1
-    # Programs are wanted in the order in which rounds come.
-    assert found.left[0][0].layers in {visit.layers for visit in every[done]}
+    for done in (0, 1, 4, len(every)):
+        found = outline(setup.algorithm, setup.plan, done)
+        assert found.rounds == len(every)
+        assert found.turns == 1 + max(visit.turn for visits in every for visit in visits)
+        assert most(found.kinds) == most(every)
+        assert most(found.left) == most(every[done:])
+        assert len(found.kinds) < len(every)
+        # Programs are wanted in the order in which rounds come.
+        assert found.left[:1] == tuple(every[done : done + 1])
 
 
 def most(rounds):
