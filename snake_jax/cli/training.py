@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from absl.flags import FlagValues
 
-from snake_jax.cli import one_run, preemption
+from snake_jax.cli import kept_programs, one_run, preemption
 from snake_jax.cli.commands import run_flags
 from snake_jax.cli.one_run import How, ProfilerTrace
 from snake_jax.cli.stages import Stages
@@ -23,9 +23,9 @@ def training(flags: FlagValues, stages: Stages) -> Iterator[How]:
       stages: is told what ends on the way to the first result.
     """
     if flags.compilation_cache_dir == run_flags.AUTO:
-        one_run.keep_programs_at_home(run_flags.PROGRAMS)
+        kept_programs.keep_programs_at_home(run_flags.PROGRAMS)
     elif flags.compilation_cache_dir:
-        one_run.keep_programs(flags.compilation_cache_dir)
+        kept_programs.keep_programs(flags.compilation_cache_dir)
     trace = ProfilerTrace(flags.trace_dir, flags.trace_rounds)
     with one_run.ends_told(), preemption.heeded(flags.grace_s) as terminated:
         yield How(flags.tensorboard, trace, terminated, run_flags.engine(flags), stages)

@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from snake_jax.cli import one_run
+from snake_jax.cli import kept_programs
 from tests.launches import Launcher, in_new_process, strict_json, write_images
 
 SMALL = ("--model=mlp", "--width=0.1", "--nodes=2", "--batch_size=8", "--algorithm=fedavg")
@@ -75,7 +75,7 @@ def test_an_empty_flag_keeps_nothing(nothing_set, monkeypatch, capfd):
 
 def test_a_folder_that_cannot_be_made_is_a_warning(nothing_set, capfd):
     (nothing_set / "file").write_text("no folder")
-    one_run.keep_programs_at_home("~/file/programs")
+    kept_programs.keep_programs_at_home("~/file/programs")
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: compiled programs are not kept for later runs: ")
     assert line.endswith("give a folder that can be written")
@@ -86,13 +86,13 @@ def test_the_oldest_programs_go_first_where_there_is_too_much(tmp_path):
     for age, name in enumerate(("new", "old", "older")):
         (tmp_path / name).write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    one_run._forget_oldest(tmp_path, 200)
+    kept_programs._forget_oldest(tmp_path, 200)
     assert {file.name for file in tmp_path.iterdir()} == {"new", "old"}
-    one_run._forget_oldest(tmp_path, 200)
+    kept_programs._forget_oldest(tmp_path, 200)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_of_jax_s_own_stays(nothing_set):
     jax.config.update(SETTINGS[0], str(nothing_set / "mine"))
-    one_run.keep_programs_at_home("~/programs")
+    kept_programs.keep_programs_at_home("~/programs")
     assert jax.config.jax_compilation_cache_dir == str(nothing_set / "mine")
