@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.bench.rows import Measured, Request, Row, measured
-from snake_jax.cli import stages
-from snake_jax.cli.stages import Stage
 from snake_jax.errors import UserError
+from snake_jax.report import stages
+from snake_jax.report.stages import Stage
 
 REPEATS = 5
 IMAGES = ("classify", "--preset=demo_snake", "--cycles=1")

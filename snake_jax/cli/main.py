@@ -18,7 +18,7 @@ from snake_jax.cli import help_page, home, launch, presets
 from snake_jax.cli.commands import COMMANDS
 from snake_jax.cli.commands.command import Command, Given
 from snake_jax.cli.presets import nearest
-from snake_jax.cli.stages import SILENT, Stages
+from snake_jax.report.stages import SILENT, Stages
 
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _HELP_FULL = ("--helpfull", "-helpfull")

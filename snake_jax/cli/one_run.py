@@ -17,7 +17,6 @@ from etils import epath
 
 from snake_jax import processes
 from snake_jax.cli import launch, preemption
-from snake_jax.cli.stages import SILENT, Stages
 from snake_jax.data import partition
 from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
@@ -25,6 +24,7 @@ from snake_jax.params import num_bytes
 from snake_jax.report.closing import closing_table
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, counts_tokens, read_run
+from snake_jax.report.stages import SILENT, Stages
 from snake_jax.report.table import comparison_table
 from snake_jax.report.tensorboard import tensorboard
 from snake_jax.runs import best, distilling, loop, privacy, storage

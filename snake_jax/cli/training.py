@@ -8,10 +8,10 @@ from absl.flags import FlagValues
 from snake_jax.cli import kept_programs, one_run, preemption
 from snake_jax.cli.commands import run_flags
 from snake_jax.cli.one_run import How, ProfilerTrace
-from snake_jax.cli.stages import Stages
 from snake_jax.config import RunConfig
 from snake_jax.engines import choice
 from snake_jax.engines.choice import Choice
+from snake_jax.report.stages import Stages
 
 
 @contextlib.contextmanager

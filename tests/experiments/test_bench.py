@@ -27,10 +27,10 @@ from experiments.bench import (
     visit,
 )
 from experiments.bench.rows import HIGHER, LOWER, SUITES, Request, Row
-from snake_jax.cli.stages import Stage
 from snake_jax.costs.memory import state_bytes
 from snake_jax.costs.timing import Sample
 from snake_jax.errors import UserError
+from snake_jax.report.stages import Stage
 from snake_jax.training.text_step import own_items
 from tests.launches import ROOT, strict_json
 

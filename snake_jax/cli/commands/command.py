@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from absl.flags import FlagValues
 
-from snake_jax.cli.stages import SILENT, Stages
+from snake_jax.report.stages import SILENT, Stages
 
 
 class Command(NamedTuple):

@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
-from snake_jax.cli import stages
-from snake_jax.cli.stages import Stage, Stages
+from snake_jax.report import stages
+from snake_jax.report.stages import Stage, Stages
 from tests.launches import ROOT, Launcher, write_images
 
 SMALL = ("--model=mlp", "--width=0.1", "--nodes=2", "--batch_size=8", "--algorithm=fedavg")
