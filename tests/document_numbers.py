@@ -11,9 +11,8 @@ A paragraph or table of a document is followed by where its numbers are from:
 Each line is numbers as they are printed, in their order, and what they are rounded from: an
 expression, which gives as many numbers, one each, or others, of which each printed one must be one.
 Of `all:` they are all the numbers of the block that are not set. `set:` names those that are no
-measurement but a setting, a definition or the words of a paper. `unkept:` names
-those of a trial whose output no file has, where the page says so. Expressions know `d`, what the
-file holds, and the functions of `Known`.
+measurement but a setting, a definition or the words of a paper. Expressions know `d`, what the file
+holds, and the functions of `Known`.
 """
 
 import json
@@ -191,7 +190,7 @@ def declared(block: Block) -> tuple[list[Measured], set[str]]:
     for file, lines in block.sources:
         for line in filter(None, map(str.strip, lines.splitlines())):
             words, _, expression = line.partition(":")
-            if words in ("set", "unkept"):
+            if words == "set":
                 given.update(expression.replace(", ", " ").split())
             else:
                 numbers = words.replace(", ", " ").split()

@@ -52,16 +52,6 @@ def test_every_number_is_from_somewhere(page):
     assert found == []
 
 
-def test_numbers_of_trials_without_a_file_are_said_to_be_such():
-    pages = []
-    for page in ("README.md", *PAGES):
-        text = (ROOT / page).read_text()
-        if "\nunkept:" in text:
-            pages.append(page)
-            assert "no file is committed of these trials" in " ".join(text.split())
-    assert pages == ["docs/performance.md"]
-
-
 PAGE = """# Title of 9.9
 
 A run took `--rate=0.5` to 28.7 % in 12 s, with 0.9 set, on 3 nodes ([file](a/1.5.json)).
@@ -149,9 +139,7 @@ def test_every_named_file_is_committed():
         for block in blocks((ROOT / page).read_text()):
             for file, lines in block.sources:
                 measured = [
-                    line
-                    for line in lines.splitlines()
-                    if line and not line.startswith(("set:", "unkept:"))
+                    line for line in lines.splitlines() if line and not line.startswith("set:")
                 ]
                 if measured:
                     assert (ROOT / file).is_file(), f"{page}: {file}"
