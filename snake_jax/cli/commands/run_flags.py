@@ -65,6 +65,7 @@ def define_run(values: FlagValues) -> None:
     )
     _define_processes(values)
     _define_engine(values)
+    _define_deadlines(values)
 
 
 def _define_processes(values: FlagValues) -> None:
@@ -123,13 +124,6 @@ def _define_engine(values: FlagValues) -> None:
         "own; empty: a GPU where there are some",
         flag_values=values,
     )
-    flags.DEFINE_float(
-        "ray_deadline_s",
-        5.0,
-        "engine=ray: seconds without a heart-beat after which a node that works is lost",
-        lower_bound=0.5,
-        flag_values=values,
-    )
     flags.DEFINE_bool(
         "ray_without_tls",
         False,
@@ -140,6 +134,17 @@ def _define_engine(values: FlagValues) -> None:
         "ray_pool",
         "",
         "engine=ray: the run's part in nodes that several runs share; snake-jax serve gives it",
+        flag_values=values,
+    )
+
+
+def _define_deadlines(values: FlagValues) -> None:
+    """Flags of when a node on Ray is lost."""
+    flags.DEFINE_float(
+        "ray_deadline_s",
+        5.0,
+        "engine=ray: seconds without a heart-beat after which a node that works is lost",
+        lower_bound=0.5,
         flag_values=values,
     )
     flags.DEFINE_float(
