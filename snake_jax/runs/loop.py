@@ -125,7 +125,7 @@ def train(
       Diverged: a visit's loss is not finite and `--on_divergence=stop`.
       UserError: no node's update of a visit can be merged, or no node is there that can hold it.
     """
-    config = setup.config
+    config, work = setup.config, setup.task.work(setup.job)
     exchange, turns = jobs.exchange_of(setup.job), _expected(setup, engine, state)
     rounds, coming, finished, unfinished = course.begun(setup, state)
     spent = privacy.spent_in(finished, config.local_epochs)
@@ -143,7 +143,8 @@ def train(
         with jax.profiler.TraceAnnotation(f"round {number + 1}"):
             engine.hold(holdings)
             carried = carry.carry_out(setup, engine, state, orders, refused, keep, watch)
-        done = _merged(setup, exchange, state, network, sent, visits, carried)
+        flops = [work(outcome) for outcome in carried.outcomes]
+        done = _merged(setup, exchange, state, network, sent, visits, carried, flops)
 
         # How it went decides what comes next, and is kept so that a resumed run decides alike.
         state = _state_after(setup, state, done, requests())
@@ -153,9 +154,7 @@ def train(
         )
         state = state._replace(plans=coming.plans)
         # Why the run ends here though its plan goes on.
-        over = ""
-        if coming.visits is not None:
-            over = limits.why_over(config, state.steps)
+        over = limits.why_over(config, state.steps) if coming.visits is not None else ""
         if over:
             coming = coming._replace(visits=None)
         noted = membership.noted(
@@ -225,6 +224,7 @@ def _merged(
     delivered: list[Transfer],
     visits: Round,
     carried: Carried,
+    flops: list[Mapping[chains.Role, int]],
 ) -> _Done:
     """The round with its outcomes merged, and what that took.
 
@@ -236,8 +236,9 @@ def _merged(
       delivered: what was sent by them.
       visits: of the round.
       carried: what came of them.
+      flops: of each outcome, by role.
     """
-    algorithm, work = setup.algorithm, setup.task.work(setup.job)
+    algorithm = setup.algorithm
     params, memory = algorithm.merge.finish(
         setup.plan, visits, state.params, state.memory, carried.total
     )
@@ -245,7 +246,6 @@ def _merged(
     network = _renewed(state, params, carried.states, network)
     over_cuts = round_costs.sent_over_cuts(setup, carried.outcomes)
     transfers = [*delivered, *sent, *over_cuts]
-    flops = [work(outcome) for outcome in carried.outcomes]
     took = round_costs.elapsed(setup, state.clock_s, carried.outcomes, transfers, flops)
     endings = course.endings_of(visits, carried)
     return _Done(visits, carried, endings, params, memory, network, transfers, flops, took)

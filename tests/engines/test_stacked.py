@@ -12,7 +12,7 @@ from snake_jax.config import TextConfig
 from snake_jax.data.text import packing
 from snake_jax.engines.build import text_engine
 from snake_jax.engines.contract import Held, Holdings, run_round, run_visits
-from snake_jax.engines.epochs import VisitSettings
+from snake_jax.engines.epochs import settings_of
 from snake_jax.nodes.places import SERVER, node
 from snake_jax.params import select, without
 from snake_jax.runs import loop, text_results, text_task
@@ -477,7 +477,7 @@ def engine_of(setup, emulation="loop", data=None, **changes):
     texts, config = setup.data, setup.config
     step = text_task.make_step(setup.job)._replace(**changes)
     base = without(texts.weights(), setup.plan.layer_names)
-    settings = VisitSettings(**{name: getattr(config, name) for name in VisitSettings._fields})
+    settings = settings_of(config)
     train, shards = data or (texts.rows.train.rows, texts.shards)
     test = texts.rows.test
     return text_engine(step, base, train, test, shards, settings, texts.ranks, emulation)
