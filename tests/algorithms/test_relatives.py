@@ -19,6 +19,7 @@ from snake_jax.runs.job import chosen_algorithm
 from tests.helpers import close, same_bits
 from tests.launches import write_model, write_pairs
 from tests.method_runs import NAMES, final, images, kept, prepared, run  # noqa: F401  (images is a fixture)
+from tests.sweeps import sweep
 
 THREE = {"algorithm": "snake", "snakes": 3, "always_train": "none", "distill": "off"}
 
@@ -127,7 +128,7 @@ def test_what_several_snakes_cannot_be_is_refused_in_one_line(flags, reason):
 # One place
 
 
-@pytest.mark.parametrize("order", ["sequential", "random", "reverse"])
+@pytest.mark.parametrize("order", sweep(["sequential", "random", "reverse"], quick=["random"]))
 def test_badam_is_snake_on_one_node_in_the_same_order(order):
     flags = {"nodes": 1, "order": order, "always_train": "none", "optimizer": "adam"}
     badam = final(algorithm="badam", **flags)

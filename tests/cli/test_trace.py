@@ -71,6 +71,7 @@ def test_it_has_the_rounds_after_the_first_by_name(launch, tmp_path):
     assert results(tmp_path / "run") == results(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_run_names_blocks_and_steps(tmp_path):
     flags = (
         "--nodes=2",

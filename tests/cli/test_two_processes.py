@@ -18,6 +18,7 @@ from tests.launches import (
     write_model,
     write_pairs,
 )
+from tests.sweeps import sweep
 
 FLAGS = [
     "--mesh=fsdp:4,tensor:2",
@@ -86,7 +87,7 @@ def two(files):
     return run
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", sweep(WAYS, quick=["blocks"]))
 def test_two_processes_end_as_one_with_the_devices_of_both(files, two, tmp_path, way):
     folder, (first, second) = two(way)
     assert "block_02" in first

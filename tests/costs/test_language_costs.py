@@ -32,6 +32,7 @@ from snake_jax.training.text_step import (
     own_items,
     train_step,
 )
+from tests.sweeps import sweep
 
 LENGTH, ROWS = 32, 2
 QUICK = {
@@ -139,7 +140,7 @@ CASES = [
 
 @pytest.mark.parametrize(
     ("name", "recompute", "trained"),
-    CASES,
+    sweep(CASES, quick=CASES[1::3]),
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else value,
 )
 def test_flops_are_within_two_percent_of_the_compilers(name, recompute, trained):

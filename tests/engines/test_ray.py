@@ -175,7 +175,11 @@ TEXT_RUNS = {
         {"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4", "carry_optimizer_state": True},
         2,
     ),
-    "fedavg": ({"algorithm": "fedavg", "packing": False, "dp_clip": 0.3, "dp_noise": 0.1}, 1),
+    "fedavg": pytest.param(
+        {"algorithm": "fedavg", "packing": False, "dp_clip": 0.3, "dp_noise": 0.1},
+        1,
+        marks=pytest.mark.slow,
+    ),
 }
 
 
@@ -214,6 +218,7 @@ def test_language_models_end_with_the_bits_of_the_local_engine(cluster, texts, f
 # What is sent
 
 
+@pytest.mark.slow
 def test_what_is_serialized_from_node_to_node_is_what_the_ledger_says(cluster, images):
     setup = prepared({**images, "mode": "peer_to_peer"})
     reports, _ = trained(setup, cluster._replace(actors=3))

@@ -360,6 +360,7 @@ def test_a_visit_trains_on_as_many_batches_as_the_bare_steps():
     assert set(visit.language_visit(llama.QUICK)()) == {items[1]}
 
 
+@pytest.mark.slow
 def test_memory_of_a_part_is_less_than_of_all():
     found = {(r.subject, r.name): r.value for r in memory.run(QUIET).rows}
     for network, part in (("VGG-11", "conv3"), ("Llama", "block 1"), ("Llama", "LoRA")):

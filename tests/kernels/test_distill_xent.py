@@ -13,6 +13,7 @@ from experiments.bench.kernels import described
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.distill_xent import LOWERINGS, linear_xent, shapes, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, SMALL, XentShape
+from tests.sweeps import sweep
 
 PLAIN = SMALL[0]
 TILES = ((8, 3), (1, 100), (1000, 2), (5, 1))
@@ -290,7 +291,9 @@ def test_memory_grows_with_the_tile_not_with_the_vocabulary(kind):
     assert temporary_bytes(1024, 32000, kind, lowering="xla") > 4 * 1024 * 32000
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8", "nf4, blocks of 64"])
+@pytest.mark.parametrize(
+    "kind", sweep(["float32", "int8", "nf4, blocks of 64"], quick=["nf4, blocks of 64"])
+)
 def test_compiled_for_a_tpu_the_table_is_not_copied(kind, monkeypatch):
     pytest.importorskip("libtpu")
     from jax.experimental import topologies
@@ -359,7 +362,7 @@ def test_a_quantized_table_is_not_trained():
         linear_xent(hidden, TABLES["int8"](table), targets, table_gradient=True)
 
 
-@pytest.mark.parametrize("chip", described.CHIPS)
+@pytest.mark.parametrize("chip", sweep(described.CHIPS, quick=["v5e"]))
 def test_compiled_for_a_tpu_logits_stay_in_vmem(chip, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")

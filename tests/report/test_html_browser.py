@@ -164,6 +164,7 @@ def test_each_kind_of_run_has_measures_of_its_own(both_kinds):
         "training loss",
         "held-out perplexity",
         "next-token accuracy",
+        "exact match",
         "held-out loss a token",
         "training loss a token",
     ]

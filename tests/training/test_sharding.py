@@ -193,7 +193,7 @@ def on_eight_devices(request, what, every):
     return json.loads(ended.stdout)
 
 
-STEPS = sweep(CASES, quick=["int8 block", "nf4 adapters"])
+STEPS = sweep(CASES, quick=["nf4 adapters"])
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_a_device_holds_its_part_of_the_stack(runs):
         assert on_mesh < alone
 
 
-@pytest.mark.parametrize("dtype", GATHERED)
+@pytest.mark.parametrize("dtype", sweep(GATHERED, quick=["int8"]))
 def test_a_block_is_gathered_as_it_is_stored_and_nothing_else_is_large(gathered, dtype):
     """Codes of one block at a time; no kernel in floating point, no stack, no logits."""
     # A CPU has a 4-bit code in a byte of its own; that the TPU sends 4 bits is shown below.
@@ -333,6 +333,7 @@ ENTRY %main (p: s8[2]) -> s8[16] {
 # The TPU's compiler
 
 
+@pytest.mark.slow
 def test_the_tpu_gathers_codes_of_four_bits_and_sums_gradients_where_they_are_kept():
     try:
         devices = compiled.devices("tpu:v5e:2x4")

@@ -30,6 +30,7 @@ from snake_jax.training.text_step import (
     prefix,
     train_step,
 )
+from tests.sweeps import sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {
@@ -177,15 +178,18 @@ def close(tree, other, rtol=2e-4, atol=2e-6):
 
 @pytest.mark.parametrize(
     ("name", "ends", "packed"),
-    [
-        ("llama", (), False),
-        ("llama", ("head",), True),
-        ("llama", ENDS, False),
-        ("untied", ENDS, True),
-        ("untied", ("head",), False),
-        ("opt", (), True),
-        ("opt", ENDS, False),
-    ],
+    sweep(
+        [
+            ("llama", (), False),
+            ("llama", ("head",), True),
+            ("llama", ENDS, False),
+            ("untied", ENDS, True),
+            ("untied", ("head",), False),
+            ("opt", (), True),
+            ("opt", ENDS, False),
+        ],
+        quick=[("llama", (), False), ("untied", ENDS, True), ("opt", ENDS, False)],
+    ),
 )
 def test_a_step_is_that_of_the_whole_models_gradient(name, ends, packed):
     trainable, frozen = parted(name, 1, ends=ends)
@@ -363,7 +367,7 @@ def test_gradients_do_not_cross_from_text_to_text():
     close(*(run(make(), trainable, frozen, batch)[0] for batch in batches))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", sweep(["int8", "nf4"], quick=["nf4"]))
 def test_frozen_blocks_compute_as_they_dequantize(dtype):
     trainable, frozen = parted("llama", 1, dtype=dtype)
     thawed = {
@@ -386,11 +390,14 @@ def test_frozen_blocks_compute_as_they_dequantize(dtype):
 
 @pytest.mark.parametrize(
     ("name", "adapted", "dtype", "recompute"),
-    [
-        ("llama", True, "nf4", "block"),
-        ("opt", True, "int8", "none"),
-        ("opt", False, "nf4", "block"),
-    ],
+    sweep(
+        [
+            ("llama", True, "nf4", "block"),
+            ("opt", True, "int8", "none"),
+            ("opt", False, "nf4", "block"),
+        ],
+        quick=[("llama", True, "nf4", "block")],
+    ),
 )
 def test_matrices_that_stay_in_their_stack_give_the_same_step(name, adapted, dtype, recompute):
     trainable, frozen = parted(name, 1, adapted=adapted, dtype=dtype)
