@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 import jax
@@ -56,10 +57,12 @@ def _forget_oldest(folder: Path, most_bytes: int) -> None:
     cache itself, but not where processes with and without a bound share a folder.
     """
     found = []
-    for file in folder.iterdir():
+    # On a GPU the compiler keeps what it tuned in folders of its own below.
+    for file in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             about = file.stat()
-            found.append((about.st_mtime, about.st_size, file))
+            if stat.S_ISREG(about.st_mode):
+                found.append((about.st_mtime, about.st_size, file))
     in_all = sum(size for _, size, _ in found)
     for _, size, file in sorted(found):
         if in_all <= most_bytes:

@@ -13,6 +13,7 @@ import numpy as np
 
 from snake_jax import processes
 from snake_jax.config import RunConfig, TextConfig
+from snake_jax.errors import UserError
 from snake_jax.params import Params
 from snake_jax.runs.checkpoint import Checkpoints, Saved
 from snake_jax.runs.job import state_like
@@ -105,7 +106,7 @@ def restored(setup: Setup, folder: Workdir, warn: Callable[[str], None]) -> Best
       warn: is told of damaged files.
 
     Raises:
-      UserError: `best/` cannot be read.
+      UserError: `best/` cannot be read, or is gone.
     """
     like, *_ = state_like(setup.job, ())
     rounds, params = 0, jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), like)
@@ -115,7 +116,11 @@ def restored(setup: Setup, folder: Workdir, warn: Callable[[str], None]) -> Best
             saved = checkpoints.restore(lambda meta: like, warn)
         finally:
             checkpoints.close()
-        assert saved is not None, "a run that has ended was evaluated"
+        if saved is None:
+            raise UserError(
+                f"{folder.path / 'best'} holds no model, and the run kept one there: bring it "
+                "back, or give another --workdir"
+            )
         rounds, params = saved.rounds, saved.tree
     rounds = int(processes.from_first(np.int32(rounds)))
     return Best(rounds, jax.device_put(processes.from_first(params)))

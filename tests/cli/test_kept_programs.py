@@ -83,13 +83,14 @@ def test_a_folder_that_cannot_be_made_is_a_warning(nothing_set, capfd):
 
 
 def test_the_oldest_programs_go_first_where_there_is_too_much(tmp_path):
-    for age, name in enumerate(("new", "old", "older")):
+    (tmp_path / "tuned").mkdir()
+    for age, name in enumerate(("new", "tuned/old", "tuned/older")):
         (tmp_path / name).write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     kept_programs._forget_oldest(tmp_path, 200)
-    assert {file.name for file in tmp_path.iterdir()} == {"new", "old"}
+    assert {file.name for file in tmp_path.rglob("*")} == {"new", "tuned", "old"}
     kept_programs._forget_oldest(tmp_path, 200)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.rglob("*"))) == 3
 
 
 def test_a_folder_of_jax_s_own_stays(nothing_set):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from snake_jax.config import ImageConfig, TextConfig
+from snake_jax.errors import UserError
 from snake_jax.runs import best, front, loop
 from snake_jax.runs.workdir import Workdir
 from tests.helpers import same_bits
@@ -72,3 +73,11 @@ def test_a_metric_says_which_is_best():
     for metric, rounds in wanted.items():
         assert best.best_round(TextConfig(metric=metric), lines) == rounds
     assert best.best_round(ImageConfig(), lines[2:3]) == 0
+
+
+def test_a_best_model_that_is_gone_is_one_line(small, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[0], folder)
+    shutil.rmtree(folder / "best")
+    with pytest.raises(UserError, match="best holds no model"):
+        kept(small, folder)
