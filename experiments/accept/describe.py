@@ -134,8 +134,8 @@ def runs(stage: str, sizes: Sizes, folder: Path) -> Iterator[tuple[str, RunConfi
         for case in vision.TOPIC.of_figure("5", scale):
             if case.epochs == min(scale.cycles) and case.seed == scale.seeds[0]:
                 rate = scale.rates[case.method]
-                config = vision.TOPIC.config(case, scale, {"data": "digits"}, rate)
-                one_cycle = {**vars(config), "cycles": 1}
+                cycles = vision.TOPIC.config(case, scale, {"data": "digits"}, rate)
+                one_cycle = {**vars(cycles), "cycles": 1}
                 yield f"{case.method}, {case.partition}", ImageConfig(**one_cycle)
 
 

@@ -84,18 +84,7 @@ def resolve(
     if kind == "text" and algorithm not in methods:
         raise UserError(f"--algorithm={algorithm}: language models train with {', '.join(methods)}")
 
-    # What was not said is as the papers have it.
-    trains = list(train)
-    method = ALGORITHMS[algorithm]
-    if not trains:
-        parts = "block+ends" if method.trains_ends else "block"
-        trains.append(parts if method.trains_parts else "full")
-    for one in trains:
-        if method.trains_ends and (one == "block" or one.startswith("lora:")):
-            raise UserError(
-                f"--train={one}: {algorithm} trains both ends at every visit; say block+ends or "
-                f"full"
-            )
+    trains = _trains(algorithm, train)
     stored = list(dtypes)
     if not stored:
         stored.append("bfloat16" if kind == "text" else "float32")
@@ -112,6 +101,25 @@ def resolve(
     for one in trains:
         ways += make(algorithm, one, stored, shared)
     return Ask(name, model, tuple(ways))
+
+
+def _trains(algorithm: str, train: Sequence[str]) -> list[str]:
+    """The ways to train that were asked for; of none that of the papers.
+
+    Raises:
+      UserError: one that leaves out an end which the method trains at every visit.
+    """
+    method = ALGORITHMS[algorithm]
+    if not train:
+        parts = "block+ends" if method.trains_ends else "block"
+        return [parts if method.trains_parts else "full"]
+    for one in train:
+        if method.trains_ends and (one == "block" or one.startswith("lora:")):
+            raise UserError(
+                f"--train={one}: {algorithm} trains both ends at every visit; say block+ends or "
+                f"full"
+            )
+    return list(train)
 
 
 def load(name: str) -> Model:
