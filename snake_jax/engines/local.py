@@ -254,7 +254,7 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            bounds = settings.early_stop, settings.enough_loss
+            bounds = settings.early_stop, settings.enough_loss, settings.enough_accuracy
             tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
             factors += epoch.steps if epoch.factors is None else epoch.factors
             steps = self._begun.steps + max(epoch.steps)

@@ -199,6 +199,7 @@ def make_step(
         normalise=functools.partial(normalise, mean=mean, std=std),
         augment=_augmentation(config),
         distillation=distillation_of(job),
+        counts_hits=config.visit_accuracy > 0,
         compute_dtype=jnp.dtype(config.compute_dtype),
         client=job.algorithm.client(config),
         gradients=_gradients(job),
