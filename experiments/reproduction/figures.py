@@ -10,6 +10,8 @@ from experiments.reproduction import (
     language_figures,
     methods,
     methods_figures,
+    methods_text,
+    methods_text_figures,
     tables,
     vision,
     vision_figures,
@@ -18,12 +20,14 @@ from experiments.reproduction.runs import Study
 from snake_jax.report.figures import plot_figure, plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
-COMPARISONS = (methods.TOPIC,)  # beside the papers
+COMPARISONS = (methods.TOPIC, methods_text.TOPIC)  # beside the papers
+_COMPARED = (methods.FIGURE, methods_text.FIGURE)
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
 _SHOW = {
     vision.TOPIC.name: vision_figures,
     language.TOPIC.name: language_figures,
     methods.TOPIC.name: methods_figures,
+    methods_text.TOPIC.name: methods_text_figures,
 }
 
 
@@ -53,6 +57,8 @@ def write(study: Study, figure: str) -> list[Path]:
     rows = show.numbers_of(study, figure, found)
     if show is methods_figures:
         methods_figures.draw(rows, picture, caption)
+    elif show is methods_text_figures:
+        methods_text_figures.draw(rows, picture, caption)
     else:
         plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
 
@@ -61,7 +67,7 @@ def write(study: Study, figure: str) -> list[Path]:
     for case in cases:
         if case not in found or not study.finished(case):
             missing.append(study.name(case))
-    parts = [f"# {title}" if figure == methods.FIGURE else f"# Figure {figure}: {title}"]
+    parts = [f"# {title}" if figure in _COMPARED else f"# Figure {figure}: {title}"]
     parts += show.sections(study, figure, rows, found)
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
@@ -71,7 +77,7 @@ def write(study: Study, figure: str) -> list[Path]:
 
 def _stem(figure: str) -> str:
     """How the files of a figure are called."""
-    return figure if figure == methods.FIGURE else f"figure{figure}"
+    return figure if figure in _COMPARED else f"figure{figure}"
 
 
 def _layers(study: Study) -> list[Path]:

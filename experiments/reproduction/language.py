@@ -34,6 +34,7 @@ METHODS = {
 }
 PARTITIONS = {"iid": "IID", "by_category": "Non-IID"}
 FIGURES = {"6": "iid", "9": "by_category"}
+_ASKED = f"figures {' and '.join(FIGURES)}"
 _TRAINING_PART = "training_part"  # the source that tuning runs read
 
 _COMMON: dict[str, Any] = {
@@ -119,7 +120,9 @@ SCALES = {
 }
 
 
-def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
+def sources(
+    scale: str, model: str, data: str, workdir: Path, listing: bool, asked: str = _ASKED
+) -> Sources:
     """Where model and text are.
 
     Args:
@@ -128,6 +131,7 @@ def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> 
       data: the user's text; empty: the scale's.
       workdir: of the runs; what tuning reads lies there.
       listing: whether nothing is to run, so that no weights are needed.
+      asked: which figures do, for messages.
 
     Raises:
       UserError: a scale that the user has to give model or text for.
@@ -140,12 +144,12 @@ def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> 
     untrained = model in PRESETS and not Path(model).exists()
     if not model or (untrained and scale != "smoke" and not listing):
         raise UserError(
-            f"--scale={scale}: figures {' and '.join(FIGURES)} fine-tune a pretrained model: give "
+            f"--scale={scale}: {asked} fine-tune a pretrained model: give "
             "--text_model=DIR, a folder of a Llama or an OPT as Hugging Face saves it"
         )
     if not data:
         raise UserError(
-            f"--scale={scale}: figures {' and '.join(FIGURES)} need text: give "
+            f"--scale={scale}: {asked} need text: give "
             "--text_data=A.jsonl,B.jsonl, a file of prompts and responses for each data set"
         )
 
