@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from experiments.reproduction import tables
 from experiments.reproduction.cases import Case, Topic
@@ -175,7 +175,11 @@ def _dots(
     known = [row[key] for row in rows if row[key] is not None]
     factor = 1.0
     if unit == "1":
+        # Plain numbers at 1, 2 and 5 of each power of ten: all ticks of a short axis would overlap.
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(FuncFormatter(_plain))
+        panel.xaxis.set_minor_formatter(NullFormatter())
     elif unit:
         scale = scale_for(max(known, default=1.0), unit)
         factor = scale.factor
@@ -194,3 +198,9 @@ def _dots(
             panel.plot(middle, place, "o", label=label, color=colour, markersize=4)
             panel.plot([min(values), max(values)], [place, place], color=colour)
             label = None
+
+
+def _plain(value: float, place: int) -> str:
+    """A tick of an axis of numbers."""
+    del place
+    return f"{value:g}"
