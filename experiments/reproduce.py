@@ -12,8 +12,9 @@ about how long.
 Figures (snake_learning_magazine; arXiv 2405.03372) of the classification study: 2 costs of each
 method, 4 the layers of VGG-11, 5 other frameworks by local epochs, 7 an interrupted layer, 8 orders
 of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 9 Non-IID. Several
-as 5,8 or all. Beside the papers, and not among all: every method on the same examples, of images
-(methods) and of language models (methods_text).
+as 5,8 or all. Beside the papers' figures, and not among all: every method on the same
+examples, of images (methods) and of language models (methods_text); claims and claims_text,
+what the papers claim and no figure tests, as pairs of runs.
 Runs are shared between figures and go on after a kill; finished ones are not run again. Results
 are in RESULTS/SCALE (methods: RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and
 .json; configuration, metrics and summary of every run in runs.jsonl.gz; and for each study
@@ -32,6 +33,7 @@ from absl import flags
 
 from experiments.reproduction import (
     cases,
+    claims,
     figures,
     kept,
     language,
@@ -53,7 +55,7 @@ from snake_jax.report.units import clock
 from snake_jax.runs import loop
 
 ROOT = Path(__file__).parents[1]
-EVERY = (*FIGURES, methods.FIGURE, methods_text.FIGURE)
+EVERY = (*FIGURES, methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
 FIGURE = flags.DEFINE_string(
     "figure", "", f"which: {', '.join(EVERY)}, several as 5,8; all: those of the papers"
 )
@@ -66,14 +68,12 @@ DATA = flags.DEFINE_string(
 TEXT_MODEL = flags.DEFINE_string(
     "text_model",
     "",
-    "figures 6, 9 and methods_text: the folder of a pretrained Llama or OPT; smoke takes an "
-    "untrained one",
+    "figures on text: the folder of a pretrained Llama or OPT; smoke takes an untrained one",
 )
 TEXT_DATA = flags.DEFINE_string(
     "text_data",
     "",
-    "figures 6, 9 and methods_text: what experiments.finetune takes as --data, a source for each "
-    "data set",
+    "figures on text: what experiments.finetune takes as --data, a source for each data set",
 )
 TUNE = flags.DEFINE_bool(
     "tune", False, "first choose learning rates, on a validation part; else the recorded ones"
@@ -177,7 +177,7 @@ def _study(topic: Topic) -> Study:
     if SEEDS.value:
         scale = scale._replace(seeds=_seeds(SEEDS.value))
     runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
-    if topic in (vision.TOPIC, methods.TOPIC):
+    if topic in (vision.TOPIC, methods.TOPIC, claims.IMAGE_TOPIC):
         sources = _images(scale)
     elif REDRAW.value:
         sources = _recorded(results / f"study{topic.suffix}.json")

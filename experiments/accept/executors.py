@@ -1,4 +1,6 @@
-"""Stage `executors`: nodes in turn (`loop`), as a batch (`vmap`), over devices (`pmap`)."""
+"""Stage `executors`: nodes in turn (`loop`), in one call (`scan`), as a batch (`vmap`), over
+devices (`pmap`).
+"""
 
 from typing import Any
 
@@ -15,7 +17,7 @@ from snake_jax.engines.choice import HERE
 from snake_jax.runs import loop
 
 TABLE = "Where runs end, beside `loop`"
-OTHERS = ("vmap", "pmap")
+OTHERS = ("scan", "vmap", "pmap")
 MOST_OFF = 1e-3
 """Of the norm of what training changed: rounding alone, grown over the steps."""
 

@@ -34,7 +34,6 @@ METHODS = {
 }
 PARTITIONS = {"iid": "IID", "by_category": "Non-IID"}
 FIGURES = {"6": "iid", "9": "by_category"}
-_ASKED = f"figures {' and '.join(FIGURES)}"
 _TRAINING_PART = "training_part"  # the source that tuning runs read
 
 _COMMON: dict[str, Any] = {
@@ -120,9 +119,7 @@ SCALES = {
 }
 
 
-def sources(
-    scale: str, model: str, data: str, workdir: Path, listing: bool, asked: str = _ASKED
-) -> Sources:
+def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
     """Where model and text are.
 
     Args:
@@ -131,7 +128,6 @@ def sources(
       data: the user's text; empty: the scale's.
       workdir: of the runs; what tuning reads lies there.
       listing: whether nothing is to run, so that no weights are needed.
-      asked: which figures do, for messages.
 
     Raises:
       UserError: a scale that the user has to give model or text for.
@@ -144,12 +140,12 @@ def sources(
     untrained = model in PRESETS and not Path(model).exists()
     if not model or (untrained and scale != "smoke" and not listing):
         raise UserError(
-            f"--scale={scale}: {asked} fine-tune a pretrained model: give "
+            f"--scale={scale}: figures on text fine-tune a pretrained model: give "
             "--text_model=DIR, a folder of a Llama or an OPT as Hugging Face saves it"
         )
     if not data:
         raise UserError(
-            f"--scale={scale}: {asked} need text: give "
+            f"--scale={scale}: figures on text need text: give "
             "--text_data=A.jsonl,B.jsonl, a file of prompts and responses for each data set"
         )
 

@@ -17,7 +17,6 @@ from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import TextConfig
 
 FIGURE = "methods_text"
-_ASKED = f"the methods of --figure={FIGURE}"
 _WHOLE = {"lora_rank": 0}
 _PLAIN = {**_WHOLE, "optimizer": "sgd", "clip_norm": 0.0, "weight_decay": 0.0}
 _SERVER = {"algorithm": "fedavg", "server_learning_rate": 0.01}
@@ -108,7 +107,7 @@ _EVALUATIONS = 3
 
 def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
     """Where model and text are; see `language.sources`."""
-    found = language.sources(scale, model, data, workdir, listing, _ASKED)
+    found = language.sources(scale, model, data, workdir, listing)
     return {name: found[name] for name in ("model", "data")}
 
 

@@ -49,10 +49,9 @@ def test_a_run_is_planned_to_pass_all_text_as_often_as_the_others(method, partit
 
 
 def test_a_pretrained_model_and_text_are_asked_for():
-    asked = "the methods of --figure=methods_text"
-    with pytest.raises(UserError, match=f"{asked} fine-tune a pretrained model"):
+    with pytest.raises(UserError, match="figures on text fine-tune a pretrained model"):
         methods_text.sources("cpu", "", "a.jsonl", Path(), False)
-    with pytest.raises(UserError, match=f"{asked} need text"):
+    with pytest.raises(UserError, match="figures on text need text"):
         methods_text.sources("cpu", "tests", "", Path(), False)
     assert methods_text.sources("smoke", "", "", Path(), False) == SOURCES
 
