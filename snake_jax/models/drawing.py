@@ -8,7 +8,7 @@ threefry, number i of an array depends on the key and i alone, so any piece can 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,8 +21,11 @@ _PIECE = 1 << 16
 _DEVIATION_WITHIN_TWO = 0.87962566103423978
 """Of a standard normal distribution between -2 and 2."""
 
+Mode = Literal["fan_in", "fan_out"]
+Distribution = Literal["truncated_normal", "normal", "uniform"]
 
-def scaled(scale: float, mode: str, distribution: str) -> nn.initializers.Initializer:
+
+def scaled(scale: float, mode: Mode, distribution: Distribution) -> nn.initializers.Initializer:
     """`nn.initializers.variance_scaling`, drawn in pieces where its key is known.
 
     Args:

@@ -52,8 +52,8 @@ def test_a_launch_tells_its_stages_only_where_it_is_asked(tmp_path, monkeypatch,
 
 
 def test_a_launch_imports_nothing_that_it_may_not_need():
-    """Neither what draws, nor peers and clusters, nor kernels for chips that are not there, nor what
-    only checkpoints, quantized layers or NNX modules take.
+    """Neither what draws, nor peers and clusters, nor kernels for chips that are not there,
+    nor what checkpoints, quantized layers or NNX modules take.
     """
     heavy = (
         *("matplotlib", "ray", "transformers", "torch", "snake_jax.kernels.quant_matmul.triton"),
