@@ -12,12 +12,14 @@ about how long.
 Figures (snake_learning_magazine; arXiv 2405.03372) of the classification study: 2 costs of each
 method, 4 the layers of VGG-11, 5 other frameworks by local epochs, 7 an interrupted layer, 8 orders
 of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 9 Non-IID. Several
-as 5,8 or all. Beside the papers, and not among all: methods, every method on the same examples.
+as 5,8 or all. Beside the papers' figures, and not among all: every method on the same
+examples, of images (methods) and of language models (methods_text); claims and claims_text,
+what the papers claim and no figure tests, as pairs of runs.
 Runs are shared between figures and go on after a kill; finished ones are not run again. Results
-are in RESULTS/SCALE (methods: RESULTS/SCALE_methods): figureN.png, .md and .json; configuration,
-metrics and summary of every run in runs.jsonl.gz; and for each study learning_rates.json and
-study.json (fine-tuning: *_language.json). With --redraw the figures are made of that file and
-nothing is run.
+are in RESULTS/SCALE (methods: RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and
+.json; configuration, metrics and summary of every run in runs.jsonl.gz; and for each study
+learning_rates.json and study.json (fine-tuning: *_language.json). With --redraw the figures are
+made of that file and nothing is run.
 """
 
 import json
@@ -29,7 +31,18 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.reproduction import cases, figures, kept, language, methods, runs, tuning, vision
+from experiments.reproduction import (
+    cases,
+    claims,
+    figures,
+    kept,
+    language,
+    methods,
+    methods_text,
+    runs,
+    tuning,
+    vision,
+)
 from experiments.reproduction.cases import Case, Scale, Sources, Topic
 from experiments.reproduction.figures import COMPARISONS, FIGURES, TOPICS
 from experiments.reproduction.runs import Clock, Study
@@ -42,7 +55,7 @@ from snake_jax.report.units import clock
 from snake_jax.runs import loop
 
 ROOT = Path(__file__).parents[1]
-EVERY = (*FIGURES, methods.FIGURE)
+EVERY = (*FIGURES, methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
 FIGURE = flags.DEFINE_string(
     "figure", "", f"which: {', '.join(EVERY)}, several as 5,8; all: those of the papers"
 )
@@ -55,12 +68,12 @@ DATA = flags.DEFINE_string(
 TEXT_MODEL = flags.DEFINE_string(
     "text_model",
     "",
-    "figures 6 and 9: the folder of a pretrained Llama or OPT; smoke takes an untrained one",
+    "figures on text: the folder of a pretrained Llama or OPT; smoke takes an untrained one",
 )
 TEXT_DATA = flags.DEFINE_string(
     "text_data",
     "",
-    "figures 6 and 9: what experiments.finetune takes as --data, a source for each data set",
+    "figures on text: what experiments.finetune takes as --data, a source for each data set",
 )
 TUNE = flags.DEFINE_bool(
     "tune", False, "first choose learning rates, on a validation part; else the recorded ones"
@@ -164,12 +177,13 @@ def _study(topic: Topic) -> Study:
     if SEEDS.value:
         scale = scale._replace(seeds=_seeds(SEEDS.value))
     runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
-    if topic in (vision.TOPIC, methods.TOPIC):
+    if topic in (vision.TOPIC, methods.TOPIC, claims.IMAGE_TOPIC):
         sources = _images(scale)
     elif REDRAW.value:
         sources = _recorded(results / f"study{topic.suffix}.json")
     else:
-        sources = _text(name, workdir)
+        find = methods_text.sources if topic is methods_text.TOPIC else language.sources
+        sources = find(name, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
     rates = tuning.read_rates(results, topic)
     return Study(topic, name, scale, sources, workdir, results, rates, runs_kept)
 
@@ -206,10 +220,6 @@ def _images(scale: Scale) -> Sources:
             f"--data={source}: want cifar10, or npz:DIR with train_*.npz and test_*.npz"
         )
     return {"data": source}
-
-
-def _text(scale: str, workdir: Path) -> Sources:
-    return language.sources(scale, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
 
 
 def _listing(study: Study, chosen: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ STAGES = (
     ),
     Stage(
         "executors",
-        "nodes in turn, as one batch and spread over devices end alike",
+        "nodes in turn, in one call, as one batch and spread over devices end alike",
         {"full": 120, "small": 90, "test": 20},
         _EXACT,
     ),

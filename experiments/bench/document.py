@@ -6,9 +6,11 @@
 import re
 from typing import Any
 
-from experiments.bench import results, table
+from experiments.bench import limits, results, table
 
 PAGE = results.COMMITTED.parents[2] / "docs" / "performance.md"
+LIMITS = "limits"
+"""The block of all suites together, at the head of the page."""
 _PART = re.compile(r"(<!-- bench (\w+): begin -->\n).*?(<!-- bench \2: end -->)", re.DOTALL)
 
 
@@ -61,6 +63,8 @@ def report(result: results.Result) -> tuple[str, list[results.Change]]:
 
 
 def _section(suite: str) -> str:
+    if suite == LIMITS:
+        return f"\n{limits.markdown()}\n\n"
     file = results.COMMITTED / f"{suite}.json"
     if not file.exists():
         return f"\nNot measured yet: `python -m experiments.bench {suite} --update`.\n\n"

@@ -58,7 +58,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
         missed = []
         for row in column:
             if not row.met:
-                missed.append(f"{row.subject} ({_number(row.value)})")
+                missed.append(f"{row.subject} ({number(row.value)})")
         said = f"missed by {', '.join(missed)}" if missed else "met"
         bound = "at least" if better == HIGHER else "at most"
         met = len(column) - len(missed)
@@ -101,11 +101,11 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     if not row.spread:
-        return _number(row.value)
-    return f"{_number(row.value)} ({_number(row.spread)})"
+        return number(row.value)
+    return f"{number(row.value)} ({number(row.spread)})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits, all those before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction import (
+    claims,
+    claims_figures,
     language,
     language_figures,
     methods,
     methods_figures,
+    methods_text,
+    methods_text_figures,
     tables,
     vision,
     vision_figures,
@@ -18,13 +22,18 @@ from experiments.reproduction.runs import Study
 from snake_jax.report.figures import plot_figure, plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
-COMPARISONS = (methods.TOPIC,)  # beside the papers
+COMPARISONS = (methods.TOPIC, methods_text.TOPIC, *claims.TOPICS)  # beside the papers
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
 _SHOW = {
     vision.TOPIC.name: vision_figures,
     language.TOPIC.name: language_figures,
     methods.TOPIC.name: methods_figures,
+    methods_text.TOPIC.name: methods_text_figures,
+    claims.IMAGES: claims_figures,
+    claims.TEXT: claims_figures,
 }
+# Figures that the papers do not have, and so no number for.
+_OWN = (methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
 
 
 def write(study: Study, figure: str) -> list[Path]:
@@ -53,6 +62,10 @@ def write(study: Study, figure: str) -> list[Path]:
     rows = show.numbers_of(study, figure, found)
     if show is methods_figures:
         methods_figures.draw(rows, picture, caption)
+    elif show is methods_text_figures:
+        methods_text_figures.draw(rows, picture, caption)
+    elif show is claims_figures:
+        claims_figures.draw(study, figure, rows, picture, caption)
     else:
         plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
 
@@ -61,17 +74,19 @@ def write(study: Study, figure: str) -> list[Path]:
     for case in cases:
         if case not in found or not study.finished(case):
             missing.append(study.name(case))
-    parts = [f"# {title}" if figure == methods.FIGURE else f"# Figure {figure}: {title}"]
+    parts = [f"# {title}" if figure in _OWN else f"# Figure {figure}: {title}"]
     parts += show.sections(study, figure, rows, found)
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    numbers = {"rows": rows, "missing": missing}
+    numbers: dict[str, Any] = {"rows": rows, "missing": missing}
+    if show is claims_figures:
+        numbers["claims"] = claims_figures.as_json(figure, rows)
     return [picture, *_files(study, figure, parts, numbers)]
 
 
 def _stem(figure: str) -> str:
     """How the files of a figure are called."""
-    return figure if figure == methods.FIGURE else f"figure{figure}"
+    return figure if figure in _OWN else f"figure{figure}"
 
 
 def _layers(study: Study) -> list[Path]:

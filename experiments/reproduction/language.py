@@ -140,12 +140,12 @@ def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> 
     untrained = model in PRESETS and not Path(model).exists()
     if not model or (untrained and scale != "smoke" and not listing):
         raise UserError(
-            f"--scale={scale}: figures {' and '.join(FIGURES)} fine-tune a pretrained model: give "
+            f"--scale={scale}: figures on text fine-tune a pretrained model: give "
             "--text_model=DIR, a folder of a Llama or an OPT as Hugging Face saves it"
         )
     if not data:
         raise UserError(
-            f"--scale={scale}: figures {' and '.join(FIGURES)} need text: give "
+            f"--scale={scale}: figures on text need text: give "
             "--text_data=A.jsonl,B.jsonl, a file of prompts and responses for each data set"
         )
 

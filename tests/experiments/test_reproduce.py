@@ -447,7 +447,7 @@ def test_a_second_launch_runs_nothing_and_wrong_flags_are_one_line(made, tmp_pat
         "--scale=tiny": "--scale=tiny: not one of smoke, cpu, full",
         f"--data=npz:{tmp_path / 'missing'}": "missing",
         "--seeds=0,x": "--seeds=0,x: x is no seed",
-        "--figure=9 --scale=cpu": "figures 6 and 9 fine-tune a pretrained model: give "
+        "--figure=9 --scale=cpu": "figures on text fine-tune a pretrained model: give "
         "--text_model=DIR",
         "--figure=6 --text_data=missing.jsonl": "--data=missing.jsonl: No such file",
     }

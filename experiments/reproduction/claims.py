@@ -1,0 +1,311 @@
+"""Claims of the papers that no figure tests: pairs of runs that differ in one thing.
+
+Snake Learning on images (`claims`) and on text (`claims_text`), seed by seed; the verdict on a
+claim is that of `verdict.py`. The magazine names them under "Local Training" and "Data
+Heterogeneity Adaptation": a rate that is constant within a cycle, clipping, Adam and RMSprop,
+quantized frozen layers, several nodes side by side, distillation on Non-IID data.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.reproduction import language, vision
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
+from snake_jax.config import ImageConfig, TextConfig
+from snake_jax.models import registry
+
+IMAGES, TEXT = "claims", "claims_text"
+FIGURES = (IMAGES, TEXT)
+IMAGE, CLASSES = (32, 32, 3), 10
+_EVALUATIONS = 6
+
+
+class Claim(NamedTuple):
+    """That one side is better than another.
+
+    Attributes:
+      text: what it says.
+      side: methods that differ in their learning rate alone, from the lowest: the best speaks for
+        all.
+      rival: the other side's, likewise.
+      partitions: on which it is tested.
+      margin: of merit (points of accuracy, or nats) above which it holds; below zero for what
+        saves something and may cost as much.
+    """
+
+    text: str
+    side: tuple[str, ...]
+    rival: tuple[str, ...]
+    partitions: tuple[str, ...]
+    margin: float = 0.0
+
+
+# Of each optimizer three rates, since a claim about optimizers is one about their best.
+_SGD = ("sgd_0.01", "snake", "sgd_0.05")
+_ADAM = ("adam_0.0003", "adam_0.001", "adam_0.003")
+_RMSPROP = ("rmsprop_0.0003", "rmsprop_0.001", "rmsprop_0.003")
+_NO_ENDS = {"always_train": "none"}
+IMAGE_METHODS = {
+    "snake": Method("Snake"),
+    "falling": Method("rate falls from visit to visit", {"lr_schedule": "cosine_visits"}),
+    "unclipped": Method("no clipping", {"clip_norm": 0.0}),
+    "int8": Method("frozen layers in int8", {"frozen_dtype": "int8"}),
+    "two_nodes": Method("two nodes a visit", {"parallel": 2}),
+    "one_snake": Method("one snake, no ends", _NO_ENDS),
+    "three_snakes": Method("three snakes, no ends", {**_NO_ENDS, "snakes": 3}),
+    "sgd_0.01": Method("SGD, 0.01"),
+    "sgd_0.05": Method("SGD, 0.05"),
+    "adam_0.0003": Method("Adam, 0.0003", {"optimizer": "adam"}),
+    "adam_0.001": Method("Adam, 0.001", {"optimizer": "adam"}),
+    "adam_0.003": Method("Adam, 0.003", {"optimizer": "adam"}),
+    "rmsprop_0.0003": Method("RMSprop, 0.0003", {"optimizer": "rmsprop"}),
+    "rmsprop_0.001": Method("RMSprop, 0.001", {"optimizer": "rmsprop"}),
+    "rmsprop_0.003": Method("RMSprop, 0.003", {"optimizer": "rmsprop"}),
+}
+_IMAGE_RATES = {
+    **dict.fromkeys(IMAGE_METHODS, 0.02),
+    "sgd_0.01": 0.01,
+    "sgd_0.05": 0.05,
+    "adam_0.0003": 3e-4,
+    "adam_0.001": 1e-3,
+    "adam_0.003": 3e-3,
+    "rmsprop_0.0003": 3e-4,
+    "rmsprop_0.001": 1e-3,
+    "rmsprop_0.003": 3e-3,
+}
+IMAGE_PARTITIONS = {"iid": "IID", "dirichlet": "Dirichlet(0.3)"}
+_BOTH = tuple(IMAGE_PARTITIONS)
+_COSTS_POINTS = -1.0
+"""What saves time, memory or bytes may cost so many points of accuracy."""
+IMAGE_CLAIMS = (
+    Claim(
+        "a rate constant within a cycle beats one that falls from visit to visit",
+        ("snake",),
+        ("falling",),
+        _BOTH,
+    ),
+    Claim("clipping the gradient at norm 1 helps", ("snake",), ("unclipped",), _BOTH),
+    Claim("Adam beats SGD with momentum", _ADAM, _SGD, ("iid",)),
+    Claim("RMSprop beats SGD with momentum", _RMSPROP, _SGD, ("iid",)),
+    Claim(
+        "frozen layers in int8 cost less than a point",
+        ("int8",),
+        ("snake",),
+        _BOTH,
+        _COSTS_POINTS,
+    ),
+    Claim(
+        "two nodes a visit, which take half the visits, cost less than a point",
+        ("two_nodes",),
+        ("snake",),
+        _BOTH,
+        _COSTS_POINTS,
+    ),
+    Claim(
+        "three snakes cost less than a point beside one",
+        ("three_snakes",),
+        ("one_snake",),
+        _BOTH,
+        _COSTS_POINTS,
+    ),
+)
+
+TEXT_METHODS = {
+    "blocks": Method("whole blocks", {"lora_rank": 0}),
+    "blocks_distilled": Method("whole blocks, distilled", {"lora_rank": 0, "distill": "on"}),
+    "lora": Method("LoRA"),
+    "lora_distilled": Method("LoRA, distilled", {"distill": "on"}),
+    # The ranks themselves follow from the scale's: see `ranks`.
+    "unlike_ranks": Method("a rank for each node"),
+}
+_TEXT_RATES = {
+    **dict.fromkeys(TEXT_METHODS, 3e-3),
+    "blocks": 1e-3,
+    "blocks_distilled": 1e-3,
+}
+_COSTS_NATS = -0.05
+"""What saves memory and bytes may cost so much of a token's loss, 5 % of perplexity."""
+TEXT_CLAIMS = (
+    Claim(
+        "distillation helps, whole blocks",
+        ("blocks_distilled",),
+        ("blocks",),
+        ("by_category",),
+    ),
+    Claim("distillation helps, LoRA", ("lora_distilled",), ("lora",), ("by_category",)),
+    Claim(
+        "a quarter, half and all of the rank, in turn over the nodes, cost less than 5 %",
+        ("unlike_ranks",),
+        ("lora",),
+        tuple(language.PARTITIONS),
+        _COSTS_NATS,
+    ),
+)
+CLAIMS = {IMAGES: IMAGE_CLAIMS, TEXT: TEXT_CLAIMS}
+
+_COMMON: dict[str, Any] = {
+    "algorithm": "snake",
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "clip_norm": 1.0,
+    "lr_schedule": "cosine",  # from cycle to cycle: constant within one
+    "distill": "off",
+    "on_divergence": "skip",
+    "alpha": 0.3,
+}
+_NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
+IMAGE_SCALES = {
+    # Whether everything works; its numbers say nothing.
+    "smoke": Scale(
+        settings={**_COMMON, "model": "mlp", "width": 0.25, "nodes": 4, "batch_size": 16},
+        data="digits",
+        train_examples=96,
+        cycles={1: 6},
+        seeds=(0,),
+        target=0.0,
+        rates=_IMAGE_RATES,
+        step_s=0.02,
+        **_NO_TUNING,
+    ),
+    # The network, the data and the passes of `methods` at this scale.
+    "cpu": Scale(
+        settings={**_COMMON, "model": "cnn", "width": 1.0, "nodes": 10, "batch_size": 16},
+        data="cifar10",
+        train_examples=4_000,
+        cycles={1: 12},
+        seeds=(0, 1, 2),
+        target=0.0,
+        rates=_IMAGE_RATES,
+        step_s=0.008,
+        **_NO_TUNING,
+    ),
+}
+
+
+def _text_scale(name: str, cycles: int, seeds: tuple[int, ...]) -> Scale:
+    """That of figures 6 and 9, with other cycles and fixed rates."""
+    scale = language.SCALES[name]._replace(cycles={1: cycles}, seeds=seeds)
+    return scale._replace(rates=_TEXT_RATES, **_NO_TUNING)
+
+
+TEXT_SCALES = {
+    "smoke": _text_scale("smoke", 1, (0,)),
+    "cpu": _text_scale("cpu", 6, (0, 1, 2)),
+}
+
+
+def of_figure(figure: str, scale: Scale) -> list[Case]:
+    """Both sides of every claim, each run once, all seeds."""
+    cases: dict[Case, None] = {}  # each once, in order
+    for claim in CLAIMS[figure]:
+        for partition in claim.partitions:
+            for method in (*claim.rival, *claim.side):
+                cases[Case(method, partition)] = None
+    return every_seed(cases, scale)
+
+
+def image_config(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
+    """The configuration of a run on images: all runs pass all examples as often.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      sources: where the data is.
+      rate: the learning rate.
+    """
+    given = {
+        **scale.settings,
+        **IMAGE_METHODS[case.method].flags,
+        "dataset": sources["data"],
+        "partition": case.partition,
+        "train_examples": scale.train_examples,
+        "learning_rate": rate,
+        "seed": case.seed,
+    }
+    if case.partition == "iid":
+        del given["alpha"]
+
+    # A visit passes the examples of one node, or of several side by side; a cycle is as many
+    # visits as there are layers that take turns. Of several snakes a round is one visit of each.
+    names = registry.build(given["model"], CLASSES, IMAGE, width=given["width"]).layer_names
+    in_turn = len(names) if given.get("always_train") == "none" else len(names) - 2
+    side_by_side = given.get("parallel", 1)
+    passed = in_turn * side_by_side
+    cycles = scale.cycles[1] * given["nodes"] // passed
+    rounds = cycles * -(-in_turn // given.get("snakes", 1))
+    return ImageConfig(**given, cycles=cycles, eval_every=rounds // _EVALUATIONS)
+
+
+def text_config(case: Case, scale: Scale, sources: Sources, rate: float) -> TextConfig:
+    """The configuration of a run on text.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      sources: where model and text are.
+      rate: the learning rate.
+    """
+    nodes = language.blocks(sources["model"])
+    given = {
+        **scale.settings,
+        "algorithm": "snake",
+        "distill": "off",
+        **TEXT_METHODS[case.method].flags,
+        "model": sources["model"],
+        "data": sources["data"],
+        "nodes": nodes,
+        "partition": case.partition,
+        "cycles": scale.cycles[1],
+        "learning_rate": rate,
+        "eval_every": nodes,
+        "seed": case.seed,
+    }
+    if case.method == "unlike_ranks":
+        given["rank"] = ranks(given["lora_rank"], nodes)
+    return TextConfig(**given)
+
+
+def ranks(rank: int, nodes: int) -> str:
+    """A quarter, half and all of a rank in turn over the nodes, as --rank takes them."""
+    shares = (max(1, rank // 4), max(1, rank // 2), rank)
+    return ",".join(str(shares[node % len(shares)]) for node in range(nodes))
+
+
+def _topic(
+    name: str,
+    methods: Mapping[str, Method],
+    partitions: Mapping[str, str],
+    scales: Mapping[str, Scale],
+    **functions: Any,
+) -> Topic:
+    """A topic with one figure, which is called as it is."""
+    return Topic(
+        name=name,
+        suffix=f"_{name}",
+        figures=(name,),
+        methods=methods,
+        partitions=partitions,
+        scales=scales,
+        of_figure=of_figure,
+        hold_out=vision.hold_out,
+        **functions,
+    )
+
+
+IMAGE_TOPIC = _topic(
+    IMAGES,
+    IMAGE_METHODS,
+    IMAGE_PARTITIONS,
+    IMAGE_SCALES,
+    config=image_config,
+    public=vision.public,
+)
+TEXT_TOPIC = _topic(
+    TEXT,
+    TEXT_METHODS,
+    language.PARTITIONS,
+    TEXT_SCALES,
+    config=text_config,
+    public=language.public,
+)
+TOPICS: Sequence[Topic] = (IMAGE_TOPIC, TEXT_TOPIC)

@@ -1,0 +1,293 @@
+"""What the runs say of the claims that no figure tests: a picture of differences and a table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from experiments.reproduction import verdict
+from experiments.reproduction.cases import Case
+from experiments.reproduction.claims import CLAIMS, TEXT, Claim
+from experiments.reproduction.language_figures import model_in_words as text_in_words
+from experiments.reproduction.run_numbers import (
+    FLOPS,
+    Column,
+    Numbers,
+    learning_rate,
+    markdown,
+    notes,
+    of_case,
+    several,
+    total,
+)
+from experiments.reproduction.runs import Study
+from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, Paired
+from snake_jax.cli.accounting_tables import table
+from snake_jax.report.canvas import COLOURS, look, new_figure, save
+from snake_jax.report.runs import Run, final
+from snake_jax.report.units import percent, significant
+
+_COLOUR = {HOLDS: COLOURS[0], DOES_NOT_HOLD: COLOURS[1], CANNOT_TELL: "grey"}
+
+
+class Told(NamedTuple):
+    """What the runs say of a claim on one partition.
+
+    Attributes:
+      claim: which.
+      partition: on which.
+      side: the method that spoke for it, and the rival's.
+      rival: likewise.
+      found: differences of merit, in the direction of the claim.
+      verdict: by the rule, with the margin of the claim.
+      at_edge: the sides whose best learning rate lies at an edge of those that were run.
+    """
+
+    claim: Claim
+    partition: str
+    side: str
+    rival: str
+    found: Paired
+    verdict: str
+    at_edge: tuple[str, ...]
+
+
+def title(study: Study, figure: str) -> str:
+    """Of the figure."""
+    del study
+    of = "text" if figure == TEXT else "images"
+    return f"Claims that no figure tests, on {of}"
+
+
+def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
+    """The network, in a few words."""
+    if study.topic.name == TEXT:
+        return text_in_words(study, found)
+    settings = study.scale.settings
+    return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
+
+
+def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
+    """The numbers of each run.
+
+    `merit` is what a claim is about: points of accuracy, or the loss of a token in nats with the
+    sign changed, so that more is better of both.
+    """
+    rows = []
+    for case, run in found.items():
+        reached = final(run)
+        if figure == TEXT:
+            merit = None if reached is None else -math.log(reached)
+        else:
+            merit = None if reached is None else 100 * reached
+        rows.append(
+            {
+                "run": study.name(case),
+                **of_case(case),
+                "finished": run.summary is not None,
+                "learning_rate": run.config["learning_rate"],
+                "reached": reached,
+                "merit": merit,
+                "iterations": total(run, "iterations"),
+                "train_flops": total(run, "train_flops"),
+                "skipped_visits": sum(line.get("event") == "skipped" for line in run.metrics),
+            }
+        )
+    return rows
+
+
+def told(figure: str, rows: Sequence[Numbers]) -> list[Told]:
+    """What finished runs say of each claim, on each of its partitions, where both sides ran."""
+    finished: dict[tuple[str, str], list[Numbers]] = {}
+    for row in rows:
+        if row["finished"] and row["merit"] is not None:
+            key = row["method"], row["partition"]
+            finished.setdefault(key, []).append(row)
+    lines = []
+    for claim in CLAIMS[figure]:
+        for partition in claim.partitions:
+            line = _told(claim, partition, finished)
+            if line is not None:
+                lines.append(line)
+    return lines
+
+
+def _told(
+    claim: Claim, partition: str, finished: Mapping[tuple[str, str], list[Numbers]]
+) -> Told | None:
+    side, side_at_edge = _best(claim.side, partition, finished)
+    rival, rival_at_edge = _best(claim.rival, partition, finished)
+    if not side or not rival:
+        return None
+    both = finished[side, partition], finished[rival, partition]
+    differences = verdict.differences(*both, "merit")
+    if not differences:
+        return None
+    found = verdict.paired(differences, claim.margin)
+    said = verdict.verdict(found, claim.margin, rival_at_edge)
+    # As a rival whose rate lies at an edge may be better than it looks, so may the side itself.
+    if said == DOES_NOT_HOLD and side_at_edge:
+        said = CANNOT_TELL
+    at_edge = []
+    if side_at_edge:
+        at_edge.append(side)
+    if rival_at_edge:
+        at_edge.append(rival)
+    return Told(claim, partition, side, rival, found, said, tuple(at_edge))
+
+
+def _best(
+    methods: Sequence[str],
+    partition: str,
+    finished: Mapping[tuple[str, str], list[Numbers]],
+) -> tuple[str, bool]:
+    """The method of the greatest mean merit, empty of none; whether it is the first or the last."""
+    merits = {}
+    for method in methods:
+        runs = finished.get((method, partition))
+        if runs:
+            merits[method] = fmean(row["merit"] for row in runs)
+    if not merits:
+        return "", False
+    best = max(merits, key=merits.__getitem__)
+    return best, len(methods) > 1 and best in (methods[0], methods[-1])
+
+
+def as_json(figure: str, rows: Sequence[Numbers]) -> list[dict[str, Any]]:
+    """The claims as the figure's JSON has them."""
+    content = []
+    for line in told(figure, rows):
+        content.append(
+            {
+                "claim": line.claim.text,
+                "partition": line.partition,
+                "side": line.side,
+                "rival": line.rival,
+                "margin": line.claim.margin,
+                "unit": _unit(figure),
+                "verdict": line.verdict,
+                "at_edge": list(line.at_edge),
+                **line.found._asdict(),
+            }
+        )
+    return content
+
+
+def _unit(figure: str) -> str:
+    return "nats" if figure == TEXT else "points"
+
+
+def sections(
+    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
+) -> list[str]:
+    """The text below the title: the setting, the claims, and the runs of each partition."""
+    del found
+    parts = [_about(study, figure)]
+    lines = told(figure, numbers)
+    if lines:
+        parts += ["## Claims", _claims(study, figure, lines)]
+    shown = significant if figure == TEXT else percent
+    columns: list[Column] = [
+        ("perplexity" if figure == TEXT else "test accuracy", several("reached", shown)),
+        ("FLOPs", several("train_flops", FLOPS)),
+        ("learning rate", learning_rate),
+    ]
+
+    def name(group: Sequence[Numbers]) -> str:
+        method = study.topic.methods[group[0]["method"]]
+        return method.label + notes(group[0], len(group))
+
+    for partition, called in study.topic.partitions.items():
+        rows = [row for row in numbers if row["partition"] == partition]
+        if rows:
+            parts += [f"## {called}", markdown(rows, columns, name)]
+    return parts
+
+
+def _claims(study: Study, figure: str, lines: Sequence[Told]) -> str:
+    """A line for each claim and partition."""
+    unit = _unit(figure)
+    body = []
+    for line in lines:
+        found = line.found
+        methods = study.topic.methods
+        pair = f"{methods[line.side].label}, {methods[line.rival].label}"
+        if line.at_edge:
+            edges = ", ".join(methods[name].label for name in line.at_edge)
+            pair += f" (at the edge of the rates: {edges})"
+        body.append(
+            [
+                line.claim.text,
+                study.topic.partitions[line.partition],
+                pair,
+                f"{found.mean:+.2g}",
+                f"{found.deviation:.2g}" if found.seeds > 1 else "",
+                str(found.seeds),
+                "" if found.p is None else f"{found.p:.2g}",
+                line.verdict,
+            ]
+        )
+    heads = ["claim", "data", "beside each other", f"difference, {unit}", "deviation", "seeds"]
+    return table([*heads, "p", "verdict"], body)
+
+
+def _about(study: Study, figure: str) -> str:
+    """What was run, for the reader of the table."""
+    scale = study.scale
+    settings = scale.settings
+    seeds = ", ".join(str(seed) for seed in scale.seeds)
+    if figure == TEXT:
+        model = study.topic.public(study.sources["model"])
+        data = study.topic.public(study.sources["data"])
+        setting = (
+            f"{model}, a node for each block; {data}; {scale.cycles[1]} cycles, AdamW, rank "
+            f"{settings['lora_rank']} where nothing else is said, distillation off"
+        )
+        merit = "the loss of a held-out token in nats, sign changed: 0.05 is 5 % of perplexity"
+    else:
+        setting = (
+            f"{settings['model']} of width {settings['width']:g} on {scale.train_examples:,} "
+            f"training images over {settings['nodes']} nodes, which every run passes "
+            f"{scale.cycles[1]} times; batch {settings['batch_size']}, SGD with momentum "
+            f"{settings['momentum']:g}, clipping at norm {settings['clip_norm']:g}, a cosine from "
+            "cycle to cycle, distillation off"
+        )
+        merit = "points of accuracy on the test set"
+    return (
+        f"Scale {study.scale_name}: Snake Learning, {setting}; seeds {seeds}. The two runs of a "
+        f"pair differ in one thing alone. A difference is in the direction of the claim, in "
+        f"{merit}; a claim that something costs little holds where the difference is "
+        "significantly above minus that much. Rates are fixed, but of optimizers three each were "
+        "run, and the best stands for all."
+    )
+
+
+def draw(study: Study, figure: str, rows: Sequence[Numbers], path: Path, caption: str) -> Path:
+    """A line for each claim and partition: mean difference, deviation, and the claim's margin.
+
+    Args:
+      study: whose names are written.
+      figure: which.
+      rows: from `numbers_of`.
+      path: of the PNG.
+      caption: above it.
+    """
+    lines = told(figure, rows)
+    picture = new_figure(9.5, 0.45 * len(lines) + 1.6)
+    picture.suptitle(caption, fontsize=11)
+    panel = picture.subplots()
+    names = []
+    for place, line in enumerate(lines):
+        mean, deviation = line.found.mean, line.found.deviation
+        colour = _COLOUR[line.verdict]
+        panel.plot(mean, place, "o", color=colour)
+        panel.plot([mean - deviation, mean + deviation], [place, place], color=colour)
+        panel.plot(line.claim.margin, place, "|", color="black", markersize=12)
+        partition = study.topic.partitions[line.partition]
+        names.append(f"{line.claim.text}, {partition}: {line.verdict}")
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.invert_yaxis()
+    panel.set_xlabel(f"difference in the claim's direction, {_unit(figure)}; bar: its margin")
+    look(panel)
+    return save(picture, path)
