@@ -35,7 +35,7 @@ from snake_jax.engines.programs import EVALUATE, Ahead, Program
 from snake_jax.params import Params, PyTree, select
 from snake_jax.training import sharding
 from snake_jax.training.image_step import LocalStep
-from snake_jax.training.layout import Layout, Start
+from snake_jax.training.layout import Before, Layout, Start
 from snake_jax.training.text_step import LanguageStep
 
 
@@ -197,17 +197,20 @@ class LocalEngine:
 
     # Groups
 
-    def _program(self, layers: tuple[str, ...], number: int) -> Program:
-        """The program for so many visits that train these layers; one alone takes a node's own."""
+    def _program(self, layers: tuple[str, ...], number: int, node: int = 0) -> Program:
+        """The program for so many visits that train these layers, of which this node has one; one
+        alone takes a node's own.
+        """
         most = max(number, self._group_sizes.get(layers, 0))
         lead = self._emulation.lead(most) if number > 1 else ()
-        return Program("train", self._layout.names(layers), lead)
+        return Program("train", self._layout.names(layers), lead, rank=self._layout.rank(node))
 
     def _group(self) -> tuple[Program, list[Bound]]:
         """The first order, and those that one program carries out with it; they wait no longer."""
         together = bool(self._emulation.lead(len(self._waiting)))
         group, self._waiting = first_group(self._waiting, together)
-        return self._program(group[0].visit.layers, len(group)), group
+        first = group[0].visit
+        return self._program(first.layers, len(group), first.node), group
 
     # Visits
 
@@ -251,7 +254,7 @@ class LocalEngine:
             fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
 
             train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            bounds = settings.early_stop, settings.enough_loss
+            bounds = settings.early_stop, settings.enough_loss, settings.enough_accuracy
             tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
             factors += epoch.steps if epoch.factors is None else epoch.factors
             steps = self._begun.steps + max(epoch.steps)
@@ -274,7 +277,8 @@ class LocalEngine:
         its learning rates were multiplied by.
         """
         visit = one.visit
-        layers, states = self._layout.leave(*end, visit.layers)
+        before = Before(visit.node, one.params, one.states)
+        layers, states = self._layout.leave(*end, visit.layers, before)
         outcome = Outcome(
             visit,
             layers,
@@ -324,7 +328,7 @@ class LocalEngine:
         for one in group:
             layers = one.visit.layers
             tree = client.given(one.shared, one.memory, layers)
-            trees.append(self._layout.given(tree, layers))
+            trees.append(self._layout.given(tree, layers, one.visit.node))
         return self._emulation.stack(trees, lead) if lead else trees[0]
 
     def _run_prefix(self, one: Bound, start: Start, lead: tuple[int, ...]) -> RunPrefix | None:
@@ -332,7 +336,8 @@ class LocalEngine:
         off = self._settings.cache_prefix == "off" or self._settings.local_epochs == 1
         if off or lead or not self._layout.has_prefix(one.visit.layers):
             return None
-        return lambda shape, rows: self._call(Program("prefix", shape=shape), start.frozen, rows)
+        prefix = Program("prefix", rank=self._layout.rank(one.visit.node))
+        return lambda shape, rows: self._call(prefix._replace(shape=shape), start.frozen, rows)
 
     # Programs
 
@@ -379,7 +384,7 @@ class LocalEngine:
             if client is None:
                 return {}
             tree = client.given(shared, client.memory(params), layers)
-            tree = self._layout.given(tree, layers)
+            tree = self._layout.given(tree, layers, 0)
             return self._emulation.stack([tree], lead) if lead else tree
 
         start = jax.eval_shape(lambda params: self._start(params, {}, layers, 0, lead), params)
