@@ -156,14 +156,12 @@ def _raise(error: Exception) -> float:
 
 
 def _called_bytes(device: Any, one: Called) -> float:
-    # Kernels ask which chip it is that they are compiled for.
-    with jax.default_device(device):
-        lowered = one.jitted.lower(*compiled.placed(device, one.shapes))
-        return float(peak_bytes(lowered.compile()))
+    return float(peak_bytes(dry.compiled_for(one, device)))
 
 
 def _form_bytes(device: Any, comparison: Comparison, form: Callable[..., Any]) -> float:
     shapes = jax.eval_shape(comparison.make)
+    # Kernels ask which chip it is that they are compiled for.
     with jax.default_device(device):
         arguments = compiled.placed(device, shapes)
         return _reserved(compiled.compile_placed(form, arguments))

@@ -11,9 +11,11 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.stages import Compiled
 
 from experiments.faults.runs import trained
 from snake_jax.config import RunConfig
+from snake_jax.costs import compiled
 from snake_jax.engines.choice import HERE
 from snake_jax.engines.local import LocalEngine
 from snake_jax.engines.programs import Ahead, Program
@@ -52,10 +54,25 @@ def called(config: RunConfig, platform: str) -> list[Called]:
             results[program] = jax.eval_shape(jitted, *shapes)
         return jax.tree.map(_nothing, results[program])
 
-    on_platform = mock.patch.object(jax, "default_backend", return_value=platform)
-    with _nothing_compiled(call), on_platform:
+    with _nothing_compiled(call), _on(platform):
         trained(config, HERE)
     return list(found.values())
+
+
+def compiled_for(one: Called, device: Any) -> Compiled:
+    """The program for a device that need not be there."""
+    # What is traced asks for the platform, kernels for the chip that they are compiled for.
+    with jax.default_device(device), _on(device.platform):
+        lowered = one.jitted.lower(*compiled.placed(device, one.shapes))
+        program: Compiled = lowered.compile()
+        return program
+
+
+@contextmanager
+def _on(platform: str) -> Iterator[None]:
+    """Has whoever asks for the platform of this process be told this one."""
+    with mock.patch.object(jax, "default_backend", return_value=platform):
+        yield
 
 
 @contextmanager

@@ -60,9 +60,7 @@ def linear_xent(
       ValueError: shapes, dtypes or options that do not fit.
     """
     # Wrong arguments are refused before anything is traced.
-    _check(hidden, table, targets, teacher, teacher_table)
-    if table_gradient and is_quantized(table):
-        raise ValueError("linear_xent: a quantized table has no gradient")
+    _check(hidden, table, targets, teacher, teacher_table, table_gradient)
     _check_options(temperature, cap, chunk, rows, lowering)
     if lowering == "xla":
         return reference.linear_xent(
@@ -126,6 +124,7 @@ def _check(
     targets: jax.Array,
     teacher: jax.Array | None,
     teacher_table: Table | None,
+    table_gradient: bool,
 ) -> None:
     """Raises ValueError where shapes or dtypes do not fit."""
     # The student's.
@@ -140,6 +139,9 @@ def _check(
         )
     if table.ndim != 2 or table.shape[1] != hidden.shape[1]:
         raise ValueError(f"linear_xent: table must be [V, {hidden.shape[1]}], got {table.shape}")
+
+    if table_gradient and is_quantized(table):
+        raise ValueError("linear_xent: a quantized table has no gradient")
 
     # The teacher's must be as the student's are.
     if teacher is None and teacher_table is not None:

@@ -22,6 +22,7 @@ from snake_jax.errors import UserError
 ROOT = Path(__file__).parents[2]
 MET = Row("table", "a thing", "share", 0.5, better=LOWER, limit=1.0)
 UNMET = MET._replace(value=2.0)
+TINY = {"model": "mlp", "width": 0.25, "train_examples": 32, "nodes": 2, "cycles": 1}
 
 
 def result_of(stage, row=MET, scale="test"):
@@ -148,12 +149,15 @@ def test_all_stages_pass_on_emulated_devices_and_the_same_command_repeats_nothin
 
 
 def test_a_dry_run_calls_every_program_of_a_run_and_computes_nothing():
-    sizes = {"model": "mlp", "width": 0.25, "dataset": "digits", "train_examples": 32, "nodes": 2}
-    snake = ImageConfig(**sizes, algorithm="snake", cycles=1, learning_rate=0.1)
+    snake = ImageConfig(**TINY, algorithm="snake")
     names = [one.name for one in dry.called(snake, "tpu")]
     # One program for each middle layer; the first evaluation comes after the first visit.
     assert names == ["train fc1 fc2 fc4", "evaluate", "train fc1 fc3 fc4"]
-    side_by_side = ImageConfig(**sizes, algorithm="fedavg", cycles=1, executor="vmap")
+
+
+@pytest.mark.slow
+def test_a_dry_run_calls_the_program_of_all_nodes_that_one_call_trains():
+    side_by_side = ImageConfig(**TINY, algorithm="fedavg", executor="vmap")
     train, evaluate = dry.called(side_by_side, "cpu")
     assert (train.name, evaluate.name) == ("train fc1 fc2 fc3 fc4, 2 nodes", "evaluate")
     trainable = train.shapes[0]
