@@ -12,13 +12,14 @@ about how long.
 Figures (snake_learning_magazine; arXiv 2405.03372) of the classification study: 2 costs of each
 method, 4 the layers of VGG-11, 5 other frameworks by local epochs, 7 an interrupted layer, 8 orders
 of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 9 Non-IID. Several
-as 5,8 or all. Beside the papers' figures, and not among all: methods, every method on the same
-examples; claims and claims_text, what the papers claim and no figure tests, as pairs of runs.
+as 5,8 or all. Beside the papers' figures, and not among all: every method on the same
+examples, of images (methods) and of language models (methods_text); claims and claims_text,
+what the papers claim and no figure tests, as pairs of runs.
 Runs are shared between figures and go on after a kill; finished ones are not run again. Results
-are in RESULTS/SCALE (methods: RESULTS/SCALE_methods): figureN.png, .md and .json; configuration,
-metrics and summary of every run in runs.jsonl.gz; and for each study learning_rates.json and
-study.json (fine-tuning: *_language.json). With --redraw the figures are made of that file and
-nothing is run.
+are in RESULTS/SCALE (methods: RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and
+.json; configuration, metrics and summary of every run in runs.jsonl.gz; and for each study
+learning_rates.json and study.json (fine-tuning: *_language.json). With --redraw the figures are
+made of that file and nothing is run.
 """
 
 import json
@@ -37,6 +38,7 @@ from experiments.reproduction import (
     kept,
     language,
     methods,
+    methods_text,
     runs,
     tuning,
     vision,
@@ -53,7 +55,7 @@ from snake_jax.report.units import clock
 from snake_jax.runs import loop
 
 ROOT = Path(__file__).parents[1]
-EVERY = (*FIGURES, methods.FIGURE, *claims.FIGURES)
+EVERY = (*FIGURES, methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
 FIGURE = flags.DEFINE_string(
     "figure", "", f"which: {', '.join(EVERY)}, several as 5,8; all: those of the papers"
 )
@@ -180,7 +182,8 @@ def _study(topic: Topic) -> Study:
     elif REDRAW.value:
         sources = _recorded(results / f"study{topic.suffix}.json")
     else:
-        sources = _text(name, workdir)
+        find = methods_text.sources if topic is methods_text.TOPIC else language.sources
+        sources = find(name, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
     rates = tuning.read_rates(results, topic)
     return Study(topic, name, scale, sources, workdir, results, rates, runs_kept)
 
@@ -217,10 +220,6 @@ def _images(scale: Scale) -> Sources:
             f"--data={source}: want cifar10, or npz:DIR with train_*.npz and test_*.npz"
         )
     return {"data": source}
-
-
-def _text(scale: str, workdir: Path) -> Sources:
-    return language.sources(scale, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
 
 
 def _listing(study: Study, chosen: Sequence[str]) -> str:

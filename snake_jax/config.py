@@ -249,6 +249,12 @@ class ImageConfig(RunConfig):
         "auto", "convolution: auto picks by platform", choices=("auto", "xla", "matmul")
     )
 
+    visit_accuracy: float = option(
+        0.0,
+        "a visit ends with the epoch whose training accuracy is at least this; 0: off",
+        low=0,
+        high=1,
+    )
     target_accuracy: float = option(0.6, "accuracy whose cost the summary reports", low=0, high=1)
     stop_accuracy: float = option(
         0.0, "the run ends once the test accuracy is at least this; 0: off", low=0, high=1

@@ -8,12 +8,14 @@ The first takes whatever device jax finds through all stages, in the order of th
 process of its own and with its result written as it ends; the same command goes on after a kill and
 repeats only what has not passed. It ends with a page, OUTPUT/accept.md and accept.json. The second
 is the same on a CPU, on narrow networks. The third compiles the programs for a chip that need not
-be there. Exit code: 0 where all passed, 1 where something failed, 3 where nothing failed and not
-all of it fitted into the minutes.
+be there, of all stages or of those of --only. Exit code: 0 where all passed, 1 where something
+failed, 3 where nothing failed and not all of it fitted into the minutes.
 """
 
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -24,6 +26,7 @@ from experiments.accept.sizes import SCALES
 from experiments.accept.stages import Stage
 from snake_jax.cli import launch
 from snake_jax.config import pick
+from snake_jax.errors import UserError
 
 BUDGET = flags.DEFINE_float(
     "budget_minutes", 25.0, "minutes after which no stage goes on", lower_bound=0.1
@@ -78,11 +81,22 @@ def _described() -> int:
     # A program for a chip that is not here can be kept and not read again.
     jax.config.update("jax_enable_compilation_cache", False)
     scale = pick("scale", SCALE.value or "full", SCALES)
-    found = describe.run(SCALES[scale], DESCRIBE.value, _say)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = SCALES[scale]
+        found = describe.run(sizes, DESCRIBE.value, Path(folder), _only(describe.STAGES), _say)
     wrong = outcome.unmet(found)
     compiled = sum(row.name == "reserved" for row in found.rows)
     _say(f"{DESCRIBE.value}: {compiled} programs compiled, {len(wrong)} failed")
     return 1 if wrong else 0
+
+
+def _only(described: Sequence[str]) -> list[str]:
+    """Of --only, stages that have programs to describe."""
+    for word in ONLY.value:
+        if word not in described:
+            known = ", ".join(described)
+            raise UserError(f"--only={word}: no stage with programs to describe; there are {known}")
+    return list(ONLY.value)
 
 
 def _command() -> str:

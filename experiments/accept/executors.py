@@ -1,6 +1,4 @@
-"""Stage `executors`: nodes in turn (`loop`), in one call (`scan`), as a batch (`vmap`), over devices
-(`pmap`).
-"""
+"""Stage `executors`: nodes in turn (`loop`, `scan`), as a batch (`vmap`), over devices (`pmap`)."""
 
 from typing import Any
 
@@ -38,7 +36,7 @@ def run(given: Given) -> Outcome:
             continue
         for name in OTHERS:
             try:
-                found = _ended(_with(config, name))
+                found = _ended(with_executor(config, name))
             except Exception as error:
                 failures.append(f"{config.model}, {name}: {line_of(error)}")
                 continue
@@ -58,7 +56,8 @@ def configs(given: Given) -> list[Run]:
     return [ImageConfig(**{**images, **sizes.alike}), TextConfig(**text, lora_rank=4)]
 
 
-def _with(config: Run, executor: str) -> Run:
+def with_executor(config: Run, executor: str) -> Run:
+    """The same run, its nodes emulated in another way."""
     if isinstance(config, ImageConfig):
         return ImageConfig(**{**vars(config), "executor": executor})
     return TextConfig(**{**vars(config), "executor": executor})

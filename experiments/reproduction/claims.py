@@ -9,7 +9,7 @@ quantized frozen layers, several nodes side by side, distillation on Non-IID dat
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.reproduction import language
+from experiments.reproduction import language, vision
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
 from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.models import registry
@@ -271,15 +271,6 @@ def ranks(rank: int, nodes: int) -> str:
     return ",".join(str(shares[node % len(shares)]) for node in range(nodes))
 
 
-def _public_images(source: str) -> str:
-    """A data set's name without a path of this machine."""
-    return "cifar10" if source.startswith("npz:") else source
-
-
-def _hold_out(scale: Scale, sources: Sources) -> None:
-    """Nothing is tuned."""
-
-
 def _topic(
     name: str,
     methods: Mapping[str, Method],
@@ -296,7 +287,7 @@ def _topic(
         partitions=partitions,
         scales=scales,
         of_figure=of_figure,
-        hold_out=_hold_out,
+        hold_out=vision.hold_out,
         **functions,
     )
 
@@ -307,7 +298,7 @@ IMAGE_TOPIC = _topic(
     IMAGE_PARTITIONS,
     IMAGE_SCALES,
     config=image_config,
-    public=_public_images,
+    public=vision.public,
 )
 TEXT_TOPIC = _topic(
     TEXT,

@@ -12,6 +12,8 @@ from experiments.reproduction import (
     language_figures,
     methods,
     methods_figures,
+    methods_text,
+    methods_text_figures,
     tables,
     vision,
     vision_figures,
@@ -20,17 +22,18 @@ from experiments.reproduction.runs import Study
 from snake_jax.report.figures import plot_figure, plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
-COMPARISONS = (methods.TOPIC, *claims.TOPICS)  # beside the papers
+COMPARISONS = (methods.TOPIC, methods_text.TOPIC, *claims.TOPICS)  # beside the papers
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
 _SHOW = {
     vision.TOPIC.name: vision_figures,
     language.TOPIC.name: language_figures,
     methods.TOPIC.name: methods_figures,
+    methods_text.TOPIC.name: methods_text_figures,
     claims.IMAGES: claims_figures,
     claims.TEXT: claims_figures,
 }
 # Figures that the papers do not have, and so no number for.
-_OWN = (methods.FIGURE, *claims.FIGURES)
+_OWN = (methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
 
 
 def write(study: Study, figure: str) -> list[Path]:
@@ -59,6 +62,8 @@ def write(study: Study, figure: str) -> list[Path]:
     rows = show.numbers_of(study, figure, found)
     if show is methods_figures:
         methods_figures.draw(rows, picture, caption)
+    elif show is methods_text_figures:
+        methods_text_figures.draw(rows, picture, caption)
     elif show is claims_figures:
         claims_figures.draw(study, figure, rows, picture, caption)
     else:

@@ -9,9 +9,9 @@ import itertools
 from typing import Any
 
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
+from experiments.reproduction.vision import hold_out, layer_names, public
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig
-from snake_jax.models import registry
 
 FIGURE = "methods"
 ALL_LAYERS = {"always_train": "none"}
@@ -55,7 +55,6 @@ _ONE_LINE_A_PASS: tuple[str, ...] = (
     "centralised",
 )
 _ONE_LINE_A_PASS += ("fedavg", "fedprox", "fedadam", "fedyogi", "scaffold", "fednova")
-IMAGE, CLASSES = (32, 32, 3), 10
 
 # Of Adam, at BAdam, LISA and HiFT, the rate that it is known by.
 _RATES = dict.fromkeys(METHODS, 0.05) | {"badam": 1e-3, "lisa": 1e-3, "hift": 1e-3}
@@ -108,12 +107,6 @@ def of_figure(figure: str, scale: Scale) -> list[Case]:
     return every_seed(cases, scale)
 
 
-def layer_names(scale: Scale) -> tuple[str, ...]:
-    """Of the scale's network."""
-    settings = scale.settings
-    return registry.build(settings["model"], CLASSES, IMAGE, width=settings["width"]).layer_names
-
-
 def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
     """The configuration of a case's run, evaluated six times.
 
@@ -161,15 +154,6 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
     return ImageConfig(**given, cycles=cycles, eval_every=lines // _EVALUATIONS)
 
 
-def _public(source: str) -> str:
-    """A data set's name without a path of this machine."""
-    return "cifar10" if source.startswith("npz:") else source
-
-
-def _hold_out(scale: Scale, sources: Sources) -> None:
-    """Nothing is tuned."""
-
-
 TOPIC = Topic(
     name="methods",
     suffix="_methods",
@@ -179,6 +163,6 @@ TOPIC = Topic(
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
-    hold_out=_hold_out,
-    public=_public,
+    hold_out=hold_out,
+    public=public,
 )

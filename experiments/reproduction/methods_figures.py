@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from experiments.reproduction import tables
-from experiments.reproduction.cases import Case
-from experiments.reproduction.methods import METHODS, PARTITIONS
+from experiments.reproduction.cases import Case, Topic
+from experiments.reproduction.methods import METHODS, PARTITIONS, TOPIC
 from experiments.reproduction.run_numbers import (
     BYTES,
     FLOPS,
@@ -30,8 +30,9 @@ from snake_jax.report.runs import Run, from_summary, last
 from snake_jax.report.units import percent, scale_for
 from snake_jax.runs import loop
 
-# Panels of the picture: what, its title, and its unit where it is no share.
-_PANELS = (
+Panel = tuple[str, str, str]
+"""Of the picture: what it shows, its title, and its unit: empty of a share, `1` of a number."""
+_PANELS: tuple[Panel, ...] = (
     ("final_accuracy", "test accuracy", ""),
     ("worst_tenth", "worst tenth of nodes", ""),
     ("bytes", "bytes sent", "B"),
@@ -136,40 +137,56 @@ def _about(study: Study) -> str:
     )
 
 
-def draw(rows: Sequence[Numbers], path: Path, caption: str) -> Path:
+def draw(
+    rows: Sequence[Numbers],
+    path: Path,
+    caption: str,
+    topic: Topic = TOPIC,
+    shown: Sequence[Panel] = _PANELS,
+) -> Path:
     """Dots for each method: the mean of the seeds, and a line from the least to the greatest.
 
     Args:
       rows: from `numbers_of`.
       path: of the PNG.
       caption: above it.
+      topic: whose methods and partitions.
+      shown: what the panels show.
     """
-    names = [name for name in METHODS if any(row["method"] == name for row in rows)]
-    picture = new_figure(2.7 * len(_PANELS) + 1.2, 0.3 * len(names) + 1.6)
+    names = [name for name in topic.methods if any(row["method"] == name for row in rows)]
+    picture = new_figure(2.7 * len(shown) + 1.2, 0.3 * len(names) + 1.6)
     picture.suptitle(caption, fontsize=11)
-    panels = picture.subplots(1, len(_PANELS), sharey=True, squeeze=False)[0]
-    for panel, (key, called, unit) in zip(panels, _PANELS, strict=True):
-        _dots(panel, rows, names, key, unit)
+    panels = picture.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (key, called, unit) in zip(panels, shown, strict=True):
+        _dots(panel, rows, names, key, unit, topic)
         panel.set_title(called, fontsize=10)
         look(panel)
-    panels[0].set_yticks(range(len(names)), [METHODS[name].label for name in names])
+    panels[0].set_yticks(range(len(names)), [topic.methods[name].label for name in names])
     panels[0].invert_yaxis()
     dots, labels = panels[0].get_legend_handles_labels()
     picture.legend(dots, labels, fontsize=9, loc="outside lower center", ncols=len(labels))
     return save(picture, path)
 
 
-def _dots(panel: Axes, rows: Sequence[Numbers], names: Sequence[str], key: str, unit: str) -> None:
+def _dots(
+    panel: Axes, rows: Sequence[Numbers], names: Sequence[str], key: str, unit: str, topic: Topic
+) -> None:
     """One quantity of all methods."""
     known = [row[key] for row in rows if row[key] is not None]
     factor = 1.0
-    if unit:
+    if unit == "1":
+        # Plain numbers at 1, 2 and 5 of each power of ten: all ticks of a short axis would overlap.
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(FuncFormatter(_plain))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    elif unit:
         scale = scale_for(max(known, default=1.0), unit)
         factor = scale.factor
         panel.set_xlabel(scale.unit, fontsize=9)
     else:
         panel.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    for number, (partition, called) in enumerate(PARTITIONS.items()):
+    for number, (partition, called) in enumerate(topic.partitions.items()):
         label: str | None = called
         for group in by_case([row for row in rows if row["partition"] == partition]):
             values = [row[key] / factor for row in group if row[key] is not None]
@@ -181,3 +198,9 @@ def _dots(panel: Axes, rows: Sequence[Numbers], names: Sequence[str], key: str, 
             panel.plot(middle, place, "o", label=label, color=colour, markersize=4)
             panel.plot([min(values), max(values)], [place, place], color=colour)
             label = None
+
+
+def _plain(value: float, place: int) -> str:
+    """A tick of an axis of numbers."""
+    del place
+    return f"{value:g}"

@@ -211,13 +211,13 @@ def _lines_a_cycle(case: Case, scale: Scale) -> int:
     return scale.settings["nodes"]
 
 
-def _public(source: str) -> str:
+def public(source: str) -> str:
     """A data set's name without a path of this machine."""
     return "cifar10" if source.startswith("npz:") else source
 
 
-def _hold_out(scale: Scale, sources: Sources) -> None:
-    """Nothing to write: runs hold out a part of their training examples themselves."""
+def hold_out(scale: Scale, sources: Sources) -> None:
+    """Nothing to write: runs that tune hold out a part of their training examples themselves."""
 
 
 TOPIC = Topic(
@@ -229,6 +229,6 @@ TOPIC = Topic(
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
-    hold_out=_hold_out,
-    public=_public,
+    hold_out=hold_out,
+    public=public,
 )

@@ -48,8 +48,8 @@ class Problem(NamedTuple):
 
 def make_problem(
     assignments: Sequence[LayerNames],
-    step_flops: Sequence[int],
-    state_bytes: Sequence[int],
+    step_flops: Sequence[Sequence[int]],
+    state_bytes: Sequence[Sequence[int]],
     steps: Sequence[int],
     fleet: Fleet,
     transfer_bytes: Sequence[tuple[int, int]] | None = None,
@@ -59,8 +59,9 @@ def make_problem(
 
     Args:
       assignments: the layers that each visit trains.
-      step_flops: FLOPs of one step of each of them.
-      state_bytes: a node needs for each of them (parameters, optimizer states, frozen layers).
+      step_flops: `[G, N]` FLOPs of one step of each of them; `[G, 1]`: the same at every node.
+      state_bytes: `[G, N]` or `[G, 1]`, what a node needs for each of them (parameters, optimizer
+        states, frozen layers).
       steps: optimizer steps of a visit at each node.
       fleet: the nodes.
       transfer_bytes: `(down, up)` of each visit, between node and server; None: left out, as for
@@ -76,10 +77,8 @@ def make_problem(
     if transfer_bytes and up_bytes is not None:
         up = np.array(up_bytes, np.float64)  # [G, N]
 
-    # A node does its own number of steps of each group: [G] FLOPs times [N] steps is [G, N].
-    of_step = np.array(step_flops, np.float64)
-    num_steps = np.array(steps, np.float64)
-    flops = np.outer(of_step, num_steps)
+    # A node does its own number of steps of each group: [G, 1] FLOPs times [N] steps is [G, N].
+    flops = np.array(step_flops, np.float64) * np.array(steps, np.float64)
     seconds = flops / _column(fleet, "flops_per_s")
     if transfer_bytes is not None:
         to_node_s = _link_s([fleet.server], fleet.nodes, down)
@@ -93,9 +92,7 @@ def make_problem(
     joules = joules + (down + up) * _column(fleet, "joules_per_byte")
     cost = joules * _column(fleet, "energy_price") + server_cost
 
-    # A visit needs as much wherever it is: the same for all nodes.
-    state = np.array(state_bytes, np.float64)
-    needed = np.broadcast_to(state[:, None], seconds.shape)
+    needed = np.broadcast_to(np.array(state_bytes, np.float64), seconds.shape)
     groups = tuple(map("+".join, assignments))
     memory_bytes = _column(fleet, "memory_bytes")
     return Problem(groups, seconds, cost, needed, memory_bytes)

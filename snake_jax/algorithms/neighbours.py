@@ -8,7 +8,8 @@ with the least seconds and joules of hop and visit, at the rate that the link ha
 the one that is next by number. Where no neighbour can hold a visit the nearest nodes that can are
 eligible, and the model passes those between.
 
-A visit that is taken over is the controller's choice (`pool`): it may go to any node.
+A visit that is taken over goes to a neighbour of whoever hands the model over (`stand_ins`): of the
+node that handed in what it had, or where that was lost of the one that was visited before.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -59,7 +60,11 @@ def check(config: RunConfig) -> None:
             "--assign=greedy or serpentine"
         )
     if config.rates == "measured":
-        raise UserError(f"{flag}: each hop is chosen when it comes; leave --rates=declared")
+        raise UserError(
+            f"{flag}: --rates=measured plans whole cycles and keeps the plans, since a run that "
+            "goes on could not measure the same; each hop is chosen when it comes, by stated "
+            "rates; leave --rates=declared"
+        )
     if config.shuffle_nodes:
         raise UserError(f"{flag}: the next node is a neighbour; leave --shuffle_nodes out")
 
@@ -91,7 +96,7 @@ def relay_over_graph(
     for cycle in range(plan.config.cycles):
         for layers in assignments_of(plan, cycle):
             node = next_node(plan, holder, visits, turn, layers)
-            (ending,) = yield (Visit(turn, cycle, node, layers),)
+            (ending,) = yield (Visit(turn, cycle, node, layers, giver=holder),)
             ending = yield from _finished(plan, ending)
             # Whoever finished the visit has the model, also where it was taken over.
             holder = ending.visit.node
@@ -104,7 +109,11 @@ def _finished(plan: Plan, ending: Ending) -> Generator[Round, tuple[Ending, ...]
     rounds = taken_over(plan, ending)
     for_now = next(rounds, None)
     while for_now is not None:
-        endings = yield for_now
+        (visit,) = for_now
+        if ending.event == "interrupted":
+            # What its node has trained so far lies there.
+            visit = visit._replace(giver=ending.visit.node)
+        endings = yield (visit,)
         (ending,) = endings
         try:
             for_now = rounds.send(endings)

@@ -178,7 +178,8 @@ def _moved(
     """The visit at the best stand-in for a node that is gone; none where nobody is there.
 
     Where the clock alone has nodes away, it waits for the one that is the soonest done. Where the
-    nodes of the assignment are all gone, that is void: then anybody who can hold it.
+    nodes of the assignment are all gone, that is void: then anybody who can hold it. Over a graph
+    whose nodes near by are all gone it goes to the nearest of the others, from node to node.
 
     Raises:
       UserError: none can.
@@ -193,6 +194,13 @@ def _moved(
             found = stand_ins.candidates(one, there, visit, moment, own=True)
         if found:
             return (visit._replace(node=found[0], event=WAITED),)
+    void = plan._replace(visitors={})
+    found = stand_ins.candidates(void, here, visit, moment, nearest=True)
+    if found:
+        return (visit._replace(node=found[0]),)
+    found = stand_ins.candidates(void, there, visit, moment, nearest=True)
+    if found:
+        return (visit._replace(node=found[0], event=WAITED),)
     raise UserError(
         f"visit {visit.turn} (layers {', '.join(visit.layers)}): none of the nodes that are there "
         f"({', '.join(map(str, there))}) can hold it: raise memory_bytes in --node_file, or let "

@@ -20,6 +20,8 @@ class Visit(NamedTuple):
         comes back), `takeover` (an idle node goes on in the place of one of those) or `waited` (no
         other could, so its own node goes on once it is back).
       others: further nodes that hold a part of the model in this visit.
+      giver: over a graph of neighbours the node that hands the model over, so that a stand-in is a
+        neighbour of its; None: the server does, or there is no graph.
     """
 
     turn: int
@@ -29,6 +31,7 @@ class Visit(NamedTuple):
     share: tuple[float, float] = (0.0, 1.0)
     event: str = ""
     others: tuple[int, ...] = ()
+    giver: int | None = None
 
 
 Round = tuple[Visit, ...]

@@ -98,6 +98,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "walk",
         "early_stop",
         "visit_loss",
+        "visit_accuracy",
         "visit_perplexity",
         "stop_loss",
         "stop_accuracy",

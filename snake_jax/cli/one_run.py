@@ -186,12 +186,7 @@ def carry_out(
         how.stages.ended_copying("weights", num_bytes(state.params))
         job = OpenRun(setup, workdir, state)
         check_trace(how.trace, job.total - job.state.rounds)
-        print(about)
-        if setup.plan.refused:
-            print(refused(setup))
-        place = where(job)
-        if place:
-            print(place)
+        _announce(job, about)
         begin(job)
         shown = processes.is_first()
         with progress(job.total, job.state.rounds, job.unit, enabled=shown) as (update, watch):
@@ -214,6 +209,16 @@ def carry_out(
         end(_chosen(job, state), workdir.path)
     finally:
         workdir.close()
+
+
+def _announce(job: OpenRun, about: str) -> None:
+    """Prints what the run is, whom its plan refused, and from where it goes on."""
+    print(about)
+    if job.setup.plan.refused:
+        print(refused(job.setup))
+    place = where(job)
+    if place:
+        print(place)
 
 
 def _chosen(job: OpenRun, state: loop.State) -> loop.State:

@@ -199,7 +199,12 @@ def compiled_cost(
 
 
 def counted_row_costs(
-    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, device: Any
+    model: LanguageModel,
+    adapters: lora.Lora | None,
+    recompute: str,
+    length: int,
+    device: Any,
+    rank: int = 0,
 ) -> tuple[LayerCost, ...]:
     """`layers.row_costs` as a device's compiler counts them.
 
@@ -213,6 +218,7 @@ def counted_row_costs(
       recompute: what the backward pass keeps of a block, see `stack.run`.
       length: T, tokens.
       device: whose compiler.
+      rank: see `layers.row_costs`.
 
     Raises:
       UserError: a block by itself does not fit.
@@ -225,7 +231,7 @@ def counted_row_costs(
         return int(built.flops)
 
     # The same differences as in `layers.row_costs`, what is computed again left where it is.
-    flops = layers.block_flops(model, adapters, recompute, length, count)
+    flops = layers.block_flops(model, adapters, recompute, length, count, rank)
     own_gradient = flops.trained - flops.through
     block = LayerCost(
         name="block",
@@ -237,7 +243,7 @@ def counted_row_costs(
         looped=True,
     )
     loss, arguments = _loss_of(model, length)
-    return layers.along_model(model, adapters, block, count(loss, *arguments))
+    return layers.along_model(model, adapters, block, count(loss, *arguments), rank)
 
 
 def _loss_of(model: LanguageModel, length: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:

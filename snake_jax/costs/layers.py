@@ -41,7 +41,7 @@ class BlockFlops(NamedTuple):
 
 
 def batch_costs(
-    step: Step, batch: BatchShape, adapters: lora.Lora | None = None
+    step: Step, batch: BatchShape, adapters: lora.Lora | None = None, rank: int = 0
 ) -> tuple[LayerCost, ...]:
     """The layers' costs for a batch.
 
@@ -49,10 +49,11 @@ def batch_costs(
       step: the local step.
       batch: of images or of rows of text.
       adapters: that train in the place of blocks; None: whole layers do.
+      rank: see `row_costs`.
     """
     if isinstance(step.model, LanguageModel):
         recompute = shapes.recompute_of(step)
-        of_row = row_costs(step.model, adapters, recompute, batch.length)
+        of_row = row_costs(step.model, adapters, recompute, batch.length, rank)
         return tuple(_times(batch.size, cost) for cost in of_row)
     return layer_costs(step.model, batch.size)
 
@@ -112,26 +113,30 @@ def auxiliary_costs(
     return layer_costs(lower, batch_size)[stop:]
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=256)
 def row_costs(
-    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, rank: int = 0
 ) -> tuple[LayerCost, ...]:
     """The layers' costs for a row of text; attention counts whole squares, causal or not.
+
+    A node that trains some columns of its adapters multiplies with all of them, forward and on the
+    way down, and has weight gradients of its own: that is what its program computes.
 
     Args:
       model: the network.
       adapters: that train in the place of blocks; None: whole layers do.
       recompute: what the backward pass keeps of a block, see `stack.run`.
       length: T, tokens.
+      rank: how many columns of the adapters the node trains; 0: all.
     """
-    kept = block_flops(model, adapters, "none", length, products)
+    kept = block_flops(model, adapters, "none", length, products, rank)
 
     # With everything kept the backward pass has the gradients alone; what it takes more than that
     # is computed again. The lowest computes as much again as the trained one: weight gradients read
     # the same of the forward pass, whether or not gradients go on below.
     again = kept
     if recompute == "block":
-        again = block_flops(model, adapters, "block", length, products)
+        again = block_flops(model, adapters, "block", length, products, rank)
     recomputed = again.through - kept.through
     recomputed_if_trained = again.trained - kept.trained
 
@@ -150,7 +155,7 @@ def row_costs(
         recomputed_for_weights=recomputed_if_trained - recomputed,
         looped=True,
     )
-    return along_model(model, adapters, block, _head_flops(model, length))
+    return along_model(model, adapters, block, _head_flops(model, length), rank)
 
 
 def at_head(model: LanguageModel, costs: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
@@ -164,7 +169,11 @@ def at_head(model: LanguageModel, costs: Sequence[LayerCost]) -> tuple[LayerCost
 
 
 def along_model(
-    model: LanguageModel, adapters: lora.Lora | None, block: LayerCost, matrix: int
+    model: LanguageModel,
+    adapters: lora.Lora | None,
+    block: LayerCost,
+    matrix: int,
+    rank: int = 0,
 ) -> tuple[LayerCost, ...]:
     """The costs of all layers of a language model, given those of one block.
 
@@ -174,10 +183,12 @@ def along_model(
       block: the cost of one; they are alike.
       matrix: FLOPs of the output matrix once, final projections included: forward, input gradient
         or weight gradient.
+      rank: see `row_costs`.
     """
     params = {}
     for name, subtree in shapes.trainable_shapes(model, adapters).items():
-        params[name] = num_params(subtree)
+        own, _ = shapes.trained_columns(subtree, rank)
+        params[name] = num_params(own)
 
     # Looking up a token is no product. Where the output matrix is the table of tokens, it trains
     # with the embedding.
@@ -198,7 +209,12 @@ def along_model(
 
 
 def block_flops(
-    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, count: Counter
+    model: LanguageModel,
+    adapters: lora.Lora | None,
+    recompute: str,
+    length: int,
+    count: Counter,
+    rank: int = 0,
 ) -> BlockFlops:
     """FLOPs of a block's forward pass and of its backward passes, for a row of text.
 
@@ -211,9 +227,10 @@ def block_flops(
       recompute: what the backward pass keeps of a block, see `stack.run`.
       length: T, tokens.
       count: of a program's FLOPs.
+      rank: see `row_costs`.
     """
     apply = shapes.block_function(model, adapters is not None)
-    base, own = shapes.block_parts(model, adapters)
+    base, own = shapes.block_parts(model, adapters, rank)
     values = _hidden_shape(model, length)
     context = (jnp.zeros((1, length), jnp.int32), None)
 

@@ -47,6 +47,7 @@ def state_bytes(
     adapters: lora.Lora | None = None,
     examples: int = 0,
     at: Sequence[str] | None = None,
+    rank: int = 0,
 ) -> StateBytes:
     """What a node holds through a visit that trains these layers.
 
@@ -57,14 +58,19 @@ def state_bytes(
       adapters: which; None where whole layers train.
       examples: that are passed at a time, each with a gradient of its own under privacy.
       at: what lies at the place that is asked about, where the model is cut; None: all of it does.
+      rank: how many columns of the adapters the node trains, the others lie frozen beside them in
+        float32; 0: all.
     """
     # All that does not train lies frozen beside what does, adapters of other blocks too.
     held = shapes.held_shapes(step.model, adapters)
     if at is not None:
         held = select(held, at)
         trained = [name for name in trained if name in held]
-    trainable = select(held, trained)
+    trainable = {}
     frozen_bytes = 0
+    for name, subtree in select(held, trained).items():
+        trainable[name], read = shapes.trained_columns(subtree, rank)
+        frozen_bytes += 0 if read is None else num_bytes(read)
     for name, subtree in without(held, trained).items():
         frozen_bytes += stored_bytes(subtree, shapes.stored_dtype(name, frozen_dtype))
     # The model as received is another copy of what trains; frozen layers are shared with it.

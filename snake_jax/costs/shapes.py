@@ -17,7 +17,7 @@ from snake_jax.models import lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.params import LayerNames, Params, PyTree, select, without
-from snake_jax.training import quantization, stack
+from snake_jax.training import adapter_columns, quantization, stack
 from snake_jax.training.image_step import Batches, Examples, LocalStep, local_epoch
 from snake_jax.training.optimizers import init_states
 from snake_jax.training.text_step import (
@@ -118,12 +118,37 @@ def stored_dtype(name: str, frozen_dtype: str) -> str:
     return own_dtype(frozen_dtype, ADAPTERS in name)
 
 
-def block_parts(model: LanguageModel, adapters: lora.Lora | None) -> tuple[PyTree, PyTree]:
-    """Shapes of what of a block never trains, `{}` where all of it may, and of what may."""
+def block_parts(
+    model: LanguageModel, adapters: lora.Lora | None, rank: int = 0
+) -> tuple[PyTree, PyTree]:
+    """Shapes of what of a block does not train, `{}` where all of it does, and of what does.
+
+    Args:
+      model: the network.
+      adapters: that train in the place of blocks; None: whole layers do.
+      rank: how many columns of them the node trains; 0: all.
+    """
     block = _block_shapes(model)
     if adapters is None:
         return {}, block
-    return block, adapter_shapes(model, adapters)
+    own, read = trained_columns(adapter_shapes(model, adapters), rank)
+    if read is None:
+        return block, own
+    return stack.Beside(block, read), own
+
+
+def trained_columns(adapters: PyTree, rank: int) -> tuple[PyTree, PyTree]:
+    """Shapes of a block's adapters as those of the columns that a node of a rank trains, and of
+    those that it reads only; rank 0: it trains all, and there are no others (None).
+    """
+    most = adapter_columns.most(adapters)
+    if not rank or rank >= most:
+        return adapters, None
+
+    def cut(start: int, stop: int) -> PyTree:
+        return jax.eval_shape(lambda tree: adapter_columns.cut(tree, start, stop), adapters)
+
+    return cut(0, rank), cut(rank, most)
 
 
 def block_function(model: LanguageModel, adapted: bool) -> Callable[..., jax.Array]:
@@ -174,6 +199,7 @@ def step_program(
     batch: BatchShape,
     frozen_dtype: str,
     adapters: lora.Lora | None = None,
+    rank: int = 0,
 ) -> StepProgram:
     """One step that trains these layers.
 
@@ -183,9 +209,10 @@ def step_program(
       batch: what it trains on.
       frozen_dtype: of what does not train, see `quantization.freeze`.
       adapters: that train in the place of blocks; None: whole layers do.
+      rank: how many columns of the adapters the node trains; 0: all.
     """
     if isinstance(step, LanguageStep):
-        return _of_text(step, trained, batch, frozen_dtype, adapters)
+        return _of_text(step, trained, batch, frozen_dtype, adapters, rank)
     return _of_images(step, tuple(trained), batch.size, frozen_dtype)
 
 
@@ -227,10 +254,12 @@ def _of_text(
     batch: BatchShape,
     frozen_dtype: str,
     adapters: lora.Lora | None,
+    rank: int,
 ) -> StepProgram:
     """`text_step.train_step` of one part."""
     shapes = model_shapes(step.model)
-    base, own = block_parts(step.model, adapters)
+    base, every = block_parts(step.model, adapters)
+    own, read = trained_columns(every, rank)
     items = own_items(step.model, step.adapted)
     blocks = _among(items, trained)
 
@@ -242,14 +271,15 @@ def _of_text(
 
     # What does not: bases of all blocks and own parts of the others, each as one stack.
     bases = _stacked(_frozen(base, frozen_dtype), len(items))
-    own_stored = _frozen(own, own_dtype(frozen_dtype, step.adapted))
+    own_stored = _frozen(every, own_dtype(frozen_dtype, step.adapted))
     others = _stacked(own_stored, len(items) - len(blocks))
     first = _shape((), jnp.int32)
+    columns = None if read is None else _stacked(read, len(blocks))
     ends = {}
     for name in ENDS:
         if name not in trained:
             ends[name] = _frozen(shapes[name], frozen_dtype)
-    frozen = FrozenModel(stack.FrozenBlocks(bases, others, first), ends)
+    frozen = FrozenModel(stack.FrozenBlocks(bases, others, first, columns), ends)
 
     # A part is a batch of its own: one of B rows of T tokens.
     ids = _shape((1, batch.size, batch.length), jnp.int32)

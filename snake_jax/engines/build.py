@@ -14,7 +14,8 @@ from snake_jax.engines.text_feed import TextFeed
 from snake_jax.errors import UserError
 from snake_jax.params import Params
 from snake_jax.training.image_step import Examples, LocalStep
-from snake_jax.training.layout import ByName, Stacked
+from snake_jax.training.layout import ByName
+from snake_jax.training.stacked import Stacked
 from snake_jax.training.text_step import LanguageStep
 
 

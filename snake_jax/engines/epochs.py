@@ -27,6 +27,7 @@ class VisitSettings(NamedTuple):
         epoch to epoch.
       enough_loss: a visit ends with the epoch whose mean loss is at most this; minus infinity:
         none is.
+      enough_accuracy: or whose training accuracy is at least this; infinity: none is.
       node_epochs: passes of each node, where they have different numbers of them; else empty.
       warmup_steps: at the start of a visit, over which the rate rises.
       lr_in_visit: constant, linear or cosine: how the rate falls after them.
@@ -41,6 +42,7 @@ class VisitSettings(NamedTuple):
     accumulate: int = 1
     cache_prefix: str = "off"
     enough_loss: float = -math.inf
+    enough_accuracy: float = math.inf
     node_epochs: tuple[int, ...] = ()
     warmup_steps: int = 0
     lr_in_visit: str = "constant"
@@ -56,8 +58,9 @@ class VisitSettings(NamedTuple):
 
     @property
     def ends_early(self) -> bool:
-        """Whether the loss of an epoch may end a visit before its last one."""
-        return self.early_stop > 0 or self.enough_loss > -math.inf
+        """Whether what an epoch came to may end a visit before its last one."""
+        enough = self.enough_loss > -math.inf or self.enough_accuracy < math.inf
+        return enough or self.early_stop > 0
 
 
 def rate_factors(settings: VisitSettings, first: int, count: int, total: int) -> np.ndarray:
@@ -102,6 +105,7 @@ def settings_of(config: RunConfig) -> VisitSettings:
         config.accumulate,
         config.cache_prefix if isinstance(config, TextConfig) else "off",
         _enough_loss(config),
+        getattr(config, "visit_accuracy", 0.0) or math.inf,
         node_epochs=node_epochs,
         warmup_steps=config.warmup_steps,
         lr_in_visit=config.lr_in_visit,
@@ -117,7 +121,9 @@ def _enough_loss(config: RunConfig) -> float:
 
 
 class Tally(NamedTuple):
-    """A visit's sums so far, the last epoch's mean loss, whether it is over, and its epochs."""
+    """A visit's sums so far, the last epoch's mean loss, whether it is over, its epochs, and the
+    last epoch's accuracy, 0 where hits are not counted.
+    """
 
     loss_sum: float = 0.0
     examples: float = 0.0
@@ -127,6 +133,7 @@ class Tally(NamedTuple):
     finite: bool = True
     over: bool = False
     epochs: int = 0
+    accuracy: float = 0.0
 
 
 class Called(NamedTuple):
@@ -168,7 +175,7 @@ def counted(
       train_s: seconds that training took.
       settings: of visits.
     """
-    bounds = settings.early_stop, settings.enough_loss
+    bounds = settings.early_stop, settings.enough_loss, settings.enough_accuracy
     tallies = count(sums.tallies, fetched, called.steps, train_s, *bounds)
     before_end = [not tally.over for tally in sums.tallies]
     factors = sums.factors + np.where(before_end, called.factors, 0.0)
@@ -182,6 +189,7 @@ def count(
     train_s: float,
     early_stop: float,
     enough_loss: float = -math.inf,
+    enough_accuracy: float = math.inf,
 ) -> list[Tally]:
     """The tallies after an epoch that was trained for several visits side by side.
 
@@ -194,15 +202,22 @@ def count(
       train_s: seconds that training took.
       early_stop: see `VisitSettings`.
       enough_loss: likewise.
+      enough_accuracy: likewise.
     """
-    numbers = np.array([[np.ravel(column) for column in stat] for stat in stats], np.float64)
+    rows = []
+    for stat in stats:
+        rows.append([np.ravel(column) for column in stat if column is not None])
+    numbers = np.array(rows, np.float64)
+    counts_hits = numbers.shape[1] > 3
+    enough = early_stop, enough_loss, enough_accuracy
     share_s = train_s / sum(done > 0 for done in steps)
     counted = []
     for node, (tally, done) in enumerate(zip(tallies, steps, strict=True)):
         if done and not tally.over:
             loss_sum, examples, finite = (numbers[:, column, node] for column in range(3))
-            sums = EpochSums(float(loss_sum.sum()), float(examples.sum()), bool(finite.all()))
-            tally = after_epoch(tally, sums, done, share_s, early_stop, enough_loss)
+            hits = float(numbers[:, 3, node].sum()) if counts_hits else 0.0
+            sums = EpochSums(float(loss_sum.sum()), float(examples.sum()), bool(finite.all()), hits)
+            tally = after_epoch(tally, sums, done, share_s, *enough)
         counted.append(tally)
     return counted
 
@@ -227,6 +242,7 @@ class EpochSums(NamedTuple):
     loss_sum: float
     examples: float
     finite: bool
+    hits: float = 0.0
 
 
 def after_epoch(
@@ -236,11 +252,14 @@ def after_epoch(
     train_s: float,
     early_stop: float,
     enough_loss: float = -math.inf,
+    enough_accuracy: float = math.inf,
 ) -> Tally:
     """The tally after an epoch of these sums; one that diverged, lowered the loss too little or
-    enough is the last.
+    enough, or is as accurate as is enough, is the last.
     """
     loss = sums.loss_sum / max(sums.examples, 1.0)
+    accuracy = sums.hits / max(sums.examples, 1.0)
+    good = loss <= enough_loss or accuracy >= enough_accuracy
     stalled = bool(early_stop) and tally.previous - loss < early_stop * abs(tally.previous)
     return Tally(
         tally.loss_sum + sums.loss_sum,
@@ -249,8 +268,9 @@ def after_epoch(
         tally.train_s + train_s,
         loss,
         sums.finite,
-        stalled or loss <= enough_loss or not sums.finite,
+        stalled or good or not sums.finite,
         tally.epochs + 1,
+        accuracy,
     )
 
 
@@ -262,6 +282,9 @@ def why_ended(tally: Tally, settings: VisitSettings, node: int) -> str:
     after = f"after {tally.epochs} of {epochs} epochs"
     if tally.previous <= settings.enough_loss:
         return f"its loss of {tally.previous:.4g} is at most {settings.enough_loss:.4g}, {after}"
+    if tally.accuracy >= settings.enough_accuracy:
+        enough = settings.enough_accuracy
+        return f"its accuracy of {tally.accuracy:.4g} is at least {enough:.4g}, {after}"
     return f"its loss fell by less than --early_stop={settings.early_stop:g} of itself, {after}"
 
 

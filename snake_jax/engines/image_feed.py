@@ -16,7 +16,7 @@ from snake_jax.engines.emulations import Axes, Emulation
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.feeds import Chunk, Epoch, RunPrefix
 from snake_jax.params import num_bytes
-from snake_jax.training import image_step
+from snake_jax.training import image_scores, image_step
 from snake_jax.training.image_scores import score_each
 from snake_jax.training.image_step import Examples, LocalStep
 
@@ -91,7 +91,7 @@ class ImageFeed:
 
     def evaluation(self) -> Callable[..., Any]:
         """See `Feed`."""
-        return image_step.evaluate(self.step)
+        return image_scores.evaluate(self.step)
 
     def prefix(self) -> Callable[..., Any]:
         """Not for images."""

@@ -36,7 +36,7 @@ from snake_jax.engines.starts import given_at_first, given_to, start_of
 from snake_jax.params import Params, PyTree
 from snake_jax.training import sharding
 from snake_jax.training.image_step import LocalStep
-from snake_jax.training.layout import Layout, Start
+from snake_jax.training.layout import Before, Layout, Start
 from snake_jax.training.text_step import LanguageStep
 
 
@@ -224,17 +224,20 @@ class LocalEngine:
 
     # Groups
 
-    def _program(self, layers: tuple[str, ...], number: int) -> Program:
-        """The program for so many visits that train these layers; one alone takes a node's own."""
+    def _program(self, layers: tuple[str, ...], number: int, node: int = 0) -> Program:
+        """The program for so many visits that train these layers, of which this node has one; one
+        alone takes a node's own.
+        """
         most = max(number, self._group_sizes.get(layers, 0))
         lead = self._emulation.lead(most) if number > 1 else ()
-        return Program("train", self._layout.names(layers), lead)
+        return Program("train", self._layout.names(layers), lead, rank=self._layout.rank(node))
 
     def _group(self) -> tuple[Program, list[Bound]]:
         """The first order, and those that one program carries out with it; they wait no longer."""
         together = bool(self._emulation.lead(len(self._waiting)))
         group, self._waiting = first_group(self._waiting, together)
-        return self._program(group[0].visit.layers, len(group)), group
+        first = group[0].visit
+        return self._program(first.layers, len(group), first.node), group
 
     # Visits
 
@@ -309,7 +312,8 @@ class LocalEngine:
             ends = self._emulation.gather(ends[0], lead, len(group))
         found = []
         for place, (one, own, tally) in enumerate(zip(group, ends, sums.tallies, strict=True)):
-            left = self._layout.leave(*own, one.visit.layers)
+            before = Before(one.visit.node, one.params, one.states)
+            left = self._layout.leave(*own, one.visit.layers, before)
             held, factors = self._nodes[one.visit.node].examples, float(sums.factors[place])
             client = self._step.client
             outcome = outcome_of(one, *left, tally, held, self._settings, factors, client)
@@ -333,7 +337,8 @@ class LocalEngine:
         off = self._settings.cache_prefix == "off" or self._settings.local_epochs == 1
         if off or lead or not self._layout.has_prefix(one.visit.layers):
             return None
-        return lambda shape, rows: self._call(Program("prefix", shape=shape), start.frozen, rows)
+        prefix = Program("prefix", rank=self._layout.rank(one.visit.node))
+        return lambda shape, rows: self._call(prefix._replace(shape=shape), start.frozen, rows)
 
     # Programs
 

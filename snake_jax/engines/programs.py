@@ -17,12 +17,14 @@ class Program(NamedTuple):
       names: of what trains, as the layout calls them.
       lead: leading axes of its nodes; none for one node.
       shape: see `feeds.Chunk`.
+      rank: see `layout.Layout.rank`.
     """
 
     kind: str
     names: tuple[str, ...] = ()
     lead: tuple[int, ...] = ()
     shape: Any = ()
+    rank: int = 0
 
 
 EVALUATE = Program("evaluate")

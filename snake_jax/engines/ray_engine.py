@@ -27,6 +27,7 @@ import ray
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
 from snake_jax.engines.begun import place, why_given_up
 from snake_jax.engines.choice import Choice
+from snake_jax.engines.compiled_ahead import StandIn, own_and_others
 from snake_jax.engines.contract import (
     Compilations,
     Engine,
@@ -86,6 +87,7 @@ class RayEngine:
         scorer: Engine,
         exchange: Exchange,
         choice: Choice,
+        stand_in: StandIn,
     ) -> None:
         """Starts the actors; waits for none.
 
@@ -95,8 +97,10 @@ class RayEngine:
           scorer: evaluates, in this process.
           exchange: what is sent.
           choice: where the actors are.
+          stand_in: whose process compiles a visit ahead beside that of its own node.
         """
         self._build, self._scorer, self._cached = build, scorer, exchange.cached
+        self._stand_in = stand_in
         self._limits = choice
         with contextlib.ExitStack() as stack:
             stack.enter_context(cluster(choice))
@@ -140,15 +144,7 @@ class RayEngine:
         if self._expected is None:
             return
         rounds, like, shared = self._expected
-        own: list[Round] = []
-        others: list[Round] = []
-        for visits in rounds:
-            mine = tuple(visit for visit in visits if visit.node in worker.nodes)
-            if mine:
-                own.append(mine)
-            elif len(visits) == 1 and (visits[0].node + 1) % self._node_count in worker.nodes:
-                # Who takes a visit over is the next node as a rule.
-                others.append(visits)
+        own, others = own_and_others(rounds, worker.nodes, self._stand_in)
         worker.actor.expect.remote(own, like, shared)
         ahead = worker.actor.prepare.options(concurrency_group="ahead")
         worker.prepared = ahead.remote(others, like, shared)

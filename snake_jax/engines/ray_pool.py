@@ -18,6 +18,7 @@ from snake_jax import pids
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Visit
 from snake_jax.engines import leases
 from snake_jax.engines.choice import Choice
+from snake_jax.engines.compiled_ahead import StandIn
 from snake_jax.engines.contract import Engine, Holdings
 from snake_jax.engines.leases import RESOURCE, Wish
 from snake_jax.engines.ray_engine import RayEngine
@@ -46,6 +47,7 @@ class PooledEngine(RayEngine):
         scorer: Engine,
         exchange: Exchange,
         choice: Choice,
+        stand_in: StandIn,
     ) -> None:
         """See `RayEngine`.
 
@@ -61,9 +63,8 @@ class PooledEngine(RayEngine):
         self._taken = choice.resources
         self._named, self._told = Holdings({}), Holdings({})
         there = sum(1 for node in leases.nodes_of(self._table) if node.alive)
-        super().__init__(
-            nodes, build, scorer, exchange, choice._replace(actors=min(nodes, max(there, 1)))
-        )
+        choice = choice._replace(actors=min(nodes, max(there, 1)))
+        super().__init__(nodes, build, scorer, exchange, choice, stand_in)
 
     def _placed(self, number: int) -> dict[str, Any]:
         """The options of an actor that is on a node of the pool; services begin at unlike ones."""

@@ -52,7 +52,7 @@ def given_to(
     for one in group:
         layers = one.visit.layers
         tree = client.given(one.shared, one.memory, layers)
-        trees.append(layout.given(tree, layers))
+        trees.append(layout.given(tree, layers, one.visit.node))
     return how.stack(trees, lead) if lead else trees[0]
 
 
@@ -69,5 +69,5 @@ def given_at_first(
     if client is None:
         return {}
     tree = client.given(shared, client.memory(params), layers)
-    tree = layout.given(tree, layers)
+    tree = layout.given(tree, layers, 0)
     return how.stack([tree], lead) if lead else tree

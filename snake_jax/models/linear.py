@@ -38,7 +38,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Linear(nn.Module):
     """`x @ kernel + bias`, plus `(x @ a) @ b` where the collection `lora` has a pair for it.
 
-    The pair is `{"a": [in, r], "b": [r, out]}`.
+    The pair is `{"a": [in, r], "b": [r, out]}`. Columns of adapters that are only read lie beside
+    it as another product, `a_read` and `b_read`: see `snake_jax.training.adapter_columns`.
 
     The low-rank update of "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685,
     section 4.1); any scale is part of `b`. Weights are cast to the dtype of the activations; a
@@ -53,6 +54,10 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` to `[..., out]`."""
         y = self._product(x)
+        if self.has_variable("lora", "a_read"):
+            a = jnp.asarray(self.get_variable("lora", "a_read")).astype(x.dtype)
+            b = jnp.asarray(self.get_variable("lora", "b_read")).astype(x.dtype)
+            y = y + (x @ a) @ b
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(x.dtype)

@@ -154,9 +154,7 @@ def save_peft(
     lora: Lora,
     base_model_name: str,
 ) -> None:
-    """Writes adapters as `peft` saves them.
-
-    `peft.PeftModel.from_pretrained(base, folder)` loads them.
+    """Writes adapters as `peft` saves them: `PeftModel.from_pretrained(base, folder)` loads them.
 
     Args:
       folder: made where it is missing.
@@ -165,18 +163,17 @@ def save_peft(
       lora: their scale, and the rank that most have.
       base_model_name: folder or hub name of the model they belong to.
     """
-    prefix = architecture.names.block
+    of_block = architecture.names
     modules: dict[str, PyTree] = {}
     paths: set[Names] = set()
     for block, tree in sorted(adapters.items()):
         for path, pair in _pairs(tree):
-            module = ".".join([prefix.format(block), *path])
+            module = ".".join([of_block.block.format(block), *path])
             modules[module] = pair
             paths.add(path)
 
     # Short names stand for a layer of every block; they serve where each block has the same layers.
     # GPT-2 calls two layers of a block alike: theirs begin with the module around them.
-    of_block = architecture.names
     if len(paths) * architecture.num_hidden_layers != len(modules):
         names = sorted(modules)
     elif of_block.output == of_block.down:

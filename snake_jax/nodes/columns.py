@@ -7,22 +7,20 @@ orders; the others are `block_05.lora[2:8]`. A node of rank 2 makes a new versio
 alone: the others are everywhere what they were, and nobody is sent them again. What its visit reads
 are all columns, so those that it lacks are sent to it once.
 
-Columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`, and likewise in the
-optimizer states of both.
+Where the columns lie in arrays, and how a step trains some of them: `training.adapter_columns`.
 """
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from snake_jax.params import PyTree
+from snake_jax.training.adapter_columns import axis_of
 from snake_jax.training.text_step import ADAPTERS
-
-_AXES = {"a": 1, "b": 0}
 
 
 class Columns(NamedTuple):
@@ -70,6 +68,16 @@ def trained(columns: Columns, item: str, node: int) -> tuple[str, ...]:
     return names[: columns.stops.index(columns.ranks[node]) + 1]
 
 
+def rank_of(columns: Columns, node: int) -> int:
+    """How many columns a node trains; 0: all of them."""
+    return columns.ranks[node] if columns.ranks else 0
+
+
+def greatest(columns: Columns) -> int:
+    """The rank of the nodes that train the most columns; 0: all train all."""
+    return max(columns.ranks, default=0)
+
+
 def all_parts(columns: Columns, items: Iterable[str]) -> tuple[str, ...]:
     """The parts of all items, in order."""
     found: list[str] = []
@@ -100,7 +108,7 @@ def split(columns: Columns, item: str, tree: PyTree) -> dict[str, PyTree]:
     for name, stop in zip(names, columns.stops, strict=True):
         leaves = []
         for path, leaf in paths:
-            axis = _axis(path)
+            axis = axis_of(path)
             if axis is not None:
                 leaves.append(leaf[_slice(axis, start, stop)])
             elif start == 0:
@@ -126,7 +134,7 @@ def joined(columns: Columns, item: str, found: Mapping[str, PyTree]) -> PyTree:
     whole = []
     index = 0
     for path, leaf in paths:
-        axis = _axis(path)
+        axis = axis_of(path)
         if axis is None:
             whole.append(leaf)
             continue
@@ -158,11 +166,6 @@ def shapes(columns: Columns, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
         else:
             found |= jax.eval_shape(cut, tree)
     return found
-
-
-def _axis(path: Sequence[Any]) -> int | None:
-    """Which axis of the array at this path the columns are; None: it has none."""
-    return _AXES.get(getattr(path[-1], "key", ""))
 
 
 def _slice(axis: int, start: int, stop: int) -> tuple[slice, ...]:

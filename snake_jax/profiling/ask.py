@@ -18,7 +18,7 @@ CLASSES = 10
 """Of networks by name, which the papers train on data sets of ten."""
 
 SIDE = 32
-KINDS = ("block", "block+ends", "lora:R", "full")
+KINDS = ("block", "block+ends", "lora:R", "lora:r/R", "full")
 STORED = {"images": ("float32", "bfloat16", "int8"), "text": ("float32", "bfloat16", "int8", "nf4")}
 ONLY: dict[str, tuple[str, ...]] = {
     "images": (),
@@ -84,18 +84,7 @@ def resolve(
     if kind == "text" and algorithm not in methods:
         raise UserError(f"--algorithm={algorithm}: language models train with {', '.join(methods)}")
 
-    # What was not said is as the papers have it.
-    trains = list(train)
-    method = ALGORITHMS[algorithm]
-    if not trains:
-        parts = "block+ends" if method.trains_ends else "block"
-        trains.append(parts if method.trains_parts else "full")
-    for one in trains:
-        if method.trains_ends and (one == "block" or one.startswith("lora:")):
-            raise UserError(
-                f"--train={one}: {algorithm} trains both ends at every visit; say block+ends or "
-                f"full"
-            )
+    trains = _trains(algorithm, train)
     stored = list(dtypes)
     if not stored:
         stored.append("bfloat16" if kind == "text" else "float32")
@@ -112,6 +101,25 @@ def resolve(
     for one in trains:
         ways += make(algorithm, one, stored, shared)
     return Ask(name, model, tuple(ways))
+
+
+def _trains(algorithm: str, train: Sequence[str]) -> list[str]:
+    """The ways to train that were asked for; of none that of the papers.
+
+    Raises:
+      UserError: one that leaves out an end which the method trains at every visit.
+    """
+    method = ALGORITHMS[algorithm]
+    if not train:
+        parts = "block+ends" if method.trains_ends else "block"
+        return [parts if method.trains_parts else "full"]
+    for one in train:
+        if method.trains_ends and (one == "block" or one.startswith("lora:")):
+            raise UserError(
+                f"--train={one}: {algorithm} trains both ends at every visit; say block+ends or "
+                f"full"
+            )
+    return list(train)
 
 
 def load(name: str) -> Model:
@@ -162,13 +170,20 @@ def _text_config(
     Raises:
       UserError: there is no such way to train, or the method has no use for it.
     """
-    kind, _, rank = train.partition(":")
-    adapted = kind == "lora" and rank.isdecimal() and int(rank) > 0
-    if not adapted and train not in KINDS:
-        raise UserError(f"--train={train}: want block, block+ends, lora:RANK as lora:128, or full")
+    # `lora:8/128`: adapters of rank 128, at a node that trains 8 columns of them.
+    kind, _, ranks = train.partition(":")
+    own, _, most = ranks.rpartition("/")
+    adapted = kind == "lora" and most.isdecimal() and int(most) > 0
+    if own:
+        adapted = adapted and own.isdecimal() and 0 < int(own) <= int(most)
+    if train not in ("block", "block+ends", "full") and not adapted:
+        raise UserError(
+            f"--train={train}: want block, block+ends, lora:RANK as lora:128, or full; lora:8/128 "
+            "is a node that trains 8 of 128 columns"
+        )
     values: dict[str, Any] = {**shared, "lora_rank": 0}
     if adapted:
-        values["lora_rank"] = int(rank)
+        values |= {"lora_rank": int(most), "rank": own}
 
     # Where everything trains there is one way to store it.
     if train == "full":
@@ -196,7 +211,7 @@ def _image_config(
     Raises:
       UserError: there is no such way to train, or the method has no use for it.
     """
-    if train not in KINDS or train == "lora:R":
+    if train not in KINDS or train.startswith("lora"):
         raise UserError(f"--train={train}: networks for images train block, block+ends or full")
     if train == "full":
         config = ImageConfig(algorithm=_of_full(algorithm), **shared)

@@ -86,7 +86,8 @@ def _of_text(train: str, dtype: str, job: text_task.TextJob, target: str) -> Wor
     # Where everything trains nothing is stored frozen: the dtype is of no account.
     batch = BatchShape(config.batch_size, config.max_length, config.packing)
     stored = "bfloat16" if dtype == "-" else config.frozen_dtype
-    subject = Subject(step, batch, stored, target, adapters)
+    rank = columns.greatest(job.columns)
+    subject = Subject(step, batch, stored, target, adapters, rank)
 
     # What travels: all that a plan's visits may train, and the rest as it is stored.
     trainable = shapes.trainable_shapes(job.model, adapters)

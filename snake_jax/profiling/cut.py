@@ -65,9 +65,13 @@ def party_rows(job: Job, subject: Subject, sent: Sent) -> tuple[ProfileRow, ...]
     # What a visit sends is told once, at its node.
     rows = []
     for party in parties(job):
-        trains = select(params, party.layers)
-        # Beside it lies what never trains, as it is stored, and what it reads of another's layers.
+        # Beside what trains lies what never does, as it is stored, what the party reads of
+        # another's layers, and of adapters the columns that it reads only.
+        trains = {}
         frozen_bytes = 0
+        for name, subtree in select(params, party.layers).items():
+            trains[name], read = shapes.trained_columns(subtree, subject.rank)
+            frozen_bytes += 0 if read is None else num_bytes(read)
         for name in exchange.needed(party.role):
             if name in base:
                 dtype = shapes.stored_dtype(name, subject.frozen_dtype)
@@ -89,7 +93,7 @@ def party_rows(job: Job, subject: Subject, sent: Sent) -> tuple[ProfileRow, ...]
 
 def _flops(job: Job, subject: Subject) -> Mapping[Role, StepFlops]:
     """Of a step, by role."""
-    costs = batch_costs(subject.step, subject.batch, subject.adapters)
+    costs = batch_costs(subject.step, subject.batch, subject.adapters, subject.rank)
     if isinstance(job.model, LanguageModel):
         costs = at_head(job.model, costs)
         return chain_step_parts(job.chain, costs, (), True, job.plan.layer_names)

@@ -92,6 +92,11 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Note) -> Search:
     ranks: tuple[int, ...] = (0,)
     if isinstance(way.config, TextConfig):
         lengths = fits.halvings(way.config.max_length, LEAST_LENGTH)
+        if way.config.rank:
+            raise UserError(
+                f"--train={way.train}: --fits searches for a rank of its own; say "
+                f"--train=lora:{way.config.lora_rank}"
+            )
         if way.config.lora_rank:
             ranks = fits.halvings(way.config.lora_rank, LEAST_RANK)
     return Search(

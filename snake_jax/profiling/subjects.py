@@ -30,6 +30,7 @@ class Subject(NamedTuple):
       frozen_dtype: of what does not train, see `quantization.freeze`.
       target: see `compiled.devices`; empty: nothing is compiled.
       adapters: that train in the place of blocks; None: whole layers do.
+      rank: how many columns of them the node trains; 0: all.
     """
 
     step: Step
@@ -37,6 +38,7 @@ class Subject(NamedTuple):
     frozen_dtype: str
     target: str = ""
     adapters: lora.Lora | None = None
+    rank: int = 0
 
 
 def row_of(
@@ -78,7 +80,7 @@ def state(subject: Subject, trained: LayerNames) -> StateBytes:
 @functools.lru_cache(maxsize=256)
 def _state(subject: Subject, trained: LayerNames) -> StateBytes:
     held = subject.frozen_dtype, subject.adapters, subject.batch.size
-    return memory.state_bytes(subject.step, trained, *held)
+    return memory.state_bytes(subject.step, trained, *held, rank=subject.rank)
 
 
 def compile_subject(subject: Subject, trained: LayerNames) -> Compiled | Refused:
@@ -106,7 +108,7 @@ def counted(subject: Subject, trained: LayerNames, built: Compiled | Refused) ->
     length = unbroken_length(model, batch.length)
     short = subject._replace(batch=batch._replace(length=length))
     recompute = shapes.recompute_of(subject.step)
-    costs = _compilers_costs(model, subject.adapters, recompute, length)
+    costs = _compilers_costs(model, subject.adapters, recompute, length, subject.rank)
     row_flops = _walked(short, costs, trained).total
     formula_flops = subject_flops(short, trained).total
     return Counted(batch.size * row_flops, formula_flops)
@@ -152,7 +154,12 @@ def unbroken_length(model: LanguageModel, length: int) -> int:
 
 def _program(subject: Subject, trained: LayerNames) -> StepProgram:
     return shapes.step_program(
-        subject.step, trained, subject.batch, subject.frozen_dtype, subject.adapters
+        subject.step,
+        trained,
+        subject.batch,
+        subject.frozen_dtype,
+        subject.adapters,
+        subject.rank,
     )
 
 
@@ -175,15 +182,16 @@ def _walked(subject: Subject, costs: tuple[LayerCost, ...], trained: LayerNames)
 @functools.lru_cache(maxsize=32)
 def _costs(subject: Subject) -> tuple[LayerCost, ...]:
     """Of a batch."""
-    return layers.batch_costs(subject.step, subject.batch, subject.adapters)
+    return layers.batch_costs(subject.step, subject.batch, subject.adapters, subject.rank)
 
 
 @functools.lru_cache(maxsize=32)
 def _compilers_costs(
-    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int
+    model: LanguageModel, adapters: lora.Lora | None, recompute: str, length: int, rank: int
 ) -> tuple[LayerCost, ...]:
     """Of a row of text, by this machine's compiler.
 
     It counts in seconds what that of a described TPU counts in minutes.
     """
-    return compiled.counted_row_costs(model, adapters, recompute, length, jax.devices()[0])
+    device = jax.devices()[0]
+    return compiled.counted_row_costs(model, adapters, recompute, length, device, rank)

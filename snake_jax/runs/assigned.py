@@ -19,7 +19,7 @@ _GOES_ELSEWHERE = frozenset({"assign", "interrupt", "leave"})
 
 
 class VisitCost(NamedTuple):
-    """What a visit costs, the same at every node.
+    """What a visit costs a node.
 
     Attributes:
       state_bytes: of parameters, gradients, optimizer states, frozen layers and teacher, without
@@ -53,6 +53,12 @@ def alike(job: Job, steps: Sequence[int]) -> Visitors:
     return {}, dict.fromkeys(_groups(job), of_nodes)
 
 
+Cost = Callable[[LayerNames, int], VisitCost]
+"""`(layers, node) -> what a visit costs that trains them there`: of adapters a node trains the
+columns of its rank; in all else nodes are alike.
+"""
+
+
 def _groups(job: Job) -> Sequence[LayerNames]:
     """The layers of each visit of a cycle; of methods that do not share them out, all."""
     if "assign" in job.algorithm.flags:
@@ -60,13 +66,13 @@ def _groups(job: Job) -> Sequence[LayerNames]:
     return (job.plan.layer_names,)
 
 
-def visitors(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitCost]) -> Visitors:
+def visitors(job: Job, steps: Sequence[int], cost: Cost) -> Visitors:
     """Which node takes which visit of a cycle (empty: they take turns), and which can.
 
     Args:
       job: of a run that `is_asked`.
       steps: optimizer steps of a visit at each node.
-      cost: of a visit that trains these layers.
+      cost: of a visit that trains these layers at a node.
 
     Raises:
       UserError: a node cannot hold what it is to train.
@@ -117,7 +123,7 @@ def _able(problem: assignment.Problem, group: int) -> dict[int, float]:
     return found
 
 
-def _segments(job: Job, steps: Sequence[int], cost: Callable[[LayerNames], VisitCost]) -> Visitors:
+def _segments(job: Job, steps: Sequence[int], cost: Cost) -> Visitors:
     """A visit a node and cycle, of as many layers as its capability says."""
     # What is shared out are the groups of --layers_per_visit, from the model's first on.
     cost = functools.cache(cost)
@@ -178,19 +184,21 @@ def _problem(
     job: Job,
     groups: Sequence[LayerNames],
     steps: Sequence[int],
-    cost: Callable[[LayerNames], VisitCost],
+    cost: Cost,
 ) -> tuple[assignment.Problem, int]:
     """The costs of a cycle's visits at every node, and the bytes of a whole model.
 
     Transfers are those of nodes without any copy.
     """
-    # A row a visit: what it holds, sends and computes is the same at every node.
+    # A row a visit: what it holds, sends and computes, one column where that is the same at every
+    # node.
     sizes = job.task.sizes(job)
     state_bytes, traffic, flops = [], [], []
+    unlike = range(job.config.nodes) if job.columns.stops else (0,)
     for layers in groups:
-        visit = cost(layers)
-        state_bytes.append(visit.state_bytes)
-        flops.append(visit.step_flops)
+        visits = [cost(layers, node) for node in unlike]
+        state_bytes.append([visit.state_bytes for visit in visits])
+        flops.append([visit.step_flops for visit in visits])
         up = bytes_of(sizes.full, layers, job.columns)
         rest = [name for name in job.layer_names if name not in layers]
         frozen_bytes = bytes_of(sizes.frozen, rest, job.columns)

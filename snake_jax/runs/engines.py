@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from snake_jax.algorithms import pool, stand_ins
 from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.algorithms.schedule import Plan
+from snake_jax.algorithms.visits import Visit
 from snake_jax.config import RunConfig
 from snake_jax.costs.shapes import stored_dtype
 from snake_jax.engines import choice as choices
@@ -49,9 +52,18 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
     scorer = loop.make_engine(_part(setup, (), True))
     count = len(scorer.nodes())
     build = functools.partial(_build, setup)
+    stand_in = functools.partial(_stand_in, setup.plan)
     if choice.pool:
-        return choices.pooled_room().PooledEngine(count, build, scorer, exchange, choice)
-    return engine.RayEngine(count, build, scorer, exchange, choice)
+        room = choices.pooled_room()
+        return room.PooledEngine(count, build, scorer, exchange, choice, stand_in)
+    return engine.RayEngine(count, build, scorer, exchange, choice, stand_in)
+
+
+def _stand_in(plan: Plan, visit: Visit) -> int | None:
+    """Who would take a visit over if all that flags have there in its turn are there and idle."""
+    there = pool.present(plan, frozenset(plan.refused), visit.turn)
+    found = stand_ins.candidates(plan, there, visit)
+    return found[0] if found else None
 
 
 def _storing(job: Job[Config, Data, Model]) -> Callable[[str, PyTree], PyTree] | None:

@@ -154,7 +154,8 @@ def _visitors(job: ImageJob, steps: Sequence[int]) -> Visitors:
     step = make_step(job)
     costs = layer_costs(job.model, _step_examples(job.config))
 
-    def cost(layers: LayerNames) -> assigned.VisitCost:
+    def cost(layers: LayerNames, node: int) -> assigned.VisitCost:
+        del node  # networks for images have no adapters: all nodes are alike
         state = memory.state_bytes(
             step, layers, job.config.frozen_dtype, examples=job.config.batch_size
         )
@@ -198,6 +199,7 @@ def make_step(
         normalise=functools.partial(normalise, mean=mean, std=std),
         augment=_augmentation(config),
         distillation=distillation_of(job),
+        counts_hits=config.visit_accuracy > 0,
         compute_dtype=jnp.dtype(config.compute_dtype),
         client=job.algorithm.client(config),
         gradients=_gradients(job),

@@ -164,8 +164,9 @@ def check_fit(config: RunConfig, algorithm: Algorithm) -> None:
         )
     if config.rates == "measured" and config.assign == "segments":
         raise UserError(
-            "--rates=measured: cycles planned anew share out the same visits, and segments are "
-            "visits of their own; say --assign=greedy, milp or proportional"
+            "--rates=measured: planned anew, segments would be other visits, and another number of "
+            "them, than the run's turns, learning rates and programs were made for; say "
+            "--assign=greedy, milp or proportional, which share out the same visits"
         )
     if config.parallel > 1:
         _check_parallel(config)

@@ -75,6 +75,11 @@ def _refused(config: RunConfig) -> str:
             "the training loss, which no noise covers, would end visits; leave --visit_loss and "
             "--visit_perplexity out"
         )
+    if getattr(config, "visit_accuracy", 0.0):
+        return (
+            "the training accuracy, which no noise covers, would end visits; leave "
+            "--visit_accuracy out"
+        )
     if config.leave_loss or config.leave_gain:
         return (
             "the training loss, which no noise covers, would have nodes leave; leave --leave_loss "

@@ -65,13 +65,6 @@ def of_round(
     accuracy, test_loss, *_ = scores
     up, down = bytes_up_down(transfers)
 
-    # The mean over examples. A visit that was lost, or diverged, has no finite loss.
-    loss_sum, examples = 0.0, 0
-    for result in results:
-        if math.isfinite(result.loss):
-            loss_sum += result.loss * result.examples
-            examples += result.examples
-
     # Visits of a round train the same layers, or each its own.
     layers: dict[str, None] = {}
     for visit in visits:
@@ -94,11 +87,21 @@ def of_round(
         "cloud_flops": sum(by_role.get(ON_CLOUD, 0) for by_role in flops),
         "synchronisations": synchronisations,
         "train_s": sum(result.train_s for result in results),
-        "loss": loss_sum / examples if examples else None,
+        "loss": _mean_loss(results),
         "accuracy": accuracy,
         "test_loss": test_loss,
         "learning_rate": learning_rate,
     }
+
+
+def _mean_loss(results: Sequence[Outcome]) -> float | None:
+    """Over the examples; None of none. A visit that was lost, or diverged, has no finite loss."""
+    loss_sum, examples = 0.0, 0
+    for result in results:
+        if math.isfinite(result.loss):
+            loss_sum += result.loss * result.examples
+            examples += result.examples
+    return loss_sum / examples if examples else None
 
 
 def of_clock(elapsed: Elapsed) -> Record:

@@ -2,8 +2,9 @@
 
 Nodes exit "upon reaching the designated training epochs, predefined threshold training metrics, or
 detecting trivial performance improvement" (snake_learning_magazine, "Updated Parameter Transmission
-and Node Management"). A visit goes by the training loss of its epochs, which its node sees; a run
-by scores on the test data. What ended it is kept with the state: a run that goes on has ended too.
+and Node Management"). A visit goes by the training loss or accuracy of its epochs, which its node
+sees; a run by scores on the test data. What ended it is kept with the state: a run that goes on has
+ended too.
 """
 
 import math
@@ -27,6 +28,8 @@ def check(config: RunConfig) -> None:
     flags = ["visit_loss"]
     if isinstance(config, TextConfig):
         flags.append("visit_perplexity")
+    else:
+        flags.append("visit_accuracy")
     for flag in flags:
         value = getattr(config, flag)
         if value and most == 1:

@@ -73,10 +73,17 @@ def _memory(setup: TextSetup) -> str:
     for name, size in state._asdict().items():
         if size:
             parts.append(f"{name} {size / 2**20:.1f}")
-    return (
+    line = (
         f"memory of a node's visit without activations: {state.total / 2**20:.1f} MiB "
         f"({', '.join(parts)})"
     )
+    # Where ranks are unlike, what the smallest saves.
+    ranks = setup.job.columns.ranks
+    if len(set(ranks)) > 1:
+        least = min(ranks)
+        smaller = visit_state(setup.job, ranks.index(least))
+        line = f"{line}; of a node of rank {least}: {smaller.total / 2**20:.1f} MiB"
+    return line
 
 
 def _tied_note(setup: TextSetup) -> str:

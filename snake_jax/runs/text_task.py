@@ -359,13 +359,21 @@ def largest_visit(job: TextJob) -> tuple[str, ...]:
     return largest
 
 
-def visit_state(job: TextJob) -> memory.StateBytes:
-    """What a node holds through the visit that trains the most, without activations."""
+def visit_state(job: TextJob, node: int | None = None) -> memory.StateBytes:
+    """What a node holds through the visit that trains the most, without activations.
+
+    Args:
+      job: of the run.
+      node: which; None: one that trains as many columns of adapters as any.
+    """
     # Of a cut model the node holds a part.
     at = exchange_of(job).needed() if len(job.chain) > 1 else None
     config = job.config
     held = config.frozen_dtype, _adapters_of(job), config.batch_size
-    return memory.state_bytes(make_step(job), largest_visit(job), *held, at=at)
+    rank = columns.greatest(job.columns)
+    if node is not None:
+        rank = columns.rank_of(job.columns, node)
+    return memory.state_bytes(make_step(job), largest_visit(job), *held, at=at, rank=rank)
 
 
 def _reads(job: TextJob) -> Reads:

@@ -1,5 +1,6 @@
 """What visits on language models do where: what each place trains, its FLOPs, a node's memory."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from snake_jax.costs.flops import LayerCost, chain_step_flops, passed_flops, ste
 from snake_jax.costs.layers import at_head, row_costs
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.lora import Lora
+from snake_jax.nodes import columns
 from snake_jax.params import LayerNames
 from snake_jax.runs.assigned import VisitCost
 from snake_jax.runs.job import Job
@@ -46,10 +48,12 @@ def visit_flops(
       outcome: of the visit.
     """
     assert outcome.text is not None, "a visit on a language model counts its text"
-    # Rows of one text come in several lengths, and cost by their length.
+    # Rows of one text come in several lengths, and cost by their length; adapters by their columns
+    # that the node trains.
+    rank = columns.rank_of(job.columns, outcome.visit.node)
     totals: dict[Role, int] = {}
     for passed in outcome.text.passed:
-        costs = row_costs(job.model, adapters, recompute, passed.length)
+        costs = row_costs(job.model, adapters, recompute, passed.length, rank)
         for role, count in _passed_by_role(job, costs, outcome.visit.layers, passed).items():
             totals[role] = totals.get(role, 0) + count
     return totals
@@ -70,8 +74,8 @@ def _passed_by_role(
 
 def visit_cost(
     job: TextJob, step: LanguageStep, adapters: Lora | None
-) -> Callable[[LayerNames], VisitCost]:
-    """What a visit that trains these layers costs a node, all rows as long as they may be.
+) -> Callable[[LayerNames, int], VisitCost]:
+    """What a visit that trains these layers costs this node, all rows as long as they may be.
 
     Args:
       job: of the run.
@@ -80,11 +84,17 @@ def visit_cost(
     """
     config = job.config
     rows = config.batch_size * config.accumulate
-    costs = row_costs(job.model, adapters, step.recompute, config.max_length)
+    held = config.frozen_dtype, adapters, config.batch_size
 
-    def cost(layers: LayerNames) -> VisitCost:
-        state = memory.state_bytes(step, layers, config.frozen_dtype, adapters, config.batch_size)
+    # Nodes of one rank are alike.
+    @functools.cache
+    def of_rank(layers: LayerNames, rank: int) -> VisitCost:
+        state = memory.state_bytes(step, layers, *held, rank=rank)
+        costs = row_costs(job.model, adapters, step.recompute, config.max_length, rank)
         of_row = step_flops(costs, layers, teacher=job.distilled, stochastic=job.model.stochastic)
         return VisitCost(state.total, rows * of_row)
+
+    def cost(layers: LayerNames, node: int) -> VisitCost:
+        return of_rank(layers, columns.rank_of(job.columns, node))
 
     return cost

@@ -43,9 +43,9 @@ class SharedBlock(NamedTuple):
 
     Attributes:
       thaw: stored weights of one block to those computed with, a base or an own part alike.
-      apply: `(base, own, values, context, key, place) -> values`: thawed weights, `[B, T, D]`, what
-        every block reads besides (positions, segments), a key or None, and which block of the model
-        it is.
+      apply: `(base, own, values, context, key, place) -> values`: thawed weights (the base as
+        `Beside` where a part of the own part does not train), `[B, T, D]`, what every block reads
+        besides (positions, segments), a key or None, and which block of the model it is.
       blocks: N, how many there are.
       offset: which block of the model is the first of these, where the model is cut: keys and the
         base go by a block's number in the model, all else by its number among the N.
@@ -59,6 +59,18 @@ class SharedBlock(NamedTuple):
     offset: int = 0
 
 
+class Beside(NamedTuple):
+    """What a block that trains reads and does not train.
+
+    Attributes:
+      base: of the block, `{}` where there is none.
+      columns: of its own part, what does not train: adapters' columns beyond the node's rank.
+    """
+
+    base: PyTree
+    columns: PyTree
+
+
 class FrozenBlocks(NamedTuple):
     """What the blocks read and the step does not train.
 
@@ -66,11 +78,13 @@ class FrozenBlocks(NamedTuple):
       base: `[N, ...]` leaves, the base of all blocks of the model; `{}` where there is none.
       own: `[N - k, ...]` leaves, the own parts of the blocks that do not train, in order.
       first: scalar int32, which block is the first of the k that train.
+      columns: `[k, ...]` leaves, see `Beside`; None: all of the own parts of those k trains.
     """
 
     base: PyTree
     own: PyTree
     first: jax.Array
+    columns: PyTree = None
 
 
 class Static(NamedTuple):
@@ -99,13 +113,22 @@ class Read(NamedTuple):
 
 
 def forward_block(
-    block: SharedBlock, read: Read, i: jax.Array, own: PyTree, x: jax.Array
+    block: SharedBlock, read: Read, i: jax.Array, own: PyTree, x: jax.Array, trains: bool
 ) -> jax.Array:
     """Block i with this stored own part: `[B, T, D]` to `[B, T, D]`."""
+    base = _thawed_base(block, read, i, trains)
+    thawed_own = block.thaw(own)
+    place = i + block.offset
+    return block.apply(base, thawed_own, x, read.context, _block_key(block, read, i), place)
+
+
+def _thawed_base(block: SharedBlock, read: Read, i: jax.Array, trains: bool) -> PyTree:
+    """What block i reads and does not train."""
     place = i + block.offset
     base = block.thaw(block.take(read.frozen.base, place))
-    thawed_own = block.thaw(own)
-    return block.apply(base, thawed_own, x, read.context, _block_key(block, read, i), place)
+    if not trains or read.frozen.columns is None:
+        return base
+    return Beside(base, block.thaw(at(read.frozen.columns, place - read.frozen.first)))
 
 
 def _linearise(
@@ -127,7 +150,7 @@ def _linearise(
     # pullback's leaves, see the head of the file.
     key = _block_key(block, read, i)
     place = i + block.offset
-    thawed_base = block.thaw(block.take(read.frozen.base, place))
+    thawed_base = _thawed_base(block, read, i, trains)
     thawed_own = block.thaw(own)
 
     def of_own_and_input(own: PyTree, x: jax.Array) -> jax.Array:
@@ -152,7 +175,7 @@ def forward_and_keep(
     weights, in their order.
     """
     if static.recompute == "block":
-        return forward_block(static.block, read, i, own, x), [x]
+        return forward_block(static.block, read, i, own, x, trains), [x]
     output, pullback, weights = _linearise(static, read, i, own, x, trains)
     residuals = jax.tree.leaves(pullback)
     return output, [residual for residual in residuals if not _is_one_of(residual, weights)]

@@ -39,19 +39,12 @@ __all__ = [
     "Examples",
     "ImageBatch",
     "LocalStep",
-    "evaluate",
-    "evaluation_batch",
     "local_epoch",
     "local_gradients",
     "local_objective",
+    "sums_of",
     "task_loss",
 ]
-
-_EVALUATED_AT_ONCE = {"cpu": 64}
-_EVALUATED_AT_ONCE_ELSEWHERE = 1024
-"""Images of a batch that is only scored, at most. A CPU is fastest where a layer's activations stay
-in its cache; an accelerator wants to be filled.
-"""
 
 
 class ImageBatch(NamedTuple):
@@ -119,6 +112,7 @@ class LocalStep(NamedTuple):
         empty: one group.
       auxiliary: layers that train beside the model's (the head of a local loss).
       privacy: of the node's examples, or None.
+      counts_hits: whether `EpochStats` tell them. Sums of losses are then `[2]`: losses and hits.
     """
 
     model: LayeredModel
@@ -133,6 +127,7 @@ class LocalStep(NamedTuple):
     parties: tuple[tuple[str, ...], ...] = ()
     auxiliary: tuple[Layer, ...] = ()
     privacy: Privacy | None = None
+    counts_hits: bool = False
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -236,7 +231,7 @@ def local_epoch(
             return updated(how, *arrays, step.layer_names), loss_sum
 
         def skip_batch(carry):
-            return carry, jnp.zeros(())
+            return carry, jnp.zeros((2,) if step.counts_hits else ())
 
         def train_active(carry, row):
             picked, key, active, factor = row
@@ -256,7 +251,10 @@ def local_epoch(
 
         finite = all_finite((losses, trainable))
         seen = _examples_seen(batches, active)
-        return trainable, states, EpochStats(losses.sum(), seen, finite)
+        if not step.counts_hits:
+            return trainable, states, EpochStats(losses.sum(), seen, finite)
+        loss_sum, hits = losses.sum(0)
+        return trainable, states, EpochStats(loss_sum, seen, finite, hits)
 
     return epoch
 
@@ -316,6 +314,22 @@ def task_loss(logits: jax.Array, batch: ImageBatch) -> jax.Array:
     return batch.mean(losses)
 
 
+def sums_of(step: LocalStep, task: jax.Array, logits: jax.Array, batch: ImageBatch) -> jax.Array:
+    """What a step tells of a batch: the sum of its losses, a scalar, or `[2]` with its hits.
+
+    Args:
+      step: the local step.
+      task: the mean loss of the batch.
+      logits: `[B, K]`.
+      batch: the images.
+    """
+    loss_sum = task * batch.divisor
+    if not step.counts_hits:
+        return loss_sum
+    is_hit = (logits.argmax(-1) == batch.labels) & (batch.weight > 0)
+    return jnp.stack([loss_sum, is_hit.sum().astype(jnp.float32)])
+
+
 def local_objective(step: LocalStep) -> Objective:
     """The loss of an `ImageBatch`, on one node that holds all layers."""
     model = step.model
@@ -332,7 +346,7 @@ def local_objective(step: LocalStep) -> Objective:
         student = {**frozen, **trainable}
         logits = step.run(student, below, key, lowest, None).astype(jnp.float32)
         task = task_loss(logits, batch)
-        loss_sum = task * batch.divisor
+        loss_sum = sums_of(step, task, logits, batch)
         if step.distillation is None:
             return task, loss_sum
 
@@ -353,45 +367,3 @@ def local_objective(step: LocalStep) -> Objective:
         return task + factor * temperature**2 * distance, loss_sum
 
     return objective
-
-
-def evaluation_batch(count: int) -> int:
-    """Images of a batch that is only scored: batches of `count` images as equal as they can be, so
-    that the last has next to no padding.
-    """
-    most = _EVALUATED_AT_ONCE.get(jax.default_backend(), _EVALUATED_AT_ONCE_ELSEWHERE)
-    num_batches = -(-count // most)
-    return -(-count // num_batches)
-
-
-def evaluate(step: LocalStep) -> Callable[[Params, Examples], tuple[jax.Array, jax.Array]]:
-    """The function `(params, examples) -> (accuracy, mean loss)` over all examples; jit it.
-
-    Accuracy is the share of hits, from 0 to 1; both are float32 scalars.
-    """
-
-    def evaluation(params, examples):
-        # In batches of one size, since a program has one; the last goes on with the first images,
-        # which count for nothing there.
-        count = examples.labels.shape[0]
-        size = evaluation_batch(count)
-        num_batches = -(-count // size)
-        batches = jnp.arange(num_batches * size).reshape(num_batches, size)
-
-        def score(total, index):
-            x = step.normalise(examples.images[index % count]).astype(step.compute_dtype)
-            logits = step.model.apply(params, x, prepare=step.prepare).astype(jnp.float32)
-            labels = examples.labels[index % count]
-            real = index < count
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            hits = (logits.argmax(-1) == labels) & real
-            all_hits, loss_sum = total
-            all_hits = all_hits + hits.sum()
-            loss_sum = loss_sum + jnp.where(real, losses, 0.0).sum()
-            return (all_hits, loss_sum), None
-
-        nothing = (jnp.zeros((), jnp.int32), jnp.zeros(()))
-        (hits, loss_sum), _ = lax.scan(score, nothing, batches)
-        return hits / count, loss_sum / count
-
-    return evaluation

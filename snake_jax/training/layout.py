@@ -2,39 +2,20 @@
 
 A visit names what it trains. A network of unlike layers has a program for each set of them, and its
 arguments name the layers (`ByName`). The blocks of a language model are alike: one program serves
-them all, which knows a block by its role and takes the others as one stack (`Stacked`). Whoever
-runs visits asks a layout and knows no more of it.
-
-Functions that take `Mesh | None` do what one device needs without a mesh.
+them all, which knows a block by its role and takes the others as one stack
+(`snake_jax.training.stacked`). Whoever runs visits asks a layout and knows no more of it.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from snake_jax.params import Params, PyTree, select, without
-from snake_jax.training import quantization, sharding, stack
+from snake_jax.training import quantization
 from snake_jax.training.image_step import LocalStep
-from snake_jax.training.layer_copies import (
-    Copy,
-    casting,
-    freezing,
-    no_blocks,
-    own_copy,
-    slot_setter,
-    stack_of,
-)
-from snake_jax.training.optimizers import OptimizerStates, init_states, renamed
-from snake_jax.training.text_step import (
-    ENDS,
-    FrozenModel,
-    LanguageStep,
-    block_roles,
-    own_dtype,
-    own_items,
-)
+from snake_jax.training.layer_copies import Copy
+from snake_jax.training.optimizers import OptimizerStates, init_states
 
 
 class Start(NamedTuple):
@@ -51,6 +32,20 @@ class Start(NamedTuple):
     states: OptimizerStates
     frozen: Any
     received: Params
+
+
+class Before(NamedTuple):
+    """What a visit began with.
+
+    Attributes:
+      node: who trained.
+      params: all that it read or trained, in full precision.
+      states: optimizer states that came along, by layer.
+    """
+
+    node: int
+    params: Params
+    states: OptimizerStates
 
 
 class Layout(Protocol):
@@ -80,12 +75,26 @@ class Layout(Protocol):
         """
 
     def leave(
-        self, trainable: Params, states: OptimizerStates, layers: tuple[str, ...]
+        self,
+        trainable: Params,
+        states: OptimizerStates,
+        layers: tuple[str, ...],
+        before: "Before",
     ) -> tuple[Params, OptimizerStates]:
-        """New parameters and states by layer; those states that are given."""
+        """New parameters and states by layer; those states that are given.
 
-    def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
-        """What a client's steps read (`update.Client.given`), on the device."""
+        Args:
+          trainable: what trained, at the end.
+          states: its optimizer states, or `{}` where nobody goes on from them.
+          layers: what the visit trained.
+          before: who trained, and from what.
+        """
+
+    def given(self, tree: PyTree, layers: tuple[str, ...], node: int) -> PyTree:
+        """What a client's steps read (`update.Client.given`) at a node, on the device."""
+
+    def rank(self, node: int) -> int:
+        """How many columns of adapters this node's program trains; 0: all, or there are none."""
 
     def has_prefix(self, layers: tuple[str, ...]) -> bool:
         """Whether layers below those that train give every epoch the same."""
@@ -141,7 +150,7 @@ class ByName:
         frozen = without(params, layers)
         if self._frozen_dtype != "float32":
             # From the full-precision values, never from another frozen copy.
-            frozen = {name: _stored(subtree, self._freeze) for name, subtree in frozen.items()}
+            frozen = {name: stored(subtree, self._freeze) for name, subtree in frozen.items()}
         if not self._needs_received:
             received = {}
 
@@ -152,16 +161,25 @@ class ByName:
         return Start(*own, frozen, received)
 
     def leave(
-        self, trainable: Params, states: OptimizerStates, layers: tuple[str, ...]
+        self,
+        trainable: Params,
+        states: OptimizerStates,
+        layers: tuple[str, ...],
+        before: Before,
     ) -> tuple[Params, OptimizerStates]:
         """See `Layout`."""
-        del layers
+        del layers, before
         return trainable, states
 
-    def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
+    def given(self, tree: PyTree, layers: tuple[str, ...], node: int) -> PyTree:
         """See `Layout`."""
-        del layers
+        del layers, node
         return jax.device_put(tree)
+
+    def rank(self, node: int) -> int:
+        """See `Layout`: nothing has columns."""
+        del node
+        return 0
 
     def has_prefix(self, layers: tuple[str, ...]) -> bool:
         """Never: an epoch is one program, which runs what lies below with every batch."""
@@ -173,204 +191,7 @@ class ByName:
         return (params,)
 
 
-class _Place(NamedTuple):
-    """What lies in a place of the stack: which item, and the values that it was made from."""
-
-    item: str
-    source: PyTree
-
-
-class Stacked:
-    """Blocks by their roles, the others as a stack that stays on the device from visit to visit.
-
-    A visit overwrites the places whose block is another one, or has been trained since: after a
-    serpentine visit that is one, the block just left, quantized then and only then. What is in full
-    precision stays on the host. On a mesh (`sharding`) the stack, and through a visit what trains,
-    lie over all devices.
-    """
-
-    def __init__(
-        self, step: LanguageStep, base: Params, frozen_dtype: str, ranks: Sequence[int] = ()
-    ) -> None:
-        """Puts what never trains on the device, as nodes store it.
-
-        Args:
-          step: the local step.
-          base: the layers that no visit trains, in full precision: with adapters all blocks, and
-            ends.
-          frozen_dtype: see `quantization.freeze`.
-          ranks: of each node's adapters, where some are smaller than the adapters'.
-        """
-        self._step = step
-        self._ranks = ranks
-        self._mesh = step.mesh
-        self._items = own_items(step.model, step.adapted)
-        # The order that states travel in. It names adapters after all layers.
-        self._every = step.model.layer_names
-        if step.adapted:
-            self._every += self._items
-
-        # What puts layers on the device, compiled once.
-        def fresh(trainable: Params) -> OptimizerStates:
-            states = init_states(step.rule, trainable, tuple(trainable))
-            return sharding.shard_stored(step.mesh, states)
-
-        self._fresh = jax.jit(fresh)
-        self._freeze = freezing(step.mesh, frozen_dtype)
-        self._freeze_own = freezing(step.mesh, own_dtype(frozen_dtype, step.adapted))
-        self._set = slot_setter(step.mesh)
-
-        # What no visit trains is there once and for all.
-        self._ends = {name: self._freeze(base[name]) for name in ENDS if name in base}
-        self._base: PyTree = {}
-        if step.adapted:
-            blocks = [base[name] for name in own_items(step.model, False)]
-            self._base = stack_of(step.mesh, blocks, self._freeze, self._set)
-
-        # What a visit may train, of the visit before: see `_frozen`.
-        self._own: PyTree = None
-        self._places: list[_Place] = []
-
-    def names(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        """See `Layout`."""
-        return tuple(self._roles(layers))
-
-    def enter(
-        self,
-        params: Params,
-        states: OptimizerStates,
-        layers: tuple[str, ...],
-        node: int,
-        alone: bool = True,
-    ) -> Start:
-        """See `Layout`."""
-        # What trains and the states that came along, by role instead of by name.
-        roles = self._roles(layers)
-        order = tuple(roles)
-        trainable = {role: params[item] for role, item in roles.items()}
-        kept = {}
-        for role, item in roles.items():
-            if item in states:
-                kept[role] = renamed(states[item], self._every, item, order, role)
-        if alone:
-            trainable = own_copy(self._mesh, trainable)
-            kept = own_copy(self._mesh, kept)
-
-        # What was received is a copy of its own, as the program overwrites what trains.
-        received: Params = {}
-        if self._step.needs_received:
-            received = trainable
-            if alone:
-                received = jax.tree.map(jnp.array, trainable)
-        frozen = self._frozen(layers, node, params)
-        return Start(trainable, self._fresh(trainable) | kept, frozen, received)
-
-    def leave(
-        self, trainable: Params, states: OptimizerStates, layers: tuple[str, ...]
-    ) -> tuple[Params, OptimizerStates]:
-        """See `Layout`; parameters come to the host."""
-        roles = self._roles(layers)
-        order = tuple(roles)
-        by_name = {}
-        states_by_name = {}
-        for role, item in roles.items():
-            by_name[item] = trainable[role]
-            if role in states:
-                states_by_name[item] = renamed(states[role], order, role, self._every, item)
-        fetched = sharding.fetch(by_name)
-        if self._mesh is not None:
-            states_by_name = sharding.fetch(states_by_name)
-        return fetched, states_by_name
-
-    def given(self, tree: PyTree, layers: tuple[str, ...]) -> PyTree:
-        """See `Layout`; a dict whose keys are just the layers has roles instead."""
-        roles = self._roles(layers)
-
-        def names_layers(node: Any) -> bool:
-            return isinstance(node, dict) and bool(node) and node.keys() == set(layers)
-
-        def by_role(node: Any) -> Any:
-            if not names_layers(node):
-                return node
-            return {role: node[item] for role, item in roles.items()}
-
-        tree = jax.tree.map(by_role, tree, is_leaf=names_layers)
-        if self._mesh is None:
-            return jax.device_put(tree)
-        return sharding.put_stored(self._mesh, tree)
-
-    def has_prefix(self, layers: tuple[str, ...]) -> bool:
-        """See `Layout`: there are blocks below, and neither chance nor the embedding changes."""
-        changes = "embed" in layers or self._step.model.stochastic
-        return self._first(layers) > 0 and not changes
-
-    def whole(self, params: Params) -> tuple[Any, ...]:
-        """See `Layout`: what may train in full precision, what never does as nodes store it."""
-        cast = casting(self._mesh, self._step.compute_dtype)
-        own = stack_of(self._mesh, [params[name] for name in self._items], cast, self._set)
-        ends = {name: params[name] for name in ENDS if name in params}
-        return self._base, own, self._ends | sharding.put_stored(self._mesh, ends)
-
-    def _roles(self, layers: tuple[str, ...]) -> dict[str, str]:
-        """`{role: item}` of what a visit trains."""
-        blocks = [item for item in self._items if item in layers]
-        roles = dict(zip(block_roles(len(blocks)), blocks, strict=True))
-        for name in ENDS:
-            if name in layers:
-                roles[name] = name
-        return roles
-
-    def _first(self, layers: tuple[str, ...]) -> int:
-        """Which block is the first that trains."""
-        return next(i for i, item in enumerate(self._items) if item in layers)
-
-    def _frozen(self, layers: tuple[str, ...], node: int, params: Params) -> FrozenModel:
-        """What the visit reads and does not train, as the node stores it."""
-        # The blocks that wait, in order. Of the stack that the visit before left only those places
-        # are written whose block is another one, or has other values.
-        wanted = [_Place(item, params[item]) for item in self._items if item not in layers]
-        if not wanted:
-            # No layer waits; the program still wants to know what one is like.
-            like = self._freeze_own(params[self._items[0]])
-            self._own = no_blocks(self._mesh, like)
-        elif len(wanted) != len(self._places):
-            # Another number of places: a new stack.
-            sources = [place.source for place in wanted]
-            self._own = stack_of(self._mesh, sources, self._stored_own, self._set)
-        else:
-            for slot, new in enumerate(wanted):
-                old = self._places[slot]
-                if old.item != new.item or old.source is not new.source:
-                    frozen = self._stored_own(new.source)
-                    self._own = self._set(self._own, frozen, slot)
-        self._places = wanted
-
-        # The ends that do not train, those too that another visit may train.
-        ends = dict(self._ends)
-        for name in ENDS:
-            if name in params and name not in layers:
-                ends[name] = _stored(params[name], self._freeze)
-        blocks = stack.FrozenBlocks(self._base, self._own, jnp.int32(self._first(layers)))
-        return FrozenModel(blocks, ends, self._columns(node, params))
-
-    def _stored_own(self, subtree: PyTree) -> PyTree:
-        """A block's own part, as the node stores it."""
-        return _stored(subtree, self._freeze_own)
-
-    def _columns(self, node: int, params: Params) -> jax.Array | None:
-        """Which columns of the adapters the node trains; None: all."""
-        if not self._ranks:
-            return None
-        # The columns that there are: those of any matrix `a` `[in, R]`.
-        adapters = params[self._items[0]]
-        largest_rank = 0
-        for path, leaf in jax.tree.leaves_with_path(adapters):
-            if path[-1].key == "a":
-                largest_rank = max(largest_rank, leaf.shape[-1])
-        return jnp.arange(largest_rank) < self._ranks[node]
-
-
-def _stored(subtree: PyTree, freeze: Copy) -> PyTree:
+def stored(subtree: PyTree, freeze: Copy) -> PyTree:
     """A layer as the node stores it; frozen here, unless it came so."""
     if isinstance(subtree, quantization.Stored):
         return subtree.tree

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from snake_jax.models.layered import Layer
 from snake_jax.params import Params
-from snake_jax.training.image_step import ImageBatch, LocalStep, task_loss
+from snake_jax.training.image_step import ImageBatch, LocalStep, sums_of, task_loss
 from snake_jax.training.update import Gradients, Objective, differentiated
 
 AUXILIARY = "auxiliary"
@@ -77,7 +77,7 @@ def image_cuttable(step: LocalStep) -> Cuttable:
     ) -> tuple[jax.Array, jax.Array]:
         del read, frozen
         task = task_loss(x, batch)
-        return task, task * batch.divisor
+        return task, sums_of(step, task, x, batch)
 
     return Cuttable(len(names), trained, run, loss)
 
@@ -195,7 +195,7 @@ def local_loss_objective(step: LocalStep, cut: int, auxiliary: Layer) -> Objecti
         upper_logits = step.run(trainable, sent, key, cut, None)
         upper = task_loss(upper_logits, batch)
         # Neither depends on the other's parameters, so one backward pass serves both.
-        return lower + upper, upper * batch.divisor
+        return lower + upper, sums_of(step, upper, upper_logits, batch)
 
     return objective
 

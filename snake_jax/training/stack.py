@@ -52,6 +52,7 @@ from jax import lax
 from snake_jax.params import PyTree
 from snake_jax.training.block import (
     RECOMPUTE,
+    Beside,
     FrozenBlocks,
     Read,
     SharedBlock,
@@ -62,7 +63,16 @@ from snake_jax.training.block import (
     restored_pullback,
 )
 
-__all__ = ("RECOMPUTE", "FrozenBlocks", "SharedBlock", "at", "below", "run", "stack_trees")
+__all__ = (
+    "RECOMPUTE",
+    "Beside",
+    "FrozenBlocks",
+    "SharedBlock",
+    "at",
+    "below",
+    "run",
+    "stack_trees",
+)
 
 
 class _Saved(NamedTuple):
@@ -161,7 +171,7 @@ def _run(static: Static, trained: PyTree, read: Read, values: jax.Array) -> jax.
 
     def trained_step(x: jax.Array, of: tuple[jax.Array, PyTree]) -> tuple[jax.Array, None]:
         i, own = of
-        return forward_block(block, read, i, own, x), None
+        return forward_block(block, read, i, own, x, trains=True), None
 
     # `x[start]` to `x[first]`, to `x[first + k]`, to `x[N]`.
     values = _frozen_loop(static, read.start, first, frozen_step, values)
@@ -327,7 +337,7 @@ def _forward_frozen(
     block: SharedBlock, read: Read, i: jax.Array, slot: jax.Array, x: jax.Array
 ) -> jax.Array:
     """Frozen block i, whose own part lies at `slot`: `[B, T, D]` to `[B, T, D]`."""
-    return forward_block(block, read, i, block.take(read.frozen.own, slot), x)
+    return forward_block(block, read, i, block.take(read.frozen.own, slot), x, trains=False)
 
 
 def _empty_buffers(static: Static, read: Read, values: jax.Array) -> list[jax.Array]:

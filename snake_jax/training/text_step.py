@@ -17,8 +17,8 @@ from jax import lax
 from jax.sharding import Mesh
 
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
-from snake_jax.params import Params, PyTree, select
-from snake_jax.training import sharding, stack
+from snake_jax.params import Params, PyTree
+from snake_jax.training import adapter_columns, sharding, stack
 from snake_jax.training.image_step import Distillation
 from snake_jax.training.optimizers import OptimizerStates
 from snake_jax.training.privacy import Privacy, clipped, noised
@@ -29,7 +29,6 @@ from snake_jax.training.update import (
     Client,
     EpochStats,
     Gradients,
-    Mask,
     Objective,
     Rule,
     all_finite,
@@ -106,6 +105,10 @@ class LanguageStep(NamedTuple):
             weights, adapters = own, {}
             if self.adapted:
                 weights, adapters = base, _scaled(own, self.adapter_scale)
+            if isinstance(base, stack.Beside):
+                weights = base.base
+                read = _scaled(base.columns, self.adapter_scale)
+                adapters = adapter_columns.with_read(adapters, read)
             hidden = Hidden(sharding.shard_rows(self.mesh, values), *context)
             attention = attend(self.mesh, hidden.segments)
             new, _ = self.model.attend_block(weights, adapters, hidden, attention, key, place)
@@ -123,14 +126,13 @@ class FrozenModel(NamedTuple):
     """What a visit reads and does not train.
 
     Attributes:
-      blocks: the base of all blocks, and the own parts of those that do not train.
+      blocks: the base of all blocks, the own parts of those that do not train, and of those that
+        do what does not: columns of adapters beyond the node's rank.
       ends: `{name: subtree}`, the ends that do not train.
-      columns: `[R]` bool, which columns of the adapters the node trains; None: all.
     """
 
     blocks: stack.FrozenBlocks
     ends: Params
-    columns: jax.Array | None = None
 
 
 class TextBatch(NamedTuple):
@@ -199,11 +201,8 @@ def train_step(
         if step.privacy is not None:
             of_rows = rows.weight.max(axis=-1)
             gradients = noised(step.privacy, gradients, of_rows, key)
-        mask = None
-        if frozen.columns is not None:
-            mask = _columns_mask(frozen.columns)
         new, states = updated(
-            how, gradients, trainable, states, received, given, learning_rate, roles, mask
+            how, gradients, trainable, states, received, given, learning_rate, roles
         )
         finite = all_finite((nll, new))
         # Said of the results too: the next step takes them without a move.
@@ -336,26 +335,6 @@ def finished(step: LanguageStep, ends: Params, rows: TextBatch, values: jax.Arra
         step.thaw(head),
         Hidden(sharding.shard_rows(step.mesh, values), rows.positions, rows.segments),
     )
-
-
-def _columns_mask(columns: jax.Array) -> Mask:
-    """`new` in the columns of adapters that the node trains, `old` in the others.
-
-    The R columns are the second axis of `a` `[in, R]` and the first of `b` `[R, out]`. An
-    optimizer's count of steps has no columns: it is new.
-    """
-    by_name = {"a": columns, "b": columns[:, None]}
-
-    def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        is_trained = by_name.get(getattr(path[-1], "key", ""))
-        return new if is_trained is None else jnp.where(is_trained, new, old)
-
-    def mask(new: Params, old: Params) -> Params:
-        blocks = {role: tree for role, tree in new.items() if role not in ENDS}
-        old_blocks = select(old, blocks)
-        return new | jax.tree_util.tree_map_with_path(chosen, blocks, old_blocks)
-
-    return mask
 
 
 def _scaled(adapters: PyTree, scale: float) -> PyTree:

@@ -72,11 +72,13 @@ class EpochStats(NamedTuple):
       loss_sum: scalar, of the examples' task losses (without distillation).
       examples: scalar, how many there were that are no padding.
       finite: scalar bool, whether all results are finite.
+      hits: scalar, how many examples were told right as they were passed; None: not counted.
     """
 
     loss_sum: jax.Array
     examples: jax.Array
     finite: jax.Array
+    hits: jax.Array | None = None
 
 
 Objective = Callable[[Params, Any, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
@@ -89,9 +91,6 @@ for padding, and a `total`: the weight of the whole batch, at least 1, which the
 
 Gradients = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, jax.Array]]
 """`(trainable, frozen, received, part, key) -> (gradients, loss_sum)`: see `Objective`."""
-
-Mask = Callable[[Params, Params], Params]
-"""`(new, old) -> new` where the node trains and old elsewhere."""
 
 
 def differentiated(objective: Objective) -> Gradients:
@@ -165,7 +164,6 @@ def updated(
     given: PyTree,
     learning_rate: jax.Array,
     layer_names: Sequence[str],
-    mask: Mask | None = None,
 ) -> tuple[Params, OptimizerStates]:
     """One update of what trains.
 
@@ -178,7 +176,6 @@ def updated(
       given: see `Client.given`; `{}` without a client.
       learning_rate: scalar.
       layer_names: the order that optimizer states are written in.
-      mask: where a node trains a part of these arrays only; None: all of them.
 
     Returns:
       What trains, and its states, after the update.
@@ -186,10 +183,7 @@ def updated(
     # The method's correction comes before the norm is clipped: it is part of the gradient.
     if how.client is not None:
         gradients = how.client.correct(gradients, trainable, received, given)
-    if mask is not None:
-        # Before the norm is clipped: what the node does not train has no part in it.
-        gradients = mask(gradients, jax.tree.map(jnp.zeros_like, gradients))
-    new, new_states = apply_updates(
+    return apply_updates(
         how.rule,
         how.clip_norm,
         learning_rate,
@@ -199,12 +193,6 @@ def updated(
         layer_names,
         how.parties,
     )
-    if mask is not None:
-        # Once more: a rule that decays weights moves them without a gradient too.
-        new = mask(new, trainable)
-        # States that travel are those of whoever trains these columns.
-        new_states = mask(new_states, states)
-    return new, new_states
 
 
 def all_finite(tree: Any) -> jax.Array:

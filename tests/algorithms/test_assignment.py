@@ -242,7 +242,7 @@ def test_greedy_hops_by_hand():
 
 
 def flops_of(assignments, **options):
-    return [step_flops(COSTS, layers, **options) for layers in assignments]
+    return [[step_flops(COSTS, layers, **options)] for layers in assignments]
 
 
 def test_the_problem_by_hand():
@@ -252,7 +252,7 @@ def test_the_problem_by_hand():
     problem = make_problem(
         [("a",), ("b", "c")],
         flops_of([("a",), ("b", "c")]),
-        [70, 80],
+        [[70], [80]],
         [1, 3],
         fleet,
         [(1000, 100), (0, 0)],
@@ -283,7 +283,7 @@ def test_without_transfers_only_compute_is_counted():
     problem = make_problem(
         [("a",)],
         flops_of([("a",)], teacher=True, stochastic=True),
-        [70],
+        [[70]],
         [1],
         Fleet((NODE,), SERVER),
     )
@@ -303,7 +303,7 @@ def test_hops_by_hand():
 def test_a_generated_fleet_goes_through_all_methods():
     fleet = make_fleet(6, 1.0, seed=0)
     groups = [("a",), ("b",), ("c",)]
-    problem = make_problem(groups, flops_of(groups), [100] * 3, [5] * 6, fleet, [(100, 100)] * 3)
+    problem = make_problem(groups, flops_of(groups), [[100]] * 3, [5] * 6, fleet, [(100, 100)] * 3)
     best = assignment.makespan(problem, milp(problem, "makespan"))
     assert best <= assignment.makespan(problem, proportional(problem))
     assert best <= assignment.makespan(problem, greedy(problem, *make_hops(fleet, 100)))

@@ -6,15 +6,17 @@ from collections import Counter
 
 import pytest
 
-from snake_jax.algorithms import neighbours
+from snake_jax.algorithms import neighbours, pool
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.algorithms.schedule import Hop, Plan
 from snake_jax.algorithms.visits import Ending
 from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.nodes import topology
-from snake_jax.nodes.fleet import SERVER_FIGURES, Fleet, of_config
+from snake_jax.nodes.clock import Faults
+from snake_jax.nodes.fleet import EDGE_FIGURES, SERVER_FIGURES, Fleet, of_config
 from snake_jax.nodes.links import Links
+from snake_jax.nodes.presence import Moment
 
 LAYERS = ("conv1", "conv2", "conv3", "fc1", "fc2")
 ONE_EACH = [("conv1", layer, "fc2") for layer in LAYERS[1:4]]
@@ -73,6 +75,72 @@ def test_after_a_take_over_the_next_is_a_neighbour_of_who_finished():
     (after,) = course.send((Ending(takeover._replace(node=3)),))
     assert after.turn == 1
     assert after.node == 4
+
+
+def hop(plan, fail, away=frozenset(), moment=None):
+    """The second visit of a ring, which node 0 has handed to node 1, and who has it in the end."""
+    course = ALGORITHMS["snake"].rounds(plan)
+    (first,) = next(course)
+    assert first.node == 0
+    (second,) = course.send((Ending(first),))
+    assert (second.node, second.giver) == (1, 0)
+    if fail:
+        (second,) = course.send((Ending(second, fail),))
+    (found,) = pool.manned(plan, frozenset(away), (second,), moment)
+    return found.node, found.event
+
+
+def test_a_stand_in_is_a_neighbour_of_the_node_that_hands_over():
+    # By the clock's figures node 3, which is nobody's neighbour here, would be done first.
+    able = {key: {0: 5.0, 1: 5.0, 2: 5.0, 3: 1.0, 4: 5.0, 5: 5.0} for key in ONE_EACH}
+    plan = plan_of()._replace(able=able)
+    # What node 1 had is lost: node 0 has the model, and its other neighbour is node 5.
+    assert hop(plan, "lost") == (5, "takeover")
+    # Node 1 hands in what it had: it goes on at one of its own neighbours.
+    assert hop(plan, "interrupted") == (2, "takeover")
+    assert hop(plan, "interrupted", away={2}) == (0, "takeover")
+    # Without a graph the fastest has it.
+    anywhere = plan._replace(config=dataclasses.replace(plan.config, topology="complete"))
+    (first,) = next(ALGORITHMS["snake"].rounds(anywhere))
+    assert first.giver is None
+    (found,) = pool.manned(anywhere, frozenset(), (first._replace(event="takeover"),))
+    assert found.node == 3
+
+
+@pytest.mark.parametrize(("fail", "away"), [("lost", {5}), ("interrupted", {0, 2})])
+def test_where_no_neighbour_can_stand_in_the_visit_waits_for_its_node(fail, away):
+    assert hop(plan_of(), fail, away) == (1, "waited")
+
+
+def test_a_stand_in_of_a_stand_in_is_a_neighbour_of_who_handed_over_last():
+    course = ALGORITHMS["snake"].rounds(plan_of())
+    (first,) = next(course)
+    (second,) = course.send((Ending(first),))
+    (takeover,) = course.send((Ending(second, "interrupted"),))
+    assert takeover.giver == 1
+    (again,) = course.send((Ending(takeover._replace(node=2), "lost"),))
+    assert (again.giver, again.event) == (1, "takeover")
+    (once_more,) = course.send((Ending(again._replace(node=2), "interrupted"),))
+    assert once_more.giver == 2
+
+
+def test_a_visit_whose_node_has_left_goes_to_a_neighbour_and_else_to_the_nearest():
+    plan = plan_of()
+    assert hop(plan, "", away={1}) == (5, "")
+    assert hop(plan, "", away={1, 5}) == (2, "")
+    assert hop(plan, "", away={1, 2, 5}) == (4, "")
+
+
+def test_by_the_clock_a_visit_goes_to_a_neighbour_that_is_there_or_waits():
+    def moment(*closed):
+        shut = EDGE_FIGURES._replace(windows=((20.0, 24.0),))
+        nodes = [shut if node in closed else EDGE_FIGURES for node in range(6)]
+        return Moment(Fleet(tuple(nodes), SERVER_FIGURES, 24.0), Faults(), 0.0)
+
+    plan = plan_of(follow_clock=True)
+    assert hop(plan, "", moment=moment()) == (1, "")
+    assert hop(plan, "", moment=moment(1)) == (5, "")
+    assert hop(plan, "", moment=moment(1, 5)) == (1, "waited")
 
 
 def test_greedy_takes_the_neighbour_that_costs_the_least_in_that_turn():

@@ -178,6 +178,32 @@ def test_one_block_by_the_compiler_agrees_with_its_formula(name):
         assert flops[0] == pytest.approx(flops[1], rel=0.02)
 
 
+def linear_widths(model):
+    """The sum of inputs and outputs of a block's linear layers."""
+    adapters = jax.tree.leaves(shapes("tiny-llama", True)[own_items(model, True)[0]])
+    return sum(max(leaf.shape) for leaf in adapters)
+
+
+def test_a_node_of_smaller_rank_has_weight_gradients_of_its_columns_and_all_other_products():
+    step = make("tiny-llama", recompute="none", adapted=True)
+    whole, own = (row_costs(step.model, lora.Lora(8), "none", LENGTH, rank)[2] for rank in (0, 2))
+    assert own.weight_gradient == 2 * LENGTH * 2 * linear_widths(step.model)
+    assert whole.weight_gradient == 4 * own.weight_gradient
+    assert own.params == 2 * linear_widths(step.model)
+    assert (own.forward, own.input_gradient) == (whole.forward, whole.input_gradient)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_compiler_counts_a_smaller_ranks_block_as_the_formula_does():
+    model, adapters, device = make("tiny-llama").model, lora.Lora(64), jax.devices()[0]
+    (trained,) = own_items(model, True)[1:2]
+    counted = compiled.counted_row_costs(model, adapters, "none", LENGTH, device, 2)
+    own, whole = (row_costs(model, adapters, "none", LENGTH, rank) for rank in (2, 0))
+    flops = [passed_flops(c, (trained,), Passed(LENGTH, ROWS)) for c in (counted, own, whole)]
+    assert flops[0] == pytest.approx(flops[1], rel=0.02)
+    assert flops[2] > 1.05 * flops[0]
+
+
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("adapters", [None, lora.Lora(8), lora.Lora(8, pattern="q_proj")])
 def test_what_is_computed_again_for_weights_is_the_same_where_nothing_is_gone_on_to(name, adapters):
@@ -280,7 +306,41 @@ def test_bytes_of_a_nodes_state_are_those_of_a_hand_count(adapted, dtype):
     assert frozen == state.frozen + place_of_the_block
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_node_of_smaller_rank_holds_its_columns_to_train_and_the_others_to_read(rank):
+    step = LanguageStep(
+        NARROW, update_rule("adamw", momentum=0.0, weight_decay=0.0), 1.0, adapted=True
+    )
+    trained, settings = own_items(NARROW, True)[1:2], lora.Lora(4)
+    whole = state_bytes(step, trained, "int8", settings)
+    state = state_bytes(step, trained, "int8", settings, rank=rank)
+    own = 4 * rank * ADAPTER_PARAMS // 4
+    assert (state.trained, state.gradients, state.optimizer) == (own, own, 2 * own + 4)
+    assert state.frozen == whole.frozen + 4 * ADAPTER_PARAMS - own
+    program = step_program(step, trained, BatchShape(2, 8), "int8", settings, rank)
+    trainable, states, frozen, _ = map(num_bytes, program.arguments[:4])
+    place_of_the_block = 4
+    assert (trainable, states) == (state.trained, state.optimizer)
+    assert frozen == state.frozen + place_of_the_block
+
+
 # The compiled step
+
+
+@pytest.mark.slow
+def test_the_compiled_step_of_a_smaller_rank_reserves_less_by_what_it_does_not_train():
+    step = make("tiny-llama", adapted=True)
+    trained, settings = own_items(step.model, True)[1:2], lora.Lora(64)
+    peaks, states = [], []
+    for rank in (0, 2):
+        program = step_program(step, trained, BatchShape(1, 16), "int8", settings, rank)
+        built = jax.jit(program.function, donate_argnums=(0, 1)).lower(*program.arguments)
+        memory = built.compile(QUICK).memory_analysis()
+        peaks.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+        state = state_bytes(step, trained, "int8", settings, rank=rank)
+        states.append(state.total - state.gradients)
+    # Gradients are temporaries, which take the place of others: they are left out here.
+    assert peaks[0] - peaks[1] >= 0.9 * (states[0] - states[1]) > 0
 
 
 def temporary_bytes(blocks, dtype, recompute="block"):

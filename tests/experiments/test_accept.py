@@ -6,15 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.accept import launches, noise, outcome, page, stages
+from experiments.accept import describe, dry, launches, noise, outcome, page, stages
 from experiments.accept.outcome import FAILED, LEFT_OUT, PASSED, Outcome, Result
 from experiments.accept.sizes import SCALES
 from experiments.accept.stages import STAGES, Stage
 from experiments.bench.rows import LOWER, Row
+from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +145,32 @@ def test_all_stages_pass_on_emulated_devices_and_the_same_command_repeats_nothin
     second = subprocess.run(command, check=False, **run)
     assert second.returncode == 0
     assert second.stderr.count(": passed before\n") == len(STAGES)
+
+
+def test_a_dry_run_calls_every_program_of_a_run_and_computes_nothing():
+    sizes = {"model": "mlp", "width": 0.25, "dataset": "digits", "train_examples": 32, "nodes": 2}
+    snake = ImageConfig(**sizes, algorithm="snake", cycles=1, learning_rate=0.1)
+    names = [one.name for one in dry.called(snake, "tpu")]
+    # One program for each middle layer; the first evaluation comes after the first visit.
+    assert names == ["train fc1 fc2 fc4", "evaluate", "train fc1 fc3 fc4"]
+    side_by_side = ImageConfig(**sizes, algorithm="fedavg", cycles=1, executor="vmap")
+    train, evaluate = dry.called(side_by_side, "cpu")
+    assert (train.name, evaluate.name) == ("train fc1 fc2 fc3 fc4, 2 nodes", "evaluate")
+    trainable = train.shapes[0]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(trainable)} == {2}
+
+
+def test_every_stage_that_computes_has_programs_to_describe(tmp_path):
+    told = set(describe.STAGES)
+    # The device's rates are of no program of ours; kernels are timed in shapes of their stage.
+    assert told == {stage.name for stage in STAGES} - {"device", "speed"}
+    sizes = SCALES["full"]
+    named = [name for name, _ in describe.runs("figure5", sizes, tmp_path)]
+    assert named[0] == "fedavg, iid"
+    assert len(named) == len(set(named)) == 6
+    executors = [name for name, _ in describe.runs("executors", sizes, tmp_path)]
+    assert "vgg11, scan" in executors
+    assert "tiny-llama, vmap" in executors
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from snake_jax.config import TextConfig
 from snake_jax.errors import UserError
-from snake_jax.runs import loop
+from snake_jax.runs import loop, text_task
 from snake_jax.runs.job import planned
 from tests.launches import write_model, write_pairs
 
@@ -141,3 +141,21 @@ def test_nodes_pass_over_their_texts_as_often_as_they_are_told(prepared):
     assert differ.steps == (once.steps[0], 3 * once.steps[1])
     assert differ.verdict.why == "the nodes' passes over their data differ (1, 3)"
     assert prepared(nodes, distill="auto", node_epochs="3,3").distilled is False
+
+
+def test_a_node_of_smaller_rank_computes_less_and_holds_what_others_cannot(prepared):
+    alike = {"flops_per_s": 1e6, "latency_s": 0, "up_bytes_per_s": 1e15, "down_bytes_per_s": 1e15}
+    job = prepared([alike, alike], assign="milp", rank="1,4")
+    narrow, wide = (text_task.visit_state(job, node).total for node in (0, 1))
+    assert text_task.visit_state(job).total == wide
+    trained = text_task.visit_state(job, 1).trained
+    # Three columns of four: gradients and two moments of each; the weights are held all the same.
+    assert wide - narrow == 3 * 3 * trained // 4
+    seconds = job.plan.able[BLOCKS[:1]]
+    assert seconds[0] < seconds[1]
+
+    # Memory between the two: the node of rank 1 alone can hold the visits.
+    tight = {**alike, "memory_bytes": (narrow + wide) // 2}
+    job = prepared([tight, tight], assign="milp", rank="1,4")
+    assert set(job.plan.visitors.values()) == {0}
+    assert all(list(nodes) == [0] for nodes in job.plan.able.values())

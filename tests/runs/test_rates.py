@@ -111,3 +111,11 @@ def test_flags_that_make_no_sense_are_refused():
     config = ImageConfig(rates="measured")
     with pytest.raises(UserError, match="nodes take turns, whatever they compute"):
         check_fit(config, chosen_algorithm(ImageConfig()))
+    config = ImageConfig(rates="measured", assign="segments")
+    with pytest.raises(UserError, match="segments would be other visits, and another number"):
+        chosen_algorithm(config)
+    config = ImageConfig(
+        rates="measured", assign="greedy", topology="ring", mode="peer_to_peer", nodes=4
+    )
+    with pytest.raises(UserError, match="each hop is chosen when it comes, by stated rates"):
+        chosen_algorithm(config)

@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         config = dataclasses.replace(base, **flags)
         setup = loop.prepare(config)
         # Thresholds of visits decide what an engine does, those of runs what the loop does.
-        key = config.visit_loss
+        key = config.visit_loss, config.visit_accuracy
         engine = engines.setdefault(key, None) or loop.make_engine(setup)
         engines[key] = engine
         begun = state or loop.initial_state(setup)
@@ -87,6 +87,28 @@ def test_a_visit_ends_with_the_epoch_that_is_good_enough(runs):
         assert "visits_ended" not in theirs.record
 
 
+def test_a_visit_ends_with_the_epoch_that_is_accurate_enough(runs):
+    # Two nodes of the three reach the bound in some epoch before their last.
+    bound = 0.4
+    setup, brief = runs(cycles=1, visit_accuracy=bound)
+    _, whole = runs(cycles=1)
+    ended = {}
+    for ours, theirs in zip(brief, whole, strict=True):
+        for why in ours.record.get("visits_ended", {}).values():
+            assert " of 3 epochs" in why
+            reached = float(why.removeprefix("its accuracy of ").split()[0])
+            assert reached >= bound
+            # A share of the node's own examples.
+            held = len(setup.data.shards[ours.record["node"]])
+            assert reached * held == pytest.approx(round(reached * held), abs=1e-3 * held)
+            ended[ours.record["node"]] = why
+            assert ours.record["iterations"] < theirs.record["iterations"]
+    assert ended
+    # That hits are counted changes no bit of what is trained.
+    _, counted = runs(cycles=1, visit_accuracy=1.0)
+    assert same_bits(counted[0].state.params, whole[0].state.params)
+
+
 @pytest.mark.parametrize(
     ("config", "scores", "why"),
     [
@@ -118,6 +140,7 @@ def test_each_node_s_own_epochs_count():
     ("config", "flag"),
     [
         (ImageConfig(visit_loss=0.5), "--visit_loss=0.5"),
+        (ImageConfig(visit_accuracy=0.9), "--visit_accuracy=0.9"),
         (TextConfig(visit_perplexity=4.0), "--visit_perplexity=4"),
     ],
 )

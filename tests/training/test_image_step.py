@@ -8,8 +8,9 @@ import pytest
 
 from snake_jax.data.images import augmentation
 from snake_jax.params import num_bytes, select, without
-from snake_jax.training import image_step
-from snake_jax.training.image_step import Distillation, evaluate, local_epoch
+from snake_jax.training import image_scores
+from snake_jax.training.image_scores import evaluate
+from snake_jax.training.image_step import Distillation, local_epoch
 from snake_jax.training.optimizers import apply_updates, init_states, update_rule
 from snake_jax.training.quantization import freeze
 from tests.helpers import (
@@ -298,11 +299,11 @@ def test_evaluation_counts_every_example_once():
 
 
 def test_scored_images_go_in_batches_that_are_as_equal_as_they_can_be(monkeypatch):
-    sizes = [image_step.evaluation_batch(count) for count in (1, 64, 65, 360, 10_000)]
+    sizes = [image_scores.evaluation_batch(count) for count in (1, 64, 65, 360, 10_000)]
     assert sizes == [1, 64, 33, 60, 64]
     for count in range(1, 2000):
-        size = image_step.evaluation_batch(count)
+        size = image_scores.evaluation_batch(count)
         batches = -(-count // size)
         assert batches * size - count < batches, "less than an image a batch is padding"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert image_step.evaluation_batch(360) == 360, "an accelerator is filled"
+    assert image_scores.evaluation_batch(360) == 360, "an accelerator is filled"

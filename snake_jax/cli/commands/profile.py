@@ -17,8 +17,9 @@ _TEXT = """\
 --model is a network for images (32x32x3, 10 classes), one of yours as MODULE:FUNCTION, a preset of
 a language model, or a folder with config.json; no weights are read or made. A row is a visit of
 the method: what its layer takes. `block` trains one layer a visit, `block+ends` the first and last
-(embedding and head) beside it, `lora:R` a block's adapters of rank R, `full` all layers. Every
---train is combined with every --frozen_dtype. With --target steps are compiled for cpu, gpu, tpu,
+(embedding and head) beside it, `lora:R` a block's adapters of rank R, `lora:r/R` the first r of
+their R columns (a node of smaller --rank), `full` all layers. Every --train is combined with every
+--frozen_dtype. With --target steps are compiled for cpu, gpu, tpu,
 or tpu:v4, tpu:v5e, tpu:v5p, tpu:v6e (pip install libtpu; no TPU is needed); on a device of this
 machine they are run and timed as well.
 """
@@ -50,7 +51,7 @@ def _define_subject(values: FlagValues) -> None:
     flags.DEFINE_list(
         "train",
         [],
-        "block, block+ends, lora:R, full; several by comma; empty: block, or all layers",
+        "block, block+ends, lora:R, lora:r/R, full; several by comma; empty: block, or all layers",
         flag_values=values,
     )
     flags.DEFINE_list(

@@ -1,0 +1,178 @@
+"""Every method that fine-tunes on the same text: what each reaches, and what that takes.
+
+All runs of a scale pass all nodes' training text equally often, with a node for each block, AdamW
+and rates that were not tuned (SCAFFOLD and FedNova: plain SGD, which they ask for). Each node holds
+out a part of its own texts, on which the model is scored beside the held-out text of all.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from experiments.reproduction import language
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
+from experiments.reproduction.language import blocks, public
+from experiments.reproduction.vision import hold_out
+from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.config import TextConfig
+
+FIGURE = "methods_text"
+_WHOLE = {"lora_rank": 0}
+_PLAIN = {**_WHOLE, "optimizer": "sgd", "clip_norm": 0.0, "weight_decay": 0.0}
+_SERVER = {"algorithm": "fedavg", "server_learning_rate": 0.01}
+METHODS = {
+    "centralised": Method("centralised, LoRA"),
+    "sequential": Method("sequential, LoRA"),
+    "fedavg_full": Method("FedAvg, whole model", {"algorithm": "fedavg", **_WHOLE}),
+    "fedavg_lora": Method("FedAvg, LoRA", {"algorithm": "fedavg"}),
+    "fedprox": Method("FedProx, LoRA", {"proximal": 0.01}),
+    "fedadam": Method("FedAdam, LoRA", {**_SERVER, "server_optimizer": "adam"}),
+    "fedyogi": Method("FedYogi, LoRA", {**_SERVER, "server_optimizer": "yogi"}),
+    "scaffold": Method("SCAFFOLD, whole model, SGD", _PLAIN),
+    "fednova": Method("FedNova, whole model, SGD", _PLAIN),
+    "fedpart": Method("FedPart, LoRA", {"rounds_per_layer": 1}),
+    "progressive": Method("progressive, LoRA", {"rounds_per_layer": 1}),
+    "snake_full": Method("Snake, whole blocks", {"algorithm": "snake", **_WHOLE}),
+    "snake_lora": Method("Snake, LoRA", {"algorithm": "snake"}),
+    "snake_distilled": Method("Snake, LoRA, distilled", {"algorithm": "snake", "distill": "on"}),
+    "snake_three": Method("three snakes, LoRA", {"algorithm": "snake", "snakes": 3}),
+    "badam": Method("BAdam, whole blocks", _WHOLE),
+    "lisa": Method("LISA, whole blocks and ends", {**_WHOLE, "always_train": "first,last"}),
+    "hift": Method("HiFT, whole blocks", {**_WHOLE, "carry_optimizer_state": True}),
+    "split": Method("split, LoRA", {"cut": "2"}),
+    "splitfed": Method("SplitFed, LoRA", {"cut": "2"}),
+    "random_walking_snakes": Method("Random Walking Snakes, LoRA", {"snake_length": 3}),
+}
+PARTITIONS = {"iid": "IID", "by_category": "by data set"}
+_AVERAGING = ("fedavg", "fedprox", "scaffold", "fednova", "fedpart", "progressive", "splitfed")
+_ONE_LINE_A_PASS = ("centralised", *_AVERAGING)
+_IN_ONE_PLACE = ("badam", "lisa", "hift")
+
+# Of AdamW 0.001, of plain SGD 0.1; the server's of FedAdam and FedYogi stands above.
+_RATES = dict.fromkeys(METHODS, 1e-3) | {"scaffold": 0.1, "fednova": 0.1}
+_COMMON: dict[str, Any] = {
+    "lr_schedule": "constant",
+    "on_divergence": "skip",
+    "frozen_dtype": "int8",
+    "recompute": "none",
+    "evaluate_nodes": 0.2,
+}
+_NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
+
+SCALES = {
+    # Whether everything works, on an untrained network; its numbers say nothing.
+    "smoke": Scale(
+        settings={
+            **_COMMON,
+            "model": "tiny-llama",
+            "limit": 24,
+            "test_share": 0.2,
+            "max_length": 64,
+            "batch_size": 4,
+            "lora_rank": 4,
+        },
+        data="pydoc",
+        train_examples=40,
+        cycles={1: 6},
+        seeds=(0,),
+        target=0.0,
+        rates=_RATES,
+        step_s=0.05,
+        **_NO_TUNING,
+    ),
+    # A pretrained model of a few hundred thousand weights and four data sets, which --text_model
+    # and --text_data say the places of. About half an hour of one CPU core that does nothing else.
+    "cpu": Scale(
+        settings={
+            **_COMMON,
+            "model": "",
+            "limit": 40,
+            "test_share": 0.3,
+            "max_length": 128,
+            "batch_size": 8,
+            "lora_rank": 16,
+        },
+        data="",
+        train_examples=125,
+        cycles={1: 6},
+        seeds=(0, 1, 2),
+        target=0.0,
+        rates=_RATES,
+        step_s=0.1,
+        **_NO_TUNING,
+    ),
+}
+_EVALUATIONS = 3
+
+
+def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
+    """Where model and text are; see `language.sources`."""
+    found = language.sources(scale, model, data, workdir, listing)
+    return {name: found[name] for name in ("model", "data")}
+
+
+def of_figure(figure: str, scale: Scale) -> list[Case]:
+    """Every method on both partitions, all seeds."""
+    del figure
+    cases = []
+    for partition in PARTITIONS:
+        cases += [Case(method, partition) for method in METHODS]
+    return every_seed(cases, scale)
+
+
+def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConfig:
+    """The configuration of a case's run, evaluated three times.
+
+    Args:
+      case: of the study.
+      scale: that it is run at.
+      given: where model and text are.
+      rate: the learning rate.
+    """
+    # A node for each block: a cycle of Snake and a round of FedAvg both pass all text once.
+    nodes = blocks(given["model"])
+    config = {
+        **scale.settings,
+        "algorithm": case.method,
+        **METHODS[case.method].flags,
+        "model": given["model"],
+        "data": given["data"],
+        "nodes": nodes,
+        "partition": case.partition,
+        "learning_rate": rate,
+        "seed": case.seed,
+    }
+    algorithm = config["algorithm"]
+    # Only where it is the method that is compared.
+    if "distill" in ALGORITHMS[algorithm].flags:
+        config.setdefault("distill", "off")
+
+    # A cycle is one pass over all text, but where layers set its length. Lines are rounds.
+    passes = scale.cycles[1]
+    cycles, lines = passes, passes * nodes
+    if algorithm in _ONE_LINE_A_PASS:
+        lines = passes
+    if algorithm == "fedpart":
+        # As many full rounds as make its cycles come out even.
+        full = next(n for n in itertools.count(1) if passes % (n + nodes) == 0)
+        config["full_rounds"] = full
+        cycles = passes // (full + nodes)
+    elif algorithm in _IN_ONE_PLACE:
+        config["periods"] = nodes
+    elif algorithm == "snake":
+        lines = passes * -(-nodes // config.get("snakes", 1))
+    return TextConfig(**config, cycles=cycles, eval_every=lines // _EVALUATIONS)
+
+
+TOPIC = Topic(
+    name=FIGURE,
+    suffix="_methods_text",
+    figures=(FIGURE,),
+    methods=METHODS,
+    partitions=PARTITIONS,
+    scales=SCALES,
+    of_figure=of_figure,
+    config=config_of,
+    hold_out=hold_out,
+    public=public,
+)
