@@ -17,6 +17,7 @@ holds, and the functions of `Known`.
 
 import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -38,7 +39,7 @@ UNIT = re.compile(
     r"|tokens/s|times\b)"
 )
 
-ASKED = ("at", "rows", "row", "series", "value", "total", "last", "share", "gib", "every")
+ASKED = ("at", "rows", "row", "series", "mean", "value", "total", "last", "share", "gib", "every")
 
 
 class Block(NamedTuple):
@@ -90,6 +91,10 @@ class Known(NamedTuple):
     def series(self, key: str, **wanted: Any) -> list[Any]:
         """One number of all of them, in order."""
         return [row[key] for row in self.rows(**wanted)]
+
+    def mean(self, key: str, **wanted: Any) -> float:
+        """Of that number, over seeds."""
+        return statistics.mean(self.series(key, **wanted))
 
     def value(self, subject: str, name: str) -> float:
         """A benchmark's number."""

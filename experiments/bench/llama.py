@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snake_jax import compiling
 from snake_jax.algorithms.visits import Passed
 from snake_jax.costs.flops import passed_flops
 from snake_jax.costs.layers import row_costs
@@ -177,7 +178,9 @@ class Step:
             jax.random.key(0),
             jnp.float32(LEARNING_RATE),
         )
-        function = jax.jit(train_step(step, tuple(trainable)), donate_argnums=(0, 1))
+        function = compiling.jit(
+            compiling.TEXT, train_step(step, tuple(trainable)), donate_argnums=(0, 1)
+        )
         self.program = function.lower(*self.state, *self.fixed).compile()
 
     def __call__(self) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from experiments.bench.kernels.conv import CLASSES, Network
+from snake_jax import compiling
 from snake_jax.costs.flops import step_flops
 from snake_jax.costs.layers import layer_costs
 from snake_jax.params import Params, select, without
@@ -98,7 +99,7 @@ class Step:
             jnp.float32(LEARNING_RATE),
         )
         function = local_epoch(step, tuple(trained)) if looped else _lone_step(step)
-        jitted = jax.jit(function, donate_argnums=(0, 1))
+        jitted = compiling.jit(compiling.IMAGES, function, donate_argnums=(0, 1))
         self.program = jitted.lower(*self.state, *self.fixed).compile()
 
     def __call__(self) -> EpochStats:

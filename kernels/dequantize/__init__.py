@@ -4,11 +4,16 @@ qwix.dequantize is the definition. It looks nf4 codes up by a gather, for which 
 writes several times the dense array into temporaries; as selections it writes none.
 """
 
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import qwix
 from jax.typing import DTypeLike
+
+if TYPE_CHECKING:
+    import qwix
 
 NF4 = np.array(
     [
@@ -22,14 +27,16 @@ NF4 = np.array(
 """The 16 values of 4-bit NormalFloat: QLoRA (arXiv 2305.14314), Appendix E."""
 
 
-def dense(array: jax.Array | qwix.QArray, dtype: DTypeLike) -> jax.Array:
+def dense(array: "jax.Array | qwix.QArray", dtype: DTypeLike) -> jax.Array:
     """A stored array in `dtype`.
 
     Quantized ones (int8, nf4) are computed in float32 whatever their scales' dtype.
     """
-    if not isinstance(array, qwix.QArray):
+    if not is_quantized(array):
         return array.astype(dtype)
     if array.qtype != "nf4":
+        import qwix
+
         return qwix.dequantize(array.astype(jnp.float32)).astype(dtype)
     values = look_up(array.qvalue)
     return _scaled(values, array.scale.astype(jnp.float32)).astype(dtype)
@@ -69,7 +76,7 @@ def _scaled(values: jax.Array, scale: jax.Array) -> jax.Array:
     return scaled.reshape(values.shape)
 
 
-def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+def take_rows(table: "jax.Array | qwix.QArray", ids: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows [..., E] of a stored table [V, E]; only the rows taken are dequantized."""
 
     def rows_of(x: jax.Array) -> jax.Array:
@@ -80,6 +87,10 @@ def take_rows(table: jax.Array | qwix.QArray, ids: jax.Array, dtype: DTypeLike) 
     return dense(taken, dtype)
 
 
-def is_quantized(leaf: object) -> bool:
-    """Whether a leaf is an array with scales."""
-    return isinstance(leaf, qwix.QArray)
+def is_quantized(leaf: object) -> "TypeGuard[qwix.QArray]":
+    """Whether a leaf is an array with scales.
+
+    Whoever makes one has imported qwix, which takes a launch without any half a second.
+    """
+    qwix = sys.modules.get("qwix")
+    return qwix is not None and isinstance(leaf, qwix.QArray)

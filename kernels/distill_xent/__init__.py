@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import qwix
 
+from snake_jax.kernels.dequantize import is_quantized
 from snake_jax.kernels.distill_xent import chunked, reference
 from snake_jax.kernels.distill_xent.reference import Table
 from snake_jax.kernels.distill_xent.windows import Tiling
@@ -61,7 +61,7 @@ def linear_xent(
     """
     # Wrong arguments are refused before anything is traced.
     _check(hidden, table, targets, teacher, teacher_table)
-    if table_gradient and isinstance(table, qwix.QArray):
+    if table_gradient and is_quantized(table):
         raise ValueError("linear_xent: a quantized table has no gradient")
     _check_options(temperature, cap, chunk, rows, lowering)
     if lowering == "xla":

@@ -1,16 +1,18 @@
 """The definition: whole logits [N, V], gradients by automatic differentiation."""
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import jax
 import jax.numpy as jnp
-import qwix
 from jax import lax
 
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.distill_xent.xent import Xent, accumulator, capped
 
-Table: TypeAlias = jax.Array | qwix.QArray
+if TYPE_CHECKING:
+    import qwix
+
+Table: TypeAlias = Union[jax.Array, "qwix.QArray"]
 
 
 def linear_xent(

@@ -3,15 +3,18 @@
 import functools
 import importlib
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import qwix
 from jax import lax
 
+from snake_jax.kernels.dequantize import is_quantized
 from snake_jax.kernels.quant_matmul import reference
 from snake_jax.kernels.quant_matmul.reference import LowRank, OfStack, product
+
+if TYPE_CHECKING:
+    import qwix
 
 __all__ = ("LOWERINGS", "LowRank", "OfStack", "quant_matmul")
 
@@ -21,7 +24,7 @@ _ON_CHIP = {"mosaic_tpu": "tpu", "triton": "cuda"}
 
 def quant_matmul(
     x: jax.Array,
-    weight: qwix.QArray | OfStack,
+    weight: "qwix.QArray | OfStack",
     adapter: tuple[jax.Array, jax.Array] | None = None,
     *,
     lowering: str = "auto",
@@ -126,7 +129,7 @@ _quant_matmul.defvjp(_remember, _backward)
 def _matmul(
     lowering: str,
     x: jax.Array,
-    weight: qwix.QArray | OfStack,
+    weight: "qwix.QArray | OfStack",
     low_rank: LowRank | None,
     transposed: bool,
 ) -> jax.Array:
@@ -161,9 +164,11 @@ def _kernel(lowering: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{lowering}")
 
 
-def _check(x: jax.Array, weight: qwix.QArray, adapter: tuple[jax.Array, jax.Array] | None) -> None:
+def _check(
+    x: jax.Array, weight: "qwix.QArray", adapter: tuple[jax.Array, jax.Array] | None
+) -> None:
     """Raises ValueError where shapes or dtypes do not fit."""
-    if not isinstance(weight, qwix.QArray) or weight.ndim != 2 or weight.zero_point is not None:
+    if not is_quantized(weight) or weight.ndim != 2 or weight.zero_point is not None:
         raise ValueError(
             f"quant_matmul: weight must be a symmetric quantized [K, N], got "
             f"{type(weight).__name__}"

@@ -1,13 +1,15 @@
 """The definition: the whole matrix dequantized, then a product; what every form computes."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import qwix
 from jax import lax
 
 from snake_jax.kernels.dequantize import dense
+
+if TYPE_CHECKING:
+    import qwix
 
 
 class LowRank(NamedTuple):
@@ -25,7 +27,7 @@ class OfStack(NamedTuple):
       at: a scalar, which one.
     """
 
-    stack: qwix.QArray
+    stack: "qwix.QArray"
     at: jax.Array
 
     @property
@@ -37,7 +39,7 @@ class OfStack(NamedTuple):
 
         return jax.tree.map(shape_of_one, self.stack)
 
-    def cut_out(self) -> qwix.QArray:
+    def cut_out(self) -> "qwix.QArray":
         """The matrix, as arrays."""
 
         def one(stacked: jax.Array) -> jax.Array:
@@ -47,7 +49,7 @@ class OfStack(NamedTuple):
 
 
 def matmul(
-    x: jax.Array, weight: qwix.QArray | OfStack, low_rank: LowRank | None, transposed: bool
+    x: jax.Array, weight: "qwix.QArray | OfStack", low_rank: LowRank | None, transposed: bool
 ) -> jax.Array:
     """x [M, C] times the weight [K, N] or its transpose, plus the low-rank product: [M, F].
 

@@ -14,6 +14,7 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from snake_jax import compiling
 from snake_jax.costs import layers, shapes
 from snake_jax.costs.flops import LayerCost
 from snake_jax.costs.shapes import BatchShape, Step, StepProgram
@@ -121,7 +122,10 @@ def placed(device: Any, arguments: PyTree) -> PyTree:
 
 
 def compile_placed(
-    function: Callable[..., Any], arguments: tuple[Any, ...], donate: Sequence[int] = ()
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    donate: Sequence[int] = (),
+    work: str = "",
 ) -> Compiled | Refused:
     """Compiles a function for the devices that its arguments' shapes are placed on.
 
@@ -129,9 +133,13 @@ def compile_placed(
       function: of arrays.
       arguments: their shapes, `placed`.
       donate: numbers of the arguments whose place results may take.
+      work: see `compiling.options`; empty: what an engine does not run.
     """
+    # As an engine compiles for that platform, which need not be this process's.
+    options = compiling.options(work, _platform(arguments))
+    jitted = jax.jit(function, donate_argnums=tuple(donate), compiler_options=options)
+    lowered = jitted.lower(*arguments)
     # Too much memory is an answer; whatever else the compiler says is a bug.
-    lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
     try:
         program: Any = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -152,6 +160,15 @@ def compile_placed(
     return Compiled(reserved, flops, accessed_bytes, program)
 
 
+def _platform(arguments: PyTree) -> str:
+    """That shapes are placed on; empty: they have no place."""
+    for leaf in jax.tree.leaves(arguments):
+        if leaf.sharding is not None:
+            (platform,) = {device.platform for device in leaf.sharding.device_set}
+            return str(platform)
+    return ""
+
+
 def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refused:
     """Compiles one step.
 
@@ -169,7 +186,7 @@ def compiled_step(program: StepProgram, device: Any = None) -> Compiled | Refuse
         arguments = sharding.sharded_shapes(program.mesh, arguments)
     elif device is not None:
         arguments = placed(device, arguments)
-    return compile_placed(program.function, arguments, donate=(0, 1))
+    return compile_placed(program.function, arguments, donate=(0, 1), work=program.work)
 
 
 def compiled_cost(

@@ -58,12 +58,14 @@ class StepProgram(NamedTuple):
       arguments: their shapes.
       aimed: sets in arrays of these shapes the numbers that say what trains and for how long.
       mesh: that the arguments lie over; None: one device.
+      work: see `compiling.options`.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     aimed: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     mesh: Mesh | None = None
+    work: str = ""
 
 
 @functools.lru_cache(maxsize=8)
@@ -245,7 +247,7 @@ def _of_images(
         one_step = batches._replace(steps=jnp.int32(1))
         return *state, examples, one_step, key, rate
 
-    return StepProgram(local_epoch(step, trained), arguments, aimed)
+    return StepProgram(local_epoch(step, trained), arguments, aimed, work=step.work)
 
 
 def _of_text(
@@ -296,7 +298,7 @@ def _of_text(
         stacks = frozen.blocks._replace(first=first)
         return trainable, states, frozen._replace(blocks=stacks), *others
 
-    return StepProgram(train_step(step, tuple(trainable)), arguments, aimed, step.mesh)
+    return StepProgram(train_step(step, tuple(trainable)), arguments, aimed, step.mesh, step.work)
 
 
 def state_shapes(

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from snake_jax import processes
+from snake_jax import compiling, processes
 from snake_jax.params import PyTree
 
 Program = Callable[..., Any]  # see `image_step.local_epoch`, `text_step.train_step`
@@ -42,7 +42,8 @@ class Emulation(NamedTuple):
     """How many nodes are one program.
 
     Attributes:
-      jit: `(program, axes)`: compiles the program of a node for many of them.
+      jit: `(work, program, axes)`: compiles the program of a node for many of them; of the work see
+        `compiling`.
       lead: leading axes of what each node has, for at least so many nodes; none where the program
         is of one.
       nodes: where such arrays lie; None: wherever jax puts them.
@@ -50,7 +51,7 @@ class Emulation(NamedTuple):
       home: where results are brought.
     """
 
-    jit: Callable[[Program, Axes], Any]
+    jit: Callable[[str, Program, Axes], Any]
     lead: Callable[[int], tuple[int, ...]]
     nodes: Sharding | None = None
     shared: Sharding | None = None
@@ -76,38 +77,49 @@ class Emulation(NamedTuple):
 
 
 ALONE = Emulation(
-    jit=lambda program, axes: jax.jit(program, donate_argnums=_DONATED), lead=lambda count: ()
+    jit=lambda work, program, axes: compiling.jit(work, program, donate_argnums=_DONATED),
+    lead=lambda count: (),
 )
 
 
 def _scan() -> Emulation:
-    def compiled(program: Program, axes: Axes) -> Any:
-        return jax.jit(_one_by_one(program, axes), donate_argnums=_DONATED)
+    def compiled(work: str, program: Program, axes: Axes) -> Any:
+        return compiling.jit(work, _one_by_one(program, axes), donate_argnums=_DONATED)
 
     return Emulation(compiled, lambda count: (count,))
 
 
 def _vmap() -> Emulation:
-    def compiled(program: Program, axes: Axes) -> Any:
-        return jax.jit(jax.vmap(program, in_axes=axes), donate_argnums=_DONATED)
+    def compiled(work: str, program: Program, axes: Axes) -> Any:
+        return compiling.jit(work, jax.vmap(program, in_axes=axes), donate_argnums=_DONATED)
 
     return Emulation(compiled, lambda count: (count,))
 
 
 def _pmap() -> Emulation:
     devices = len(jax.devices())
+    nodes, shared, home = _places()
 
-    def compiled(program: Program, axes: Axes) -> Any:
-        return jax.pmap(_one_by_one(program, axes), in_axes=axes, donate_argnums=_DONATED)
+    def compiled(work: str, program: Program, axes: Axes) -> Any:
+        by_pmap = jax.pmap(_one_by_one(program, axes), in_axes=axes)
+        places = tuple(shared if axis is None else nodes for axis in axes)
 
-    return Emulation(compiled, lambda count: (devices, -(-count // devices)), *_places())
+        # pmap by itself takes no options of the compiler; a function of it, within jit, does.
+        def spread(*args: PyTree) -> PyTree:
+            return by_pmap(*args)
+
+        return compiling.jit(
+            work, spread, in_shardings=places, out_shardings=nodes, donate_argnums=_DONATED
+        )
+
+    return Emulation(compiled, lambda count: (devices, -(-count // devices)), nodes, shared, home)
 
 
 def _shard_map() -> Emulation:
     devices = len(jax.devices())
     nodes, shared, home = _places()
 
-    def compiled(program: Program, axes: Axes) -> Any:
+    def compiled(work: str, program: Program, axes: Axes) -> Any:
         places = tuple(shared if axis is None else nodes for axis in axes)
         spread = jax.shard_map(
             _one_by_one(program, axes),
@@ -116,7 +128,9 @@ def _shard_map() -> Emulation:
             out_specs=nodes.spec,
             check_vma=False,
         )
-        return jax.jit(spread, in_shardings=places, out_shardings=nodes, donate_argnums=_DONATED)
+        return compiling.jit(
+            work, spread, in_shardings=places, out_shardings=nodes, donate_argnums=_DONATED
+        )
 
     return Emulation(compiled, lambda count: (-(-count // devices) * devices,), nodes, shared, home)
 

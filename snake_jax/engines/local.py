@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from snake_jax import processes, streams
+from snake_jax import compiling, processes, streams
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
 from snake_jax.engines import begun, keys, programs
 from snake_jax.engines.begun import Begun, Part, UnderWay
@@ -370,10 +370,11 @@ class LocalEngine:
         feed = self._feed
         others = {"evaluate": feed.evaluation, "score": feed.scoring, "prefix": feed.prefix}
         if program.kind in others:
-            return jax.jit(others[program.kind]())
+            return compiling.jit(self._step.work, others[program.kind]())
         how = self._emulation if program.lead else ALONE
         axes = (0, 0, None, None, *self._feed.axes, 0, None, 0)
-        return how.jit(self._feed.program(program.names, program.lead), axes)
+        trained = self._feed.program(program.names, program.lead)
+        return how.jit(self._step.work, trained, axes)
 
     def _lowered(
         self, program: Program, layers: tuple[str, ...], params: Params, shared: PyTree

@@ -12,18 +12,20 @@ functions of this file.
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import flax.linen as nn
 import jax
-from flax import nnx
 
 from snake_jax.errors import UserError
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import PyTree
 
+if TYPE_CHECKING:
+    from flax import nnx
+
 # Makes an NNX module from its random streams.
-Factory = Callable[[nnx.Rngs], nnx.Module]
+Factory: TypeAlias = "Callable[[nnx.Rngs], nnx.Module]"
 
 
 def from_linen(
@@ -67,6 +69,8 @@ def from_nnx(
       UserError: a stage keeps variables other than parameters and random streams, or two stages
         share a name.
     """
+    from flax import nnx
+
     layers: list[Layer] = []
     stochastic = False
     for stage, factory in stages:
@@ -121,8 +125,10 @@ def _apply_linen(
     return cast(jax.Array, module.apply({"params": params}, x, rngs=rngs, **mode))
 
 
-def _nnx_layer(name: str, factory: Factory, template: nnx.Module) -> Layer:
+def _nnx_layer(name: str, factory: Factory, template: "nnx.Module") -> Layer:
     """An NNX module as one named layer, given its shapes."""
+    from flax import nnx
+
     # What is neither a parameter nor a random stream would be lost between steps.
     graph, *states = nnx.split(template, nnx.Param, nnx.RngState, ...)
     params, _, rest = states
@@ -134,6 +140,8 @@ def _nnx_layer(name: str, factory: Factory, template: nnx.Module) -> Layer:
 
 def _init_nnx(factory: Factory, key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTree:
     """`Layer.init` of an NNX module."""
+    from flax import nnx
+
     module = factory(nnx.Rngs(key))
     params = nnx.state(module, nnx.Param)
     return nnx.to_pure_dict(params)
@@ -141,8 +149,8 @@ def _init_nnx(factory: Factory, key: jax.Array, x: jax.ShapeDtypeStruct) -> PyTr
 
 def _apply_nnx(
     factory: Factory,
-    graph: nnx.GraphDef,
-    template: nnx.State,
+    graph: "nnx.GraphDef",
+    template: "nnx.State",
     params: PyTree,
     x: jax.Array,
     train: bool,
@@ -159,6 +167,8 @@ def _apply_nnx(
       train: whether dropout is active.
       key: what the module's random streams begin with; None where nothing is random.
     """
+    from flax import nnx
+
     state = nnx.clone(template)
     nnx.replace_by_pure_dict(state, params)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import qwix
 
 from snake_jax.errors import UserError
+from snake_jax.kernels.dequantize import is_quantized
 from snake_jax.models.families import family_of
 from snake_jax.models.hub import CONFIG, INDEX, WEIGHTS
 from snake_jax.models.language import LanguageModel
@@ -71,7 +71,7 @@ def save_pretrained(
 def _check(name: str, place: TensorPlace, leaf: PyTree) -> None:
     """Raises UserError where a parameter cannot be saved as this tensor."""
     where = "/".join(place.path)
-    if isinstance(leaf, qwix.QArray):
+    if is_quantized(leaf):
         raise UserError(f"{where} is quantized: save full-precision weights")
     if str(leaf.dtype) not in _CODES:
         raise UserError(f"{where} is {leaf.dtype}: save as one of {', '.join(_CODES)}")

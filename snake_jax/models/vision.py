@@ -7,16 +7,17 @@ import flax.linen as nn
 import jax
 
 from snake_jax.kernels.conv import conv2d, max_pool
+from snake_jax.models import drawing
 from snake_jax.models.adapter import from_linen
 from snake_jax.models.layered import LayeredModel
 
 _VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 _VGG11_POOLED = (1, 2, 4, 6, 8)  # 2x2 max pooling follows these convolutions
-_HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-_CONV_INIT = {"he": _HE_NORMAL, "torch": nn.initializers.variance_scaling(2.0, "fan_out", "normal")}
+_HE_NORMAL = drawing.scaled(2.0, "fan_in", "truncated_normal")
+_CONV_INIT = {"he": _HE_NORMAL, "torch": drawing.scaled(2.0, "fan_out", "normal")}
 _DENSE_INIT = {
     "he": _HE_NORMAL,
-    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "torch": drawing.scaled(1 / 3, "fan_in", "uniform"),
 }
 
 
@@ -61,6 +62,7 @@ class ConvLayer(nn.Module):
             self.features,
             (3, 3),
             kernel_init=_CONV_INIT[self.initial],
+            bias_init=drawing.zeros,
             conv_general_dilated=convolve,
         )(x)
         if self.norm == "group":
@@ -84,9 +86,9 @@ class DenseLayer(nn.Module):
         """One layer forward; dropout is active where `train`."""
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        bias_init = nn.initializers.zeros
+        bias_init: nn.initializers.Initializer = drawing.zeros
         if self.initial == "torch":
-            bias_init = _uniform(x.shape[-1] ** -0.5)
+            bias_init = drawing.uniform(x.shape[-1] ** -0.5)
         kernel_init = _DENSE_INIT[self.initial]
         x = nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init)(x)
         if self.relu:
@@ -192,12 +194,3 @@ def _scaled(channels: int, width: float) -> int:
 def _groups(features: int) -> int:
     """The largest divisor of `features` up to 32, the usual number of groups."""
     return max(d for d in range(1, 33) if features % d == 0)
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-    """Uniform in [-bound, bound)."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

@@ -9,18 +9,21 @@ damaged one is recognised and the one before it used.
 import logging
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
 from snake_jax.errors import UserError
 from snake_jax.params import PyTree
 from snake_jax.runs import storage
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 _GENERATION = 16
 
@@ -67,25 +70,15 @@ class Checkpoints:
           UserError: it cannot be made, or is no folder.
         """
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        here = jax.process_index()
-        folder = epath.Path(path)
-        options = ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-            # Otherwise it would wait for the other processes, which never come here.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=here, active_processes={here}
-            ),
-            create=False,
-        )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(storage.absolute(folder), options=options)
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be used for checkpoints: {error.strerror or error}"
-            ) from error
-        self._folder = folder
+        self._folder = epath.Path(path)
+        self._opened: ocp.CheckpointManager | None = None
+        with self._usable():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            is_new = not any(self._folder.iterdir())
+        # orbax takes most of a second to import: where there is nothing to read yet, that is left
+        # to the first checkpoint, which is written while the next round runs.
+        if not is_new:
+            _ = self._manager
         # What arrays lie on disk, by identity: jax's never change. Holding them keeps their ids.
         self._written: dict[int, tuple[jax.Array, Stored]] = {}
         # Which checkpoints those that this process knows read, and where generations end.
@@ -93,11 +86,44 @@ class Checkpoints:
         self._in_generation = 0
         self._ended: int | None = None
 
+    @property
+    def _manager(self) -> "ocp.CheckpointManager":
+        """orbax's, opened on first use."""
+        import orbax.checkpoint as ocp
+
+        if self._opened is None:
+            here = jax.process_index()
+            options = ocp.CheckpointManagerOptions(
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+                # Otherwise it would wait for the other processes, which never come here.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=here, active_processes={here}
+                ),
+                create=False,
+            )
+            with self._usable():
+                folder = storage.absolute(self._folder)
+                self._opened = ocp.CheckpointManager(folder, options=options)
+        return self._opened
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Says what is wrong with the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} cannot be used for checkpoints: {error.strerror or error}"
+            ) from error
+
     def save(self, saved: Saved) -> None:
         """Writes a checkpoint, unless there is one of as many rounds.
 
         When this returns, a kill at any moment loses nothing of it.
         """
+        import orbax.checkpoint as ocp
+
         steps = self._manager.all_steps()
         if saved.rounds in steps:
             return
@@ -181,6 +207,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read; they are left as they are.
         """
+        if self._opened is None:
+            return None
         # From the newest on, until one can be read whole.
         steps = sorted(self._manager.all_steps(), reverse=True)
         for age, step in enumerate(steps):
@@ -202,6 +230,8 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
+        import orbax.checkpoint as ocp
+
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=items)["meta"]
         stored = {name: Stored(*where) for name, where in meta.pop("arrays").items()}
@@ -226,6 +256,8 @@ class Checkpoints:
         They are read one at a time: where one of several fails, orbax's threads complain about the
         others on stderr later.
         """
+        import orbax.checkpoint as ocp
+
         args = ocp.args.PyTreeRestore(
             {name: 0},
             restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
@@ -236,7 +268,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends the manager's threads."""
-        self._manager.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

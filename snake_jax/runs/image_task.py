@@ -286,8 +286,11 @@ def _examples(split: Split) -> Examples:
 
 def _fresh(setup: ImageSetup) -> Params:
     key = streams.key(setup.config.seed, "key/weights")
-    # It runs once, so the compiler is to take little time over it. Other compilers than that of
-    # CPUs do not know the option.
+    # Our own networks are drawn in pieces, of which one is compiled (`models.drawing`).
+    if setup.config.model in registry.MODELS:
+        return init_params(setup.job, key)
+    # One of the user's is one program. It runs once, so the compiler is to take little time over
+    # it; other compilers than that of CPUs do not know the option.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     make = jax.jit(functools.partial(init_params, setup.job), compiler_options=options)
     return make(key)

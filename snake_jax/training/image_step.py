@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from snake_jax import compiling
 from snake_jax.models.layered import Layer, LayeredModel
 from snake_jax.params import Params, PyTree
 from snake_jax.training.optimizers import OptimizerStates
@@ -134,6 +135,11 @@ class LocalStep(NamedTuple):
         """The model's order and the auxiliary layers after it."""
         auxiliary_names = tuple(layer.name for layer in self.auxiliary)
         return self.model.layer_names + auxiliary_names
+
+    @property
+    def work(self) -> str:
+        """See `compiling.options`."""
+        return compiling.IMAGES
 
     @property
     def needs_received(self) -> bool:

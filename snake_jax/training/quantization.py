@@ -12,18 +12,20 @@ the forward pass.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import qwix
 from jax import lax
 from jax.typing import DTypeLike
 
 from snake_jax.kernels.dequantize import NF4, dense, is_quantized
 from snake_jax.kernels.quant_matmul import OfStack
 from snake_jax.params import PyTree
+
+if TYPE_CHECKING:
+    import qwix
 
 BLOCK = 64
 """Values that share a scale in nf4; where it does not divide an axis, the largest divisor of the
@@ -61,7 +63,7 @@ def freeze(subtree: PyTree, dtype: str, scale_dtype: DTypeLike = jnp.float32) ->
     def narrowed(w: jax.Array) -> jax.Array:
         return w.astype(jnp.bfloat16)
 
-    def quantized(path: tuple, w: jax.Array) -> jax.Array | qwix.QArray:
+    def quantized(path: tuple, w: jax.Array) -> "jax.Array | qwix.QArray":
         return _quantized(path, w, dtype, scale_dtype)
 
     if dtype == "bfloat16":
@@ -77,13 +79,13 @@ def thaw(subtree: PyTree, dtype: DTypeLike) -> PyTree:
     One of a stack stays as it is: the product that reads it dequantizes it.
     """
 
-    def one(leaf: jax.Array | qwix.QArray | OfStack) -> jax.Array | OfStack:
+    def one(leaf: "jax.Array | qwix.QArray | OfStack") -> jax.Array | OfStack:
         if isinstance(leaf, OfStack):
             return leaf
         return dense(leaf, dtype)
 
     def is_leaf(node: object) -> bool:
-        return isinstance(node, qwix.QArray | OfStack)
+        return is_quantized(node) or isinstance(node, OfStack)
 
     return jax.tree.map(one, subtree, is_leaf=is_leaf)
 
@@ -129,8 +131,8 @@ def unpacked(tree: PyTree) -> PyTree:
 def of_stack(tree: PyTree, index: jax.Array) -> PyTree:
     """One block of a stack of them as `stack.at`, its quantized matrices left in the stack."""
 
-    def one(leaf: jax.Array | qwix.QArray) -> jax.Array | OfStack:
-        if isinstance(leaf, qwix.QArray):
+    def one(leaf: "jax.Array | qwix.QArray") -> jax.Array | OfStack:
+        if is_quantized(leaf):
             return OfStack(leaf, index)
         return lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
@@ -139,7 +141,7 @@ def of_stack(tree: PyTree, index: jax.Array) -> PyTree:
 
 def _quantized(
     path: tuple, w: jax.Array, dtype: str, scale_dtype: DTypeLike
-) -> jax.Array | qwix.QArray:
+) -> "jax.Array | qwix.QArray":
     """One array of a layer, in int8 or nf4; a vector as it is."""
     if w.ndim < 2:
         return w
@@ -150,17 +152,21 @@ def _quantized(
     if is_table:
         outputs, summed = 0, 1
     if dtype == "int8":
+        import qwix
+
         # One scale an output: it is a factor of the sum, and can be multiplied with after it.
         return qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=[outputs])
     return _nf4(w, summed, scale_dtype)
 
 
-def _nf4(w: jax.Array, axis: int, scale_dtype: DTypeLike) -> jax.Array | qwix.QArray:
+def _nf4(w: jax.Array, axis: int, scale_dtype: DTypeLike) -> "jax.Array | qwix.QArray":
     """Each value as the nearest of 16, times the largest magnitude of its block along `axis`.
 
     "QLoRA" (arXiv 2305.14314), section 3. The codes are those of `qwix.quantize(w, "nf4")`, which
     compares all 16 and has the compiler store the comparisons.
     """
+    import qwix
+
     # The largest divisor of the axis up to `BLOCK`.
     size = w.shape[axis]
     block = max(n for n in range(1, min(BLOCK, size) + 1) if size % n == 0)

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from snake_jax import compiling
 from snake_jax.models.language import Hidden, LanguageModel, Tokens
 from snake_jax.params import Params, PyTree
 from snake_jax.training import adapter_columns, sharding, stack
@@ -82,6 +83,11 @@ class LanguageStep(NamedTuple):
     privacy: Privacy | None = None
     gradients: Callable[["LanguageStep"], Gradients] = text_gradients
     parties: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def work(self) -> str:
+        """See `compiling.options`."""
+        return compiling.TEXT
 
     @property
     def needs_received(self) -> bool:

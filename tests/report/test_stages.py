@@ -52,8 +52,13 @@ def test_a_launch_tells_its_stages_only_where_it_is_asked(tmp_path, monkeypatch,
 
 
 def test_a_launch_imports_nothing_that_it_may_not_need():
-    """Neither what draws, nor peers and clusters, nor kernels for chips that are not there."""
-    heavy = ("matplotlib", "ray", "transformers", "torch", "snake_jax.kernels.quant_matmul.triton")
+    """Neither what draws, nor peers and clusters, nor kernels for chips that are not there,
+    nor what checkpoints, quantized layers or NNX modules take.
+    """
+    heavy = (
+        *("matplotlib", "ray", "transformers", "torch", "snake_jax.kernels.quant_matmul.triton"),
+        *("orbax.checkpoint", "qwix", "flax.nnx"),
+    )
     code = (
         "import sys; import snake_jax.cli.main, snake_jax.cli.classify, snake_jax.cli.finetune; "
         f"print([name for name in {heavy} if name in sys.modules], "

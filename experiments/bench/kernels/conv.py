@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from experiments.bench.kernels.conv_tables import report
+from snake_jax import compiling
 from snake_jax.costs.timing import Sample, interleaved, machine, paired_ratio, sample_summary
 from snake_jax.kernels import conv
 from snake_jax.kernels.conv.shapes import ConvShape
@@ -285,5 +286,5 @@ def _looped(function: Callable[[Any, Any], jax.Array], fixed: Any, stacked: Any)
 
 
 def _compiled(function: Callable[..., jax.Array], *args: Any) -> Run:
-    program = jax.jit(function).lower(*args).compile()
+    program = compiling.jit(compiling.IMAGES, function).lower(*args).compile()
     return functools.partial(program, *args)
