@@ -1,33 +1,52 @@
 """A whole visit as the executors run it, data already on the device, beside as many bare steps.
 
 The difference is what the emulation costs: shuffling, handing over, copies of what trains,
-statistics.
+statistics. Then what a launch of the demo's size does around a visit: evaluation, checkpoint, and
+lines of records and ledger.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import llama, vgg
+from experiments.bench.compile import DEMO as ONE_CYCLE
+from experiments.bench.compile import QUICK as ONE_QUICK_CYCLE
 from experiments.bench.kernels.conv import Network
 from experiments.bench.rows import LOWER, Measured, Request, Row, measured, paired, walls_ms
 from snake_jax.algorithms.visits import Visit
-from snake_jax.config import TextConfig
+from snake_jax.config import ImageConfig, TextConfig
 from snake_jax.costs.timing import interleaved
 from snake_jax.data.text import packing
 from snake_jax.engines.build import image_engine, text_engine
 from snake_jax.engines.contract import run_visits
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.local import LocalEngine
+from snake_jax.runs import loop
+from snake_jax.runs.workdir import Workdir
 from snake_jax.training.image_step import Examples
 from snake_jax.training.text_step import own_items
 
 REPEATS = 9
 BATCHES = 10
 TABLE = f"Visits of {BATCHES} batches"
-NOTES = ("Bare steps are one call of the compiled loop for VGG-11, one call a step for the Llama.",)
+DEMO = dataclasses.replace(ONE_CYCLE, cycles=4)
+QUICK_DEMO = dataclasses.replace(ONE_QUICK_CYCLE, cycles=2)
+AROUND = "Around a visit at the demo's size"
+LEFT_OUT = 9
+"""Visits of a demo's cycle: programs are compiled in the first."""
+NOTES = (
+    "Bare steps are one call of the compiled loop for VGG-11, one call a step for the Llama.",
+    "Around a visit: what is written is timed by itself; a launch writes it while the next visit "
+    "runs.",
+)
 
 
 def run(request: Request) -> Measured:
@@ -52,7 +71,69 @@ def run(request: Request) -> Measured:
     block = f"block {sizes.blocks // 2}"
     visit = language_visit(sizes)
     rows += _rows(f"Llama, {block}", visit, repeated(llama.Step(sizes, block)), repeats)
+
+    request.say("visit: around it")
+    config = QUICK_DEMO if request.quick else DEMO
+    rows += around_rows(around(config, LEFT_OUT if config is DEMO else 1))
     return Measured(rows, {}, NOTES)
+
+
+def around(config: ImageConfig, left_out: int) -> dict[str, list[float]]:
+    """Seconds of each visit's training, and of what a launch does around it, by what that is.
+
+    Args:
+      config: of a run whose rounds are single visits, all evaluated.
+      left_out: so many visits at first do not count.
+    """
+    setup = loop.prepare(config)
+    seconds: dict[str, list[float]] = {
+        "training": [],
+        "evaluation": [],
+        "checkpoint": [],
+        "records and ledger": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Workdir(Path(folder) / "run", setup.config)
+        engine = loop.make_engine(setup)
+        state = loop.initial_state(setup)
+        for report in loop.train(setup, engine, state, keep=_keep_nothing):
+            now = report.state
+            compiled = engine.compilations
+            seconds["training"].append(report.record["train_s"])
+            took_s = _seconds(functools.partial(engine.evaluate, now.params))
+            seconds["evaluation"].append(took_s)
+            took_s = _seconds(functools.partial(kept.add_lines, report.record, report.transfers))
+            seconds["records and ledger"].append(took_s)
+            took_s = _seconds(functools.partial(kept.keep, now, compiled))
+            seconds["checkpoint"].append(took_s)
+        engine.close()
+        kept.close()
+    return {name: values[left_out:] for name, values in seconds.items()}
+
+
+def around_rows(seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+    """A line for each of what `around` gives, and one for all but training."""
+    training = seconds["training"]
+    rest = [values for name, values in seconds.items() if name != "training"]
+    together = [sum(visit) for visit in zip(*rest, strict=True)]
+    rows = []
+    for name, values in {**seconds, "all around it": together}.items():
+        rows.append(measured(AROUND, name, "a visit", [1e3 * value for value in values], "ms"))
+        if name != "training":
+            ratios = [value / own for value, own in zip(values, training, strict=True)]
+            rows.append(measured(AROUND, name, "over training", ratios, better=LOWER, limit=1.0))
+    return rows
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """On the clock."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _keep_nothing(state: loop.State) -> None:
+    del state
 
 
 def repeated(step: Callable[[], object]) -> Callable[[], object]:

@@ -24,6 +24,11 @@ on an idle machine:
   of the weights: 34 ms for conv2 and 12 ms for conv3 where the form above takes 5 and 3.4, a
   product and one loop of additions, which XLA fuses with the gradients of ReLU and pooling around
   it.
+- The weight gradient of a small kernel as g^T @ patches(x), the wider matrix on the right: a round
+  of FedAvg with the little `cnn` takes 0.87 of the CPU time of patches(x)^T @ g, a step of VGG-11
+  at a quarter of its width 0.9. At full width it is slower where a window has fewer columns than
+  there are channels out (conv1), and of wide layers turning the result costs what the product
+  gains.
 - Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place
   or in two stages (rows, then columns) are within 5 % of each other in a whole step, a split over
   the batch too. The plain one stays.
@@ -47,6 +52,9 @@ from jax.custom_batching import sequential_vmap
 
 from snake_jax.kernels.conv import reference
 from snake_jax.kernels.conv.reference import Padding, Pair
+
+_SMALL_KERNEL = 1 << 16
+"""Numbers in a kernel whose gradient is computed turned round, at most."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -121,8 +129,14 @@ def _weight_gradient(
     patches = _patches(x, w.shape[:2], strides, padding)
     windows = patches.reshape(-1, patches.shape[-1])
     gradients = g.reshape(-1, g.shape[-1])
-    dw = _product(windows, gradients, 0, 0)
-    return dw.reshape(w.shape).astype(w.dtype)
+    if w.size > _SMALL_KERNEL or w.shape[-1] > windows.shape[-1]:
+        dw = _product(windows, gradients, 0, 0)
+        return dw.reshape(w.shape).astype(w.dtype)
+
+    # Of a small one the wider matrix stands on the right: dL/dw^T = g^T @ P. The barrier keeps the
+    # compiler from turning the product round again.
+    turned = lax.optimization_barrier(_product(gradients, windows, 0, 0))
+    return turned.T.reshape(w.shape).astype(w.dtype)
 
 
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:

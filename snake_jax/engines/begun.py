@@ -1,12 +1,20 @@
 """How far the visits have come that a thread is training, as another one sees it."""
 
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from snake_jax.algorithms.visits import Visit
+from snake_jax.algorithms.visits import Outcome, Visit
 from snake_jax.engines import vitals
 from snake_jax.engines.choice import Choice
 from snake_jax.engines.contract import Progress
+
+
+class Part(NamedTuple):
+    """A call of a visit's program: an array of jax of its results, and how many steps it does."""
+
+    result: Any
+    steps: int
 
 
 class Begun(NamedTuple):
@@ -15,25 +23,33 @@ class Begun(NamedTuple):
     Attributes:
       visits: those.
       since_s: when they were begun, by the monotonic clock.
-      steps: of finished epochs.
-      parts: of an epoch of several calls: a result of each call so far, arrays of jax.
+      parts: the calls so far.
       compiling: whether a program is compiled for them.
     """
 
     visits: tuple[Visit, ...]
     since_s: float
-    steps: int
-    parts: list[Any]
+    parts: list[Part]
     compiling: bool = False
 
 
-NOTHING = Begun((), 0.0, 0, [])
+class UnderWay(NamedTuple):
+    """Visits that are begun, and what trains them on.
+
+    `training` gives nothing each time before it waits for the device, and outcomes at last.
+    """
+
+    begun: Begun
+    training: Iterator[list[Outcome]]
+
+
+NOTHING = Begun((), 0.0, [])
 
 
 def progress(begun: Begun) -> list[Progress]:
     """How far they have come; side by side all have come equally far."""
     # What the device was asked for is done when its result is there.
-    steps = begun.steps + sum(part.is_ready() for part in list(begun.parts))
+    steps = sum(part.steps for part in list(begun.parts) if part.result.is_ready())
     seconds = time.monotonic() - begun.since_s
     load, memory_bytes = vitals.load(), vitals.memory_bytes()
     about = steps, seconds, load, memory_bytes, begun.compiling

@@ -56,6 +56,12 @@ class VisitSettings(NamedTuple):
         """Whether the steps of a visit have unlike learning rates."""
         return self.warmup_steps > 0 or self.lr_in_visit != "constant"
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether what an epoch came to may end a visit before its last one."""
+        enough = self.enough_loss > -math.inf or self.enough_accuracy < math.inf
+        return enough or self.early_stop > 0
+
 
 def rate_factors(settings: VisitSettings, first: int, count: int, total: int) -> np.ndarray:
     """What the learning rate is multiplied by in steps of a visit, float32 `[count]`.
@@ -130,6 +136,52 @@ class Tally(NamedTuple):
     accuracy: float = 0.0
 
 
+class Called(NamedTuple):
+    """An epoch that the device was asked for.
+
+    Attributes:
+      stats: what each call of a program gives, in order.
+      steps: of each visit.
+      factors: sums of what each visit's learning rates are multiplied by.
+      since_s: when the device was asked, on this process's clock.
+    """
+
+    stats: list[EpochStats]
+    steps: Sequence[int]
+    factors: Sequence[float]
+    since_s: float
+
+
+class Sums(NamedTuple):
+    """The tallies of visits side by side, and sums of what their rates are multiplied by."""
+
+    tallies: list[Tally]
+    factors: np.ndarray
+
+
+def counted(
+    sums: Sums,
+    called: Called,
+    fetched: Sequence[EpochStats],
+    train_s: float,
+    settings: VisitSettings,
+) -> Sums:
+    """The sums with an epoch more, of those visits that were not over before it.
+
+    Args:
+      sums: before it.
+      called: the epoch.
+      fetched: its `stats`, on the host.
+      train_s: seconds that training took.
+      settings: of visits.
+    """
+    bounds = settings.early_stop, settings.enough_loss, settings.enough_accuracy
+    tallies = count(sums.tallies, fetched, called.steps, train_s, *bounds)
+    before_end = [not tally.over for tally in sums.tallies]
+    factors = sums.factors + np.where(before_end, called.factors, 0.0)
+    return Sums(tallies, factors)
+
+
 def count(
     tallies: Sequence[Tally],
     stats: Sequence[EpochStats],
@@ -145,7 +197,8 @@ def count(
       tallies: of the visits.
       stats: what each call of a program gave, in order, with any leading axes, perhaps of more
         nodes.
-      steps: of each visit; one without any keeps its tally.
+      steps: of each visit; one without any keeps its tally, and one that was over before: what was
+        begun of it after it diverged counts for nothing.
       train_s: seconds that training took.
       early_stop: see `VisitSettings`.
       enough_loss: likewise.
@@ -160,7 +213,7 @@ def count(
     share_s = train_s / sum(done > 0 for done in steps)
     counted = []
     for node, (tally, done) in enumerate(zip(tallies, steps, strict=True)):
-        if done:
+        if done and not tally.over:
             loss_sum, examples, finite = (numbers[:, column, node] for column in range(3))
             hits = float(numbers[:, 3, node].sum()) if counts_hits else 0.0
             sums = EpochSums(float(loss_sum.sum()), float(examples.sum()), bool(finite.all()), hits)

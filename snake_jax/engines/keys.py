@@ -1,5 +1,6 @@
 """The random keys of visits: from (seed, turn, node), and of their epochs and calls from those."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -23,15 +24,17 @@ def of_epoch(
     turns, nodes = (np.zeros(math.prod(lead), np.uint32) for _ in range(2))
     for place, visit in enumerate(visits):
         turns[place], nodes[place] = visit.turn, visit.node
-    return _of_epoch(key, turns, nodes, epoch).reshape(lead)
+    return _of_epoch(key, turns, nodes, epoch, lead)
 
 
-@jax.jit
-def _of_epoch(key: jax.Array, turns: jax.Array, nodes: jax.Array, epoch: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="lead")
+def _of_epoch(
+    key: jax.Array, turns: jax.Array, nodes: jax.Array, epoch: jax.Array, lead: tuple[int, ...]
+) -> jax.Array:
     def of_visit(turn: jax.Array, node: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, turn), node), epoch)
 
-    return jax.vmap(of_visit)(turns, nodes)
+    return jax.vmap(of_visit)(turns, nodes).reshape(lead)
 
 
 @jax.jit

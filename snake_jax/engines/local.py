@@ -18,21 +18,22 @@ from jax.sharding import Mesh
 from snake_jax import compiling, processes, streams
 from snake_jax.algorithms.visits import Lost, Order, Outcome, Round
 from snake_jax.engines import begun, keys, programs
-from snake_jax.engines.begun import Begun
-from snake_jax.engines.contract import (
-    Compilations,
-    Happened,
-    Holdings,
-    NodeInfo,
-    Progress,
-    Scores,
-)
+from snake_jax.engines.begun import Begun, Part, UnderWay
+from snake_jax.engines.contract import Compilations, Happened, Holdings, NodeInfo, Progress, Scores
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import Tally, VisitSettings, annotation, count, mean_rate, why_ended
-from snake_jax.engines.feeds import Chunk, Feed, RunPrefix
-from snake_jax.engines.orders import Bound, bound, first_group, group_sizes
+from snake_jax.engines.epochs import (
+    Called,
+    Sums,
+    Tally,
+    VisitSettings,
+    annotation,
+    counted,
+)
+from snake_jax.engines.feeds import Chunk, Feed, Reading, RunPrefix
+from snake_jax.engines.orders import Bound, bound, first_group, group_sizes, is_small, outcome_of
 from snake_jax.engines.programs import EVALUATE, Ahead, Program
-from snake_jax.params import Params, PyTree, select
+from snake_jax.engines.starts import given_at_first, given_to, start_of
+from snake_jax.params import Params, PyTree
 from snake_jax.training import sharding
 from snake_jax.training.image_step import LocalStep
 from snake_jax.training.layout import Before, Layout, Start
@@ -74,10 +75,14 @@ class LocalEngine:
         self._group_sizes: dict[tuple[str, ...], int] = {}
         self._held = Holdings({})
         self._waiting: list[Bound] = []
+        self._under_way: deque[UnderWay] = deque()
+        self._free_s = 0.0  # since when the device has had nothing to do for earlier visits
         self._ready: deque[Outcome] = deque()
         self._ahead = Ahead()  # its seconds are counted only as far as somebody waits for them
         self._compile_s, self._peak_bytes = 0.0, 0
         self._begun = begun.NOTHING
+        # Where nothing but its last epoch ends a visit, the host need not see each before the next.
+        self._epochs_at_once = 2 if feed.ahead and not settings.ends_early else 1
 
     # What a run asks
 
@@ -140,20 +145,41 @@ class LocalEngine:
         self._waiting.append(bound(order, self._held, self._step.client))
 
     def next(self, timeout_s: float | None = None) -> Outcome | Lost | None:
-        """The next outcome, trained in this call unless a program trained it beside another; None
-        where nothing is submitted.
+        """The next outcome, trained in this call unless a program trained it beside another, or it
+        was begun before; None where nothing is submitted.
         """
         del timeout_s  # nothing is under way but in this call
-        if not self._ready:
-            if not self._waiting:
-                return None
-            program, group = self._group()
-            visits = [one.visit for one in group]
-            self._begun = Begun(tuple(visits), time.monotonic(), 0, [])
-            with jax.profiler.TraceAnnotation(annotation(visits)):
-                self._ready.extend(self._train(program, group))
-            self._begun = begun.NOTHING
+        if self._ready:
+            return self._ready.popleft()
+        # The device goes on with a further visit while the outcome of the first is looked at.
+        while self._waiting and (not self._under_way or self._goes_ahead()):
+            self._begin()
+        if not self._under_way:
+            return None
+        first = self._under_way.popleft()
+        self._begun = first.begun
+        with jax.profiler.TraceAnnotation(annotation(first.begun.visits)):
+            for outcomes in first.training:
+                self._ready.extend(outcomes)
+        self._begun = begun.NOTHING
         return self._ready.popleft()
+
+    def _goes_ahead(self) -> bool:
+        """Whether the visit that waits may be begun while another one trains."""
+        alone = self._emulation is ALONE and len(self._under_way) == 1
+        return alone and self._epochs_at_once > 1 and is_small(self._waiting[0])
+
+    def _begin(self) -> None:
+        """Has the first group that waits trained as far as that goes without waiting for it."""
+        program, group = self._group()
+        visits = tuple(one.visit for one in group)
+        now = Begun(visits, time.monotonic(), [])
+        if not self._under_way:
+            self._begun = now
+        training = self._train(program, group, now.parts)
+        with jax.profiler.TraceAnnotation(annotation(visits)):
+            next(training)
+        self._under_way.append(UnderWay(now, training))
 
     def progress(self) -> Sequence[Progress]:
         """How far the visit that another thread carries out has come; see `contract.Engine`.
@@ -193,6 +219,7 @@ class LocalEngine:
         """Forgets what was submitted, and compiles nothing further ahead."""
         self._ahead.close()
         self._waiting.clear()
+        self._under_way.clear()
         self._ready.clear()
 
     # Groups
@@ -214,29 +241,40 @@ class LocalEngine:
 
     # Visits
 
-    def _train(self, program: Program, group: list[Bound]) -> list[Outcome]:
-        """Visits in one program, epoch by epoch; a visit that is over gets no more batches."""
+    def _train(
+        self, program: Program, group: list[Bound], parts: list[Part]
+    ) -> Iterator[list[Outcome]]:
+        """Visits in one program, epoch by epoch; a visit that is over gets no more batches.
+
+        See `begun.UnderWay`; it gives nothing at least once. `parts` is told of every call.
+        """
         settings, lead = self._settings, program.lead
         how = self._emulation if lead else ALONE
         visits, first = [one.visit for one in group], group[0]
 
         # All start from the same: each has a copy of what trains, and reads the rest.
-        start = self._start(first.params, first.states, first.visit.layers, first.visit.node, lead)
-        given = self._given(group, lead)
+        layout, client = self._layout, self._step.client
+        place = first.visit.layers, first.visit.node, lead
+        start = start_of(layout, self._emulation, first.params, first.states, *place)
+        given = given_to(client, layout, self._emulation, group, lead)
         reading = self._feed.read(visits, lead, how, self._run_prefix(first, start, lead))
         trainable, states = start.trainable, start.states
         rate = np.float32(first.order.learning_rate)
 
-        tallies, calls = [Tally()] * len(visits), 0
-        factors = np.zeros(len(visits))
+        sums = Sums([Tally()] * len(visits), np.zeros(len(visits)))
+        called, calls = deque[Called](), 0
         for number in range(max(settings.epochs_at(visit.node) for visit in visits)):
-            epoch = reading.epoch(number, [tally.over for tally in tallies])
+            # So few epochs are asked for at once that the host soon knows of one that diverged.
+            if len(called) == self._epochs_at_once:
+                yield []
+                sums = self._waited_for(called.popleft(), sums, how)
+            epoch = reading.epoch(number, [tally.over for tally in sums.tallies])
             if not any(epoch.steps):
                 continue
             own_keys = keys.of_epoch(self._key, visits, number, lead)
             started, compile_s = time.perf_counter(), self._compile_s
 
-            # The next chunk is made while the device trains; nothing waits before the epoch's end.
+            # The next chunk is made while the device trains.
             stats = []
             for chunk in epoch.chunks:
                 key = own_keys if chunk.number is None else keys.of_call(own_keys, chunk.number)
@@ -249,87 +287,50 @@ class LocalEngine:
                     )
                 stats.append(stat)
                 calls += 1
-                if chunk.number is not None:
-                    self._begun.parts.append(stat.loss_sum)
-            fetched = jax.device_get(processes.whole(stats, how.home) if lead else stats)
+                parts.append(Part(stat.loss_sum, max(epoch.steps) if chunk.number is None else 1))
+            since_s = started + self._compile_s - compile_s
+            called.append(Called(stats, epoch.steps, epoch.factors or epoch.steps, since_s))
 
-            train_s = time.perf_counter() - started - (self._compile_s - compile_s)
-            bounds = settings.early_stop, settings.enough_loss, settings.enough_accuracy
-            tallies = count(tallies, fetched, epoch.steps, train_s, *bounds)
-            factors += epoch.steps if epoch.factors is None else epoch.factors
-            steps = self._begun.steps + max(epoch.steps)
-            self._begun = self._begun._replace(steps=steps, parts=[])
+        yield []
+        while called:
+            sums = self._waited_for(called.popleft(), sums, how)
+        yield self._outcomes(group, reading, (trainable, states), sums, lead)
 
-        # What nothing keeps is not brought back.
-        ends = [(trainable, states if settings.carry_optimizer_state else {})]
-        if lead:
-            ends = how.gather(ends[0], lead, len(visits))
-        outcomes = []
-        for node, (done, end, tally) in enumerate(zip(group, ends, tallies, strict=True)):
-            outcome = self._outcome(done, end, tally, float(factors[node]))
-            outcomes.append(reading.told(node, outcome))
-        return outcomes
-
-    def _outcome(
-        self, one: Bound, end: tuple[Params, Any], tally: Tally, factors: float
-    ) -> Outcome:
-        """What a visit gives back, given what its steps ended with, its sums, and the sum of what
-        its learning rates were multiplied by.
-        """
-        visit = one.visit
-        before = Before(visit.node, one.params, one.states)
-        layers, states = self._layout.leave(*end, visit.layers, before)
-        outcome = Outcome(
-            visit,
-            layers,
-            states,
-            loss=tally.loss_sum / tally.examples if tally.examples else float("nan"),
-            finite=tally.finite,
-            iterations=tally.iterations,
-            examples=int(tally.examples),
-            examples_held=self._nodes[visit.node].examples,
-            train_s=tally.train_s,
-            started=one.order.layers,
-            ended=why_ended(tally, self._settings, visit.node),
-        )
-        client = self._step.client
-        if client is None:
-            return outcome
-        rate = mean_rate(self._settings, one.order.learning_rate, factors, tally)
-        received = select(one.params, visit.layers)
-        memory, report = client.finish(
-            one.memory, one.shared, received, layers, tally.iterations, rate
-        )
-        return outcome._replace(memory=memory, report=report)
-
-    def _start(
+    def _outcomes(
         self,
-        params: Params,
-        states: PyTree,
-        layers: tuple[str, ...],
-        node: int,
+        group: list[Bound],
+        reading: Reading,
+        end: tuple[Params, Any],
+        sums: Sums,
         lead: tuple[int, ...],
-    ) -> Start:
-        """What steps start from, a copy a node of what trains."""
-        start = self._layout.enter(params, states, layers, node, alone=not lead)
-        if not lead:
-            return start
-        how = self._emulation
-        trainable, own_states = how.spread((start.trainable, start.states), lead)
-        frozen, received = processes.put((start.frozen, start.received), how.shared)
-        return Start(trainable, own_states, frozen, received)
+    ) -> list[Outcome]:
+        """What the visits give back, given what their steps ended with, and their sums."""
+        # What nothing keeps is not brought back.
+        trainable, states = end
+        ends = [(trainable, states if self._settings.carry_optimizer_state else {})]
+        if lead:
+            ends = self._emulation.gather(ends[0], lead, len(group))
+        found = []
+        for place, (one, own, tally) in enumerate(zip(group, ends, sums.tallies, strict=True)):
+            before = Before(one.visit.node, one.params, one.states)
+            left = self._layout.leave(*own, one.visit.layers, before)
+            held, factors = self._nodes[one.visit.node].examples, float(sums.factors[place])
+            client = self._step.client
+            outcome = outcome_of(one, *left, tally, held, self._settings, factors, client)
+            found.append(reading.told(place, outcome))
+        return found
 
-    def _given(self, group: Sequence[Bound], lead: tuple[int, ...]) -> PyTree:
-        """What the steps of these visits read for the method's client."""
-        client = self._step.client
-        if client is None:
-            return {}
-        trees = []
-        for one in group:
-            layers = one.visit.layers
-            tree = client.given(one.shared, one.memory, layers)
-            trees.append(self._layout.given(tree, layers, one.visit.node))
-        return self._emulation.stack(trees, lead) if lead else trees[0]
+    def _waited_for(self, called: Called, sums: Sums, how: Emulation) -> Sums:
+        """The sums of visits with an epoch more; waits until the device has done it."""
+        stats = called.stats
+        if how is not ALONE:
+            stats = processes.whole(stats, how.home)
+        fetched = jax.device_get(stats)
+        # What the device did for visits before is theirs.
+        now_s = time.perf_counter()
+        train_s = now_s - max(called.since_s, self._free_s)
+        self._free_s = now_s
+        return counted(sums, called, fetched, train_s, self._settings)
 
     def _run_prefix(self, one: Bound, start: Start, lead: tuple[int, ...]) -> RunPrefix | None:
         """How a feed computes what lies below the trained blocks; None: it does not pay."""
@@ -379,20 +380,19 @@ class LocalEngine:
         self, program: Program, layers: tuple[str, ...], params: Params, shared: PyTree
     ) -> Any:
         """The program for visits that train these layers, before there is one."""
-        client, lead = self._step.client, program.lead
+        lead, how, layout = program.lead, self._emulation, self._layout
+
+        def start(params: Params) -> Start:
+            return start_of(layout, how, params, {}, layers, 0, lead)
 
         def given(params: Params, shared: PyTree) -> PyTree:
-            if client is None:
-                return {}
-            tree = client.given(shared, client.memory(params), layers)
-            tree = self._layout.given(tree, layers, 0)
-            return self._emulation.stack([tree], lead) if lead else tree
+            return given_at_first(self._step.client, layout, how, params, shared, layers, lead)
 
-        start = jax.eval_shape(lambda params: self._start(params, {}, layers, 0, lead), params)
+        begins = jax.eval_shape(start, params)
         read = jax.eval_shape(given, params, shared)
         chunk = self._feed.nobody(lead)
         own_keys = keys.of_epoch(self._key, [], 0, lead)
-        return self._jitted(program).lower(*start, *chunk.arrays, own_keys, np.float32(0), read)
+        return self._jitted(program).lower(*begins, *chunk.arrays, own_keys, np.float32(0), read)
 
     def _keep(self, program: Program, compiled: Any, callable_: Any) -> None:
         self._programs[program] = callable_

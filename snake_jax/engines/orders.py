@@ -1,11 +1,12 @@
-"""Orders with what they name: from versions to values, and which of them are alike."""
+"""Orders with what they name: from versions to values, which are alike, and what comes of one."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from snake_jax.algorithms.visits import Order, Round, Visit
+from snake_jax.algorithms.visits import Order, Outcome, Round, Visit
 from snake_jax.engines.contract import Held, Holdings
-from snake_jax.params import Params, PyTree
+from snake_jax.engines.epochs import Tally, VisitSettings, mean_rate, why_ended
+from snake_jax.params import Params, PyTree, num_bytes, select
 from snake_jax.training.optimizers import OptimizerStates
 from snake_jax.training.update import Client
 
@@ -91,9 +92,66 @@ def first_group(waiting: list[Bound], together: bool) -> tuple[list[Bound], list
     return group, rest
 
 
+_SMALL_BYTES = 1 << 26
+
+
+def is_small(one: Bound) -> bool:
+    """Whether a visit can be begun while another one trains: what both train lies on the device
+    then, which of a large model may be too much.
+    """
+    return num_bytes(select(one.params, one.visit.layers)) <= _SMALL_BYTES
+
+
 def group_sizes(visits: Round) -> dict[tuple[str, ...], int]:
     """How many visits of a round train which layers."""
     sizes: dict[tuple[str, ...], int] = {}
     for visit in visits:
         sizes[visit.layers] = sizes.get(visit.layers, 0) + 1
     return sizes
+
+
+def outcome_of(
+    one: Bound,
+    layers: Params,
+    states: OptimizerStates,
+    tally: Tally,
+    held: int,
+    settings: VisitSettings,
+    factors: float,
+    client: Client | None,
+) -> Outcome:
+    """What a visit gives back.
+
+    Args:
+      one: its order.
+      layers: that it trained.
+      states: their optimizer states, where they travel.
+      tally: its sums.
+      held: examples at its node.
+      settings: of visits.
+      factors: the sum of what the learning rates of its steps were multiplied by.
+      client: the method's.
+    """
+    loss = float("nan")
+    if tally.examples:
+        loss = tally.loss_sum / tally.examples
+    outcome = Outcome(
+        one.visit,
+        layers,
+        states,
+        loss=loss,
+        finite=tally.finite,
+        iterations=tally.iterations,
+        examples=int(tally.examples),
+        examples_held=held,
+        train_s=tally.train_s,
+        started=one.order.layers,
+        ended=why_ended(tally, settings, one.visit.node),
+    )
+    if client is None:
+        return outcome
+    # What the node remembers from now on, and what it tells the server.
+    rate = mean_rate(settings, one.order.learning_rate, factors, tally)
+    received = select(one.params, one.visit.layers)
+    memory, report = client.finish(one.memory, one.shared, received, layers, tally.iterations, rate)
+    return outcome._replace(memory=memory, report=report)

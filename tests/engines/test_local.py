@@ -18,7 +18,7 @@ from snake_jax.config import ImageConfig
 from snake_jax.data.images import augmentation
 from snake_jax.engines import orders
 from snake_jax.engines.build import image_engine
-from snake_jax.engines.contract import run_visits
+from snake_jax.engines.contract import run_visits, unversioned
 from snake_jax.engines.emulations import EMULATIONS
 from snake_jax.engines.epochs import VisitSettings
 from snake_jax.engines.orders import are_alike
@@ -323,3 +323,75 @@ def test_only_whole_numbers_of_devices_share_a_program():
     (program, together), (alone, last) = engine._group(), engine._group()
     assert (program.lead, alone.lead) == ((1, 2), ())
     assert [[order.visit.node for order in group] for group in (together, last)] == [[0, 2], [1]]
+
+
+def called_in_order(engine, monkeypatch):
+    """The epochs' programs that an engine calls, and when it waits for one: a list that grows."""
+    seen = []
+    inner, waited_for = engine._call, engine._waited_for
+    monkeypatch.setattr(engine, "_call", lambda *args: (seen.append("call"), inner(*args))[1])
+    monkeypatch.setattr(
+        engine, "_waited_for", lambda *args: (seen.append("wait"), waited_for(*args))[1]
+    )
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        ({"local_epochs": 1}, ["call", "call", "wait"]),
+        ({}, ["call", "call", "call", "call", "wait", "call", "wait", "wait"]),
+        ({"early_stop": 1e-9}, ["call", "wait"] * 3),
+    ],
+    ids=["one epoch", "three epochs", "the loss may end it"],
+)
+def test_a_further_visit_is_begun_before_anybody_waits_for_the_first(settings, seen, monkeypatch):
+    case = Case(visits(ENDS, ENDS), settings=settings)
+    alone = [results(case._replace(visits=(one,)), "loop")[0] for one in case.visits]
+    engine, params = make(case, "loop")
+    called = called_in_order(engine, monkeypatch)
+    holdings = unversioned(params, {})
+    engine.hold(holdings)
+    for visit in case.visits:
+        engine.submit(holdings.order(visit, 0.05))
+    first = engine.next()
+    assert called == seen
+    second = engine.next()
+    assert engine.next() is None
+    for ours, theirs in zip((first, second), alone, strict=True):
+        assert same_bits((ours.layers, ours.loss), (theirs.layers, theirs.loss))
+        assert (ours.visit, ours.iterations) == (theirs.visit, theirs.iterations)
+
+
+def test_what_is_begun_after_a_visit_diverged_counts_for_nothing(monkeypatch):
+    settings = {"local_epochs": 4}
+    one_at_once = {**settings, "enough_loss": -1e9}
+    found = []
+    for own in (settings, one_at_once):
+        engine, params = make(Case((), settings=own), "loop")
+        called = called_in_order(engine, monkeypatch)
+        (outcome,) = run_visits(engine, visits(ENDS), params, {}, 1e30)
+        assert not outcome.finite
+        found.append((outcome.iterations, outcome.examples, called.count("call")))
+    (steps, examples, two_calls), (steps_alone, examples_alone, one_call) = found
+    assert (steps, examples) == (steps_alone, examples_alone) == (3, 10)
+    assert (two_calls, one_call) == (2, 1)
+
+
+def test_epochs_that_are_asked_for_at_once_are_told_as_they_end():
+    engine, params = make(Case(()), "loop")
+    (visit,) = visits(ENDS)
+    told = []
+    inner = engine._waited_for
+
+    def waited_for(*args):
+        sums = inner(*args)
+        told.append(engine.progress()[0])
+        return sums
+
+    engine._waited_for = waited_for
+    run_visits(engine, [visit], params, {}, 0.05)
+    assert [one.visit for one in told] == [visit] * 3
+    assert told[-1].steps == 9
+    assert [one.steps for one in told] == sorted(one.steps for one in told)
+    assert engine.progress() == []

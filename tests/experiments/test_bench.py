@@ -361,6 +361,20 @@ def test_a_visit_trains_on_as_many_batches_as_the_bare_steps():
     assert set(visit.language_visit(llama.QUICK)()) == {items[1]}
 
 
+@pytest.mark.usefixtures("_quick_compilation")
+def test_what_is_done_around_a_visit_is_timed_beside_its_training():
+    seconds = visit.around(visit.QUICK_DEMO, left_out=1)
+    # Two middle layers a cycle, two cycles, without the first visit.
+    assert {len(values) for values in seconds.values()} == {3}
+    assert min(min(values) for values in seconds.values()) > 0
+    made = {"training": [2.0, 4.0], "evaluation": [1.0, 1.0], "checkpoint": [1.0, 5.0]}
+    found = {(one.subject, one.name): one for one in visit.around_rows(made)}
+    assert found["all around it", "over training"].value == 1.25
+    assert found["evaluation", "over training"].met
+    assert found["checkpoint", "a visit"].value == 3000
+    assert ("training", "over training") not in found
+
+
 @pytest.mark.slow
 def test_memory_of_a_part_is_less_than_of_all():
     found = {(r.subject, r.name): r.value for r in memory.run(QUIET).rows}
