@@ -21,14 +21,7 @@ from snake_jax.engines import begun, keys, programs
 from snake_jax.engines.begun import Begun, Part, UnderWay
 from snake_jax.engines.contract import Compilations, Happened, Holdings, NodeInfo, Progress, Scores
 from snake_jax.engines.emulations import ALONE, Emulation
-from snake_jax.engines.epochs import (
-    Called,
-    Sums,
-    Tally,
-    VisitSettings,
-    annotation,
-    counted,
-)
+from snake_jax.engines.epochs import Called, Sums, Tally, VisitSettings, annotation, counted
 from snake_jax.engines.feeds import Chunk, Feed, Reading, RunPrefix
 from snake_jax.engines.orders import Bound, bound, first_group, group_sizes, is_small, outcome_of
 from snake_jax.engines.programs import EVALUATE, Ahead, Program
