@@ -39,7 +39,20 @@ UNIT = re.compile(
     r"|tokens/s|times\b)"
 )
 
-ASKED = ("at", "rows", "row", "series", "mean", "value", "total", "last", "share", "gib", "every")
+ASKED = (
+    "at",
+    "rows",
+    "row",
+    "series",
+    "mean",
+    "geometric",
+    "value",
+    "total",
+    "last",
+    "share",
+    "gib",
+    "every",
+)
 
 
 class Block(NamedTuple):
@@ -95,6 +108,10 @@ class Known(NamedTuple):
     def mean(self, key: str, **wanted: Any) -> float:
         """Of that number, over seeds."""
         return statistics.mean(self.series(key, **wanted))
+
+    def geometric(self, key: str, **wanted: Any) -> float:
+        """Its geometric mean over seeds, as perplexities have one."""
+        return statistics.geometric_mean(self.series(key, **wanted))
 
     def value(self, subject: str, name: str) -> float:
         """A benchmark's number."""
