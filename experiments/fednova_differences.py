@@ -12,6 +12,7 @@ that a round takes seconds. With the same `--output` it goes on where it was.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +29,34 @@ from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from snake_jax.runs.engines import make_engine
 
-DATASET = flags.DEFINE_string("dataset", "cifar10", "CIFAR-10: cifar10, or npz:PATH")
-PARTITION = flags.DEFINE_string(
-    "partition", "runs/fednova_partition.json", "what experiments.fednova_partition wrote"
+# Its own, since experiments.fednova_partition and others name flags likewise.
+FLAGS = flags.FlagValues()
+HELP = flags.DEFINE_bool("help", False, "show this", flag_values=FLAGS)
+DATASET = flags.DEFINE_string(
+    "dataset", "cifar10", "CIFAR-10: cifar10, or npz:PATH", flag_values=FLAGS
 )
-OUTPUT = flags.DEFINE_string("output", "", "JSON file of what came out; empty: print only")
-ROUNDS = flags.DEFINE_integer("rounds", 6, "rounds of every run", lower_bound=1)
-SEEDS = flags.DEFINE_list("seeds", "0,1,2", "a run of every side for each of them")
-SIDES = flags.DEFINE_list("sides", "", "of which sides; empty: all")
-WIDTH = flags.DEFINE_float("width", 0.25, "of VGG-11's channels", lower_bound=0.02, upper_bound=1)
+PARTITION = flags.DEFINE_string(
+    "partition",
+    "runs/fednova_partition.json",
+    "what experiments.fednova_partition wrote",
+    flag_values=FLAGS,
+)
+OUTPUT = flags.DEFINE_string(
+    "output", "", "JSON file of what came out; empty: print only", flag_values=FLAGS
+)
+ROUNDS = flags.DEFINE_integer("rounds", 6, "rounds of every run", lower_bound=1, flag_values=FLAGS)
+SEEDS = flags.DEFINE_list(
+    "seeds", "0,1,2", "a run of every side for each of them", flag_values=FLAGS
+)
+SIDES = flags.DEFINE_list("sides", "", "of which sides; empty: all", flag_values=FLAGS)
+WIDTH = flags.DEFINE_float(
+    "width",
+    0.25,
+    "of VGG-11's channels",
+    lower_bound=0.02,
+    upper_bound=1,
+    flag_values=FLAGS,
+)
 
 _CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 _POOLED = (0, 1, 3, 5, 7)
@@ -76,6 +96,15 @@ class Scored(NamedTuple):
 
     loss: float
     accuracy: float
+
+
+def parsed(words: Sequence[str]) -> list[str]:
+    """The command line's arguments that are no flags; with --help nothing else is done."""
+    rest = FLAGS(words)
+    if HELP.value:
+        print(f"{__doc__}\n{FLAGS.get_help()}")
+        sys.exit(0)
+    return rest
 
 
 def main(_: list[str]) -> None:
@@ -305,4 +334,4 @@ def _score(model: Any, dataset: Dataset, to_model: Callable[[Any], Any]) -> Scor
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, parser=parsed)

@@ -70,7 +70,7 @@ def uniform(bound: float) -> nn.initializers.Initializer:
 def zeros(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Zeros, from the host: no shape is compiled."""
     del key
-    return jnp.asarray(np.zeros(shape, dtype))
+    return jax.device_put(np.zeros(shape, dtype))
 
 
 def _in_pieces(key: jax.Array, dtype: Any) -> bool:
@@ -90,7 +90,7 @@ def _drawn(key: jax.Array, shape: Sequence[int], kind: str, factor: np.float32) 
         pieces.append(_piece(key, np.uint32(start), factor, kind))
     # Put together on the host, where no shape is compiled.
     flat = np.concatenate(jax.device_get(pieces))[:size]
-    return jnp.asarray(flat.reshape(shape))
+    return jax.device_put(flat.reshape(shape))
 
 
 @functools.partial(jax.jit, static_argnames="kind")

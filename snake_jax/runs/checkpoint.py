@@ -74,7 +74,7 @@ class Checkpoints:
         self._opened: ocp.CheckpointManager | None = None
         with self._usable():
             self._folder.mkdir(parents=True, exist_ok=True)
-            is_new = not any(self._folder.iterdir())
+            is_new = not storage.entries(self._folder)
         # orbax takes most of a second to import: where there is nothing to read yet, that is left
         # to the first checkpoint, which is written while the next round runs.
         if not is_new:

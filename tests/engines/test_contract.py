@@ -55,15 +55,15 @@ def trained_groups(engine):
     """The numbers of visits that the engine trains together, as it does."""
     groups, inner = [], engine._train
 
-    def train(program, orders):
+    def train(program, orders, parts):
         groups.append(len(orders))
-        return inner(program, orders)
+        return inner(program, orders, parts)
 
     engine._train = train
     return groups
 
 
-def test_in_the_loop_a_visit_is_trained_when_its_outcome_is_asked_for():
+def test_in_the_loop_a_visit_is_begun_when_the_outcome_before_it_is_asked_for():
     engine, params = make()
     groups = trained_groups(engine)
     for order in orders_of(engine, visits(), params):
@@ -72,7 +72,8 @@ def test_in_the_loop_a_visit_is_trained_when_its_outcome_is_asked_for():
     seen = []
     for done in range(3):
         seen.append(engine.next().visit)
-        assert groups == [1] * (done + 1)
+        # A network this small leaves the device room for one further visit.
+        assert groups == [1] * min(done + 2, 3)
     assert seen == visits()
     assert engine.next() is None
 

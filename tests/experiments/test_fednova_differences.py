@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments import fednova_differences as differences
 from snake_jax.errors import UserError
@@ -33,7 +32,7 @@ def asked(tmp_path: Path) -> Path:
     partition = tmp_path / "partition.json"
     partition.write_text(json.dumps([shard.tolist() for shard in shards]))
     output = tmp_path / "differences.json"
-    flags.FLAGS(
+    differences.FLAGS(
         [
             "differences",
             f"--dataset=npz:{data}",
@@ -69,10 +68,10 @@ def test_each_side_is_scored_after_every_round_and_run_once(
 
 
 def test_a_side_or_a_split_that_is_not_there_is_one_line(asked: Path) -> None:
-    flags.FLAGS(["differences", "--sides=theirs"], known_only=True)
+    differences.FLAGS.sides = ["theirs"]
     with pytest.raises(UserError, match="--sides=theirs: want some of ours, published"):
         differences.main([])
-    flags.FLAGS(["differences", "--partition=nowhere.json"], known_only=True)
+    differences.FLAGS.partition = "nowhere.json"
     with pytest.raises(UserError, match=r"--partition=nowhere\.json.*fednova_partition"):
         differences.main([])
 
