@@ -94,7 +94,10 @@ JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, in threads: a small network does not fill two cores", lower_bound=1
 )
 REDRAW = flags.DEFINE_bool(
-    "redraw", False, "run nothing: draw and tabulate anew from the runs kept in --results"
+    "redraw",
+    False,
+    "run nothing: draw and tabulate anew from the runs kept in --results; of figures on images "
+    "--data is still needed, from whose sizes memory is counted",
 )
 LIST = flags.DEFINE_bool("list", False, "print the runs and about what they take, and run nothing")
 

@@ -81,7 +81,7 @@ SCALES = {
         **_NO_TUNING,
     ),
     # A pretrained model of a few hundred thousand weights and four data sets, which --text_model
-    # and --text_data say the places of. About half an hour of one CPU core that does nothing else.
+    # and --text_data say the places of. About 40 minutes of one core of a busy machine.
     "cpu": Scale(
         settings={
             **_COMMON,

@@ -25,10 +25,10 @@ on an idle machine:
   product and one loop of additions, which XLA fuses with the gradients of ReLU and pooling around
   it.
 - The weight gradient of a small kernel as g^T @ patches(x), the wider matrix on the right: a round
-  of FedAvg with the little `cnn`, and a step of VGG-11 at a quarter of its width, take about 0.9 of
-  the CPU time that they take with patches(x)^T @ g. At full width it is slower where a window has
-  fewer columns than there are channels out (conv1), and of wide layers turning the result costs
-  what the product gains.
+  of FedAvg with the little `cnn`, and a step of VGG-11 at a quarter of its width, take less CPU
+  time than with patches(x)^T @ g. At full width it is slower where a window has fewer columns than
+  there are channels out (conv1), and of wide layers turning the result costs what the product
+  gains.
 - Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place
   or in two stages (rows, then columns) are within 5 % of each other in a whole step, a split over
   the batch too. The plain one stays.
