@@ -10,14 +10,16 @@ repeats only what has not passed. It ends with a page, OUTPUT/accept.md and acce
 there from the beginning and says what was not reached yet. The second is the same on a CPU, on
 narrow networks. The third compiles the programs for a chip that need not be there, of all stages or
 of those of --only. Exit code: 0 where all passed, 1 where something failed, 3 where nothing failed
-and not all of it fitted into the minutes, 130 after Ctrl-C.
+and not all of it fitted into the minutes, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from absl import flags
 
@@ -25,7 +27,7 @@ from experiments.accept import launches, outcome, page, stages
 from experiments.accept.outcome import Result
 from experiments.accept.sizes import SCALES
 from experiments.accept.stages import Stage
-from snake_jax.cli import launch
+from snake_jax.cli import launch, preemption
 from snake_jax.config import pick
 from snake_jax.errors import UserError
 
@@ -68,6 +70,8 @@ def main(_: list[str]) -> None:
     def told(results: Sequence[Result]) -> None:
         page.write(folder, _command(), results)
 
+    # Whatever ends this process ends the stage's too, which would keep the device.
+    signal.signal(signal.SIGTERM, _terminated)
     _say(f"{kind}, scale {scale}, {BUDGET.value:g} minutes")
     try:
         results = stages.carry_out(chosen, scale, folder, left_s, carried_out, _say, told)
@@ -77,6 +81,11 @@ def main(_: list[str]) -> None:
     for name in page.NAMES:
         _say(str(folder / name))
     sys.exit(page.exit_code(results))
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise preemption.ended("before all stages were done", "the stage that was going on")
 
 
 def _described() -> int:
