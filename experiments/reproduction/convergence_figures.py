@@ -79,7 +79,10 @@ def told(study: Study, rows: Sequence[Numbers]) -> list[Told]:
 
     Nor that a claim holds while the learning rate of the rival lies at an edge of its grid.
     """
-    rising = {(row["method"], row["partition"]) for row in rows if not row["flat"]}
+    rising = set()
+    for row in rows:
+        if row["finished"] and not row["flat"]:
+            rising.add((row["method"], row["partition"]))
     lines = []
     for line in claims_figures.told(CLAIMS, rows):
         said, at_edge = line.verdict, line.at_edge
