@@ -77,11 +77,11 @@ def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.A
 def _save(
     x: jax.Array, w: jax.Array, strides: Pair, padding: Padding
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The forward pass of a gradient: the result, and (x, w) for `_backward`."""
+    """The forward pass of a gradient: the result, and (x, w) for `backward`."""
     return conv2d(x, w, strides, padding), (x, w)
 
 
-def _backward(
+def backward(
     strides: Pair, padding: Padding, saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """From g, the result's gradient [B,Ho,Wo,Cout], to those of x and w.
@@ -100,7 +100,7 @@ def _backward(
     return input_gradient(*saved, g), weight_gradient(*saved, g)
 
 
-conv2d.defvjp(_save, _backward)
+conv2d.defvjp(_save, backward)
 
 
 def _input_gradient(

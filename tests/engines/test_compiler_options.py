@@ -1,10 +1,14 @@
 """All programs of an engine are compiled with the same options, whichever way they are compiled."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from jax._src import compiler
 
+from experiments.bench import vgg
+from experiments.bench.kernels.conv import Network
 from snake_jax import compiling
 from snake_jax.algorithms.visits import Visit
 from snake_jax.costs.compiled import compiled_cost
@@ -67,7 +71,21 @@ def test_ahead_at_once_and_however_nodes_are_emulated(told):
 
 def test_what_the_user_says_to_the_compiler_is_left_as_it_is(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    assert compiling.options(compiling.IMAGES, "cpu") == {"xla_cpu_use_fusion_emitters": False}
+    assert compiling.options(compiling.IMAGES, "cpu") == {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+    }
+
+
+def test_a_step_without_clipping_copies_no_kernel():
+    # The middle layer's kernel is read by its input gradient and overwritten by its update.
+    network = Network("mlp", batch=4, side=8)
+    trained = ("fc1", "fc2", "fc4")
+    text = vgg.Step(network, trained).program.as_text()
+    rows, columns = vgg.params_of(network)["fc2"]["Dense_0"]["kernel"].shape
+    # Of a row that is not trained on (a condition's other branch) all is copied.
+    copies = re.findall(rf"= f32\[{rows},{columns}\]\S* copy\(", text)
+    assert len(copies) == 0
 
 
 @pytest.mark.parametrize(

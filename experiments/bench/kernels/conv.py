@@ -38,7 +38,7 @@ __all__ = [
     "stages",
 ]
 
-OURS = "matmul"
+OURS = "auto"
 CLASSES = 10
 LOOP = 4
 LARGEST_PRODUCT = 2048
