@@ -13,14 +13,16 @@ import pytest
 
 from experiments.bench.kernels import __main__ as command
 from experiments.bench.kernels import conv as bench
+from experiments.bench.kernels import conv_forms
 from snake_jax.costs.layers import layer_costs
 from snake_jax.kernels.conv import LOWERINGS, conv2d, max_pool, reference, shapes
 from snake_jax.kernels.conv.shapes import ConvShape
 
 PLAIN = ConvShape("plain", (4, 8, 8, 16), (3, 3, 16, 16))
 OFF_PADDING = (22 / 24) ** 2
-"""Of the taps of `PLAIN`, those that the compiler counts of a convolution of its own: along a side of
-8 pixels the windows have 24 taps, of which 2 lie on padding.
+"""Of the taps of `PLAIN`, those that the compiler counts of a convolution of its own.
+
+Along a side of 8 pixels the windows have 24 taps, of which 2 lie on padding.
 """
 SMALLER = ConvShape("no more pixels than taps", (4, 3, 3, 16), (3, 3, 16, 16))
 TINY = bench.Network("cnn", batch=4, side=8, width=0.5)
@@ -378,10 +380,22 @@ def test_a_pass_and_its_bare_product_do_the_same_flops(name):
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_loop_of_passes_ends_with_the_last_input():
     (layer,) = bench.convolutions(TINY)[1:2]
-    x, w, _ = bench._draw((bench.LOOP, *layer.x), layer.w, (bench.LOOP, *layer.y))
+    x, w, _ = bench.draw((bench.LOOP, *layer.x), layer.w, (bench.LOOP, *layer.y))
     assert_within(
         [bench.looped_passes(layer)["forward"]()], [conv2d(x[-1], w, lowering="xla")], 1e-6
     )
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", bench.PASSES)
+def test_every_form_of_a_pass_gives_the_same(name):
+    layer = ConvShape("even", (8, 4, 4, 3), (3, 3, 3, 5))
+    x, w, g = arrays(layer)
+    results = [form(x, w, g) for form in conv_forms.forms(layer)[name].values()]
+    assert len(results) == 3
+    assert_within(results[1:], results[:1] * 2, 1e-6)
+    with pytest.raises(ValueError, match="odd: want 3x3, no strides and a batch of 4 parts"):
+        conv_forms.forms(layer._replace(name="odd", x=(6, 4, 4, 3)))
 
 
 def test_bench_prints_tables_and_json(tiny_result, monkeypatch, capsys):
