@@ -18,7 +18,7 @@ from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
-from snake_jax.costs import memory
+from snake_jax.costs import memory, shapes
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import text_engine
@@ -51,7 +51,7 @@ from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.runs.text_checks import check_cut, check_model, with_rank
 from snake_jax.runs.text_inputs import (
-    Texts,
+    RunText,
     load_model,
     part_of,
     prepare_data,
@@ -71,8 +71,8 @@ from snake_jax.training.text_step import (
 )
 from snake_jax.training.update import Gradients
 
-TextJob = Job[TextConfig, Texts, LanguageModel]
-TextSetup = Setup[TextConfig, Texts, LanguageModel]
+TextJob = Job[TextConfig, RunText, LanguageModel]
+TextSetup = Setup[TextConfig, RunText, LanguageModel]
 
 
 def prepare(config: TextConfig) -> TextSetup:
@@ -101,7 +101,7 @@ def prepare(config: TextConfig) -> TextSetup:
     return make_setup(job, data)
 
 
-def make_setup(job: TextJob, data: Texts) -> TextSetup:
+def make_setup(job: TextJob, data: RunText) -> TextSetup:
     """The job on this text.
 
     Raises:
@@ -246,8 +246,8 @@ def _params(setup: TextSetup) -> Params:
 
 
 def _like(job: TextJob) -> Params:
-    shapes = _shapes(job)
-    weights = {name: shapes[name] for name in job.plan.layer_names if name in shapes}
+    every = _shapes(job)
+    weights = {name: every[name] for name in job.plan.layer_names if name in every}
     if not job.adapters:
         return weights
     make_adapters = functools.partial(_adapters, job)
@@ -255,7 +255,7 @@ def _like(job: TextJob) -> Params:
 
 
 def _shapes(job: TextJob) -> Params:
-    return jax.eval_shape(job.model.init, jax.random.key(0))
+    return shapes.model_shapes(job.model)
 
 
 def _adapters(job: TextJob) -> Params:
@@ -384,7 +384,7 @@ def _reads(job: TextJob) -> Reads:
     return {"head": {"embed": num_bytes(table)}}
 
 
-TASK: Task[TextConfig, Texts, LanguageModel] = Task(
+TASK: Task[TextConfig, RunText, LanguageModel] = Task(
     like=_like,
     sizes=_sizes,
     work=_work,
