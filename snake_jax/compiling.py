@@ -17,8 +17,14 @@ IMAGES, TEXT = "images", "text"
 _OPTIONS: Mapping[tuple[str, str], Mapping[str, bool | int]] = {
     # On CPUs programs run briefly. Fusions through MLIR and LLVM's last level of optimisation are
     # more than half of what the compiler takes for a network for images, whose steps are as fast
-    # without. A language model's are slower: docs/performance.md.
-    (IMAGES, "cpu"): {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2},
+    # without. A language model's are slower: docs/performance.md. Where gradients are not clipped,
+    # the compiler by default copies every trained layer in every step, since a product may yet read
+    # what the update overwrites; the analysis of regions finds that it does not.
+    (IMAGES, "cpu"): {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_backend_optimization_level": 2,
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+    },
 }
 
 

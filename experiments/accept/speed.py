@@ -107,7 +107,7 @@ def _compared(subject: str, by_form: Mapping[str, float], default: str, held: bo
 
 
 def _convolutions(sizes: Sizes) -> list[Row]:
-    """Every pass of every layer; `ours` is the product of patches, the default of CPUs alone."""
+    """Every pass of every layer; `ours` is the default of CPUs alone."""
     result = conv.run(sizes.repeats, sizes.network, with_torch=False, size=512)
     default = "ours" if jax.default_backend() == "cpu" else "xla"
     rows = []

@@ -19,7 +19,7 @@ from snake_jax.training.optimizers import apply_updates, init_states, update_rul
 
 LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
-OURS = "matmul"
+OURS = "auto"
 QUICK = Network("cnn", batch=4, side=8, width=0.5)
 """For `--quick` and tests."""
 

@@ -1,5 +1,7 @@
 """Convolution as patches times a matrix, for CPUs: near a matrix product's speed at any shape.
 
+Where XLA's own is faster, `canonical` takes that.
+
 Three products, where patches(x) holds the B*Ho*Wo windows of x, each flattened to Kh*Kw*Cin
 columns:
 
@@ -32,10 +34,6 @@ on an idle machine:
 - Patches by slices and a concatenate, by a gather, by a sum of padded slices, by updates in place
   or in two stages (rows, then columns) are within 5 % of each other in a whole step, a split over
   the batch too. The plain one stays.
-- XLA's own convolution forward where an image has 8x8 pixels or more, and these products backward:
-  5 % less CPU time for a full step, 10 % with conv1, conv4 and fc11, 15 % with conv8 alone. It is
-  not taken: the rule fits one version of XLA, whose count of FLOPs would leave out the taps on
-  padding, and no count could be checked by it.
 - Under vmap, where every node has weights of its own, the nodes' products are a loop: the patches
   of 16 nodes at once leave the cache, and a round of FedAvg with the little `cnn` takes 1.9 instead
   of 1.35 times that of node after node.
@@ -77,11 +75,11 @@ def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.A
 def _save(
     x: jax.Array, w: jax.Array, strides: Pair, padding: Padding
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The forward pass of a gradient: the result, and (x, w) for `_backward`."""
+    """The forward pass of a gradient: the result, and (x, w) for `backward`."""
     return conv2d(x, w, strides, padding), (x, w)
 
 
-def _backward(
+def backward(
     strides: Pair, padding: Padding, saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """From g, the result's gradient [B,Ho,Wo,Cout], to those of x and w.
@@ -100,7 +98,7 @@ def _backward(
     return input_gradient(*saved, g), weight_gradient(*saved, g)
 
 
-conv2d.defvjp(_save, _backward)
+conv2d.defvjp(_save, backward)
 
 
 def _input_gradient(

@@ -167,8 +167,8 @@ def _compared(profile: Profile) -> str:
     config, model = profile.works[0].job.config, profile.ask.model
     if not isinstance(model, LanguageModel):
         return (
-            "The compiler's FLOPs are of the compiled step, elementwise work among them; where it "
-            "keeps its own convolution (not on cpu) it leaves out products with padding."
+            "The compiler's FLOPs are of the compiled step, elementwise work among them; of "
+            "its own convolution it leaves out products with padding."
         )
     here = jax.devices()[0].platform
     length = unbroken_length(model, config.max_length)

@@ -55,6 +55,25 @@ def test_the_compiler_counts_what_the_formula_says(trained):
     assert _within(small_step(_narrow_vgg(), clip_norm=1.0), trained, percent=2)
 
 
+def test_by_default_it_leaves_out_what_meets_the_padding():
+    # Forward and of trained layers' weight gradients, where images are XLA's own convolution. Along
+    # a side of s pixels windows have 3 s taps, of which 2 lie on padding.
+    trained = ("conv1", "conv4", "fc11")
+    model = registry.build("vgg11", 10, (32, 32, 3), width=0.25)
+    step = small_step(model, clip_norm=1.0)
+    costs = layer_costs(model, BATCH)
+    expected = step_flops(costs, trained)
+    sides = {"conv1": 32, "conv2": 16, "conv3": 8, "conv4": 8, "conv5": 4, "conv6": 4}
+    for cost in costs:
+        if cost.name in sides:
+            passes = cost.forward + (cost.name in trained) * cost.weight_gradient
+            side = sides[cost.name]
+            expected -= (1 - ((3 * side - 2) / (3 * side)) ** 2) * passes
+    counted = compiled_cost(step, trained, BATCH).flops
+    assert expected <= counted <= 1.02 * expected
+    assert expected < 0.95 * step_flops(costs, trained), "the formula counts the direct convolution"
+
+
 def test_so_it_does_with_a_teacher_and_int8_frozen_layers():
     step = small_step(_narrow_vgg(), distillation=Distillation(2.0, 0.5))
     assert _within(step, ("conv5", "fc11"), percent=2, frozen_dtype="int8")

@@ -1,10 +1,13 @@
 """All programs of an engine are compiled with the same options, whichever way they are compiled."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from jax._src import compiler
 
+from experiments.bench import vgg
 from snake_jax import compiling
 from snake_jax.algorithms.visits import Visit
 from snake_jax.costs.compiled import compiled_cost
@@ -67,7 +70,22 @@ def test_ahead_at_once_and_however_nodes_are_emulated(told):
 
 def test_what_the_user_says_to_the_compiler_is_left_as_it_is(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    assert compiling.options(compiling.IMAGES, "cpu") == {"xla_cpu_use_fusion_emitters": False}
+    assert compiling.options(compiling.IMAGES, "cpu") == {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+    }
+
+
+def test_a_step_without_clipping_copies_no_trained_layer():
+    # A kernel above the first trained layer is read by its input gradient and overwritten by its
+    # update, which nothing but the compiler's analysis puts in order.
+    params = vgg.params_of(vgg.QUICK)
+    text = vgg.Step(vgg.QUICK, tuple(params)).program.as_text()
+    for name in ("conv3", "fc4", "fc5"):
+        (layer,) = params[name].values()
+        shape = ",".join(str(size) for size in layer["kernel"].shape)
+        assert f"= f32[{shape}]" in text, "the step updates it"
+        assert re.findall(rf"= f32\[{shape}\]\S* copy\(", text) == []
 
 
 @pytest.mark.parametrize(

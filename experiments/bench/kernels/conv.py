@@ -28,17 +28,21 @@ from snake_jax.params import Params
 
 __all__ = [
     "CLASSES",
+    "LOOP",
     "Network",
     "Product",
+    "Run",
     "Stage",
     "convolutions",
+    "draw",
+    "looped",
     "product",
     "report",
     "run",
     "stages",
 ]
 
-OURS = "matmul"
+OURS = "auto"
 CLASSES = 10
 LOOP = 4
 LARGEST_PRODUCT = 2048
@@ -190,7 +194,7 @@ def _rated(timed: dict[str, float], flops: int, peak_gflops: float) -> dict[str,
 
 def looped_passes(layer: ConvShape) -> dict[str, Run]:
     """Our passes, `LOOP` times each on as many inputs."""
-    xs, w, gs = _draw((LOOP, *layer.x), layer.w, (LOOP, *layer.y))
+    xs, w, gs = draw((LOOP, *layer.x), layer.w, (LOOP, *layer.y))
     forward = _forward(layer, OURS)
 
     # One result of `jax.vjp` alone is asked for: what the other takes is left out when compiled.
@@ -208,9 +212,9 @@ def looped_passes(layer: ConvShape) -> dict[str, Run]:
         return backward(g)[1]
 
     return {
-        "forward": _looped(forward_of, w, xs),
-        "input gradient": _looped(input_gradient, (xs[0], w), gs),
-        "weight gradient": _looped(weight_gradient, w, (xs, gs)),
+        "forward": looped(forward_of, w, xs),
+        "input gradient": looped(input_gradient, (xs[0], w), gs),
+        "weight gradient": looped(weight_gradient, w, (xs, gs)),
     }
 
 
@@ -223,20 +227,20 @@ def bare_products(layer: ConvShape) -> dict[str, Run]:
     batch, height, width, n = layer.y
     m = batch * height * width
     k = layer.flops // (2 * m * n)
-    patches, g, ws, gs = _draw((m, k), (m, n), (LOOP, k, n), (LOOP, m, n))
+    patches, g, ws, gs = draw((m, k), (m, n), (LOOP, k, n), (LOOP, m, n))
     no_batch: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     # [M,N] with [K,N] over N, and [M,K] with [M,N] over M: no operand is turned in memory.
     over_last = functools.partial(lax.dot_general, dimension_numbers=(((1,), (1,)), no_batch))
     over_first = functools.partial(lax.dot_general, dimension_numbers=(((0,), (0,)), no_batch))
     return {
-        "forward": _looped(jnp.dot, patches, ws),
-        "input gradient": _looped(over_last, g, ws),
-        "weight gradient": _looped(over_first, patches, gs),
+        "forward": looped(jnp.dot, patches, ws),
+        "input gradient": looped(over_last, g, ws),
+        "weight gradient": looped(over_first, patches, gs),
     }
 
 
 def _xla_passes(layer: ConvShape) -> dict[str, Run]:
-    x, w, g = _draw(layer.x, layer.w, layer.y)
+    x, w, g = draw(layer.x, layer.w, layer.y)
     forward = _forward(layer, "xla")
 
     def input_gradient(x: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
@@ -260,12 +264,13 @@ def _forward(layer: ConvShape, lowering: str) -> Callable[[jax.Array, jax.Array]
     )
 
 
-def _draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
+def draw(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Normal numbers of these shapes."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-def _looped(function: Callable[[Any, Any], jax.Array], fixed: Any, stacked: Any) -> Run:
+def looped(function: Callable[[Any, Any], jax.Array], fixed: Any, stacked: Any) -> Run:
     """Calls of `function(fixed, one)` for each of the stacked, in one program.
 
     It gives the last result.
