@@ -19,7 +19,7 @@ Runs are shared between figures and go on after a kill; finished ones are not ru
 are in RESULTS/SCALE (methods: RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and
 .json; configuration, metrics and summary of every run in runs.jsonl.gz; and for each study
 learning_rates.json and study.json (fine-tuning: *_language.json). With --redraw the figures are
-made of that file and nothing is run.
+made of that file and nothing is run; with --take_kept only what it does not have.
 """
 
 import json
@@ -33,18 +33,14 @@ from absl import flags
 
 from experiments.reproduction import (
     cases,
-    claims,
     figures,
     kept,
-    language,
-    methods,
-    methods_text,
     runs,
     tuning,
     vision,
 )
-from experiments.reproduction.cases import Case, Scale, Sources, Topic
-from experiments.reproduction.figures import COMPARISONS, FIGURES, TOPICS
+from experiments.reproduction.cases import Case, Given, Sources, Topic
+from experiments.reproduction.figures import COMPARISONS, FIGURES, OWN, TOPICS
 from experiments.reproduction.runs import Clock, Study
 from snake_jax.cli import launch
 from snake_jax.config import pick
@@ -55,7 +51,7 @@ from snake_jax.report.units import clock
 from snake_jax.runs import loop
 
 ROOT = Path(__file__).parents[1]
-EVERY = (*FIGURES, methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
+EVERY = (*FIGURES, *OWN)
 FIGURE = flags.DEFINE_string(
     "figure", "", f"which: {', '.join(EVERY)}, several as 5,8; all: those of the papers"
 )
@@ -92,6 +88,12 @@ MINUTES = flags.DEFINE_float(
 )
 JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, in threads: a small network does not fill two cores", lower_bound=1
+)
+TAKE_KEPT = flags.DEFINE_bool(
+    "take_kept",
+    False,
+    "finished runs of the same flags in --results are taken as they are: a long study goes on on "
+    "another machine",
 )
 REDRAW = flags.DEFINE_bool(
     "redraw",
@@ -135,13 +137,23 @@ def main(_: list[str]) -> None:
 def _reproduce(study: Study, chosen: Sequence[str], timer: Clock) -> None:
     started = time.monotonic()
     if TUNE.value:
+        _take_kept(study, _tried(study, chosen))
         study = tuning.tune(study, chosen, timer, _say, JOBS.value)
     wanted = cases.of_figures(study.topic, chosen, study.scale)
+    _take_kept(study, wanted)
     runs.carry_out(study, wanted, timer, _say, JOBS.value)
     _draw(study, chosen)
     tried = _tried(study, chosen)
     runs.keep(study, [*wanted, *tried])
     _write_study(study, chosen, [*tried, *wanted], time.monotonic() - started)
+
+
+def _take_kept(study: Study, wanted: Sequence[Case]) -> None:
+    if not TAKE_KEPT.value:
+        return
+    taken = runs.take_kept(study, wanted)
+    if taken:
+        _say(f"{taken} of {len(wanted)} runs are those of {study.results / kept.FILE}")
 
 
 def _draw(study: Study, chosen: Sequence[str]) -> None:
@@ -180,13 +192,11 @@ def _study(topic: Topic) -> Study:
     if SEEDS.value:
         scale = scale._replace(seeds=_seeds(SEEDS.value))
     runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
-    if topic in (vision.TOPIC, methods.TOPIC, claims.IMAGE_TOPIC):
-        sources = _images(scale)
-    elif REDRAW.value:
-        sources = _recorded(results / f"study{topic.suffix}.json")
+    if REDRAW.value and topic.recorded:
+        sources = _recorded(results / f"study{topic.suffix}.json", topic.recorded)
     else:
-        find = methods_text.sources if topic is methods_text.TOPIC else language.sources
-        sources = find(name, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
+        given = Given(DATA.value, TEXT_MODEL.value, TEXT_DATA.value, workdir, LIST.value)
+        sources = topic.sources(name, scale, given)
     rates = tuning.read_rates(results, topic)
     return Study(topic, name, scale, sources, workdir, results, rates, runs_kept)
 
@@ -205,24 +215,15 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _recorded(file: Path) -> Sources:
-    """The model and text of the launch that a study.json is of."""
+def _recorded(file: Path, names: Sequence[str]) -> Sources:
+    """The sources of the launch that a study.json is of."""
     try:
         scale = json.loads(file.read_text())["scale"]
-        return {"model": scale["model"], "data": scale["data"]}
+        return {name: scale[name] for name in names}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{file}: does not say what was run ({error}); leave --redraw out"
         ) from error
-
-
-def _images(scale: Scale) -> Sources:
-    source = DATA.value or scale.data
-    if source != "cifar10" and not source.startswith("npz:") and source != scale.data:
-        raise UserError(
-            f"--data={source}: want cifar10, or npz:DIR with train_*.npz and test_*.npz"
-        )
-    return {"data": source}
 
 
 def _listing(study: Study, chosen: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from snake_jax.errors import UserError
 from snake_jax.report.canvas import COLOURS, STYLES, look, new_figure, save
 from snake_jax.runs.workdir import Workdir
 from snake_jax.scct.system import build, evaluate, folder
-from snake_jax.scct.system.settings import PERSONAL, Settings
+from snake_jax.scct.system.settings import PERSONAL, SystemSettings
 
 SCALE = flags.DEFINE_enum("scale", "smoke", ("smoke", "cpu", "span"), "smoke shows that it works")
 MODEL = flags.DEFINE_string("model", "tiny-llama", "the large model: a folder or a preset")
@@ -62,14 +62,14 @@ class Scale(NamedTuple):
     """The size of the study: seeds, what all runs share, and how much other text is read."""
 
     seeds: tuple[int, ...]
-    settings: Settings
+    settings: SystemSettings
     texts: int
 
 
 SCALES = {
     "smoke": Scale(
         seeds=(0,),
-        settings=Settings(
+        settings=SystemSettings(
             nodes=2,
             rounds=2,
             epochs=1,
@@ -91,7 +91,7 @@ SCALES = {
     ),
     "cpu": Scale(
         seeds=(0, 1, 2),
-        settings=Settings(
+        settings=SystemSettings(
             nodes=3,
             rounds=8,
             epochs=1,
@@ -117,7 +117,7 @@ SCALES = {
     ),
     "span": Scale(
         seeds=(0,),
-        settings=Settings(
+        settings=SystemSettings(
             nodes=2,
             rounds=4,
             epochs=1,
@@ -196,7 +196,7 @@ def _texts(path: str, count: int) -> list[str]:
     return [part.strip() for part in parts if part.strip()][:count]
 
 
-def _numbers(settings: Settings, workdir: Path, texts: Sequence[str]) -> dict[str, Any]:
+def _numbers(settings: SystemSettings, workdir: Path, texts: Sequence[str]) -> dict[str, Any]:
     """What a finished run says: its lines, its clocks, and the large model on other text."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     fields = ["loss", "clocks_s", "bytes_up", "bytes_down", "place_flops", "devices"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from snake_jax.services import admission
 from snake_jax.services.provider import Provider
 from snake_jax.services.store import OVER, Service
-from snake_jax.services.terms import Asked, Offer
+from snake_jax.services.terms import Offer, ServiceTerms
 
 TOKEN = "a-token-of-the-tests"
 SETTINGS: dict[str, admission.Setting] = {"model": "mlp", "nodes": 2, "dataset": "digits"}
@@ -57,9 +57,9 @@ def words(service: Service, run: Path) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", PROGRAMS[service.name], str(run), str(count)]
 
 
-def asked(name: str, **changes: object) -> Asked:
+def asked(name: str, **changes: object) -> ServiceTerms:
     """A service that is a program of `PROGRAMS`."""
-    return Asked("classify", SETTINGS, name)._replace(**changes)
+    return ServiceTerms("classify", SETTINGS, name)._replace(**changes)
 
 
 @contextmanager

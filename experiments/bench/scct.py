@@ -56,7 +56,7 @@ def run(request: Request) -> Measured:
     return Measured(rows, {"numpy": np.__version__}, [NOTE])
 
 
-def _rows(table: str, subject: str, problem: latency.Problem, repeats: int) -> list[Row]:
+def _rows(table: str, subject: str, problem: latency.LatencyProblem, repeats: int) -> list[Row]:
     """One choice of split points.
 
     Raises:
@@ -71,7 +71,7 @@ def _rows(table: str, subject: str, problem: latency.Problem, repeats: int) -> l
     def numpy() -> np.ndarray:
         levels = []
         for sample in range(len(problem.device_s)):
-            one = latency.Problem(*(array[sample] for array in problem))
+            one = latency.LatencyProblem(*(array[sample] for array in problem))
             levels.append(reference.exact(one).level_s)
         return np.array(levels)
 

@@ -1,6 +1,7 @@
 """What the studies of images and of language have in common: cases, scales, tuning, names."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from snake_jax.config import RunConfig
@@ -69,8 +70,30 @@ class Case(NamedTuple):
 Sources = Mapping[str, str]  # what this machine has, as {"data": "npz:DIR"}
 
 
+class Given(NamedTuple):
+    """What the user says of where things are; empty: the scale's.
+
+    Attributes:
+      data: images.
+      text_model: folder or preset of a language model.
+      text_data: sources of text.
+      workdir: of the runs.
+      listing: whether nothing is to run, so that no weights are needed.
+    """
+
+    data: str = ""
+    text_model: str = ""
+    text_data: str = ""
+    workdir: Path = Path()
+    listing: bool = False
+
+
+SourcesOf = Callable[[str, Scale, Given], Sources]
+"""(name of the scale, the scale, what the user says) to where a topic's things are."""
+
+
 class Topic(NamedTuple):
-    """One of the papers' two studies.
+    """One of the papers' two studies, or a comparison beside them.
 
     Attributes:
       name: of the study.
@@ -82,6 +105,8 @@ class Topic(NamedTuple):
       of_figure: (figure, scale) to the cases that it draws, those of few local epochs first.
       config: (case, scale, sources, learning rate) to the configuration of its run, evaluated once
         a cycle.
+      sources: where its things are, which raises a UserError where something has to be given.
+      recorded: of the sources, those that a study.json says, for drawing anew without them.
       hold_out: (scale, sources) writes what tuning runs need.
       public: a source as it may be published, without paths of this machine.
     """
@@ -94,6 +119,8 @@ class Topic(NamedTuple):
     scales: Mapping[str, Scale]
     of_figure: Callable[[str, Scale], list[Case]]
     config: Callable[[Case, Scale, Sources, float], RunConfig]
+    sources: SourcesOf
+    recorded: tuple[str, ...]
     hold_out: Callable[[Scale, Sources], None]
     public: Callable[[str], str]
 

@@ -9,14 +9,12 @@ quantized frozen layers, several nodes side by side, distillation on Non-IID dat
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.reproduction import language, vision
+from experiments.reproduction import comparison, language, vision
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
 from snake_jax.config import ImageConfig, TextConfig
-from snake_jax.models import registry
 
 IMAGES, TEXT = "claims", "claims_text"
 FIGURES = (IMAGES, TEXT)
-IMAGE, CLASSES = (32, 32, 3), 10
 _EVALUATIONS = 6
 
 
@@ -73,8 +71,7 @@ _IMAGE_RATES = {
     "rmsprop_0.001": 1e-3,
     "rmsprop_0.003": 3e-3,
 }
-IMAGE_PARTITIONS = {"iid": "IID", "dirichlet": "Dirichlet(0.3)"}
-_BOTH = tuple(IMAGE_PARTITIONS)
+_BOTH = tuple(comparison.IMAGE_PARTITIONS)
 _COSTS_POINTS = -1.0
 """What saves time, memory or bytes may cost so many points of accuracy."""
 IMAGE_CLAIMS = (
@@ -151,41 +148,15 @@ _COMMON: dict[str, Any] = {
     "lr_schedule": "cosine",  # from cycle to cycle: constant within one
     "distill": "off",
     "on_divergence": "skip",
-    "alpha": 0.3,
+    "alpha": comparison.ALPHA,
 }
-_NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
-IMAGE_SCALES = {
-    # Whether everything works; its numbers say nothing.
-    "smoke": Scale(
-        settings={**_COMMON, "model": "mlp", "width": 0.25, "nodes": 4, "batch_size": 16},
-        data="digits",
-        train_examples=96,
-        cycles={1: 6},
-        seeds=(0,),
-        target=0.0,
-        rates=_IMAGE_RATES,
-        step_s=0.02,
-        **_NO_TUNING,
-    ),
-    # The network, the data and the passes of `methods` at this scale.
-    "cpu": Scale(
-        settings={**_COMMON, "model": "cnn", "width": 1.0, "nodes": 10, "batch_size": 16},
-        data="cifar10",
-        train_examples=4_000,
-        cycles={1: 12},
-        seeds=(0, 1, 2),
-        target=0.0,
-        rates=_IMAGE_RATES,
-        step_s=0.008,
-        **_NO_TUNING,
-    ),
-}
+IMAGE_SCALES = comparison.image_scales(_COMMON, _IMAGE_RATES)
 
 
 def _text_scale(name: str, cycles: int, seeds: tuple[int, ...]) -> Scale:
     """That of figures 6 and 9, with other cycles and fixed rates."""
     scale = language.SCALES[name]._replace(cycles={1: cycles}, seeds=seeds)
-    return scale._replace(rates=_TEXT_RATES, **_NO_TUNING)
+    return scale._replace(rates=_TEXT_RATES, **comparison.NO_TUNING)
 
 
 TEXT_SCALES = {
@@ -213,21 +184,12 @@ def image_config(case: Case, scale: Scale, sources: Sources, rate: float) -> Ima
       sources: where the data is.
       rate: the learning rate.
     """
-    given = {
-        **scale.settings,
-        **IMAGE_METHODS[case.method].flags,
-        "dataset": sources["data"],
-        "partition": case.partition,
-        "train_examples": scale.train_examples,
-        "learning_rate": rate,
-        "seed": case.seed,
-    }
-    if case.partition == "iid":
-        del given["alpha"]
+    flags = IMAGE_METHODS[case.method].flags
+    given = comparison.image_settings(case, scale, flags, sources, rate)
 
     # A visit passes the examples of one node, or of several side by side; a cycle is as many
     # visits as there are layers that take turns. Of several snakes a round is one visit of each.
-    names = registry.build(given["model"], CLASSES, IMAGE, width=given["width"]).layer_names
+    names = vision.layer_names(scale)
     in_turn = len(names) if given.get("always_train") == "none" else len(names) - 2
     side_by_side = given.get("parallel", 1)
     passed = in_turn * side_by_side
@@ -295,9 +257,11 @@ def _topic(
 IMAGE_TOPIC = _topic(
     IMAGES,
     IMAGE_METHODS,
-    IMAGE_PARTITIONS,
+    comparison.IMAGE_PARTITIONS,
     IMAGE_SCALES,
     config=image_config,
+    sources=vision.sources,
+    recorded=(),
     public=vision.public,
 )
 TEXT_TOPIC = _topic(
@@ -306,6 +270,8 @@ TEXT_TOPIC = _topic(
     language.PARTITIONS,
     TEXT_SCALES,
     config=text_config,
+    sources=language.sources,
+    recorded=language.TOPIC.recorded,
     public=language.public,
 )
 TOPICS: Sequence[Topic] = (IMAGE_TOPIC, TEXT_TOPIC)

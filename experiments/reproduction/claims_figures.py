@@ -6,26 +6,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from experiments.reproduction import verdict
-from experiments.reproduction.cases import Case
+from experiments.reproduction import language_figures, verdict, vision_figures
 from experiments.reproduction.claims import CLAIMS, TEXT, Claim
-from experiments.reproduction.language_figures import model_in_words as text_in_words
+from experiments.reproduction.comparison_figures import by_partition
 from experiments.reproduction.run_numbers import (
     FLOPS,
     Column,
     Numbers,
     learning_rate,
-    markdown,
-    notes,
     of_case,
     several,
     total,
 )
 from experiments.reproduction.runs import Study
+from experiments.reproduction.show import Found, Show
 from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, Paired
 from snake_jax.cli.accounting_tables import table
 from snake_jax.report.canvas import COLOURS, look, new_figure, save
-from snake_jax.report.runs import Run, final
+from snake_jax.report.runs import final
 from snake_jax.report.units import percent, significant
 
 _COLOUR = {HOLDS: COLOURS[0], DOES_NOT_HOLD: COLOURS[1], CANNOT_TELL: "grey"}
@@ -60,15 +58,14 @@ def title(study: Study, figure: str) -> str:
     return f"Claims that no figure tests, on {of}"
 
 
-def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
+def model_in_words(study: Study, found: Found) -> str:
     """The network, in a few words."""
     if study.topic.name == TEXT:
-        return text_in_words(study, found)
-    settings = study.scale.settings
-    return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
+        return language_figures.model_in_words(study, found)
+    return vision_figures.model_in_words(study, found)
 
 
-def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
+def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
     """The numbers of each run.
 
     `merit` is what a claim is about: points of accuracy, or the loss of a token in nats with the
@@ -154,8 +151,9 @@ def _best(
     return best, len(methods) > 1 and best in (methods[0], methods[-1])
 
 
-def as_json(figure: str, rows: Sequence[Numbers]) -> list[dict[str, Any]]:
-    """The claims as the figure's JSON has them."""
+def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
+    """The claims as the figure's JSON has them, beside the rows."""
+    del study
     content = []
     for line in told(figure, rows):
         content.append(
@@ -171,16 +169,14 @@ def as_json(figure: str, rows: Sequence[Numbers]) -> list[dict[str, Any]]:
                 **line.found._asdict(),
             }
         )
-    return content
+    return {"claims": content}
 
 
 def _unit(figure: str) -> str:
     return "nats" if figure == TEXT else "points"
 
 
-def sections(
-    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
-) -> list[str]:
+def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: the setting, the claims, and the runs of each partition."""
     del found
     parts = [_about(study, figure)]
@@ -193,16 +189,7 @@ def sections(
         ("FLOPs", several("train_flops", FLOPS)),
         ("learning rate", learning_rate),
     ]
-
-    def name(group: Sequence[Numbers]) -> str:
-        method = study.topic.methods[group[0]["method"]]
-        return method.label + notes(group[0], len(group))
-
-    for partition, called in study.topic.partitions.items():
-        rows = [row for row in numbers if row["partition"] == partition]
-        if rows:
-            parts += [f"## {called}", markdown(rows, columns, name)]
-    return parts
+    return [*parts, *by_partition(study.topic, numbers, columns)]
 
 
 def _claims(study: Study, figure: str, lines: Sequence[Told]) -> str:
@@ -263,16 +250,20 @@ def _about(study: Study, figure: str) -> str:
     )
 
 
-def draw(study: Study, figure: str, rows: Sequence[Numbers], path: Path, caption: str) -> Path:
+def draw(
+    study: Study, figure: str, rows: Sequence[Numbers], found: Found, path: Path, caption: str
+) -> Path:
     """A line for each claim and partition: mean difference, deviation, and the claim's margin.
 
     Args:
       study: whose names are written.
       figure: which.
       rows: from `numbers_of`.
+      found: not drawn itself.
       path: of the PNG.
       caption: above it.
     """
+    del found
     lines = told(figure, rows)
     picture = new_figure(9.5, 0.45 * len(lines) + 1.6)
     picture.suptitle(caption, fontsize=11)
@@ -291,3 +282,6 @@ def draw(study: Study, figure: str, rows: Sequence[Numbers], path: Path, caption
     panel.set_xlabel(f"difference in the claim's direction, {_unit(figure)}; bar: its margin")
     look(panel)
     return save(picture, path)
+
+
+SHOW = Show(title, model_in_words, numbers_of, sections, draw, further)

@@ -19,21 +19,22 @@ from experiments.reproduction import (
     vision_figures,
 )
 from experiments.reproduction.runs import Study
-from snake_jax.report.figures import plot_figure, plot_layers
+from experiments.reproduction.show import Show
+from snake_jax.report.figures import plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
 COMPARISONS = (methods.TOPIC, methods_text.TOPIC, *claims.TOPICS)  # beside the papers
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
-_SHOW = {
-    vision.TOPIC.name: vision_figures,
-    language.TOPIC.name: language_figures,
-    methods.TOPIC.name: methods_figures,
-    methods_text.TOPIC.name: methods_text_figures,
-    claims.IMAGES: claims_figures,
-    claims.TEXT: claims_figures,
+_SHOW: dict[str, Show] = {
+    vision.TOPIC.name: vision_figures.SHOW,
+    language.TOPIC.name: language_figures.SHOW,
+    methods.TOPIC.name: methods_figures.SHOW,
+    methods_text.TOPIC.name: methods_text_figures.SHOW,
+    claims.IMAGES: claims_figures.SHOW,
+    claims.TEXT: claims_figures.SHOW,
 }
-# Figures that the papers do not have, and so no number for.
-_OWN = (methods.FIGURE, methods_text.FIGURE, *claims.FIGURES)
+# Those of the comparisons: figures that the papers do not have, and so no number for.
+OWN = tuple(figure for topic in COMPARISONS for figure in topic.figures)
 
 
 def write(study: Study, figure: str) -> list[Path]:
@@ -55,38 +56,29 @@ def write(study: Study, figure: str) -> list[Path]:
     if not found:
         return []
 
-    # The picture: a panel for each axis, its caption says what was run.
+    # The picture, whose caption says what was run.
     title = show.title(study, figure)
     picture = study.results / f"{_stem(figure)}.png"
     caption = f"{title} (scale {study.scale_name}: {show.model_in_words(study, found)})"
     rows = show.numbers_of(study, figure, found)
-    if show is methods_figures:
-        methods_figures.draw(rows, picture, caption)
-    elif show is methods_text_figures:
-        methods_text_figures.draw(rows, picture, caption)
-    elif show is claims_figures:
-        claims_figures.draw(study, figure, rows, picture, caption)
-    else:
-        plot_figure(show.lines(figure, found), picture, caption, study.scale.target or None)
+    show.draw(study, figure, rows, found, picture, caption)
 
     # The numbers, and what is not there yet.
     missing = []
     for case in cases:
         if case not in found or not study.finished(case):
             missing.append(study.name(case))
-    parts = [f"# {title}" if figure in _OWN else f"# Figure {figure}: {title}"]
+    parts = [f"# {title}" if figure in OWN else f"# Figure {figure}: {title}"]
     parts += show.sections(study, figure, rows, found)
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    numbers: dict[str, Any] = {"rows": rows, "missing": missing}
-    if show is claims_figures:
-        numbers["claims"] = claims_figures.as_json(figure, rows)
+    numbers = {"rows": rows, "missing": missing, **show.further(study, figure, rows)}
     return [picture, *_files(study, figure, parts, numbers)]
 
 
 def _stem(figure: str) -> str:
     """How the files of a figure are called."""
-    return figure if figure in _OWN else f"figure{figure}"
+    return figure if figure in OWN else f"figure{figure}"
 
 
 def _layers(study: Study) -> list[Path]:

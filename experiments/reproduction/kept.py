@@ -90,14 +90,19 @@ def unpack(file: Path, folder: Path) -> list[Path]:
         target = folder / name
         if target.exists():
             raise UserError(f"{target} is there already; give another folder")
-        target.mkdir(parents=True)
-        (target / "config.json").write_text(json.dumps(run.config, indent=2) + "\n")
-        lines = [json.dumps(record) + "\n" for record in run.metrics]
-        (target / "metrics.jsonl").write_text("".join(lines))
-        if run.summary is not None:
-            (target / "summary.json").write_text(json.dumps(run.summary, indent=2) + "\n")
+        write_folder(run, target)
         written.append(target)
     return written
+
+
+def write_folder(run: Run, target: Path) -> None:
+    """Writes a run as a new folder: configuration, metrics, and the summary of one that ended."""
+    target.mkdir(parents=True)
+    (target / "config.json").write_text(json.dumps(run.config, indent=2) + "\n")
+    lines = [json.dumps(record) + "\n" for record in run.metrics]
+    (target / "metrics.jsonl").write_text("".join(lines))
+    if run.summary is not None:
+        (target / "summary.json").write_text(json.dumps(run.summary, indent=2) + "\n")
 
 
 def pack(folders: Sequence[Path], file: Path) -> None:

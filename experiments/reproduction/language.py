@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.reproduction.cases import (
     Case,
+    Given,
     Method,
     Scale,
     Sources,
@@ -119,41 +120,36 @@ SCALES = {
 }
 
 
-def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
-    """Where model and text are.
-
-    Args:
-      scale: its name.
-      model: the user's folder or preset; empty: the scale's.
-      data: the user's text; empty: the scale's.
-      workdir: of the runs; what tuning reads lies there.
-      listing: whether nothing is to run, so that no weights are needed.
+def sources(name: str, scale: Scale, given: Given) -> Sources:
+    """Where model and text are, and the file that tuning reads, of a scale that tunes.
 
     Raises:
       UserError: a scale that the user has to give model or text for.
     """
-    settings = SCALES[scale].settings
-    model = model or settings["model"]
-    data = data or SCALES[scale].data
+    model = given.text_model or scale.settings["model"]
+    data = given.text_data or scale.data
 
     # An untrained model shows that everything runs, and nothing of the papers.
     untrained = model in PRESETS and not Path(model).exists()
-    if not model or (untrained and scale != "smoke" and not listing):
+    if not model or (untrained and name != "smoke" and not given.listing):
         raise UserError(
-            f"--scale={scale}: figures on text fine-tune a pretrained model: give "
+            f"--scale={name}: figures on text fine-tune a pretrained model: give "
             "--text_model=DIR, a folder of a Llama or an OPT as Hugging Face saves it"
         )
     if not data:
         raise UserError(
-            f"--scale={scale}: figures on text need text: give "
+            f"--scale={name}: figures on text need text: give "
             "--text_data=A.jsonl,B.jsonl, a file of prompts and responses for each data set"
         )
+    found = {"model": model, "data": data}
+    if not scale.grid:
+        return found
 
     # The file that tuning reads is named by what it is drawn from.
-    choice = [data, settings["limit"], settings.get("test_share"), SCALES[scale].seeds[0]]
+    choice = [data, scale.settings["limit"], scale.settings.get("test_share"), scale.seeds[0]]
     digest = hashlib.sha256(json.dumps(choice).encode()).hexdigest()
-    name = f"{_TRAINING_PART}_{digest[:8]}.jsonl"
-    return {"model": model, "data": data, _TRAINING_PART: str(workdir / name)}
+    file = given.workdir / f"{_TRAINING_PART}_{digest[:8]}.jsonl"
+    return {**found, _TRAINING_PART: str(file)}
 
 
 def blocks(model: str) -> int:
@@ -240,6 +236,8 @@ TOPIC = Topic(
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
+    sources=sources,
+    recorded=("model", "data"),
     hold_out=hold_out,
     public=public,
 )

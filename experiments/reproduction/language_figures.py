@@ -1,13 +1,15 @@
 """What the figures of the fine-tuning study show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.reproduction import language, language_tables
 from experiments.reproduction.cases import Case
 from experiments.reproduction.language import METHODS, PARTITIONS
 from experiments.reproduction.run_numbers import Numbers
 from experiments.reproduction.runs import Study
-from snake_jax.report.figures import Line
+from experiments.reproduction.show import Found, Show
+from snake_jax.report.figures import Line, plot_figure
 from snake_jax.report.runs import Run
 from snake_jax.report.units import human
 
@@ -22,18 +24,18 @@ def title(study: Study, figure: str) -> str:
     return f"Fine-tuning a language model by local epochs E, {PARTITIONS[partition]}{held}"
 
 
-def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
+def model_in_words(study: Study, found: Found) -> str:
     """The model, in a few words."""
     return f"{study.topic.public(study.sources['model'])}, {_nodes(found)} nodes"
 
 
-def _nodes(found: Mapping[Case, Run]) -> int:
+def _nodes(found: Found) -> int:
     """Of all runs: as many as the model has blocks."""
     run = next(iter(found.values()))
     return run.config["nodes"]
 
 
-def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
+def lines(figure: str, found: Found) -> dict[str, list[Line]]:
     """A row of panels for each E."""
     groups: dict[Case, list[Run]] = {}
     for case, run in found.items():
@@ -48,14 +50,12 @@ def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
     return drawn
 
 
-def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
+def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
     """The numbers of each run, and what it took to be as good as FL in the end."""
     return language_tables.of_runs(study, found)
 
 
-def sections(
-    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
-) -> list[str]:
+def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     parts = [_about(study, _nodes(found)), language_tables.markdown_of(numbers)]
     said = language_tables.against(numbers, study.rates)
@@ -86,3 +86,14 @@ def _about(study: Study, blocks: int) -> str:
         f"held-out responses, all sources together. Iterations of all nodes count; per node is "
         f"their number over the number of nodes."
     )
+
+
+def draw(
+    study: Study, figure: str, rows: Sequence[Numbers], found: Found, path: Path, caption: str
+) -> Path:
+    """Curves: a panel for each axis."""
+    del rows
+    return plot_figure(lines(figure, found), path, caption, study.scale.target or None)
+
+
+SHOW = Show(title, model_in_words, numbers_of, sections, draw)

@@ -5,11 +5,11 @@ as SCAFFOLD wants it (BAdam, LISA and HiFT are Adam's by their papers). Each nod
 of its own examples, on which the model is scored beside the test set.
 """
 
-import itertools
 from typing import Any
 
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
-from experiments.reproduction.vision import hold_out, layer_names, public
+from experiments.reproduction import comparison
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic
+from experiments.reproduction.vision import hold_out, layer_names, public, sources
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig
 
@@ -46,7 +46,6 @@ METHODS = {
     "accelerated_fl": Method("Accelerated FL", {"cut": "2"}),
     "random_walking_snakes": Method("Random Walking Snakes", {"snake_length": 3}),
 }
-PARTITIONS = {"iid": "IID", "dirichlet": "Dirichlet(0.3)"}
 _ONE_LINE_A_PASS: tuple[str, ...] = (
     "fedpart",
     "progressive",
@@ -63,75 +62,35 @@ _COMMON: dict[str, Any] = {
     "optimizer": "sgd",
     "momentum": 0.0,
     "clip_norm": 0.0,
-    "alpha": 0.3,
+    "alpha": comparison.ALPHA,
     "on_divergence": "skip",
     "evaluate_nodes": 0.2,
 }
-_NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
-
-SCALES = {
-    # Whether everything works; its numbers say nothing.
-    "smoke": Scale(
-        settings={**_COMMON, "model": "mlp", "width": 0.25, "nodes": 4, "batch_size": 16},
-        data="digits",
-        train_examples=96,
-        cycles={1: 6},
-        seeds=(0,),
-        target=0.0,
-        rates=_RATES,
-        step_s=0.02,
-        **_NO_TUNING,
-    ),
-    # About 40 minutes of two CPU cores that do nothing else: FedAvg takes 22 s of CPU time.
-    "cpu": Scale(
-        settings={**_COMMON, "model": "cnn", "width": 1.0, "nodes": 10, "batch_size": 16},
-        data="cifar10",
-        train_examples=4_000,
-        cycles={1: 12},
-        seeds=(0, 1, 2),
-        target=0.0,
-        rates=_RATES,
-        step_s=0.008,
-        **_NO_TUNING,
-    ),
-}
+SCALES = comparison.image_scales(_COMMON, _RATES)
 _EVALUATIONS = 6
 
 
 def of_figure(figure: str, scale: Scale) -> list[Case]:
     """Every method on both partitions, all seeds."""
     del figure
-    cases = []
-    for partition in PARTITIONS:
-        cases += [Case(method, partition) for method in METHODS]
-    return every_seed(cases, scale)
+    return comparison.every_method(METHODS, comparison.IMAGE_PARTITIONS, scale)
 
 
-def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageConfig:
+def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> ImageConfig:
     """The configuration of a case's run, evaluated six times.
 
     Args:
       case: of the study.
       scale: that it is run at.
-      sources: where the data is.
+      given: where the data is.
       rate: the learning rate.
     """
-    given = {
-        **scale.settings,
-        "algorithm": case.method,
-        **METHODS[case.method].flags,
-        "dataset": sources["data"],
-        "partition": case.partition,
-        "train_examples": scale.train_examples,
-        "learning_rate": rate,
-        "seed": case.seed,
-    }
-    if case.partition == "iid":
-        del given["alpha"]
+    flags = {"algorithm": case.method, **METHODS[case.method].flags}
+    settings = comparison.image_settings(case, scale, flags, given, rate)
     # Only where it is the method that is compared.
-    if "distill" in ALGORITHMS[given["algorithm"]].flags:
-        given.setdefault("distill", "off")
-    passes, nodes = scale.cycles[1], scale.settings["nodes"]
+    if "distill" in ALGORITHMS[settings["algorithm"]].flags:
+        settings.setdefault("distill", "off")
+    passes, nodes = scale.cycles[1], settings["nodes"]
     every = layer_names(scale)
     middle = len(every) - 2
 
@@ -140,29 +99,30 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
     if case.method in _ONE_LINE_A_PASS:
         lines = passes
     if case.method == "fedpart":
-        # As many full rounds as make its cycles come out even.
-        full = next(n for n in itertools.count(1) if passes % (n + len(every)) == 0)
-        given["full_rounds"] = full
+        full = comparison.full_rounds(passes, len(every))
+        settings["full_rounds"] = full
         cycles = passes // (full + len(every))
     elif case.method in ("badam", "lisa", "hift"):
-        given["periods"] = middle
+        settings["periods"] = middle
         lines = passes * middle
-    elif given["algorithm"] == "snake":
-        visits = len(every) if given.get("always_train") == "none" else middle
+    elif settings["algorithm"] == "snake":
+        visits = len(every) if settings.get("always_train") == "none" else middle
         cycles = passes * nodes // visits
-        lines = cycles * -(-visits // given.get("snakes", 1))
-    return ImageConfig(**given, cycles=cycles, eval_every=lines // _EVALUATIONS)
+        lines = cycles * -(-visits // settings.get("snakes", 1))
+    return ImageConfig(**settings, cycles=cycles, eval_every=lines // _EVALUATIONS)
 
 
 TOPIC = Topic(
-    name="methods",
-    suffix="_methods",
+    name=FIGURE,
+    suffix=f"_{FIGURE}",
     figures=(FIGURE,),
     methods=METHODS,
-    partitions=PARTITIONS,
+    partitions=comparison.IMAGE_PARTITIONS,
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
+    sources=sources,
+    recorded=(),
     hold_out=hold_out,
     public=public,
 )

@@ -5,13 +5,11 @@ and rates that were not tuned (SCAFFOLD and FedNova: plain SGD, which they ask f
 out a part of its own texts, on which the model is scored beside the held-out text of all.
 """
 
-import itertools
-from pathlib import Path
 from typing import Any
 
-from experiments.reproduction import language
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
-from experiments.reproduction.language import blocks, public
+from experiments.reproduction import comparison
+from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic
+from experiments.reproduction.language import blocks, public, sources
 from experiments.reproduction.vision import hold_out
 from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import TextConfig
@@ -57,7 +55,6 @@ _COMMON: dict[str, Any] = {
     "recompute": "none",
     "evaluate_nodes": 0.2,
 }
-_NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
 
 SCALES = {
     # Whether everything works, on an untrained network; its numbers say nothing.
@@ -78,7 +75,7 @@ SCALES = {
         target=0.0,
         rates=_RATES,
         step_s=0.05,
-        **_NO_TUNING,
+        **comparison.NO_TUNING,
     ),
     # A pretrained model of a few hundred thousand weights and four data sets, which --text_model
     # and --text_data say the places of. About 40 minutes of one core of a busy machine.
@@ -99,25 +96,16 @@ SCALES = {
         target=0.0,
         rates=_RATES,
         step_s=0.1,
-        **_NO_TUNING,
+        **comparison.NO_TUNING,
     ),
 }
 _EVALUATIONS = 3
 
 
-def sources(scale: str, model: str, data: str, workdir: Path, listing: bool) -> Sources:
-    """Where model and text are; see `language.sources`."""
-    found = language.sources(scale, model, data, workdir, listing)
-    return {name: found[name] for name in ("model", "data")}
-
-
 def of_figure(figure: str, scale: Scale) -> list[Case]:
     """Every method on both partitions, all seeds."""
     del figure
-    cases = []
-    for partition in PARTITIONS:
-        cases += [Case(method, partition) for method in METHODS]
-    return every_seed(cases, scale)
+    return comparison.every_method(METHODS, PARTITIONS, scale)
 
 
 def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConfig:
@@ -153,8 +141,7 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConf
     if algorithm in _ONE_LINE_A_PASS:
         lines = passes
     if algorithm == "fedpart":
-        # As many full rounds as make its cycles come out even.
-        full = next(n for n in itertools.count(1) if passes % (n + nodes) == 0)
+        full = comparison.full_rounds(passes, nodes)
         config["full_rounds"] = full
         cycles = passes // (full + nodes)
     elif algorithm in _IN_ONE_PLACE:
@@ -166,13 +153,15 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConf
 
 TOPIC = Topic(
     name=FIGURE,
-    suffix="_methods_text",
+    suffix=f"_{FIGURE}",
     figures=(FIGURE,),
     methods=METHODS,
     partitions=PARTITIONS,
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
+    sources=sources,
+    recorded=("model", "data"),
     hold_out=hold_out,
     public=public,
 )

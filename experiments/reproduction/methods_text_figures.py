@@ -1,28 +1,23 @@
 """What the comparison of all methods that fine-tune shows: a picture of dots and a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.reproduction import methods_figures
-from experiments.reproduction.cases import Case
-from experiments.reproduction.language import public
-from experiments.reproduction.methods_figures import Panel
-from experiments.reproduction.methods_text import METHODS, PARTITIONS, TOPIC
-from experiments.reproduction.run_numbers import (
-    BYTES,
-    FLOPS,
-    SECONDS,
-    Column,
-    Numbers,
-    learning_rate,
-    markdown,
-    notes,
-    of_case,
-    several,
-    total,
+from experiments.reproduction.comparison_figures import (
+    COSTS,
+    HOW_TO_READ,
+    Panel,
+    by_partition,
+    costs,
+    draw_dots,
 )
+from experiments.reproduction.language import public
+from experiments.reproduction.language_figures import model_in_words
+from experiments.reproduction.methods_text import TOPIC
+from experiments.reproduction.run_numbers import Column, Numbers, several, total
 from experiments.reproduction.runs import Study
-from snake_jax.report.runs import Run, before, from_summary, last
+from experiments.reproduction.show import Found, Show
+from snake_jax.report.runs import before, from_summary, last
 from snake_jax.report.units import significant
 
 _PANELS: tuple[Panel, ...] = (
@@ -40,69 +35,36 @@ def title(study: Study, figure: str) -> str:
     return "Every method that fine-tunes, on the same text"
 
 
-def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
-    """The network, in a few words."""
-    run = next(iter(found.values()))
-    return f"{public(study.sources['model'])}, {run.config['nodes']} nodes"
-
-
-def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
+def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
     """The numbers of each run."""
     del figure
     rows = []
     for case, run in found.items():
-        rows.append(
-            {
-                "run": study.name(case),
-                **of_case(case),
-                "finished": run.summary is not None,
-                "learning_rate": run.config["learning_rate"],
-                "perplexity_before": before(run),
-                "final_perplexity": last(run, "perplexity"),
-                "node_mean": last(run, "node_perplexity_mean"),
-                "worst_tenth": last(run, "node_perplexity_worst_tenth"),
-                "examples": total(run, "examples"),
-                "tokens": total(run, "tokens"),
-                "iterations": total(run, "iterations"),
-                "bytes": total(run, "bytes_up") + total(run, "bytes_down"),
-                "train_flops": total(run, "train_flops"),
-                "memory": from_summary(run, "state_bytes"),
-                "compiled_peak_bytes": from_summary(run, "peak_train_bytes"),
-                "simulated_s": total(run, "clock_s"),
-                "skipped_visits": sum(line.get("event") == "skipped" for line in run.metrics),
-            }
-        )
+        reached = {
+            "perplexity_before": before(run),
+            "final_perplexity": last(run, "perplexity"),
+            "node_mean": last(run, "node_perplexity_mean"),
+            "worst_tenth": last(run, "node_perplexity_worst_tenth"),
+            "tokens": total(run, "tokens"),
+        }
+        memory = from_summary(run, "state_bytes")
+        rows.append({**costs(study, case, run, memory), **reached})
     return rows
 
 
-def sections(
-    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
-) -> list[str]:
+def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: the setting, and a table for each partition."""
     del figure
     columns: list[Column] = [
         ("held-out perplexity", several("final_perplexity", significant)),
         ("nodes' own data", several("node_mean", significant)),
         ("worst tenth of nodes", several("worst_tenth", significant)),
-        ("bytes", several("bytes", BYTES)),
-        ("FLOPs", several("train_flops", FLOPS)),
-        ("state of a node", several("memory", BYTES)),
-        ("simulated time", several("simulated_s", SECONDS)),
-        ("learning rate", learning_rate),
     ]
-    parts = [_about(study, numbers, found)]
-    for partition, called in PARTITIONS.items():
-        rows = [row for row in numbers if row["partition"] == partition]
-        if rows:
-            parts += [f"## {called}", markdown(rows, columns, _line_name)]
-    return parts
+    about = _about(study, numbers, found)
+    return [about, *by_partition(TOPIC, numbers, [*columns, *COSTS])]
 
 
-def _line_name(group: Sequence[Numbers]) -> str:
-    return METHODS[group[0]["method"]].label + notes(group[0], len(group))
-
-
-def _about(study: Study, numbers: Sequence[Numbers], found: Mapping[Case, Run]) -> str:
+def _about(study: Study, numbers: Sequence[Numbers], found: Found) -> str:
     scale = study.scale
     settings = scale.settings
     nodes = next(iter(found.values())).config["nodes"] if found else "a node a block"
@@ -117,13 +79,17 @@ def _about(study: Study, numbers: Sequence[Numbers], found: Mapping[Case, Run]) 
         f"{settings['max_length']} tokens, batch {settings['batch_size']}, AdamW (SCAFFOLD and "
         f"FedNova: plain SGD), LoRA of rank {settings['lora_rank']} on frozen "
         f"{settings['frozen_dtype']}, constant rates that were not tuned; seeds {seeds}{start}. A "
-        "cell is the mean, and the least to the greatest of the seeds; lower is better. The worst "
-        "tenth of nodes is by the model on what each holds out. The state is weights, gradients, "
-        "optimizer states and teacher, without activations, at the node, or the one place, that "
-        "holds most. The clock has equal nodes; of three snakes a round counts its longest visit."
+        "cell is the mean, and the least to the greatest of the seeds; lower is better. "
+        f"{HOW_TO_READ}"
     )
 
 
-def draw(rows: Sequence[Numbers], path: Path, caption: str) -> Path:
-    """Dots for each method: see `methods_figures.draw`."""
-    return methods_figures.draw(rows, path, caption, TOPIC, _PANELS)
+def draw(
+    study: Study, figure: str, rows: Sequence[Numbers], found: Found, path: Path, caption: str
+) -> Path:
+    """Dots for each method."""
+    del study, figure, found
+    return draw_dots(TOPIC, _PANELS, rows, path, caption)
+
+
+SHOW = Show(title, model_in_words, numbers_of, sections, draw)

@@ -1,5 +1,6 @@
 """Carries out cases: each a run in its own folder, gone on with after a kill, never repeated."""
 
+import dataclasses
 import json
 import math
 import threading
@@ -248,6 +249,36 @@ def keep(study: Study, wanted: Sequence[Case]) -> None:
         lines.append(line)
     if lines:
         kept.write_lines(file, lines)
+
+
+def take_kept(study: Study, wanted: Sequence[Case]) -> int:
+    """Lays the kept runs of these cases into the workdir, so that they count as finished.
+
+    Only finished ones whose configuration is that of the case, and where there is no folder yet.
+
+    Returns:
+      How many.
+    """
+    file = study.results / kept.FILE
+    if not file.exists():
+        return 0
+    known = kept.read_runs(file)
+    taken = 0
+    for case in wanted:
+        run = known.get(study.name(case))
+        folder = study.folder(case)
+        if run is None or run.summary is None or folder.exists():
+            continue
+        # As in `keep`, a source has its public name there.
+        config = dataclasses.asdict(study.config(case))
+        public = {study.topic.public(source): source for source in study.sources.values()}
+        there = {}
+        for name, value in run.config.items():
+            there[name] = public.get(value, value) if isinstance(value, str) else value
+        if not differences(study.config(case), there):
+            kept.write_folder(run._replace(config=config), folder)
+            taken += 1
+    return taken
 
 
 def settings(study: Study) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from experiments.reproduction.cases import (
     Case,
+    Given,
     Method,
     Scale,
     Sources,
@@ -11,6 +12,7 @@ from experiments.reproduction.cases import (
 )
 from snake_jax.algorithms.schedule import Plan, serpentine
 from snake_jax.config import ImageConfig
+from snake_jax.errors import UserError
 from snake_jax.models import registry
 from snake_jax.models.layered import resolve_layers
 
@@ -211,6 +213,21 @@ def _lines_a_cycle(case: Case, scale: Scale) -> int:
     return scale.settings["nodes"]
 
 
+def sources(name: str, scale: Scale, given: Given) -> Sources:
+    """Where the images are.
+
+    Raises:
+      UserError: they are of no kind that the studies take.
+    """
+    del name
+    source = given.data or scale.data
+    if source != "cifar10" and not source.startswith("npz:") and source != scale.data:
+        raise UserError(
+            f"--data={source}: want cifar10, or npz:DIR with train_*.npz and test_*.npz"
+        )
+    return {"data": source}
+
+
 def public(source: str) -> str:
     """A data set's name without a path of this machine."""
     return "cifar10" if source.startswith("npz:") else source
@@ -229,6 +246,8 @@ TOPIC = Topic(
     scales=SCALES,
     of_figure=of_figure,
     config=config_of,
+    sources=sources,
+    recorded=(),
     hold_out=hold_out,
     public=public,
 )

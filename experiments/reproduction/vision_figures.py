@@ -1,14 +1,16 @@
 """What the figures of the classification study show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.reproduction import tables, vision
 from experiments.reproduction.cases import Case
 from experiments.reproduction.run_numbers import Numbers
 from experiments.reproduction.runs import Study
+from experiments.reproduction.show import Found, Show
 from experiments.reproduction.vision import COMPARED, METHODS, ORDERS, PARTITIONS
-from snake_jax.report.figures import Line
+from snake_jax.report.figures import Line, plot_figure
 from snake_jax.report.runs import Run
 
 TITLES = {
@@ -26,13 +28,13 @@ def title(study: Study, figure: str) -> str:
     return TITLES[figure].format(layer=vision.interrupted_layer(study.scale))
 
 
-def model_in_words(study: Study, found: Mapping[Case, Run]) -> str:
+def model_in_words(study: Study, found: Found) -> str:
     """The network, in a few words."""
     settings = study.scale.settings
     return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
 
 
-def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
+def lines(figure: str, found: Found) -> dict[str, list[Line]]:
     """A row of panels for each partition, in it a line for each case, its seeds together."""
     drawn = {}
     for partition, called in PARTITIONS.items():
@@ -51,7 +53,7 @@ def lines(figure: str, found: Mapping[Case, Run]) -> dict[str, list[Line]]:
     return drawn
 
 
-def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Numbers]:
+def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
     """The numbers of each run."""
     numbers = []
     for case, run in found.items():
@@ -62,9 +64,7 @@ def numbers_of(study: Study, figure: str, found: Mapping[Case, Run]) -> list[Num
     return numbers
 
 
-def sections(
-    study: Study, figure: str, numbers: Sequence[Numbers], found: Mapping[Case, Run]
-) -> list[str]:
+def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     if figure == "2":
         body = tables.methods_markdown(numbers, study.scale.target)
@@ -120,3 +120,14 @@ def _about(study: Study) -> str:
         f"{100 * scale.target:.0f} % is {goal}. Iterations of all nodes count; per node is their "
         "number over the number of nodes."
     )
+
+
+def draw(
+    study: Study, figure: str, rows: Sequence[Numbers], found: Found, path: Path, caption: str
+) -> Path:
+    """Curves: a panel for each axis."""
+    del rows
+    return plot_figure(lines(figure, found), path, caption, study.scale.target or None)
+
+
+SHOW = Show(title, model_in_words, numbers_of, sections, draw)

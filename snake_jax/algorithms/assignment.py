@@ -28,7 +28,7 @@ LESS_MEMORY = (
 )
 
 
-class Problem(NamedTuple):
+class AssignmentProblem(NamedTuple):
     """What an assignment is computed from.
 
     Attributes:
@@ -54,7 +54,7 @@ def make_problem(
     fleet: Fleet,
     transfer_bytes: Sequence[tuple[int, int]] | None = None,
     up_bytes: Sequence[Sequence[int]] | None = None,
-) -> Problem:
+) -> AssignmentProblem:
     """The costs of a cycle's visits at every node.
 
     Args:
@@ -95,7 +95,7 @@ def make_problem(
     needed = np.broadcast_to(np.array(state_bytes, np.float64), seconds.shape)
     groups = tuple(map("+".join, assignments))
     memory_bytes = _column(fleet, "memory_bytes")
-    return Problem(groups, seconds, cost, needed, memory_bytes)
+    return AssignmentProblem(groups, seconds, cost, needed, memory_bytes)
 
 
 def make_hops(fleet: Fleet, hop_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,19 +141,19 @@ def _link_s(
     return sent_bytes / slower + latency_s
 
 
-def makespan(problem: Problem, nodes: Nodes) -> float:
+def makespan(problem: AssignmentProblem, nodes: Nodes) -> float:
     """Seconds of the busiest node in a cycle."""
     seconds = _chosen(problem.seconds, nodes)
     busy_s = np.bincount(nodes, weights=seconds)
     return float(busy_s.max())
 
 
-def duration(problem: Problem, nodes: Nodes) -> float:
+def duration(problem: AssignmentProblem, nodes: Nodes) -> float:
     """Seconds of all visits, one after the other: what a relay's cycle takes."""
     return float(_chosen(problem.seconds, nodes).sum())
 
 
-def energy(problem: Problem, nodes: Nodes) -> float:
+def energy(problem: AssignmentProblem, nodes: Nodes) -> float:
     """Joules of all visits, each at its price."""
     return float(_chosen(problem.joules_cost, nodes).sum())
 
@@ -167,7 +167,7 @@ def _chosen(values: np.ndarray, nodes: Nodes) -> np.ndarray:
     return values[groups, list(nodes)]
 
 
-def check_memory(problem: Problem, nodes: Nodes) -> None:
+def check_memory(problem: AssignmentProblem, nodes: Nodes) -> None:
     """Says whether an assignment that was made without regard to memory can be carried out.
 
     Raises:
@@ -183,7 +183,7 @@ def check_memory(problem: Problem, nodes: Nodes) -> None:
             )
 
 
-def _fits(problem: Problem) -> np.ndarray:
+def _fits(problem: AssignmentProblem) -> np.ndarray:
     """`[G, N]` whether a node can hold a group.
 
     Raises:
@@ -219,7 +219,7 @@ def in_turns(groups: int, nodes: int, first: int = 0) -> Nodes:
     return tuple((first + group) % nodes for group in range(groups))
 
 
-def proportional(problem: Problem) -> Nodes:
+def proportional(problem: AssignmentProblem) -> Nodes:
     """Load in proportion to capability, among the nodes that can hold a group.
 
     Largest processing time first (Graham 1969, on unequal machines): groups in falling order of
@@ -244,7 +244,7 @@ def proportional(problem: Problem) -> Nodes:
     return tuple(chosen.tolist())
 
 
-def milp(problem: Problem, objective: str) -> Nodes:
+def milp(problem: AssignmentProblem, objective: str) -> Nodes:
     """The assignment of least `makespan`, `duration` or `energy`, by a mixed-integer program.
 
     x[g, n] is 1 where node n trains group g: each group once, none where it does not fit, and for
@@ -327,7 +327,7 @@ def _solve(costs: np.ndarray, allowed: np.ndarray, is_makespan: bool) -> list[No
 
 
 def greedy(
-    problem: Problem,
+    problem: AssignmentProblem,
     hop_seconds: np.ndarray,
     hop_cost: np.ndarray,
     *,

@@ -29,7 +29,7 @@ from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree, select
 
 
-class Sums(NamedTuple):
+class FedNovaSums(NamedTuple):
     """Running means over the nodes of a round, weighted by the examples that they hold.
 
     Attributes:
@@ -53,12 +53,12 @@ def gradients_worth(steps: int, momentum: float) -> float:
     return (steps - faded) / (1 - momentum)
 
 
-def _no_sums(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Sums:
+def _no_sums(plan: Plan, visits: Round, params: Params, memory: PyTree) -> FedNovaSums:
     del visits, memory
-    return Sums(params, plan.config.momentum, {}, 0.0, 0)
+    return FedNovaSums(params, plan.config.momentum, {}, 0.0, 0)
 
 
-def _add(sums: Sums, outcome: Outcome) -> Sums:
+def _add(sums: FedNovaSums, outcome: Outcome) -> FedNovaSums:
     """With one node more; one that did no step has no change and no worth, but its weight."""
     examples = sums.examples + outcome.examples_held
     share = outcome.examples_held / examples
@@ -70,11 +70,11 @@ def _add(sums: Sums, outcome: Outcome) -> Sums:
         part = np.float32(share)
         change = jax.tree.map(lambda m, d: m + part * (d - m), sums.change, change)
     mean_worth = sums.worth + share * (worth - sums.worth)
-    return Sums(sums.received, sums.momentum, change, mean_worth, examples)
+    return FedNovaSums(sums.received, sums.momentum, change, mean_worth, examples)
 
 
 def _finish(
-    plan: Plan, visits: Round, params: Params, memory: PyTree, sums: Sums
+    plan: Plan, visits: Round, params: Params, memory: PyTree, sums: FedNovaSums
 ) -> tuple[Params, PyTree]:
     del plan, visits
     worth = np.float32(sums.worth)

@@ -31,7 +31,7 @@ from snake_jax.config import RunConfig
 from snake_jax.params import Params, PyTree, select, without
 
 
-class Part(NamedTuple):
+class MergedRound(NamedTuple):
     """A round of SplitFed: of v1 the mean of its outcomes, of v2 its one outcome.
 
     Attributes:
@@ -76,16 +76,16 @@ def _no_sums(config: RunConfig, params: Params) -> dict[str, PyTree]:
     return {"sum": jax.tree.map(jnp.zeros_like, params), "examples": jnp.zeros(())}
 
 
-def _init(plan: Plan, visits: Round, params: Params, memory: PyTree) -> Part:
-    return Part(no_mean(plan, visits, params, memory), None)
+def _init(plan: Plan, visits: Round, params: Params, memory: PyTree) -> MergedRound:
+    return MergedRound(no_mean(plan, visits, params, memory), None)
 
 
-def _add(part: Part, outcome: Outcome) -> Part:
-    return Part(add_to_mean(part.mean, outcome), outcome)
+def _add(part: MergedRound, outcome: Outcome) -> MergedRound:
+    return MergedRound(add_to_mean(part.mean, outcome), outcome)
 
 
 def _finish(
-    plan: Plan, visits: Round, params: Params, memory: PyTree, part: Part
+    plan: Plan, visits: Round, params: Params, memory: PyTree, part: MergedRound
 ) -> tuple[Params, PyTree]:
     """v1: the mean of all. v2: the server's part as trained, the nodes' parts summed or averaged.
 

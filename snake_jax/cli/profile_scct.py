@@ -12,8 +12,8 @@ from snake_jax.models import encoder as encoders
 from snake_jax.models import hub, language, presets
 from snake_jax.profiling.tables import Section, markdown_table, text_table
 from snake_jax.report.units import human
-from snake_jax.scct.system.profile import PlaceRow, Work, rows
-from snake_jax.scct.system.settings import Settings
+from snake_jax.scct.system.profile import PlaceRow, SystemWork, rows
+from snake_jax.scct.system.settings import SystemSettings
 
 _HEAD = ["split", "place", "parameters", "that train", "state", "kept", "FLOPs", "sent"]
 # What says nothing to this method.
@@ -62,9 +62,9 @@ def run(flags: FlagValues, line: str) -> None:
         print(written(_section(work, found)))
 
 
-def _work(flags: FlagValues) -> Work:
+def _work(flags: FlagValues) -> SystemWork:
     """What is asked for; where a flag is empty, as in a run."""
-    usual = Settings()
+    usual = SystemSettings()
     if flags.model in presets.PRESETS:
         model = presets.from_preset(flags.model)
     elif Path(flags.model).is_dir():
@@ -74,7 +74,7 @@ def _work(flags: FlagValues) -> Work:
             f"--model={flags.model}: of scct the large model: a folder with config.json, or one of "
             f"{', '.join(presets.PRESETS)}"
         )
-    return Work(
+    return SystemWork(
         encoder=encoders.encoder(flags.small_model),
         model=model,
         nodes=flags.nodes or usual.nodes,
@@ -96,7 +96,7 @@ def _chosen(words: str, found: list[PlaceRow], blocks: int) -> list[PlaceRow]:
     return [row for row in found if row.split in wanted or row.place == "cloud"]
 
 
-def _section(work: Work, found: list[PlaceRow]) -> Section:
+def _section(work: SystemWork, found: list[PlaceRow]) -> Section:
     """For people."""
     lines = []
     for row in found:

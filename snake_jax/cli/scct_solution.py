@@ -21,7 +21,7 @@ _HEAD: tuple[str, ...] = (
 )
 
 
-class Sample(TypedDict):
+class SampleAllocation(TypedDict):
     """One sample's allocation, and each device's seconds of an iteration."""
 
     shares: list[float]
@@ -37,7 +37,7 @@ class Solution(TypedDict):
 
     solver: str
     splits: list[int]
-    samples: list[Sample]
+    samples: list[SampleAllocation]
     transfer_s: list[float]
     cloud_link_s: float
     objective_s: float
@@ -76,7 +76,7 @@ def content(
     found = small.solve(scenario, splits, solver)
     link_s = latency.linked_s(problem, found.subcarriers)
     edge_s = latency.edge_s(problem.whole_edge_s, found.shares)
-    samples: list[Sample] = []
+    samples: list[SampleAllocation] = []
     for sample in range(len(found.iteration_s)):
         samples.append(
             {

@@ -7,11 +7,11 @@ from snake_jax.errors import UserError
 from snake_jax.report.progress import progress
 from snake_jax.runs.workdir import Workdir
 from snake_jax.scct.system import build, folder, rounds
-from snake_jax.scct.system.settings import Settings
+from snake_jax.scct.system.settings import SystemSettings
 from snake_jax.scct.system.settings import checked as checked_settings
 
 
-def run(settings: Settings, workdir: str, is_quiet: bool = False) -> None:
+def run(settings: SystemSettings, workdir: str, is_quiet: bool = False) -> None:
     """Does what is left of a run, and writes its summary.
 
     Args:
@@ -41,7 +41,7 @@ def run(settings: Settings, workdir: str, is_quiet: bool = False) -> None:
         print(_ended(settings, state, Path(workdir)))
 
 
-def _ended(settings: Settings, state: rounds.State, workdir: Path) -> str:
+def _ended(settings: SystemSettings, state: rounds.SystemState, workdir: Path) -> str:
     """The last words: simulated time by mechanism, and where everything is."""
     lines = []
     for mechanism in settings.clocks:

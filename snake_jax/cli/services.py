@@ -14,7 +14,7 @@ from snake_jax.errors import UserError
 from snake_jax.report.progress import progress_text
 from snake_jax.services import client, credentials
 from snake_jax.services.admission import TASKS
-from snake_jax.services.client import Answer, Server
+from snake_jax.services.client import Answer, ServiceProvider
 
 _WANTED = "want submit, list, nodes, show, logs, cancel, fetch or remove"
 
@@ -22,7 +22,7 @@ _WANTED = "want submit, list, nodes, show, logs, cancel, fetch or remove"
 def main(given: Given) -> None:
     """Does what the first word says."""
     flags, paths = given.flags, given.paths
-    verbs: dict[str, Callable[[Server, FlagValues, Sequence[str]], None]] = {
+    verbs: dict[str, Callable[[ServiceProvider, FlagValues, Sequence[str]], None]] = {
         "submit": _submit,
         "list": _list,
         "nodes": _nodes,
@@ -90,7 +90,7 @@ def _value(name: str, text: str, kind: object) -> object:
     return text
 
 
-def _submit(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _submit(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     asked = registration(words)
     for name in ("name", "owner"):
         if flags[name].value:
@@ -99,7 +99,7 @@ def _submit(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
     print(f"service {service['number']}: {service['state']}")
 
 
-def _list(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _list(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     _no_more(words)
     answer = client.every(provider)
     print(f"{answer['slots_in_use']} of {answer['slots']} slots in use")
@@ -107,7 +107,7 @@ def _list(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
         print(_line(service))
 
 
-def _nodes(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _nodes(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     _no_more(words)
     found = client.nodes(provider)
     if not found:
@@ -120,7 +120,7 @@ def _nodes(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
         print(f"{node['node']:>4}  {node['host']}  {node['visits']} visits  {state}{waiting}")
 
 
-def _show(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _show(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     service = client.show(provider, _number(words))
     print(_line(service))
     for name, value in service["settings"].items():
@@ -134,7 +134,7 @@ def _show(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
         print(f"  {progress_text(service['last'])}")
 
 
-def _logs(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _logs(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     number = _number(words)
     if not flags.follow:
         print(client.log(provider, number), end="")
@@ -144,18 +144,18 @@ def _logs(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
     print(_line(client.show(provider, number)))
 
 
-def _cancel(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _cancel(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     print(_line(client.cancel(provider, _number(words))))
 
 
-def _fetch(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _fetch(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     number = _number(words)
     folder = Path(flags.output or f"service_{number}").expanduser()
     count = client.fetch(provider, number, folder)
     print(f"{folder}: {count} files")
 
 
-def _remove(provider: Server, flags: FlagValues, words: Sequence[str]) -> None:
+def _remove(provider: ServiceProvider, flags: FlagValues, words: Sequence[str]) -> None:
     number = _number(words)
     client.remove(provider, number)
     print(f"service {number}: removed")

@@ -15,7 +15,7 @@ import ray
 
 from snake_jax.engines import ray_tls
 from snake_jax.engines.choice import Choice
-from snake_jax.engines.ray_node import Begun, Surroundings, surroundings
+from snake_jax.engines.ray_node import Opened, Surroundings, surroundings
 from snake_jax.errors import UserError
 
 _QUIET = {
@@ -159,7 +159,7 @@ def kept_programs() -> Iterator[Surroundings]:
         )
 
 
-def kill(actor: Any, about: Begun | None) -> None:
+def kill(actor: Any, about: Opened | None) -> None:
     """Ends an actor's process, also one that is stopped and hears nothing.
 
     Args:

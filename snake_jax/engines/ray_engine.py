@@ -38,8 +38,8 @@ from snake_jax.engines.contract import (
     Scores,
 )
 from snake_jax.engines.ray_cluster import cluster, has_process, kept_programs, kill, placed
-from snake_jax.engines.ray_node import Beat, Begun, Build, Facts, Key, Node, Task
-from snake_jax.engines.ray_values import Exchange, Values
+from snake_jax.engines.ray_node import Beat, Build, Facts, Key, Node, Opened, VisitTask
+from snake_jax.engines.ray_values import Sending, Values
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree
 
@@ -59,7 +59,7 @@ class _Worker:
         self.asked_s = time.monotonic()
         self.number, self.nodes, self.actor = number, nodes, actor
         self.begun: ray.ObjectRef = begun
-        self.about: Begun | None = None
+        self.about: Opened | None = None
         self.held: set[Key] = set()
         self.beat: tuple[ray.ObjectRef, float] | None = None
         self.prepared: ray.ObjectRef | None = None
@@ -73,7 +73,7 @@ class _UnderWay(NamedTuple):
 
     order: Order
     worker: _Worker
-    task: Task
+    task: VisitTask
     references: list[ray.ObjectRef]
 
 
@@ -85,7 +85,7 @@ class RayEngine:
         nodes: int,
         build: Callable[[Sequence[int]], Build],
         scorer: Engine,
-        exchange: Exchange,
+        exchange: Sending,
         choice: Choice,
         stand_in: StandIn,
     ) -> None:
@@ -378,7 +378,7 @@ def _is_there(reference: "ray.ObjectRef") -> bool:
     return bool(ray.wait([reference], timeout=0)[0])
 
 
-def _got(begun: "ray.ObjectRef") -> Begun:
+def _got(begun: "ray.ObjectRef") -> Opened:
     """What an actor says of itself.
 
     Raises:

@@ -80,7 +80,7 @@ def surroundings(**changes: Any) -> Surroundings:
     return Surroundings(os.getcwd(), flags, own, tuple(sys.path), ray_faults.asked())
 
 
-class Task(NamedTuple):
+class VisitTask(NamedTuple):
     """A visit, as a process is asked for it.
 
     Attributes:
@@ -101,7 +101,7 @@ class Task(NamedTuple):
     columns: Columns = WHOLE
 
 
-class Begun(NamedTuple):
+class Opened(NamedTuple):
     """What a process says when its data is open.
 
     Attributes:
@@ -171,12 +171,12 @@ class Node:
         for name, value in about.settings.items():
             jax.config.update(name, value)
 
-    def begin(self, build: Build) -> Begun:
+    def begin(self, build: Build) -> Opened:
         """Opens the data."""
         self._engine = build()
         infos = self._engine.nodes()
         own = {node: infos[node] for node in self._nodes if node < len(infos)}
-        return Begun(os.getpid(), ray.get_runtime_context().get_node_id(), own)
+        return Opened(os.getpid(), ray.get_runtime_context().get_node_id(), own)
 
     def expect(self, rounds: Sequence[Round], params: Params, shared: PyTree) -> None:
         """Compiles ahead: see `Engine`. A visit's deadline begins when its programs are there."""
@@ -195,7 +195,7 @@ class Node:
         for visits in rounds:
             self._engine.expect([visits], params, shared=shared, wait=True)
 
-    def carry_out(self, task: Task) -> tuple[Any, ...]:
+    def carry_out(self, task: VisitTask) -> tuple[Any, ...]:
         """Trains; gives facts, then a value for each of their items."""
         self._doing = task.visit, time.monotonic()
         try:
@@ -203,7 +203,7 @@ class Node:
         finally:
             self._doing = None
 
-    def _carried_out(self, task: Task) -> tuple[Any, ...]:
+    def _carried_out(self, task: VisitTask) -> tuple[Any, ...]:
         assert self._engine is not None
         received = self._fetch(task)
         fault = ray_faults.kind_for(self._fault, task.visit)
@@ -233,7 +233,7 @@ class Node:
         facts = Facts(outcome, tuple(given), self._engine.compilations)
         return (facts, *ray_faults.sent(fault, values))
 
-    def _fetch(self, task: Task) -> int:
+    def _fetch(self, task: VisitTask) -> int:
         """Gets what is lacking and lets go of older versions; returns the bytes of it."""
         lacking = []
         for item, number in task.items.items():
@@ -251,7 +251,7 @@ class Node:
         self._held = {key: self._held[key] for key in still_held(set(self._held), task)}
         return received
 
-    def _holdings(self, task: Task) -> Holdings:
+    def _holdings(self, task: VisitTask) -> Holdings:
         """What the visit reads, by number."""
         kinds: dict[str, dict[Any, Held]] = {"layers": {}, "states": {}, "memory": {}, "shared": {}}
         whole: dict[tuple[Key, ...], PyTree] = {}
@@ -291,7 +291,7 @@ Key = tuple[Item, int]
 """An item and the number of its value."""
 
 
-def still_held(keys: set[Key], task: Task) -> set[Key]:
+def still_held(keys: set[Key], task: VisitTask) -> set[Key]:
     """What is kept of this when a task begins: what it reads, and what its other nodes remember."""
     kept = keys & set(task.items.items())
     for item, number in keys:
@@ -305,7 +305,7 @@ def remembered(keys: set[Key]) -> set[Key]:
     return {key for key in keys if key[0][0] == "memory"}
 
 
-def _keys_of(task: Task, item: Item) -> tuple[tuple[tuple[str, str], int], ...]:
+def _keys_of(task: VisitTask, item: Item) -> tuple[tuple[tuple[str, str], int], ...]:
     """The parts of what an item stands for, with their numbers; none: it is no first part.
 
     Parts of optimizer states that nobody has trained yet are not there.

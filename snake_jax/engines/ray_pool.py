@@ -23,7 +23,7 @@ from snake_jax.engines.contract import Engine, Holdings
 from snake_jax.engines.leases import RESOURCE, Wish
 from snake_jax.engines.ray_engine import RayEngine
 from snake_jax.engines.ray_node import Build
-from snake_jax.engines.ray_values import Exchange
+from snake_jax.engines.ray_values import Sending
 from snake_jax.errors import UserError
 
 _LOOK_S = 0.02  # between two questions for a node that another run has
@@ -45,7 +45,7 @@ class PooledEngine(RayEngine):
         nodes: int,
         build: Callable[[Sequence[int]], Build],
         scorer: Engine,
-        exchange: Exchange,
+        exchange: Sending,
         choice: Choice,
         stand_in: StandIn,
     ) -> None:

@@ -24,7 +24,7 @@ from snake_jax.engines.ray_node import (
     Facts,
     Item,
     Key,
-    Task,
+    VisitTask,
     remembered,
     serialized_bytes,
     still_held,
@@ -36,7 +36,7 @@ from snake_jax.params import PyTree
 from snake_jax.training import quantization
 
 
-class Exchange(NamedTuple):
+class Sending(NamedTuple):
     """What is sent, as the run's flags say.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Whole(NamedTuple):
 class Values:
     """What is held, under numbers, and where it lies."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Sending) -> None:
         """Of nothing."""
         self._exchange = exchange
         self._numbers = itertools.count()
@@ -126,7 +126,7 @@ class Values:
         parts = columns.split(self._exchange.columns, str(name), value)
         return {(kind, part): _Value(next(self._numbers), tree) for part, tree in parts.items()}
 
-    def task(self, order: Order, has: set[Key]) -> tuple[Task, set[Key]]:
+    def task(self, order: Order, has: set[Key]) -> tuple[VisitTask, set[Key]]:
         """What a process is asked, with references to what it lacks; and what it has afterwards.
 
         Args:
@@ -153,7 +153,7 @@ class Values:
                 references[item] = [self._reference(item)]
         made = next(self._numbers)
         cut = self._exchange.columns
-        task = Task(order.visit, order.learning_rate, items, references, made, cut)
+        task = VisitTask(order.visit, order.learning_rate, items, references, made, cut)
 
         # By the rules that the process itself goes by.
         after = still_held(has | set(items.items()), task)
@@ -206,7 +206,7 @@ class Values:
     def outcome(
         self,
         order: Order,
-        task: Task,
+        task: VisitTask,
         facts: Facts,
         values: Sequence[PyTree],
         references: Sequence["ray.ObjectRef"],
@@ -248,7 +248,7 @@ class Values:
             started=_versions(order, task, outcome.started or {}),
         )
 
-    def _noted(self, task: Task, item: Item, found: Mapping[Item, PyTree]) -> PyTree:
+    def _noted(self, task: VisitTask, item: Item, found: Mapping[Item, PyTree]) -> PyTree:
         """A layer, or its optimizer state, as it is after a visit, and that it lies at its node.
 
         Columns of adapters that the node did not train are those that this process holds.
@@ -273,7 +273,7 @@ class Values:
         return False
 
 
-def _versions(order: Order, task: Task, started: Mapping[str, int]) -> dict[str, int]:
+def _versions(order: Order, task: VisitTask, started: Mapping[str, int]) -> dict[str, int]:
     """`{layer: version}` that a visit started from, given the numbers that its node had."""
     found = {}
     for name, version in order.layers.items():

@@ -45,7 +45,7 @@ _SHOWN = 4
 _ROWS = 4096
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor in a file.
 
     Attributes:
@@ -131,12 +131,12 @@ def load_encoder(
 def _params(
     layer_names: Sequence[str],
     wanted: dict[str, TensorPlace],
-    stored: dict[str, Stored],
+    stored: dict[str, StoredTensor],
     dtype: str,
 ) -> Params:
     """The parameters, read from file after file."""
     # File by file, so that each is opened once.
-    by_file: dict[Path, dict[str, Stored]] = {}
+    by_file: dict[Path, dict[str, StoredTensor]] = {}
     for name, tensor in stored.items():
         in_file = by_file.setdefault(tensor.file, {})
         if name in wanted:
@@ -231,15 +231,15 @@ def _canonical(model: LanguageModel) -> Callable[[str], str]:
     return functools.partial(canonical, model.architecture.names.base)
 
 
-def _stored(folder: Path, canonical: Callable[[str], str]) -> dict[str, Stored]:
+def _stored(folder: Path, canonical: Callable[[str], str]) -> dict[str, StoredTensor]:
     """What the folder's files hold, by canonical name; reads no tensor."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for file in _files(folder):
         with _open(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118, it is no dict
                 part = tensors.get_slice(name)
                 shape = tuple(part.get_shape())
-                found[canonical(name)] = Stored(file, name, shape, part.get_dtype())
+                found[canonical(name)] = StoredTensor(file, name, shape, part.get_dtype())
     return {name: tensor for name, tensor in found.items() if not name.endswith(_COMPUTED)}
 
 
@@ -290,7 +290,10 @@ def _none(folder: Path, complaint: str, items: Iterable[str]) -> None:
 
 
 def _check(
-    folder: Path, model: LanguageModel, wanted: dict[str, TensorPlace], stored: dict[str, Stored]
+    folder: Path,
+    model: LanguageModel,
+    wanted: dict[str, TensorPlace],
+    stored: dict[str, StoredTensor],
 ) -> None:
     """Names, shapes and dtypes of the stored tensors against the model's."""
     missing = [name for name in wanted if name not in stored]
@@ -309,7 +312,9 @@ def _check(
         _check_tied(folder, stored[_LM_HEAD], stored[token_table(model)])
 
 
-def _check_tensors(folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, Stored]) -> None:
+def _check_tensors(
+    folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, StoredTensor]
+) -> None:
     """Names, shapes and dtypes of the stored tensors against an encoder's."""
     _none(folder, "lacks tensors", [name for name in wanted if name not in stored])
     unexpected = [tensor.name for name, tensor in stored.items() if name not in wanted]
@@ -317,7 +322,9 @@ def _check_tensors(folder: Path, wanted: dict[str, TensorPlace], stored: dict[st
     _check_fit(folder, wanted, stored)
 
 
-def _check_fit(folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, Stored]) -> None:
+def _check_fit(
+    folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, StoredTensor]
+) -> None:
     """Shapes and dtypes of the stored tensors against those wanted."""
     misshapen = []
     packed = []
@@ -331,7 +338,7 @@ def _check_fit(folder: Path, wanted: dict[str, TensorPlace], stored: dict[str, S
     _none(folder, "has tensors that are no floats", packed)
 
 
-def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
+def _check_tied(folder: Path, head: StoredTensor, table: StoredTensor) -> None:
     """Refuses an output matrix unlike the embedding that it is tied to."""
     alike = head.shape == table.shape
     with _open(head.file) as one, _open(table.file) as other:
@@ -352,7 +359,7 @@ def _check_tied(folder: Path, head: Stored, table: Stored) -> None:
 
 def _read(
     file: Path,
-    in_file: dict[str, Stored],
+    in_file: dict[str, StoredTensor],
     wanted: dict[str, TensorPlace],
     dtype: str,
     params: Params,

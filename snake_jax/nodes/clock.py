@@ -237,7 +237,9 @@ def _spend(fleet: Fleet, trace: Faults, now_s: float, turn: int, work: VisitWork
     return _Spent(active_s, away_s, drops, len(members), max(0.0, idle_s))
 
 
-def _stages(fleet: Fleet, work: VisitWork, compute_s: Mapping[Place, float]) -> overlap.Stages:
+def _stages(
+    fleet: Fleet, work: VisitWork, compute_s: Mapping[Place, float]
+) -> overlap.StageSeconds:
     """A visit whose batches overlap, stage by stage."""
     link_s, latency_s = 0.0, 0.0
     for transfer in work.streamed:
@@ -254,7 +256,9 @@ def _stages(fleet: Fleet, work: VisitWork, compute_s: Mapping[Place, float]) -> 
             before_s += sending.transfer_s(fleet, transfer)
     node_s = sum(seconds for place, seconds in compute_s.items() if place == work.node)
     server_s = compute_s.get(SERVER, 0.0)
-    return overlap.Stages(work.batches, node_s, link_s, latency_s, server_s, before_s, after_s)
+    return overlap.StageSeconds(
+        work.batches, node_s, link_s, latency_s, server_s, before_s, after_s
+    )
 
 
 def _compute_s(fleet: Fleet, trace: Faults, turn: int, place: Place, flops: int) -> float:

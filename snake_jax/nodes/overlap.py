@@ -20,7 +20,7 @@ them in, in h. The visit is over when both are done:
 from typing import NamedTuple
 
 
-class Stages(NamedTuple):
+class StageSeconds(NamedTuple):
     """Seconds of all batches of a visit together, stage by stage, and around them.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stages(NamedTuple):
     after_s: float
 
 
-def seconds(stages: Stages) -> tuple[float, float]:
+def seconds(stages: StageSeconds) -> tuple[float, float]:
     """How long the visit takes, and how long its node is busy in it: what is left it waits."""
     rest = stages.batches - 1
     node_s = stages.node_s / stages.batches

@@ -26,7 +26,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 }
 
 
-class Way(NamedTuple):
+class TrainingWay(NamedTuple):
     """One way to train and store, and the configuration of a run that does so."""
 
     train: str
@@ -44,7 +44,7 @@ class Ask(NamedTuple):
 
     name: str
     model: Model
-    ways: tuple[Way, ...]
+    ways: tuple[TrainingWay, ...]
 
 
 def resolve(
@@ -97,7 +97,7 @@ def resolve(
     if isinstance(model, LanguageModel):
         make = _text_config
         shared |= _text_defaults(model, settings, target)
-    ways: list[Way] = []
+    ways: list[TrainingWay] = []
     for one in trains:
         ways += make(algorithm, one, stored, shared)
     return Ask(name, model, tuple(ways))
@@ -164,7 +164,7 @@ def _text_defaults(
 
 def _text_config(
     algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]
-) -> list[Way]:
+) -> list[TrainingWay]:
     """The ways to store of one way to train a language model.
 
     Raises:
@@ -188,7 +188,7 @@ def _text_config(
     # Where everything trains there is one way to store it.
     if train == "full":
         config = TextConfig(algorithm=_of_full(algorithm), **values)
-        return [Way(train, config)]
+        return [TrainingWay(train, config)]
     if not adapted and not ALGORITHMS[algorithm].trains_parts:
         raise UserError(
             f"--train={train}: {algorithm} trains the whole model or all adapters; say full or "
@@ -199,13 +199,13 @@ def _text_config(
     ways = []
     for dtype in stored:
         config = TextConfig(algorithm=algorithm, frozen_dtype=dtype, **values)
-        ways.append(Way(train, config))
+        ways.append(TrainingWay(train, config))
     return ways
 
 
 def _image_config(
     algorithm: str, train: str, stored: Sequence[str], shared: Mapping[str, Any]
-) -> list[Way]:
+) -> list[TrainingWay]:
     """The ways to store of one way to train a network for images.
 
     Raises:
@@ -215,14 +215,14 @@ def _image_config(
         raise UserError(f"--train={train}: networks for images train block, block+ends or full")
     if train == "full":
         config = ImageConfig(algorithm=_of_full(algorithm), **shared)
-        return [Way(train, config)]
+        return [TrainingWay(train, config)]
     if not ALGORITHMS[algorithm].trains_parts:
         raise UserError(f"--train={train}: {algorithm} trains all layers; leave it out")
     values = {**shared, "always_train": "first,last" if train == "block+ends" else "none"}
     ways = []
     for dtype in stored:
         config = ImageConfig(algorithm=algorithm, frozen_dtype=dtype, **values)
-        ways.append(Way(train, config))
+        ways.append(TrainingWay(train, config))
     return ways
 
 

@@ -53,7 +53,7 @@ class Tried(NamedTuple):
     wall_s: float
 
 
-class Search(NamedTuple):
+class FitSearch(NamedTuple):
     """What to search in.
 
     Attributes:
@@ -76,7 +76,7 @@ class Search(NamedTuple):
     note: Callable[[Tried], None]
 
 
-def largest(search: Search) -> Tried | None:
+def largest(search: FitSearch) -> Tried | None:
     """The largest candidate that fits; None where none does."""
     start = _single(search)
     return None if start is None else _most_rows(search, start)
@@ -120,7 +120,7 @@ def capacity(device: Any) -> int:
     return 2 * high  # the array and its copy
 
 
-def _single(search: Search) -> Tried | None:
+def _single(search: FitSearch) -> Tried | None:
     """The first, in order of preference, of which one row fits."""
 
     attempt = functools.partial(_try, search)
@@ -162,7 +162,7 @@ def _first(candidates: Sequence[Candidate], attempt: Callable[[Candidate], Tried
     return found
 
 
-def _most_rows(search: Search, start: Tried) -> Tried:
+def _most_rows(search: FitSearch, start: Tried) -> Tried:
     """As many rows as fit, to one part in `_RESOLUTION`; memory grows about evenly with them."""
     fitting = [start]
     refused: int | None = None
@@ -208,7 +208,7 @@ def _next_batch(fitting: Sequence[Tried], refused: int | None, capacity_bytes: i
     return (low + refused) // 2
 
 
-def _try(search: Search, candidate: Candidate) -> Tried:
+def _try(search: FitSearch, candidate: Candidate) -> Tried:
     """Tries a candidate, and tells of it."""
     start_s = time.perf_counter()
     peak_bytes = _peak_bytes(search, candidate)
@@ -218,7 +218,7 @@ def _try(search: Search, candidate: Candidate) -> Tried:
     return tried
 
 
-def _peak_bytes(search: Search, candidate: Candidate) -> int | None:
+def _peak_bytes(search: FitSearch, candidate: Candidate) -> int | None:
     """The compiler's, where the candidate fits."""
     # The formula takes no time, so what it knows not to fit is not compiled.
     if search.least_bytes(candidate) > search.capacity_bytes:

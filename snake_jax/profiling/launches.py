@@ -13,10 +13,10 @@ from snake_jax.costs.shapes import Model
 from snake_jax.errors import UserError
 from snake_jax.params import LayerNames
 from snake_jax.profiling import build, cases, fits, measure, subjects
-from snake_jax.profiling.ask import Ask, Way
+from snake_jax.profiling.ask import Ask, TrainingWay
 from snake_jax.profiling.build import Note
 from snake_jax.profiling.cases import Work
-from snake_jax.profiling.fits import Candidate, Search, Tried
+from snake_jax.profiling.fits import Candidate, FitSearch, Tried
 from snake_jax.profiling.subjects import Subject
 
 LEAST_LENGTH = 128
@@ -64,7 +64,7 @@ def largest_launch(ask: Ask, target: str, spare: float, note: Note) -> str | Non
     return None if found is None else _told(way, model, found, capacity_bytes)
 
 
-def _search(ask: Ask, target: str, capacity_bytes: int, note: Note) -> Search:
+def _search(ask: Ask, target: str, capacity_bytes: int, note: Note) -> FitSearch:
     """What to search in, from what was asked for and what there is."""
     way = ask.ways[0]
 
@@ -99,7 +99,7 @@ def _search(ask: Ask, target: str, capacity_bytes: int, note: Note) -> Search:
             )
         if way.config.lora_rank:
             ranks = fits.halvings(way.config.lora_rank, LEAST_RANK)
-    return Search(
+    return FitSearch(
         lengths=lengths,
         dtypes=_dtypes(ask.ways),
         ranks=ranks,
@@ -119,7 +119,7 @@ def _largest_visit(work: Work) -> LayerNames:
     return max(cases.assignments(work).values(), key=held_bytes)
 
 
-def _dtypes(ways: Sequence[Way]) -> list[str]:
+def _dtypes(ways: Sequence[TrainingWay]) -> list[str]:
     """The ways to store that were named, the most precise first."""
     named = {way.config.frozen_dtype for way in ways}
     return [dtype for dtype in fits.PRECISION if dtype in named]
@@ -153,7 +153,7 @@ def _words(candidate: Candidate) -> str:
     return f"{size}, frozen as {candidate.frozen_dtype}{rank}"
 
 
-def _told(way: Way, model: Model, found: Tried, capacity_bytes: int) -> str:
+def _told(way: TrainingWay, model: Model, found: Tried, capacity_bytes: int) -> str:
     """The candidate that was found, and the launch of a run with it."""
     config = configured(way.config, found.candidate)
     peak_bytes = found.peak_bytes or 0
@@ -165,7 +165,9 @@ def _told(way: Way, model: Model, found: Tried, capacity_bytes: int) -> str:
     return "\n".join([*lines, command(config)])
 
 
-def _evaluated(config: TextConfig, way: Way, model: Model, capacity_bytes: int) -> list[str]:
+def _evaluated(
+    config: TextConfig, way: TrainingWay, model: Model, capacity_bytes: int
+) -> list[str]:
     """What to know of a run's evaluation, where it takes more than there is.
 
     It lays all that may train, in the arithmetic's dtype, beside the frozen blocks.

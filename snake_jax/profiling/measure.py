@@ -12,7 +12,7 @@ from snake_jax.costs import roofline
 from snake_jax.costs.compiled import Compiled
 from snake_jax.costs.roofline import Peaks
 from snake_jax.costs.timing import Sample, interleaved, paired_ratio
-from snake_jax.profiling.rows import Built, Measured, ProfileRow
+from snake_jax.profiling.rows import Built, MeasuredStep, ProfileRow
 
 FULL = "full"
 REPEATS = 9  # rounds
@@ -52,7 +52,7 @@ def timed_steps(
     runners: Mapping[str, Callable[[], Any]],
     at_best: Peaks,
     device: Any,
-) -> dict[str, Measured]:
+) -> dict[str, MeasuredStep]:
     """Times each row's step, and the full one, in turns.
 
     Load that comes and goes falls on all alike.
@@ -91,11 +91,11 @@ def _measured(
     full: Sequence[Sample] | None,
     peak_bytes: int | None,
     at_best: Peaks,
-) -> Measured:
+) -> MeasuredStep:
     """Medians of a step's samples; shares of the full step and of the roofline."""
     step_s = median(sample.wall_s for sample in samples)
     ratio = None if full is None else paired_ratio(samples, full)
-    return Measured(step_s, ratio, peak_bytes, least_s(row, at_best) / step_s)
+    return MeasuredStep(step_s, ratio, peak_bytes, least_s(row, at_best) / step_s)
 
 
 def least_s(row: ProfileRow, at_best: Peaks) -> float:

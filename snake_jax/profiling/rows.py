@@ -60,7 +60,7 @@ class Built(NamedTuple):
         return self.result.memory if isinstance(self.result, Compiled) else None
 
 
-class Measured(NamedTuple):
+class MeasuredStep(NamedTuple):
     """A step on the device.
 
     Attributes:
@@ -103,7 +103,7 @@ class ProfileRow(NamedTuple):
     sent: Sent | None = None
     counted: Counted | None = None
     built: Built | None = None
-    measured: Measured | None = None
+    measured: MeasuredStep | None = None
 
 
 class Case(NamedTuple):

@@ -113,7 +113,7 @@ def visitors(job: Job, steps: Sequence[int], cost: Cost) -> Visitors:
     return dict(zip(groups, nodes, strict=True)), able
 
 
-def _able(problem: assignment.Problem, group: int) -> dict[int, float]:
+def _able(problem: assignment.AssignmentProblem, group: int) -> dict[int, float]:
     """`{node: seconds of the group's visit}` of the nodes that can hold it."""
     found = {}
     holds = problem.bytes[group] <= problem.memory_bytes
@@ -157,7 +157,9 @@ def _together(job: Job, units: Sequence[LayerNames]) -> LayerNames:
     return tuple(name for name in job.plan.layer_names if name in trained)
 
 
-def _with_windows(problem: assignment.Problem, fleet: Fleet) -> assignment.Problem:
+def _with_windows(
+    problem: assignment.AssignmentProblem, fleet: Fleet
+) -> assignment.AssignmentProblem:
     """The problem with the seconds that visits stand still while windows are closed."""
     groups, nodes = problem.seconds.shape
     away_s = np.zeros((groups, nodes))
@@ -185,7 +187,7 @@ def _problem(
     groups: Sequence[LayerNames],
     steps: Sequence[int],
     cost: Cost,
-) -> tuple[assignment.Problem, int]:
+) -> tuple[assignment.AssignmentProblem, int]:
     """The costs of a cycle's visits at every node, and the bytes of a whole model.
 
     Transfers are those of nodes without any copy.

@@ -11,7 +11,7 @@ from snake_jax.nodes import clock
 from snake_jax.nodes.presence import Moment
 from snake_jax.runs import rates
 from snake_jax.runs.carry import Carried
-from snake_jax.runs.rates import Measured, Plans
+from snake_jax.runs.rates import MeasuredRate, Plans
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import State
 
@@ -74,7 +74,7 @@ def following(
     endings: tuple[Ending, ...],
     state: State,
     rounds: int,
-    measured: Mapping[int, Measured],
+    measured: Mapping[int, MeasuredRate],
     now_s: float,
 ) -> Coming:
     """The round after one that went so; none after the last, and where all nodes have left.

@@ -12,7 +12,7 @@ from snake_jax.errors import UserError
 from snake_jax.runs import events
 from snake_jax.runs.carry import Carried
 from snake_jax.runs.events import Event
-from snake_jax.runs.rates import Measured
+from snake_jax.runs.rates import MeasuredRate
 from snake_jax.runs.setup import Setup
 from snake_jax.runs.state import State
 
@@ -153,7 +153,7 @@ def restored(state: State, kept: Mapping[str, Any]) -> State:
     """The state with what `to_json` gave."""
     moves = tuple(Move(*move) for move in kept["moves"])
     served = {int(node): Served(*one) for node, one in kept["served"].items()}
-    measured = {int(node): Measured(*one) for node, one in kept["measured"].items()}
+    measured = {int(node): MeasuredRate(*one) for node, one in kept["measured"].items()}
     plans = {int(cycle): tuple(nodes) for cycle, nodes in kept["plans"].items()}
     heard = kept["requests"]
     state = state._replace(ended=kept.get("ended", ""))

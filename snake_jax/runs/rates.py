@@ -19,7 +19,7 @@ Plans = Mapping[int, tuple[int, ...]]
 """`{cycle: the node of each of its groups of layers, in the order of the first cycle}`."""
 
 
-class Measured(NamedTuple):
+class MeasuredRate(NamedTuple):
     """What a node was seen to compute: FLOPs as the formula counts them, and the seconds."""
 
     flops: float = 0.0
@@ -27,10 +27,10 @@ class Measured(NamedTuple):
 
 
 def measured_after(
-    measured: Mapping[int, Measured],
+    measured: Mapping[int, MeasuredRate],
     outcomes: Sequence[Outcome],
     flops: Sequence[Mapping[Role, int]],
-) -> dict[int, Measured]:
+) -> dict[int, MeasuredRate]:
     """What nodes were seen to compute, a round of these outcomes included.
 
     Args:
@@ -41,15 +41,15 @@ def measured_after(
     found = dict(measured)
     for outcome, by_role in zip(outcomes, flops, strict=True):
         if outcome.train_s > 0:
-            before = found.get(outcome.visit.node, Measured())
+            before = found.get(outcome.visit.node, MeasuredRate())
             elsewhere = by_role.get(ON_SERVER, 0) + by_role.get(ON_CLOUD, 0)
             own = sum(by_role.values()) - elsewhere
-            after = Measured(before.flops + own, before.seconds + outcome.train_s)
+            after = MeasuredRate(before.flops + own, before.seconds + outcome.train_s)
             found[outcome.visit.node] = after
     return found
 
 
-def fleet_as_measured(fleet: Fleet, measured: Mapping[int, Measured]) -> Fleet:
+def fleet_as_measured(fleet: Fleet, measured: Mapping[int, MeasuredRate]) -> Fleet:
     """The fleet with the rates that were measured.
 
     A node that was not seen to work has its stated rate times what the others' measured rates are
@@ -71,7 +71,7 @@ def fleet_as_measured(fleet: Fleet, measured: Mapping[int, Measured]) -> Fleet:
 
 
 def plans_after(
-    setup: Setup, plans: Plans, measured: Mapping[int, Measured], cycle: int, following: int
+    setup: Setup, plans: Plans, measured: Mapping[int, MeasuredRate], cycle: int, following: int
 ) -> Plans:
     """The plans, with one for the next cycle where it begins and rates are to be measured.
 

@@ -8,7 +8,7 @@ from snake_jax.algorithms.visits import Lost
 from snake_jax.nodes.ledger import Network, Transfer
 from snake_jax.params import Params, PyTree
 from snake_jax.runs.events import Event
-from snake_jax.runs.rates import Measured
+from snake_jax.runs.rates import MeasuredRate
 from snake_jax.training.optimizers import OptimizerStates
 
 
@@ -47,7 +47,7 @@ class State(NamedTuple):
     moves: tuple[Move, ...] = ()
     served: Mapping[int, Served] = {}
     requests: int = 0
-    measured: Mapping[int, Measured] = {}
+    measured: Mapping[int, MeasuredRate] = {}
     plans: Mapping[int, tuple[int, ...]] = {}
     begun_s: tuple[float, ...] = ()
     ended: str = ""

@@ -34,7 +34,7 @@ TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "tok*.bin", "vocab.json
 _BUCKETS = 4
 
 
-class Texts(NamedTuple):
+class RunText(NamedTuple):
     """The text of a run, and what its weights come from.
 
     Attributes:
@@ -124,7 +124,7 @@ def prepare_data(
     algorithm: Algorithm,
     tokenizer: tokenizers.Tokenizer,
     weights: Callable[[], Params],
-) -> Texts:
+) -> RunText:
     """The text of the flags, in rows of tokens, laid out over the nodes.
 
     Args:
@@ -168,7 +168,7 @@ def prepare_data(
         held, rest = _parted(config, node, shard)
         own.append(held)
         train.append(rest)
-    return Texts(
+    return RunText(
         rows,
         tokenizer,
         weights,
@@ -209,7 +209,7 @@ def _parted(config: TextConfig, node: int, shard: Shard) -> tuple[Shard, Shard]:
     return held, rest
 
 
-def part_of(data: Texts, nodes: Sequence[int], held_out: bool) -> Texts:
+def part_of(data: RunText, nodes: Sequence[int], held_out: bool) -> RunText:
     """What these nodes hold of the text, and of all others what shapes everybody's programs.
 
     Args:

@@ -51,7 +51,7 @@ from snake_jax.runs.privacy import privacy_of
 from snake_jax.runs.setup import Setup, assembled
 from snake_jax.runs.text_checks import check_cut, check_model, with_rank
 from snake_jax.runs.text_inputs import (
-    Texts,
+    RunText,
     load_model,
     part_of,
     prepare_data,
@@ -71,8 +71,8 @@ from snake_jax.training.text_step import (
 )
 from snake_jax.training.update import Gradients
 
-TextJob = Job[TextConfig, Texts, LanguageModel]
-TextSetup = Setup[TextConfig, Texts, LanguageModel]
+TextJob = Job[TextConfig, RunText, LanguageModel]
+TextSetup = Setup[TextConfig, RunText, LanguageModel]
 
 
 def prepare(config: TextConfig) -> TextSetup:
@@ -101,7 +101,7 @@ def prepare(config: TextConfig) -> TextSetup:
     return make_setup(job, data)
 
 
-def make_setup(job: TextJob, data: Texts) -> TextSetup:
+def make_setup(job: TextJob, data: RunText) -> TextSetup:
     """The job on this text.
 
     Raises:
@@ -384,7 +384,7 @@ def _reads(job: TextJob) -> Reads:
     return {"head": {"embed": num_bytes(table)}}
 
 
-TASK: Task[TextConfig, Texts, LanguageModel] = Task(
+TASK: Task[TextConfig, RunText, LanguageModel] = Task(
     like=_like,
     sizes=_sizes,
     work=_work,

@@ -17,11 +17,11 @@ from alns.select import RouletteWheel
 from snake_jax import streams
 from snake_jax.scct import operators
 from snake_jax.scct.descent import descend
-from snake_jax.scct.operators import State
-from snake_jax.scct.valued import BETTER, Progress, Valued
+from snake_jax.scct.operators import SplitState
+from snake_jax.scct.valued import BETTER, SearchStep, Valued
 
 
-class Settings(NamedTuple):
+class AdaptiveSettings(NamedTuple):
     """What Algorithm 2 leaves open.
 
     Attributes:
@@ -52,14 +52,14 @@ class WheelByUses(RouletteWheel):
     would be drawn more often for that alone.
     """
 
-    def __init__(self, settings: Settings, destroyers: int, repairers: int) -> None:
+    def __init__(self, settings: AdaptiveSettings, destroyers: int, repairers: int) -> None:
         super().__init__(list(settings.scores), 1 - settings.reaction, destroyers, repairers)
         self._segment = settings.segment
         self._updates = 0
         self._earned = [np.zeros(destroyers), np.zeros(repairers)]
         self._uses = [np.zeros(destroyers), np.zeros(repairers)]
 
-    def update(self, cand: State, d_idx: int, r_idx: int, outcome: Outcome) -> None:
+    def update(self, cand: SplitState, d_idx: int, r_idx: int, outcome: Outcome) -> None:
         """Count a use of a destroyer and a repairer; at a segment's end change the weights."""
         for side, index in enumerate((d_idx, r_idx)):
             self._earned[side][index] += self.scores[outcome]
@@ -81,8 +81,8 @@ def search(
     own: np.ndarray,
     bound_s: float,
     seed: int,
-    settings: Settings,
-) -> tuple[np.ndarray, list[Progress]]:
+    settings: AdaptiveSettings,
+) -> tuple[np.ndarray, list[SearchStep]]:
     """The best split points found, and the way there.
 
     By default it begins where descent from `start` ends, so it never ends above that.
@@ -97,7 +97,7 @@ def search(
     """
     if not settings.descends:
         start_s = valued.of_one(start)
-        history = [Progress(valued.evaluations, start_s, start_s)]
+        history = [SearchStep(valued.evaluations, start_s, start_s)]
         best, adapted = _adapted(valued, start, own, bound_s, seed, settings)
         return best, history + adapted
     first, history = descend(valued, start)
@@ -113,10 +113,10 @@ def _adapted(
     own: np.ndarray,
     bound_s: float,
     seed: int,
-    settings: Settings,
-) -> tuple[np.ndarray, list[Progress]]:
+    settings: AdaptiveSettings,
+) -> tuple[np.ndarray, list[SearchStep]]:
     """Algorithm 2 itself, of `search`'s arguments: the best split points, a step an iteration."""
-    history: list[Progress] = []
+    history: list[SearchStep] = []
     if not settings.iterations:
         return start, history
     destroyers = operators.destroyers(valued, own)
@@ -133,16 +133,16 @@ def _adapted(
     rate = settings.cooling ** (1 / settings.iterations)
     asked = 0
 
-    def over(rng: np.random.Generator, best: State, current: State) -> bool:
+    def over(rng: np.random.Generator, best: SplitState, current: SplitState) -> bool:
         """Whether to end, asked before every iteration; what the last one came to is noted."""
         nonlocal asked
         if asked:
-            history.append(Progress(valued.evaluations, current.objective_s, best.objective_s))
+            history.append(SearchStep(valued.evaluations, current.objective_s, best.objective_s))
         asked += 1
         return asked > settings.iterations or best.objective_s <= bound_s * (1 + BETTER)
 
     found = package.iterate(
-        State(start, start_s),
+        SplitState(start, start_s),
         WheelByUses(settings, len(destroyers), len(repairers)),
         SimulatedAnnealing(hot, hot * settings.cooling, rate),
         over,

@@ -33,7 +33,7 @@ MARGIN = 1e-12
 """A target is refuted this much below what is reached; float64 resolves a thousandth of it."""
 
 
-class Rows(NamedTuple):
+class SampleRows(NamedTuple):
     """Samples to be solved, each by itself; N devices, M = K - N + 1 subcarriers at most for one.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
     edge_layer_s: float
     layers: int
 
-    def at(self, rows: np.ndarray) -> "Rows":
+    def at(self, rows: np.ndarray) -> "SampleRows":
         """These rows of them, in this order."""
         return self._replace(device_layer_s=self.device_layer_s[rows], link_s=self.link_s[rows])
 
@@ -67,7 +67,7 @@ class Least(NamedTuple):
     splits: np.ndarray
 
 
-class Bound(NamedTuple):
+class LowerBound(NamedTuple):
     """What no split points beat.
 
     Attributes:
@@ -79,7 +79,7 @@ class Bound(NamedTuple):
     splits: np.ndarray
 
 
-def wait_and_see(scenario: Scenario, ranges: np.ndarray | None = None) -> Bound:
+def wait_and_see(scenario: Scenario, ranges: np.ndarray | None = None) -> LowerBound:
     """The bound of a scenario.
 
     Args:
@@ -92,7 +92,7 @@ def wait_and_see(scenario: Scenario, ranges: np.ndarray | None = None) -> Bound:
     rows = rows_of(scenario)
     every = np.broadcast_to(ranges, (len(rows.link_s), *ranges.shape))
     least = least_latency(rows, every)
-    return Bound(bounded_s(scenario, ranges, least.refuted_s), least.splits)
+    return LowerBound(bounded_s(scenario, ranges, least.refuted_s), least.splits)
 
 
 def ranges_that_fit(scenario: Scenario) -> np.ndarray:
@@ -101,12 +101,12 @@ def ranges_that_fit(scenario: Scenario) -> np.ndarray:
     return np.stack([np.ones_like(largest), largest], axis=1)
 
 
-def rows_of(scenario: Scenario) -> Rows:
+def rows_of(scenario: Scenario) -> SampleRows:
     """A row for each sample of a scenario."""
     model, server = scenario.model, scenario.server
     # Each device has one subcarrier at least, which limits what one can have.
     most = server.subcarriers - len(scenario.devices) + 1
-    return Rows(
+    return SampleRows(
         latency.device_s(model, 1, scenario.samples.flops_per_s),
         latency.link_table_s(scenario)[..., :most],
         latency.layers_flops(model, 1) / server.flops_per_s,
@@ -126,7 +126,7 @@ def bounded_s(scenario: Scenario, ranges: np.ndarray, refuted_s: np.ndarray) -> 
     return float(latency.objective_s(scenario, nearest, refuted_s))
 
 
-def least_latency(rows: Rows, ranges: np.ndarray, above_s: np.ndarray | None = None) -> Least:
+def least_latency(rows: SampleRows, ranges: np.ndarray, above_s: np.ndarray | None = None) -> Least:
     """The least latency of each row where every row chooses its own split points.
 
     Args:
@@ -167,7 +167,7 @@ def least_latency(rows: Rows, ranges: np.ndarray, above_s: np.ndarray | None = N
 
 
 def _plan(
-    rows: Rows, ranges: np.ndarray, target_s: np.ndarray
+    rows: SampleRows, ranges: np.ndarray, target_s: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The least sum of shares that reaches a target [B], and how.
 
@@ -184,7 +184,7 @@ def _plan(
     return sums[-1, :, -1], extras, _picked(ranges, chosen)
 
 
-def _shares(rows: Rows, ranges: np.ndarray, target_s: np.ndarray) -> np.ndarray:
+def _shares(rows: SampleRows, ranges: np.ndarray, target_s: np.ndarray) -> np.ndarray:
     """g [B, N, 2, M] at both ends of the ranges; inf where no time is left for the edge."""
     device_s = _device_s(rows, ranges)[..., None]
     edge_s = _edge_s(rows, ranges)[..., None]
@@ -227,19 +227,19 @@ def _dealt(least: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return dealt
 
 
-def _reached(rows: Rows, splits: np.ndarray, extra: np.ndarray) -> np.ndarray:
+def _reached(rows: SampleRows, splits: np.ndarray, extra: np.ndarray) -> np.ndarray:
     """[B] the least latency of fixed split points and subcarriers [B, N]; shares are optimal."""
     link_s = np.take_along_axis(rows.link_s, extra[..., None], axis=2)[..., 0]
     whole_edge_s = rows.edge_layer_s * (rows.layers - splits)
     return edge.level_s(whole_edge_s, rows.device_layer_s * splits + link_s)
 
 
-def _device_s(rows: Rows, ranges: np.ndarray) -> np.ndarray:
+def _device_s(rows: SampleRows, ranges: np.ndarray) -> np.ndarray:
     """[B, N, 2] seconds on the device at both ends of the ranges."""
     return rows.device_layer_s[..., None] * ranges
 
 
-def _edge_s(rows: Rows, ranges: np.ndarray) -> np.ndarray:
+def _edge_s(rows: SampleRows, ranges: np.ndarray) -> np.ndarray:
     """[B, N, 2] seconds with all of the edge at both ends of the ranges."""
     return rows.edge_layer_s * (rows.layers - ranges)
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax.scct import bound, latency
-from snake_jax.scct.bound import Rows
+from snake_jax.scct.bound import SampleRows
 from snake_jax.scct.scenario import Scenario, edge_bytes, fits
-from snake_jax.scct.valued import Progress, Valued
+from snake_jax.scct.valued import SearchStep, Valued
 
 PROVEN = 1e-9
 """Relative: nothing is better by so much than what branch and bound ends with."""
@@ -55,7 +55,7 @@ class Branched(NamedTuple):
     splits: np.ndarray
     bound_s: float
     nodes: int
-    history: list[Progress]
+    history: list[SearchStep]
 
 
 def branch(valued: Valued, start: np.ndarray, most_nodes: int) -> Branched:
@@ -69,7 +69,7 @@ def branch(valued: Valued, start: np.ndarray, most_nodes: int) -> Branched:
     scenario = valued.scenario
     rows = bound.rows_of(scenario)
     best, best_s = start, valued.of_one(start)
-    history = [Progress(valued.evaluations, best_s, best_s)]
+    history = [SearchStep(valued.evaluations, best_s, best_s)]
     nodes = 1
     waiting = [_root(scenario, rows)]
     while waiting and nodes < most_nodes:
@@ -84,7 +84,7 @@ def branch(valued: Valued, start: np.ndarray, most_nodes: int) -> Branched:
             agreed_s = valued.of_one(agreed)
             if agreed_s < best_s:
                 best, best_s = agreed, agreed_s
-            history.append(Progress(valued.evaluations, agreed_s, best_s))
+            history.append(SearchStep(valued.evaluations, agreed_s, best_s))
         for ranges in _halves(scenario, node):
             child = _child(scenario, rows, node, ranges, nodes)
             nodes += 1
@@ -96,7 +96,7 @@ def branch(valued: Valued, start: np.ndarray, most_nodes: int) -> Branched:
     return Branched(best, least_s, nodes, history)
 
 
-def _root(scenario: Scenario, rows: Rows) -> _Node:
+def _root(scenario: Scenario, rows: SampleRows) -> _Node:
     """All split points that fit the devices."""
     ranges = bound.ranges_that_fit(scenario)
     every = np.broadcast_to(ranges, (len(rows.link_s), *ranges.shape))
@@ -131,7 +131,9 @@ def _halves(scenario: Scenario, node: _Node) -> list[np.ndarray]:
     return [half for half in (lower, upper) if edge_bytes(scenario, half[:, 1]) <= memory]
 
 
-def _child(scenario: Scenario, rows: Rows, node: _Node, ranges: np.ndarray, number: int) -> _Node:
+def _child(
+    scenario: Scenario, rows: SampleRows, node: _Node, ranges: np.ndarray, number: int
+) -> _Node:
     """The node with narrower ranges."""
     inside = (node.splits >= ranges[:, 0]) & (node.splits <= ranges[:, 1])
     anew = np.flatnonzero(~inside.all(axis=1))

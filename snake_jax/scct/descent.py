@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from snake_jax.scct.valued import BETTER, Progress, Valued
+from snake_jax.scct.valued import BETTER, SearchStep, Valued
 
 
-def descend(valued: Valued, start: np.ndarray) -> tuple[np.ndarray, list[Progress]]:
+def descend(valued: Valued, start: np.ndarray) -> tuple[np.ndarray, list[SearchStep]]:
     """Split points [N] that no change of one device makes better, and the way from `start` there.
 
     Args:
@@ -13,7 +13,7 @@ def descend(valued: Valued, start: np.ndarray) -> tuple[np.ndarray, list[Progres
       start: [N] split points that fit.
     """
     splits, least_s = start, valued.of_one(start)
-    history = [Progress(valued.evaluations, least_s, least_s)]
+    history = [SearchStep(valued.evaluations, least_s, least_s)]
     devices = len(start)
     device, unmoved = 0, 0
     while unmoved < devices:
@@ -23,6 +23,6 @@ def descend(valued: Valued, start: np.ndarray) -> tuple[np.ndarray, list[Progres
         if objectives_s.min() < least_s * (1 - BETTER):
             splits, least_s = candidates[objectives_s.argmin()], float(objectives_s.min())
             unmoved = 1
-            history.append(Progress(valued.evaluations, least_s, least_s))
+            history.append(SearchStep(valued.evaluations, least_s, least_s))
         device = (device + 1) % devices
     return splits, history

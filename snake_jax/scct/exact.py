@@ -11,7 +11,7 @@ import numpy as np
 
 from snake_jax.errors import UserError
 from snake_jax.scct.relaxed import relaxed
-from snake_jax.scct.search import FIRST, JUST_BELOW, Given, Search, run
+from snake_jax.scct.search import FIRST, JUST_BELOW, LoopState, RowInputs, run
 
 
 class Exact(NamedTuple):
@@ -143,7 +143,7 @@ def _search(
     alone_s = device_s + least_s[sample].T + whole_edge_s
     none_s = jnp.full(rows, jnp.inf)
     no = jnp.zeros(rows, bool)
-    first = Search(
+    first = LoopState(
         steps=jnp.zeros((), int),
         spare=start.sum() - begun.subcarriers.sum(axis=0),
         subcarriers=begun.subcarriers,
@@ -160,5 +160,5 @@ def _search(
         near=no,
         done=no,
     )
-    last = run(first, link_s, Given(sample, device_s, whole_edge_s))
+    last = run(first, link_s, RowInputs(sample, device_s, whole_edge_s))
     return last.level_s, last.best, last.steps, last.done

@@ -7,12 +7,12 @@ import numpy as np
 
 from snake_jax.errors import UserError
 from snake_jax.scct import adaptive, bound
-from snake_jax.scct.adaptive import Settings
+from snake_jax.scct.adaptive import AdaptiveSettings
 from snake_jax.scct.branch import branch
 from snake_jax.scct.descent import descend
 from snake_jax.scct.scenario import Scenario, edge_bytes, fits, splits_that_fit
 from snake_jax.scct.small import Solver
-from snake_jax.scct.valued import MANY, Progress, Valued, Watch, first_splits
+from snake_jax.scct.valued import MANY, SearchStep, Valued, Watch, first_splits
 
 Method = Literal["alns", "enumerate", "branch", "descent"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -26,7 +26,7 @@ hundreds.
 _FIXED = "fixed:"
 
 
-class Search(NamedTuple):
+class SplitSearch(NamedTuple):
     """Split points of a round, and what is known of them.
 
     Attributes:
@@ -41,7 +41,7 @@ class Search(NamedTuple):
     objective_s: float
     bound_s: float
     evaluations: int
-    history: tuple[Progress, ...]
+    history: tuple[SearchStep, ...]
 
 
 def solve(
@@ -49,10 +49,10 @@ def solve(
     method: str,
     seed: int = 0,
     solver: Solver = "exact",
-    settings: Settings | None = None,
+    settings: AdaptiveSettings | None = None,
     start: np.ndarray | None = None,
     watch: Watch | None = None,
-) -> Search:
+) -> SplitSearch:
     """Split points by a method.
 
     Args:
@@ -92,20 +92,22 @@ def solve(
     if method == "descent":
         splits, history = descend(valued, start)
     else:
-        settings = Settings() if settings is None else settings
+        settings = AdaptiveSettings() if settings is None else settings
         splits, history = adaptive.search(
             valued, start, known.splits, known.objective_s, seed, settings
         )
     return _search(valued, splits, known.objective_s, history)
 
 
-def _search(valued: Valued, splits: np.ndarray, bound_s: float, history: list[Progress]) -> Search:
+def _search(
+    valued: Valued, splits: np.ndarray, bound_s: float, history: list[SearchStep]
+) -> SplitSearch:
     """What a search found."""
     objective_s = valued.of_one(splits)
-    return Search(splits, objective_s, bound_s, valued.evaluations, tuple(history))
+    return SplitSearch(splits, objective_s, bound_s, valued.evaluations, tuple(history))
 
 
-def _fixed(scenario: Scenario, method: str, solver: Solver) -> Search:
+def _fixed(scenario: Scenario, method: str, solver: Solver) -> SplitSearch:
     """The same split point at every device, or the largest that fits."""
     said = method.removeprefix(_FIXED)
     layers = scenario.model.layers
@@ -120,10 +122,10 @@ def _fixed(scenario: Scenario, method: str, solver: Solver) -> Search:
     known = bound.wait_and_see(scenario)
     valued = Valued(scenario, solver)
     objective_s = valued.of_one(splits)
-    return _search(valued, splits, known.objective_s, [Progress(1, objective_s, objective_s)])
+    return _search(valued, splits, known.objective_s, [SearchStep(1, objective_s, objective_s)])
 
 
-def _enumerated(scenario: Scenario, solver: Solver, watch: Watch | None) -> Search:
+def _enumerated(scenario: Scenario, solver: Solver, watch: Watch | None) -> SplitSearch:
     """The best of all split points that fit."""
     largest = splits_that_fit(scenario)
     count = math.prod(largest.tolist())
@@ -139,5 +141,5 @@ def _enumerated(scenario: Scenario, solver: Solver, watch: Watch | None) -> Sear
     least_s = float(objectives_s[best])
     # The optimum is its own bound, where allocations are optimal too.
     bound_s = least_s if solver == "exact" else bound.wait_and_see(scenario).objective_s
-    progress = Progress(len(every), least_s, least_s)
-    return Search(every[best], least_s, bound_s, len(every), (progress,))
+    progress = SearchStep(len(every), least_s, least_s)
+    return SplitSearch(every[best], least_s, bound_s, len(every), (progress,))

@@ -30,7 +30,7 @@ class Terms(NamedTuple):
     whole_edge_s: np.ndarray
 
 
-class Problem(NamedTuple):
+class LatencyProblem(NamedTuple):
     """The small timescale's problem: shares and subcarriers that make the slowest device fastest.
 
     Leading axes are samples, or candidates and samples; they broadcast against each other.
@@ -177,20 +177,20 @@ def link_table_s(scenario: Scenario) -> np.ndarray:
     )
 
 
-def problem(scenario: Scenario, splits: np.ndarray) -> Problem:
+def problem(scenario: Scenario, splits: np.ndarray) -> LatencyProblem:
     """The small timescale's problem of every sample, for splits [..., N]."""
     found = terms(scenario, splits)
     whole_edge_s = np.broadcast_to(found.whole_edge_s[..., None, :], found.device_s.shape)
-    return Problem(found.device_s, whole_edge_s, link_table_s(scenario))
+    return LatencyProblem(found.device_s, whole_edge_s, link_table_s(scenario))
 
 
-def iteration_s(problem: Problem, shares: np.ndarray, subcarriers: np.ndarray) -> np.ndarray:
+def iteration_s(problem: LatencyProblem, shares: np.ndarray, subcarriers: np.ndarray) -> np.ndarray:
     """d1 + d2 + d3 of every device, [..., N], for an allocation [..., N]."""
     chosen = linked_s(problem, subcarriers)
     return problem.device_s + chosen + edge_s(problem.whole_edge_s, shares)
 
 
-def linked_s(problem: Problem, subcarriers: np.ndarray) -> np.ndarray:
+def linked_s(problem: LatencyProblem, subcarriers: np.ndarray) -> np.ndarray:
     """d2 [..., N] with these subcarriers [..., N]."""
     table = np.broadcast_to(problem.link_s, (*subcarriers.shape, problem.subcarriers))
     return np.take_along_axis(table, subcarriers[..., None] - 1, axis=-1)[..., 0]

@@ -20,7 +20,7 @@ LLM_PARAMETERS = 70e9
 """Llama2-70B, the paper's model in the cloud."""
 
 
-class Outcome(NamedTuple):
+class IterationSeconds(NamedTuple):
     """Seconds of an iteration, means over samples; their sum is the objective over T J.
 
     Attributes:
@@ -42,25 +42,25 @@ class Outcome(NamedTuple):
         return self.cloud_link_s + self.rest_s
 
 
-def two_timescale(scenario: Scenario, seed: int) -> Outcome:
+def two_timescale(scenario: Scenario, seed: int) -> IterationSeconds:
     """SCCTT: Algorithm 2 for split points, optimal allocations."""
     found = large.solve(scenario, "alns", seed)
     return _outcome("SCCTT", scenario, found.splits, "exact")
 
 
-def by_algorithm1(scenario: Scenario, outcome: Outcome) -> Outcome:
+def by_algorithm1(scenario: Scenario, outcome: IterationSeconds) -> IterationSeconds:
     """The same split points with Algorithm 1's allocations."""
     name = f"{outcome.mechanism} by Algorithm 1"
     return _outcome(name, scenario, np.array(outcome.splits), "paper")
 
 
-def large_only(scenario: Scenario, seed: int) -> Outcome:
+def large_only(scenario: Scenario, seed: int) -> IterationSeconds:
     """SCCTL: Algorithm 2 for split points, an equal allocation."""
     found = large.solve(scenario, "alns", seed, "equal")
     return _outcome("SCCTL", scenario, found.splits, "equal")
 
 
-def small_only(scenario: Scenario, split: int = COMMON) -> Outcome:
+def small_only(scenario: Scenario, split: int = COMMON) -> IterationSeconds:
     """SCCTS: the same split point at every device, as far as it fits there; optimal allocations.
 
     The edge's memory is not asked, as with Table III's it always holds the rest.
@@ -68,7 +68,7 @@ def small_only(scenario: Scenario, split: int = COMMON) -> Outcome:
     return _outcome("SCCTS", scenario, common(scenario, split), "exact")
 
 
-def best_common(scenario: Scenario) -> Outcome:
+def best_common(scenario: Scenario) -> IterationSeconds:
     """SCCTS with the best of all common split points."""
     candidates = []
     for split in range(1, scenario.model.layers + 1):
@@ -79,7 +79,7 @@ def best_common(scenario: Scenario) -> Outcome:
     return _outcome("SCCTS best", scenario, candidates[int(values.argmin())], "exact")
 
 
-def cloud_only(scenario: Scenario) -> Outcome:
+def cloud_only(scenario: Scenario) -> IterationSeconds:
     """CloudO: token ids of inputs and labels over the air, with equal subcarriers, and the fibre.
 
     The cloud's own seconds count as 0, as in the paper; `cloud_s` says what they would be.
@@ -90,7 +90,7 @@ def cloud_only(scenario: Scenario) -> Outcome:
     rates = latency.rate_bits_per_s(server, subcarriers, scenario.samples.gain, power_w)
     air_s = (token_bits(model) / rates).max(axis=-1).mean()
     fibre_s = len(devices) * token_bits(model) / scenario.cloud.bits_per_s
-    return Outcome("CloudO", float(fibre_s), float(air_s), ())
+    return IterationSeconds("CloudO", float(fibre_s), float(air_s), ())
 
 
 def token_bits(model: Model) -> int:
@@ -113,9 +113,11 @@ def common(scenario: Scenario, split: int) -> np.ndarray:
     return np.minimum(split, splits_that_fit(scenario))
 
 
-def _outcome(mechanism: str, scenario: Scenario, splits: np.ndarray, solver: Solver) -> Outcome:
+def _outcome(
+    mechanism: str, scenario: Scenario, splits: np.ndarray, solver: Solver
+) -> IterationSeconds:
     iterations = scenario.epochs * scenario.iterations
     (objective_s,) = small.values(scenario, np.asarray(splits)[None], solver)
     fixed_s = latency.cloud_link_s(scenario.model, scenario.cloud, len(scenario.devices))
     rest_s = float(objective_s) / iterations - fixed_s
-    return Outcome(mechanism, fixed_s, rest_s, tuple(int(split) for split in splits))
+    return IterationSeconds(mechanism, fixed_s, rest_s, tuple(int(split) for split in splits))

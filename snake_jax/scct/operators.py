@@ -20,7 +20,7 @@ _MOST_AT_ONCE = 4  # devices destroyed
 _COPIED = 8  # samples whose own choices are tried
 
 
-class State(NamedTuple):
+class SplitState(NamedTuple):
     """Split points, whole or destroyed.
 
     Attributes:
@@ -39,7 +39,7 @@ class State(NamedTuple):
         return self.objective_s
 
 
-Operator = Callable[[State, np.random.Generator], State]
+Operator = Callable[[SplitState, np.random.Generator], SplitState]
 
 
 def destroyers(valued: Valued, own: np.ndarray) -> dict[str, Operator]:
@@ -53,7 +53,7 @@ def destroyers(valued: Valued, own: np.ndarray) -> dict[str, Operator]:
     usual = np.clip(usual, 1, valued.largest)
     undecided = own.std(axis=0)
 
-    def without(state: State, liking: np.ndarray, rng: np.random.Generator) -> State:
+    def without(state: SplitState, liking: np.ndarray, rng: np.random.Generator) -> SplitState:
         """Some devices less, drawn in proportion to a liking [N]."""
         devices = len(liking)
         count = int(rng.integers(1, min(_MOST_AT_ONCE, devices) + 1))
@@ -62,21 +62,21 @@ def destroyers(valued: Valued, own: np.ndarray) -> dict[str, Operator]:
         drawn = rng.choice(devices, count, replace=False, p=likely / likely.sum())
         splits = state.splits.copy()
         splits[drawn] = usual[drawn]
-        return State(splits, np.inf, tuple(drawn.tolist()))
+        return SplitState(splits, np.inf, tuple(drawn.tolist()))
 
-    def at_random(state: State, rng: np.random.Generator) -> State:
+    def at_random(state: SplitState, rng: np.random.Generator) -> SplitState:
         """Any devices."""
         return without(state, np.ones(len(state.splits)), rng)
 
-    def slowest(state: State, rng: np.random.Generator) -> State:
+    def slowest(state: SplitState, rng: np.random.Generator) -> SplitState:
         """Devices that would be slow with an equal part of everything."""
         return without(state, _equal_s(valued, state.splits) ** 2, rng)
 
-    def unlike_own(state: State, rng: np.random.Generator) -> State:
+    def unlike_own(state: SplitState, rng: np.random.Generator) -> SplitState:
         """Devices whose split point is far from what the samples would choose for themselves."""
         return without(state, np.abs(own - state.splits).mean(axis=0), rng)
 
-    def disputed(state: State, rng: np.random.Generator) -> State:
+    def disputed(state: SplitState, rng: np.random.Generator) -> SplitState:
         """Devices that the samples want split differently."""
         return without(state, undecided, rng)
 
@@ -92,7 +92,7 @@ def repairers(valued: Valued, own: np.ndarray) -> dict[str, Operator]:
       own: [Q, N] split points that each sample would choose for itself.
     """
 
-    def greedy(state: State, rng: np.random.Generator) -> State:
+    def greedy(state: SplitState, rng: np.random.Generator) -> SplitState:
         """Missing devices, in an order by chance, take the best split point there is for them."""
         splits, objective_s = state.splits, state.objective_s
         waiting = rng.permutation(state.missing).tolist()
@@ -101,9 +101,9 @@ def repairers(valued: Valued, own: np.ndarray) -> dict[str, Operator]:
             candidates = valued.choices(splits, device, later=tuple(waiting))
             objectives_s = valued.of(candidates)
             splits, objective_s = candidates[objectives_s.argmin()], float(objectives_s.min())
-        return State(splits, objective_s)
+        return SplitState(splits, objective_s)
 
-    def as_a_sample(state: State, rng: np.random.Generator) -> State:
+    def as_a_sample(state: SplitState, rng: np.random.Generator) -> SplitState:
         """Missing devices take the choices of one sample, the best of some drawn ones."""
         missing = list(state.missing)
         drawn = rng.choice(len(own), min(_COPIED, len(own)), replace=False)
@@ -113,7 +113,7 @@ def repairers(valued: Valued, own: np.ndarray) -> dict[str, Operator]:
         if not len(fitting):
             return greedy(state, rng)
         objectives_s = valued.of(fitting)
-        return State(fitting[objectives_s.argmin()], float(objectives_s.min()))
+        return SplitState(fitting[objectives_s.argmin()], float(objectives_s.min()))
 
     return {operator.__name__: operator for operator in (greedy, as_a_sample)}
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from snake_jax.scct import shares as edge
-from snake_jax.scct.latency import Problem, edge_s, linked_s
+from snake_jax.scct.latency import LatencyProblem, edge_s, linked_s
 
 Ties = Literal["slowest", "first"]
 PASSES = 20
@@ -34,7 +34,7 @@ class Steps(NamedTuple):
     levels_s: list[np.ndarray]
 
 
-def algorithm1(problem: Problem, ties: Ties = "slowest", passes: int = PASSES) -> Steps:
+def algorithm1(problem: LatencyProblem, ties: Ties = "slowest", passes: int = PASSES) -> Steps:
     """Subcarriers for the shares, shares for the subcarriers, until nothing changes.
 
     Args:
@@ -62,7 +62,7 @@ def algorithm1(problem: Problem, ties: Ties = "slowest", passes: int = PASSES) -
 
 
 def _handed_out(
-    problem: Problem, alpha: np.ndarray, ties: Ties, levels_s: list[np.ndarray]
+    problem: LatencyProblem, alpha: np.ndarray, ties: Ties, levels_s: list[np.ndarray]
 ) -> np.ndarray:
     """Lines 1 to 13: one subcarrier each, then one after the other by the greatest gain."""
     shape = problem.device_s.shape

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snake_jax.errors import UserError
-from snake_jax.scct.latency import Problem, linked_s
+from snake_jax.scct.latency import LatencyProblem, linked_s
 from snake_jax.scct.shares import level_s
 
 JUST_BELOW = 1e-12
@@ -20,14 +20,14 @@ _BATCH = 50_000
 _HALVINGS = 70
 
 
-class Best(NamedTuple):
+class BestAllocation(NamedTuple):
     """One sample's V and the subcarriers [N] that reach it."""
 
     level_s: float
     subcarriers: np.ndarray
 
 
-def exact(problem: Problem) -> Best:
+def exact(problem: LatencyProblem) -> BestAllocation:
     """The optimum of one sample, by the search of `snake_jax/scct/exact.py`.
 
     Args:
@@ -42,7 +42,7 @@ def exact(problem: Problem) -> Best:
         # Is anything better? If not, that is the proof.
         found = greedy(problem, level * (1 - JUST_BELOW))
         if found is None:
-            return Best(level, best)
+            return BestAllocation(level, best)
         best, level = found, _level(problem, found)
         # Devices with all layers let V fall by one subcarrier a turn: halve what is left.
         target = (level + refuted) / 2
@@ -53,7 +53,7 @@ def exact(problem: Problem) -> Best:
             best, level = found, _level(problem, found)
 
 
-def greedy(problem: Problem, target_s: float) -> np.ndarray | None:
+def greedy(problem: LatencyProblem, target_s: float) -> np.ndarray | None:
     """Subcarriers [N] with the least sum of shares for a target; None where that is over one.
 
     From the fewest that leave time for the edge, one after the other goes where it saves most.
@@ -79,7 +79,7 @@ def greedy(problem: Problem, target_s: float) -> np.ndarray | None:
     return subcarriers if share[nodes, subcarriers - 1].sum() <= 1 else None
 
 
-def least_shares(problem: Problem, target_s: float) -> np.ndarray:
+def least_shares(problem: LatencyProblem, target_s: float) -> np.ndarray:
     """g [..., N, K]: the share of the edge needed with 1 to K subcarriers; infinite: too late."""
     bracket_s = target_s - problem.device_s[..., None] - problem.link_s
     whole_edge_s = np.broadcast_to(problem.whole_edge_s[..., None], bracket_s.shape)
@@ -90,7 +90,7 @@ def least_shares(problem: Problem, target_s: float) -> np.ndarray:
     return share
 
 
-def least_sum(problem: Problem, target_s: float) -> float:
+def least_sum(problem: LatencyProblem, target_s: float) -> float:
     """phi: the least sum of shares for one sample and target, over ALL whole subcarriers.
 
     By dynamic programming over the devices, which asks nothing of the shares: neither that they are
@@ -107,7 +107,7 @@ def least_sum(problem: Problem, target_s: float) -> float:
     return float(least[-1])
 
 
-def brute(problem: Problem) -> Best:
+def brute(problem: LatencyProblem) -> BestAllocation:
     """The best of all allocations of all subcarriers of one sample; V by halving an interval.
 
     Raises:
@@ -120,14 +120,14 @@ def brute(problem: Problem) -> Best:
             f"brute: {total} subcarriers for {nodes} devices are {count:.2g} allocations, more "
             f"than {MOST_TRIED}: use the solver exact"
         )
-    best = Best(math.inf, np.ones(nodes, int))
+    best = BestAllocation(math.inf, np.ones(nodes, int))
     left = _compositions(total, nodes)
     while batch := list(itertools.islice(left, _BATCH)):
         tried = np.array(batch)
         levels = _halved(problem, tried)
         least = int(levels.argmin())
         if levels[least] < best.level_s:
-            best = Best(float(levels[least]), tried[least])
+            best = BestAllocation(float(levels[least]), tried[least])
     return best
 
 
@@ -138,7 +138,7 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
         yield tuple(after - before for before, after in itertools.pairwise(ends))
 
 
-def _halved(problem: Problem, subcarriers: np.ndarray) -> np.ndarray:
+def _halved(problem: LatencyProblem, subcarriers: np.ndarray) -> np.ndarray:
     """V [A] of allocations [A, N]: the least with sum of shares at most one, by bisection."""
     rest_s = problem.device_s + problem.link_s[np.arange(subcarriers.shape[1]), subcarriers - 1]
     used = problem.whole_edge_s > 0
@@ -156,7 +156,7 @@ def _halved(problem: Problem, subcarriers: np.ndarray) -> np.ndarray:
     return high
 
 
-def _level(problem: Problem, subcarriers: np.ndarray) -> float:
+def _level(problem: LatencyProblem, subcarriers: np.ndarray) -> float:
     """V with these subcarriers [N]."""
     rest_s = problem.device_s + linked_s(problem, subcarriers)
     return float(level_s(problem.whole_edge_s, rest_s))

@@ -39,7 +39,7 @@ _STEPS_PER_UNIT = 1000
 _FEW = 40  # rows that take hardly longer than one
 
 
-class Search(NamedTuple):
+class LoopState(NamedTuple):
     """The loop's state of B rows, which lie along the last axis: a sum over devices is then one of
     vectors.
 
@@ -76,7 +76,7 @@ class Search(NamedTuple):
     done: jax.Array
 
 
-class Given(NamedTuple):
+class RowInputs(NamedTuple):
     """What B rows are given: which sample [B], c [N, B] and a [N, B]."""
 
     sample: jax.Array
@@ -104,7 +104,7 @@ class _Offers(NamedTuple):
     slope: jax.Array
 
 
-def run(search: Search, link_s: jax.Array, given: Given) -> Search:
+def run(search: LoopState, link_s: jax.Array, given: RowInputs) -> LoopState:
     """Steps until all rows are done: the last quarter of many rows goes on by itself.
 
     Most rows are done soon, and a step takes as long as there are rows.
@@ -113,7 +113,7 @@ def run(search: Search, link_s: jax.Array, given: Given) -> Search:
     left = rows // 4 if rows > _FEW else 0
     limit = _STEPS_PER_UNIT * link_s.shape[1] + link_s.shape[2]
 
-    def going(search: Search) -> jax.Array:
+    def going(search: LoopState) -> jax.Array:
         return ((~search.done).sum() > left) & (search.steps < limit)
 
     search = jax.lax.while_loop(going, lambda now: _step(now, link_s, given), search)
@@ -133,7 +133,7 @@ def run(search: Search, link_s: jax.Array, given: Given) -> Search:
     return jax.tree.map(put, search, part)
 
 
-def _step(search: Search, link_s: jax.Array, given: Given) -> Search:
+def _step(search: LoopState, link_s: jax.Array, given: RowInputs) -> LoopState:
     """One move of a subcarrier, or one of Newton's steps, or the next target, in every row."""
     offers = _offers(search, given)
 
@@ -153,7 +153,7 @@ def _step(search: Search, link_s: jax.Array, given: Given) -> Search:
     return _moved(judged, link_s, given.sample, taker, giver)
 
 
-def _offers(search: Search, given: Given) -> _Offers:
+def _offers(search: LoopState, given: RowInputs) -> _Offers:
     """What the target takes of the edge now, and with one subcarrier less or more."""
     room_s = search.target_s - given.device_s  # for link and edge
     bracket_s = room_s - search.link_s
@@ -182,7 +182,7 @@ def _offers(search: Search, given: Given) -> _Offers:
     )
 
 
-def _judged(search: Search, given: Given, offers: _Offers, settled: jax.Array) -> Search:
+def _judged(search: LoopState, given: RowInputs, offers: _Offers, settled: jax.Array) -> LoopState:
     """The next target or Newton step of every row, and what is known of V."""
     # The first target is a guess, and every device that it makes late moves it up. It leads to a
     # root whether it is reached or not: there is no V before.
@@ -241,8 +241,8 @@ def _first(those: jax.Array) -> jax.Array:
 
 
 def _moved(
-    search: Search, link_s: jax.Array, sample: jax.Array, taker: jax.Array, giver: jax.Array
-) -> Search:
+    search: LoopState, link_s: jax.Array, sample: jax.Array, taker: jax.Array, giver: jax.Array
+) -> LoopState:
     """One subcarrier of each row from giver to taker [B]; -1: none moves."""
     nodes = jnp.arange(len(search.subcarriers))[:, None]
     takes, gives = nodes == taker, nodes == giver

@@ -12,7 +12,7 @@ import numpy as np
 from snake_jax.errors import UserError
 from snake_jax.scct import exact, latency, paper, reference
 from snake_jax.scct import shares as edge
-from snake_jax.scct.latency import Problem
+from snake_jax.scct.latency import LatencyProblem
 from snake_jax.scct.scenario import Scenario
 
 Solver = Literal["exact", "paper", "equal", "brute"]
@@ -111,12 +111,12 @@ def certificate(scenario: Scenario, splits: np.ndarray, iteration_s: np.ndarray)
     problem = latency.problem(scenario, splits)
     least = []
     for sample, level_s in enumerate(iteration_s):
-        one = Problem(*(array[sample] for array in problem))
+        one = LatencyProblem(*(array[sample] for array in problem))
         least.append(reference.least_sum(one, level_s * (1 - CERTIFIED)))
     return np.array(least)
 
 
-def _exact(problem: Problem) -> Allocation:
+def _exact(problem: LatencyProblem) -> Allocation:
     """Of S candidates, in one compiled call; shares and seconds are then those of its beta."""
     ready = exact.tables(problem.link_s)
     found = exact.solve(ready, problem.device_s, problem.whole_edge_s)
@@ -124,18 +124,18 @@ def _exact(problem: Problem) -> Allocation:
     return shared(problem, subcarriers)
 
 
-def equal(problem: Problem) -> Allocation:
+def equal(problem: LatencyProblem) -> Allocation:
     """1 / N of the edge and K // N subcarriers each, the remainder to the first devices."""
     shape = problem.device_s.shape
     each = exact.equal_subcarriers(shape[-1], problem.subcarriers)
     return _allocation(problem, np.full(shape, 1 / shape[-1]), np.broadcast_to(each, shape))
 
 
-def _brute(problem: Problem) -> Allocation:
+def _brute(problem: LatencyProblem) -> Allocation:
     """Row after row."""
     subcarriers = np.ones(problem.device_s.shape, int)
     for candidate, sample in np.ndindex(subcarriers.shape[:2]):
-        one = Problem(
+        one = LatencyProblem(
             problem.device_s[candidate, sample],
             problem.whole_edge_s[candidate, sample],
             problem.link_s[sample],
@@ -144,14 +144,14 @@ def _brute(problem: Problem) -> Allocation:
     return shared(problem, subcarriers)
 
 
-def shared(problem: Problem, subcarriers: np.ndarray) -> Allocation:
+def shared(problem: LatencyProblem, subcarriers: np.ndarray) -> Allocation:
     """The least shares for V of these subcarriers."""
     rest_s = problem.device_s + latency.linked_s(problem, subcarriers)
     level_s = edge.level_s(problem.whole_edge_s, rest_s)
     return _allocation(problem, edge.shares(problem.whole_edge_s, rest_s, level_s), subcarriers)
 
 
-def _allocation(problem: Problem, shares: np.ndarray, subcarriers: np.ndarray) -> Allocation:
+def _allocation(problem: LatencyProblem, shares: np.ndarray, subcarriers: np.ndarray) -> Allocation:
     """With the seconds that it takes."""
     seconds = latency.iteration_s(problem, shares, subcarriers)
     return Allocation(shares, subcarriers, seconds.max(axis=-1))

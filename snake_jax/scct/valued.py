@@ -15,7 +15,7 @@ FEW, MANY = 8, 32
 """Split points valued in one compiled call: of a search that asks for a device's, of all."""
 
 
-class Progress(NamedTuple):
+class SearchStep(NamedTuple):
     """A step of a search.
 
     Attributes:

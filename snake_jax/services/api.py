@@ -241,7 +241,7 @@ async def _followed(
     """The lines of a file of a service's run from the `first` on, and those that come after."""
     file = provider.run_folder(number) / name
     until = time.monotonic() + wait_s
-    place, count = results.Place(), 0
+    place, count = results.ReadPosition(), 0
     while True:
         # Asked before it is read: what is written before the end is read.
         over = _is_over(provider, number)

@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _OVER = ("finished", "failed", "cancelled")
 
 
-class Server(NamedTuple):
+class ServiceProvider(NamedTuple):
     """A Service Provider.
 
     Attributes:
@@ -36,7 +36,7 @@ class Server(NamedTuple):
     cafile: str = ""
 
 
-def server(url: str, token: str, cafile: str = "", without_tls: bool = False) -> Server:
+def server(url: str, token: str, cafile: str = "", without_tls: bool = False) -> ServiceProvider:
     """A Service Provider by its URL.
 
     Raises:
@@ -52,40 +52,40 @@ def server(url: str, token: str, cafile: str = "", without_tls: bool = False) ->
         )
     if cafile and not Path(cafile).expanduser().is_file():
         raise UserError(f"--cafile={cafile}: no such file")
-    return Server(url.rstrip("/"), token, str(Path(cafile).expanduser()) if cafile else "")
+    return ServiceProvider(url.rstrip("/"), token, str(Path(cafile).expanduser()) if cafile else "")
 
 
-def submit(provider: Server, registration: Mapping[str, Any]) -> Answer:
+def submit(provider: ServiceProvider, registration: Mapping[str, Any]) -> Answer:
     """Registers a service; gives it."""
     return _json(_call(provider, "POST", "/services", registration))
 
 
-def every(provider: Server) -> Answer:
+def every(provider: ServiceProvider) -> Answer:
     """All services, and the slots."""
     return _json(_call(provider, "GET", "/services"))
 
 
-def show(provider: Server, number: int) -> Answer:
+def show(provider: ServiceProvider, number: int) -> Answer:
     """A service."""
     return _json(_call(provider, "GET", f"/services/{number}"))
 
 
-def nodes(provider: Server) -> list[Answer]:
+def nodes(provider: ServiceProvider) -> list[Answer]:
     """The nodes that services share, as they stand."""
     return _json(_call(provider, "GET", "/nodes"))["nodes"]
 
 
-def events(provider: Server, number: int) -> list[Answer]:
+def events(provider: ServiceProvider, number: int) -> list[Answer]:
     """What happened to a service."""
     return _json(_call(provider, "GET", f"/services/{number}/events"))["events"]
 
 
-def log(provider: Server, number: int) -> str:
+def log(provider: ServiceProvider, number: int) -> str:
     """What a service's process printed."""
     return _call(provider, "GET", f"/services/{number}/log").text
 
 
-def metrics(provider: Server, number: int) -> Iterator[Answer]:
+def metrics(provider: ServiceProvider, number: int) -> Iterator[Answer]:
     """A service's lines of metrics as they come, until it is over."""
     first = 0
     while True:
@@ -105,17 +105,17 @@ def metrics(provider: Server, number: int) -> Iterator[Answer]:
             return
 
 
-def cancel(provider: Server, number: int) -> Answer:
+def cancel(provider: ServiceProvider, number: int) -> Answer:
     """Cancels a service."""
     return _json(_call(provider, "POST", f"/services/{number}/cancel"))
 
 
-def remove(provider: Server, number: int) -> None:
+def remove(provider: ServiceProvider, number: int) -> None:
     """De-registers a service."""
     _call(provider, "DELETE", f"/services/{number}")
 
 
-def fetch(provider: Server, number: int, folder: Path) -> int:
+def fetch(provider: ServiceProvider, number: int, folder: Path) -> int:
     """Writes the result of a service that is over into a new folder; gives the number of files.
 
     Raises:
@@ -171,7 +171,7 @@ def _place_within(folder: Path, entry: tarfile.TarInfo) -> Path:
 
 
 def _call(
-    provider: Server,
+    provider: ServiceProvider,
     method: str,
     path: str,
     body: Mapping[str, Any] | None = None,
@@ -224,7 +224,7 @@ def _json(answer: requests.Response) -> Answer:
         raise UserError(f"{answer.url}: no JSON; is it a snake-jax serve?") from error
 
 
-def _unreachable(provider: Server, error: requests.RequestException) -> UserError:
+def _unreachable(provider: ServiceProvider, error: requests.RequestException) -> UserError:
     if isinstance(error, requests.exceptions.SSLError):
         return UserError(
             f"--url={provider.url}: its certificate is not trusted; give the one that signed it "

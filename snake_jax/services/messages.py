@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from snake_jax.services.pool import State
-from snake_jax.services.results import Node, RunEvent
-from snake_jax.services.store import Event, Service
-from snake_jax.services.terms import Asked, Progress
+from snake_jax.services.pool import PoolState
+from snake_jax.services.results import NodeResult, RunEvent
+from snake_jax.services.store import Service, ServiceEvent
+from snake_jax.services.terms import ServiceProgress, ServiceTerms
 
 _PRINTABLE = r"^[^\u0000-\u001f\u007f]*$"
 Label = Annotated[str, Field(max_length=80, pattern=_PRINTABLE)]
@@ -52,9 +52,9 @@ class Registration(_Message):
     requirements: Requirements = Requirements()
     limits: Limits = Limits()
 
-    def asked(self) -> Asked:
+    def asked(self) -> ServiceTerms:
         """The same for the Service Provider."""
-        return Asked(
+        return ServiceTerms(
             task=self.task,
             settings=self.settings,
             name=self.name,
@@ -178,7 +178,7 @@ class Refusal(_Message):
     error: str
 
 
-def service_shown(service: Service, progress: Progress) -> ServiceShown:
+def service_shown(service: Service, progress: ServiceProgress) -> ServiceShown:
     """A service as the API tells of it."""
     return ServiceShown(
         number=service.number,
@@ -200,7 +200,7 @@ def service_shown(service: Service, progress: Progress) -> ServiceShown:
     )
 
 
-def events_shown(events: Sequence[Event], in_run: Sequence[RunEvent]) -> Events:
+def events_shown(events: Sequence[ServiceEvent], in_run: Sequence[RunEvent]) -> Events:
     """What the Service Provider did and what the run tells, by time, as the API tells of it."""
     shown = [
         EventShown(time_s=event.time_s, event=event.event, cause=event.cause) for event in events
@@ -209,7 +209,7 @@ def events_shown(events: Sequence[Event], in_run: Sequence[RunEvent]) -> Events:
     return Events(events=sorted(shown, key=lambda event: event.time_s))
 
 
-def pool_shown(state: State) -> PoolShown:
+def pool_shown(state: PoolState) -> PoolShown:
     """The pool as the API tells of it."""
     shown = []
     for node in state.nodes:
@@ -229,6 +229,6 @@ def pool_shown(state: State) -> PoolShown:
     return PoolShown(nodes=shown, events=events)
 
 
-def node_shown(node: Node) -> NodeShown:
+def node_shown(node: NodeResult) -> NodeShown:
     """A node as the API tells of it."""
     return NodeShown(**node._asdict())

@@ -45,7 +45,7 @@ class Machines(NamedTuple):
     without_tls: bool = False
 
 
-class State(NamedTuple):
+class PoolState(NamedTuple):
     """The pool at a moment: its nodes, who has or wants them, and what happened."""
 
     nodes: list[PoolNode]
@@ -114,11 +114,13 @@ class Pool:
             return share.attempt != self._attempt or not children.is_alive(self._process)
         return False
 
-    def state(self) -> State:
+    def state(self) -> PoolState:
         """Nodes, leases and events."""
         table = leases.opened(self._file)
         try:
-            return State(leases.nodes_of(table), leases.wishes_of(table), leases.events_of(table))
+            return PoolState(
+                leases.nodes_of(table), leases.wishes_of(table), leases.events_of(table)
+            )
         finally:
             table.close()
 

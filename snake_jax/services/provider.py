@@ -21,7 +21,7 @@ from snake_jax.errors import UserError
 from snake_jax.pids import Process
 from snake_jax.services import admission, children, results, store, turns
 from snake_jax.services.credentials import TOKEN_VARIABLE
-from snake_jax.services.pool import Pool, State, is_for
+from snake_jax.services.pool import Pool, PoolState, is_for
 from snake_jax.services.store import (
     CANCELLED,
     ENDING,
@@ -29,10 +29,10 @@ from snake_jax.services.store import (
     OVER,
     RUNNING,
     WAITING,
-    Event,
     Service,
+    ServiceEvent,
 )
-from snake_jax.services.terms import Asked, NotThere, Offer, Progress, WrongState
+from snake_jax.services.terms import NotThere, Offer, ServiceProgress, ServiceTerms, WrongState
 
 LOOK_S = 0.2  # between two looks at the processes
 _KILLED_AFTER_S = 10.0  # beyond the grace that a process has after it was told to end
@@ -54,7 +54,7 @@ class Provider:
         self.offer = offer
         self._root, self._words = root, words
         self._deciding = threading.RLock()
-        self._counts: dict[int, Progress] = {}
+        self._counts: dict[int, ServiceProgress] = {}
         with contextlib.ExitStack() as stack:
             try:
                 (root / "services").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,7 +69,7 @@ class Provider:
         self._pool = Pool(root, offer.machines) if offer.machines else None
         self._take_up()
 
-    def register(self, asked: Asked) -> Service:
+    def register(self, asked: ServiceTerms) -> Service:
         """Takes a service; it waits for its slots.
 
         Raises:
@@ -144,7 +144,7 @@ class Provider:
             store.remove(self._store, number)
             self._counts.pop(number, None)
 
-    def events(self, number: int) -> list[Event]:
+    def events(self, number: int) -> list[ServiceEvent]:
         """What happened to a service, in order.
 
         Raises:
@@ -153,9 +153,9 @@ class Provider:
         self.find(number)
         return store.events(self._store, number)
 
-    def pool(self) -> State:
+    def pool(self) -> PoolState:
         """The nodes that services share, as they stand; none without a pool."""
-        return self._pool.state() if self._pool else State([], [], [])
+        return self._pool.state() if self._pool else PoolState([], [], [])
 
     def run_folder(self, number: int) -> Path:
         """Where a service's run is."""
@@ -165,13 +165,13 @@ class Provider:
         """What a service's process printed, in all its turns."""
         return results.log_of(self._folder(service.number), range(1, service.attempt + 1))
 
-    def progress(self, number: int) -> Progress:
+    def progress(self, number: int) -> ServiceProgress:
         """How far a service is."""
-        before = self._counts.get(number, Progress())
+        before = self._counts.get(number, ServiceProgress())
         # Read from where it was read to before.
         file = self.run_folder(number) / "metrics.jsonl"
         lines, place = results.lines_from(file, before.place)
-        progress = Progress(place, lines[-1] if lines else before.last)
+        progress = ServiceProgress(place, lines[-1] if lines else before.last)
         self._counts[number] = progress
         return progress
 
@@ -203,7 +203,7 @@ class Provider:
         return self._root / "services" / str(number)
 
     def _tell(self, service: Service, event: str, cause: str) -> None:
-        store.tell(self._store, Event(service.number, time.time(), event, cause))
+        store.tell(self._store, ServiceEvent(service.number, time.time(), event, cause))
 
     def _take_up(self) -> None:
         """What ran when the last Service Provider ended: watched again, settled, or queued."""

@@ -16,7 +16,7 @@ _LONGEST_LOG_BYTES = 1 << 20
 _END_BYTES = 2 * tarfile.BLOCKSIZE  # two empty blocks end an archive
 
 
-class Place(NamedTuple):
+class ReadPosition(NamedTuple):
     """How far a file of JSON lines was read.
 
     Attributes:
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     file: int = 0
 
 
-class Node(NamedTuple):
+class NodeResult(NamedTuple):
     """What a node has done in a service so far.
 
     Attributes:
@@ -68,7 +68,7 @@ class RunEvent(NamedTuple):
     cause: str
 
 
-def lines_from(file: Path, place: Place) -> tuple[list[str], Place]:
+def lines_from(file: Path, place: ReadPosition) -> tuple[list[str], ReadPosition]:
     """The whole lines of a growing file that come after a place, and the place after them.
 
     A run that goes on cuts lines off and writes the same ones again, into a new file: then it is
@@ -79,7 +79,7 @@ def lines_from(file: Path, place: Place) -> tuple[list[str], Place]:
             status = os.fstat(stream.fileno())
             number, skip = status.st_ino, 0
             if number != place.file or not _ends_line(stream, place.offset):
-                place, skip = Place(place.lines, 0, number), place.lines
+                place, skip = ReadPosition(place.lines, 0, number), place.lines
             stream.seek(place.offset)
             # A process may be in the middle of the last line.
             whole = stream.read().rpartition(b"\n")[0]
@@ -91,8 +91,8 @@ def lines_from(file: Path, place: Place) -> tuple[list[str], Place]:
     fresh = lines[skip:]
     if len(lines) < skip:
         # Not as far as before yet: it is read again when it has grown.
-        return [], Place(place.lines, 0, 0)
-    return fresh, Place(place.lines + len(fresh), place.offset + len(whole) + 1, number)
+        return [], ReadPosition(place.lines, 0, 0)
+    return fresh, ReadPosition(place.lines + len(fresh), place.offset + len(whole) + 1, number)
 
 
 def _ends_line(stream: BinaryIO, offset: int) -> bool:
@@ -105,16 +105,16 @@ def _ends_line(stream: BinaryIO, offset: int) -> bool:
 
 def records_of(file: Path) -> list[Record]:
     """All whole lines of a file, as objects; none where there is no file."""
-    lines, _ = lines_from(file, Place())
+    lines, _ = lines_from(file, ReadPosition())
     return [json.loads(line) for line in lines]
 
 
-def nodes_of(run: Path) -> list[Node]:
+def nodes_of(run: Path) -> list[NodeResult]:
     """The node pool as metrics and ledger show it, by number."""
-    nodes: dict[int, Node] = {}
+    nodes: dict[int, NodeResult] = {}
 
-    def node_of(number: int) -> Node:
-        return nodes.get(number, Node(number, 0, [], None, 0, 0))
+    def node_of(number: int) -> NodeResult:
+        return nodes.get(number, NodeResult(number, 0, [], None, 0, 0))
 
     for line, record in enumerate(records_of(run / "metrics.jsonl")):
         visiting = record.get("node")

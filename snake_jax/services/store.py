@@ -78,7 +78,7 @@ class Service(NamedTuple):
     rounds: int = 0
 
 
-class Event(NamedTuple):
+class ServiceEvent(NamedTuple):
     """Something that happened to a service: when, what, and why."""
 
     number: int
@@ -196,7 +196,7 @@ def active(store: Store) -> list[Service]:
     return _services(store, f"WHERE state NOT IN ({marks})", OVER)
 
 
-def tell(store: Store, event: Event) -> None:
+def tell(store: Store, event: ServiceEvent) -> None:
     """Stores an event."""
     with store.lock:
         store.connection.execute(
@@ -204,12 +204,12 @@ def tell(store: Store, event: Event) -> None:
         )
 
 
-def events(store: Store, number: int) -> list[Event]:
+def events(store: Store, number: int) -> list[ServiceEvent]:
     """What happened to a service, in order."""
     statement = "SELECT number, time_s, event, cause FROM events WHERE number = ? ORDER BY id"
     with store.lock:
         rows = store.connection.execute(statement, (number,)).fetchall()
-    return [Event(*row) for row in rows]
+    return [ServiceEvent(*row) for row in rows]
 
 
 def _services(store: Store, condition: str, values: Iterable[Value]) -> list[Service]:

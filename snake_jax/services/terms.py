@@ -35,7 +35,7 @@ class Offer(NamedTuple):
     machines: Machines | None = None
 
 
-class Asked(NamedTuple):
+class ServiceTerms(NamedTuple):
     """A service as it is asked for; `Service` says what its fields are."""
 
     task: str
@@ -47,8 +47,8 @@ class Asked(NamedTuple):
     restarts: int = 3
 
 
-class Progress(NamedTuple):
+class ServiceProgress(NamedTuple):
     """How far a service is: its lines of metrics, one a round, and the last of them."""
 
-    place: results.Place = results.Place()
+    place: results.ReadPosition = results.ReadPosition()
     last: str = ""

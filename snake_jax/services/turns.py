@@ -15,7 +15,7 @@ from snake_jax.services.store import CANCELLED, FAILED, FINISHED, RUNNING, WAITI
 _SAYS_WHY = (1, 2)
 
 
-class Ending(NamedTuple):
+class ServiceEnding(NamedTuple):
     """What a service comes to when its process has ended.
 
     Attributes:
@@ -74,7 +74,7 @@ def makes_room(
     return min(over, key=lambda one: (one.started_s, one.number), default=None)
 
 
-def ending(service: Service, code: int | None, last_line: str) -> Ending:
+def ending(service: Service, code: int | None, last_line: str) -> ServiceEnding:
     """What a service comes to.
 
     Args:
@@ -83,19 +83,23 @@ def ending(service: Service, code: int | None, last_line: str) -> Ending:
       last_line: of its output.
     """
     if code == 0:
-        return Ending(FINISHED, "finished", "")
+        return ServiceEnding(FINISHED, "finished", "")
     if service.wanted == CANCELLED:
-        return Ending(CANCELLED, "cancelled", service.cause)
+        return ServiceEnding(CANCELLED, "cancelled", service.cause)
     if service.wanted == FAILED:
-        return Ending(FAILED, "failed", service.cause)
+        return ServiceEnding(FAILED, "failed", service.cause)
     if service.wanted == WAITING:
-        return Ending(WAITING, "turn over", service.cause)
+        return ServiceEnding(WAITING, "turn over", service.cause)
     if code in _SAYS_WHY:
-        return Ending(FAILED, "failed", last_line or f"it ended with exit code {code}")
+        return ServiceEnding(FAILED, "failed", last_line or f"it ended with exit code {code}")
     how = "its process was lost"
     if code is not None:
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     if service.crashes < service.restarts:
-        return Ending(WAITING, "lost", f"{how}; it goes on from its last round", crashed=True)
+        return ServiceEnding(
+            WAITING, "lost", f"{how}; it goes on from its last round", crashed=True
+        )
     times = service.crashes + 1
-    return Ending(FAILED, "failed", f"{how}, {times} times in all: no restarts are left", True)
+    return ServiceEnding(
+        FAILED, "failed", f"{how}, {times} times in all: no restarts are left", True
+    )

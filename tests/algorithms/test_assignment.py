@@ -11,7 +11,7 @@ from scipy import optimize
 from snake_jax.algorithms import assignment
 from snake_jax.algorithms.assignment import (
     OBJECTIVES,
-    Problem,
+    AssignmentProblem,
     check_memory,
     greedy,
     make_hops,
@@ -38,7 +38,7 @@ def _problem(seconds, joules=None, needed=None, memory=None):
     groups = tuple(f"fc{i}" for i in range(len(seconds)))
     joules = seconds if joules is None else np.array(joules, np.float64)
     needed = np.ones(seconds.shape) if needed is None else np.array(needed, np.float64)
-    return Problem(
+    return AssignmentProblem(
         groups,
         seconds,
         joules,

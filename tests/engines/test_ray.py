@@ -48,7 +48,7 @@ from tests.sweeps import sweep
 from tests.wiretap import leaked, looked_into, tapped
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'snake-jax[ray]'")
-from snake_jax.engines.ray_node import Facts, Task  # noqa: E402  (needs Ray)
+from snake_jax.engines.ray_node import Facts, VisitTask  # noqa: E402  (needs Ray)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SENT = ("serialized_to_nodes_bytes", "serialized_to_controller_bytes")
@@ -291,7 +291,7 @@ def assert_only_layers_and_numbers(setup, reports, seen):
     assert leaked(secrets_of(setup), blobs) == []
     names = set()
     for value in seen:
-        if isinstance(value, Task | Facts):
+        if isinstance(value, VisitTask | Facts):
             names |= {name for kind, name in value.items if kind != "memory"}
     assert names <= {*columns.all_parts(cut, setup.layer_names), ""}
 

@@ -477,7 +477,7 @@ def test_scct_compares_the_compiled_search_with_numpy_on_the_same_problem():
 
 
 def test_scct_takes_no_time_of_answers_that_differ(monkeypatch):
-    wrong = scct.reference.Best(1.0, np.ones(3, int))
+    wrong = scct.reference.BestAllocation(1.0, np.ones(3, int))
     monkeypatch.setattr(scct.reference, "exact", lambda problem: wrong)
     with pytest.raises(RuntimeError, match="6 layers on each device: the two differ by"):
         scct.run(QUIET)

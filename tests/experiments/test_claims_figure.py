@@ -154,14 +154,23 @@ def test_runs_that_are_not_finished_say_nothing(monkeypatch):
     assert claims_figures.told(claims.IMAGES, rows) == []
 
 
-def test_a_pair_that_ran_is_told_and_drawn_and_the_others_are_missing(tmp_path):
+PAIR = [Case("snake", "iid"), Case("two_nodes", "iid")]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The study with a pair of runs that have ended."""
+    place = tmp_path_factory.mktemp("claims")
     topic = claims.IMAGE_TOPIC
-    sources = {"data": "digits"}
-    folders = tmp_path / "runs", tmp_path / "results"
     scale = topic.scales["smoke"]._replace(cycles={1: 3})
-    study = Study(topic, "smoke", scale, sources, *folders, {})
-    pair = [Case("snake", "iid"), Case("two_nodes", "iid")]
-    runs.carry_out(study, pair, Clock(0), lambda line: None)
+    folders = place / "runs", place / "results"
+    study = Study(topic, "smoke", scale, {"data": "digits"}, *folders, {})
+    runs.carry_out(study, PAIR, Clock(0), lambda line: None)
+    return study
+
+
+def test_a_pair_that_ran_is_told_and_drawn_and_the_others_are_missing(ran):
+    study, topic = ran, ran.topic
     files = figures.write(study, claims.IMAGES)
     assert [file.name for file in files] == ["claims.png", "claims.md", "claims.json"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
@@ -178,6 +187,39 @@ def test_a_pair_that_ran_is_told_and_drawn_and_the_others_are_missing(tmp_path):
 
     # A single node at a time takes as many steps as two side by side.
     assert one["iterations"] == pytest.approx(other["iterations"], rel=0.1)
+
+
+def test_kept_runs_of_the_same_flags_are_taken_and_no_others(ran, tmp_path):
+    images = write_images(tmp_path / "images.npz")
+    results = tmp_path / "results"
+    runs.keep(ran._replace(results=results), PAIR)
+
+    elsewhere = ran._replace(workdir=tmp_path / "runs", results=results)
+    other = elsewhere._replace(scale=ran.scale._replace(cycles={1: 4}))
+    assert runs.take_kept(other, PAIR) == 0
+    assert runs.take_kept(elsewhere._replace(sources={"data": f"npz:{images}"}), PAIR) == 0
+    assert not elsewhere.finished(PAIR[0])
+    assert runs.take_kept(elsewhere, [PAIR[0], Case("falling", "iid")]) == 1
+    assert [elsewhere.finished(case) for case in PAIR] == [True, False]
+    assert elsewhere.read(PAIR[0]).metrics == ran.read(PAIR[0]).metrics
+    assert runs.take_kept(elsewhere, PAIR) == 1
+    said = []
+    runs.carry_out(elsewhere, PAIR, Clock(0), said.append)
+    assert said == ["2 of 2 runs were finished before"]
+
+
+def test_a_kept_run_is_taken_under_the_public_name_of_its_data(tmp_path):
+    images = write_images(tmp_path / "images.npz")
+    topic = claims.IMAGE_TOPIC
+    scale = topic.scales["smoke"]._replace(cycles={1: 3}, train_examples=0)
+    folders = tmp_path / "runs", tmp_path / "results"
+    study = Study(topic, "smoke", scale, {"data": f"npz:{images}"}, *folders, {})
+    runs.carry_out(study, PAIR[:1], Clock(0), lambda line: None)
+    runs.keep(study, PAIR[:1])
+    assert str(images) not in (tmp_path / "results" / "runs.jsonl.gz").read_bytes().decode("latin1")
+    elsewhere = study._replace(workdir=tmp_path / "elsewhere")
+    assert runs.take_kept(elsewhere, PAIR[:1]) == 1
+    assert elsewhere.finished(PAIR[0])
 
 
 @pytest.mark.slow

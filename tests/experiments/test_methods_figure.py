@@ -109,5 +109,7 @@ def test_a_case_of_several_seeds_is_one_line_of_its_partition(tmp_path):
     line = table.splitlines()[-1]
     assert line.startswith("| three snakes, no ends (2 seeds) | 30.0 % (20.0 % to 40.0 %) |")
     assert "| 15.0 % (10.0 % to 20.0 %) | 1.00 MB (1.00 MB to 1.00 MB) |" in line
-    picture = methods_figures.draw(rows, tmp_path / "methods.png", "two seeds")
+    picture = methods_figures.draw(
+        study, "methods", rows, {}, tmp_path / "methods.png", "two seeds"
+    )
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,15 +1,13 @@
 """The comparison of all methods that fine-tune: the same text in every run, and what it took."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from experiments.reproduction import cases, kept, methods_text, methods_text_figures
-from experiments.reproduction.cases import Case
+from experiments.reproduction.cases import Case, Given
 from experiments.reproduction.runs import Study
 from snake_jax.algorithms.registry import ALGORITHMS
-from snake_jax.errors import UserError
 from snake_jax.runs import loop
 from tests.experiments.test_reproduce import launch
 from tests.sweeps import sweep
@@ -48,12 +46,9 @@ def test_a_run_is_planned_to_pass_all_text_as_often_as_the_others(method, partit
     assert len(rounds) == 3 * setup.config.eval_every
 
 
-def test_a_pretrained_model_and_text_are_asked_for():
-    with pytest.raises(UserError, match="figures on text fine-tune a pretrained model"):
-        methods_text.sources("cpu", "", "a.jsonl", Path(), False)
-    with pytest.raises(UserError, match="figures on text need text"):
-        methods_text.sources("cpu", "tests", "", Path(), False)
-    assert methods_text.sources("smoke", "", "", Path(), False) == SOURCES
+def test_what_does_not_tune_reads_no_part_of_the_text_for_it():
+    topic = methods_text.TOPIC
+    assert topic.sources("smoke", SCALES["smoke"], Given()) == SOURCES
 
 
 @pytest.mark.slow
@@ -125,5 +120,7 @@ def test_a_case_of_several_seeds_is_one_line_of_its_partition(tmp_path):
     line = table.splitlines()[-1]
     assert line.startswith("| LISA, whole blocks and ends (2 seeds) | 30.0 (20.0 to 40.0) |")
     assert "| 60.0 (40.0 to 80.0) | 1.00 MB (1.00 MB to 1.00 MB) |" in line
-    picture = methods_text_figures.draw(rows, tmp_path / "methods.png", "two seeds")
+    picture = methods_text_figures.draw(
+        study, "methods_text", rows, {}, tmp_path / "methods.png", "two seeds"
+    )
     assert picture.read_bytes().startswith(b"\x89PNG")

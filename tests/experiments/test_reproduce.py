@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.reproduction import cases, figures, kept, language, runs, tables, tuning, vision
-from experiments.reproduction.cases import Case
+from experiments.reproduction.cases import Case, Given
 from experiments.reproduction.runs import Clock, Study
 from experiments.reproduction.vision import METHODS, ORDERS
 from snake_jax.errors import UserError
@@ -67,11 +67,7 @@ def made(tmp_path_factory):
 
 def study_of(folder, results="results", topic=vision.TOPIC):
     place, workdir, scale = folder / results / "smoke", folder / "runs/smoke", topic.scales["smoke"]
-    sources = (
-        {"data": "digits"}
-        if topic is vision.TOPIC
-        else language.sources("smoke", "", "", workdir, False)
-    )
+    sources = topic.sources("smoke", scale, Given(workdir=workdir))
     return Study(topic, "smoke", scale, sources, workdir, place, tuning.read_rates(place, topic))
 
 
@@ -328,11 +324,8 @@ def test_paths_of_this_machine_are_not_kept(tmp_path):
 @pytest.mark.parametrize("topic", figures.TOPICS, ids=[topic.name for topic in figures.TOPICS])
 @pytest.mark.parametrize("scale", vision.SCALES)
 def test_every_case_of_every_scale_is_a_configuration(scale, topic):
-    sources = (
-        {"data": "cifar10"}
-        if topic is vision.TOPIC
-        else language.sources(scale, "tiny-llama", "x", Path(), True)
-    )
+    given = Given(data="cifar10", text_model="tiny-llama", text_data="x", listing=True)
+    sources = topic.sources(scale, topic.scales[scale], given)
     study = Study(topic, scale, topic.scales[scale], sources, Path("w"), Path("r"), {})
     wanted = cases.of_figures(topic, topic.figures, study.scale)
     assert len({study.name(case) for case in wanted}) == len(wanted)
@@ -416,17 +409,19 @@ def test_language_is_tuned_on_training_text_alone(made):
 
 def test_a_pretrained_model_and_text_are_asked_for_where_the_scale_needs_them():
     with pytest.raises(UserError, match="give --text_model=DIR"):
-        language.sources("cpu", "", "a.jsonl", Path(), False)
+        language.sources("cpu", language.SCALES["cpu"], Given(text_data="a.jsonl"))
     with pytest.raises(UserError, match=r"give --text_data=A.jsonl,B.jsonl"):
-        language.sources("cpu", "tests", "", Path(), False)
+        language.sources("cpu", language.SCALES["cpu"], Given(text_model="tests"))
     with pytest.raises(UserError, match="give --text_model=DIR"):
-        language.sources("full", "", "", Path(), False)
-    assert language.sources("full", "", "", Path(), True)["model"] == "opt-1.3b"
+        language.sources("full", language.SCALES["full"], Given())
+    listed = language.sources("full", language.SCALES["full"], Given(listing=True))
+    assert listed["model"] == "opt-1.3b"
 
 
 def test_the_papers_models_have_a_node_for_each_block():
     for model, nodes in (("opt-1.3b", 24), ("llama-3-8b", 32)):
-        sources = language.sources("full", model, "", Path(), True)
+        given = Given(text_model=model, listing=True)
+        sources = language.sources("full", language.SCALES["full"], given)
         config = language.config_of(
             Case("snake_lora", "by_category"), language.SCALES["full"], sources, 1e-4
         )

@@ -8,7 +8,7 @@ from snake_jax.nodes import overlap
 from snake_jax.nodes.clock import Faults, VisitWork, elapse
 from snake_jax.nodes.fleet import Fleet, Node
 from snake_jax.nodes.ledger import Transfer
-from snake_jax.nodes.overlap import Stages
+from snake_jax.nodes.overlap import StageSeconds
 from snake_jax.nodes.places import SERVER, node
 
 POSITIVE = st.floats(0.0, 100.0)
@@ -29,7 +29,7 @@ def simulated(stages):
 
 
 @given(
-    st.builds(Stages, st.integers(1, 20), *[POSITIVE] * 6),
+    st.builds(StageSeconds, st.integers(1, 20), *[POSITIVE] * 6),
 )
 @settings(max_examples=100, deadline=None)
 def test_the_formula_is_what_batches_take_one_by_one(stages):

@@ -10,7 +10,7 @@ from snake_jax.config import TextConfig
 from snake_jax.costs.compiled import Compiled, CompiledMemory, Refused, devices
 from snake_jax.errors import UserError
 from snake_jax.profiling import fits, launches
-from snake_jax.profiling.fits import Candidate, Search
+from snake_jax.profiling.fits import Candidate, FitSearch
 
 DTYPES = ("bfloat16", "int8", "nf4")
 STORED = dict(zip(DTYPES, (4, 2, 1), strict=True))
@@ -31,7 +31,7 @@ def search(capacity_bytes, tried, **sizes):
             else Compiled(CompiledMemory(peak, 0, 0), 0.0, 0.0, None)
         )
 
-    return Search(
+    return FitSearch(
         (64, 32, 16), DTYPES, (8, 4, 2), compiled, lambda c: 0, capacity_bytes, lambda tried: None
     )
 

@@ -9,7 +9,7 @@ from snake_jax.errors import UserError
 from snake_jax.nodes.fleet import make_fleet
 from snake_jax.runs import loop, rates
 from snake_jax.runs.job import check_fit, chosen_algorithm
-from snake_jax.runs.rates import Measured, fleet_as_measured, measured_after
+from snake_jax.runs.rates import MeasuredRate, fleet_as_measured, measured_after
 from snake_jax.runs.workdir import Workdir
 from tests.helpers import same_bits
 from tests.launches import write_images
@@ -29,14 +29,14 @@ def test_rates_are_what_nodes_were_seen_to_compute():
 
     role = ("node", 0)
     first = measured_after({}, [came(0, 2.0), came(2, 0.0)], [{role: 10}, {role: 10}])
-    assert first == {0: Measured(10, 2.0)}, "a lost visit says nothing"
+    assert first == {0: MeasuredRate(10, 2.0)}, "a lost visit says nothing"
     second = measured_after(first, [came(0, 1.0)], [{role: 5, ON_SERVER: 100}])
-    assert second == {0: Measured(15, 3.0)}
+    assert second == {0: MeasuredRate(15, 3.0)}
 
 
 def test_a_node_that_was_not_seen_is_as_much_slower_as_the_others():
     stated = make_fleet(3, 0.0, 0)
-    seen = {0: Measured(1e9, 1.0), 2: Measured(4e9, 1.0)}
+    seen = {0: MeasuredRate(1e9, 1.0), 2: MeasuredRate(4e9, 1.0)}
     found = fleet_as_measured(stated, seen)
     assert [node.flops_per_s for node in found.nodes] == [1e9, 2.5e9, 4e9]
     assert fleet_as_measured(stated, {}) == stated
@@ -89,7 +89,7 @@ def test_plans_by_measured_rates_avoid_who_is_slow_and_are_kept(small, tmp_path)
 
 def test_without_a_plan_nothing_is_measured_into_one(small):
     setup = loop.prepare(ImageConfig(**small, assign="milp"))
-    assert rates.plans_after(setup, {}, {0: Measured(1.0, 1.0)}, 0, 1) == {}
+    assert rates.plans_after(setup, {}, {0: MeasuredRate(1.0, 1.0)}, 0, 1) == {}
 
 
 def test_the_soonest_done_takes_over(small, tmp_path):

@@ -4,10 +4,10 @@ import functools
 from dataclasses import replace
 
 from snake_jax.scct.system import build, rounds
-from snake_jax.scct.system.settings import Settings
+from snake_jax.scct.system.settings import SystemSettings
 from tests.launches import write_model
 
-SMALL = Settings(
+SMALL = SystemSettings(
     small_layers=3,
     small_width=16,
     nodes=3,

@@ -12,8 +12,8 @@ from alns.Outcome import Outcome
 from snake_jax import streams
 from snake_jax.errors import UserError
 from snake_jax.scct import adaptive, bound, branch, drawing, large, operators, scenario, small
-from snake_jax.scct.adaptive import Settings, WheelByUses
-from snake_jax.scct.operators import State
+from snake_jax.scct.adaptive import AdaptiveSettings, WheelByUses
+from snake_jax.scct.operators import SplitState
 from snake_jax.scct.valued import Valued, first_splits
 from tests.scct.small_scenarios import (
     CASES,
@@ -26,7 +26,7 @@ from tests.scct.small_scenarios import (
     with_edge_layers,
 )
 
-SHORT = Settings(iterations=40)
+SHORT = AdaptiveSettings(iterations=40)
 # All devices want the edge to have all but one layer.
 SLOW_DEVICES = edge_of(3.12e14, flops_per_s=(1e11, 1.2e11), epoch_factor=(0.9, 1.1))
 
@@ -125,7 +125,7 @@ def test_adaptive_search_comes_within_a_thousandth_of_enumeration():
         problem = contested(seed, 4, 12, 4)
         optimum_s = large.solve(problem, "enumerate").objective_s
         # Without the descents around it, which would do alone.
-        alone = large.solve(problem, "alns", seed, settings=Settings(descends=False))
+        alone = large.solve(problem, "alns", seed, settings=AdaptiveSettings(descends=False))
         gaps.append(alone.objective_s / optimum_s - 1)
         found = large.solve(problem, "alns", seed, settings=SHORT)
         gaps.append(found.objective_s / optimum_s - 1)
@@ -175,7 +175,7 @@ def test_every_state_of_the_adaptive_search_fits_and_has_its_objective(monkeypat
         plain(self, cand, d_idx, r_idx, outcome)
 
     monkeypatch.setattr(WheelByUses, "update", noted)
-    settings = Settings(iterations=150, descends=False)
+    settings = AdaptiveSettings(iterations=150, descends=False)
     found = large.solve(problem, "alns", 1, settings=settings)
     states = np.array([state.splits for state, _ in seen])
     assert len(states) == 150
@@ -193,7 +193,7 @@ def test_every_state_of_the_adaptive_search_fits_and_has_its_objective(monkeypat
 def test_the_same_seed_gives_the_same_search_and_another_seed_another():
     problem = contested(7, 4, 12, 4)
     first, again, other = (
-        large.solve(problem, "alns", seed, settings=Settings(iterations=40, descends=False))
+        large.solve(problem, "alns", seed, settings=AdaptiveSettings(iterations=40, descends=False))
         for seed in (3, 3, 4)
     )
     assert first.splits.tolist() == again.splits.tolist()
@@ -222,7 +222,7 @@ def test_a_search_that_meets_its_bound_ends():
         devices=problem.devices[:1],
         samples=scenario.Samples(problem.samples.flops_per_s[:, :1], problem.samples.gain[:, :1]),
     )
-    found = large.solve(alone, "alns", settings=Settings(iterations=10_000))
+    found = large.solve(alone, "alns", settings=AdaptiveSettings(iterations=10_000))
     assert found.objective_s <= found.bound_s * (1 + 1e-11)
     assert len(found.history) < 10
 
@@ -237,7 +237,7 @@ def test_temperatures_know_no_scale(monkeypatch):
 
     monkeypatch.setattr(adaptive, "SimulatedAnnealing", noted)
     problem = contested(7, 4, 12, 4)
-    settings = Settings(iterations=40, descends=False)
+    settings = AdaptiveSettings(iterations=40, descends=False)
     searches = []
     for epochs in (60, 1):
         scaled = dataclasses.replace(problem, epochs=epochs, iterations=epochs)
@@ -254,9 +254,9 @@ def test_temperatures_know_no_scale(monkeypatch):
 
 
 def test_weights_follow_scores_by_uses():
-    settings = Settings(scores=(8.0, 4.0, 2.0, 1.0), segment=4, reaction=0.25)
+    settings = AdaptiveSettings(scores=(8.0, 4.0, 2.0, 1.0), segment=4, reaction=0.25)
     wheel = WheelByUses(settings, destroyers=3, repairers=2)
-    state = State(np.ones(2, int), 1.0)
+    state = SplitState(np.ones(2, int), 1.0)
     for destroyer, repairer, outcome in (
         (0, 1, Outcome.BEST),
         (0, 1, Outcome.REJECT),
@@ -280,7 +280,7 @@ def test_operators_leave_the_state_that_they_are_given_as_it_was():
     valued = Valued(problem, "exact")
     own = bound.wait_and_see(problem).splits
     splits = first_splits(problem)
-    whole = State(splits, valued.of_one(splits))
+    whole = SplitState(splits, valued.of_one(splits))
     rng = streams.generator(0, "scct/search")
     pairs = itertools.product(
         operators.destroyers(valued, own).values(), operators.repairers(valued, own).values()
@@ -305,7 +305,7 @@ def test_greedy_repair_counts_on_what_the_others_can_still_take():
     crowd = with_edge_layers(problem, 8)
     valued = Valued(crowd, "exact")
     greedy = operators.repairers(valued, own)["greedy"]
-    destroyed = State(np.ones(4, int), np.inf, (0, 1, 2, 3))
+    destroyed = SplitState(np.ones(4, int), np.inf, (0, 1, 2, 3))
     for seed in range(4):
         repaired = greedy(destroyed, streams.generator(seed, "scct/search"))
         assert scenario.fits(crowd, repaired.splits)

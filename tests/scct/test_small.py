@@ -15,7 +15,7 @@ from snake_jax import streams
 from snake_jax.errors import UserError
 from snake_jax.scct import exact, latency, paper, reference, small
 from snake_jax.scct.drawing import BASE, LAW, TABLE_III, drawn
-from snake_jax.scct.latency import Problem
+from snake_jax.scct.latency import LatencyProblem
 from snake_jax.scct.scenario import parsed, splits_that_fit
 
 CASES = json.loads((Path(__file__).parent / "scenarios.json").read_text())["scenarios"]
@@ -23,16 +23,16 @@ EDGES = (3e14, 1e13, 1e12)  # FLOP/s, from plenty to scarce
 SEEDS = range(500)
 
 
-def sampled(problem: Problem, sample: int) -> Problem:
+def sampled(problem: LatencyProblem, sample: int) -> LatencyProblem:
     """The problem of one sample."""
-    return Problem(*(array[sample] for array in problem))
+    return LatencyProblem(*(array[sample] for array in problem))
 
 
 def law_of(flops_per_s: float):
     return dataclasses.replace(LAW, server=dataclasses.replace(TABLE_III, flops_per_s=flops_per_s))
 
 
-def problem_of(seed: int) -> Problem:
+def problem_of(seed: int) -> LatencyProblem:
     """One sample of at most 4 devices and 12 subcarriers; some devices have all layers."""
     nodes = 1 + seed % 4
     subcarriers = (4, 7, 10, 12)[seed // 4 % 4]
@@ -42,14 +42,14 @@ def problem_of(seed: int) -> Problem:
 
 
 @pytest.fixture(scope="module")
-def groups() -> dict[tuple[int, ...], Problem]:
+def groups() -> dict[tuple[int, ...], LatencyProblem]:
     """The problems of 500 seeds, those of a size as samples of one."""
-    found: dict[tuple[int, ...], list[Problem]] = {}
+    found: dict[tuple[int, ...], list[LatencyProblem]] = {}
     for seed in SEEDS:
         one = problem_of(seed)
         found.setdefault(one.link_s.shape[1:], []).append(one)
     return {
-        size: Problem(*(np.concatenate(arrays) for arrays in zip(*ones, strict=True)))
+        size: LatencyProblem(*(np.concatenate(arrays) for arrays in zip(*ones, strict=True)))
         for size, ones in found.items()
     }
 
@@ -60,7 +60,7 @@ def solved(groups) -> dict[tuple[int, ...], exact.Exact]:
     return {size: solve(problem) for size, problem in groups.items()}
 
 
-def solve(problem: Problem) -> exact.Exact:
+def solve(problem: LatencyProblem) -> exact.Exact:
     """Samples of one candidate."""
     ready = exact.tables(problem.link_s)
     return exact.solve(ready, problem.device_s[None], problem.whole_edge_s[None])
@@ -172,7 +172,7 @@ def test_the_shares_are_those_of_a_convex_solver():
         np.testing.assert_allclose(found.shares[0], solved.x[:4], atol=1e-6)
 
 
-def four_alike() -> Problem:
+def four_alike() -> LatencyProblem:
     """The case of four identical devices, with one layer each."""
     scenario = parsed(CASES[1]["scenario"])
     return sampled(latency.problem(scenario, np.ones(4, int)), 0)

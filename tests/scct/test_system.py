@@ -11,7 +11,7 @@ import pytest
 from snake_jax.errors import UserError
 from snake_jax.scct import latency, small
 from snake_jax.scct.system import batches, build, clocks, cloud, evaluate, iteration, rounds
-from snake_jax.scct.system.settings import Settings, checked
+from snake_jax.scct.system.settings import SystemSettings, checked
 from tests.helpers import close, same_bits
 from tests.scct.small_systems import Systems
 
@@ -322,7 +322,7 @@ def by_hand(course, scenario, splits, mechanism, before):
 def test_each_clock_is_the_papers_equations(mechanism, systems):
     system = systems(splits="descent")
     there = rounds.presences(system.events, 3, 2, 1)
-    course = clocks.Course(system.scenario, system.law, "descent", 0, 1, tuple(there))
+    course = clocks.RoundCourse(system.scenario, system.law, "descent", 0, 1, tuple(there))
     before = {0: 3, 1: 1, 2: 2}
     found = clocks.of_round(course, mechanism, before)
     splits = list(found.splits.values())
@@ -336,7 +336,7 @@ def test_absent_devices_take_no_time(systems):
     system = systems()
     alone = rounds.presences((), 3, 2, 1)
     there = [alone[0], alone[1]._replace(epochs=0), alone[2]._replace(epochs=0)]
-    course = clocks.Course(system.scenario, system.law, "fixed:1", 0, 1, tuple(alone))
+    course = clocks.RoundCourse(system.scenario, system.law, "fixed:1", 0, 1, tuple(alone))
     nobody = course._replace(presences=tuple(one._replace(epochs=0) for one in alone))
     assert clocks.of_round(nobody, "scctt", {}).seconds == 0
     one = clocks.of_round(course._replace(presences=tuple(there)), "scctt", {})
@@ -395,7 +395,7 @@ def test_every_arm_trains_what_it_is_to_train(changes, systems):
 )
 def test_wrong_settings_are_told_in_a_line(changes, said):
     with pytest.raises(UserError, match=said) as told:
-        checked(Settings(**changes))
+        checked(SystemSettings(**changes))
     assert "\n" not in str(told.value)
 
 

@@ -9,7 +9,7 @@ import uvicorn
 
 from snake_jax.engines.leases import PoolEvent, PoolNode, Wish
 from snake_jax.services import api
-from snake_jax.services.pool import State
+from snake_jax.services.pool import PoolState
 from tests.browsers import chromium, opened
 from tests.service_provider import SETTINGS, TOKEN, asked, provider_of, stepped, wait_until
 
@@ -190,7 +190,7 @@ def test_nodes_that_services_share_are_shown_with_who_has_them(page, provider):
     lease = Wish(0, 3, "ann", 1, "", 17, '["fc1", "fc3"]', 6.0, 6.0, 7.0)
     wishes = [lease, lease._replace(service=2, granted_s=0.0)]
     events = [PoolEvent(5.0, 0, "joined", "started: a"), PoolEvent(9.0, 2, "gone", "it ended")]
-    provider.pool = lambda: State(nodes, wishes, events)
+    provider.pool = lambda: PoolState(nodes, wishes, events)
     wait_until(lambda: page.one("#pool").is_displayed())
     assert page.texts("#pool-nodes tbody td") == (
         ["0", "a", "service 3", "17", "fc1, fc3", "service 2", "12", "4 s"]

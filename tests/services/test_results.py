@@ -3,16 +3,16 @@
 import os
 
 from snake_jax.services import results
-from snake_jax.services.results import Place
+from snake_jax.services.results import ReadPosition
 
 
 def test_whole_lines_are_given_once(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    assert results.lines_from(file, Place()) == ([], Place())
+    assert results.lines_from(file, ReadPosition()) == ([], ReadPosition())
     with file.open("a") as stream:
         stream.write("a\nb")
         stream.flush()
-        lines, place = results.lines_from(file, Place())
+        lines, place = results.lines_from(file, ReadPosition())
         assert lines == ["a"]
         assert results.lines_from(file, place) == ([], place)
         stream.write("b\nc\n")
@@ -25,7 +25,7 @@ def test_whole_lines_are_given_once(tmp_path):
 def test_lines_that_a_run_cuts_off_and_writes_again_are_not_given_again(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("a\nb\nc\n")
-    _, place = results.lines_from(file, Place())
+    _, place = results.lines_from(file, ReadPosition())
     part = tmp_path / "part"
     part.write_text("a\n")
     os.replace(part, file)
@@ -50,7 +50,7 @@ def test_nodes_of_a_round_of_several_and_those_that_only_received(tmp_path):
         '{"source": "node2", "destination": "node0", "bytes": 3}\n'
     )
     assert results.nodes_of(tmp_path) == [
-        results.Node(0, 1, ["a", "b"], 0, 0, 3),
-        results.Node(2, 1, ["a", "b"], 0, 3, 0),
-        results.Node(5, 0, [], None, 0, 7),
+        results.NodeResult(0, 1, ["a", "b"], 0, 0, 3),
+        results.NodeResult(2, 1, ["a", "b"], 0, 3, 0),
+        results.NodeResult(5, 0, [], None, 0, 7),
     ]

@@ -6,7 +6,7 @@ import pytest
 
 from snake_jax.errors import UserError
 from snake_jax.services import store
-from snake_jax.services.store import Event, Service
+from snake_jax.services.store import Service, ServiceEvent
 
 NEW = Service(0, "näme", "ann", "classify", '{"nodes": 2}', slots=1, run_s=2.5, restarts=3)
 
@@ -46,7 +46,7 @@ def test_the_log_is_written_ahead_and_synchronously(opened, file):
 def test_events_come_back_in_order_and_go_with_their_service(opened):
     one, two = store.add(opened, NEW), store.add(opened, NEW)
     for number, name in ((1, "a"), (2, "b"), (1, "c")):
-        store.tell(opened, Event(number, 1.0, name, ""))
+        store.tell(opened, ServiceEvent(number, 1.0, name, ""))
     assert [event.event for event in store.events(opened, 1)] == ["a", "c"]
     store.remove(opened, one.number)
     assert store.every(opened) == [two]

@@ -7,7 +7,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 from snake_jax import names
-from snake_jax.scct.system.settings import Settings
+from snake_jax.scct.system.settings import SystemSettings
 
 # What --train itself says, and what other tasks of the command have too.
 _ELSEWHERE = ("data", "splits", "seed")
@@ -51,12 +51,12 @@ _CHOICES = {
     "adapter_loss": ("sum", "mean"),
     "plain_loss": ("evaluation", "always", "never"),
 }
-FIELDS = tuple(field.name for field in fields(Settings) if field.name not in _ELSEWHERE)
+FIELDS = tuple(field.name for field in fields(SystemSettings) if field.name not in _ELSEWHERE)
 
 
 def define(values: FlagValues) -> None:
     """A flag for each field, with its default."""
-    for field in fields(Settings):
+    for field in fields(SystemSettings):
         name, text = field.name, _HELP.get(field.name, "")
         default: Any = field.default
         if name in _ELSEWHERE:
@@ -73,9 +73,9 @@ def define(values: FlagValues) -> None:
             flags.DEFINE_string(name, default, text, flag_values=values)
 
 
-def settings(data: str, values: FlagValues) -> Settings:
+def settings(data: str, values: FlagValues) -> SystemSettings:
     """What the flags say."""
     given: dict[str, Any] = {name: values[name].value for name in (*FIELDS, "splits", "seed")}
     if values["mechanisms"].value == "cloudo" and not values["arm"].present:
         given["arm"] = "cloudo"
-    return Settings(data=data, **given)
+    return SystemSettings(data=data, **given)

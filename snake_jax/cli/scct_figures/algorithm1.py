@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from snake_jax.cli.scct_figures.scales import Scale, Study
+from snake_jax.cli.scct_figures.scales import Study, StudySize
 from snake_jax.report.canvas import COLOURS, logarithmic, look, new_figure
 from snake_jax.scct import latency, mechanisms, paper, small
 from snake_jax.scct.drawing import LAW, Law, drawn
@@ -22,7 +22,7 @@ SCARCE_FLOPS_PER_S = 3e12
 _CLOSE = 1.05  # of the pass's end: what a reader takes for convergence
 
 
-class Course(TypedDict):
+class SearchCourse(TypedDict):
     """Algorithm 1 on one scenario; levels are means over the samples, without the cloud link.
 
     `close_at` is the first step from which on the level is within 5 % of the pass's end.
@@ -42,13 +42,13 @@ class Course(TypedDict):
     greatest_gap: float
 
 
-class Numbers(TypedDict):
+class Algorithm1Numbers(TypedDict):
     """What the figure shows."""
 
-    courses: list[Course]
+    courses: list[SearchCourse]
 
 
-def numbers(study: Study) -> Numbers:
+def numbers(study: Study) -> Algorithm1Numbers:
     """Runs Algorithm 1 on every scenario, with Table III's edge and with a scarce one."""
     courses = []
     for edge_flops_per_s in (LAW.server.flops_per_s, SCARCE_FLOPS_PER_S):
@@ -61,13 +61,13 @@ def numbers(study: Study) -> Numbers:
     return {"courses": courses}
 
 
-def draw(found: Numbers) -> Figure:
+def draw(found: Algorithm1Numbers) -> Figure:
     """A panel for each edge; of each number of devices the first seed."""
     figure = new_figure(11.0, 4.4)
     edges = list(dict.fromkeys(course["edge_flops_per_s"] for course in found["courses"]))
     panels = figure.subplots(1, len(edges), squeeze=False)[0]
     for panel, edge_flops_per_s in zip(panels, edges, strict=True):
-        first: dict[int, Course] = {}
+        first: dict[int, SearchCourse] = {}
         for course in found["courses"]:
             if course["edge_flops_per_s"] == edge_flops_per_s:
                 first.setdefault(course["nodes"], course)
@@ -78,7 +78,7 @@ def draw(found: Numbers) -> Figure:
     return figure
 
 
-def _course(scale: Scale, law: Law, nodes: int, seed: int) -> Course:
+def _course(scale: StudySize, law: Law, nodes: int, seed: int) -> SearchCourse:
     scenario = drawn(seed, nodes, scale.subcarriers, scale.samples, law)
     splits = mechanisms.common(scenario, mechanisms.COMMON)
     steps = paper.algorithm1(latency.problem(scenario, splits))
@@ -105,7 +105,7 @@ def _course(scale: Scale, law: Law, nodes: int, seed: int) -> Course:
     }
 
 
-def _panel(panel: Axes, courses: list[Course]) -> None:
+def _panel(panel: Axes, courses: list[SearchCourse]) -> None:
     for colour, course in zip(COLOURS, courses, strict=False):
         shown = course["levels_s"][: 2 * course["steps_of_a_pass"]]
         steps = range(1, len(shown) + 1)

@@ -5,10 +5,10 @@ from typing import TypedDict
 import numpy as np
 from matplotlib.figure import Figure
 
-from snake_jax.cli.scct_figures.scales import Scale, Study
+from snake_jax.cli.scct_figures.scales import Study, StudySize
 from snake_jax.report.canvas import COLOURS, look, new_figure
 from snake_jax.scct import bound, large, latency, mechanisms, small
-from snake_jax.scct.adaptive import Settings
+from snake_jax.scct.adaptive import AdaptiveSettings
 from snake_jax.scct.drawing import drawn, resampled
 
 FRESH_SEED = 1_000_000_007
@@ -16,7 +16,7 @@ FRESH_SEED = 1_000_000_007
 _CLOSE = 1.001  # of the end: what a reader takes for convergence
 
 
-class Course(TypedDict):
+class AdaptiveCourse(TypedDict):
     """Searches on one scenario; seconds of an iteration, the fixed cloud link among them.
 
     Attributes:
@@ -51,14 +51,14 @@ class Course(TypedDict):
     splits: list[int]
 
 
-class Numbers(TypedDict):
+class Algorithm2Numbers(TypedDict):
     """What the figure shows."""
 
     nodes: int
-    courses: list[Course]
+    courses: list[AdaptiveCourse]
 
 
-def numbers(study: Study) -> Numbers:
+def numbers(study: Study) -> Algorithm2Numbers:
     """The searches for every seed, on the scale's largest number of devices."""
     nodes = study.scale.nodes[-1]
     courses = []
@@ -68,7 +68,7 @@ def numbers(study: Study) -> Numbers:
     return {"nodes": nodes, "courses": courses}
 
 
-def draw(found: Numbers) -> Figure:
+def draw(found: Algorithm2Numbers) -> Figure:
     """Current and best of the first seed, the bound, and where the others end."""
     course = found["courses"][0]
     figure = new_figure(9.0, 4.6)
@@ -90,13 +90,15 @@ def draw(found: Numbers) -> Figure:
     return figure
 
 
-def _course(scale: Scale, nodes: int, seed: int) -> Course:
+def _course(scale: StudySize, nodes: int, seed: int) -> AdaptiveCourse:
     scenario = drawn(seed, nodes, scale.subcarriers, scale.samples)
     iterations = scenario.epochs * scenario.iterations
     fixed_s = latency.cloud_link_s(scenario.model, scenario.cloud, nodes)
     # As the paper has it, from a start that is far from good.
     start = mechanisms.common(scenario, mechanisms.COMMON)
-    alone = large.solve(scenario, "alns", seed, settings=Settings(descends=False), start=start)
+    alone = large.solve(
+        scenario, "alns", seed, settings=AdaptiveSettings(descends=False), start=start
+    )
     best_s = np.array([step.best_s for step in alone.history]) / iterations
     current_s = np.array([step.current_s for step in alone.history]) / iterations
     far = np.flatnonzero(best_s > _CLOSE * best_s[-1])

@@ -11,7 +11,7 @@ from snake_jax.report.canvas import COLOURS, look, new_figure
 from snake_jax.report.units import significant
 from snake_jax.scct import mechanisms
 from snake_jax.scct.drawing import drawn
-from snake_jax.scct.mechanisms import Outcome
+from snake_jax.scct.mechanisms import IterationSeconds
 from snake_jax.scct.scenario import Scenario
 
 ORDER = ("SCCTT", "SCCTT by Algorithm 1", "SCCTL", "SCCTS", "SCCTS best", "CloudO")
@@ -34,14 +34,14 @@ class Bar(TypedDict):
     splits: list[int]
 
 
-class Numbers(TypedDict):
+class ComparedNumbers(TypedDict):
     """What the figure shows."""
 
     cloud_flops_per_s: float
     bars: list[Bar]
 
 
-def numbers(study: Study) -> Numbers:
+def numbers(study: Study) -> ComparedNumbers:
     """Every mechanism on every scenario."""
     bars = []
     for nodes in study.scale.nodes:
@@ -56,7 +56,7 @@ def numbers(study: Study) -> Numbers:
     return {"cloud_flops_per_s": study.cloud_flops_per_s, "bars": bars}
 
 
-def draw(found: Numbers) -> Figure:
+def draw(found: ComparedNumbers) -> Figure:
     """A group of bars for each N, means over the seeds; fixed below, the rest on top."""
     figure = new_figure(9.0, 4.6)
     panel = figure.subplots()
@@ -81,7 +81,7 @@ def draw(found: Numbers) -> Figure:
     return figure
 
 
-def mean_of(found: Numbers, nodes: int, mechanism: str, part: str) -> float:
+def mean_of(found: ComparedNumbers, nodes: int, mechanism: str, part: str) -> float:
     """Over the seeds; `part` is one of a bar's seconds."""
     values: list[float] = []
     for bar in found["bars"]:
@@ -96,7 +96,7 @@ def mean_of(found: Numbers, nodes: int, mechanism: str, part: str) -> float:
     return float(np.mean(values))
 
 
-def _outcomes(scenario: Scenario, seed: int) -> list[Outcome]:
+def _outcomes(scenario: Scenario, seed: int) -> list[IterationSeconds]:
     """All of ORDER."""
     two = mechanisms.two_timescale(scenario, seed)
     return [
@@ -109,7 +109,7 @@ def _outcomes(scenario: Scenario, seed: int) -> list[Outcome]:
     ]
 
 
-def _bar(nodes: int, seed: int, outcome: Outcome, cloud_s: float) -> Bar:
+def _bar(nodes: int, seed: int, outcome: IterationSeconds, cloud_s: float) -> Bar:
     return {
         "nodes": nodes,
         "seed": seed,

@@ -20,7 +20,7 @@ from snake_jax.scct.scenario import Scenario
 _DEEPEST = 4.0  # the colours end at this factor
 
 
-class Column(TypedDict):
+class RateColumn(TypedDict):
     """One rate of the devices; seconds of an iteration without the cloud link, means over seeds.
 
     `small_s` has one number for each common split point.
@@ -33,16 +33,16 @@ class Column(TypedDict):
     small_s: list[float]
 
 
-class Numbers(TypedDict):
+class FasterNumbers(TypedDict):
     """What the map shows."""
 
     nodes: int
     edge_flops_per_s: float
     splits: list[int]
-    columns: list[Column]
+    columns: list[RateColumn]
 
 
-def numbers(study: Study) -> Numbers:
+def numbers(study: Study) -> FasterNumbers:
     """Every rate, every common split point, every seed."""
     scale, columns = study.scale, []
     for factor in scale.map_factors:
@@ -55,7 +55,7 @@ def numbers(study: Study) -> Numbers:
             rows.append(_row(scenario, seed, scale.map_splits))
         two_s, large_s, *small_s = np.mean(rows, axis=0).tolist()
         columns.append(
-            Column(
+            RateColumn(
                 factor=factor,
                 mean_flops_per_s=factor * (low + high) / 2,
                 two_s=two_s,
@@ -71,7 +71,7 @@ def numbers(study: Study) -> Numbers:
     }
 
 
-def draw(found: Numbers) -> Figure:
+def draw(found: FasterNumbers) -> Figure:
     """SCCTS over SCCTL in colours, and below it what each takes over SCCTT."""
     figure = new_figure(9.5, 7.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
@@ -111,7 +111,7 @@ def _row(scenario: Scenario, seed: int, splits: tuple[int, ...]) -> list[float]:
     return row
 
 
-def _colours(figure: Figure, panel: Axes, found: Numbers) -> None:
+def _colours(figure: Figure, panel: Axes, found: FasterNumbers) -> None:
     """Blue where SCCTS is faster, red where SCCTL is; a mark on cells of the paper's order."""
     rates = np.array([column["mean_flops_per_s"] for column in found["columns"]]) / 1e12
     factors = []

@@ -7,7 +7,7 @@ Note = Callable[[str], None]
 """Says a line of where a long study stands."""
 
 
-class Scale(NamedTuple):
+class StudySize(NamedTuple):
     """The size of a study.
 
     Attributes:
@@ -32,7 +32,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "smoke": Scale(
+    "smoke": StudySize(
         nodes=(2, 3),
         subcarriers=12,
         samples=2,
@@ -42,7 +42,7 @@ SCALES = {
         map_factors=(0.1, 1.0),
         map_splits=(1, 6),
     ),
-    "cpu": Scale(
+    "cpu": StudySize(
         nodes=(10, 20, 30),
         subcarriers=200,
         samples=100,
@@ -64,6 +64,6 @@ class Study(NamedTuple):
       note: says a line of where it stands.
     """
 
-    scale: Scale
+    scale: StudySize
     cloud_flops_per_s: float
     note: Note

@@ -33,7 +33,7 @@ LIKES = {
 """What an owner likes, by kind; each kind's answers."""
 
 
-class Device(NamedTuple):
+class DeviceQuestions(NamedTuple):
     """One device's questions.
 
     Attributes:
@@ -49,7 +49,7 @@ class Device(NamedTuple):
     personal: tuple[Question, ...]
 
 
-def draw(seed: int, devices: int, train: int, held_out: int) -> list[Device]:
+def draw(seed: int, devices: int, train: int, held_out: int) -> list[DeviceQuestions]:
     """All devices' questions.
 
     Args:
@@ -78,7 +78,7 @@ def draw(seed: int, devices: int, train: int, held_out: int) -> list[Device]:
         for index in range(held_out):
             name = f"device{number}/personal/{index}"
             personal.append(_personal(rng, name, _story(rng, stories), likes))
-        drawn.append(Device(likes, tuple(trained), tuple(shared), tuple(personal)))
+        drawn.append(DeviceQuestions(likes, tuple(trained), tuple(shared), tuple(personal)))
     return drawn
 
 

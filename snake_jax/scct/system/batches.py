@@ -10,10 +10,10 @@ from snake_jax import streams
 from snake_jax.models import encoder
 from snake_jax.models.span import Spans
 from snake_jax.scct.system import cloud
-from snake_jax.scct.system.examples import Examples, Texts
+from snake_jax.scct.system.examples import DeviceExamples, PaddedTexts
 
 
-class Rows(NamedTuple):
+class DeviceRows(NamedTuple):
     """Some examples of a device.
 
     Attributes:
@@ -24,9 +24,9 @@ class Rows(NamedTuple):
     """
 
     small: encoder.Texts
-    of_small: cloud.Batch
+    of_small: cloud.CloudBatch
     ids: jax.Array
-    of_large: cloud.Batch
+    of_large: cloud.CloudBatch
 
 
 def order(seed: int, number: int, epoch: int, node: int, examples: int, wanted: int) -> np.ndarray:
@@ -37,12 +37,12 @@ def order(seed: int, number: int, epoch: int, node: int, examples: int, wanted: 
     return np.concatenate(drawn)[:wanted]
 
 
-def rows(examples: Examples, index: np.ndarray) -> Rows:
+def rows(examples: DeviceExamples, index: np.ndarray) -> DeviceRows:
     """The examples of these numbers."""
     words = [jnp.asarray(array[index]) for array in examples.answers]
     answers = cloud.Answers(*words)
     small, large = examples.small, examples.large
-    return Rows(
+    return DeviceRows(
         small=encoder.Texts(
             jnp.asarray(small.ids[index]),
             jnp.asarray(small.lengths[index]),
@@ -54,16 +54,16 @@ def rows(examples: Examples, index: np.ndarray) -> Rows:
     )
 
 
-def joined(batches: list[cloud.Batch]) -> cloud.Batch:
+def joined(batches: list[cloud.CloudBatch]) -> cloud.CloudBatch:
     """The batches of several devices, one after the other."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
 
 
-def _batch(texts: Texts, index: np.ndarray, answers: cloud.Answers) -> cloud.Batch:
+def _batch(texts: PaddedTexts, index: np.ndarray, answers: cloud.Answers) -> cloud.CloudBatch:
     spans = Spans(
         jnp.asarray(texts.first[index]),
         jnp.asarray(texts.last[index]),
         jnp.asarray(texts.found[index]),
     )
     lengths = jnp.asarray(texts.lengths[index])
-    return cloud.Batch(lengths, answers, jnp.asarray(texts.context[index]), spans)
+    return cloud.CloudBatch(lengths, answers, jnp.asarray(texts.context[index]), spans)

@@ -24,9 +24,9 @@ from snake_jax.scct.drawing import Law
 from snake_jax.scct.scenario import Model, Scenario
 from snake_jax.scct.system import cloud, membership
 from snake_jax.scct.system.cloud import Large
-from snake_jax.scct.system.examples import Examples, Reader, encode
-from snake_jax.scct.system.membership import Event
-from snake_jax.scct.system.settings import PERSONAL, Settings, checked
+from snake_jax.scct.system.examples import DeviceExamples, Reader, encode
+from snake_jax.scct.system.membership import DeviceEvent
+from snake_jax.scct.system.settings import PERSONAL, SystemSettings, checked
 
 _HEAD_WIDTH = 16  # of a fresh small model's attention
 
@@ -39,8 +39,8 @@ class DeviceData(NamedTuple):
       held_out: to evaluate on, by sort.
     """
 
-    train: Examples
-    held_out: dict[str, Examples]
+    train: DeviceExamples
+    held_out: dict[str, DeviceExamples]
 
 
 class System(NamedTuple):
@@ -59,7 +59,7 @@ class System(NamedTuple):
       events: devices that come and go.
     """
 
-    settings: Settings
+    settings: SystemSettings
     encoder: Encoder
     large: Large
     base: Params
@@ -68,7 +68,7 @@ class System(NamedTuple):
     tokenizer: Tokenizer
     scenario: Scenario
     law: Law
-    events: tuple[Event, ...]
+    events: tuple[DeviceEvent, ...]
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class System(NamedTuple):
         return self.encoder.layer_names[1:]
 
 
-def prepare(settings: Settings) -> System:
+def prepare(settings: SystemSettings) -> System:
     """Checks the settings and loads models and data.
 
     Raises:
@@ -149,7 +149,7 @@ def fresh_trained(system: System) -> Params:
     return trained
 
 
-def _large(settings: Settings) -> tuple[LanguageModel, Params]:
+def _large(settings: SystemSettings) -> tuple[LanguageModel, Params]:
     """The large model and its weights."""
     if settings.model in presets.PRESETS:
         model = presets.from_preset(settings.model)
@@ -163,7 +163,9 @@ def _large(settings: Settings) -> tuple[LanguageModel, Params]:
     return model, jax.tree.map(jnp.asarray, params)
 
 
-def _small(settings: Settings, tokenizer: Tokenizer) -> tuple[Encoder, Params | None, Tokenizer]:
+def _small(
+    settings: SystemSettings, tokenizer: Tokenizer
+) -> tuple[Encoder, Params | None, Tokenizer]:
     """The small model, its weights where it has some, and how it reads."""
     if settings.small_model:
         encoder, params = hub.load_encoder(settings.small_model)
@@ -186,7 +188,7 @@ Asked = tuple[list[Question], dict[str, list[Question]]]
 """A device's questions to train on, and those held out by sort."""
 
 
-def _questions(settings: Settings) -> list[Asked]:
+def _questions(settings: SystemSettings) -> list[Asked]:
     """Of every device."""
     if settings.data == PERSONAL:
         drawn = personal.draw(
@@ -211,7 +213,7 @@ def _questions(settings: Settings) -> list[Asked]:
     return [_held_out(settings, node, some) for node, some in enumerate(own)]
 
 
-def _held_out(settings: Settings, node: int, some: list[Question]) -> Asked:
+def _held_out(settings: SystemSettings, node: int, some: list[Question]) -> Asked:
     """A device's questions, whole contexts of which are held out."""
     by_context: dict[str, list[Question]] = {}
     for question in some:
@@ -230,7 +232,7 @@ def _held_out(settings: Settings, node: int, some: list[Question]) -> Asked:
     return train, {"questions": held_out[: settings.held_out]}
 
 
-def _scenario(settings: Settings, encoder: Encoder) -> tuple[Scenario, Law]:
+def _scenario(settings: SystemSettings, encoder: Encoder) -> tuple[Scenario, Law]:
     """Of the file, or drawn by the seed, scaled to this small model."""
     model = Model(
         layers=encoder.num_blocks,

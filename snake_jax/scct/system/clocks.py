@@ -42,7 +42,7 @@ class Clock(NamedTuple):
     splits: Splits
 
 
-class Course(NamedTuple):
+class RoundCourse(NamedTuple):
     """What a round's clocks are of.
 
     Attributes:
@@ -62,7 +62,7 @@ class Course(NamedTuple):
     presences: Sequence[Presence]
 
 
-def of_round(course: Course, mechanism: str, before: Splits) -> Clock:
+def of_round(course: RoundCourse, mechanism: str, before: Splits) -> Clock:
     """A mechanism's round.
 
     Args:
@@ -113,7 +113,7 @@ def among(scenario: Scenario, nodes: Sequence[int], before: Splits) -> Scenario:
     return dataclasses.replace(scenario, devices=tuple(devices), samples=own)
 
 
-def epoch_samples(course: Course, nodes: Sequence[int], epoch: int) -> Samples:
+def epoch_samples(course: RoundCourse, nodes: Sequence[int], epoch: int) -> Samples:
     """One epoch of a round as it turns out for these devices: a sample [1, N]."""
     flops_per_s, gain = [], []
     for node in nodes:
@@ -124,7 +124,7 @@ def epoch_samples(course: Course, nodes: Sequence[int], epoch: int) -> Samples:
     return Samples(np.stack(flops_per_s, axis=1), np.stack(gain, axis=1))
 
 
-def _choice(course: Course, mechanism: str, scenario: Scenario) -> np.ndarray:
+def _choice(course: RoundCourse, mechanism: str, scenario: Scenario) -> np.ndarray:
     """Split points [N] of the devices in the scenario."""
     layers = scenario.model.layers
     if mechanism in ("scctt", "scctl"):

@@ -55,7 +55,7 @@ class Answers(NamedTuple):
     weights: jax.Array
 
 
-class Batch(NamedTuple):
+class CloudBatch(NamedTuple):
     """The batches of some devices, one after the other: R rows.
 
     Attributes:
@@ -116,7 +116,7 @@ def enter(large: Large, base: Params, trained: Params, given: jax.Array) -> jax.
 
 
 def losses(
-    large: Large, devices: int, base: Params, trained: Params, given: jax.Array, batch: Batch
+    large: Large, devices: int, base: Params, trained: Params, given: jax.Array, batch: CloudBatch
 ) -> jax.Array:
     """L^L of each device, `[N]` nats: the mean over its batch's tokens, or answers (equation 7)."""
     values = enter(large, base, trained, given)
@@ -132,7 +132,7 @@ def losses(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def gradients(
-    large: Large, devices: int, base: Params, trained: Params, given: jax.Array, batch: Batch
+    large: Large, devices: int, base: Params, trained: Params, given: jax.Array, batch: CloudBatch
 ) -> Gradients:
     """Losses, and gradients of their sum: one pass for all devices (equations 7 and 9).
 
@@ -157,7 +157,7 @@ def gradients(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def measured(
-    large: Large, devices: int, base: Params, trained: Params, given: jax.Array, batch: Batch
+    large: Large, devices: int, base: Params, trained: Params, given: jax.Array, batch: CloudBatch
 ) -> jax.Array:
     """`losses` without gradients, `[N]`; of token ids f(y, y~), the plain text (equation 6)."""
     return losses(large, devices, base, trained, given, batch)
@@ -180,7 +180,7 @@ def span_logits(
 
 
 def _answer_losses(
-    large: Large, base: Params, trained: Params, values: jax.Array, batch: Batch
+    large: Large, base: Params, trained: Params, values: jax.Array, batch: CloudBatch
 ) -> tuple[jax.Array, jax.Array]:
     """Summed negative log-likelihood of each row's answer `[R]`, and its number of tokens `[R]`."""
     params, answers = params_of(large, base, trained), batch.answers

@@ -17,7 +17,7 @@ from snake_jax.models.prefix import Prefix
 from snake_jax.params import Params
 from snake_jax.scct.system import batches, cloud
 from snake_jax.scct.system.build import System
-from snake_jax.scct.system.examples import Examples, Texts, end_id, start_id
+from snake_jax.scct.system.examples import DeviceExamples, PaddedTexts, end_id, start_id
 from snake_jax.scct.system.holding import owner_of
 from snake_jax.scct.system.iteration import forward, span_gradients
 
@@ -64,7 +64,7 @@ def means(found: Sequence[Mapping[str, Found]]) -> dict[str, float]:
     return {name: float(np.mean(some)) for name, some in values.items()}
 
 
-def _of_sort(system: System, params: Params, trained: Params, examples: Examples) -> Found:
+def _of_sort(system: System, params: Params, trained: Params, examples: DeviceExamples) -> Found:
     """All questions of one sort in one batch."""
     settings = system.settings
     rows = batches.rows(examples, np.arange(len(examples.questions)))
@@ -98,7 +98,9 @@ _enter = jax.jit(cloud.enter, static_argnums=0)
 _span_logits = jax.jit(cloud.span_logits, static_argnums=0)
 
 
-def _alone(params: Params, examples: Examples, values: jax.Array, batch: cloud.Batch) -> Found:
+def _alone(
+    params: Params, examples: DeviceExamples, values: jax.Array, batch: cloud.CloudBatch
+) -> Found:
     """A small model's own answers."""
     loss, _, _ = span_gradients(params[cloud.SPAN], values, batch)
     logits = span.scores(params[cloud.SPAN], values, batch.context)
@@ -123,7 +125,9 @@ def _written(system: System, trained: Params, values: jax.Array, lengths: jax.Ar
     return [tokenizer.decode(ids).strip() for ids in new]
 
 
-def _taken(examples: Examples, texts: Texts, logits: tuple[jax.Array, jax.Array]) -> list[str]:
+def _taken(
+    examples: DeviceExamples, texts: PaddedTexts, logits: tuple[jax.Array, jax.Array]
+) -> list[str]:
     """Answers cut out of their contexts."""
     longest = examples.answers.inputs.shape[1]
     first, last = (np.asarray(one) for one in span.best(logits, longest))
@@ -134,7 +138,7 @@ def _taken(examples: Examples, texts: Texts, logits: tuple[jax.Array, jax.Array]
     return words
 
 
-def _score(words: Sequence[str], examples: Examples) -> AnswerScores:
+def _score(words: Sequence[str], examples: DeviceExamples) -> AnswerScores:
     """Against all right answers."""
     right = []
     for question in examples.questions:

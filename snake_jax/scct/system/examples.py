@@ -17,7 +17,7 @@ from snake_jax.errors import UserError
 _MULTIPLE = 8  # of the width of arrays, so that there are few shapes
 
 
-class Texts(NamedTuple):
+class PaddedTexts(NamedTuple):
     """M texts as one model reads them.
 
     Attributes:
@@ -51,7 +51,7 @@ class Words(NamedTuple):
     weights: np.ndarray
 
 
-class Examples(NamedTuple):
+class DeviceExamples(NamedTuple):
     """Questions of one device, all for one purpose.
 
     Attributes:
@@ -62,8 +62,8 @@ class Examples(NamedTuple):
     """
 
     questions: tuple[Question, ...]
-    small: Texts
-    large: Texts
+    small: PaddedTexts
+    large: PaddedTexts
     answers: Words
 
 
@@ -83,9 +83,9 @@ class Reader(NamedTuple):
 
 def encode(
     questions: Sequence[Question], small: Reader, large: Reader, max_answer: int, end: str = ""
-) -> Examples:
+) -> DeviceExamples:
     """Questions as both models read them, and answers that end as `end_id` says."""
-    return Examples(
+    return DeviceExamples(
         tuple(questions),
         read(questions, small),
         read(questions, large),
@@ -93,11 +93,11 @@ def encode(
     )
 
 
-def read(questions: Sequence[Question], reader: Reader) -> Texts:
+def read(questions: Sequence[Question], reader: Reader) -> PaddedTexts:
     """All questions' texts."""
     width = -(-reader.length // _MULTIPLE) * _MULTIPLE
     count = len(questions)
-    texts = Texts(
+    texts = PaddedTexts(
         ids=np.full((count, width), reader.tokenizer.pad_id, np.int32),
         lengths=np.zeros(count, np.int32),
         types=np.zeros((count, width), np.int32),
@@ -132,7 +132,7 @@ def end_id(tokenizer: Tokenizer, end: str) -> int:
     return ids[-1]
 
 
-def _write(texts: Texts, row: int, question: Question, reader: Reader) -> None:
+def _write(texts: PaddedTexts, row: int, question: Question, reader: Reader) -> None:
     """One question's row."""
     tokenizer, answer = reader.tokenizer, question.answers[0]
     exact = [] if answer.start == NOWHERE else [answer.start, answer.start + len(answer.text)]
@@ -159,7 +159,7 @@ def _write(texts: Texts, row: int, question: Question, reader: Reader) -> None:
     _mark(texts, row, answer, at, stop)
 
 
-def _mark(texts: Texts, row: int, answer: Answer, at: int, stop: int) -> None:
+def _mark(texts: PaddedTexts, row: int, answer: Answer, at: int, stop: int) -> None:
     """The answer's tokens among those from `at` to `stop`."""
     if answer.start == NOWHERE:
         return

@@ -12,14 +12,14 @@ from snake_jax.runs.workdir import Workdir
 from snake_jax.scct.system import rounds
 from snake_jax.scct.system.build import System
 from snake_jax.scct.system.iteration import rule_of
-from snake_jax.scct.system.rounds import Report, State
+from snake_jax.scct.system.rounds import RoundReport, SystemState
 
 Record = dict[str, Any]
 
 _SUMMED = ("iterations", "examples", "bytes_up", "bytes_down", "train_flops", "train_s", "clock_s")
 
 
-def resume(workdir: Workdir, system: System, warn: Callable[[str], None]) -> State:
+def resume(workdir: Workdir, system: System, warn: Callable[[str], None]) -> SystemState:
     """The state to go on from: that of the newest sound checkpoint, or the first.
 
     Raises:
@@ -41,10 +41,10 @@ def resume(workdir: Workdir, system: System, warn: Callable[[str], None]) -> Sta
         splits[mechanism] = {int(node): split for node, split in of_nodes.items()}
     network = ledger.from_json(saved.meta["network"])
     clock_s = saved.meta["clock_s"]
-    return State(small, trained, states, network, splits, clock_s, saved.rounds)
+    return SystemState(small, trained, states, network, splits, clock_s, saved.rounds)
 
 
-def add(workdir: Workdir, report: Report) -> None:
+def add(workdir: Workdir, report: RoundReport) -> None:
     """Appends a round's lines and writes its checkpoint."""
     workdir.add_lines(report.record, report.transfers)
     state = report.state
@@ -61,7 +61,7 @@ def add(workdir: Workdir, report: Report) -> None:
     workdir.store(state.rounds, tree, meta)
 
 
-def summary(system: System, lines: Sequence[Record], state: State) -> Record:
+def summary(system: System, lines: Sequence[Record], state: SystemState) -> Record:
     """The content of summary.json.
 
     Args:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from snake_jax.models import span
 from snake_jax.params import Params, PyTree
 from snake_jax.scct.system import batches, cloud, small_model
-from snake_jax.scct.system.batches import Rows
+from snake_jax.scct.system.batches import DeviceRows
 from snake_jax.scct.system.build import System
 from snake_jax.scct.system.holding import owner_of
-from snake_jax.scct.system.small_model import Passed, Rule
+from snake_jax.scct.system.small_model import ForwardPass, NamedRule
 from snake_jax.training.optimizers import OptimizerStates
 
 
@@ -44,15 +44,15 @@ class Step(NamedTuple):
     plain: jax.Array | None
 
 
-class Way(NamedTuple):
+class DevicePass(NamedTuple):
     """A device's forward pass: at the device, then at the edge."""
 
-    device: Passed
-    edge: Passed
+    device: ForwardPass
+    edge: ForwardPass
 
 
 def run(
-    system: System, working: Working, splits: Mapping[int, int], rows: Mapping[int, Rows]
+    system: System, working: Working, splits: Mapping[int, int], rows: Mapping[int, DeviceRows]
 ) -> tuple[Working, Step]:
     """One iteration of the devices that rows are given of."""
     arm = system.settings.arm
@@ -66,16 +66,16 @@ def run(
     return working, Step(found.losses, None)
 
 
-def forward(system: System, params: Params, split: int, rows: Rows) -> Way:
+def forward(system: System, params: Params, split: int, rows: DeviceRows) -> DevicePass:
     """Equations 3 and 4: the device's layers, then the edge's on what the device sends."""
     encoder, names = system.encoder, system.encoder.layer_names
     device = small_model.forward(encoder, names[: split + 1], params, rows.small)
     edge = small_model.forward(encoder, names[split + 1 :], params, device.output)
-    return Way(device, edge)
+    return DevicePass(device, edge)
 
 
 def edge_gradients(
-    system: System, params: Params, split: int, way: Way, gradient: jax.Array
+    system: System, params: Params, split: int, way: DevicePass, gradient: jax.Array
 ) -> tuple[Params, jax.Array]:
     """Of the edge's layers, and what it sends to the device."""
     names = system.encoder.layer_names[split + 1 :]
@@ -83,7 +83,7 @@ def edge_gradients(
 
 
 def device_gradients(
-    system: System, params: Params, split: int, way: Way, gradient: jax.Array
+    system: System, params: Params, split: int, way: DevicePass, gradient: jax.Array
 ) -> Params:
     """Of the device's layers."""
     names = system.encoder.layer_names[: split + 1]
@@ -92,13 +92,13 @@ def device_gradients(
     return found
 
 
-def rule_of(system: System) -> Rule:
+def rule_of(system: System) -> NamedRule:
     """The update rule, of both models."""
-    return Rule(system.settings.optimizer)
+    return NamedRule(system.settings.optimizer)
 
 
 def _in_series(
-    system: System, working: Working, splits: Mapping[int, int], rows: Mapping[int, Rows]
+    system: System, working: Working, splits: Mapping[int, int], rows: Mapping[int, DeviceRows]
 ) -> tuple[Working, Step]:
     """SCCT: small models before the large one."""
     settings = system.settings
@@ -139,7 +139,7 @@ def _back(
     params: Params,
     states: OptimizerStates,
     split: int,
-    way: Way,
+    way: DevicePass,
     gradient: jax.Array,
 ) -> tuple[Params, OptimizerStates]:
     """Equations 10 and 11: the edge's backward pass and update, then the device's."""
@@ -154,7 +154,7 @@ def _shared(
     system: System,
     working: Working,
     splits: Mapping[int, int],
-    ways: Mapping[int, Way],
+    ways: Mapping[int, DevicePass],
     back: Mapping[int, jax.Array],
 ) -> Working:
     """One small model of all devices: their mean gradient, and one update."""
@@ -174,7 +174,7 @@ def _shared(
 
 
 def _in_cloud(
-    system: System, working: Working, devices: int, given: jax.Array, batch: cloud.Batch
+    system: System, working: Working, devices: int, given: jax.Array, batch: cloud.CloudBatch
 ) -> tuple[Working, cloud.Gradients]:
     """Equations 5, 7 and 9."""
     settings, trained = system.settings, working.trained
@@ -187,7 +187,9 @@ def _in_cloud(
     return working._replace(trained=trained, states=states), found
 
 
-def _alone(system: System, working: Working, rows: Mapping[int, Rows]) -> tuple[Working, Step]:
+def _alone(
+    system: System, working: Working, rows: Mapping[int, DeviceRows]
+) -> tuple[Working, Step]:
     """A small model with a span head of its own, all on the device."""
     rule, rate = rule_of(system), system.settings.small_rate
     split = system.encoder.num_blocks
@@ -211,7 +213,7 @@ def _alone(system: System, working: Working, rows: Mapping[int, Rows]) -> tuple[
 
 @jax.jit
 def span_gradients(
-    head: PyTree, values: jax.Array, batch: cloud.Batch
+    head: PyTree, values: jax.Array, batch: cloud.CloudBatch
 ) -> tuple[jax.Array, PyTree, jax.Array]:
     """Loss of a span head on a small model, and gradients of the head and of the values."""
 

@@ -16,7 +16,7 @@ from snake_jax.errors import UserError
 _EVENT = re.compile(r"(join|leave|drop):(\d+)@(\d+)(?:\.(\d+))?")
 
 
-class Event(NamedTuple):
+class DeviceEvent(NamedTuple):
     """What a device does, in round `round` after `epochs` epochs of it."""
 
     kind: str
@@ -37,7 +37,7 @@ class Presence(NamedTuple):
     keeps: bool
 
 
-def parse(text: str, nodes: int, epochs: int) -> tuple[Event, ...]:
+def parse(text: str, nodes: int, epochs: int) -> tuple[DeviceEvent, ...]:
     """The events that a flag says, in order of time.
 
     Raises:
@@ -57,16 +57,18 @@ def parse(text: str, nodes: int, epochs: int) -> tuple[Event, ...]:
             )
         if kind == "join" and epoch:
             raise UserError(f"--events: {word}: devices join between rounds; leave out .{epoch}")
-        events.append(Event(kind, node, number, epoch))
+        events.append(DeviceEvent(kind, node, number, epoch))
     return tuple(sorted(events, key=lambda event: (event.round, event.epochs)))
 
 
-def presences(events: tuple[Event, ...], nodes: int, epochs: int, number: int) -> list[Presence]:
+def presences(
+    events: tuple[DeviceEvent, ...], nodes: int, epochs: int, number: int
+) -> list[Presence]:
     """Every device's presence in a round, `number` from 1."""
     return [_presence(events, node, epochs, number) for node in range(nodes)]
 
 
-def _presence(events: tuple[Event, ...], node: int, epochs: int, number: int) -> Presence:
+def _presence(events: tuple[DeviceEvent, ...], node: int, epochs: int, number: int) -> Presence:
     own = [event for event in events if event.node == node]
     is_there = not own or own[0].kind != "join"
     for event in own:

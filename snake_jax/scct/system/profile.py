@@ -20,13 +20,13 @@ from snake_jax.models.language import Hidden, LanguageModel
 from snake_jax.models.span import Spans
 from snake_jax.params import Params, PyTree, num_bytes, num_params, select
 from snake_jax.scct.system import cloud, small_model
-from snake_jax.scct.system.cloud import Answers, Batch, Large
-from snake_jax.scct.system.small_model import Rule
+from snake_jax.scct.system.cloud import Answers, CloudBatch, Large
+from snake_jax.scct.system.small_model import NamedRule
 
 _NUMBER_BYTES = 4
 
 
-class Work(NamedTuple):
+class SystemWork(NamedTuple):
     """What is profiled.
 
     Attributes:
@@ -74,7 +74,7 @@ class PlaceRow(NamedTuple):
     sent_bytes: int
 
 
-def rows(work: Work) -> list[PlaceRow]:
+def rows(work: SystemWork) -> list[PlaceRow]:
     """Device and edge for every split point, then the cloud."""
     params = jax.eval_shape(work.encoder.init, jax.random.key(0))
     block = _block_flops(work, params)
@@ -84,10 +84,10 @@ def rows(work: Work) -> list[PlaceRow]:
     return [*found, _cloud(work)]
 
 
-def _device(work: Work, params: Params, split: int, block: int) -> PlaceRow:
+def _device(work: SystemWork, params: Params, split: int, block: int) -> PlaceRow:
     """One device: embedding and its blocks."""
     own = select(params, work.encoder.layer_names[: split + 1])
-    state = memory.trained_bytes(own, Rule(work.optimizer).make())
+    state = memory.trained_bytes(own, NamedRule(work.optimizer).make())
     ids = work.batch * work.length * _NUMBER_BYTES
     kept = ids + split * _values_bytes(work)
     sent = _values_bytes(work) + _label_bytes(work)
@@ -95,11 +95,11 @@ def _device(work: Work, params: Params, split: int, block: int) -> PlaceRow:
     return PlaceRow(split, "device", count, count, state.total, kept, split * block, sent)
 
 
-def _edge(work: Work, params: Params, split: int, block: int) -> PlaceRow:
+def _edge(work: SystemWork, params: Params, split: int, block: int) -> PlaceRow:
     """The edge: the other blocks, of every device."""
     own = select(params, work.encoder.layer_names[split + 1 :])
     blocks = work.encoder.num_blocks - split
-    state = memory.trained_bytes(own, Rule(work.optimizer).make())
+    state = memory.trained_bytes(own, NamedRule(work.optimizer).make())
     kept = blocks * _values_bytes(work)
     # m and labels go on to the cloud, the gradient of v back to the device.
     sent = 2 * _values_bytes(work) + _label_bytes(work)
@@ -116,7 +116,7 @@ def _edge(work: Work, params: Params, split: int, block: int) -> PlaceRow:
     )
 
 
-def _cloud(work: Work) -> PlaceRow:
+def _cloud(work: SystemWork) -> PlaceRow:
     """The cloud: the frozen large model, its adapters, the projection."""
     model, hidden = work.model, work.model.architecture.hidden_size
     base = jax.eval_shape(model.init, jax.random.key(0))
@@ -129,7 +129,7 @@ def _cloud(work: Work) -> PlaceRow:
         return {**adapters, cloud.PROJECTION: projection}
 
     trained = jax.eval_shape(fresh, jax.random.key(0))
-    state = memory.trained_bytes(trained, Rule(work.optimizer).make())
+    state = memory.trained_bytes(trained, NamedRule(work.optimizer).make())
     row_count = work.nodes * work.batch
     m = jax.ShapeDtypeStruct((row_count, work.length, work.encoder.width), jnp.float32)
     batch = jax.eval_shape(functools.partial(_batch, work, row_count))
@@ -146,7 +146,7 @@ def _cloud(work: Work) -> PlaceRow:
     )
 
 
-def _block_flops(work: Work, params: Params) -> int:
+def _block_flops(work: SystemWork, params: Params) -> int:
     """Of one device's batch through one block: forward, then forward again and back."""
     shape = (work.batch, work.length)
 
@@ -161,19 +161,19 @@ def _block_flops(work: Work, params: Params) -> int:
     return products(forward, weights, hidden) + products(backward, weights, hidden, hidden.values)
 
 
-def _batch(work: Work, row_count: int) -> Batch:
+def _batch(work: SystemWork, row_count: int) -> CloudBatch:
     """What the cloud's loss needs, all zeros: its shapes are wanted."""
     numbers = jnp.zeros(row_count, jnp.int32)
     ids = jnp.zeros((row_count, work.answer), jnp.int32)
     answers = Answers(inputs=ids, targets=ids, weights=jnp.zeros(ids.shape))
     spans = Spans(numbers, numbers, jnp.zeros(row_count))
-    return Batch(numbers, answers, jnp.zeros((row_count, work.length), bool), spans)
+    return CloudBatch(numbers, answers, jnp.zeros((row_count, work.length), bool), spans)
 
 
-def _values_bytes(work: Work) -> int:
+def _values_bytes(work: SystemWork) -> int:
     """A device's batch between two layers, or its gradient."""
     return work.batch * work.length * work.encoder.width * _NUMBER_BYTES
 
 
-def _label_bytes(work: Work) -> int:
+def _label_bytes(work: SystemWork) -> int:
     return work.batch * work.answer * _NUMBER_BYTES

@@ -15,7 +15,7 @@ from snake_jax.nodes.ledger import Network, Transfer, bytes_up_down
 from snake_jax.params import Params
 from snake_jax.scct.system import batches, build, clocks, evaluate, holding, iteration, traffic
 from snake_jax.scct.system.build import System
-from snake_jax.scct.system.clocks import Clock, Course, Splits
+from snake_jax.scct.system.clocks import Clock, RoundCourse, Splits
 from snake_jax.scct.system.holding import owner_of
 from snake_jax.scct.system.iteration import Working
 from snake_jax.scct.system.membership import Presence, presences
@@ -24,7 +24,7 @@ from snake_jax.training.optimizers import OptimizerStates
 Record = dict[str, Any]
 
 
-class State(NamedTuple):
+class SystemState(NamedTuple):
     """All that a run carries from round to round.
 
     Attributes:
@@ -47,12 +47,12 @@ class State(NamedTuple):
     rounds: int
 
 
-class Report(NamedTuple):
+class RoundReport(NamedTuple):
     """A finished round: a line of metrics, what was sent, the state after it."""
 
     record: Record
     transfers: list[Transfer]
-    state: State
+    state: SystemState
 
 
 class Trained(NamedTuple):
@@ -73,7 +73,7 @@ class Trained(NamedTuple):
     iterations: int
 
 
-def first_state(system: System) -> State:
+def first_state(system: System) -> SystemState:
     """Before the first round."""
     settings = system.settings
     holders = {}
@@ -86,10 +86,10 @@ def first_state(system: System) -> State:
     trained = build.fresh_trained(system)
     network = holding.start(small, holders, trained)
     seconds = dict.fromkeys(settings.clocks, 0.0)
-    return State(small, trained, {}, network, {}, seconds, 0)
+    return SystemState(small, trained, {}, network, {}, seconds, 0)
 
 
-def train(system: System, state: State) -> Iterator[Report]:
+def train(system: System, state: SystemState) -> Iterator[RoundReport]:
     """The rounds that `state` has not finished."""
     while state.rounds < system.settings.rounds:
         report = one_round(system, state)
@@ -97,12 +97,12 @@ def train(system: System, state: State) -> Iterator[Report]:
         yield report
 
 
-def one_round(system: System, state: State) -> Report:
+def one_round(system: System, state: SystemState) -> RoundReport:
     """A round: split points, epochs, backups; then the clocks' seconds and the evaluation."""
     settings, number = system.settings, state.rounds + 1
     started = time.monotonic()
     there = presences(system.events, settings.nodes, settings.epochs, number)
-    course = Course(
+    course = RoundCourse(
         system.scenario, system.law, settings.splits, settings.seed, number, tuple(there)
     )
 
@@ -123,7 +123,7 @@ def one_round(system: System, state: State) -> Report:
         *backups,
     ]
 
-    state = State(
+    state = SystemState(
         small,
         trained.working.trained,
         trained.working.states,
@@ -136,11 +136,11 @@ def one_round(system: System, state: State) -> Report:
     record["train_s"] = time.monotonic() - started
     if number % settings.eval_every == 0 or number == settings.rounds:
         record |= _scores(system, state)
-    return Report(record, transfers, state)
+    return RoundReport(record, transfers, state)
 
 
 def _placed(
-    system: System, state: State, splits: Splits, number: int
+    system: System, state: SystemState, splits: Splits, number: int
 ) -> tuple[Network, list[Transfer]]:
     """Layers to where the round's split points put them."""
     network, rows = state.network, list[Transfer]()
@@ -162,7 +162,9 @@ def _lying(system: System, node: int, split: int) -> holding.Segments:
     return holding.segments(owner_of(system.settings.arm, node), layers, split)
 
 
-def _epochs(system: System, state: State, splits: Splits, there: Sequence[Presence]) -> Trained:
+def _epochs(
+    system: System, state: SystemState, splits: Splits, there: Sequence[Presence]
+) -> Trained:
     """The round's epochs; small models' optimizers begin anew."""
     settings, number = system.settings, state.rounds + 1
     working = Working(state.small, {}, state.trained, state.states)
@@ -210,7 +212,9 @@ def _orders(system: System, number: int, epoch: int, nodes: Sequence[int]) -> di
     return found
 
 
-def _kept(state: State, trained: Trained, there: Sequence[Presence], arm: str) -> dict[str, Params]:
+def _kept(
+    state: SystemState, trained: Trained, there: Sequence[Presence], arm: str
+) -> dict[str, Params]:
     """Small models after the round: of a device that dropped, its backup of the last one's end."""
     small = dict(trained.working.small)
     for node, one in enumerate(there):
@@ -226,7 +230,7 @@ def _kept(state: State, trained: Trained, there: Sequence[Presence], arm: str) -
 
 def _backed_up(
     system: System,
-    state: State,
+    state: SystemState,
     network: Network,
     splits: Splits,
     there: Sequence[Presence],
@@ -254,7 +258,7 @@ def _with(before: Splits, now: Splits) -> Splits:
 
 def _record(
     system: System,
-    state: State,
+    state: SystemState,
     trained: Trained,
     transfers: Sequence[Transfer],
     ticks: Mapping[str, Clock],
@@ -321,7 +325,7 @@ def _event(there: Sequence[Presence], epochs: int) -> str:
     return ",".join(words)
 
 
-def _scores(system: System, state: State) -> Record:
+def _scores(system: System, state: SystemState) -> Record:
     """What a line says of held-out questions: means, and each device's own."""
     found = []
     for node in range(system.settings.nodes):

@@ -16,7 +16,7 @@ OF_SCCT = ("scctt", "scctl", "sccts")
 
 
 @dataclass(frozen=True)
-class Settings:
+class SystemSettings:
     """A run.
 
     Attributes:
@@ -117,7 +117,7 @@ def of_arm(arm: str) -> tuple[str, ...]:
     return ("cloudo",) if arm.startswith("cloudo") else ("device",)
 
 
-def checked(settings: Settings) -> Settings:
+def checked(settings: SystemSettings) -> SystemSettings:
     """The settings themselves.
 
     Raises:
@@ -147,6 +147,6 @@ def checked(settings: Settings) -> Settings:
     return settings
 
 
-def _at_least(settings: Settings, name: str, least: int) -> None:
+def _at_least(settings: SystemSettings, name: str, least: int) -> None:
     if getattr(settings, name) < least:
         raise UserError(f"--{name}={getattr(settings, name)}: want at least {least}")

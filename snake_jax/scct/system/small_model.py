@@ -22,7 +22,7 @@ from snake_jax.training.optimizers import OptimizerStates, update_rule
 Input = Texts | Hidden
 
 
-class Rule(NamedTuple):
+class NamedRule(NamedTuple):
     """An update rule by name."""
 
     optimizer: str
@@ -32,7 +32,7 @@ class Rule(NamedTuple):
         return update_rule(self.optimizer, momentum=0.0, weight_decay=0.0)
 
 
-class Passed(NamedTuple):
+class ForwardPass(NamedTuple):
     """A segment's forward pass.
 
     Attributes:
@@ -44,7 +44,7 @@ class Passed(NamedTuple):
     inputs: tuple[Input, ...]
 
 
-def forward(encoder: Encoder, layers: Sequence[str], params: Params, x: Input) -> Passed:
+def forward(encoder: Encoder, layers: Sequence[str], params: Params, x: Input) -> ForwardPass:
     """Runs layers that follow each other: equation 3 on the device, 4 on the edge.
 
     Args:
@@ -61,7 +61,7 @@ def forward(encoder: Encoder, layers: Sequence[str], params: Params, x: Input) -
         else:
             x = block(encoder, params[name], x)
     assert isinstance(x, Hidden), "the device has at least the embedding"
-    return Passed(x, tuple(inputs))
+    return ForwardPass(x, tuple(inputs))
 
 
 def backward(
@@ -90,7 +90,7 @@ def backward(
 
 
 def update(
-    rule: Rule, rate: float, gradients: Params, states: OptimizerStates, params: Params
+    rule: NamedRule, rate: float, gradients: Params, states: OptimizerStates, params: Params
 ) -> tuple[Params, OptimizerStates]:
     """One step of the layers that gradients are given of; the others stay.
 
@@ -142,7 +142,7 @@ def block_gradient(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(
-    rule: Rule, rate: float, gradient: PyTree, state: PyTree, weights: PyTree
+    rule: NamedRule, rate: float, gradient: PyTree, state: PyTree, weights: PyTree
 ) -> tuple[PyTree, PyTree]:
     updates, state = rule.make().update(gradient, state, weights)
     scaled = jax.tree.map(lambda x: -jnp.float32(rate) * x, updates)
