@@ -10,6 +10,7 @@ from jax.sharding import Sharding
 from snake_jax import processes, streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines.epochs import VisitSettings, rate_factors
+from snake_jax.params import PyTree
 from snake_jax.training.image_step import Batches
 
 
@@ -92,7 +93,7 @@ def stacked(
     every = [picked.factors for picked in filled if picked.factors is not None]
     if every:
         factors = np.stack(every).reshape(*lead, len(every[0]))
-    own = (
+    own: PyTree = (
         np.stack([picked.indices for picked in filled]).reshape(shape),
         np.stack([picked.weight for picked in filled]).reshape(shape),
         np.reshape([picked.steps for picked in filled], lead).astype(np.int32),
