@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from snake_jax.cli import main
@@ -147,17 +149,29 @@ def results(workdir: Path) -> dict[str, Any]:
 
 
 def last_arrays(workdir: Path) -> tuple[int, dict[str, bytes]]:
-    """Number and content of the newest checkpoint, read by numpy alone."""
+    """Number and content of the newest checkpoint, read by orbax and numpy alone."""
     folder = workdir / "checkpoints"
-    step = max(int(file.stem) for file in folder.glob("*.npz"))
-    with np.load(folder / f"{step}.npz") as archive:
-        meta = json.loads(archive["meta"].tobytes())
+    written = {int(path.stem): path for path in folder.iterdir()}
+    step = max(written)
+    meta = json.loads(arrays_of(written[step])["meta"].tobytes())
     # It says in which checkpoints its arrays lie: a visit changes some of them.
+    read = {}
+    for other in {other for other, *_ in meta["arrays"].values()}:
+        read[other] = arrays_of(written[other])
     arrays = {}
     for name, (other, stored, *_) in meta["arrays"].items():
-        with np.load(folder / f"{other}.npz") as archive:
-            arrays[name] = archive[stored].tobytes()
+        arrays[name] = np.asarray(read[other][stored]).tobytes()
     return step, arrays
+
+
+def arrays_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint itself holds: a whole one, or one of changes."""
+    if checkpoint.is_file():
+        with np.load(checkpoint) as archive:
+            return dict(archive)
+    with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+        warnings.simplefilter("ignore")  # about devices, of which there is one
+        return checkpointer.restore(checkpoint.absolute())
 
 
 def _lasting(record: dict[str, Any]) -> dict[str, Any]:

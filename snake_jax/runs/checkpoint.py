@@ -1,12 +1,12 @@
-"""Checkpoints of a run, one file after every round: all that is needed to go on.
+"""Checkpoints of a run, one after every round: all that is needed to go on.
 
 A visit changes a few layers, so a checkpoint writes the arrays that are new and says in which
 earlier one the others lie. After `_GENERATION` of them one is written whole again: a *generation*
 begins, which reads nothing of the one before. Each carries a checksum of every array, so that a
 damaged one is recognised and the one before it used.
 
-A checkpoint is an archive of numpy, ROUNDS.npz: the arrays by their place in the tree, and `meta`,
-a JSON object. It takes its name when it is whole, so that a kill leaves all of it or nothing.
+A checkpoint has the arrays by their place in the tree, and `meta`, a JSON object as bytes; how it
+lies in the folder says `archives`.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from etils import epath
 
 from snake_jax.errors import UserError
 from snake_jax.params import PyTree
-from snake_jax.runs import storage
+from snake_jax.runs import archives, storage
+from snake_jax.runs.archives import Read
 
 _GENERATION = 16
 _META = "meta"
-_SUFFIX = ".npz"
 
 
 class Stored(NamedTuple):
@@ -76,26 +76,13 @@ class Checkpoints:
         with self._usable():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._folder = storage.absolute(self._folder)
-            self._steps = self._found()
+            self._paths = archives.found(self._folder)
         # What arrays lie on disk, by identity: jax's never change. Holding them keeps their ids.
         self._written: dict[int, tuple[jax.Array, Stored]] = {}
         # Which checkpoints those that this process knows read, and where generations end.
         self._reads: dict[int, frozenset[int]] = {}
         self._in_generation = 0
         self._ended: int | None = None
-
-    def _found(self) -> set[int]:
-        """The checkpoints that are there; what a kill left half written is removed."""
-        steps = set()
-        for entry in storage.entries(self._folder):
-            if entry.name.endswith(storage.PART):
-                entry.unlink()
-            elif entry.name.endswith(_SUFFIX):
-                steps.add(int(entry.name.removesuffix(_SUFFIX)))
-        return steps
-
-    def _file(self, step: int) -> epath.Path:
-        return self._folder / f"{step}{_SUFFIX}"
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
@@ -112,10 +99,10 @@ class Checkpoints:
 
         When this returns, a kill at any moment loses nothing of it.
         """
-        if saved.rounds in self._steps:
+        if saved.rounds in self._paths:
             return
         if self._in_generation == _GENERATION:
-            self._begin_generation(max(self._steps, default=None))
+            self._begin_generation(max(self._paths, default=None))
 
         # Arrays of jax that are written already are left out.
         leaves = _flatten(saved.tree)
@@ -126,15 +113,15 @@ class Checkpoints:
         stored = self._stored(saved.rounds, leaves, new)
         meta = json.dumps({**saved.meta, "arrays": stored}).encode()
         arrays = {**new, _META: np.frombuffer(meta, np.uint8)}
-        with storage.whole(self._file(saved.rounds)) as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
+        write = archives.write_changes if self._in_generation else archives.write_whole
+        path = write(self._folder, saved.rounds, arrays)
 
         # It is whole: from now on others may read of it, and what nobody reads can go.
         self._written = {}
         for name, leaf in leaves.items():
             if isinstance(leaf, jax.Array):
                 self._written[id(leaf)] = (leaf, stored[name])
-        self._steps.add(saved.rounds)
+        self._paths[saved.rounds] = path
         self._reads[saved.rounds] = frozenset(one.step for one in stored.values())
         self._in_generation += 1
         self._forget()
@@ -166,7 +153,7 @@ class Checkpoints:
 
     def _forget(self) -> None:
         """Deletes the checkpoints that nobody reads any more."""
-        steps = sorted(self._steps)
+        steps = sorted(self._paths)
         kept = steps[-2:]
         if self._ended in steps:
             kept.append(self._ended)
@@ -180,8 +167,7 @@ class Checkpoints:
                 self._delete(step)
 
     def _delete(self, step: int) -> None:
-        self._file(step).unlink()
-        self._steps.discard(step)
+        archives.delete(self._paths.pop(step))
 
     def restore(
         self, tree_for: Callable[[dict[str, Any]], PyTree], warn: Callable[[str], None]
@@ -199,14 +185,14 @@ class Checkpoints:
           UserError: there are checkpoints, but none can be read; they are left as they are.
         """
         # From the newest on, until one can be read whole.
-        steps = sorted(self._steps, reverse=True)
+        steps = sorted(self._paths, reverse=True)
         for age, step in enumerate(steps):
             try:
                 saved = self._restore(step, tree_for)
-            # Whatever numpy and the storage library make of damage.
+            # Whatever orbax, numpy and the storage library make of damage.
             except Exception as error:
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-                warn(f"checkpoint {self._file(step)} is damaged and left out ({reason})")
+                warn(f"checkpoint {self._paths[step]} is damaged and left out ({reason})")
                 continue
             for damaged in steps[:age]:
                 self._delete(damaged)
@@ -219,27 +205,26 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
-        with contextlib.ExitStack() as opened:
-            archives = {step: opened.enter_context(self._archive(step))}
-            meta = json.loads(archives[step][_META].tobytes())
+        with contextlib.ExitStack() as stack:
+            readers: dict[int, Read] = {}
+
+            def read(step: int, name: str) -> np.ndarray:
+                if step not in readers:
+                    opened = archives.opened(self._paths[step])
+                    readers[step] = stack.enter_context(opened)
+                return readers[step](name)
+
+            meta = json.loads(read(step, _META).tobytes())
             stored = {name: Stored(*where) for name, where in meta.pop("arrays").items()}
             # What other shapes mean is another model: as unusable as damage, so treated alike.
             target = tree_for(meta)
             arrays = {}
             for name, expected in _flatten(target).items():
                 where = stored[name]
-                if where.step not in archives:
-                    archives[where.step] = opened.enter_context(self._archive(where.step))
-                arrays[name] = _sound(name, archives[where.step][where.name], where, expected)
+                arrays[name] = _sound(name, read(where.step, where.name), where, expected)
         self._reads[step] = frozenset(where.step for where in stored.values())
         tree = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
         return Saved(step, tree, meta)
-
-    @contextlib.contextmanager
-    def _archive(self, step: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """A checkpoint's own arrays, each read when it is asked for."""
-        with self._file(step).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            yield archive
 
 
 def _sound(name: str, array: np.ndarray, where: Stored, expected: Any) -> np.ndarray:

@@ -209,11 +209,15 @@ def _fetch(folder: str | os.PathLike, copies: Path) -> Path:
 
 @contextlib.contextmanager
 def room(folder: epath.Path) -> Iterator[None]:
-    """Around what is written to a run's folder: says in one line that the disk is full."""
+    """Around what is written to a run's folder: says in one line that the disk is full.
+
+    The library of checkpoints tells it by a ValueError of its own words.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, ValueError) as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
             f"--workdir={folder}: no space is left; make some, and the same command goes on from "

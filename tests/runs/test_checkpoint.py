@@ -2,6 +2,7 @@
 else.
 """
 
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from snake_jax.errors import UserError
 from snake_jax.runs.checkpoint import Checkpoints, Saved
 from tests.helpers import same_bits
+from tests.launches import arrays_of
 
 
 class Pair(NamedTuple):
@@ -41,7 +43,7 @@ def restore(folder, warn=pytest.fail, like=lambda meta: jax.eval_shape(lambda: t
 
 def steps(folder):
     """The checkpoints that are there, and nothing else."""
-    assert all(entry.suffix == ".npz" for entry in folder.iterdir())
+    assert all(entry.suffix == ("" if entry.is_dir() else ".npz") for entry in folder.iterdir())
     return sorted(int(entry.stem) for entry in folder.iterdir())
 
 
@@ -70,9 +72,11 @@ def test_saving_again_changes_nothing(tmp_path):
 
 
 def test_what_a_kill_left_half_written_goes(tmp_path):
-    save(tmp_path, 1)
-    half = (tmp_path / "1.npz").read_bytes()[:500]
+    save(tmp_path, 1, 2)
+    half = (tmp_path / "2.npz").read_bytes()[:500]
+    (tmp_path / "2.npz").unlink()
     (tmp_path / "2.npz.part").write_bytes(half)
+    shutil.copytree(tmp_path / "1", tmp_path / "3.orbax-checkpoint-tmp")
     assert restore(tmp_path).rounds == 1
     assert steps(tmp_path) == [1]
     save(tmp_path, 2)
@@ -83,24 +87,47 @@ def test_a_checkpoint_that_cannot_be_written_whole_is_none(tmp_path, monkeypatch
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Saved(1, tree(1), {"records": 1}))
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            save(tmp_path, 2)
+            checkpoints.save(Saved(2, tree(2), {"records": 2}))
     assert not (tmp_path / "2.npz").exists()
     assert restore(tmp_path).rounds == 1
+
+
+# Damage, to whole checkpoints (folders of orbax's) and to those of changes (archives of numpy's).
+
+
+def files_of(checkpoint):
+    """Of a checkpoint, from the largest."""
+    if checkpoint.is_file():
+        return [checkpoint]
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
+    return sorted(files, key=lambda file: file.stat().st_size, reverse=True)
 
 
 def flip(file, place=0.5):
     """One bit, at this share of the file."""
     content = bytearray(file.read_bytes())
-    content[int(len(content) * place)] ^= 1
-    file.write_bytes(content)
+    if content:
+        content[int(len(content) * place)] ^= 1
+        file.write_bytes(content)
+
+
+def cut_short(checkpoint, length=100):
+    largest = files_of(checkpoint)[0]
+    largest.write_bytes(largest.read_bytes()[:length])
+
+
+def emptied(checkpoint):
+    for file in files_of(checkpoint):
+        file.write_bytes(b"")
 
 
 def without(name):
-    """Rewrites a checkpoint without one of the archive's members."""
+    """Rewrites a checkpoint of changes without one of the archive's members."""
 
     def damage(file):
         with np.load(file) as archive:
@@ -111,24 +138,37 @@ def without(name):
 
 
 DAMAGES = {
-    "a bit flipped": flip,
-    "cut short": lambda file: file.write_bytes(file.read_bytes()[:100]),
-    "a byte short": lambda file: file.write_bytes(file.read_bytes()[:-1]),
-    "empty": lambda file: file.write_bytes(b""),
+    "a bit flipped": lambda checkpoint: flip(files_of(checkpoint)[0]),
+    "cut short": cut_short,
+    "a byte short": lambda checkpoint: cut_short(checkpoint, -1),
+    "all empty": emptied,
     "an array gone": without("00000"),
     "no meta": without("meta"),
-    "text": lambda file: file.write_text("no archive"),
 }
+WHOLE_DAMAGES = ["a bit flipped", "cut short", "all empty"]
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-def test_damage_is_said_in_one_line_and_the_one_before_is_used(how, tmp_path, capfd):
-    save(tmp_path, 1, 2)
-    DAMAGES[how](tmp_path / "2.npz")
+def two(folder, kind):
+    """Two checkpoints, the second of one kind, and where that lies."""
+    if kind == "whole":
+        save(folder, 1)
+        save(folder, 2)
+        return folder / "2"
+    save(folder, 1, 2)
+    return folder / "2.npz"
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [*[("changes", how) for how in DAMAGES], *[("whole", how) for how in WHOLE_DAMAGES]],
+)
+def test_damage_is_said_in_one_line_and_the_one_before_is_used(kind, how, tmp_path, capfd):
+    checkpoint = two(tmp_path, kind)
+    DAMAGES[how](checkpoint)
     warnings = []
     saved = restore(tmp_path, warnings.append)
     (line,) = warnings
-    assert line.startswith(f"checkpoint {tmp_path / '2.npz'} is damaged and left out (")
+    assert line.startswith(f"checkpoint {checkpoint} is damaged and left out (")
     assert "\n" not in line
     assert capfd.readouterr() == ("", ""), "the libraries say nothing themselves"
     assert (saved.rounds, same_bits(saved.tree, tree(1))) == (1, True)
@@ -136,20 +176,32 @@ def test_damage_is_said_in_one_line_and_the_one_before_is_used(how, tmp_path, ca
 
 
 def test_a_flipped_bit_anywhere_never_comes_back_as_good(tmp_path):
-    save(tmp_path, 1, 2)
-    sound = {number: (tmp_path / f"{number}.npz").read_bytes() for number in (1, 2)}
-    places = np.linspace(0, 1, 150, endpoint=False)
+    checkpoint = two(tmp_path, "changes")
+    sound = checkpoint.read_bytes()
+    places = np.linspace(0, 1, 60, endpoint=False)
     fallbacks = 0
     for place in places:
-        for number, content in sound.items():
-            (tmp_path / f"{number}.npz").write_bytes(content)
-        flip(tmp_path / "2.npz", place)
+        checkpoint.write_bytes(sound)
+        flip(checkpoint, place)
         saved = restore(tmp_path, lambda _: None)
         assert same_bits(saved.tree, tree(saved.rounds))
         assert saved.meta["records"] == saved.rounds
         fallbacks += saved.rounds == 1
     # What is not noticed is what says nothing, as the times of the archive's members.
     assert fallbacks > 0.9 * len(places)
+
+
+def test_a_flipped_bit_in_any_file_of_a_whole_one_never_comes_back_as_good(tmp_path):
+    two(tmp_path / "sound", "whole")
+    fallbacks = 0
+    for number in range(len(files_of(tmp_path / "sound" / "2"))):
+        folder = shutil.copytree(tmp_path / "sound", tmp_path / str(number))
+        flip(files_of(folder / "2")[number])
+        saved = restore(folder, lambda _: None)
+        assert same_bits(saved.tree, tree(saved.rounds))
+        assert saved.meta["records"] == saved.rounds
+        fallbacks += saved.rounds == 1
+    assert fallbacks > 2
 
 
 def test_arrays_of_other_shapes_are_not_taken(tmp_path):
@@ -163,8 +215,8 @@ def test_arrays_of_other_shapes_are_not_taken(tmp_path):
 
 def test_where_none_can_be_read_all_are_left_as_they_are(tmp_path):
     save(tmp_path, 1, 2)
-    for number in (1, 2):
-        DAMAGES["cut short"](tmp_path / f"{number}.npz")
+    for name in ("1", "2.npz"):
+        cut_short(tmp_path / name)
     for _ in range(2):
         warnings = []
         with pytest.raises(UserError, match="give another --workdir"):
@@ -194,9 +246,10 @@ THREE = [jax.ShapeDtypeStruct((8,), jnp.float32)] * 3
 
 
 def written(folder, step):
-    """The arrays that a checkpoint itself holds, as numpy alone reads it."""
-    with np.load(folder / f"{step}.npz") as archive:
-        return [name for name in archive.files if name != "meta"]
+    """The arrays that a checkpoint itself holds."""
+    whole = folder / str(step)
+    names = arrays_of(whole if whole.exists() else folder / f"{step}.npz")
+    return [name for name in names if name != "meta"]
 
 
 def test_only_what_changed_is_written_and_all_of_it_comes_back(tmp_path):
@@ -236,7 +289,7 @@ def test_a_generation_reads_nothing_of_the_one_before(tmp_path, monkeypatch):
     assert [len(written(tmp_path, step)) for step in (4, 6, 7, 8)] == [3, 1, 3, 1]
     assert steps(tmp_path) == [4, 6, 7, 8]
     # So damage to what both of the newest read leaves that one.
-    DAMAGES["cut short"](tmp_path / "7.npz")
+    cut_short(tmp_path / "7")
     warnings = []
     saved = restore(tmp_path, warnings.append, like=lambda meta: THREE)
     assert (saved.rounds, len(warnings)) == (6, 2)

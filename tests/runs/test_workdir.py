@@ -232,7 +232,7 @@ def test_a_summary_replaces_the_one_before(opened, tmp_path):
     ("place", "error"),
     [
         ("storage.append", OSError(28, "No space left on device")),
-        ("Checkpoints.save", OSError(28, "No space left on device")),
+        ("Checkpoints.save", ValueError("RESOURCE_EXHAUSTED: ... No space left on device")),
     ],
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_kept(
