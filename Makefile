@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # --no-compile: byte-compiling what no run imports is half of an installation; -qq: errors only.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 RUNS := runs/demo
+# What a run imports. Its byte code is written now, also where the environment says that Python is to
+# write none: then every launch would take some three times as long to import it.
+IMPORTED := import snake_jax.cli.classify, snake_jax.cli.finetune, snake_jax.report.plots
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-llm accept test test-all parity check fix pins clean
@@ -77,6 +80,7 @@ $(VENV)/run.stamp: requirements.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --requirement requirements.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c '$(IMPORTED)'
 	@touch $@
 
 $(VENV)/parity.stamp: $(VENV)/dev.stamp requirements-parity.txt

@@ -6,17 +6,20 @@
 
 The first takes whatever device jax finds through all stages, in the order of their value, each in a
 process of its own and with its result written as it ends; the same command goes on after a kill and
-repeats only what has not passed. It ends with a page, OUTPUT/accept.md and accept.json. The second
-is the same on a CPU, on narrow networks. The third compiles the programs for a chip that need not
-be there, of all stages or of those of --only. Exit code: 0 where all passed, 1 where something
-failed, 3 where nothing failed and not all of it fitted into the minutes.
+repeats only what has not passed. It ends with a page, OUTPUT/accept.md and accept.json, which is
+there from the beginning and says what was not reached yet. The second is the same on a CPU, on
+narrow networks. The third compiles the programs for a chip that need not be there, of all stages or
+of those of --only. Exit code: 0 where all passed, 1 where something failed, 3 where nothing failed
+and not all of it fitted into the minutes, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from absl import flags
 
@@ -24,7 +27,7 @@ from experiments.accept import launches, outcome, page, stages
 from experiments.accept.outcome import Result
 from experiments.accept.sizes import SCALES
 from experiments.accept.stages import Stage
-from snake_jax.cli import launch
+from snake_jax.cli import launch, preemption
 from snake_jax.config import pick
 from snake_jax.errors import UserError
 
@@ -56,7 +59,7 @@ def main(_: list[str]) -> None:
     chosen = stages.chosen(ONLY.value)
     folder = Path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    backend, kind = launches.found_device(folder)
+    backend, kind = launches.found_device(folder, left_s())
     scale = SCALE.value or ("small" if backend == "cpu" else "full")
     pick("scale", scale, SCALES)
     launches.check_folder(folder, scale, kind)
@@ -64,11 +67,25 @@ def main(_: list[str]) -> None:
     def carried_out(stage: Stage, limit_s: float) -> Result:
         return launches.in_a_process(stage, scale, folder, DATA.value, limit_s)
 
+    def told(results: Sequence[Result]) -> None:
+        page.write(folder, _command(), results)
+
+    # Whatever ends this process ends the stage's too, which would keep the device.
+    signal.signal(signal.SIGTERM, _terminated)
     _say(f"{kind}, scale {scale}, {BUDGET.value:g} minutes")
-    results = stages.carry_out(chosen, scale, folder, left_s, carried_out, _say)
-    for file in page.write(folder, _command(), results):
-        _say(str(file))
+    try:
+        results = stages.carry_out(chosen, scale, folder, left_s, carried_out, _say, told)
+    except KeyboardInterrupt:
+        where = " and ".join(str(folder / name) for name in page.NAMES)
+        raise KeyboardInterrupt(f"{where} say how far it came; the same command goes on") from None
+    for name in page.NAMES:
+        _say(str(folder / name))
     sys.exit(page.exit_code(results))
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise preemption.ended("before all stages were done", "the stage that was going on")
 
 
 def _described() -> int:

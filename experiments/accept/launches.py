@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.accept import outcome, stages
-from experiments.accept.outcome import Result, failed
+from experiments.accept.outcome import Result, failed, left_out
 from experiments.accept.stages import Stage
 from snake_jax.errors import UserError
 
@@ -18,17 +18,26 @@ ROOT = Path(__file__).parents[2]
 _ASKED_S = 300.0  # what a device may take to be found
 
 
-def found_device(folder: Path) -> tuple[str, str]:
-    """Platform and kind of the device, asked in a process that then leaves it to the stages."""
+def found_device(folder: Path, left_s: float) -> tuple[str, str]:
+    """Platform and kind of the device, asked in a process that then leaves it to the stages.
+
+    Args:
+      folder: of the results.
+      left_s: seconds that are left for all.
+
+    Raises:
+      UserError: there is none, or none in time.
+    """
+    limit_s = min(_ASKED_S, left_s)
     code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep='|')"
     words = [sys.executable, "-c", code]
     environment = _environment(folder, {})
     try:
         asked = subprocess.run(
-            words, capture_output=True, text=True, env=environment, timeout=_ASKED_S, check=False
+            words, capture_output=True, text=True, env=environment, timeout=limit_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"jax has found no device in {_ASKED_S:.0f} s") from None
+        raise UserError(f"jax has found no device in {limit_s:.0f} s") from None
     if asked.returncode:
         raise UserError(f"jax finds no device: {outcome.last_line(asked.stderr)}")
     backend, _, kind = outcome.last_line(asked.stdout).partition("|")
@@ -50,7 +59,10 @@ def check_folder(folder: Path, scale: str, kind: str) -> None:
 
 
 def in_a_process(stage: Stage, scale: str, folder: Path, data: str, limit_s: float) -> Result:
-    """A stage's result, whatever becomes of its process."""
+    """A stage's result, whatever becomes of its process.
+
+    One that is ended because no minutes are left did not fit; one that had time enough failed.
+    """
     began_s = time.monotonic()
     log = folder / "work" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +91,12 @@ def in_a_process(stage: Stage, scale: str, folder: Path, data: str, limit_s: flo
     found = outcome.read(folder, stage.name)
     if found is not None:
         return found._replace(took_s=took_s)
+    expected = f"it was expected to take {stage.expected_s[scale]:.0f} s"
+    if code is None and limit_s < stages.patience_s(stage, scale):
+        line = f"ended after {limit_s:.0f} s, when the minutes were over: {expected}"
+        return left_out(stage.name, scale, took_s, line)
     if code is None:
-        line = f"ended after {limit_s:.0f} s: it was expected to take {stage.expected_s[scale]:.0f}"
+        line = f"ended after {limit_s:.0f} s: {expected}"
     else:
         line = f"its process ended with {code}: {outcome.last_line(log.read_text())[:300]}"
     return failed(stage.name, scale, took_s, line)
@@ -97,6 +113,8 @@ def _environment(folder: Path, own: Mapping[str, str]) -> dict[str, str]:
     """That of a stage: programs that were compiled are kept for the next time."""
     found = dict(os.environ)
     found.setdefault("JAX_COMPILATION_CACHE_DIR", str((folder / "programs").resolve()))
+    # All of them, since stages and their launches have many small ones in common.
+    found.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     for name, value in own.items():
         before = found.get(name, "") if name == "XLA_FLAGS" else ""
         found[name] = f"{before} {value}".strip()

@@ -75,18 +75,23 @@ def _other(leaf: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def standard(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
+    """Uniform numbers of mean 0 and deviation 1: the compiler takes less for them than for normal.
+
+    Args:
+      shape: of the array.
+      dtype: of the numbers, which are floating.
+      seed: arrays of unlike seeds have nothing in common.
+    """
+    unit = (_bits(shape, seed) >> 8).astype(jnp.float32) / 2**24
+    # A number between -a and a has the variance a^2 / 3.
+    return ((2 * unit - 1) * 3**0.5).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _noise(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Uniform: floating numbers within `_MOST` of zero, integers in all of their range."""
-    # The number of each place in the array, [0, size), modulo 2^32.
-    place = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-
-    # Multiplied by odd numbers and folded: neighbours have nothing in common (as in murmur3).
-    bits = (place + jnp.uint32(1)) * jnp.uint32(0x9E3779B1)
-    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA77)
-    bits ^= bits >> 13
+    bits = _bits(shape, 0)
     if jnp.issubdtype(dtype, jnp.floating):
         unit = (bits >> 8).astype(jnp.float32) / 2**24
         return ((2 * unit - 1) * _MOST).astype(dtype)
@@ -94,3 +99,18 @@ def _noise(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     span = min(int(limits.max) - int(limits.min) + 1, 2**31 - 1)
     least = max(int(limits.min), 0) if span == 2**31 - 1 else int(limits.min)
     return ((bits % jnp.uint32(span)).astype(jnp.int32) + least).astype(dtype)
+
+
+def _bits(shape: tuple[int, ...], seed: Any) -> jax.Array:
+    """`shape` of 32 bits each, from a hash of each number's place and the seed."""
+    # The number of each place in the array, [0, size), modulo 2^32.
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+
+    # Multiplied by odd numbers and folded: neighbours have nothing in common (as in murmur3).
+    place ^= jnp.uint32(seed) * jnp.uint32(0x27D4EB2F)
+    bits = (place + jnp.uint32(1)) * jnp.uint32(0x9E3779B1)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA77)
+    return bits ^ (bits >> 13)

@@ -67,6 +67,11 @@ def failed(stage: str, scale: str, took_s: float, line: str) -> Result:
     return Result(stage, FAILED, scale, took_s, Outcome((), (line,)))
 
 
+def left_out(stage: str, scale: str, took_s: float, line: str) -> Result:
+    """The result of a stage for which there was no time; the line says how that was."""
+    return Result(stage, LEFT_OUT, scale, took_s, Outcome((), (), (line,)))
+
+
 def last_line(text: str) -> str:
     """The last line that says anything: of a traceback that is the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

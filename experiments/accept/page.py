@@ -23,7 +23,7 @@ def exit_code(results: Sequence[Result]) -> int:
 
 
 def write(folder: Path, command: str, results: Sequence[Result]) -> list[Path]:
-    """Both files."""
+    """Both files, anew."""
     machine = _machine(results)
     content = {
         "command": command,

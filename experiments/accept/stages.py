@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from experiments.accept import outcome
-from experiments.accept.outcome import LEFT_OUT, PASSED, Outcome, Result
+from experiments.accept.outcome import PASSED, Outcome, Result
 from experiments.accept.sizes import Sizes
 from snake_jax.errors import UserError
 
@@ -128,12 +128,16 @@ def chosen(words: Sequence[str]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage.name in (DEVICE, *words))
 
 
+def patience_s(stage: Stage, scale: str) -> float:
+    """Seconds after which a stage that does not end is one that failed."""
+    return _PATIENCE[scale] * stage.expected_s[scale] + _PATIENCE_S
+
+
 def limit_s(stage: Stage, scale: str, left_s: float) -> float | None:
     """Seconds after which a stage is ended; None: it is not begun, since it would not fit."""
-    expected_s = stage.expected_s[scale]
-    if expected_s > left_s:
+    if stage.expected_s[scale] > left_s:
         return None
-    return left_s if stage.fills else min(left_s, _PATIENCE[scale] * expected_s + _PATIENCE_S)
+    return left_s if stage.fills else min(left_s, patience_s(stage, scale))
 
 
 def carry_out(
@@ -143,6 +147,7 @@ def carry_out(
     left_s: Callable[[], float],
     launch: Callable[[Stage, float], Result],
     say: Callable[[str], None],
+    told: Callable[[Sequence[Result]], None],
 ) -> list[Result]:
     """Every stage that has not passed before and fits; each result is written as it is there.
 
@@ -153,26 +158,36 @@ def carry_out(
       left_s: seconds that are left.
       launch: carries a stage out within so many seconds.
       say: is told of progress, line by line.
+      told: is given the results of all stages whenever one is there, and before the first: those
+        that were not reached yet did not fit. So a page can be written that outlives what ends us.
     """
-    results = []
+    results = {stage.name: _before(stage, scale, folder) for stage in stages}
+    told(list(results.values()))
     for stage in stages:
-        before = outcome.read(folder, stage.name)
-        if before is not None and before.status == PASSED:
+        if results[stage.name].status == PASSED:
             say(f"{stage.name}: passed before")
-            results.append(before)
             continue
         limit = limit_s(stage, scale, left_s())
         if limit is None:
             # No file is written: the same command with more minutes does it.
             say(f"{stage.name}: did not fit, {left_s():.0f} s left")
             line = f"expected to take {stage.expected_s[scale]:.0f} s, {left_s():.0f} s were left"
-            results.append(Result(stage.name, LEFT_OUT, scale, 0.0, Outcome((), (), (line,))))
-            continue
-        say(f"{stage.name}: {stage.about}")
-        result = launch(stage, limit)
-        outcome.write(folder, result)
-        results.append(result)
-        say(f"{stage.name}: {result.status} in {result.took_s:.0f} s")
-        for line in outcome.unmet(result.outcome):
-            say(f"  {line}")
-    return results
+            results[stage.name] = outcome.left_out(stage.name, scale, 0.0, line)
+        else:
+            say(f"{stage.name}: {stage.about}")
+            result = launch(stage, limit)
+            outcome.write(folder, result)
+            results[stage.name] = result
+            say(f"{stage.name}: {result.status} in {result.took_s:.0f} s")
+            for line in outcome.unmet(result.outcome):
+                say(f"  {line}")
+        told(list(results.values()))
+    return list(results.values())
+
+
+def _before(stage: Stage, scale: str, folder: Path) -> Result:
+    """What a stage passed with before; of others that they were not reached."""
+    before = outcome.read(folder, stage.name)
+    if before is not None and before.status == PASSED:
+        return before
+    return outcome.left_out(stage.name, scale, 0.0, "the acceptance was ended before it")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.accept import noise
 from experiments.accept.sizes import Sizes
 from experiments.bench.kernels.conv import convolutions
 from experiments.bench.kernels.quant_matmul import KINDS, LOWERINGS, stored
@@ -77,12 +78,11 @@ def _product(shape: QuantShape, kind: str, dtype: str, platform: str) -> Compari
         weight = jax.jit(functools.partial(stored, shape, kind))()
         adapter = None
         if shape.rank:
-            adapter = (
-                _draw((shape.inputs, shape.rank), "float32", 2) / shape.inputs**0.5,
-                _draw((shape.rank, shape.outputs), "float32", 3) / max(shape.rank, 1) ** 0.5,
-            )
-        x = _draw((shape.rows, shape.inputs), dtype, 1)
-        return x, weight, adapter, _draw((shape.rows, shape.outputs), dtype, 4)
+            a = noise.standard((shape.inputs, shape.rank), "float32", 2)
+            b = noise.standard((shape.rank, shape.outputs), "float32", 3)
+            adapter = (a / shape.inputs**0.5, b / shape.rank**0.5)
+        x = noise.standard((shape.rows, shape.inputs), dtype, 1)
+        return x, weight, adapter, noise.standard((shape.rows, shape.outputs), dtype, 4)
 
     forms = {}
     for lowering in ("auto", *LOWERINGS[platform]):
@@ -106,9 +106,9 @@ def _loss(shape: XentShape, dtype: str) -> Comparison:
         return gradient, values
 
     def make() -> tuple[Any, ...]:
-        hidden = _draw((shape.tokens, shape.width), dtype, 1)
-        teacher = _draw((shape.tokens, shape.width), dtype, 2)
-        table = _draw((shape.vocabulary, shape.width), dtype, 3) / shape.width**0.5
+        hidden = noise.standard((shape.tokens, shape.width), dtype, 1)
+        teacher = noise.standard((shape.tokens, shape.width), dtype, 2)
+        table = noise.standard((shape.vocabulary, shape.width), dtype, 3) / shape.width**0.5
         targets = jax.random.randint(jax.random.key(4), (shape.tokens,), 0, shape.vocabulary)
         return hidden, table.astype(dtype), targets, teacher
 
@@ -128,17 +128,13 @@ def _convolution(layer: ConvShape, dtype: str) -> Comparison:
         return value, backward(g)
 
     def make() -> tuple[Any, ...]:
-        x, g = _draw(layer.x, dtype, 1), _draw(layer.y, dtype, 3)
-        return x, _draw(layer.w, dtype, 2), g
+        x, g = noise.standard(layer.x, dtype, 1), noise.standard(layer.y, dtype, 3)
+        return x, noise.standard(layer.w, dtype, 2), g
 
     forms = {name: functools.partial(pulled, name) for name in conv.LOWERINGS}
     sides = "x".join(map(str, layer.x))
     subject = f"conv2d, {layer.name} of {sides}, {dtype}"
     return Comparison(subject, forms, forms["xla"], make)
-
-
-def _draw(shape: tuple[int, ...], dtype: str, seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
 def exact(comparison: Comparison, given: tuple[Any, ...]) -> Any:

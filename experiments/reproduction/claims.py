@@ -29,6 +29,7 @@ class Claim(NamedTuple):
       partitions: on which it is tested.
       margin: of merit (points of accuracy, or nats) above which it holds; below zero for what
         saves something and may cost as much.
+      share: of the rival's merit, which the margin is counted from.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Claim(NamedTuple):
     rival: tuple[str, ...]
     partitions: tuple[str, ...]
     margin: float = 0.0
+    share: float = 1.0
 
 
 # Of each optimizer three rates, since a claim about optimizers is one about their best.

@@ -94,15 +94,20 @@ def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
     return rows
 
 
-def told(figure: str, rows: Sequence[Numbers]) -> list[Told]:
-    """What finished runs say of each claim, on each of its partitions, where both sides ran."""
+def told(claims: Sequence[Claim], rows: Sequence[Numbers]) -> list[Told]:
+    """What finished runs say of each claim, on each of its partitions, where both sides ran.
+
+    Args:
+      claims: each about the rows' `merit`.
+      rows: of the runs.
+    """
     finished: dict[tuple[str, str], list[Numbers]] = {}
     for row in rows:
         if row["finished"] and row["merit"] is not None:
             key = row["method"], row["partition"]
             finished.setdefault(key, []).append(row)
     lines = []
-    for claim in CLAIMS[figure]:
+    for claim in claims:
         for partition in claim.partitions:
             line = _told(claim, partition, finished)
             if line is not None:
@@ -117,8 +122,10 @@ def _told(
     rival, rival_at_edge = _best(claim.rival, partition, finished)
     if not side or not rival:
         return None
-    both = finished[side, partition], finished[rival, partition]
-    differences = verdict.differences(*both, "merit")
+    rivals = []
+    for row in finished[rival, partition]:
+        rivals.append({**row, "merit": claim.share * row["merit"]})
+    differences = verdict.differences(finished[side, partition], rivals, "merit")
     if not differences:
         return None
     found = verdict.paired(differences, claim.margin)
@@ -154,8 +161,13 @@ def _best(
 def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
     """The claims as the figure's JSON has them, beside the rows."""
     del study
+    return as_json(told(CLAIMS[figure], rows), _unit(figure))
+
+
+def as_json(lines: Sequence[Told], unit: str) -> dict[str, Any]:
+    """Claims for a figure's JSON; `unit` is of their differences."""
     content = []
-    for line in told(figure, rows):
+    for line in lines:
         content.append(
             {
                 "claim": line.claim.text,
@@ -163,7 +175,8 @@ def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any
                 "side": line.side,
                 "rival": line.rival,
                 "margin": line.claim.margin,
-                "unit": _unit(figure),
+                "share": line.claim.share,
+                "unit": unit,
                 "verdict": line.verdict,
                 "at_edge": list(line.at_edge),
                 **line.found._asdict(),
@@ -180,9 +193,9 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
     """The text below the title: the setting, the claims, and the runs of each partition."""
     del found
     parts = [_about(study, figure)]
-    lines = told(figure, numbers)
+    lines = told(CLAIMS[figure], numbers)
     if lines:
-        parts += ["## Claims", _claims(study, figure, lines)]
+        parts += ["## Claims", claims_table(study, _unit(figure), lines)]
     shown = significant if figure == TEXT else percent
     columns: list[Column] = [
         ("perplexity" if figure == TEXT else "test accuracy", several("reached", shown)),
@@ -192,9 +205,8 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
     return [*parts, *by_partition(study.topic, numbers, columns)]
 
 
-def _claims(study: Study, figure: str, lines: Sequence[Told]) -> str:
-    """A line for each claim and partition."""
-    unit = _unit(figure)
+def claims_table(study: Study, unit: str, lines: Sequence[Told]) -> str:
+    """A line for each claim and partition; `unit` is of their differences."""
     body = []
     for line in lines:
         found = line.found
@@ -264,7 +276,7 @@ def draw(
       caption: above it.
     """
     del found
-    lines = told(figure, rows)
+    lines = told(CLAIMS[figure], rows)
     picture = new_figure(9.5, 0.45 * len(lines) + 1.6)
     picture.suptitle(caption, fontsize=11)
     panel = picture.subplots()

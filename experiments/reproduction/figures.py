@@ -8,6 +8,8 @@ from typing import Any
 from experiments.reproduction import (
     claims,
     claims_figures,
+    convergence,
+    convergence_figures,
     language,
     language_figures,
     methods,
@@ -23,7 +25,8 @@ from experiments.reproduction.show import Show
 from snake_jax.report.figures import plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
-COMPARISONS = (methods.TOPIC, methods_text.TOPIC, *claims.TOPICS)  # beside the papers
+COMPARISONS = (methods.TOPIC, methods_text.TOPIC, *claims.TOPICS, convergence.TOPIC)
+"""Beside the papers' figures."""
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
 _SHOW: dict[str, Show] = {
     vision.TOPIC.name: vision_figures.SHOW,
@@ -32,6 +35,7 @@ _SHOW: dict[str, Show] = {
     methods_text.TOPIC.name: methods_text_figures.SHOW,
     claims.IMAGES: claims_figures.SHOW,
     claims.TEXT: claims_figures.SHOW,
+    convergence.FIGURE: convergence_figures.SHOW,
 }
 # Those of the comparisons: figures that the papers do not have, and so no number for.
 OWN = tuple(figure for topic in COMPARISONS for figure in topic.figures)

@@ -1,6 +1,6 @@
 """What the figures of the classification study show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,36 @@ def model_in_words(study: Study, found: Found) -> str:
     return f"{settings['model']}, width {settings['width']:g}, {settings['nodes']} nodes"
 
 
-def lines(figure: str, found: Found) -> dict[str, list[Line]]:
-    """A row of panels for each partition, in it a line for each case, its seeds together."""
+def curves(
+    found: Found, partitions: Mapping[str, str], line: Callable[[Case, Sequence[Run]], Line]
+) -> dict[str, list[Line]]:
+    """A row of panels for each partition, in it a line for each case, its seeds together.
+
+    Args:
+      found: the runs.
+      partitions: name to what people call it.
+      line: (case, its runs) to how they are drawn.
+    """
     drawn = {}
-    for partition, called in PARTITIONS.items():
+    for partition, called in partitions.items():
         groups: dict[Case, list[Run]] = {}
         for case, run in found.items():
             if case.partition == partition:
                 any_seed = case._replace(seed=0)
                 groups.setdefault(any_seed, []).append(run)
         # A partition that nothing has run on yet has no row.
-        in_row = []
-        for case, runs in groups.items():
-            colour, style = _look(figure, case)
-            in_row.append(Line(_label(figure, case), runs, colour, style))
-        if in_row:
-            drawn[called] = in_row
+        if groups:
+            drawn[called] = [line(case, runs) for case, runs in groups.items()]
     return drawn
+
+
+def lines(figure: str, found: Found) -> dict[str, list[Line]]:
+    """The curves of a figure."""
+
+    def line(case: Case, runs: Sequence[Run]) -> Line:
+        return Line(_label(figure, case), runs, *_look(figure, case))
+
+    return curves(found, PARTITIONS, line)
 
 
 def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:

@@ -4,6 +4,7 @@ Launches of one seed and of several share it.
 """
 
 import contextlib
+import importlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,7 @@ class ProfilerTrace(NamedTuple):
 
 
 NO_TRACE = ProfilerTrace()
+_DRAWS = "snake_jax.report.plots"
 
 
 def _never() -> bool:
@@ -120,7 +122,7 @@ def finish_rounds(
       trace: what to profile.
       engine: where nodes are.
       watch: is told how far visits have come; None: nobody is.
-      stages: is told of the engine and of the first round.
+      stages: is told of the engine, of the first round and of the others.
     """
     state = job.state
 
@@ -128,6 +130,7 @@ def finish_rounds(
         stages.ended_copying("data on the device", num_bytes(jax.live_arrays()))
 
     is_first = True
+    trained_s = 0.0
     told = _events(job.workdir) if events and processes.is_first() else contextlib.nullcontext()
     with told as tell:
         reports = kept_rounds(job.setup, job.workdir, state, engine, watch, made)
@@ -137,6 +140,8 @@ def finish_rounds(
             state = report.state
             if is_first:
                 stages.ended("first round", report.record["train_s"], "its steps")
+            else:
+                trained_s += report.record["train_s"]
             is_first = False
             for lost in report.lost:
                 launch.warn(
@@ -149,6 +154,7 @@ def finish_rounds(
                 break
     # Who is told the last state may count on it.
     job.workdir.settle()
+    stages.ended("other rounds", trained_s, "their steps")
     return state
 
 
@@ -172,10 +178,15 @@ def carry_out(
     """
 
     stopped = False
+    done = 0
 
     def going_on() -> bool:
+        nonlocal stopped, done
+        done += 1
+        # What draws takes a while to import, and training leaves a core now and then.
+        if done == (job.total - job.state.rounds) // 2 and processes.is_first():
+            threading.Thread(target=importlib.import_module, args=(_DRAWS,)).start()
         # A process that is terminated ends all, after the same round.
-        nonlocal stopped
         stopped = processes.any_of(how.terminated())
         return not stopped
 
@@ -207,6 +218,7 @@ def carry_out(
         if processes.is_first():
             _show(job, state)
         end(_chosen(job, state), workdir.path)
+        how.stages.ended("closing", 0.0, "nothing")
     finally:
         workdir.close()
 
@@ -251,7 +263,7 @@ def _show(job: OpenRun, state: loop.State) -> None:
 
 def draw_curves(run: Run, picture: Path) -> None:
     """A run's curves."""
-    # Here, since Matplotlib takes a second, and only a run that has come to its end needs it.
+    # Here, since a launch can begin without it; see `carry_out`.
     from snake_jax.report.plots import plot_run
 
     plot_run(run, picture)

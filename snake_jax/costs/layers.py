@@ -85,10 +85,9 @@ def layer_costs(model: LayeredModel, batch_size: int) -> tuple[LayerCost, ...]:
     for layer in model.layers:
         own = params[layer.name]
         forward = functools.partial(_forward, layer)
-        program = jax.make_jaxpr(forward)(own, x)
+        program, x = jax.make_jaxpr(forward, return_shape=True)(own, x)
         flops = product_flops(program.jaxpr)
         costs.append(LayerCost(layer.name, num_params(own), flops, flops, flops))
-        x = jax.eval_shape(forward, own, x)
     return tuple(costs)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from snake_jax.models import lora
+from snake_jax.models import layered, lora
 from snake_jax.models.language import LanguageModel
 from snake_jax.models.layered import LayeredModel
 from snake_jax.params import LayerNames, Params, PyTree, select, without
@@ -71,6 +71,8 @@ class StepProgram(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def model_shapes(model: Model) -> Params:
     """Shapes of all layers."""
+    if isinstance(model, LayeredModel):
+        return layered.shapes(model)
     return jax.eval_shape(model.init, jax.random.key(0))
 
 

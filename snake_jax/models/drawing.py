@@ -8,14 +8,16 @@ threefry, number i of an array depends on the key and i alone, so any piece can 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
 from jax.extend.random import threefry_2x32
+from jax.interpreters import mlir
 
 _PIECE = 1 << 16
 _DEVIATION_WITHIN_TWO = 0.87962566103423978
@@ -33,25 +35,10 @@ def scaled(scale: float, mode: Mode, distribution: Distribution) -> nn.initializ
       mode: fan_in or fan_out: what of the weights' shape the variance is divided by.
       distribution: truncated_normal (at two deviations), normal or uniform.
     """
-    traced = nn.initializers.variance_scaling(scale, mode, distribution)
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        if not _in_pieces(key, dtype):
-            return traced(key, shape, dtype)
-        # [..., Cin, Cout]: an output sums over all axes but the last.
-        fan = math.prod(shape[:-1])
-        if mode == "fan_out":
-            fan = math.prod(shape) // shape[-2]
-        variance = np.float32(scale / fan)
-
-        # A uniform number in [-a, a) has the variance a^2 / 3; one within two deviations of a
-        # normal distribution varies less than that.
-        factor = np.sqrt(variance)
-        if distribution == "uniform":
-            factor = np.sqrt(3 * variance)
-        if distribution == "truncated_normal":
-            factor /= np.float32(_DEVIATION_WITHIN_TWO)
-        return _drawn(key, shape, distribution, factor)
+        law = _Law(distribution, scale, mode)
+        return _draw.bind(key, law=law, shape=tuple(shape), dtype=np.dtype(dtype))
 
     return init
 
@@ -60,22 +47,85 @@ def uniform(bound: float) -> nn.initializers.Initializer:
     """Uniform in [-bound, bound), drawn in pieces where its key is known."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        if not _in_pieces(key, dtype):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-        return _drawn(key, shape, "between", np.float32(bound))
+        law = _Law("between", bound)
+        return _draw.bind(key, law=law, shape=tuple(shape), dtype=np.dtype(dtype))
 
     return init
 
 
 def zeros(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Zeros, from the host: no shape is compiled."""
-    del key
-    return jax.device_put(np.zeros(shape, dtype))
+    """Zeros, from the host where their key is known: no shape is compiled."""
+    law = _Law("zeros", 0.0)
+    return _draw.bind(key, law=law, shape=tuple(shape), dtype=np.dtype(dtype))
 
 
-def _in_pieces(key: jax.Array, dtype: Any) -> bool:
-    """Whether numbers are drawn now, and as those that `_piece` draws."""
-    if isinstance(key, jax.core.Tracer) or dtype != jnp.float32:
+class _Law(NamedTuple):
+    """What numbers are drawn.
+
+    Attributes:
+      kind: of `_piece`, or zeros.
+      scale: of the variance; of `between` the bound.
+      mode: what the variance is divided by.
+    """
+
+    kind: str
+    scale: float
+    mode: Mode = "fan_in"
+
+
+def _at_once(key: jax.Array, *, law: _Law, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """The draw as flax and jax have it: as a program has it, and of any key and dtype."""
+    if law.kind == "zeros":
+        return jnp.zeros(shape, dtype)
+    if law.kind == "between":
+        return jax.random.uniform(key, shape, dtype, -law.scale, law.scale)
+    whole = nn.initializers.variance_scaling(law.scale, law.mode, cast(Distribution, law.kind))
+    return whole(key, shape, dtype)
+
+
+def _now(key: jax.Array, *, law: _Law, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """The draw outside of any program, in pieces where it can be."""
+    if law.kind == "zeros":
+        return jax.device_put(np.zeros(shape, dtype))
+    if not _in_pieces(key, dtype):
+        return _at_once(key, law=law, shape=shape, dtype=dtype)
+    if law.kind == "between":
+        return _drawn(key, shape, law.kind, np.float32(law.scale))
+
+    # [..., Cin, Cout]: an output sums over all axes but the last.
+    fan = math.prod(shape[:-1])
+    if law.mode == "fan_out":
+        fan = math.prod(shape) // shape[-2]
+    variance = np.float32(law.scale / fan)
+
+    # A uniform number in [-a, a) has the variance a^2 / 3; one within two deviations of a
+    # normal distribution varies less than that.
+    factor = np.sqrt(variance)
+    if law.kind == "uniform":
+        factor = np.sqrt(3 * variance)
+    if law.kind == "truncated_normal":
+        factor /= np.float32(_DEVIATION_WITHIN_TWO)
+    return _drawn(key, shape, law.kind, factor)
+
+
+def _shape_of(
+    key: jax.core.AbstractValue, *, law: _Law, shape: tuple[int, ...], dtype: np.dtype
+) -> jax.core.ShapedArray:
+    del key, law
+    return jax.core.ShapedArray(shape, dtype)
+
+
+# An operation of its own, so that tracing a model for its shapes does not trace its draws, and so
+# that a traced model can be drawn without all else in it (`models.layered.drawn`).
+_draw = Primitive("draw")
+_draw.def_impl(_now)
+_draw.def_abstract_eval(_shape_of)
+mlir.register_lowering(_draw, mlir.lower_fun(_at_once, multiple_results=False))
+
+
+def _in_pieces(key: jax.Array, dtype: np.dtype) -> bool:
+    """Whether numbers are drawn as those that `_piece` draws."""
+    if dtype != jnp.float32:
         return False
     # Else a number depends on how many are drawn.
     is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"

@@ -9,10 +9,12 @@ split point an index, a message between nodes a sub-dict of the parameters.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
+from jax.extend import core
+from jax.interpreters import partial_eval
 
 from snake_jax.errors import UserError
 from snake_jax.params import Params, PyTree
@@ -117,11 +119,54 @@ class LayeredModel(NamedTuple):
         return x
 
 
+def drawn(model: LayeredModel, key: jax.Array) -> Params:
+    """`model.init(key)`, of a key that is known, by the operations that make parameters alone.
+
+    A model is initialised by running it once, for shapes. What parameters do not need of that is
+    not computed here, nor traced again where `shapes` did so.
+    """
+    traced = _traced(model, str(jax.random.key_impl(key)))
+    leaves = core.jaxpr_as_fun(traced.program)(key)
+    return jax.tree.unflatten(jax.tree.structure(traced.shapes), leaves)
+
+
+def shapes(model: LayeredModel) -> Params:
+    """The shapes of `model.init`'s parameters."""
+    return dict(_traced(model, str(jax.config.values["jax_default_prng_impl"])).shapes)
+
+
+class _Traced(NamedTuple):
+    """How a model is initialised.
+
+    Attributes:
+      program: from a key to the leaves of the parameters.
+      shapes: of the parameters.
+    """
+
+    program: core.ClosedJaxpr
+    shapes: Params
+
+
+@functools.lru_cache(maxsize=8)
+def _traced(model: LayeredModel, impl: str) -> _Traced:
+    """See `drawn`.
+
+    Args:
+      model: the network.
+      impl: of the keys.
+    """
+    like = jax.eval_shape(functools.partial(jax.random.key, impl=impl), 0)
+    program, shapes = jax.make_jaxpr(model.init, return_shape=True)(like)
+    needed = [True for _ in program.jaxpr.outvars]
+    used, _ = partial_eval.dce_jaxpr(program.jaxpr, needed, instantiate=True)
+    return _Traced(core.ClosedJaxpr(used, program.consts), cast(Params, shapes))
+
+
 @functools.lru_cache(maxsize=8)
 def _output_sizes(model: LayeredModel) -> tuple[int, ...]:
     """Of one example, from shapes alone."""
     x = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = shapes(model)
     found = []
     for index in range(len(model.layers)):
         layer = functools.partial(model.apply, start=index, stop=index + 1)

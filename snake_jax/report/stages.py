@@ -1,4 +1,4 @@
-"""The stages of a launch up to its first result, each with its floor; printed by `--verbose`."""
+"""The stages of a launch, each with its floor; printed by `--verbose`."""
 
 import time
 from collections.abc import Callable

@@ -18,7 +18,7 @@ from snake_jax.algorithms.chain import ON_NODE, Role
 from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import ImageConfig, pick
-from snake_jax.costs import memory
+from snake_jax.costs import memory, shapes
 from snake_jax.costs.flops import chain_step_flops, step_flops
 from snake_jax.costs.layers import auxiliary_costs, layer_costs
 from snake_jax.costs.traffic import transfer_sizes
@@ -29,7 +29,7 @@ from snake_jax.engines.build import image_engine
 from snake_jax.engines.contract import Engine, Scores
 from snake_jax.engines.epochs import settings_of
 from snake_jax.engines.local import LocalEngine
-from snake_jax.models import registry
+from snake_jax.models import layered, registry
 from snake_jax.models.layered import Layer, LayeredModel, resolve_layers
 from snake_jax.nodes.fleet import of_config
 from snake_jax.nodes.ledger import Sizes
@@ -170,7 +170,13 @@ def init_params(job: ImageJob, key: jax.Array) -> Params:
 
     Auxiliary layers sit on the output of the chain's first segment.
     """
-    params = job.model.init(key)
+    return _with_heads(job, key, job.model.init(key))
+
+
+def _with_heads(job: ImageJob, key: jax.Array, params: Params) -> Params:
+    """The model's parameters, and fresh ones of auxiliary layers."""
+    if not job.auxiliary:
+        return params
     x = jax.ShapeDtypeStruct((1, *job.model.input_shape), np.float32)
     first_segment = functools.partial(job.model.apply, start=0, stop=job.chain[0].stop)
     at_cut = jax.eval_shape(first_segment, params, x)
@@ -288,7 +294,7 @@ def _fresh(setup: ImageSetup) -> Params:
     key = streams.key(setup.config.seed, "key/weights")
     # Our own networks are drawn in pieces, of which one is compiled (`models.drawing`).
     if setup.config.model in registry.MODELS:
-        return init_params(setup.job, key)
+        return _with_heads(setup.job, key, layered.drawn(setup.job.model, key))
     # One of the user's is one program. It runs once, so the compiler is to take little time over
     # it; other compilers than that of CPUs do not know the option.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
@@ -297,8 +303,8 @@ def _fresh(setup: ImageSetup) -> Params:
 
 
 def _like(job: ImageJob) -> Params:
-    make = functools.partial(init_params, job)
-    return jax.eval_shape(make, jax.random.key(0))
+    heads = functools.partial(_with_heads, job)
+    return jax.eval_shape(heads, jax.random.key(0), shapes.model_shapes(job.model))
 
 
 def _record(outcomes: Sequence[Outcome], scores: Scores | None) -> records.Record:

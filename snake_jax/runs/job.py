@@ -375,8 +375,7 @@ def state_like(
     """
     client = job.algorithm.client(job.config)
 
-    def make() -> tuple[Params, OptimizerStates, PyTree, dict[int, PyTree]]:
-        params = job.task.like(job)
+    def make(params: Params) -> tuple[Params, OptimizerStates, PyTree, dict[int, PyTree]]:
         states = init_states(make_rule(job.config), params, job.layer_names)
         memory = job.algorithm.memory(job.config, params)
         remembered = {}
@@ -384,4 +383,4 @@ def state_like(
             remembered = {node: client.memory(params) for node in nodes}
         return params, select(states, layers_with_state), memory, remembered
 
-    return jax.eval_shape(make)
+    return jax.eval_shape(make, job.task.like(job))

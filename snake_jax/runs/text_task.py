@@ -18,7 +18,7 @@ from snake_jax.algorithms.chain import Role
 from snake_jax.algorithms.schedule import Plan, epochs_of
 from snake_jax.algorithms.visits import Outcome
 from snake_jax.config import TextConfig
-from snake_jax.costs import memory
+from snake_jax.costs import memory, shapes
 from snake_jax.costs.traffic import transfer_sizes
 from snake_jax.data.text import chat_template, tokenizers
 from snake_jax.engines.build import text_engine
@@ -246,8 +246,8 @@ def _params(setup: TextSetup) -> Params:
 
 
 def _like(job: TextJob) -> Params:
-    shapes = _shapes(job)
-    weights = {name: shapes[name] for name in job.plan.layer_names if name in shapes}
+    every = _shapes(job)
+    weights = {name: every[name] for name in job.plan.layer_names if name in every}
     if not job.adapters:
         return weights
     make_adapters = functools.partial(_adapters, job)
@@ -255,7 +255,7 @@ def _like(job: TextJob) -> Params:
 
 
 def _shapes(job: TextJob) -> Params:
-    return jax.eval_shape(job.model.init, jax.random.key(0))
+    return shapes.model_shapes(job.model)
 
 
 def _adapters(job: TextJob) -> Params:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.accept import describe, dry, launches, noise, outcome, page, stages
+from experiments.accept import describe, dry, launches, noise, one, outcome, page, stages
 from experiments.accept.outcome import FAILED, LEFT_OUT, PASSED, Outcome, Result
 from experiments.accept.sizes import SCALES
 from experiments.accept.stages import STAGES, Stage
@@ -22,6 +22,7 @@ from snake_jax.errors import UserError
 ROOT = Path(__file__).parents[2]
 MET = Row("table", "a thing", "share", 0.5, better=LOWER, limit=1.0)
 UNMET = MET._replace(value=2.0)
+DEVICE_COUNT = "--xla_force_host_platform_device_count"
 TINY = {"model": "mlp", "width": 0.25, "train_examples": 32, "nodes": 2, "cycles": 1}
 
 
@@ -38,7 +39,9 @@ def carried_out(folder, left_s=1e9, rows=None, chosen=STAGES):
         launched.append((stage.name, limit_s))
         return result_of(stage.name, (rows or {}).get(stage.name, MET))
 
-    results = stages.carry_out(chosen, "test", folder, lambda: left_s, launch, lambda line: None)
+    results = stages.carry_out(
+        chosen, "test", folder, lambda: left_s, launch, lambda line: None, lambda results: None
+    )
     return results, launched
 
 
@@ -62,6 +65,26 @@ def test_what_does_not_fit_is_said_and_is_run_when_there_are_more_minutes(tmp_pa
     assert "Did not fit: expected to take 40 s, 22 s were left." in text
     _, later = carried_out(tmp_path)
     assert [name for name, _ in later] == left_out
+
+
+def test_what_ends_the_acceptance_leaves_a_page_of_how_far_it_came(tmp_path):
+    told = []
+
+    def launch(stage, limit_s):
+        if stage.name == "training":
+            raise KeyboardInterrupt
+        return result_of(stage.name)
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.carry_out(
+            STAGES, "test", tmp_path, lambda: 1e9, launch, lambda line: None, told.append
+        )
+    assert [len(results) for results in told] == [len(STAGES)] * 3
+    statuses = {result.stage: result.status for result in told[-1]}
+    assert {name for name, status in statuses.items() if status == PASSED} == {"device", "kernels"}
+    assert page.exit_code(told[-1]) == 3
+    text = page.markdown("command", {}, told[-1])
+    assert text.count("Did not fit: the acceptance was ended before it.") == len(STAGES) - 2
 
 
 def test_a_stage_that_fills_the_time_gets_all_of_it_and_others_a_limit():
@@ -94,10 +117,19 @@ def test_a_process_that_dies_is_a_failed_stage_with_its_last_line(tmp_path):
     assert "ModuleNotFoundError" in line
 
 
-def test_a_process_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
+def test_a_process_that_takes_too_long_is_ended_and_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "patience_s", lambda stage, scale: 0.2)
     stage = Stage("training", "", {"test": 60.0})
     found = launches.in_a_process(stage, "test", tmp_path, "", 0.2)
-    assert outcome.unmet(found.outcome) == ["ended after 0 s: it was expected to take 60"]
+    assert outcome.unmet(found.outcome) == ["ended after 0 s: it was expected to take 60 s"]
+
+
+def test_a_process_that_is_ended_because_the_minutes_are_over_did_not_fit(tmp_path):
+    stage = Stage("training", "", {"test": 60.0})
+    found = launches.in_a_process(stage, "test", tmp_path, "", 0.2)
+    assert found.status == LEFT_OUT
+    (note,) = found.outcome.notes
+    assert note == "ended after 0 s, when the minutes were over: it was expected to take 60 s"
 
 
 def test_results_of_another_device_or_scale_are_not_gone_on_with(tmp_path):
@@ -125,6 +157,10 @@ def test_weights_of_noise_are_spread_evenly_and_unlike():
     assert abs(values.mean()) < 0.002
     assert values.std() == pytest.approx(0.02, rel=0.1)
     assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.1
+    spread = np.asarray(noise.standard((4096,), "float32", 1))
+    assert (spread.mean(), spread.std()) == pytest.approx((0, 1), abs=0.03)
+    other = np.asarray(noise.standard((4096,), "float32", 2))
+    assert abs(np.corrcoef(spread, other)[0, 1]) < 0.05
     codes = np.asarray(noise._noise((4096,), jnp.dtype(jnp.int8)))
     assert (codes.min(), codes.max()) == (-128, 127)
     nibbles = np.asarray(noise._noise((4096,), jnp.dtype(jnp.uint4)).astype(jnp.int32))
@@ -132,12 +168,35 @@ def test_weights_of_noise_are_spread_evenly_and_unlike():
     assert np.asarray(noise._noise((4096,), jnp.dtype(jnp.int32))).min() >= 0
 
 
+@pytest.mark.timeout(1800)
+def test_every_stage_passes(tmp_path):
+    """In this process where that is the real thing; what they launch is in processes anyway."""
+
+    def launch(stage, limit_s):
+        if stage.name == "executors":
+            # Devices have to be there before jax is.
+            stage = stage._replace(environment={"XLA_FLAGS": f"{DEVICE_COUNT}=2"})
+            return launches.in_a_process(stage, "test", tmp_path, "", limit_s)
+        one.main(stage.name, "test", str(tmp_path), f"{limit_s:.0f}", "")
+        return outcome.read(tmp_path, stage.name)
+
+    results = stages.carry_out(
+        STAGES, "test", tmp_path, lambda: 1e9, launch, lambda line: None, lambda results: None
+    )
+    for result in results:
+        assert outcome.unmet(result.outcome) == [], result.stage
+        assert result.outcome.rows, result.stage
+    assert [result.status for result in results] == [PASSED] * len(STAGES)
+    text = page.markdown("command", {}, results)
+    assert "2 devices. " in text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_all_stages_pass_on_emulated_devices_and_the_same_command_repeats_nothing(tmp_path):
     command = [sys.executable, "-m", "experiments.accept", "--scale=test", "--budget_minutes=25"]
     command.append(f"--output={tmp_path}")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT}=4"
     environment = {**os.environ, "XLA_FLAGS": flags.strip()}
     run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
     first = subprocess.run(command, check=False, **run)

@@ -501,11 +501,34 @@ def test_compile_takes_apart_tracing_compiling_and_reading():
 def test_start_adds_up_the_stages_of_launches(monkeypatch):
     def launched(words, folder, name):
         seconds = 3.0 if name == "first" else 1.0
-        return [Stage("imports", seconds, 1.0, 0.5, "jax"), Stage("data", 2.0, 1.0, 0.25, "a copy")]
+        return [
+            Stage("imports", seconds, 1.0, 0.5, "jax"),
+            Stage("first round", 2.0, 1.0, 0.25, "a copy"),
+            Stage("closing", 4.0, 1.0, 0.0, "nothing"),
+        ]
+
+    def demo_s(folder):
+        return [1.0, 2.0, 4.0]
 
     monkeypatch.setattr(start, "_launched", launched)
+    monkeypatch.setattr(start, "_demo_s", demo_s)
+    monkeypatch.setattr(start, "_write_byte_code", lambda: None)
     found = {row.key: row.value for row in start.run(QUIET).rows}
     assert found["classify, first launch", "all", "clock"] == 5.0
     assert found["classify, programs kept", "all", "clock"] == 3.0
     assert found["classify, programs kept", "all", "floor"] == 0.75
     assert found["classify, first launch", "imports", "cores"] == 1.0
+    assert found["classify, first launch", "process", "clock"] == 9.0
+    assert found["make demo", "all three", "first, programs not kept"] == 7.0
+    assert found["make demo", "compare", "second, programs kept"] == 4.0
+
+
+def test_the_demo_that_is_timed_is_the_makefile_s():
+    lines = (ROOT / "Makefile").read_text().replace("$(RUNS)", "RUNS").splitlines()
+    begun = lines.index(next(line for line in lines if line.startswith("demo:")))
+    _, *typed = lines[begun + 1 : begun + 5]
+    program = "\t$(BIN)/snake-jax "
+    assert [line.removeprefix(program).split() for line in typed] == [
+        [word.replace("{folder}", "RUNS") for word in command] for command in start.DEMO.values()
+    ]
+    assert f"IMPORTED := {start.BYTE_CODE}" in lines

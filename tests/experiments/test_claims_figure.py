@@ -112,46 +112,54 @@ def rows_of(merits, partition="iid", **changes):
     return rows
 
 
-def verdict_of(monkeypatch, claim, merits):
-    monkeypatch.setitem(claims_figures.CLAIMS, claims.IMAGES, (claim,))
-    (line,) = claims_figures.told(claims.IMAGES, rows_of(merits))
+def verdict_of(claim, merits):
+    (line,) = claims_figures.told([claim], rows_of(merits))
     return line
 
 
-def test_a_claim_that_something_costs_little_holds_above_its_margin(monkeypatch):
+def test_a_claim_that_something_costs_little_holds_above_its_margin():
     claim = Claim("costs less than a point", ("a",), ("b",), ("iid",), margin=-1.0)
     b = (40.0, 41.0, 42.0)
-    near = verdict_of(monkeypatch, claim, {"a": (39.9, 41.0, 41.9), "b": b})
+    near = verdict_of(claim, {"a": (39.9, 41.0, 41.9), "b": b})
     assert (near.verdict, near.found.seeds) == (HOLDS, 3)
     assert near.found.mean == pytest.approx(-0.2 / 3)
-    far = verdict_of(monkeypatch, claim, {"a": (37.0, 38.1, 38.9), "b": b})
+    far = verdict_of(claim, {"a": (37.0, 38.1, 38.9), "b": b})
     assert far.verdict == DOES_NOT_HOLD
-    few = verdict_of(monkeypatch, claim, {"a": (39.9, 41.0), "b": b})
+    few = verdict_of(claim, {"a": (39.9, 41.0), "b": b})
     assert (few.verdict, few.found.seeds) == (CANNOT_TELL, 2)
 
 
-def test_the_best_rate_speaks_for_a_side_and_at_an_edge_it_cannot_tell(monkeypatch):
+def test_a_claim_on_a_share_is_counted_from_that_share_of_the_rival():
+    claim = Claim("ends above 95 %", ("a",), ("b",), ("iid",), share=0.95)
+    b = (60.0, 61.0, 62.0)
+    above = verdict_of(claim, {"a": (59.0, 60.0, 61.1), "b": b})
+    assert above.verdict == HOLDS
+    assert above.found.mean == pytest.approx(180.1 / 3 - 0.95 * 61)
+    below = verdict_of(claim, {"a": (56.0, 57.0, 57.9), "b": b})
+    assert below.verdict == DOES_NOT_HOLD
+
+
+def test_the_best_rate_speaks_for_a_side_and_at_an_edge_it_cannot_tell():
     claim = Claim("a beats b", ("a1", "a2", "a3"), ("b1", "b2", "b3"), ("iid",))
     low, high = (30.0, 31.0, 32.0), (50.0, 51.2, 52.1)
     merits = {"a1": low, "a2": high, "a3": low, "b1": (29.0, 30.0, 31.0)}
     merits |= {"b2": (35.0, 36.0, 37.0), "b3": low}
-    inner = verdict_of(monkeypatch, claim, merits)
+    inner = verdict_of(claim, merits)
     assert (inner.side, inner.rival, inner.verdict, inner.at_edge) == ("a2", "b2", HOLDS, ())
-    rival_at_edge = verdict_of(monkeypatch, claim, merits | {"b3": (40.0, 41.0, 42.0)})
+    rival_at_edge = verdict_of(claim, merits | {"b3": (40.0, 41.0, 42.0)})
     assert (rival_at_edge.verdict, rival_at_edge.at_edge) == (CANNOT_TELL, ("b3",))
 
     # Neither does a loss say anything while the side's own rate lies at an edge.
     swapped = claim._replace(side=claim.rival, rival=claim.side)
-    assert verdict_of(monkeypatch, swapped, merits).verdict == DOES_NOT_HOLD
-    own_at_edge = verdict_of(monkeypatch, swapped, merits | {"b3": (40.0, 41.0, 42.0)})
+    assert verdict_of(swapped, merits).verdict == DOES_NOT_HOLD
+    own_at_edge = verdict_of(swapped, merits | {"b3": (40.0, 41.0, 42.0)})
     assert (own_at_edge.verdict, own_at_edge.at_edge) == (CANNOT_TELL, ("b3",))
 
 
-def test_runs_that_are_not_finished_say_nothing(monkeypatch):
+def test_runs_that_are_not_finished_say_nothing():
     claim = Claim("a beats b", ("a",), ("b",), ("iid",))
-    monkeypatch.setitem(claims_figures.CLAIMS, claims.IMAGES, (claim,))
     rows = [*rows_of({"a": (1.0,)}), *rows_of({"b": (2.0,)}, finished=False)]
-    assert claims_figures.told(claims.IMAGES, rows) == []
+    assert claims_figures.told([claim], rows) == []
 
 
 PAIR = [Case("snake", "iid"), Case("two_nodes", "iid")]

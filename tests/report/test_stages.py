@@ -8,7 +8,10 @@ from snake_jax.report.stages import Stage, Stages
 from tests.launches import ROOT, Launcher, write_images
 
 SMALL = ("--model=mlp", "--width=0.1", "--nodes=2", "--batch_size=8", "--algorithm=fedavg")
-ORDER = ["command line", "imports", "data", "weights", "data on the device", "first round"]
+ORDER = [
+    *("command line", "imports", "data", "weights", "data on the device", "first round"),
+    *("other rounds", "closing"),
+]
 
 
 def test_a_stage_begins_where_the_one_before_ended_and_is_read_back(monkeypatch):
@@ -58,6 +61,8 @@ def test_a_launch_imports_nothing_that_it_may_not_need():
     heavy = (
         *("matplotlib", "ray", "transformers", "torch", "snake_jax.kernels.quant_matmul.triton"),
         *("orbax.checkpoint", "qwix", "flax.nnx"),
+        # The digits, and how unlike nodes are, take neither.
+        *("sklearn", "scipy"),
     )
     code = (
         "import sys; import snake_jax.cli.main, snake_jax.cli.classify, snake_jax.cli.finetune; "

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from snake_jax.config import ImageConfig
 from snake_jax.data.images.dataset import channel_stats, normalise
@@ -49,45 +48,6 @@ def outcome(spec):
         return load_dataset(spec)
     except UserError as error:
         return str(error)
-
-
-def test_digits_are_the_bundled_images_in_a_fixed_stratified_disjoint_split():
-    dataset, again = load_dataset("digits"), load_dataset("digits")
-    assert all(np.array_equal(a, b) for a, b in zip(dataset.test, again.test, strict=True))
-    train, test = dataset.train, dataset.test
-    assert train.images.shape == (1437, 32, 32, 3)
-    assert test.images.shape == (360, 32, 32, 3)
-    assert train.images.dtype == np.uint8
-    assert train.labels.dtype == np.int32
-    assert dataset.num_classes == 10
-    everything = np.concatenate([train.labels, test.labels])
-    assert np.array_equal(np.bincount(everything), np.bincount(load_digits().target))
-    assert np.abs(np.bincount(test.labels) - np.bincount(everything) / 1797 * 360).max() < 1
-    trained = {image.tobytes() for image in train.images}
-    tested = {image.tobytes() for image in test.images}
-    assert not trained & tested
-    assert np.array_equal(train.images[..., 0], train.images[..., 2])
-
-
-def test_digits_keep_the_grey_levels_of_the_small_images():
-    """The mean over each 4x4 block follows the pixel it came from, and the full range is used."""
-    dataset = load_dataset("digits")
-    blocks = (
-        np.concatenate([dataset.train.images, dataset.test.images])[..., 0]
-        .reshape(-1, 8, 4, 8, 4)
-        .mean((2, 4))
-    )
-    small = load_digits().images
-    order = np.lexsort(blocks.reshape(1797, -1).round().T), np.lexsort(small.reshape(1797, -1).T)
-    assert blocks.mean() == pytest.approx(small.mean() / 16 * 255, rel=0.01)
-    assert (
-        np.corrcoef(blocks.mean((1, 2))[order[0]].cumsum(), small.mean((1, 2))[order[1]].cumsum())[
-            0, 1
-        ]
-        > 0.99
-    )
-    assert dataset.train.images.max() == 255
-    assert dataset.train.images.min() == 0
 
 
 def test_a_file_is_read_with_its_statistics_and_extra_keys_are_ignored(tmp_path):

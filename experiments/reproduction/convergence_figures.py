@@ -1,0 +1,165 @@
+"""What the runs until accuracy no longer rises show: curves, where each ends, and the claims."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.reproduction import claims_figures
+from experiments.reproduction.cases import Case
+from experiments.reproduction.claims_figures import Told
+from experiments.reproduction.comparison_figures import by_partition
+from experiments.reproduction.convergence import (
+    CLAIMS,
+    METHODS,
+    MOST_RISE,
+    PARTITIONS,
+    TOPIC,
+    WITHIN,
+    flat_since,
+)
+from experiments.reproduction.run_numbers import (
+    BYTES,
+    FLOPS,
+    Column,
+    Numbers,
+    learning_rate,
+    of_case,
+    several,
+    total,
+)
+from experiments.reproduction.runs import Study
+from experiments.reproduction.show import Found, Show
+from experiments.reproduction.verdict import CANNOT_TELL, HOLDS
+from experiments.reproduction.vision_figures import curves, model_in_words
+from snake_jax.report.figures import Line, plot_figure
+from snake_jax.report.runs import Run, best, curve, final
+from snake_jax.report.units import percent
+
+
+def title(study: Study, figure: str) -> str:
+    """Of the figure."""
+    del study, figure
+    return "Trained until accuracy no longer rises"
+
+
+def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
+    """The numbers of each run; `merit` is what a claim is about, the accuracy in percent.
+
+    `flat_since` is the number of passes after which the curve was flat: None where it is not.
+    """
+    del figure
+    rows = []
+    for case, run in found.items():
+        reached = final(run)
+        _, scored = curve(run, "iterations")
+        since = flat_since(scored.tolist())
+        rows.append(
+            {
+                "run": study.name(case),
+                **of_case(case),
+                "finished": run.summary is not None,
+                "learning_rate": run.config["learning_rate"],
+                "passes": len(scored),
+                "final_accuracy": reached,
+                "best_accuracy": best(run),
+                "merit": None if reached is None else 100 * reached,
+                "flat": since is not None,
+                "flat_since": since,
+                "iterations": total(run, "iterations"),
+                "bytes": total(run, "bytes_up") + total(run, "bytes_down"),
+                "train_flops": total(run, "train_flops"),
+                "skipped_visits": sum(line.get("event") == "skipped" for line in run.metrics),
+            }
+        )
+    return rows
+
+
+def told(study: Study, rows: Sequence[Numbers]) -> list[Told]:
+    """What finished runs say of each claim; nothing can be told where a run of them still rises.
+
+    Nor that a claim holds while the learning rate of the rival lies at an edge of its grid.
+    """
+    rising = set()
+    for row in rows:
+        if row["finished"] and not row["flat"]:
+            rising.add((row["method"], row["partition"]))
+    lines = []
+    for line in claims_figures.told(CLAIMS, rows):
+        said, at_edge = line.verdict, line.at_edge
+        if _at_edge(study, line.rival, line.partition):
+            at_edge = (line.rival,)
+            said = CANNOT_TELL if said == HOLDS else said
+        if rising & {(line.side, line.partition), (line.rival, line.partition)}:
+            said = CANNOT_TELL
+        lines.append(line._replace(verdict=said, at_edge=at_edge))
+    return lines
+
+
+def _at_edge(study: Study, method: str, partition: str) -> bool:
+    """Whether tuning ended at an edge; not where nothing was tuned."""
+    tuned = study.rates.get(f"{method}/{partition}", {})
+    return bool(tuned.get("at_the_edge_of_the_grid", False))
+
+
+def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
+    """The rule and the claims, as the figure's JSON has them beside the rows."""
+    del figure
+    rule = {"last_evaluations": WITHIN, "most_rise": MOST_RISE}
+    return {"flat": rule, **claims_figures.as_json(told(study, rows), "points")}
+
+
+def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
+    """The text below the title: the setting, the claims, and a table for each partition."""
+    del figure, found
+    parts = [_about(study)]
+    lines = told(study, numbers)
+    if lines:
+        parts += ["## Claims", claims_figures.claims_table(study, "points", lines)]
+    columns: list[Column] = [
+        ("final accuracy", several("final_accuracy", percent)),
+        ("best", several("best_accuracy", percent)),
+        ("flat", _flat),
+        ("flat since pass", several("flat_since", "{:.0f}".format)),
+        ("bytes", several("bytes", BYTES)),
+        ("FLOPs", several("train_flops", FLOPS)),
+        ("learning rate", learning_rate),
+    ]
+    return [*parts, *by_partition(TOPIC, numbers, columns)]
+
+
+def _flat(group: Sequence[Numbers]) -> str:
+    """A column's text: how many of the seeds are."""
+    count = sum(row["flat"] for row in group)
+    return f"{count} of {len(group)}"
+
+
+def _about(study: Study) -> str:
+    scale = study.scale
+    settings = scale.settings
+    examples = f"{scale.train_examples:,}" if scale.train_examples else "all"
+    seeds = ", ".join(str(seed) for seed in scale.seeds)
+    return (
+        f"Scale {study.scale_name}: {settings['model']} of width {settings['width']:g} on "
+        f"{examples} training images over {settings['nodes']} nodes, which every run passes "
+        f"{scale.cycles[1]} times, E = 1; batch {settings['batch_size']}, the rate times "
+        f"{settings['lr_decay']:g} a pass; seeds {seeds}. A run is flat where the best of its last "
+        f"{WITHIN} evaluations, one a pass, is at most {100 * MOST_RISE:g} points above the best "
+        "before, and flat since the pass after which it was so to its end. Where a run of either "
+        "side is not flat, a claim cannot be told. Differences are in the direction of the claim, "
+        "in points of final accuracy: of a claim on a share of FL, over that share of FL's."
+    )
+
+
+def draw(
+    study: Study, figure: str, rows: Sequence[Numbers], found: Found, path: Path, caption: str
+) -> Path:
+    """Curves: a panel for each axis, a row for each partition."""
+    del study, figure, rows
+
+    def line(case: Case, runs: Sequence[Run]) -> Line:
+        return Line(METHODS[case.method].label, runs, list(METHODS).index(case.method))
+
+    return plot_figure(curves(found, PARTITIONS, line), path, caption)
+
+
+SHOW = Show(title, model_in_words, numbers_of, sections, draw, further)
