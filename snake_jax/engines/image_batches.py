@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jax.sharding import Sharding
 
-from snake_jax import streams
+from snake_jax import processes, streams
 from snake_jax.algorithms.visits import Visit
 from snake_jax.engines.epochs import VisitSettings, rate_factors
+from snake_jax.params import PyTree
 from snake_jax.training.image_step import Batches
 
 
@@ -74,12 +75,15 @@ def no_batches(rows: int, settings: VisitSettings) -> Picked:
     return Picked(np.zeros(shape, np.int32), np.zeros(shape, np.float32), 0, factors)
 
 
-def stacked(nodes: Sequence[Picked], lead: tuple[int, ...]) -> Batches:
+def stacked(
+    nodes: Sequence[Picked], lead: tuple[int, ...], place: Sharding | None = None
+) -> Batches:
     """Several nodes' batches along leading axes `lead`, filled up by nodes without any.
 
     Args:
       nodes: at least one.
       lead: empty for one node.
+      place: where they go, see `processes.put`.
     """
     first = nodes[0]
     empty = Picked(np.zeros_like(first.indices), np.zeros_like(first.weight), 0, first.factors)
@@ -89,11 +93,11 @@ def stacked(nodes: Sequence[Picked], lead: tuple[int, ...]) -> Batches:
     every = [picked.factors for picked in filled if picked.factors is not None]
     if every:
         factors = np.stack(every).reshape(*lead, len(every[0]))
-    own = (
+    own: PyTree = (
         np.stack([picked.indices for picked in filled]).reshape(shape),
         np.stack([picked.weight for picked in filled]).reshape(shape),
         np.reshape([picked.steps for picked in filled], lead).astype(np.int32),
         factors,
     )
     # One call puts all of it on the device: array by array the host's time shows.
-    return Batches(*jax.device_put(own))
+    return Batches(*processes.put(own, place))

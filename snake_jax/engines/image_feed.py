@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from snake_jax import processes
 from snake_jax.algorithms.visits import Outcome, Visit
@@ -80,10 +81,15 @@ class ImageFeed:
         del run_prefix
         return _ImageReading(self, visits, lead, how)
 
-    def chunk(self, picked: Sequence[image_batches.Picked], lead: tuple[int, ...]) -> Chunk:
-        """The epoch of these nodes."""
+    def chunk(
+        self,
+        picked: Sequence[image_batches.Picked],
+        lead: tuple[int, ...],
+        place: Sharding | None = None,
+    ) -> Chunk:
+        """The epoch of these nodes, whose batches go to `place`."""
         examples = self._shared if lead else self._train
-        return Chunk((), (examples, image_batches.stacked(picked, lead)))
+        return Chunk((), (examples, image_batches.stacked(picked, lead, place)))
 
     def nobody(self, lead: tuple[int, ...]) -> Chunk:
         """See `Feed`."""
@@ -164,9 +170,7 @@ class _ImageReading:
         return Epoch(steps, self._chunks(picked), factors or None)
 
     def _chunks(self, picked: list[image_batches.Picked]) -> Iterator[Chunk]:
-        chunk = self._feed.chunk(picked, self._lead)
-        examples, batches = chunk.arrays
-        yield chunk._replace(arrays=(examples, processes.put(batches, self._how.nodes)))
+        yield self._feed.chunk(picked, self._lead, self._how.nodes)
 
     def told(self, node: int, outcome: Outcome) -> Outcome:
         """See `Reading`: nothing more."""

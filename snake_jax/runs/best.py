@@ -83,11 +83,7 @@ def keep_if_best(setup: Setup, folder: Workdir, state: State) -> None:
         return
     if best_round(setup.config, folder.records) != state.rounds:
         return
-    checkpoints = Checkpoints(folder.path / "best")
-    try:
-        checkpoints.save(Saved(state.rounds, state.params, {}))
-    finally:
-        checkpoints.close()
+    Checkpoints(folder.path / "best").save(Saved(state.rounds, state.params, {}))
 
 
 class Best(NamedTuple):
@@ -111,11 +107,7 @@ def restored(setup: Setup, folder: Workdir, warn: Callable[[str], None]) -> Best
     like, *_ = state_like(setup.job, ())
     rounds, params = 0, jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), like)
     if processes.is_first():
-        checkpoints = Checkpoints(folder.path / "best")
-        try:
-            saved = checkpoints.restore(lambda meta: like, warn)
-        finally:
-            checkpoints.close()
+        saved = Checkpoints(folder.path / "best").restore(lambda meta: like, warn)
         if saved is None:
             raise UserError(
                 f"{folder.path / 'best'} holds no model, and the run kept one there: bring it "

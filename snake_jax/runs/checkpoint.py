@@ -1,18 +1,20 @@
-"""Checkpoints of a run, written by orbax after every round: all that is needed to go on.
+"""Checkpoints of a run, one after every round: all that is needed to go on.
 
 A visit changes a few layers, so a checkpoint writes the arrays that are new and says in which
 earlier one the others lie. After `_GENERATION` of them one is written whole again: a *generation*
 begins, which reads nothing of the one before. Each carries a checksum of every array, so that a
 damaged one is recognised and the one before it used.
+
+A checkpoint has the arrays by their place in the tree, and `meta`, a JSON object as bytes; how it
+lies in the folder says `archives`.
 """
 
-import logging
+import contextlib
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,12 +22,11 @@ from etils import epath
 
 from snake_jax.errors import UserError
 from snake_jax.params import PyTree
-from snake_jax.runs import storage
-
-if TYPE_CHECKING:
-    import orbax.checkpoint as ocp
+from snake_jax.runs import archives, storage
+from snake_jax.runs.archives import Read
 
 _GENERATION = 16
+_META = "meta"
 
 
 class Stored(NamedTuple):
@@ -35,11 +36,13 @@ class Stored(NamedTuple):
       step: the checkpoint that it was written with.
       name: in that one.
       checksum: of its bytes.
+      dtype: of its numbers; numpy's archives know none but its own.
     """
 
     step: int
     name: str
     checksum: int
+    dtype: str
 
 
 class Saved(NamedTuple):
@@ -69,16 +72,11 @@ class Checkpoints:
         Raises:
           UserError: it cannot be made, or is no folder.
         """
-        logging.getLogger("absl").addFilter(_not_from_orbax)
         self._folder = epath.Path(path)
-        self._opened: ocp.CheckpointManager | None = None
         with self._usable():
             self._folder.mkdir(parents=True, exist_ok=True)
-            is_new = not storage.entries(self._folder)
-        # orbax takes most of a second to import: where there is nothing to read yet, that is left
-        # to the first checkpoint, which is written while the next round runs.
-        if not is_new:
-            _ = self._manager
+            self._folder = storage.absolute(self._folder)
+            self._paths = archives.found(self._folder)
         # What arrays lie on disk, by identity: jax's never change. Holding them keeps their ids.
         self._written: dict[int, tuple[jax.Array, Stored]] = {}
         # Which checkpoints those that this process knows read, and where generations end.
@@ -86,28 +84,7 @@ class Checkpoints:
         self._in_generation = 0
         self._ended: int | None = None
 
-    @property
-    def _manager(self) -> "ocp.CheckpointManager":
-        """orbax's, opened on first use."""
-        import orbax.checkpoint as ocp
-
-        if self._opened is None:
-            here = jax.process_index()
-            options = ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-                # Otherwise it would wait for the other processes, which never come here.
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=here, active_processes={here}
-                ),
-                create=False,
-            )
-            with self._usable():
-                folder = storage.absolute(self._folder)
-                self._opened = ocp.CheckpointManager(folder, options=options)
-        return self._opened
-
-    @contextmanager
+    @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
         """Says what is wrong with the folder."""
         try:
@@ -122,33 +99,29 @@ class Checkpoints:
 
         When this returns, a kill at any moment loses nothing of it.
         """
-        import orbax.checkpoint as ocp
-
-        steps = self._manager.all_steps()
-        if saved.rounds in steps:
+        if saved.rounds in self._paths:
             return
         if self._in_generation == _GENERATION:
-            self._begin_generation(max(steps, default=None))
+            self._begin_generation(max(self._paths, default=None))
 
-        # On the host: orbax writes down where arrays lie, and the next process may have other
-        # devices.
+        # Arrays of jax that are written already are left out.
         leaves = _flatten(saved.tree)
         new = {}
         for name, leaf in leaves.items():
             if id(leaf) not in self._written:
                 new[name] = np.asarray(jax.device_get(leaf))
         stored = self._stored(saved.rounds, leaves, new)
-        meta = {**saved.meta, "arrays": stored}
-        items = {"meta": ocp.args.JsonSave(meta)}
-        if new:
-            items["arrays"] = ocp.args.PyTreeSave(new)
-        self._manager.save(saved.rounds, args=ocp.args.Composite(**items))
+        meta = json.dumps({**saved.meta, "arrays": stored}).encode()
+        arrays = {**new, _META: np.frombuffer(meta, np.uint8)}
+        write = archives.write_changes if self._in_generation else archives.write_whole
+        path = write(self._folder, saved.rounds, arrays)
 
         # It is whole: from now on others may read of it, and what nobody reads can go.
         self._written = {}
         for name, leaf in leaves.items():
             if isinstance(leaf, jax.Array):
                 self._written[id(leaf)] = (leaf, stored[name])
+        self._paths[saved.rounds] = path
         self._reads[saved.rounds] = frozenset(one.step for one in stored.values())
         self._in_generation += 1
         self._forget()
@@ -166,7 +139,8 @@ class Checkpoints:
         stored = {}
         for name, leaf in leaves.items():
             if name in new:
-                stored[name] = Stored(step, name, _checksum(new[name]))
+                array = new[name]
+                stored[name] = Stored(step, name, _checksum(array), array.dtype.name)
             else:
                 _, stored[name] = self._written[id(leaf)]
         return stored
@@ -179,7 +153,7 @@ class Checkpoints:
 
     def _forget(self) -> None:
         """Deletes the checkpoints that nobody reads any more."""
-        steps = sorted(self._manager.all_steps())
+        steps = sorted(self._paths)
         kept = steps[-2:]
         if self._ended in steps:
             kept.append(self._ended)
@@ -190,7 +164,10 @@ class Checkpoints:
             needed |= self._reads.get(step, earlier)
         for step in steps:
             if step not in needed:
-                self._manager.delete(step)
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        archives.delete(self._paths.pop(step))
 
     def restore(
         self, tree_for: Callable[[dict[str, Any]], PyTree], warn: Callable[[str], None]
@@ -207,20 +184,18 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read; they are left as they are.
         """
-        if self._opened is None:
-            return None
         # From the newest on, until one can be read whole.
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._paths, reverse=True)
         for age, step in enumerate(steps):
             try:
                 saved = self._restore(step, tree_for)
-            # Whatever the storage library makes of damage.
+            # Whatever orbax, numpy and the storage library make of damage.
             except Exception as error:
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-                warn(f"checkpoint {self._folder / str(step)} is damaged and left out ({reason})")
+                warn(f"checkpoint {self._paths[step]} is damaged and left out ({reason})")
                 continue
             for damaged in steps[:age]:
-                self._manager.delete(damaged)
+                self._delete(damaged)
             self._begin_generation(step)
             return saved
         if steps:
@@ -230,51 +205,39 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, tree_for: Callable[[dict[str, Any]], PyTree]) -> Saved:
-        import orbax.checkpoint as ocp
+        with contextlib.ExitStack() as stack:
+            readers: dict[int, Read] = {}
 
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._manager.restore(step, args=items)["meta"]
-        stored = {name: Stored(*where) for name, where in meta.pop("arrays").items()}
-        # What other shapes mean is another model: as unusable as damage, so treated alike.
-        target = tree_for(meta)
-        arrays = {}
-        for name, expected in _flatten(target).items():
-            where = stored[name]
-            array = self._read(where.step, where.name)
-            if array.shape != expected.shape or array.dtype != expected.dtype:
-                raise ValueError(f"array {name} is {array.dtype} {array.shape}")
-            if _checksum(array) != where.checksum:
-                raise ValueError(f"checksum of array {name} differs")
-            arrays[name] = array
+            def read(step: int, name: str) -> np.ndarray:
+                if step not in readers:
+                    opened = archives.opened(self._paths[step])
+                    readers[step] = stack.enter_context(opened)
+                return readers[step](name)
+
+            meta = json.loads(read(step, _META).tobytes())
+            stored = {name: Stored(*where) for name, where in meta.pop("arrays").items()}
+            # What other shapes mean is another model: as unusable as damage, so treated alike.
+            target = tree_for(meta)
+            arrays = {}
+            for name, expected in _flatten(target).items():
+                where = stored[name]
+                arrays[name] = _sound(name, read(where.step, where.name), where, expected)
         self._reads[step] = frozenset(where.step for where in stored.values())
         tree = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
         return Saved(step, tree, meta)
 
-    def _read(self, step: int, name: str) -> np.ndarray:
-        """One array of a checkpoint.
 
-        They are read one at a time: where one of several fails, orbax's threads complain about the
-        others on stderr later.
-        """
-        import orbax.checkpoint as ocp
+def _sound(name: str, array: np.ndarray, where: Stored, expected: Any) -> np.ndarray:
+    """An array as it was saved.
 
-        args = ocp.args.PyTreeRestore(
-            {name: 0},
-            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
-            partial_restore=True,
-        )
-        restored = self._manager.restore(step, args=ocp.args.Composite(arrays=args))
-        return restored["arrays"][name]
-
-    def close(self) -> None:
-        """Ends the manager's threads."""
-        if self._opened is not None:
-            self._opened.close()
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs every file operation, and damage that `restore` reports."""
-    return "orbax" not in Path(record.pathname).parts
+    Raises:
+      ValueError: it is not what was saved, or not what is expected.
+    """
+    if array.shape != expected.shape or where.dtype != expected.dtype.name:
+        raise ValueError(f"array {name} is {where.dtype} {array.shape}")
+    if _checksum(array) != where.checksum:
+        raise ValueError(f"checksum of array {name} differs")
+    return array.view(expected.dtype)
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:
@@ -282,6 +245,6 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
     return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _checksum(array: Any) -> int:
-    on_host = np.ascontiguousarray(jax.device_get(array))
-    return zlib.crc32(on_host.view(np.uint8).data)
+def _checksum(array: np.ndarray) -> int:
+    # Bytes have no shape: an array without axes cannot be seen as bytes.
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -11,13 +11,14 @@ folders have and buckets lack are made up for here:
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -25,6 +26,9 @@ from snake_jax.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
+
+PART = ".part"
+"""What the name of a file that is being written ends with."""
 
 _BUCKET = "gs://"  # what paths in buckets begin with
 # What reports read of a run.
@@ -100,12 +104,23 @@ def entries(folder: epath.Path) -> list[epath.Path]:
 
 def replace(file: epath.Path, text: str) -> None:
     """Writes the whole file; a kill meanwhile leaves the old one as it was."""
+    with whole(file) as stream:
+        stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def whole(file: epath.Path) -> Iterator[BinaryIO]:
+    """Gives a stream to write a file's new content to, which takes the place of the old one at the
+    end: a kill, or an error, before that leaves the old one as it was.
+    """
     if is_bucket(file):
-        file.write_text(text)
+        content = io.BytesIO()
+        yield content
+        file.write_bytes(content.getvalue())
         return
     part = part_of(file)
-    with part.open("w") as stream:
-        stream.write(text)
+    with part.open("wb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(file)
@@ -113,7 +128,7 @@ def replace(file: epath.Path, text: str) -> None:
 
 def part_of(file: epath.Path) -> epath.Path:
     """Where a file is written before it takes the place of the old one."""
-    return file.with_name(file.name + ".part")
+    return file.with_name(file.name + PART)
 
 
 def append(file: epath.Path, rows: Sequence[dict[str, Any]]) -> None:

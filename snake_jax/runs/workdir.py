@@ -92,7 +92,6 @@ class Workdir:
                 f"--workdir={self.path}: {reason}; give a folder that can be written"
             ) from error
         checkpoints = Checkpoints(self.path / "checkpoints")
-        stack.callback(checkpoints.close)
         stack.callback(self._behind.close)
         return checkpoints
 

@@ -272,17 +272,17 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(run, small, unbroken, tmp_pa
 
 def damage(checkpoint):
     """Cuts short whatever the checkpoint consists of."""
-    for file in checkpoint.rglob("*"):
+    for file in [checkpoint, *checkpoint.rglob("*")]:
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def test_a_damaged_checkpoint_is_left_out_and_said(run, small, unbroken, tmp_path):
     run_until_killed(run, 3, False, *small, f"--workdir={tmp_path}")
-    damage(tmp_path / "checkpoints" / "3")
+    damage(tmp_path / "checkpoints" / "3.npz")
     ended = run(*small, f"--workdir={tmp_path}")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"warning: checkpoint {tmp_path / 'checkpoints' / '3'} is damaged")
+    assert line.startswith(f"warning: checkpoint {tmp_path / 'checkpoints' / '3.npz'} is damaged")
     assert ended.code == 0
     assert "going on after visit 2 of 4" in ended.stdout
     assert results(tmp_path) == results(unbroken(run))

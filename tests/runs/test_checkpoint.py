@@ -2,7 +2,6 @@
 else.
 """
 
-import json
 import shutil
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import pytest
 from snake_jax.errors import UserError
 from snake_jax.runs.checkpoint import Checkpoints, Saved
 from tests.helpers import same_bits
+from tests.launches import arrays_of
 
 
 class Pair(NamedTuple):
@@ -35,19 +35,16 @@ def save(folder, *rounds):
     checkpoints = Checkpoints(folder)
     for number in rounds:
         checkpoints.save(Saved(number, tree(number), {"records": number, "names": ["a"]}))
-    checkpoints.close()
 
 
 def restore(folder, warn=pytest.fail, like=lambda meta: jax.eval_shape(lambda: tree(0))):
-    checkpoints = Checkpoints(folder)
-    try:
-        return checkpoints.restore(like, warn)
-    finally:
-        checkpoints.close()
+    return Checkpoints(folder).restore(like, warn)
 
 
 def steps(folder):
-    return sorted(entry.name for entry in folder.iterdir())
+    """The checkpoints that are there, and nothing else."""
+    assert all(entry.suffix == ("" if entry.is_dir() else ".npz") for entry in folder.iterdir())
+    return sorted(int(entry.stem) for entry in folder.iterdir())
 
 
 def test_comes_back_as_it_was(tmp_path):
@@ -59,7 +56,7 @@ def test_comes_back_as_it_was(tmp_path):
 
 def test_keeps_the_last_two_and_gives_the_newest(tmp_path):
     save(tmp_path, 1, 2, 3, 10)
-    assert steps(tmp_path) == ["10", "3"]
+    assert steps(tmp_path) == [3, 10]
     assert restore(tmp_path).rounds == 10
 
 
@@ -71,71 +68,135 @@ def test_saving_again_changes_nothing(tmp_path):
     save(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(Saved(1, tree(5), {}))
-    checkpoints.close()
     assert same_bits(restore(tmp_path).tree, tree(1))
 
 
 def test_what_a_kill_left_half_written_goes(tmp_path):
-    save(tmp_path, 1)
-    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    save(tmp_path, 1, 2)
+    half = (tmp_path / "2.npz").read_bytes()[:500]
+    (tmp_path / "2.npz").unlink()
+    (tmp_path / "2.npz.part").write_bytes(half)
+    shutil.copytree(tmp_path / "1", tmp_path / "3.orbax-checkpoint-tmp")
     assert restore(tmp_path).rounds == 1
-    assert steps(tmp_path) == ["1"]
+    assert steps(tmp_path) == [1]
     save(tmp_path, 2)
     assert restore(tmp_path).rounds == 2
 
 
-def largest(checkpoint):
-    return max(
-        (file for file in checkpoint.rglob("*") if file.is_file()),
-        key=lambda file: file.stat().st_size,
-    )
+def test_a_checkpoint_that_cannot_be_written_whole_is_none(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Saved(1, tree(1), {"records": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(Saved(2, tree(2), {"records": 2}))
+    assert not (tmp_path / "2.npz").exists()
+    assert restore(tmp_path).rounds == 1
 
 
-def flip(file):
+# Damage, to whole checkpoints (folders of orbax's) and to those of changes (archives of numpy's).
+
+
+def files_of(checkpoint):
+    """Of a checkpoint, from the largest."""
+    if checkpoint.is_file():
+        return [checkpoint]
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
+    return sorted(files, key=lambda file: file.stat().st_size, reverse=True)
+
+
+def flip(file, place=0.5):
+    """One bit, at this share of the file."""
     content = bytearray(file.read_bytes())
     if content:
-        content[len(content) // 2] ^= 1
+        content[int(len(content) * place)] ^= 1
         file.write_bytes(content)
 
 
+def cut_short(checkpoint, length=100):
+    largest = files_of(checkpoint)[0]
+    largest.write_bytes(largest.read_bytes()[:length])
+
+
+def emptied(checkpoint):
+    for file in files_of(checkpoint):
+        file.write_bytes(b"")
+
+
+def without(name):
+    """Rewrites a checkpoint of changes without one of the archive's members."""
+
+    def damage(file):
+        with np.load(file) as archive:
+            left = {other: archive[other] for other in archive.files if other != name}
+        np.savez(file, **left)
+
+    return damage
+
+
 DAMAGES = {
-    "a bit flipped": lambda checkpoint: flip(largest(checkpoint)),
-    "cut short": lambda checkpoint: largest(checkpoint).write_bytes(
-        largest(checkpoint).read_bytes()[:100]
-    ),
-    "a file gone": lambda checkpoint: largest(checkpoint).unlink(),
-    "all files empty": lambda checkpoint: [
-        f.write_bytes(b"") for f in checkpoint.rglob("*") if f.is_file()
-    ],
-    "no arrays": lambda checkpoint: shutil.rmtree(checkpoint / "arrays"),
-    "no meta": lambda checkpoint: shutil.rmtree(checkpoint / "meta"),
-    "nothing left": lambda checkpoint: [
-        shutil.rmtree(checkpoint / part) for part in ("arrays", "meta")
-    ],
+    "a bit flipped": lambda checkpoint: flip(files_of(checkpoint)[0]),
+    "cut short": cut_short,
+    "a byte short": lambda checkpoint: cut_short(checkpoint, -1),
+    "all empty": emptied,
+    "an array gone": without("00000"),
+    "no meta": without("meta"),
 }
+WHOLE_DAMAGES = ["a bit flipped", "cut short", "all empty"]
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-def test_damage_is_said_in_one_line_and_the_one_before_is_used(how, tmp_path, capfd):
-    save(tmp_path, 1, 2)
-    DAMAGES[how](tmp_path / "2")
+def two(folder, kind):
+    """Two checkpoints, the second of one kind, and where that lies."""
+    if kind == "whole":
+        save(folder, 1)
+        save(folder, 2)
+        return folder / "2"
+    save(folder, 1, 2)
+    return folder / "2.npz"
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [*[("changes", how) for how in DAMAGES], *[("whole", how) for how in WHOLE_DAMAGES]],
+)
+def test_damage_is_said_in_one_line_and_the_one_before_is_used(kind, how, tmp_path, capfd):
+    checkpoint = two(tmp_path, kind)
+    DAMAGES[how](checkpoint)
     warnings = []
     saved = restore(tmp_path, warnings.append)
     (line,) = warnings
-    assert line.startswith(f"checkpoint {tmp_path / '2'} is damaged and left out (")
+    assert line.startswith(f"checkpoint {checkpoint} is damaged and left out (")
     assert "\n" not in line
-    assert capfd.readouterr() == ("", ""), "the storage library says nothing itself"
+    assert capfd.readouterr() == ("", ""), "the libraries say nothing themselves"
     assert (saved.rounds, same_bits(saved.tree, tree(1))) == (1, True)
-    assert steps(tmp_path) == ["1"], "out of the way of the next one of this number"
+    assert steps(tmp_path) == [1], "out of the way of the next one of this number"
 
 
 def test_a_flipped_bit_anywhere_never_comes_back_as_good(tmp_path):
-    save(tmp_path / "whole", 1, 2)
-    count = sum(file.is_file() for file in (tmp_path / "whole" / "2").rglob("*"))
+    checkpoint = two(tmp_path, "changes")
+    sound = checkpoint.read_bytes()
+    places = np.linspace(0, 1, 60, endpoint=False)
     fallbacks = 0
-    for number in range(count):
-        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(number))
-        flip([file for file in sorted((folder / "2").rglob("*")) if file.is_file()][number])
+    for place in places:
+        checkpoint.write_bytes(sound)
+        flip(checkpoint, place)
+        saved = restore(tmp_path, lambda _: None)
+        assert same_bits(saved.tree, tree(saved.rounds))
+        assert saved.meta["records"] == saved.rounds
+        fallbacks += saved.rounds == 1
+    # What is not noticed is what says nothing, as the times of the archive's members.
+    assert fallbacks > 0.9 * len(places)
+
+
+def test_a_flipped_bit_in_any_file_of_a_whole_one_never_comes_back_as_good(tmp_path):
+    two(tmp_path / "sound", "whole")
+    fallbacks = 0
+    for number in range(len(files_of(tmp_path / "sound" / "2"))):
+        folder = shutil.copytree(tmp_path / "sound", tmp_path / str(number))
+        flip(files_of(folder / "2")[number])
         saved = restore(folder, lambda _: None)
         assert same_bits(saved.tree, tree(saved.rounds))
         assert saved.meta["records"] == saved.rounds
@@ -154,14 +215,14 @@ def test_arrays_of_other_shapes_are_not_taken(tmp_path):
 
 def test_where_none_can_be_read_all_are_left_as_they_are(tmp_path):
     save(tmp_path, 1, 2)
-    for number in ("1", "2"):
-        DAMAGES["cut short"](tmp_path / number)
+    for name in ("1", "2.npz"):
+        cut_short(tmp_path / name)
     for _ in range(2):
         warnings = []
         with pytest.raises(UserError, match="give another --workdir"):
             restore(tmp_path, warnings.append)
         assert len(warnings) == 2
-        assert steps(tmp_path) == ["1", "2"]
+        assert steps(tmp_path) == [1, 2]
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
@@ -185,11 +246,10 @@ THREE = [jax.ShapeDtypeStruct((8,), jnp.float32)] * 3
 
 
 def written(folder, step):
-    """The arrays that a checkpoint itself holds, by orbax's own description."""
-    file = folder / str(step) / "arrays" / "_METADATA"
-    if not file.exists():
-        return []
-    return sorted(json.loads(file.read_text())["tree_metadata"])
+    """The arrays that a checkpoint itself holds."""
+    whole = folder / str(step)
+    names = arrays_of(whole if whole.exists() else folder / f"{step}.npz")
+    return [name for name in names if name != "meta"]
 
 
 def test_only_what_changed_is_written_and_all_of_it_comes_back(tmp_path):
@@ -198,7 +258,6 @@ def test_only_what_changed_is_written_and_all_of_it_comes_back(tmp_path):
     for number, model in enumerate(models, start=1):
         checkpoints.save(Saved(number, model, {"of": number}))
     assert [len(written(tmp_path, step)) for step in (1, 2, 3, 4)] == [3, 1, 1, 0]
-    checkpoints.close()
     saved = restore(tmp_path, like=lambda meta: THREE)
     assert (saved.rounds, saved.meta) == (4, {"of": 4})
     assert same_bits(saved.tree, models[-1])
@@ -208,7 +267,6 @@ def test_arrays_are_found_again_whatever_their_place_in_the_tree(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(Saved(1, layers(1, 2), {}))
     checkpoints.save(Saved(2, layers(7, 1, 2), {}))  # as where a node begins to remember something
-    checkpoints.close()
     assert len(written(tmp_path, 2)) == 1
     assert same_bits(restore(tmp_path, like=lambda meta: THREE).tree, layers(7, 1, 2))
 
@@ -218,8 +276,7 @@ def test_what_nobody_reads_any_more_goes(tmp_path):
     for number in range(1, 7):  # the first layer stays, the others change by turns
         model = layers(1, 10 + number // 2, 20 + (number + 1) // 2)
         checkpoints.save(Saved(number, model, {}))
-    checkpoints.close()
-    assert steps(tmp_path) == ["1", "4", "5", "6"]
+    assert steps(tmp_path) == [1, 4, 5, 6]
     assert same_bits(restore(tmp_path, like=lambda meta: THREE).tree, model)
 
 
@@ -228,28 +285,25 @@ def test_a_generation_reads_nothing_of_the_one_before(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     for number in range(1, 9):
         checkpoints.save(Saved(number, layers(1, 2, 30 + number), {}))
-    checkpoints.close()
     # 7 is whole; 8 reads it. 6 is the last of the generation before, and reads 4.
     assert [len(written(tmp_path, step)) for step in (4, 6, 7, 8)] == [3, 1, 3, 1]
-    assert steps(tmp_path) == ["4", "6", "7", "8"]
+    assert steps(tmp_path) == [4, 6, 7, 8]
     # So damage to what both of the newest read leaves that one.
-    flip(largest(tmp_path / "7"))
+    cut_short(tmp_path / "7")
     warnings = []
     saved = restore(tmp_path, warnings.append, like=lambda meta: THREE)
     assert (saved.rounds, len(warnings)) == (6, 2)
     assert same_bits(saved.tree, layers(1, 2, 36))
-    assert steps(tmp_path) == ["4", "6"]
+    assert steps(tmp_path) == [4, 6]
 
 
 def test_a_run_that_goes_on_writes_a_whole_one_first(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for number in (1, 2):
         checkpoints.save(Saved(number, layers(1, 2, 40 + number), {}))
-    checkpoints.close()
     again = Checkpoints(tmp_path)
     model = jax.device_put(again.restore(lambda meta: THREE, pytest.fail).tree)
     again.save(Saved(3, model, {}))
     again.save(Saved(4, model, {}))
-    again.close()
     assert [len(written(tmp_path, step)) for step in (3, 4)] == [3, 0]
-    assert steps(tmp_path) == ["1", "2", "3", "4"], "2 is the last of the generation before"
+    assert steps(tmp_path) == [1, 2, 3, 4], "2 is the last of the generation before"

@@ -1,8 +1,8 @@
 """Buckets as the place of runs: real clients against a server of the storage's own protocol, in
 memory.
 
-The files go through gcsfs, the arrays of checkpoints through tensorstore; both are told where the
-server is.
+The files go through gcsfs, the arrays of whole checkpoints through tensorstore; both are told where
+the server is.
 """
 
 import contextlib
@@ -138,7 +138,7 @@ def test_a_run_in_a_bucket_goes_on_with_all_that_was_there(bucket, setup, fresh)
     assert again.records == [{"visit": number, "loss": None} for number in (1, 2, 3)]
     assert len((again.path / "metrics.jsonl").read_text().splitlines()) == 3
     # Nothing of the model changed: the last two read the first.
-    assert names(f"{bucket}/run/checkpoints") == ["1", "2", "3"]
+    assert names(f"{bucket}/run/checkpoints") == ["1", "2.npz", "3.npz"]
     again.close()
     assert names(f"{bucket}/run") == [
         "checkpoints",
@@ -155,21 +155,16 @@ def test_a_damaged_object_is_noticed_and_the_checkpoint_before_it_used(bucket, s
     add(folder, fresh, 1)
     add(folder, fresh._replace(params=jax.tree.map(jnp.copy, fresh.params)), 2)
     folder.close()
-    data = epath.Path(f"{bucket}/run/checkpoints/2/arrays")
-    pieces = []
-    for part in (data / "d", data / "ocdbt.process_0" / "d"):
-        if part.exists():
-            pieces += part.iterdir()
-    largest = max(pieces, key=lambda entry: len(entry.read_bytes()))
-    content = bytearray(largest.read_bytes())
+    file = epath.Path(f"{bucket}/run/checkpoints/2.npz")
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    largest.write_bytes(bytes(content))
+    file.write_bytes(bytes(content))
     warnings = []
     again = Workdir(f"{bucket}/run", setup.config)
     assert again.resume(setup, warnings.append).rounds == 1
     again.close()
     (line,) = warnings
-    assert line.startswith(f"checkpoint {bucket}/run/checkpoints/2 is damaged")
+    assert line.startswith(f"checkpoint {bucket}/run/checkpoints/2.npz is damaged")
 
 
 def test_who_opens_a_bucket_last_has_it(bucket, setup, fresh):
