@@ -75,6 +75,14 @@ def generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng(sequence)
 
 
+def of_data(seed: int) -> np.random.RandomState:
+    """The generator of a split that is part of a data set and of no run's seed.
+
+    NumPy's legacy one, as scikit-learn takes it: its numbers are the same in every version.
+    """
+    return np.random.RandomState(seed)
+
+
 def integer(seed: int, name: str) -> int:
     """A number below 2^32 drawn for a library that takes nothing but a seed."""
     (number,) = _sequence(seed, name, ()).generate_state(1)

@@ -11,7 +11,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from jax.stages import Compiled
+from jax.stages import Lowered
 
 from experiments.faults.runs import trained
 from snake_jax.config import RunConfig
@@ -59,13 +59,12 @@ def called(config: RunConfig, platform: str) -> list[Called]:
     return list(found.values())
 
 
-def compiled_for(one: Called, device: Any) -> Compiled:
-    """The program for a device that need not be there."""
+def lowered_for(one: Called, device: Any) -> Lowered:
+    """The program for a device that need not be there, before it is compiled."""
     # What is traced asks for the platform, kernels for the chip that they are compiled for.
     with jax.default_device(device), _on(device.platform):
-        lowered = one.jitted.lower(*compiled.placed(device, one.shapes))
-        program: Compiled = lowered.compile()
-        return program
+        lowered: Lowered = one.jitted.lower(*compiled.placed(device, one.shapes))
+        return lowered
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from experiments.bench.rows import LOWER, Row
 TABLE = "Off the exact values, of the greatest"
 TIMES_OWN = 4.0
 ROUNDING = 2e-6
-"""A sum in another order is off by some roundings of float32."""
+"""What a few roundings of float32 are off, of any operation."""
+_UNIT = 2.0**-24
+"""The most that one rounding of float32 is off."""
 NOTES = (
     "Exact: the reference in float32, products in full precision. A form may be off by "
     f"{TIMES_OWN:g} times what the compiler's own operation is off in the same precision, or by "
-    f"{ROUNDING:g}. Values and gradients.",
+    f"{ROUNDING:g}, or what a sum in another order may be. Values and gradients.",
 )
 
 
@@ -30,6 +32,19 @@ def run(given: Given) -> Outcome:
     return Outcome(rows, failures, NOTES)
 
 
+def allowed(own: float, terms: int) -> float:
+    """What a form may be off, of the greatest value.
+
+    A sum of n numbers in another order has other roundings: n of them, each at most a unit of a
+    partial sum, that have nothing to do with one another. So they add up to sqrt(n) units.
+
+    Args:
+      own: what the compiler's own operation is off.
+      terms: n, of the longest sum.
+    """
+    return max(TIMES_OWN * own, ROUNDING, _UNIT * terms**0.5)
+
+
 def compared(comparison: Comparison, failures: list[str]) -> list[Row]:
     """A row for each form; what fails is added to `failures`."""
     arrays = comparison.make()
@@ -37,7 +52,7 @@ def compared(comparison: Comparison, failures: list[str]) -> list[Row]:
     own = off(jax.jit(comparison.own)(*arrays), expected)
     subject = comparison.subject
     rows = [Row(TABLE, subject, "compiler's own", own)]
-    limit = max(TIMES_OWN * own, ROUNDING)
+    limit = allowed(own, comparison.terms)
     for name, form in comparison.forms.items():
         if form is comparison.own:
             continue

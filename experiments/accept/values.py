@@ -5,6 +5,7 @@ by what the compiler's own operation is off, in the same precision on the same d
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -36,12 +37,14 @@ class Comparison(NamedTuple):
       forms: ours, by name.
       own: the compiler's own operation.
       make: gives the arrays.
+      terms: of its longest sum.
     """
 
     subject: str
     forms: Mapping[str, Form]
     own: Form
     make: Callable[[], tuple[Any, ...]]
+    terms: int
 
 
 def comparisons(sizes: Sizes, platform: str) -> Iterator[Comparison]:
@@ -89,7 +92,8 @@ def _product(shape: QuantShape, kind: str, dtype: str, platform: str) -> Compari
         product = functools.partial(quant_matmul, lowering=lowering)
         forms[lowering] = functools.partial(pulled, product)
     subject = f"quant_matmul, {shape.name}, {kind}, {dtype}"
-    return Comparison(subject, forms, functools.partial(pulled, own), make)
+    terms = max(shape.rows, shape.inputs, shape.outputs)
+    return Comparison(subject, forms, functools.partial(pulled, own), make, terms)
 
 
 def _loss(shape: XentShape, dtype: str) -> Comparison:
@@ -113,7 +117,8 @@ def _loss(shape: XentShape, dtype: str) -> Comparison:
         return hidden, table.astype(dtype), targets, teacher
 
     forms = {name: functools.partial(losses, name) for name in XENT_LOWERINGS}
-    return Comparison(f"distill_xent, {shape.name}, {dtype}", forms, forms["xla"], make)
+    terms = max(shape.tokens, shape.width, shape.vocabulary)
+    return Comparison(f"distill_xent, {shape.name}, {dtype}", forms, forms["xla"], make, terms)
 
 
 def _convolution(layer: ConvShape, dtype: str) -> Comparison:
@@ -134,7 +139,10 @@ def _convolution(layer: ConvShape, dtype: str) -> Comparison:
     forms = {name: functools.partial(pulled, name) for name in conv.LOWERINGS}
     sides = "x".join(map(str, layer.x))
     subject = f"conv2d, {layer.name} of {sides}, {dtype}"
-    return Comparison(subject, forms, forms["xla"], make)
+    # A value sums over a window, the weights' gradient over all images and places.
+    window, places = math.prod(layer.w), math.prod(layer.y[:-1])
+    terms = max(window // min(layer.w[-2:]), places)
+    return Comparison(subject, forms, forms["xla"], make, terms)
 
 
 def exact(comparison: Comparison, given: tuple[Any, ...]) -> Any:

@@ -23,6 +23,7 @@ from snake_jax.engines.choice import HERE, LOCAL, Choice
 from snake_jax.errors import UserError
 from snake_jax.params import num_bytes
 from snake_jax.report.closing import closing_table
+from snake_jax.report.merits import Record
 from snake_jax.report.progress import Update, progress
 from snake_jax.report.runs import Run, counts_tokens, read_run
 from snake_jax.report.stages import SILENT, Stages
@@ -178,14 +179,9 @@ def carry_out(
     """
 
     stopped = False
-    done = 0
 
     def going_on() -> bool:
-        nonlocal stopped, done
-        done += 1
-        # What draws takes a while to import, and training leaves a core now and then.
-        if done == (job.total - job.state.rounds) // 2 and processes.is_first():
-            threading.Thread(target=importlib.import_module, args=(_DRAWS,)).start()
+        nonlocal stopped
         # A process that is terminated ends all, after the same round.
         stopped = processes.any_of(how.terminated())
         return not stopped
@@ -203,7 +199,7 @@ def carry_out(
         with progress(job.total, job.state.rounds, job.unit, enabled=shown) as (update, watch):
             state = finish_rounds(
                 job,
-                update,
+                _importing_what_draws(job, update) if shown else update,
                 how.events,
                 going_on,
                 how.trace,
@@ -221,6 +217,22 @@ def carry_out(
         how.stages.ended("closing", 0.0, "nothing")
     finally:
         workdir.close()
+
+
+def _importing_what_draws(job: OpenRun, update: Update) -> Update:
+    """The same, and half-way through the rounds that are left it has a thread import what draws.
+
+    That takes a while, and training leaves a core now and then.
+    """
+    halfway = (job.total - job.state.rounds) // 2
+    numbers = itertools.count(1)
+
+    def told(record: Record) -> None:
+        update(record)
+        if next(numbers) == halfway:
+            threading.Thread(target=importlib.import_module, args=(_DRAWS,)).start()
+
+    return told
 
 
 def _announce(job: OpenRun, about: str) -> None:
@@ -263,7 +275,7 @@ def _show(job: OpenRun, state: loop.State) -> None:
 
 def draw_curves(run: Run, picture: Path) -> None:
     """A run's curves."""
-    # Here, since a launch can begin without it; see `carry_out`.
+    # Here, since a launch can begin without it; see `_importing_what_draws`.
     from snake_jax.report.plots import plot_run
 
     plot_run(run, picture)

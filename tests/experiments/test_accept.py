@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.accept import describe, dry, launches, noise, one, outcome, page, stages
+from experiments.accept import (
+    describe,
+    dry,
+    kernels,
+    launches,
+    noise,
+    one,
+    outcome,
+    page,
+    stages,
+    values,
+)
 from experiments.accept.outcome import FAILED, LEFT_OUT, PASSED, Outcome, Result
 from experiments.accept.sizes import SCALES
 from experiments.accept.stages import STAGES, Stage
@@ -149,6 +160,17 @@ def test_only_stages_that_there_are_can_be_asked_for():
 def test_every_scale_has_an_estimate_of_every_stage():
     for stage in STAGES:
         assert set(stage.expected_s) == set(SCALES)
+
+
+def test_a_form_may_be_off_as_a_sum_in_another_order_and_no_more():
+    # 2^-24 * sqrt(2^14) = 2^-17; of short sums a few roundings, of a coarse precision its own.
+    assert kernels.allowed(0.0, 2**14) == 2.0**-17
+    assert kernels.allowed(0.0, 27) == 2e-6
+    assert kernels.allowed(1e-3, 2**14) == 4e-3
+    layer = values.comparisons(SCALES["full"], "cpu")
+    longest = {one.subject: one.terms for one in layer}
+    assert longest["conv2d, conv1 of 32x32x32x3, float32"] == 32 * 32 * 32
+    assert longest["conv2d, conv8 of 32x2x2x512, float32"] == 3 * 3 * 512
 
 
 def test_weights_of_noise_are_spread_evenly_and_unlike():

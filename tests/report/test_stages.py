@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
+from snake_jax.cli import one_run
 from snake_jax.report import stages
 from snake_jax.report.stages import Stage, Stages
 from tests.launches import ROOT, Launcher, write_images
@@ -52,6 +54,22 @@ def test_a_launch_tells_its_stages_only_where_it_is_asked(tmp_path, monkeypatch,
     assert [stage.name for stage in found] == ORDER
     assert min(stage.wall_s for stage in found) >= 0
     assert stages.read(told.stdout) == [], "results are read from there"
+
+
+def test_what_draws_is_imported_half_way_through_what_is_left_to_train(monkeypatch):
+    begun, seen = [], []
+
+    class AtOnce:
+        def __init__(self, target, args):
+            self.start = lambda: begun.append((len(seen), args))
+
+    monkeypatch.setattr(one_run.threading, "Thread", AtOnce)
+    job = SimpleNamespace(total=10, state=SimpleNamespace(rounds=4))
+    told = one_run._importing_what_draws(job, seen.append)
+    for number in range(6):
+        told({"round": number})
+    assert len(seen) == 6
+    assert begun == [(3, ("snake_jax.report.plots",))]
 
 
 def test_a_launch_imports_nothing_that_it_may_not_need():

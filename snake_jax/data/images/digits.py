@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from snake_jax import streams
 from snake_jax.data.images.dataset import Split, checked_split
 from snake_jax.errors import UserError
 
@@ -82,7 +83,7 @@ def stratified(labels: np.ndarray, num_test: int, seed: int) -> tuple[np.ndarray
       num_test: how many examples to test on; all others train.
       seed: of the draw.
     """
-    random = np.random.RandomState(seed)
+    random = streams.of_data(seed)
     counts = np.bincount(labels)
     of_train = _shared_out(counts, len(labels) - num_test, random)
     of_test = _shared_out(counts - of_train, num_test, random)
