@@ -85,7 +85,7 @@ class RayEngine:
         nodes: int,
         build: Callable[[Sequence[int]], Build],
         scorer: Engine,
-        exchange: Sending,
+        sending: Sending,
         choice: Choice,
         stand_in: StandIn,
     ) -> None:
@@ -95,11 +95,11 @@ class RayEngine:
           nodes: how many.
           build: what the actor of these nodes is told, so that it can open their data.
           scorer: evaluates, in this process.
-          exchange: what is sent.
+          sending: what is sent.
           choice: where the actors are.
           stand_in: whose process compiles a visit ahead beside that of its own node.
         """
-        self._build, self._scorer, self._cached = build, scorer, exchange.cached
+        self._build, self._scorer, self._cached = build, scorer, sending.cached
         self._stand_in = stand_in
         self._limits = choice
         with contextlib.ExitStack() as stack:
@@ -111,7 +111,7 @@ class RayEngine:
         self._restarts = [RESTARTS] * count
         self._expected: tuple[Sequence[Round], PyTree, PyTree] | None = None
 
-        self._values = Values(exchange)
+        self._values = Values(sending)
         self._under_way: list[_UnderWay] = []
         self._lost: deque[Lost] = deque()
         self._happened: list[Happened] = []

@@ -45,7 +45,7 @@ class PooledEngine(RayEngine):
         nodes: int,
         build: Callable[[Sequence[int]], Build],
         scorer: Engine,
-        exchange: Sending,
+        sending: Sending,
         choice: Choice,
         stand_in: StandIn,
     ) -> None:
@@ -64,7 +64,7 @@ class PooledEngine(RayEngine):
         self._named, self._told = Holdings({}), Holdings({})
         there = sum(1 for node in leases.nodes_of(self._table) if node.alive)
         choice = choice._replace(actors=min(nodes, max(there, 1)))
-        super().__init__(nodes, build, scorer, exchange, choice, stand_in)
+        super().__init__(nodes, build, scorer, sending, choice, stand_in)
 
     def _placed(self, number: int) -> dict[str, Any]:
         """The options of an actor that is on a node of the pool; services begin at unlike ones."""

@@ -41,7 +41,7 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
     if choice.name == choices.LOCAL:
         return loop.make_engine(setup)
     engine, config = choices.room(choice), setup.config
-    exchange = engine.Exchange(
+    sending = engine.Sending(
         peer_to_peer=config.mode == "peer_to_peer",
         cached=config.cached,
         states=config.carry_optimizer_state,
@@ -55,8 +55,8 @@ def make_engine(setup: Setup[Config, Data, Model], choice: Choice = HERE) -> Eng
     stand_in = functools.partial(_stand_in, setup.plan)
     if choice.pool:
         room = choices.pooled_room()
-        return room.PooledEngine(count, build, scorer, exchange, choice, stand_in)
-    return engine.RayEngine(count, build, scorer, exchange, choice, stand_in)
+        return room.PooledEngine(count, build, scorer, sending, choice, stand_in)
+    return engine.RayEngine(count, build, scorer, sending, choice, stand_in)
 
 
 def _stand_in(plan: Plan, visit: Visit) -> int | None:
