@@ -75,9 +75,9 @@ class _Whole(NamedTuple):
 class Values:
     """What is held, under numbers, and where it lies."""
 
-    def __init__(self, exchange: Sending) -> None:
+    def __init__(self, sending: Sending) -> None:
         """Of nothing."""
-        self._exchange = exchange
+        self._sending = sending
         self._numbers = itertools.count()
         self._holdings = Holdings({})
         self._held: dict[Item, _Value] = {}
@@ -94,7 +94,7 @@ class Values:
             items["states", name] = state.value
         for node, memory in holdings.memory.items():
             items["memory", node] = memory.value
-        if self._exchange.remembers:
+        if self._sending.remembers:
             items[SHARED] = holdings.shared.value
 
         wholes: dict[Item, _Whole] = {}
@@ -123,7 +123,7 @@ class Values:
         kind, name = item
         if kind not in ("layers", "states"):
             return {item: _Value(next(self._numbers), value)}
-        parts = columns.split(self._exchange.columns, str(name), value)
+        parts = columns.split(self._sending.columns, str(name), value)
         return {(kind, part): _Value(next(self._numbers), tree) for part, tree in parts.items()}
 
     def task(self, order: Order, has: set[Key]) -> tuple[VisitTask, set[Key]]:
@@ -141,7 +141,7 @@ class Values:
         wanted += [("states", name) for name in order.states]
         if order.memory is not None:
             wanted.append(("memory", order.visit.node))
-        if self._exchange.remembers:
+        if self._sending.remembers:
             wanted.append(SHARED)
         items: dict[Item, int] = {}
         for item in wanted:
@@ -152,7 +152,7 @@ class Values:
             if (item, number) not in has:
                 references[item] = [self._reference(item)]
         made = next(self._numbers)
-        cut = self._exchange.columns
+        cut = self._sending.columns
         task = VisitTask(order.visit, order.learning_rate, items, references, made, cut)
 
         # By the rules that the process itself goes by.
@@ -160,13 +160,13 @@ class Values:
         for name in self._trained(order):
             after |= {(("layers", name), made), (("states", name), made)}
         after.add((("memory", order.visit.node), made))
-        return task, after if self._exchange.cached else remembered(after)
+        return task, after if self._sending.cached else remembered(after)
 
     def returns(self, order: Order) -> int:
         """How many objects come back of an order: facts, and its arrays by item."""
         layers = len(self._trained(order))
-        states = layers if self._exchange.states else 0
-        return 1 + layers + states + (2 if self._exchange.remembers else 0)
+        states = layers if self._sending.states else 0
+        return 1 + layers + states + (2 if self._sending.remembers else 0)
 
     def _needed(self, item: Item, number: int, order: Order, has: set[Key]) -> Item:
         """How a visit needs an item: as it is, but a layer that it does not train as its node
@@ -174,7 +174,7 @@ class Values:
         """
         kind, name = item
         is_there = (item, number) in has
-        if self._exchange.stored is None or kind != "layers" or is_there:
+        if self._sending.stored is None or kind != "layers" or is_there:
             return item
         return item if name in self._trained(order) else (STORED, name)
 
@@ -186,7 +186,7 @@ class Values:
     def _trained(self, order: Order) -> tuple[str, ...]:
         """The layers, or parts of adapters, that an order's visit trains."""
         visit = order.visit
-        return columns.all_trained(self._exchange.columns, visit.layers, visit.node)
+        return columns.all_trained(self._sending.columns, visit.layers, visit.node)
 
     def _reference(self, item: Item) -> "ray.ObjectRef":
         """To the current value of an item; put by this process unless it lies at a node."""
@@ -194,8 +194,8 @@ class Values:
         if (item, number) not in self._references:
             kind, name = item
             if kind == STORED:
-                assert self._exchange.stored is not None
-                value = self._exchange.stored(str(name), value)
+                assert self._sending.stored is not None
+                value = self._sending.stored(str(name), value)
             self._references[item, number] = ray.put(quantization.packed(value))
         return self._references[item, number]
 
@@ -227,10 +227,10 @@ class Values:
         copied = _copied_to_device if self._on_device() else _copied
         own = [copied(value) for value in values]
         found = dict(zip(facts.items, own, strict=True))
-        if self._exchange.peer_to_peer:
+        if self._sending.peer_to_peer:
             for item, reference in zip(facts.items, references, strict=True):
                 self._references[item, task.made] = reference
-        states = visit.layers if self._exchange.states else ()
+        states = visit.layers if self._sending.states else ()
         whole: dict[Item, PyTree] = {}
         for kind, names in (("layers", visit.layers), ("states", states)):
             for name in names:
@@ -256,13 +256,13 @@ class Values:
         kind, name = item
         before = self._wholes.get(item)
         parts: dict[Item, _Value] = {}
-        for part in columns.parts(self._exchange.columns, str(name)):
+        for part in columns.parts(self._sending.columns, str(name)):
             if (kind, part) in found:
                 parts[kind, part] = _Value(task.made, found[kind, part])
             elif before is not None and (kind, part) in before.parts:
                 parts[kind, part] = before.parts[kind, part]
         trees = {str(part): value.value for (_, part), value in parts.items()}
-        value = columns.joined(self._exchange.columns, str(name), trees)
+        value = columns.joined(self._sending.columns, str(name), trees)
         self._given[id(value)] = _Whole(value, parts)
         return value
 
