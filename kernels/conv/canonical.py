@@ -9,9 +9,10 @@ code alone, not in a loop over batches, as training runs. So they are written in
     weight gradient   dw = x' * g'    images and channels in each other's place
 
 The input gradient stays the product of `matmul`, whose additions XLA fuses with the gradients of
-ReLU and pooling around it. So does every pass of an image of no more pixels than a kernel has taps
-(there XLA's own takes up to 70 times as long), of strides, and of a kernel of one tap, which needs
-no patches.
+ReLU and pooling around it. So does the forward pass of an image of few channels, whose windows do
+not fill the products, and every pass of an image of no more pixels than a kernel has taps (there
+XLA's own takes up to 70 times as long), of strides, and of a kernel of one tap, which needs no
+patches.
 """
 
 from functools import partial
@@ -27,9 +28,12 @@ from snake_jax.kernels.conv.reference import Padding, Pair
 
 __all__ = ["conv2d", "is_direct", "max_pool"]
 
+_FEW_CHANNELS = 16
+"""Of fewer the product of patches is the faster forward pass."""
+
 
 def is_direct(image: Pair, kernel: Pair, strides: Pair) -> bool:
-    """Whether forward and weight gradient are XLA's own convolution.
+    """Whether the weight gradient, and forward unless channels are few, are XLA's own convolution.
 
     Args:
       image: [H,W] of x.
@@ -54,7 +58,8 @@ def conv2d(x: jax.Array, w: jax.Array, strides: Pair, padding: Padding) -> jax.A
     def forward(x: jax.Array, w: jax.Array) -> jax.Array:
         return _direct(x, w, padding).astype(x.dtype)
 
-    if is_direct(_side(x), _side(w, 0), strides):
+    channels = x.shape[-1]
+    if is_direct(_side(x), _side(w, 0), strides) and channels >= _FEW_CHANNELS:
         return forward(x, w)
     return matmul.conv2d(x, w, strides, padding)
 
