@@ -10,7 +10,7 @@ from jax import lax
 from snake_jax.params import Params
 from snake_jax.training.image_step import Examples, LocalStep
 
-_EVALUATED_AT_ONCE = {"cpu": 20}
+_EVALUATED_AT_ONCE = {"cpu": 64}
 _EVALUATED_AT_ONCE_ELSEWHERE = 1024
 """Images of a batch that is only scored, at most. A CPU is fastest where a layer's activations stay
 in its cache; an accelerator wants to be filled.

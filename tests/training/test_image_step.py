@@ -299,8 +299,8 @@ def test_evaluation_counts_every_example_once():
 
 
 def test_scored_images_go_in_batches_that_are_as_equal_as_they_can_be(monkeypatch):
-    sizes = [image_scores.evaluation_batch(count) for count in (1, 20, 21, 360, 10_001)]
-    assert sizes == [1, 20, 11, 20, 20]
+    sizes = [image_scores.evaluation_batch(count) for count in (1, 64, 65, 360, 10_000)]
+    assert sizes == [1, 64, 33, 60, 64]
     for count in range(1, 2000):
         size = image_scores.evaluation_batch(count)
         batches = -(-count // size)
