@@ -30,17 +30,23 @@ Read = Callable[[str], np.ndarray]
 
 
 def found(folder: epath.Path) -> dict[int, epath.Path]:
-    """The checkpoints of a folder by their rounds; what a kill left half written is removed."""
+    """The checkpoints of a folder by their rounds.
+
+    What a kill left half written is removed; what is no checkpoint's is left alone.
+    """
     paths = {}
     for entry in storage.entries(folder):
-        if entry.name.endswith(storage.PART):
+        if entry.name.endswith(f"{_CHANGES}{storage.PART}"):
             entry.unlink()
-        elif entry.name.endswith(_CHANGES):
-            paths[int(entry.name.removesuffix(_CHANGES))] = entry
-        elif _UNFINISHED in entry.name or not _is_finished(entry):
+        elif _UNFINISHED in entry.name:
             entry.rmtree()
-        else:
-            paths[int(entry.name)] = entry
+        rounds = entry.name.removesuffix(_CHANGES)
+        if not rounds.isdecimal():
+            continue
+        if entry.name == rounds and not _is_finished(entry):
+            entry.rmtree()
+            continue
+        paths[int(rounds)] = entry
     return paths
 
 

@@ -83,6 +83,16 @@ def test_what_a_kill_left_half_written_goes(tmp_path):
     assert restore(tmp_path).rounds == 2
 
 
+def test_what_is_no_checkpoint_is_left_alone(tmp_path):
+    save(tmp_path, 1, 2)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "mine.npz").write_text("mine")
+    (tmp_path / "old").mkdir()
+    assert restore(tmp_path).rounds == 2
+    save(tmp_path, 3)
+    assert {"notes.txt", "mine.npz", "old"} < {entry.name for entry in tmp_path.iterdir()}
+
+
 def test_a_checkpoint_that_cannot_be_written_whole_is_none(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
