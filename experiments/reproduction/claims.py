@@ -189,15 +189,9 @@ def image_config(case: Case, scale: Scale, sources: Sources, rate: float) -> Ima
     flags = IMAGE_METHODS[case.method].flags
     given = comparison.image_settings(case, scale, flags, sources, rate)
 
-    # A visit passes the examples of one node, or of several side by side; a cycle is as many
-    # visits as there are layers that take turns. Of several snakes a round is one visit of each.
-    names = vision.layer_names(scale)
-    in_turn = len(names) if given.get("always_train") == "none" else len(names) - 2
-    side_by_side = given.get("parallel", 1)
-    passed = in_turn * side_by_side
-    cycles = scale.cycles[1] * given["nodes"] // passed
-    rounds = cycles * -(-in_turn // given.get("snakes", 1))
-    return ImageConfig(**given, cycles=cycles, eval_every=rounds // _EVALUATIONS)
+    in_turn = comparison.image_layers_in_turn(scale, given)
+    given |= comparison.duration(given, scale.cycles[1], in_turn, _EVALUATIONS)
+    return ImageConfig(**given)
 
 
 def text_config(case: Case, scale: Scale, sources: Sources, rate: float) -> TextConfig:

@@ -8,7 +8,9 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.reproduction import vision
 from experiments.reproduction.cases import Case, Method, Scale, Sources, every_seed
+from snake_jax.algorithms.registry import ALGORITHMS
 
 NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
 """Of a scale whose rates are fixed."""
@@ -63,18 +65,71 @@ def every_method(
     return every_seed(cases, scale)
 
 
-def full_rounds(passes: int, layers: int) -> int:
-    """Of FedPart, the least rounds of all layers in a cycle that make its cycles come out even.
+_AVERAGING = ("fedavg", "fedprox", "scaffold", "fednova", "fedpart", "progressive")
+_ONE_LINE_A_PASS = ("centralised", *_AVERAGING, "splitfed", "accelerated_fl")
+_IN_ONE_PLACE = ("badam", "lisa", "hift")
 
-    A cycle is so many rounds, and then one for each layer; a round is a pass.
+
+def duration(
+    settings: Mapping[str, Any], passes: int, in_turn: int, evaluations: int
+) -> dict[str, int]:
+    """How long a run lasts that passes all training examples so often, whatever its method.
+
+    A cycle is one pass, but where layers set its length. Between evaluations are lines of metrics:
+    rounds of methods that average, else visits.
+
+    Args:
+      settings: of the run, algorithm and nodes among them.
+      passes: over the examples of all nodes.
+      in_turn: layers that take turns to be trained.
+      evaluations: evenly spaced, the last one at the end.
+
+    Returns:
+      `cycles`, `eval_every`, and what the method itself has to be told.
     """
+    algorithm, nodes = settings["algorithm"], settings["nodes"]
+    cycles, lines = passes, passes * nodes
+    own = {}
+    if algorithm in _ONE_LINE_A_PASS:
+        lines = passes
+    if algorithm == "fedpart":
+        # A cycle is some rounds of all layers, and then one for each layer; a round is a pass.
+        full = _full_rounds(passes, in_turn)
+        own = {"full_rounds": full}
+        cycles = passes // (full + in_turn)
+    elif algorithm in _IN_ONE_PLACE:
+        own = {"periods": in_turn}
+        lines = passes * in_turn
+    elif algorithm == "snake":
+        # A visit passes the examples of one node, or of several side by side; a cycle is as many
+        # visits as there are layers in turn. Of several snakes a round is one visit of each.
+        cycles = passes * nodes // (in_turn * settings.get("parallel", 1))
+        lines = cycles * -(-in_turn // settings.get("snakes", 1))
+    return {**own, "cycles": cycles, "eval_every": lines // evaluations}
+
+
+def _full_rounds(passes: int, layers: int) -> int:
+    """The least rounds of all layers in a cycle of FedPart with which its cycles come out even."""
     return next(full for full in itertools.count(1) if passes % (full + layers) == 0)
+
+
+def image_layers_in_turn(scale: Scale, settings: Mapping[str, Any]) -> int:
+    """All layers of the scale's network, but for the first and the last where they always train.
+
+    Args:
+      scale: of the study.
+      settings: of the run.
+    """
+    every = len(vision.layer_names(scale))
+    return every if settings.get("always_train") == "none" else every - 2
 
 
 def image_settings(
     case: Case, scale: Scale, flags: Mapping[str, Any], sources: Sources, rate: float
 ) -> dict[str, Any]:
     """Of a run on images, all but for how long it trains.
+
+    Distillation is off where nothing is said of it.
 
     Args:
       case: of the study.
@@ -94,4 +149,10 @@ def image_settings(
     }
     if case.partition == "iid":
         del given["alpha"]
-    return given
+    return without_distillation(given)
+
+
+def without_distillation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, with distillation off where they do not say it and the method has it."""
+    has_it = "distill" in ALGORITHMS[settings["algorithm"]].flags
+    return {"distill": "off", **settings} if has_it else dict(settings)

@@ -11,7 +11,6 @@ from typing import Any
 from experiments.reproduction import comparison, vision
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
 from experiments.reproduction.claims import Claim
-from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import ImageConfig
 
 FIGURE = "convergence"
@@ -147,13 +146,12 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
     """
     flags = {"algorithm": case.method, **METHODS[case.method].flags}
     settings = comparison.image_settings(case, scale, flags, sources, rate)
-    if "distill" in ALGORITHMS[settings["algorithm"]].flags:
-        settings.setdefault("distill", "off")
     settings["validation"] = 0.0 if case.tried is None else scale.validation
 
-    # A line is a round of all nodes, or a visit: Snake has as many of them in a cycle as nodes.
-    visits = vision.visits_planned(scale) if settings["algorithm"] == "snake" else 1
-    return ImageConfig(**settings, cycles=cycles_of(case, scale), eval_every=visits)
+    passes = cycles_of(case, scale)
+    in_turn = comparison.image_layers_in_turn(scale, settings)
+    settings |= comparison.duration(settings, passes, in_turn, evaluations=passes)
+    return ImageConfig(**settings)
 
 
 TOPIC = Topic(

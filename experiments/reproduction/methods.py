@@ -9,8 +9,7 @@ from typing import Any
 
 from experiments.reproduction import comparison
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic
-from experiments.reproduction.vision import hold_out, layer_names, public, sources
-from snake_jax.algorithms.registry import ALGORITHMS
+from experiments.reproduction.vision import hold_out, public, sources
 from snake_jax.config import ImageConfig
 
 FIGURE = "methods"
@@ -46,15 +45,6 @@ METHODS = {
     "accelerated_fl": Method("Accelerated FL", {"cut": "2"}),
     "random_walking_snakes": Method("Random Walking Snakes", {"snake_length": 3}),
 }
-_ONE_LINE_A_PASS: tuple[str, ...] = (
-    "fedpart",
-    "progressive",
-    "splitfed",
-    "accelerated_fl",
-    "centralised",
-)
-_ONE_LINE_A_PASS += ("fedavg", "fedprox", "fedadam", "fedyogi", "scaffold", "fednova")
-
 # Of Adam, at BAdam, LISA and HiFT, the rate that it is known by.
 _RATES = dict.fromkeys(METHODS, 0.05) | {"badam": 1e-3, "lisa": 1e-3, "hift": 1e-3}
 _COMMON: dict[str, Any] = {
@@ -87,29 +77,9 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> ImageCon
     """
     flags = {"algorithm": case.method, **METHODS[case.method].flags}
     settings = comparison.image_settings(case, scale, flags, given, rate)
-    # Only where it is the method that is compared.
-    if "distill" in ALGORITHMS[settings["algorithm"]].flags:
-        settings.setdefault("distill", "off")
-    passes, nodes = scale.cycles[1], settings["nodes"]
-    every = layer_names(scale)
-    middle = len(every) - 2
-
-    # A cycle is one pass over all data, but where layers set its length. Lines are rounds.
-    cycles, lines = passes, passes * nodes
-    if case.method in _ONE_LINE_A_PASS:
-        lines = passes
-    if case.method == "fedpart":
-        full = comparison.full_rounds(passes, len(every))
-        settings["full_rounds"] = full
-        cycles = passes // (full + len(every))
-    elif case.method in ("badam", "lisa", "hift"):
-        settings["periods"] = middle
-        lines = passes * middle
-    elif settings["algorithm"] == "snake":
-        visits = len(every) if settings.get("always_train") == "none" else middle
-        cycles = passes * nodes // visits
-        lines = cycles * -(-visits // settings.get("snakes", 1))
-    return ImageConfig(**settings, cycles=cycles, eval_every=lines // _EVALUATIONS)
+    in_turn = comparison.image_layers_in_turn(scale, settings)
+    settings |= comparison.duration(settings, scale.cycles[1], in_turn, _EVALUATIONS)
+    return ImageConfig(**settings)
 
 
 TOPIC = Topic(

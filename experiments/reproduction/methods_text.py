@@ -11,7 +11,6 @@ from experiments.reproduction import comparison
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic
 from experiments.reproduction.language import blocks, public, sources
 from experiments.reproduction.vision import hold_out
-from snake_jax.algorithms.registry import ALGORITHMS
 from snake_jax.config import TextConfig
 
 FIGURE = "methods_text"
@@ -42,10 +41,6 @@ METHODS = {
     "random_walking_snakes": Method("Random Walking Snakes, LoRA", {"snake_length": 3}),
 }
 PARTITIONS = {"iid": "IID", "by_category": "by data set"}
-_AVERAGING = ("fedavg", "fedprox", "scaffold", "fednova", "fedpart", "progressive", "splitfed")
-_ONE_LINE_A_PASS = ("centralised", *_AVERAGING)
-_IN_ONE_PLACE = ("badam", "lisa", "hift")
-
 # Of AdamW 0.001, of plain SGD 0.1; the server's of FedAdam and FedYogi stands above.
 _RATES = dict.fromkeys(METHODS, 1e-3) | {"scaffold": 0.1, "fednova": 0.1}
 _COMMON: dict[str, Any] = {
@@ -130,25 +125,9 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConf
         "learning_rate": rate,
         "seed": case.seed,
     }
-    algorithm = config["algorithm"]
-    # Only where it is the method that is compared.
-    if "distill" in ALGORITHMS[algorithm].flags:
-        config.setdefault("distill", "off")
-
-    # A cycle is one pass over all text, but where layers set its length. Lines are rounds.
-    passes = scale.cycles[1]
-    cycles, lines = passes, passes * nodes
-    if algorithm in _ONE_LINE_A_PASS:
-        lines = passes
-    if algorithm == "fedpart":
-        full = comparison.full_rounds(passes, nodes)
-        config["full_rounds"] = full
-        cycles = passes // (full + nodes)
-    elif algorithm in _IN_ONE_PLACE:
-        config["periods"] = nodes
-    elif algorithm == "snake":
-        lines = passes * -(-nodes // config.get("snakes", 1))
-    return TextConfig(**config, cycles=cycles, eval_every=lines // _EVALUATIONS)
+    config = comparison.without_distillation(config)
+    config |= comparison.duration(config, scale.cycles[1], nodes, _EVALUATIONS)
+    return TextConfig(**config)
 
 
 TOPIC = Topic(
