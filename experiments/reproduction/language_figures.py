@@ -14,7 +14,14 @@ from snake_jax.report.runs import Run
 from snake_jax.report.units import human
 
 # Colour by what trains the model, style by what of it is trained.
-_LOOKS = {"snake_lora": (1, 1), "snake_full": (1, 0), "fedavg_lora": (0, 1), "fedavg_full": (0, 0)}
+_LOOKS = {
+    "snake_lora": (1, 1),
+    "snake_full": (1, 0),
+    "distilled_lora": (2, 1),
+    "distilled_full": (2, 0),
+    "fedavg_lora": (0, 1),
+    "fedavg_full": (0, 0),
+}
 
 
 def title(study: Study, figure: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.reproduction import verdict
 from experiments.reproduction.cases import Case
-from experiments.reproduction.language import METHODS, PARTITIONS
+from experiments.reproduction.language import FL_OF, METHODS, PARTITIONS, UNDISTILLED
 from experiments.reproduction.run_numbers import (
     BYTES,
     FLOPS,
@@ -42,8 +42,8 @@ def of_runs(study: Study, found: Mapping[Case, Run]) -> list[Numbers]:
     """
     rows = []
     for case, run in found.items():
-        fl = case._replace(method=case.method.replace("snake", "fedavg"))
-        rows.append(_of_run(study, case, run, found.get(fl)))
+        fl = FL_OF.get(case.method, case.method)
+        rows.append(_of_run(study, case, run, found.get(case._replace(method=fl))))
     return rows
 
 
@@ -116,10 +116,10 @@ def _line_name(group: Sequence[Numbers]) -> str:
 
 
 def against(rows: Sequence[Numbers], rates: Rates) -> list[str]:
-    """Sentences: each finished case of Snake Learning beside FL's.
+    """Sentences: each finished case of Snake Learning beside FL's, distilled beside undistilled.
 
-    FL's is that of the same training, partition and E. Whether Snake's perplexity is lower follows
-    from the seeds, by `verdict`.
+    The other is of the same training, partition and E. Whether perplexity is lower follows from the
+    seeds, by `verdict`.
 
     Args:
       rows: of a figure.
@@ -131,29 +131,41 @@ def against(rows: Sequence[Numbers], rates: Rates) -> list[str]:
         groups[first["method"], first["partition"], first["epochs"]] = group
     lines = []
     for (method, partition, epochs), group in groups.items():
-        others = groups.get((method.replace("snake", "fedavg"), partition, epochs))
-        if others is None or others is group:
-            continue
-        if all(numbers["finished"] for numbers in [*group, *others]):
-            lower = verdict.differences(others, group, "perplexity_after")
-            tuned = rates.get(f"{others[0]['method']}/{others[0]['partition']}", {})
-            at_edge = tuned.get("at_the_edge_of_the_grid", False)
-            said = verdict.sentence(verdict.paired(lower), "lower", "of perplexity", at_edge)
-            lines.append(f"{_name(group[0], 0)}: {_beside(group, others)}; {said}.")
+        for rivals in (FL_OF, UNDISTILLED):
+            others = groups.get((rivals.get(method, ""), partition, epochs))
+            if others is None or not all(row["finished"] for row in [*group, *others]):
+                continue
+            beside = _factor(group, others)
+            if rivals is FL_OF:
+                beside += _cost_until_as_good(group, others)
+            said = _lower(group, others, rates)
+            lines.append(f"{_name(group[0], 0)}: {beside}; {said}.")
     return lines
 
 
-def _beside(group: Sequence[Numbers], others: Sequence[Numbers]) -> str:
-    """Final perplexity as a factor of FL's, and when it was as good as FL in the end."""
+def _lower(group: Sequence[Numbers], others: Sequence[Numbers], rates: Rates) -> str:
+    """Whether perplexity is lower than the others', by their seeds."""
+    lower = verdict.differences(others, group, "perplexity_after")
+    tuned = rates.get(f"{others[0]['method']}/{others[0]['partition']}", {})
+    at_edge = tuned.get("at_the_edge_of_the_grid", False)
+    return verdict.sentence(verdict.paired(lower), "lower", "of perplexity", at_edge)
+
+
+def _factor(group: Sequence[Numbers], others: Sequence[Numbers]) -> str:
+    """Final perplexity as a factor of the others'."""
     factor = mean(group, "perplexity_after") / mean(others, "perplexity_after")
-    said = f"{percent(factor)} of the final perplexity of {METHODS[others[0]['method']].label}"
+    return f"{percent(factor)} of the final perplexity of {METHODS[others[0]['method']].label}"
+
+
+def _cost_until_as_good(group: Sequence[Numbers], fl: Sequence[Numbers]) -> str:
+    """When it was as good as FL in the end."""
     if any(row["iterations_to_fl"] is None for row in group):
-        return f"{said}, never as good as that"
+        return ", never as good as that"
     shares = []
     for axis, (key, name) in _AXES.items():
-        share = mean(group, f"{axis}_to_fl") / mean(others, key)
+        share = mean(group, f"{axis}_to_fl") / mean(fl, key)
         shares.append(f"{percent(share)} of its {name}")
-    return f"{said}, first as good as that after {', '.join(shares)}"
+    return f", first as good as that after {', '.join(shares)}"
 
 
 def _name(row: Numbers, seeds: int) -> str:
