@@ -216,6 +216,11 @@ class ImageConfig(RunConfig):
         "sees all of it before it is laid out",
         choices=("each_node", "together"),
     )
+    pixel_mean: str = option(
+        "",
+        "means of the channels to subtract, of pixels from 0 to 1, as 0,0,0 for none; empty: those "
+        "of the training images",
+    )
     pixel_std: str = option(
         "",
         "deviations of the channels to normalise by, as 0.2023,0.1994,0.2010; empty: those of the "

@@ -24,7 +24,7 @@ ALGORITHMS = (
     "random_walking_snakes",
 )
 # snake_jax.models.registry.MODELS
-IMAGE_MODELS = ("vgg11", "cnn", "mlp")
+IMAGE_MODELS = ("vgg11", "cnn", "lenet", "mlp")
 # snake_jax.models.presets.PRESETS
 LANGUAGE_MODELS = (
     "opt-125m",
@@ -50,7 +50,7 @@ LANGUAGE_MODELS = (
 # snake_jax.data.partition.PARTITIONS
 PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
 # snake_jax.data.images.augmentation.AUGMENTATIONS
-AUGMENTATIONS = ("none", "crop_flip", "flip")
+AUGMENTATIONS = ("none", "crop_flip", "crop_flip_reflect", "flip")
 # snake_jax.data.text.templates.TEMPLATES
 TEMPLATES = ("auto", "plain", "alpaca", "chat")
 # snake_jax.report.table.FORMATS and snake_jax.profiling.output.FORMATS

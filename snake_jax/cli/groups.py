@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "clean",
         "outliers",
         "clusters",
+        "pixel_mean",
         "pixel_std",
         "train_examples",
         "validation",

@@ -16,11 +16,17 @@ from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.models.adapter import from_linen, from_nnx, linen_layer
 from snake_jax.models.layered import Layer, LayeredModel
-from snake_jax.models.vision import DenseLayer, cnn, mlp, vgg11
+from snake_jax.models.vision import DenseLayer, cnn, lenet, mlp, vgg11
 
-MODELS: dict[str, Callable[..., LayeredModel]] = {"vgg11": vgg11, "cnn": cnn, "mlp": mlp}
+MODELS: dict[str, Callable[..., LayeredModel]] = {
+    "vgg11": vgg11,
+    "cnn": cnn,
+    "lenet": lenet,
+    "mlp": mlp,
+}
 
-_LEAST_SIDE = {"vgg11": 32, "cnn": 8}  # as many halvings as the network has poolings
+# So that a pixel is left after all poolings; lenet's convolutions take four off as well.
+_LEAST_SIDE = {"vgg11": 32, "cnn": 8, "lenet": 16}
 
 
 def find(name: str) -> Callable[..., object]:

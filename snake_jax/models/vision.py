@@ -1,4 +1,4 @@
-"""Networks for images: VGG-11 as the papers train it, a small CNN and an MLP."""
+"""Networks for images: VGG-11 as the papers train it, a small CNN, LeNet and an MLP."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +14,14 @@ from snake_jax.models.layered import LayeredModel
 _VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 _VGG11_POOLED = (1, 2, 4, 6, 8)  # 2x2 max pooling follows these convolutions
 _HE_NORMAL = drawing.scaled(2.0, "fan_in", "truncated_normal")
-_CONV_INIT = {"he": _HE_NORMAL, "torch": drawing.scaled(2.0, "fan_out", "normal")}
-_DENSE_INIT = {
+_TORCH_UNIFORM = drawing.scaled(1 / 3, "fan_in", "uniform")
+"""What PyTorch's layers start with where nobody says otherwise."""
+_CONV_INIT = {
     "he": _HE_NORMAL,
-    "torch": drawing.scaled(1 / 3, "fan_in", "uniform"),
+    "torch": drawing.scaled(2.0, "fan_out", "normal"),
+    "torch_uniform": _TORCH_UNIFORM,
 }
+_DENSE_INIT = {"he": _HE_NORMAL, "torch": _TORCH_UNIFORM}
 
 
 def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
@@ -43,7 +46,7 @@ def conv_general_dilated(lowering: str) -> Callable[..., jax.Array]:
 
 
 class ConvLayer(nn.Module):
-    """3x3 convolution, optional GroupNorm, ReLU, optional 2x2 max pooling.
+    """Convolution, 3x3 if nothing is said, optional GroupNorm, ReLU, optional 2x2 max pooling.
 
     `[B, H, W, C]` to `[B, H', W', features]`; pooling halves both sides.
     """
@@ -53,16 +56,22 @@ class ConvLayer(nn.Module):
     norm: str = "none"
     lowering: str = "auto"
     initial: str = "he"
+    side: int = 3
+    padding: str = "SAME"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """One layer forward."""
         convolve = conv_general_dilated(self.lowering)
+        bias_init: nn.initializers.Initializer = drawing.zeros
+        if self.initial == "torch_uniform":
+            bias_init = drawing.uniform((self.side**2 * x.shape[-1]) ** -0.5)
         x = nn.Conv(
             self.features,
-            (3, 3),
+            (self.side, self.side),
+            padding=self.padding,
             kernel_init=_CONV_INIT[self.initial],
-            bias_init=drawing.zeros,
+            bias_init=bias_init,
             conv_general_dilated=convolve,
         )(x)
         if self.norm == "group":
@@ -161,6 +170,37 @@ def cnn(
         ("fc5", DenseLayer(num_classes, False, dropout, init)),
     ]
     return from_linen("cnn", stages, input_shape, stochastic=dropout > 0)
+
+
+def lenet(
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    *,
+    width: float = 1.0,
+    norm: str = "none",
+    dropout: float = 0.0,
+    conv: str = "auto",
+    init: str = "he",
+) -> LayeredModel:
+    """LeNet-5 as benchmarks of federated learning train it: `conv1`, `conv2`, `fc3` ... `fc5`.
+
+    Two 5x5 convolutions without padding, of 6 and 16 channels, with pooling, then 120 and 84 hidden
+    units (Li et al. 2022, "Federated Learning on Non-IID Data Silos", V): 62,006 parameters for
+    32x32x3 images and 10 classes. Options as of `vgg11`, but that init=torch is what PyTorch's
+    layers start with: uniform by fan-in, biases too.
+    """
+    conv_init = "torch_uniform" if init == "torch" else init
+    stages: list[tuple[str, nn.Module]] = []
+    for i, channels in enumerate((6, 16), start=1):
+        features = _scaled(channels, width)
+        layer = ConvLayer(features, True, norm, conv, conv_init, side=5, padding="VALID")
+        stages.append((f"conv{i}", layer))
+    stages += [
+        ("fc3", DenseLayer(_scaled(120, width), True, dropout, init)),
+        ("fc4", DenseLayer(_scaled(84, width), True, dropout, init)),
+        ("fc5", DenseLayer(num_classes, False, dropout, init)),
+    ]
+    return from_linen("lenet", stages, input_shape, stochastic=dropout > 0)
 
 
 def mlp(

@@ -88,8 +88,12 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
         labels = dataset.train.labels
     if loaded.note:
         quality = f"{loaded.note}\n{quality}"
+    if config.pixel_mean:
+        mean = _of_channels("pixel_mean", config.pixel_mean, dataset.mean, "[0, 1]")
+        dataset = dataset._replace(mean=mean)
     if config.pixel_std:
-        dataset = dataset._replace(std=_pixel_std(config.pixel_std, dataset))
+        std = _of_channels("pixel_std", config.pixel_std, dataset.std, "(0, 1]")
+        dataset = dataset._replace(std=std)
 
     # Divergence is one of the nodes' data, whatever the method then makes of their shards.
     counts = partition.label_counts(shards, labels, dataset.num_classes)
@@ -116,25 +120,31 @@ def _check_together(config: ImageConfig) -> None:
             )
 
 
-def _pixel_std(text: str, dataset: Dataset) -> tuple[float, ...]:
-    """The deviations to divide channels by that `--pixel_std` gives.
+def _of_channels(flag: str, text: str, own: tuple[float, ...], allowed: str) -> tuple[float, ...]:
+    """What a flag gives for each of the data set's channels.
+
+    Args:
+      flag: its name.
+      text: its value, numbers with commas between them.
+      own: what the data set has there.
+      allowed: the interval they lie in, as a mathematician writes it: 0 may be left out.
 
     Raises:
-      UserError: they are not one for each of the data set's channels.
+      UserError: they are not one for each channel.
     """
-    channels = len(dataset.std)
     try:
-        std = tuple(float(word) for word in text.split(","))
+        found = tuple(float(word) for word in text.split(","))
     except ValueError:
-        std = ()
-    in_range = all(0 < value <= 1 for value in std)
-    if len(std) != channels or not in_range:
-        example = ",".join(f"{value:.4f}" for value in dataset.std)
+        found = ()
+    zero_too = allowed.startswith("[")
+    in_range = all(0 < value <= 1 or (zero_too and value == 0) for value in found)
+    if len(found) != len(own) or not in_range:
+        example = ",".join(f"{value:.4f}" for value in own)
         raise UserError(
-            f"--pixel_std={text}: want {channels} numbers in (0, 1], a channel each; the data's: "
+            f"--{flag}={text}: want {len(own)} numbers in {allowed}, a channel each; the data's: "
             f"{example}"
         )
-    return std
+    return found
 
 
 def named_by_content(config: ImageConfig, dataset: Dataset) -> ImageConfig:

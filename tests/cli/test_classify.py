@@ -311,7 +311,7 @@ WRONG_VALUES = [
         "--algorithm=adam: not one of snake, fedavg, fedprox, scaffold, fednova, fedpart, "
         "progressive, badam, lisa, hift, sequential, centralised",
     ),
-    ("--model=resnet", "not one of vgg11, cnn, mlp"),
+    ("--model=resnet", "not one of vgg11, cnn, lenet, mlp"),
     ("--dataset=mnist", "allowed: digits, cifar10, tfds:NAME, npz:PATH"),
     ("--dataset=npz:/absent.npz", "/absent.npz: no such file"),
     (
@@ -319,7 +319,7 @@ WRONG_VALUES = [
         "--partition=random is unknown; allowed: iid, dirichlet, dirichlet_split, "
         "dirichlet_capped, drawn:LEAST-MOST, file:PATH",
     ),
-    ("--augment=cutout", "not one of none, crop_flip, flip"),
+    ("--augment=cutout", "not one of none, crop_flip, crop_flip_reflect, flip"),
     ("--always_train=first,conv9", "no layer conv9; say none, or of fc1, fc2, fc3, fc4"),
     ("--model=vgg11", "--model=vgg11 needs images of at least 32x32"),
     ("--alpha=0", "--alpha=0.0: must be greater than 0"),
@@ -346,6 +346,8 @@ WRONG_VALUES = [
         "--pixel_std=0.2,0.2: want 3 numbers in (0, 1], a channel each; the data's: 0.",
     ),
     ("--pixel_std=0.2,0,x", "want 3 numbers in (0, 1]"),
+    ("--pixel_std=0.2,0,0.2", "want 3 numbers in (0, 1]"),
+    ("--pixel_mean=0,0,-0.1", "--pixel_mean=0,0,-0.1: want 3 numbers in [0, 1], a channel each"),
     ("--partition=file:/absent.json", "--partition=file:/absent.json: No such file or directory"),
     ("--seed=-1", "--seed=-1: must be at least 0"),
     ("--seed=4294967296", "--seed=4294967296: must be at most 4294967295"),

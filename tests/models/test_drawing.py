@@ -52,9 +52,9 @@ def test_one_program_draws_every_shape():
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("init", ["he", "torch"])
-def test_a_network_starts_alike_in_pieces_and_in_one_program(init):
-    model = registry.build("cnn", 10, (8, 8, 3), init=init)
+@pytest.mark.parametrize(("name", "init"), [("cnn", "he"), ("cnn", "torch"), ("lenet", "torch")])
+def test_a_network_starts_alike_in_pieces_and_in_one_program(name, init):
+    model = registry.build(name, 10, (16, 16, 3), init=init)
     at_once = jax.jit(model.init)(KEY)
     in_pieces = model.init(KEY)
     assert jax.tree.structure(in_pieces) == jax.tree.structure(at_once)

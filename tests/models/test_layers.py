@@ -24,6 +24,30 @@ def test_vgg11_has_the_published_number_of_parameters_in_eleven_layers():
     assert set(params) == set(model.layer_names)
 
 
+def test_lenet_has_the_published_sizes_and_ends_at_the_least_image():
+    model = registry.build("lenet", 10, (32, 32, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert num_params(params) == 62_006
+    assert params["fc3"]["Dense_0"]["kernel"].shape == (16 * 5 * 5, 120)
+    least = registry.build("lenet", 10, (16, 16, 3))
+    assert jax.eval_shape(least.init, jax.random.key(0))["fc3"]["Dense_0"]["kernel"].shape[0] == 16
+    with pytest.raises(UserError, match="lenet needs images of at least 16x16"):
+        registry.build("lenet", 10, (15, 16, 3))
+
+
+def test_lenet_starts_as_layers_of_pytorch_do():
+    params = registry.build("lenet", 10, (32, 32, 3), init="torch").init(jax.random.key(0))
+    fan_in = {"conv1": 75, "conv2": 150, "fc3": 400, "fc4": 120, "fc5": 84}
+    for name, inputs in fan_in.items():
+        (layer,) = params[name].values()
+        bound = inputs**-0.5
+        for array in layer.values():
+            # Uniform between the bounds, biases too.
+            assert abs(array).max() <= bound
+            assert abs(array).max() > 0.5 * bound
+        assert abs(layer["kernel"].std() / bound - 3**-0.5) < 0.05
+
+
 @pytest.mark.parametrize(
     "options", [{"norm": "group"}, {"width": 0.25}, {"width": 0.1, "norm": "group"}]
 )

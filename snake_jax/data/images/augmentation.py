@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from snake_jax.errors import UserError
 
-AUGMENTATIONS = ("none", "crop_flip", "flip")
+AUGMENTATIONS = ("none", "crop_flip", "crop_flip_reflect", "flip")
 
 
 def augment(kind: str, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -24,22 +24,26 @@ def augment(kind: str, key: jax.Array, images: jax.Array) -> jax.Array:
         raise UserError(f"--augment={kind} is unknown; allowed: {', '.join(AUGMENTATIONS)}")
     if kind == "crop_flip":
         return crop_flip(key, images)
+    if kind == "crop_flip_reflect":
+        return crop_flip(key, images, reflect=True)
     if kind == "flip":
         return flip(key, images)
     return images
 
 
-def crop_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
+def crop_flip(
+    key: jax.Array, images: jax.Array, padding: int = 4, reflect: bool = False
+) -> jax.Array:
     """Every image shifted by up to `padding` pixels each way, and mirrored with probability 1/2.
 
-    Zeros come in where an image was shifted from.
+    Where an image was shifted from come zeros, or its own pixels as at a mirror on its edge.
     """
     offset_key, flip_key = jax.random.split(key)
     batch = images.shape[0]
     largest = 2 * padding
     offsets = jax.random.randint(offset_key, (batch, 2), 0, largest + 1)
     mirrored = jax.random.bernoulli(flip_key, 0.5, (batch,))
-    return shift_mirror(images, offsets, mirrored, padding)
+    return shift_mirror(images, offsets, mirrored, padding, reflect)
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -51,19 +55,22 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def shift_mirror(
-    images: jax.Array, offsets: jax.Array, mirrored: jax.Array, padding: int
+    images: jax.Array,
+    offsets: jax.Array,
+    mirrored: jax.Array,
+    padding: int,
+    reflect: bool = False,
 ) -> jax.Array:
-    """Crops of the zero-padded images, mirrored where told.
+    """Crops of the padded images, mirrored where told.
 
     Args:
       images: `[B, H, W, C]`.
       offsets: `[B, 2]` row and column where each crop begins, 0 to 2 * padding.
       mirrored: `[B]` bool.
-      padding: zeros on each side.
+      padding: on each side, in pixels.
+      reflect: whether the padding is the image reflected at its outermost pixels, not zeros.
     """
     batch, height, width, _ = images.shape
-    sides = (padding, padding)
-    padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
 
     # Every pixel's place in the padded image: a mirrored crop reads its columns from the right.
     forward = jnp.arange(width)
@@ -71,7 +78,21 @@ def shift_mirror(
     columns = columns + offsets[:, 1, None]  # [B, W]
     rows = jnp.arange(height) + offsets[:, 0, None]  # [B, H]
     example = jnp.arange(batch)
+    if reflect:
+        # What is reflected is in the image itself.
+        source = images
+        rows = _reflected(rows - padding, height)
+        columns = _reflected(columns - padding, width)
+    else:
+        sides = (padding, padding)
+        source = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
 
     # Inside by the range of the offsets, so the gather need not look.
     index = (example[:, None, None], rows[:, :, None], columns[:, None, :])
-    return padded.at[index].get(mode="promise_in_bounds")
+    return source.at[index].get(mode="promise_in_bounds")
+
+
+def _reflected(place: jax.Array, size: int) -> jax.Array:
+    """Places beyond 0 ... size - 1 as in a mirror that stands on the outermost pixel."""
+    last = size - 1
+    return last - jnp.abs(last - jnp.abs(place))

@@ -16,23 +16,24 @@ from snake_jax.errors import UserError
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8, 10, 3)), jnp.float32)
 
 
-def reference(image, row, column, mirrored, padding):
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+def reference(image, row, column, mirrored, padding, mode="constant"):
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
     crop = padded[row : row + image.shape[0], column : column + image.shape[1]]
     return crop[:, ::-1] if mirrored else crop
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("padding", [0, 1, 4])
-def test_shift_and_mirror_equal_numpy_crops_of_the_zero_padded_image(padding):
+def test_shift_and_mirror_equal_numpy_crops_of_the_padded_image(padding, mode):
     rng = np.random.default_rng(1)
     offsets = rng.integers(0, 2 * padding + 1, (16, 2))
     offsets[0], offsets[1] = 0, 2 * padding
     mirrored = rng.random(16) < 0.5
-    result = jax.jit(shift_mirror, static_argnums=3)(
-        IMAGES, jnp.asarray(offsets), jnp.asarray(mirrored), padding
+    result = jax.jit(shift_mirror, static_argnums=(3, 4))(
+        IMAGES, jnp.asarray(offsets), jnp.asarray(mirrored), padding, mode == "reflect"
     )
     expected = [
-        reference(i, *o, m, padding)
+        reference(i, *o, m, padding, mode)
         for i, o, m in zip(np.asarray(IMAGES), offsets, mirrored, strict=True)
     ]
     assert np.array_equal(result, np.stack(expected))
@@ -89,6 +90,7 @@ def test_every_step_of_a_scan_augments_anew():
 
 def test_unknown_kind_lists_the_allowed():
     with pytest.raises(
-        UserError, match="--augment=cutout is unknown; allowed: none, crop_flip, flip"
+        UserError,
+        match="--augment=cutout is unknown; allowed: none, crop_flip, crop_flip_reflect, flip",
     ):
         augment("cutout", jax.random.key(0), IMAGES)
