@@ -15,7 +15,8 @@ of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 
 as 5,8 or all. Beside the papers' figures, and not among all: every method on the same
 examples, of images (methods) and of language models (methods_text); claims and claims_text,
 what the papers claim and no figure tests, as pairs of runs; convergence, FL and Snake until their
-accuracy no longer rises.
+accuracy no longer rises; published, FedAvg, FedProx and FedNova in a setting whose results others
+have published.
 Runs are shared between figures and go on after a kill; finished ones are not run again. Results
 are in RESULTS/SCALE (methods: RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and
 .json; configuration, metrics and summary of every run in runs.jsonl.gz; and for each study

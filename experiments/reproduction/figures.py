@@ -16,6 +16,8 @@ from experiments.reproduction import (
     methods_figures,
     methods_text,
     methods_text_figures,
+    published,
+    published_figures,
     tables,
     vision,
     vision_figures,
@@ -25,7 +27,13 @@ from experiments.reproduction.show import Show
 from snake_jax.report.figures import plot_layers
 
 TOPICS = (vision.TOPIC, language.TOPIC)
-COMPARISONS = (methods.TOPIC, methods_text.TOPIC, *claims.TOPICS, convergence.TOPIC)
+COMPARISONS = (
+    methods.TOPIC,
+    methods_text.TOPIC,
+    *claims.TOPICS,
+    convergence.TOPIC,
+    published.TOPIC,
+)
 """Beside the papers' figures."""
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
 _SHOW: dict[str, Show] = {
@@ -36,6 +44,7 @@ _SHOW: dict[str, Show] = {
     claims.IMAGES: claims_figures.SHOW,
     claims.TEXT: claims_figures.SHOW,
     convergence.FIGURE: convergence_figures.SHOW,
+    published.FIGURE: published_figures.SHOW,
 }
 # Those of the comparisons: figures that the papers do not have, and so no number for.
 OWN = tuple(figure for topic in COMPARISONS for figure in topic.figures)
