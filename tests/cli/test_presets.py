@@ -48,7 +48,7 @@ def test_all_are_listed_with_what_they_are(monkeypatch, capfd):
         main.main()
     stdout, stderr = capfd.readouterr()
     assert (ended.value.code, stderr) == (0, "")
-    assert len(presets.NAMES) == len(list((ROOT / "snake_jax/cli/presets").glob("*.flags"))) == 11
+    assert len(presets.NAMES) == len(list((ROOT / "snake_jax/cli/presets").glob("*.flags"))) == 12
     for name in presets.NAMES:
         preset = presets.read(name)
         assert f"{name}: {preset.summary}\n" in stdout
