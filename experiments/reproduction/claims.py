@@ -7,37 +7,16 @@ quantized frozen layers, several nodes side by side, distillation on Non-IID dat
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.reproduction import comparison, language, vision
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
+from experiments.reproduction.tested import Claim
 from snake_jax.config import ImageConfig, TextConfig
 
 IMAGES, TEXT = "claims", "claims_text"
 FIGURES = (IMAGES, TEXT)
 _EVALUATIONS = 6
-
-
-class Claim(NamedTuple):
-    """That one side is better than another.
-
-    Attributes:
-      text: what it says.
-      side: methods that differ in their learning rate alone, from the lowest: the best speaks for
-        all.
-      rival: the other side's, likewise.
-      partitions: on which it is tested.
-      margin: of merit (points of accuracy, or nats) above which it holds; below zero for what
-        saves something and may cost as much.
-      share: of the rival's merit, which the margin is counted from.
-    """
-
-    text: str
-    side: tuple[str, ...]
-    rival: tuple[str, ...]
-    partitions: tuple[str, ...]
-    margin: float = 0.0
-    share: float = 1.0
 
 
 # Of each optimizer three rates, since a claim about optimizers is one about their best.
@@ -130,14 +109,22 @@ TEXT_CLAIMS = (
         ("blocks_distilled",),
         ("blocks",),
         ("by_category",),
+        unit="nats",
     ),
-    Claim("distillation helps, LoRA", ("lora_distilled",), ("lora",), ("by_category",)),
+    Claim(
+        "distillation helps, LoRA",
+        ("lora_distilled",),
+        ("lora",),
+        ("by_category",),
+        unit="nats",
+    ),
     Claim(
         "a quarter, half and all of the rank, in turn over the nodes, cost less than 5 %",
         ("unlike_ranks",),
         ("lora",),
         tuple(language.PARTITIONS),
         _COSTS_NATS,
+        unit="nats",
     ),
 )
 CLAIMS = {IMAGES: IMAGE_CLAIMS, TEXT: TEXT_CLAIMS}

@@ -1,13 +1,12 @@
 """What the runs say of the claims that no figure tests: a picture of differences and a table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.reproduction import language_figures, verdict, vision_figures
-from experiments.reproduction.claims import CLAIMS, TEXT, Claim
+from experiments.reproduction import language_figures, tested, vision_figures
+from experiments.reproduction.claims import CLAIMS, TEXT
 from experiments.reproduction.comparison_figures import by_partition
 from experiments.reproduction.run_numbers import (
     FLOPS,
@@ -20,35 +19,12 @@ from experiments.reproduction.run_numbers import (
 )
 from experiments.reproduction.runs import Study
 from experiments.reproduction.show import Found, Show
-from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, Paired
-from snake_jax.cli.accounting_tables import table
+from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS
 from snake_jax.report.canvas import COLOURS, look, new_figure, save
 from snake_jax.report.runs import final
 from snake_jax.report.units import percent, significant
 
 _COLOUR = {HOLDS: COLOURS[0], DOES_NOT_HOLD: COLOURS[1], CANNOT_TELL: "grey"}
-
-
-class Told(NamedTuple):
-    """What the runs say of a claim on one partition.
-
-    Attributes:
-      claim: which.
-      partition: on which.
-      side: the method that spoke for it, and the rival's.
-      rival: likewise.
-      found: differences of merit, in the direction of the claim.
-      verdict: by the rule, with the margin of the claim.
-      at_edge: the sides whose best learning rate lies at an edge of those that were run.
-    """
-
-    claim: Claim
-    partition: str
-    side: str
-    rival: str
-    found: Paired
-    verdict: str
-    at_edge: tuple[str, ...]
 
 
 def title(study: Study, figure: str) -> str:
@@ -94,108 +70,20 @@ def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
     return rows
 
 
-def told(claims: Sequence[Claim], rows: Sequence[Numbers]) -> list[Told]:
-    """What finished runs say of each claim, on each of its partitions, where both sides ran.
-
-    Args:
-      claims: each about the rows' `merit`.
-      rows: of the runs.
-    """
-    finished: dict[tuple[str, str], list[Numbers]] = {}
-    for row in rows:
-        if row["finished"] and row["merit"] is not None:
-            key = row["method"], row["partition"]
-            finished.setdefault(key, []).append(row)
-    lines = []
-    for claim in claims:
-        for partition in claim.partitions:
-            line = _told(claim, partition, finished)
-            if line is not None:
-                lines.append(line)
-    return lines
-
-
-def _told(
-    claim: Claim, partition: str, finished: Mapping[tuple[str, str], list[Numbers]]
-) -> Told | None:
-    side, side_at_edge = _best(claim.side, partition, finished)
-    rival, rival_at_edge = _best(claim.rival, partition, finished)
-    if not side or not rival:
-        return None
-    rivals = []
-    for row in finished[rival, partition]:
-        rivals.append({**row, "merit": claim.share * row["merit"]})
-    differences = verdict.differences(finished[side, partition], rivals, "merit")
-    if not differences:
-        return None
-    found = verdict.paired(differences, claim.margin)
-    said = verdict.verdict(found, claim.margin, rival_at_edge)
-    # As a rival whose rate lies at an edge may be better than it looks, so may the side itself.
-    if said == DOES_NOT_HOLD and side_at_edge:
-        said = CANNOT_TELL
-    at_edge = []
-    if side_at_edge:
-        at_edge.append(side)
-    if rival_at_edge:
-        at_edge.append(rival)
-    return Told(claim, partition, side, rival, found, said, tuple(at_edge))
-
-
-def _best(
-    methods: Sequence[str],
-    partition: str,
-    finished: Mapping[tuple[str, str], list[Numbers]],
-) -> tuple[str, bool]:
-    """The method of the greatest mean merit, empty of none; whether it is the first or the last."""
-    merits = {}
-    for method in methods:
-        runs = finished.get((method, partition))
-        if runs:
-            merits[method] = fmean(row["merit"] for row in runs)
-    if not merits:
-        return "", False
-    best = max(merits, key=merits.__getitem__)
-    return best, len(methods) > 1 and best in (methods[0], methods[-1])
-
-
 def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
     """The claims as the figure's JSON has them, beside the rows."""
     del study
-    return as_json(told(CLAIMS[figure], rows), _unit(figure))
-
-
-def as_json(lines: Sequence[Told], unit: str) -> dict[str, Any]:
-    """Claims for a figure's JSON; `unit` is of their differences."""
-    content = []
-    for line in lines:
-        content.append(
-            {
-                "claim": line.claim.text,
-                "partition": line.partition,
-                "side": line.side,
-                "rival": line.rival,
-                "margin": line.claim.margin,
-                "share": line.claim.share,
-                "unit": unit,
-                "verdict": line.verdict,
-                "at_edge": list(line.at_edge),
-                **line.found._asdict(),
-            }
-        )
-    return {"claims": content}
-
-
-def _unit(figure: str) -> str:
-    return "nats" if figure == TEXT else "points"
+    return tested.as_json(tested.told(CLAIMS[figure], rows))
 
 
 def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: the setting, the claims, and the runs of each partition."""
     del found
     parts = [_about(study, figure)]
-    lines = told(CLAIMS[figure], numbers)
+    lines = tested.told(CLAIMS[figure], numbers)
     if lines:
-        parts += ["## Claims", claims_table(study, _unit(figure), lines)]
+        names = tested.labels(study)
+        parts += ["## Claims", tested.claims_table(lines, names, study.topic.partitions)]
     shown = significant if figure == TEXT else percent
     columns: list[Column] = [
         ("perplexity" if figure == TEXT else "test accuracy", several("reached", shown)),
@@ -203,32 +91,6 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
         ("learning rate", learning_rate),
     ]
     return [*parts, *by_partition(study.topic, numbers, columns)]
-
-
-def claims_table(study: Study, unit: str, lines: Sequence[Told]) -> str:
-    """A line for each claim and partition; `unit` is of their differences."""
-    body = []
-    for line in lines:
-        found = line.found
-        methods = study.topic.methods
-        pair = f"{methods[line.side].label}, {methods[line.rival].label}"
-        if line.at_edge:
-            edges = ", ".join(methods[name].label for name in line.at_edge)
-            pair += f" (at the edge of the rates: {edges})"
-        body.append(
-            [
-                line.claim.text,
-                study.topic.partitions[line.partition],
-                pair,
-                f"{found.mean:+.2g}",
-                f"{found.deviation:.2g}" if found.seeds > 1 else "",
-                str(found.seeds),
-                "" if found.p is None else f"{found.p:.2g}",
-                line.verdict,
-            ]
-        )
-    heads = ["claim", "data", "beside each other", f"difference, {unit}", "deviation", "seeds"]
-    return table([*heads, "p", "verdict"], body)
 
 
 def _about(study: Study, figure: str) -> str:
@@ -276,7 +138,7 @@ def draw(
       caption: above it.
     """
     del found
-    lines = told(CLAIMS[figure], rows)
+    lines = tested.told(CLAIMS[figure], rows)
     picture = new_figure(9.5, 0.45 * len(lines) + 1.6)
     picture.suptitle(caption, fontsize=11)
     panel = picture.subplots()
@@ -291,7 +153,8 @@ def draw(
         names.append(f"{line.claim.text}, {partition}: {line.verdict}")
     panel.set_yticks(range(len(names)), names, fontsize=8)
     panel.invert_yaxis()
-    panel.set_xlabel(f"difference in the claim's direction, {_unit(figure)}; bar: its margin")
+    unit = CLAIMS[figure][0].unit
+    panel.set_xlabel(f"difference in the claim's direction, {unit}; bar: its margin")
     look(panel)
     return save(picture, path)
 

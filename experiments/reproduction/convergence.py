@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.reproduction import comparison, vision
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
-from experiments.reproduction.claims import Claim
+from experiments.reproduction.tested import Claim
 from snake_jax.config import ImageConfig
 
 FIGURE = "convergence"

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction import claims_figures
+from experiments.reproduction import tested
 from experiments.reproduction.cases import Case
-from experiments.reproduction.claims_figures import Told
 from experiments.reproduction.comparison_figures import by_partition
 from experiments.reproduction.convergence import (
     CLAIMS,
@@ -29,7 +28,8 @@ from experiments.reproduction.run_numbers import (
 )
 from experiments.reproduction.runs import Study
 from experiments.reproduction.show import Found, Show
-from experiments.reproduction.verdict import CANNOT_TELL, HOLDS
+from experiments.reproduction.tested import Told
+from experiments.reproduction.verdict import CANNOT_TELL
 from experiments.reproduction.vision_figures import curves, model_in_words
 from snake_jax.report.figures import Line, plot_figure
 from snake_jax.report.runs import Run, best, curve, final
@@ -75,37 +75,23 @@ def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
 
 
 def told(study: Study, rows: Sequence[Numbers]) -> list[Told]:
-    """What finished runs say of each claim; nothing can be told where a run of them still rises.
-
-    Nor that a claim holds while the learning rate of the rival lies at an edge of its grid.
-    """
+    """What finished runs say of each claim; nothing can be told where a run of them still rises."""
     rising = set()
     for row in rows:
         if row["finished"] and not row["flat"]:
             rising.add((row["method"], row["partition"]))
     lines = []
-    for line in claims_figures.told(CLAIMS, rows):
-        said, at_edge = line.verdict, line.at_edge
-        if _at_edge(study, line.rival, line.partition):
-            at_edge = (line.rival,)
-            said = CANNOT_TELL if said == HOLDS else said
-        if rising & {(line.side, line.partition), (line.rival, line.partition)}:
-            said = CANNOT_TELL
-        lines.append(line._replace(verdict=said, at_edge=at_edge))
+    for line in tested.told(CLAIMS, rows, tested.tuned_at_edge(study)):
+        sides = {(line.side, line.partition), (line.rival, line.partition)}
+        lines.append(line._replace(verdict=CANNOT_TELL) if rising & sides else line)
     return lines
-
-
-def _at_edge(study: Study, method: str, partition: str) -> bool:
-    """Whether tuning ended at an edge; not where nothing was tuned."""
-    tuned = study.rates.get(f"{method}/{partition}", {})
-    return bool(tuned.get("at_the_edge_of_the_grid", False))
 
 
 def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
     """The rule and the claims, as the figure's JSON has them beside the rows."""
     del figure
     rule = {"last_evaluations": WITHIN, "most_rise": MOST_RISE}
-    return {"flat": rule, **claims_figures.as_json(told(study, rows), "points")}
+    return {"flat": rule, **tested.as_json(told(study, rows))}
 
 
 def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
@@ -114,7 +100,8 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
     parts = [_about(study)]
     lines = told(study, numbers)
     if lines:
-        parts += ["## Claims", claims_figures.claims_table(study, "points", lines)]
+        names = tested.labels(study)
+        parts += ["## Claims", tested.claims_table(lines, names, study.topic.partitions)]
     columns: list[Column] = [
         ("final accuracy", several("final_accuracy", percent)),
         ("best", several("best_accuracy", percent)),

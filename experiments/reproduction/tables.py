@@ -1,7 +1,6 @@
 """The numbers of the classification study's figures: rows as JSON has them, and as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -14,7 +13,6 @@ from experiments.reproduction.run_numbers import (
     Column,
     Numbers,
     by_case,
-    case_key,
     learning_rate,
     least_cycles,
     markdown,
@@ -297,34 +295,23 @@ def _method_name(group: Sequence[Numbers]) -> str:
     return METHODS[group[0]["method"]].label
 
 
-def against(rows: Sequence[Numbers], base: Mapping[str, Any], rates: Rates) -> list[str]:
-    """Sentences: each finished case's mean final accuracy as a share of that of the base.
+def against_fl(rows: Sequence[Numbers], rates: Rates) -> list[str]:
+    """Sentences: each finished case's mean final accuracy as a share of FL's on the same data.
 
-    The base is alike otherwise. Whether it is higher follows from the seeds, by `verdict`.
+    Whether it is higher follows from the seeds, by `verdict`.
 
     Args:
-      rows: of a figure.
-      base: what its runs have in common.
+      rows: of a figure of methods.
       rates: as tuned, which say whose lie at the edge of their grid.
     """
-    # All seeds of the base, on every partition and with every E.
-    finished_base = []
-    for numbers in rows:
-        is_base = all(numbers[key] == value for key, value in base.items())
-        if is_base and numbers["finished"]:
-            finished_base.append(numbers)
-
+    finished = [group for group in by_case(rows) if all(row["finished"] for row in group)]
     lines = []
-    for group in by_case(rows):
+    for group in finished:
         first = group[0]
-        others = []
-        for numbers in finished_base:
-            alike = all(numbers[key] == first[key] for key in ("partition", "epochs"))
-            if alike:
-                others.append(numbers)
-        if not others or case_key(others[0]) == case_key(first):
-            continue
-        if all(numbers["finished"] for numbers in group):
+        for others in finished:
+            other_data = others[0]["partition"] != first["partition"]
+            if others is group or others[0]["method"] != "fedavg" or other_data:
+                continue
             share = mean(group, "final_accuracy") / mean(others, "final_accuracy")
             name = _row_name(first, 0)
             other = _row_name(others[0], 0)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction import tables, vision
+from experiments.reproduction import tables, tested, vision, vision_claims
 from experiments.reproduction.cases import Case
 from experiments.reproduction.run_numbers import Numbers
 from experiments.reproduction.runs import Study
@@ -20,6 +20,10 @@ TITLES = {
     "7": "Snake Learning, the visit of {layer} in every cycle taken over by an idle node halfway",
     "8": "Snake Learning, by the order of the middle layers",
 }
+_HOW_TO_READ = (
+    "Differences are of runs with the same seed, in the direction of the claim: of one on a share "
+    "of the other's accuracy, over that share of it."
+)
 _STYLES = {1: 0, 2: 1, 3: 1, 5: 2}  # line styles by E
 
 
@@ -80,17 +84,19 @@ def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
 def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     if figure == "2":
-        body = tables.methods_markdown(numbers, study.scale.target)
-    else:
-        body = tables.runs_markdown(numbers, study.scale.target)
-    base: dict[str, Any] = {"method": "snake", "order": "sequential", "interrupted": False}
-    if figure in ("2", "5"):
-        base["method"] = "fedavg"
-    parts = [_about(study), body]
-    said = tables.against(numbers, base, study.rates)
-    if said:
-        parts.append("\n".join(f"- {line}" for line in said))
+        parts = [_about(study), tables.methods_markdown(numbers, study.scale.target)]
+        said = tables.against_fl(numbers, study.rates)
+        return [*parts, "\n".join(f"- {line}" for line in said)] if said else parts
+    parts = [_about(study), tables.runs_markdown(numbers, study.scale.target)]
+    lines = vision_claims.told(study, figure, numbers)
+    if lines:
+        parts += ["## Claims", _HOW_TO_READ, vision_claims.table(lines)]
     return parts
+
+
+def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
+    """The claims as the figure's JSON has them, beside the rows."""
+    return tested.as_json(vision_claims.told(study, figure, rows))
 
 
 def _label(figure: str, case: Case) -> str:
@@ -143,4 +149,4 @@ def draw(
     return plot_figure(lines(figure, found), path, caption, study.scale.target or None)
 
 
-SHOW = Show(title, model_in_words, numbers_of, sections, draw)
+SHOW = Show(title, model_in_words, numbers_of, sections, draw, further)

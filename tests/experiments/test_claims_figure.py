@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from experiments.reproduction import cases, claims, claims_figures, figures, runs
+from experiments.reproduction import cases, claims, figures, runs, tested
 from experiments.reproduction.cases import Case
-from experiments.reproduction.claims import Claim
 from experiments.reproduction.runs import Clock, Study
+from experiments.reproduction.tested import Claim
 from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS
 from snake_jax.runs import loop
 from tests.experiments.test_reproduce import launch
@@ -113,7 +113,7 @@ def rows_of(merits, partition="iid", **changes):
 
 
 def verdict_of(claim, merits):
-    (line,) = claims_figures.told([claim], rows_of(merits))
+    (line,) = tested.told([claim], rows_of(merits))
     return line
 
 
@@ -159,7 +159,7 @@ def test_the_best_rate_speaks_for_a_side_and_at_an_edge_it_cannot_tell():
 def test_runs_that_are_not_finished_say_nothing():
     claim = Claim("a beats b", ("a",), ("b",), ("iid",))
     rows = [*rows_of({"a": (1.0,)}), *rows_of({"b": (2.0,)}, finished=False)]
-    assert claims_figures.told([claim], rows) == []
+    assert tested.told([claim], rows) == []
 
 
 PAIR = [Case("snake", "iid"), Case("two_nodes", "iid")]

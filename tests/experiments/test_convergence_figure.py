@@ -111,7 +111,7 @@ def test_what_ran_is_told_and_drawn_and_the_others_are_missing(tmp_path):
     assert len(found["missing"]) == 5
     said = text.read_text()
     assert said.startswith("# Trained until accuracy no longer rises\n")
-    assert "| Snake ends above 95 % of FL | IID | Snake, FL | " in said
+    assert "| Snake ends above 95 % of FL | IID | Snake against FL | " in said
 
 
 @pytest.mark.slow
