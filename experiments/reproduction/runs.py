@@ -254,7 +254,9 @@ def keep(study: Study, wanted: Sequence[Case]) -> None:
 def take_kept(study: Study, wanted: Sequence[Case]) -> int:
     """Lays the kept runs of these cases into the workdir, so that they count as finished.
 
-    Only finished ones whose configuration is that of the case, and where there is no folder yet.
+    Only finished ones whose configuration is that of the case, and where there is no folder yet. A
+    flag that the program did not have when they ran counts as its default: by the rule of the
+    house, that is what was done without it.
 
     Returns:
       How many.
@@ -270,12 +272,13 @@ def take_kept(study: Study, wanted: Sequence[Case]) -> int:
         if run is None or run.summary is None or folder.exists():
             continue
         # As in `keep`, a source has its public name there.
-        config = dataclasses.asdict(study.config(case))
+        here = study.config(case)
+        config = dataclasses.asdict(here)
         public = {study.topic.public(source): source for source in study.sources.values()}
-        there = {}
+        there = dataclasses.asdict(type(here)())
         for name, value in run.config.items():
             there[name] = public.get(value, value) if isinstance(value, str) else value
-        if not differences(study.config(case), there):
+        if not differences(here, there):
             kept.write_folder(run._replace(config=config), folder)
             taken += 1
     return taken

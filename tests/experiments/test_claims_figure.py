@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.reproduction import cases, claims, figures, runs, tested
+from experiments.reproduction import cases, claims, figures, kept, runs, tested
 from experiments.reproduction.cases import Case
 from experiments.reproduction.runs import Clock, Study
 from experiments.reproduction.tested import Claim
@@ -191,7 +191,7 @@ def test_a_pair_that_ran_is_told_and_drawn_and_the_others_are_missing(ran):
     assert len(found["missing"]) == len(topic.of_figure(topic.name, study.scale)) - 2
     text = files[1].read_text()
     assert text.startswith("# Claims that no figure tests, on images\n")
-    assert "| IID | two nodes a visit, Snake | " in text
+    assert "| IID | two nodes a visit against Snake | " in text
 
     # A single node at a time takes as many steps as two side by side.
     assert one["iterations"] == pytest.approx(other["iterations"], rel=0.1)
@@ -228,6 +228,27 @@ def test_a_kept_run_is_taken_under_the_public_name_of_its_data(tmp_path):
     elsewhere = study._replace(workdir=tmp_path / "elsewhere")
     assert runs.take_kept(elsewhere, PAIR[:1]) == 1
     assert elsewhere.finished(PAIR[0])
+
+
+def test_a_kept_run_of_a_program_without_a_flag_had_its_default(tmp_path):
+    topic = claims.IMAGE_TOPIC
+    scale = topic.scales["smoke"]._replace(cycles={1: 3})
+    folders = tmp_path / "runs", tmp_path / "results"
+    study = Study(topic, "smoke", scale, {"data": "digits"}, *folders, {})
+    runs.carry_out(study, PAIR[:1], Clock(0), lambda line: None)
+    runs.keep(study, PAIR[:1])
+    file = study.results / kept.FILE
+    line = json.loads(kept.read_lines(file)[0])
+    del line["config"]["pixel_mean"]
+    kept.write_lines(file, [json.dumps(line)])
+    elsewhere = study._replace(workdir=tmp_path / "elsewhere")
+    assert runs.take_kept(elsewhere, PAIR[:1]) == 1
+    assert elsewhere.finished(PAIR[0])
+
+    # One that had another value than today's is another run.
+    line["config"]["pixel_std"] = "0.5"
+    kept.write_lines(file, [json.dumps(line)])
+    assert runs.take_kept(study._replace(workdir=tmp_path / "third"), PAIR[:1]) == 0
 
 
 @pytest.mark.slow
