@@ -1,7 +1,7 @@
 """Pretrains a Llama of many narrow blocks on stories, for the studies of one block a node.
 
   python -m experiments.pretrain_stories --stories=STORIES.txt.gz --tokenizer=DIR
-  python -m experiments.reproduce --figure=6,9 --scale=cpu --tune
+  python -m experiments.reproduce --figure=6,9 --scale=deep --tune
       --text_model=runs/stories/run/model --text_data=A.jsonl,B.jsonl
 
 The papers' models have 24 blocks and as many nodes. Stories are texts with `<|endoftext|>` between

@@ -58,7 +58,10 @@ FIGURE = flags.DEFINE_string(
     "figure", "", f"which: {', '.join(EVERY)}, several as 5,8; all: those of the papers"
 )
 SCALE = flags.DEFINE_string(
-    "scale", "smoke", f"size of the study: {', '.join(vision.SCALES)}; full needs an accelerator"
+    "scale",
+    "smoke",
+    f"size of the study: {', '.join(vision.SCALES)}, of figures 6 and 9 also deep (a model of many "
+    "blocks); full needs an accelerator",
 )
 DATA = flags.DEFINE_string(
     "data", "", "CIFAR-10: cifar10 (downloads it) or npz:DIR; smoke takes the bundled digits"

@@ -57,6 +57,13 @@ _COMMON: dict[str, Any] = {
     "on_divergence": "skip",
     "frozen_dtype": "int8",
 }
+_SMALL: dict[str, Any] = {
+    **_COMMON,
+    "model": "",
+    "test_share": 0.3,
+    "lora_rank": 16,
+    "recompute": "none",
+}
 _RATES = dict.fromkeys(METHODS, 3e-3) | dict.fromkeys(
     ("snake_full", "distilled_full", "fedavg_full"), 1e-3
 )
@@ -85,20 +92,25 @@ SCALES = {
         rates=_RATES,
         step_s=0.05,
     ),
-    # A pretrained model of a few hundred thousand weights in many blocks, which
-    # `experiments.pretrain_stories` makes, and four data sets, on two CPU cores; --text_model and
-    # --text_data say where they are. Both E pass the text six times.
+    # A pretrained model of a few hundred thousand weights and four data sets on two CPU cores;
+    # --text_model and --text_data say where they are. Both E pass the text nine times.
     "cpu": Scale(
-        settings={
-            **_COMMON,
-            "model": "",
-            "limit": 120,
-            "test_share": 0.3,
-            "max_length": 128,
-            "batch_size": 4,
-            "lora_rank": 16,
-            "recompute": "none",
-        },
+        settings={**_SMALL, "limit": 200, "max_length": 256, "batch_size": 8},
+        data="",
+        train_examples=610,
+        cycles={1: 9, 3: 3},
+        seeds=(0,),
+        target=0.0,
+        grid=(1e-3, 3e-3, 1e-2),
+        tune_cycles=4,
+        validation=0.2,
+        rates=_RATES,
+        step_s=0.2,
+    ),
+    # The same for a model of many narrow blocks, which `experiments.pretrain_stories` makes: rows
+    # are shorter and fewer, as every block has a node. Both E pass the text six times.
+    "deep": Scale(
+        settings={**_SMALL, "limit": 120, "max_length": 128, "batch_size": 4},
         data="",
         train_examples=375,
         cycles={1: 6, 3: 2},

@@ -327,12 +327,15 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
         terms = math.prod(kernel) // kernel[out_axis]
         return 2 * results * terms
 
-    # What holds programs: a loop, a choice (one of them runs; choices by platform compute the same
-    # products), a call.
+    # What holds programs: a loop, a choice (one of them runs), a call.
     if kind == "scan":
         return params["length"] * product_flops(params["jaxpr"].jaxpr)
     if "branches" in params:
-        return max(product_flops(branch.jaxpr) for branch in params["branches"])
+        branches = [product_flops(branch.jaxpr) for branch in params["branches"]]
+        # By platform they compute the same. One may multiply zeros too where that is faster, which
+        # is no work of the layer.
+        by_platform = params.get("branches_platforms") is not None
+        return min(branches) if by_platform else max(branches)
     total = 0
     for program in core.jaxprs_in_params(params):
         total += product_flops(getattr(program, "jaxpr", program))
