@@ -170,7 +170,9 @@ IMAGE_RUNS = {
     "scaffold": ({"algorithm": "scaffold", **PLAIN}, 1),
 }
 TEXT_RUNS = {
-    "snake, frozen in four bits": ({"frozen_dtype": "nf4", "cycles": 2}, 2),
+    "snake, frozen in four bits": pytest.param(
+        {"frozen_dtype": "nf4", "cycles": 2}, 2, marks=pytest.mark.slow
+    ),
     "snake, peer to peer": (
         {"mode": "peer_to_peer", "lora_rank": 4, "rank": "2,4", "carry_optimizer_state": True},
         2,

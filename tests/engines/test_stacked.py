@@ -23,6 +23,7 @@ from tests.clients import drift
 from tests.costs.test_language_costs import ADAPTER_PARAMS, BLOCK_BYTES, HEAD_BYTES, TABLE_BYTES
 from tests.helpers import close, same_bits
 from tests.launches import write_model, write_pairs
+from tests.sweeps import sweep
 
 BLOCKS = ("block_00", "block_01", "block_02")
 SMALL = {"max_length": 64, "nodes": 2, "batch_size": 4, "eval_every": 100}
@@ -520,7 +521,11 @@ def test_nodes_side_by_side_train_as_one_after_the_other():
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "emulation"), [("fedavg", "loop"), ("fedavg", "vmap"), ("snake", "loop")]
+    ("algorithm", "emulation"),
+    sweep(
+        [("fedavg", "loop"), ("fedavg", "vmap"), ("snake", "loop")],
+        quick=[("fedavg", "vmap"), ("snake", "loop")],
+    ),
 )
 def test_a_client_corrects_blocks_by_their_roles(algorithm, emulation):
     flags = {"optimizer": "sgd", "momentum": 0.0, "clip_norm": 0.0, "algorithm": algorithm}

@@ -14,6 +14,7 @@ from snake_jax.models import adapter, registry
 from snake_jax.models.layered import resolve_layers
 from snake_jax.params import layer_mask, num_bytes, num_params, select, without
 from tests.helpers import same_bits, small_model
+from tests.sweeps import sweep
 
 
 def test_vgg11_has_the_published_number_of_parameters_in_eleven_layers():
@@ -151,7 +152,7 @@ def test_layer_names_must_differ():
         adapter.from_linen("mine", [("a", nn.Dense(3)), ("a", nn.Dense(3))], (3,))
 
 
-@pytest.mark.parametrize("name", registry.MODELS)
+@pytest.mark.parametrize("name", sweep(registry.MODELS, quick=["cnn"]))
 def test_every_registered_network_survives_pickling(name):
     model = registry.build(name, 10, (32, 32, 3), width=0.1, norm="group", dropout=0.5)
     travelled = pickle.loads(pickle.dumps(model))

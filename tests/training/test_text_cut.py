@@ -23,6 +23,7 @@ from snake_jax.training.text_step import (
     text_objective,
     train_step,
 )
+from tests.sweeps import sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -107,7 +108,10 @@ def same_to_1e_6(found, wanted):
 
 @pytest.mark.parametrize(
     ("name", "adapted"),
-    [("llama", False), ("tied", False), ("opt", False), ("llama", True)],
+    sweep(
+        [("llama", False), ("tied", False), ("opt", False), ("llama", True)],
+        quick=[("tied", False), ("llama", True)],
+    ),
 )
 def test_at_every_cut_the_gradients_are_those_of_the_whole(name, adapted):
     step = make(name, adapted)
