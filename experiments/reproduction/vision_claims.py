@@ -13,6 +13,11 @@ OF_FL = 0.95
 """Magazine, on figure 5: Snake's accuracy exceeds "95 percent of that of FL"."""
 INTERRUPTED_KEEPS = {"iid": 0.988, "dirichlet": 0.978}
 """Magazine, on figure 7."""
+_COSTS = {
+    "sooner": ("iterations_per_node_to_target", 1),
+    "cheaper": ("bytes_to_target", 1e6),
+}
+"""Merit to the number of a run that it is less of, and its unit."""
 _BOTH = tuple(PARTITIONS)
 _COSTS_POINTS = -1.0
 """What is as good as another order may cost so many points."""
@@ -35,15 +40,11 @@ def told(study: Study, figure: str, rows: Sequence[Numbers]) -> list[Told]:
         case = Case(row["method"], "", row["epochs"], 0, row["order"], row["interrupted"])
         label = tables.label(case)
         method_of[label] = row["method"]
-        reached = row["iterations_per_node_to_target"]
-        sides.append(
-            {
-                **row,
-                "method": label,
-                "points": 100 * row["final_accuracy"],
-                "sooner": None if reached is None else -reached,
-            }
-        )
+        side = {**row, "method": label, "points": 100 * row["final_accuracy"]}
+        for merit, (cost, unit) in _COSTS.items():
+            paid = row[cost]
+            side[merit] = None if paid is None else -paid / unit
+        sides.append(side)
     tuned = tested.tuned_at_edge(study)
 
     def at_edge(label: str, partition: str) -> bool:
@@ -67,19 +68,20 @@ def _of_frameworks(scale: Scale) -> list[Claim]:
         snake = (_label("snake", epochs),)
         fl = (_label("fedavg", epochs),)
         accelerated = (_label("accelerated_fl", epochs),)
-        goal = f"{100 * scale.target:.0f} %"
+        reaches = f"Snake reaches {100 * scale.target:.0f} % after fewer"
         claims += [
             _points("Snake is above 95 % of FL", snake, fl)._replace(share=OF_FL),
             _points("Snake is above FL", snake, fl),
             _points("Snake is above Accelerated FL", snake, accelerated),
             Claim(
-                f"Snake reaches {goal} after fewer iterations of a node",
+                f"{reaches} iterations of a node",
                 snake,
                 fl,
                 _BOTH,
                 merit="sooner",
                 unit="iterations",
             ),
+            Claim(f"{reaches} bytes", snake, fl, _BOTH, merit="cheaper", unit="MB"),
         ]
     return claims
 

@@ -151,13 +151,13 @@ def test_a_damaged_file_of_kept_runs_is_one_line(tmp_path, content):
         kept.read_runs(tmp_path / kept.FILE)
 
 
-def redrawn(results, tmp_path, scale, figures):
+def redrawn(results, tmp_path, scale, figures, *more):
     """The folder of what `--redraw` makes of a copy of the kept runs, and the names it wrote."""
     folder = tmp_path / scale
     folder.mkdir()
     for path in [results / kept.FILE, *results.glob("learning_rates*"), *results.glob("study*")]:
         shutil.copy(path, folder)
-    given = [f"--figure={figures}", f"--scale={scale}", f"--results={tmp_path}"]
+    given = [f"--figure={figures}", f"--scale={scale}", f"--results={tmp_path}", *more]
     ((code, out, errors),) = launch([*given, "--redraw", f"--workdir={tmp_path / 'nothing'}"])
     assert (code, errors) == (0, "")
     assert "run 1 of" not in out
@@ -181,14 +181,19 @@ def test_figures_are_redrawn_from_the_kept_runs(made, tmp_path):
         assert (folder / f"figure{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_committed_figures_are_those_of_the_committed_runs(tmp_path):
-    committed = ROOT / "experiments/results/reproduce/cpu"
-    folder = redrawn(committed, tmp_path, "cpu", "5,6,7,8,9")  # 2 needs the data, 4 has no runs
-    for figure in ("5", "6", "7", "8", "9"):
+# Of figure 2 the data is needed, and figure 4 has no runs.
+@pytest.mark.parametrize(
+    ("study", "drawn", "seeds"),
+    [("reproduce", "6,9", "0"), ("reproduce_seeds", "5,7,8", "0,1,2,3,4")],
+)
+def test_committed_figures_are_those_of_the_committed_runs(tmp_path, study, drawn, seeds):
+    committed = ROOT / "experiments/results" / study / "cpu"
+    folder = redrawn(committed, tmp_path, "cpu", drawn, f"--seeds={seeds}")
+    for figure in drawn.split(","):
         assert same_tables(folder, committed, figure)
 
 
-@pytest.mark.parametrize("study", ["cifar10", "demo", "reproduce/cpu"])
+@pytest.mark.parametrize("study", ["cifar10", "demo", "reproduce/cpu", "reproduce_seeds/cpu"])
 def test_every_committed_file_of_runs_is_read(study):
     runs_kept = kept.read_runs(ROOT / "experiments/results" / study / kept.FILE)
     assert len(runs_kept) > 10

@@ -24,6 +24,9 @@ def rows_of(accuracies, to_target=None):
         for seed, value in enumerate(values):
             row = {**case._asdict(), "seed": seed, "finished": True, "final_accuracy": value}
             row["iterations_per_node_to_target"] = (to_target or {}).get(case)
+            row["bytes_to_target"] = None
+            if case in (to_target or {}):
+                row["bytes_to_target"] = 1e6 * to_target[case]
             rows.append(row)
     return rows
 
@@ -45,6 +48,7 @@ def test_frameworks_are_compared_for_each_number_of_local_epochs():
         ("Snake is above FL", few): (pytest.approx(-1), DOES_NOT_HOLD),
         ("Snake is above Accelerated FL", few): (pytest.approx(1.967, abs=1e-3), HOLDS),
         ("Snake reaches 35 % after fewer iterations of a node", few): (70, HOLDS),
+        ("Snake reaches 35 % after fewer bytes", few): (70, HOLDS),
         ("Snake is above 95 % of FL", many): (pytest.approx(31 - 0.95 * 41), DOES_NOT_HOLD),
         ("Snake is above FL", many): (pytest.approx(-10), DOES_NOT_HOLD),
     }
