@@ -6,10 +6,10 @@ Heterogeneity Adaptation": a rate that is constant within a cycle, clipping, Ada
 quantized frozen layers, several nodes side by side, distillation on Non-IID data.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from experiments.reproduction import comparison, language, vision
+from experiments.reproduction import comparison, language
 from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
 from experiments.reproduction.tested import Claim
 from snake_jax.config import ImageConfig, TextConfig
@@ -216,45 +216,23 @@ def ranks(rank: int, nodes: int) -> str:
     return ",".join(str(shares[node % len(shares)]) for node in range(nodes))
 
 
-def _topic(
-    name: str,
-    methods: Mapping[str, Method],
-    partitions: Mapping[str, str],
-    scales: Mapping[str, Scale],
-    **functions: Any,
-) -> Topic:
-    """A topic with one figure, which is called as it is."""
-    return Topic(
-        name=name,
-        suffix=f"_{name}",
-        figures=(name,),
-        methods=methods,
-        partitions=partitions,
-        scales=scales,
-        of_figure=of_figure,
-        hold_out=vision.hold_out,
-        **functions,
-    )
-
-
-IMAGE_TOPIC = _topic(
+IMAGE_TOPIC = comparison.topic(
     IMAGES,
     IMAGE_METHODS,
     comparison.IMAGE_PARTITIONS,
     IMAGE_SCALES,
+    of_figure=of_figure,
     config=image_config,
-    sources=vision.sources,
-    recorded=(),
-    public=vision.public,
 )
-TEXT_TOPIC = _topic(
+TEXT_TOPIC = comparison.topic(
     TEXT,
     TEXT_METHODS,
     language.PARTITIONS,
     TEXT_SCALES,
+    of_figure=of_figure,
     config=text_config,
     sources=language.sources,
-    recorded=language.TOPIC.recorded,
     public=language.public,
+    recorded=language.TOPIC.recorded,
 )
 TOPICS: Sequence[Topic] = (IMAGE_TOPIC, TEXT_TOPIC)

@@ -5,12 +5,21 @@ often, whatever a method calls a cycle.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from experiments.reproduction import vision
-from experiments.reproduction.cases import Case, Method, Scale, Sources, every_seed
+from experiments.reproduction.cases import (
+    Case,
+    Method,
+    Scale,
+    Sources,
+    SourcesOf,
+    Topic,
+    every_seed,
+)
 from snake_jax.algorithms.registry import ALGORITHMS
+from snake_jax.config import RunConfig
 
 NO_TUNING: dict[str, Any] = {"grid": (), "tune_cycles": 0, "validation": 0.0}
 """Of a scale whose rates are fixed."""
@@ -53,6 +62,38 @@ def image_scales(common: Mapping[str, Any], rates: Mapping[str, float]) -> dict[
             **NO_TUNING,
         ),
     }
+
+
+def topic(
+    name: str,
+    methods: Mapping[str, Method],
+    partitions: Mapping[str, str],
+    scales: Mapping[str, Scale],
+    *,
+    of_figure: Callable[[str, Scale], list[Case]],
+    config: Callable[[Case, Scale, Sources, float], RunConfig],
+    sources: SourcesOf = vision.sources,
+    public: Callable[[str], str] = vision.public,
+    recorded: tuple[str, ...] = (),
+) -> Topic:
+    """A topic with one figure, called as it is; of images where nothing else is said.
+
+    The arguments are the attributes of `Topic`.
+    """
+    return Topic(
+        name=name,
+        suffix=f"_{name}",
+        figures=(name,),
+        methods=methods,
+        partitions=partitions,
+        scales=scales,
+        of_figure=of_figure,
+        config=config,
+        sources=sources,
+        recorded=recorded,
+        hold_out=vision.hold_out,
+        public=public,
+    )
 
 
 def every_method(

@@ -23,7 +23,10 @@ from experiments.reproduction.run_numbers import (
     total,
 )
 from experiments.reproduction.runs import Study
+from experiments.reproduction.show import Found
+from experiments.reproduction.vision_figures import curves
 from snake_jax.report.canvas import COLOURS, look, new_figure, save
+from snake_jax.report.figures import Line, plot_figure
 from snake_jax.report.runs import Run, from_summary
 from snake_jax.report.units import scale_for
 
@@ -81,6 +84,15 @@ def by_partition(topic: Topic, numbers: Sequence[Numbers], columns: Sequence[Col
         if rows:
             parts += [f"## {called}", markdown(rows, columns, name)]
     return parts
+
+
+def draw_curves(topic: Topic, found: Found, path: Path, caption: str) -> Path:
+    """Curves of every method: a panel for each axis, a row for each partition."""
+
+    def line(case: Case, runs: Sequence[Run]) -> Line:
+        return Line(topic.methods[case.method].label, runs, list(topic.methods).index(case.method))
+
+    return plot_figure(curves(found, topic.partitions, line), path, caption)
 
 
 def draw_dots(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reproduction import comparison, vision
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, cycles_of
+from experiments.reproduction.cases import Case, Method, Scale, Sources, cycles_of
 from experiments.reproduction.tested import Claim
 from snake_jax.config import ImageConfig
 
@@ -51,6 +51,16 @@ _COMMON: dict[str, Any] = {
 _VGG11: dict[str, Any] = {"model": "vgg11", "nodes": 9, "batch_size": 32, "augment": "flip"}
 # As `--tune` chose them for Snake and FL on 10,000 images of the same network (figure 5).
 _RATES = dict.fromkeys(METHODS, 0.03)
+_ALL_IMAGES: dict[str, Any] = {
+    "data": "cifar10",
+    "train_examples": 0,
+    "seeds": (0, 1, 2),
+    "target": 0.0,
+    "grid": (0.01, 0.03, 0.1),
+    "tune_cycles": 5,
+    "validation": 0.1,
+    "rates": _RATES,
+}
 SCALES = {
     # Whether everything works; its numbers say nothing. As many nodes as layers that take turns, so
     # that a cycle of Snake is a pass of all data.
@@ -69,31 +79,17 @@ SCALES = {
     # layers and nine visits of the papers. The rate falls to a seventieth at the end.
     "cpu": Scale(
         settings={**_COMMON, **_VGG11, "width": 0.125, "lr_decay": 0.9},
-        data="cifar10",
-        train_examples=0,
         cycles={1: 40},
-        seeds=(0, 1, 2),
-        target=0.0,
-        grid=(0.01, 0.03, 0.1),
-        tune_cycles=5,
-        validation=0.1,
-        rates=_RATES,
         # FL's, on one core of an AMD EPYC: 0.38 ms an image.
         step_s=0.012,
+        **_ALL_IMAGES,
     ),
     # The papers' network, for an accelerator. The rate falls to a hundredth at the end.
     "full": Scale(
         settings={**_COMMON, **_VGG11, "width": 1.0},
-        data="cifar10",
-        train_examples=0,
         cycles={1: 90},
-        seeds=(0, 1, 2),
-        target=0.0,
-        grid=(0.01, 0.03, 0.1),
-        tune_cycles=5,
-        validation=0.1,
-        rates=_RATES,
         step_s=vision.SCALES["full"].step_s,
+        **_ALL_IMAGES,
     ),
 }
 
@@ -154,17 +150,4 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
     return ImageConfig(**settings)
 
 
-TOPIC = Topic(
-    name=FIGURE,
-    suffix=f"_{FIGURE}",
-    figures=(FIGURE,),
-    methods=METHODS,
-    partitions=PARTITIONS,
-    scales=SCALES,
-    of_figure=of_figure,
-    config=config_of,
-    sources=vision.sources,
-    recorded=(),
-    hold_out=vision.hold_out,
-    public=vision.public,
-)
+TOPIC = comparison.topic(FIGURE, METHODS, PARTITIONS, SCALES, of_figure=of_figure, config=config_of)

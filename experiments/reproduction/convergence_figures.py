@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction import tested
-from experiments.reproduction.cases import Case
-from experiments.reproduction.comparison_figures import by_partition
+from experiments.reproduction.comparison_figures import by_partition, draw_curves
 from experiments.reproduction.convergence import (
     CLAIMS,
-    METHODS,
     MOST_RISE,
-    PARTITIONS,
     TOPIC,
     WITHIN,
     flat_since,
@@ -30,9 +27,8 @@ from experiments.reproduction.runs import Study
 from experiments.reproduction.show import Found, Show
 from experiments.reproduction.tested import Told
 from experiments.reproduction.verdict import CANNOT_TELL
-from experiments.reproduction.vision_figures import curves, model_in_words
-from snake_jax.report.figures import Line, plot_figure
-from snake_jax.report.runs import Run, best, curve, final
+from experiments.reproduction.vision_figures import model_in_words
+from snake_jax.report.runs import best, curve, final
 from snake_jax.report.units import percent
 
 
@@ -142,11 +138,7 @@ def draw(
 ) -> Path:
     """Curves: a panel for each axis, a row for each partition."""
     del study, figure, rows
-
-    def line(case: Case, runs: Sequence[Run]) -> Line:
-        return Line(METHODS[case.method].label, runs, list(METHODS).index(case.method))
-
-    return plot_figure(curves(found, PARTITIONS, line), path, caption)
+    return draw_curves(TOPIC, found, path, caption)
 
 
 SHOW = Show(title, model_in_words, numbers_of, sections, draw, further)

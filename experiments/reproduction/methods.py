@@ -8,8 +8,7 @@ of its own examples, on which the model is scored beside the test set.
 from typing import Any
 
 from experiments.reproduction import comparison
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic
-from experiments.reproduction.vision import hold_out, public, sources
+from experiments.reproduction.cases import Case, Method, Scale, Sources
 from snake_jax.config import ImageConfig
 
 FIGURE = "methods"
@@ -82,17 +81,11 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> ImageCon
     return ImageConfig(**settings)
 
 
-TOPIC = Topic(
-    name=FIGURE,
-    suffix=f"_{FIGURE}",
-    figures=(FIGURE,),
-    methods=METHODS,
-    partitions=comparison.IMAGE_PARTITIONS,
-    scales=SCALES,
+TOPIC = comparison.topic(
+    FIGURE,
+    METHODS,
+    comparison.IMAGE_PARTITIONS,
+    SCALES,
     of_figure=of_figure,
     config=config_of,
-    sources=sources,
-    recorded=(),
-    hold_out=hold_out,
-    public=public,
 )

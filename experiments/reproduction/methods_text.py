@@ -8,9 +8,8 @@ out a part of its own texts, on which the model is scored beside the held-out te
 from typing import Any
 
 from experiments.reproduction import comparison
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic
+from experiments.reproduction.cases import Case, Method, Scale, Sources
 from experiments.reproduction.language import blocks, public, sources
-from experiments.reproduction.vision import hold_out
 from snake_jax.config import TextConfig
 
 FIGURE = "methods_text"
@@ -130,17 +129,14 @@ def config_of(case: Case, scale: Scale, given: Sources, rate: float) -> TextConf
     return TextConfig(**config)
 
 
-TOPIC = Topic(
-    name=FIGURE,
-    suffix=f"_{FIGURE}",
-    figures=(FIGURE,),
-    methods=METHODS,
-    partitions=PARTITIONS,
-    scales=SCALES,
+TOPIC = comparison.topic(
+    FIGURE,
+    METHODS,
+    PARTITIONS,
+    SCALES,
     of_figure=of_figure,
     config=config_of,
     sources=sources,
-    recorded=("model", "data"),
-    hold_out=hold_out,
     public=public,
+    recorded=("model", "data"),
 )

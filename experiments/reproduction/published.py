@@ -9,8 +9,8 @@ SCAFFOLD's correction does not allow for; ours refuses it, and is not among thes
 
 from typing import Any, NamedTuple
 
-from experiments.reproduction import comparison, vision
-from experiments.reproduction.cases import Case, Method, Scale, Sources, Topic, every_seed
+from experiments.reproduction import comparison
+from experiments.reproduction.cases import Case, Method, Scale, Sources, every_seed
 from snake_jax.config import ImageConfig
 
 FIGURE = "published"
@@ -121,17 +121,4 @@ def config_of(case: Case, scale: Scale, sources: Sources, rate: float) -> ImageC
     return ImageConfig(**settings)
 
 
-TOPIC = Topic(
-    name=FIGURE,
-    suffix=f"_{FIGURE}",
-    figures=(FIGURE,),
-    methods=METHODS,
-    partitions=PARTITIONS,
-    scales=SCALES,
-    of_figure=of_figure,
-    config=config_of,
-    sources=vision.sources,
-    recorded=(),
-    hold_out=vision.hold_out,
-    public=vision.public,
-)
+TOPIC = comparison.topic(FIGURE, METHODS, PARTITIONS, SCALES, of_figure=of_figure, config=config_of)

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction.cases import Case
-from experiments.reproduction.comparison_figures import by_partition
-from experiments.reproduction.published import METHODS, PARTITIONS, PUBLISHED, TOPIC
+from experiments.reproduction.comparison_figures import by_partition, draw_curves
+from experiments.reproduction.published import PUBLISHED, TOPIC
 from experiments.reproduction.run_numbers import Column, Numbers, by_case, of_case, several, total
 from experiments.reproduction.runs import Study
 from experiments.reproduction.show import Found, Show
-from experiments.reproduction.vision_figures import curves, model_in_words
-from snake_jax.report.figures import Line, plot_figure
-from snake_jax.report.runs import Run, best, curve, final
+from experiments.reproduction.vision_figures import model_in_words
+from snake_jax.report.runs import best, curve, final
 from snake_jax.report.units import percent
 
 MOST_DEVIATIONS = 2.0
@@ -146,11 +144,7 @@ def draw(
 ) -> Path:
     """Curves: a panel for each axis, a row for each partition."""
     del study, figure, rows
-
-    def line(case: Case, runs: Sequence[Run]) -> Line:
-        return Line(METHODS[case.method].label, runs, list(METHODS).index(case.method))
-
-    return plot_figure(curves(found, PARTITIONS, line), path, caption)
+    return draw_curves(TOPIC, found, path, caption)
 
 
 SHOW = Show(title, model_in_words, numbers_of, sections, draw, further)
