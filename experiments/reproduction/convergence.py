@@ -75,7 +75,7 @@ SCALES = {
         step_s=0.02,
         **comparison.NO_TUNING,
     ),
-    # Three hours of two CPU cores: so narrow a network costs no more than `cnn`, and has the eleven
+    # An evening of two CPU cores: so narrow a network costs no more than `cnn`, and has the eleven
     # layers and nine visits of the papers. The rate falls to a seventieth at the end.
     "cpu": Scale(
         settings={**_COMMON, **_VGG11, "width": 0.125, "lr_decay": 0.9},

@@ -108,9 +108,9 @@ def _forward_of_few(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
         y[h, n v + j, o] = sum over i, s, c of x[h+i, n v + s, c] w[i, s - j, c, o],
 
     w being 0 beyond its columns, has n*Cout columns, and patches hold a pixel Kh*(Kw + n - 1)/n
-    times. Of its multiplications a share of (n - 1)/(Kw + n - 1) is with those zeros. Measured on a
-    core of an AMD EPYC, batch 32, a first layer takes 0.3 to 0.6 of the time: n = 4 was the fastest
-    of 1 to 16 from 4 to 16 channels, and n = 2 of 32.
+    times. Of its multiplications a share of (n - 1)/(Kw + n - 1) is with those zeros. On a core
+    of an AMD EPYC, batch 32, first layers are faster so: n = 4 the fastest of 1 to 16 from 4 to 16
+    channels out, and n = 2 of 32.
     """
     kh, kw, channels, features = w.shape
     (left, right) = padding[1]
@@ -140,8 +140,8 @@ def _weight_gradient(x: jax.Array, padding: Padding, g: jax.Array) -> jax.Array:
     #     d[i,s,c,j,o] = sum over b, h, v of x[b,h+i,n v + s,c] g[b,h,n v + j,o]
     #     dw[i,s,c,o] = sum over j of d[i,s + j,c,j,o].
     #
-    # Measured on a core of an AMD EPYC, batch 32 and 64: with n = 2 it takes 0.5 to 0.75 of the
-    # time of 6 and 8 channels out, about the same of 16, more of 32 and 64, and n = 4 is slower.
+    # On a core of an AMD EPYC, batch 32 and 64, n = 2 is faster of 6 and 8 channels out, about the
+    # same of 16, and slower of 64; n = 4 is slower than it.
     batch, rows, columns, features = g.shape
     at_once = 2 if features < _FEW_CHANNELS and columns % 2 == 0 else 1
     kernel = g.reshape(batch, rows, columns // at_once, at_once * features)
