@@ -89,10 +89,10 @@ def prepare_data(config: ImageConfig, algorithm: Algorithm, loaded: Dataset) -> 
     if loaded.note:
         quality = f"{loaded.note}\n{quality}"
     if config.pixel_mean:
-        mean = _of_channels("pixel_mean", config.pixel_mean, dataset.mean, "[0, 1]")
+        mean = _of_channels("pixel_mean", config.pixel_mean, dataset.mean, or_zero=True)
         dataset = dataset._replace(mean=mean)
     if config.pixel_std:
-        std = _of_channels("pixel_std", config.pixel_std, dataset.std, "(0, 1]")
+        std = _of_channels("pixel_std", config.pixel_std, dataset.std, or_zero=False)
         dataset = dataset._replace(std=std)
 
     # Divergence is one of the nodes' data, whatever the method then makes of their shards.
@@ -120,14 +120,14 @@ def _check_together(config: ImageConfig) -> None:
             )
 
 
-def _of_channels(flag: str, text: str, own: tuple[float, ...], allowed: str) -> tuple[float, ...]:
+def _of_channels(flag: str, text: str, own: tuple[float, ...], or_zero: bool) -> tuple[float, ...]:
     """What a flag gives for each of the data set's channels.
 
     Args:
       flag: its name.
       text: its value, numbers with commas between them.
       own: what the data set has there.
-      allowed: the interval they lie in, as a mathematician writes it: 0 may be left out.
+      or_zero: whether they may be 0; else they are above it. None is above 1.
 
     Raises:
       UserError: they are not one for each channel.
@@ -136,9 +136,9 @@ def _of_channels(flag: str, text: str, own: tuple[float, ...], allowed: str) -> 
         found = tuple(float(word) for word in text.split(","))
     except ValueError:
         found = ()
-    zero_too = allowed.startswith("[")
-    in_range = all(0 < value <= 1 or (zero_too and value == 0) for value in found)
+    in_range = all(0 < value <= 1 or (or_zero and value == 0) for value in found)
     if len(found) != len(own) or not in_range:
+        allowed = "[0, 1]" if or_zero else "(0, 1]"
         example = ",".join(f"{value:.4f}" for value in own)
         raise UserError(
             f"--{flag}={text}: want {len(own)} numbers in {allowed}, a channel each; the data's: "
