@@ -17,11 +17,13 @@ examples, of images (methods) and of language models (methods_text); claims and 
 what the papers claim and no figure tests, as pairs of runs; convergence, FL and Snake until their
 accuracy no longer rises; published, FedAvg, FedProx and FedNova in a setting whose results others
 have published.
-Runs are shared between figures and go on after a kill; finished ones are not run again. Results
-are in RESULTS/SCALE (methods: RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and
-.json; configuration, metrics and summary of every run in runs.jsonl.gz; and for each study
-learning_rates.json and study.json (fine-tuning: *_language.json). With --redraw the figures are
-made of that file and nothing is run; with --take_kept only what it does not have.
+Runs are shared between figures and go on after a kill; finished ones are not run again. The same
+command started again beside itself shares the runs with it: one process a core, each bound to its
+own (taskset), is the fastest on a few cores. Results are in RESULTS/SCALE (methods:
+RESULTS/SCALE_methods, methods_text alike): figureN.png, .md and .json; configuration, metrics and
+summary of every run in runs.jsonl.gz; and for each study learning_rates.json and study.json
+(fine-tuning: *_language.json). With --redraw the figures are made of that file and nothing is run;
+with --take_kept only what it does not have.
 """
 
 import json

@@ -22,10 +22,12 @@ from snake_jax.errors import UserError
 from snake_jax.report.merits import Record, merit_of_lines
 from snake_jax.report.runs import Run, final, read_run
 from snake_jax.report.units import clock
-from snake_jax.runs import loop
+from snake_jax.runs import loop, storage
 from snake_jax.runs.workdir import Workdir, differences
 
 _PROGRAMS = "programs"
+_LOOKED_AT_S = 2.0
+"""Between looks at what other processes run."""
 Rates = dict[str, dict[str, Any]]
 """`{"method/partition": {"chosen": rate, "validation_loss": {rate: loss or null}}}`"""
 
@@ -144,6 +146,9 @@ def carry_out(
 ) -> None:
     """Runs what is not finished, in the order given, until time is up.
 
+    Several processes with one workdir share the runs: what another has begun is passed over, and
+    waited for at the end.
+
     Args:
       study: whose runs.
       wanted: cases.
@@ -157,6 +162,27 @@ def carry_out(
     if todo:
         _keep_programs(study.workdir / _PROGRAMS)
 
+    # A run of another process is looked at again until it has ended: where it was stopped, it is
+    # gone on with here.
+    here = todo
+    while here:
+        elsewhere = _carry_out_free(study, here, timer, say, jobs)
+        here = [case for case in elsewhere if not study.finished(case)]
+        if not timer.going_on():
+            break
+        if here:
+            time.sleep(_LOOKED_AT_S)
+    left = [case for case in todo if not study.finished(case)]
+    if left:
+        say(f"not finished: {len(left)} of {len(wanted)} runs; the same command goes on")
+
+
+def _carry_out_free(
+    study: Study, todo: Sequence[Case], timer: Clock, say: Callable[[str], None], jobs: int
+) -> list[Case]:
+    """Runs those that no other process runs; returns the others."""
+    elsewhere: list[Case] = []
+
     # Runs side by side end together: when time is up, or when one of them failed.
     stop = threading.Event()
 
@@ -165,7 +191,11 @@ def carry_out(
 
     def one(number: int) -> None:
         case = todo[number]
-        if not going_on():
+        # Another process may have ended it since.
+        if not going_on() or study.finished(case):
+            return
+        if storage.is_in_use(study.folder(case)):
+            elsewhere.append(case)
             return
         left = clock(timer.estimate(study, todo[number:]) / jobs)
         say(f"run {number + 1} of {len(todo)}: {study.name(case)}; about {left} left for all")
@@ -173,6 +203,10 @@ def carry_out(
         # One that fails ends the others at their next round, which the same command goes on from.
         try:
             result = _run(study, case, going_on, say)
+        except storage.InUse:
+            # Begun elsewhere while the data was read here.
+            elsewhere.append(case)
+            return
         except BaseException:
             stop.set()
             raise
@@ -182,9 +216,7 @@ def carry_out(
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, number) for number in range(len(todo))]
         one_run.wait(futures, stop)
-    left = [case for case in todo if not study.finished(case)]
-    if left:
-        say(f"not finished: {len(left)} of {len(wanted)} runs; the same command goes on")
+    return elsewhere
 
 
 def _run(study: Study, case: Case, going_on: Callable[[], bool], say: Callable[[str], None]) -> str:

@@ -225,9 +225,17 @@ def room(folder: epath.Path) -> Iterator[None]:
         ) from error
 
 
+class InUse(UserError):
+    """Another process has the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: epath.Path) -> Iterator[None]:
-    """Keeps other processes out of the folder."""
+    """Keeps other processes out of the folder.
+
+    Raises:
+      InUse: another process has it.
+    """
     if sys.platform == "win32":
         yield
         return
@@ -238,9 +246,20 @@ def locked(folder: epath.Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(
+                raise InUse(
                     f"--workdir={folder} is in use by another process; wait for it to end"
                 ) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def is_in_use(folder: epath.Path) -> bool:
+    """Whether another process has the folder; of one that is not there: no."""
+    if not folder.is_dir():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except InUse:
+        return True

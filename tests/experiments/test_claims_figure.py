@@ -1,5 +1,6 @@
 """Claims that no figure tests: pairs differ in one thing, and verdicts follow from their runs."""
 
+import contextlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from experiments.reproduction.cases import Case
 from experiments.reproduction.runs import Clock, Study
 from experiments.reproduction.tested import Claim
 from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS
-from snake_jax.runs import loop
+from snake_jax.runs import loop, storage
 from tests.experiments.test_reproduce import launch
 from tests.launches import write_images
 from tests.sweeps import sweep
@@ -214,6 +215,26 @@ def test_kept_runs_of_the_same_flags_are_taken_and_no_others(ran, tmp_path):
     said = []
     runs.carry_out(elsewhere, PAIR, Clock(0), said.append)
     assert said == ["2 of 2 runs were finished before"]
+
+
+def test_a_run_that_another_process_has_is_waited_for_and_taken_over_where_it_stops(ran, tmp_path):
+    study = ran._replace(workdir=tmp_path)
+    first, second = PAIR
+    other = contextlib.ExitStack()
+    study.folder(first).mkdir()
+    other.enter_context(storage.locked(study.folder(first)))
+    said = []
+
+    def say(line):
+        said.append(line)
+        # The other process is killed once this one has ended what is left.
+        if line.startswith(f"  {study.name(second)}: "):
+            other.close()
+
+    runs.carry_out(study, PAIR, Clock(0), say)
+    begun = [line.split(": ")[1].split(";")[0] for line in said if line.startswith("run ")]
+    assert begun == [study.name(second), study.name(first)]
+    assert all(study.finished(case) for case in PAIR)
 
 
 def test_a_kept_run_is_taken_under_the_public_name_of_its_data(tmp_path):
