@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from snake_jax import allocation
 from snake_jax.errors import UserError
 
 Main = Callable[[list[str]], None]
@@ -36,6 +37,7 @@ def run(
     def parse(words: Sequence[str]) -> list[str]:
         return _parse(words, arguments, parser)
 
+    allocation.keep_freed()
     try:
         app.run(call, argv=argv, flags_parser=parse)
     except BrokenPipeError:  # the reader of our output has left, as in `... | head`

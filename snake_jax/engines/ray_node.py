@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import ray
 
+from snake_jax import allocation
 from snake_jax.algorithms.visits import Outcome, Round, Serialized, Visit
 from snake_jax.engines import ray_faults, updates, vitals
 from snake_jax.engines.contract import (
@@ -154,6 +155,7 @@ class Node:
           cached: whether layers are kept from visit to visit.
           about: what is taken over, before anything of ours is unpickled or compiled.
         """
+        allocation.keep_freed()
         self._nodes, self._cached = nodes, cached
         self._engine: Engine | None = None
         self._doing: tuple[Visit, float] | None = None
