@@ -33,7 +33,7 @@ TOKENIZER = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string("output", "runs/stories", "folder of model, text and run")
 BLOCKS = flags.DEFINE_integer("blocks", 12, "of the model, as many as nodes", lower_bound=2)
 HIDDEN = flags.DEFINE_integer("hidden", 64, "width; heads are 16 wide", lower_bound=32)
-CYCLES = flags.DEFINE_integer("cycles", 20, "passes over the stories", lower_bound=1)
+CYCLES = flags.DEFINE_integer("cycles", 12, "passes over the stories", lower_bound=1)
 LENGTH = flags.DEFINE_integer("max_length", 128, "tokens in a row", lower_bound=8)
 BATCH = flags.DEFINE_integer("batch_size", 16, "rows in a step", lower_bound=1)
 RATE = flags.DEFINE_float("learning_rate", 3e-3, "of AdamW, decayed from pass to pass")
