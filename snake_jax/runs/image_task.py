@@ -98,6 +98,7 @@ def make_job(config: ImageConfig, algorithm: Algorithm, model: LayeredModel) -> 
     Raises:
       UserError: cuts or layers that the model has not, or a wrong node file.
     """
+    augmentation.check(config.augment, model.input_shape)
     always = resolve_layers("always_train", config.always_train, model.layer_names)
     plan = Plan(config, model.layer_names, always)
     # A node that has a loss of its own needs a head for it.

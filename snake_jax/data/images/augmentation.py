@@ -6,12 +6,26 @@ vmap takes 1 ms and a chain of selects 4 ms. Images are float32 and already norm
 zeros a crop lets in are the mean colour.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from snake_jax.errors import UserError
 
 AUGMENTATIONS = ("none", "crop_flip", "crop_flip_reflect", "flip")
+PADDING = 4
+"""Pixels that a crop may be shifted by."""
+
+
+def check(kind: str, shape: Sequence[int]) -> None:
+    """Raises UserError where images of this shape, `(H, W, C)`, cannot be augmented so."""
+    if kind == "crop_flip_reflect" and min(shape[:2]) <= PADDING:
+        height, width = shape[:2]
+        raise UserError(
+            f"--augment={kind} reflects {PADDING} pixels, and images of {height} x {width} have "
+            "no more; give crop_flip"
+        )
 
 
 def augment(kind: str, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -32,7 +46,7 @@ def augment(kind: str, key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def crop_flip(
-    key: jax.Array, images: jax.Array, padding: int = 4, reflect: bool = False
+    key: jax.Array, images: jax.Array, padding: int = PADDING, reflect: bool = False
 ) -> jax.Array:
     """Every image shifted by up to `padding` pixels each way, and mirrored with probability 1/2.
 

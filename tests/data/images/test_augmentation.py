@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from snake_jax.data.images.augmentation import AUGMENTATIONS, augment, crop_flip, flip, shift_mirror
+from snake_jax.data.images.augmentation import (
+    AUGMENTATIONS,
+    augment,
+    check,
+    crop_flip,
+    flip,
+    shift_mirror,
+)
 from snake_jax.errors import UserError
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8, 10, 3)), jnp.float32)
@@ -94,3 +101,10 @@ def test_unknown_kind_lists_the_allowed():
         match="--augment=cutout is unknown; allowed: none, crop_flip, crop_flip_reflect, flip",
     ):
         augment("cutout", jax.random.key(0), IMAGES)
+
+
+def test_images_that_have_no_pixels_to_reflect_are_refused():
+    check("crop_flip_reflect", (5, 5, 3))
+    check("crop_flip", (4, 4, 3))
+    with pytest.raises(UserError, match=r"reflects 4 pixels, and images of 8 x 4 have no more"):
+        check("crop_flip_reflect", (8, 4, 1))
