@@ -27,7 +27,7 @@ def test_every_side_of_a_claim_is_run_once_with_a_rate_of_its_own():
         assert len(names) == len(found)
         assert {case.method for case in found} == set(topic.methods)
         assert {case.seed for case in found} == {0, 1, 2}
-    assert len(claims.of_figure(claims.IMAGES, claims.IMAGE_SCALES["cpu"])) == 66
+    assert len(claims.of_figure(claims.IMAGES, claims.IMAGE_SCALES["cpu"])) == 75
 
 
 DIFFERING = {
