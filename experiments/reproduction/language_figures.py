@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.reproduction import language, language_tables
+from experiments.reproduction import language, language_claims, language_tables, tested
 from experiments.reproduction.cases import Case
 from experiments.reproduction.language import METHODS, PARTITIONS
 from experiments.reproduction.run_numbers import Numbers
@@ -22,6 +23,11 @@ _LOOKS = {
     "fedavg_lora": (0, 1),
     "fedavg_full": (0, 0),
 }
+
+_HOW_TO_READ = (
+    "Differences are of runs with the same seed, in the direction of the claim, in nats: of the "
+    "logarithm of perplexity. A lead is FL's logarithm less that of the run beside it."
+)
 
 
 def title(study: Study, figure: str) -> str:
@@ -65,10 +71,18 @@ def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
 def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found) -> list[str]:
     """The text below the title: setting, table, comparisons."""
     parts = [_about(study, _nodes(found)), language_tables.markdown_of(numbers)]
-    said = language_tables.against(numbers, study.rates)
+    said = language_tables.against_fl(numbers)
     if said:
         parts.append("\n".join(f"- {line}" for line in said))
+    lines = language_claims.told(study, figure, numbers)
+    if lines:
+        parts += ["## Claims", _HOW_TO_READ, language_claims.table(lines)]
     return parts
+
+
+def further(study: Study, figure: str, rows: Sequence[Numbers]) -> dict[str, Any]:
+    """The claims as the figure's JSON has them, beside the rows."""
+    return tested.as_json(language_claims.told(study, figure, rows))
 
 
 def _about(study: Study, blocks: int) -> str:
@@ -103,4 +117,4 @@ def draw(
     return plot_figure(lines(figure, found), path, caption, study.scale.target or None)
 
 
-SHOW = Show(title, model_in_words, numbers_of, sections, draw)
+SHOW = Show(title, model_in_words, numbers_of, sections, draw, further)

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.reproduction import verdict
 from experiments.reproduction.cases import Case
-from experiments.reproduction.language import FL_OF, METHODS, PARTITIONS, UNDISTILLED
+from experiments.reproduction.language import FL_OF, METHODS, PARTITIONS
 from experiments.reproduction.run_numbers import (
     BYTES,
     FLOPS,
@@ -21,7 +20,7 @@ from experiments.reproduction.run_numbers import (
     several,
     total,
 )
-from experiments.reproduction.runs import Rates, Study
+from experiments.reproduction.runs import Study
 from snake_jax.report.runs import Run, before, best, cost_to_reach, final, from_summary
 from snake_jax.report.units import human, percent, significant
 
@@ -115,15 +114,11 @@ def _line_name(group: Sequence[Numbers]) -> str:
     return _name(group[0], len(group))
 
 
-def against(rows: Sequence[Numbers], rates: Rates) -> list[str]:
-    """Sentences: each finished case of Snake Learning beside FL's, distilled beside undistilled.
-
-    The other is of the same training, partition and E. Whether perplexity is lower follows from the
-    seeds, by `verdict`.
+def against_fl(rows: Sequence[Numbers]) -> list[str]:
+    """Sentences: each finished case of Snake Learning beside FL's of the same training and E.
 
     Args:
       rows: of a figure.
-      rates: as tuned, which say whose lie at the edge of their grid.
     """
     groups = {}
     for group in by_case(rows):
@@ -131,24 +126,12 @@ def against(rows: Sequence[Numbers], rates: Rates) -> list[str]:
         groups[first["method"], first["partition"], first["epochs"]] = group
     lines = []
     for (method, partition, epochs), group in groups.items():
-        for rivals in (FL_OF, UNDISTILLED):
-            others = groups.get((rivals.get(method, ""), partition, epochs))
-            if others is None or not all(row["finished"] for row in [*group, *others]):
-                continue
-            beside = _factor(group, others)
-            if rivals is FL_OF:
-                beside += _cost_until_as_good(group, others)
-            said = _lower(group, others, rates)
-            lines.append(f"{_name(group[0], 0)}: {beside}; {said}.")
+        fl = groups.get((FL_OF.get(method, ""), partition, epochs))
+        if fl is None or not all(row["finished"] for row in [*group, *fl]):
+            continue
+        beside = _factor(group, fl) + _cost_until_as_good(group, fl)
+        lines.append(f"{_name(group[0], 0)}: {beside}.")
     return lines
-
-
-def _lower(group: Sequence[Numbers], others: Sequence[Numbers], rates: Rates) -> str:
-    """Whether perplexity is lower than the others', by their seeds."""
-    lower = verdict.differences(others, group, "perplexity_after")
-    tuned = rates.get(f"{others[0]['method']}/{others[0]['partition']}", {})
-    at_edge = tuned.get("at_the_edge_of_the_grid", False)
-    return verdict.sentence(verdict.paired(lower), "lower", "of perplexity", at_edge)
 
 
 def _factor(group: Sequence[Numbers], others: Sequence[Numbers]) -> str:
