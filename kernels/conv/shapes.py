@@ -60,6 +60,7 @@ SMALL = (
     ConvShape("1x1 kernel", (2, 5, 6, 4), (1, 1, 4, 3)),
     ConvShape("1x1 kernel, strides 2", (2, 5, 6, 4), (1, 1, 4, 3), (2, 2)),
     ConvShape("5x5 kernel", (2, 9, 8, 2), (5, 5, 2, 3)),
+    ConvShape("5x5 kernel, in tiles", (2, 12, 12, 3), (5, 5, 3, 6), (1, 1), "VALID"),
     ConvShape("kernel larger than the image", (2, 2, 2, 3), (5, 5, 3, 4)),
     ConvShape("one pixel", (3, 1, 1, 4), (3, 3, 4, 2)),
 )

@@ -58,8 +58,8 @@ def test_the_compiler_counts_what_the_formula_says(trained):
 def test_by_default_it_leaves_out_what_meets_the_padding():
     # Forward, but of conv1's three channels, and of trained layers' weight gradients, where images
     # are XLA's own convolution. Along a side of s pixels windows have 3 s taps, of which 2 lie on
-    # padding. And conv1 computes two columns at once, from windows a third wider: so many products
-    # are with zeros.
+    # padding. And conv1 computes tiles of 2 x 2 pixels, from windows of 4 x 4 taps in the place of
+    # 3 x 3: so many products are with zeros.
     trained = ("conv1", "conv4", "fc11")
     model = registry.build("vgg11", 10, (32, 32, 3), width=0.5)
     step = small_step(model, clip_norm=1.0)
@@ -73,7 +73,7 @@ def test_by_default_it_leaves_out_what_meets_the_padding():
             side = sides[cost.name]
             expected -= (1 - ((3 * side - 2) / (3 * side)) ** 2) * passes
     (conv1,) = (cost for cost in costs if cost.name == "conv1")
-    expected += conv1.forward / 3
+    expected += (4 * 4 / (3 * 3) - 1) * conv1.forward
     counted = compiled_cost(step, trained, BATCH).flops
     assert expected <= counted <= 1.02 * expected
     assert expected < 0.95 * step_flops(costs, trained), "the formula counts the direct convolution"
