@@ -31,6 +31,15 @@ _KINDS = {"kept": {}, "returned": {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}}
 
 def main(_: list[str]) -> None:
     """Runs all processes, then writes the medians and their ratios."""
+    # Before minutes of measuring, whose result could not be written.
+    file = Path(OUTPUT.value)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise UserError(
+            f"--output={OUTPUT.value}: {error.strerror}; give a file that can be written"
+        ) from error
     here = machine()
     times: dict[str, dict[str, list[float]]] = {kind: defaultdict(list) for kind in _KINDS}
     for number in range(REPEATS.value):
@@ -52,8 +61,6 @@ def main(_: list[str]) -> None:
         "rows": rows,
         "each_ms": times,
     }
-    file = Path(OUTPUT.value)
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")
 
 

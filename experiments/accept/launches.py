@@ -64,7 +64,7 @@ def in_a_process(stage: Stage, scale: str, folder: Path, data: str, limit_s: flo
     One that is ended because no minutes are left did not fit; one that had time enough failed.
     """
     began_s = time.monotonic()
-    log = folder / "work" / f"{stage.name}.log"
+    log = folder / "stages" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     file = outcome.file_of(folder, stage.name)
     file.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from experiments.bench import results
 def main(stage: str, scale: str, folder: str, limit_s: str, data: str) -> None:
     """Carries it out and writes its result."""
     began_s = time.monotonic()
-    own = Path(folder) / "work" / stage
+    own = Path(folder) / "stages" / stage
     own.mkdir(parents=True, exist_ok=True)
     module: Runs = importlib.import_module(f"experiments.accept.{stage}")
     given = Given(SCALES[scale], own, data, float(limit_s))
