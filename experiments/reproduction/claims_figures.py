@@ -82,8 +82,8 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
     parts = [_about(study, figure)]
     lines = tested.told(CLAIMS[figure], numbers)
     if lines:
-        names = tested.labels(study)
-        parts += ["## Claims", tested.claims_table(lines, names, study.topic.partitions)]
+        text = tested.claims_table(lines, study.topic.partitions, tested.labels(study))
+        parts += ["## Claims", text]
     shown = significant if figure == TEXT else percent
     columns: list[Column] = [
         ("perplexity" if figure == TEXT else "test accuracy", several("reached", shown)),

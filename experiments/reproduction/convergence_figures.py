@@ -96,8 +96,8 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
     parts = [_about(study)]
     lines = told(study, numbers)
     if lines:
-        names = tested.labels(study)
-        parts += ["## Claims", tested.claims_table(lines, names, study.topic.partitions)]
+        text = tested.claims_table(lines, study.topic.partitions, tested.labels(study))
+        parts += ["## Claims", text]
     columns: list[Column] = [
         ("final accuracy", several("final_accuracy", percent)),
         ("best", several("best_accuracy", percent)),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.reproduction import language, tested
 from experiments.reproduction.cases import Scale
-from experiments.reproduction.language import FL_OF, METHODS, PARTITIONS, UNDISTILLED
+from experiments.reproduction.language import FL_OF, METHODS, UNDISTILLED
 from experiments.reproduction.run_numbers import Numbers
 from experiments.reproduction.runs import Study
 from experiments.reproduction.tested import Claim, Told
@@ -45,14 +45,6 @@ def told(study: Study, figure: str, rows: Sequence[Numbers]) -> list[Told]:
         return any(tuned(method, partition) for method in trained_by[label])
 
     return tested.told(_claims(study.scale, language.FIGURES[figure]), sides, at_edge)
-
-
-def table(lines: Sequence[Told]) -> str:
-    """A line for each claim."""
-    names: dict[str, str] = {}
-    for line in lines:
-        names |= {line.side: line.side, line.rival: line.rival}
-    return tested.claims_table(lines, names, PARTITIONS)
 
 
 def _claims(scale: Scale, partition: str) -> list[Claim]:

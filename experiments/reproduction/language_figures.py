@@ -76,7 +76,8 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
         parts.append("\n".join(f"- {line}" for line in said))
     lines = language_claims.told(study, figure, numbers)
     if lines:
-        parts += ["## Claims", _HOW_TO_READ, language_claims.table(lines)]
+        text = tested.claims_table(lines, language.PARTITIONS)
+        parts += ["## Claims", _HOW_TO_READ, text]
     return parts
 
 

@@ -175,21 +175,25 @@ def as_json(lines: Sequence[Told]) -> dict[str, Any]:
 
 
 def claims_table(
-    lines: Sequence[Told], methods: Mapping[str, str], partitions: Mapping[str, str]
+    lines: Sequence[Told], partitions: Mapping[str, str], methods: Mapping[str, str] | None = None
 ) -> str:
     """A line for each claim and partition.
 
     Args:
       lines: from `told`.
-      methods: how the sides are called.
-      partitions: likewise.
+      partitions: how they are called.
+      methods: how the sides are called; None: the sides are labels already.
     """
+
+    def called(side: str) -> str:
+        return side if methods is None else methods[side]
+
     body = []
     for line in lines:
         found = line.found
-        pair = f"{methods[line.side]} against {methods[line.rival]}"
+        pair = f"{called(line.side)} against {called(line.rival)}"
         if line.at_edge:
-            edges = ", ".join(methods[name] for name in line.at_edge)
+            edges = ", ".join(called(side) for side in line.at_edge)
             pair += f" (at the edge of the rates: {edges})"
         body.append(
             [

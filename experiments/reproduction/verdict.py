@@ -9,6 +9,9 @@ Student's paired t-test, two-sided, at 5 %:
   cannot tell     anything else; fewer than three seeds; or a difference in the claim's favour while
                   the learning rate of the rival lies at an edge of its grid, since another rate
                   might serve it better
+
+Each is a test of its own, not corrected for the number of claims: of twenty differences that are
+nothing, one reads as significant.
 """
 
 import math

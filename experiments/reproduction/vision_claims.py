@@ -53,14 +53,6 @@ def told(study: Study, figure: str, rows: Sequence[Numbers]) -> list[Told]:
     return tested.told(_CLAIMS[figure](study.scale), sides, at_edge)
 
 
-def table(lines: Sequence[Told]) -> str:
-    """A line for each claim and partition."""
-    names: dict[str, str] = {}
-    for line in lines:
-        names |= {line.side: line.side, line.rival: line.rival}
-    return tested.claims_table(lines, names, PARTITIONS)
-
-
 def _of_frameworks(scale: Scale) -> list[Claim]:
     """Figure 5's, for each number of local epochs."""
     claims = []

@@ -90,7 +90,8 @@ def sections(study: Study, figure: str, numbers: Sequence[Numbers], found: Found
     parts = [_about(study), tables.runs_markdown(numbers, study.scale.target)]
     lines = vision_claims.told(study, figure, numbers)
     if lines:
-        parts += ["## Claims", _HOW_TO_READ, vision_claims.table(lines)]
+        text = tested.claims_table(lines, vision.PARTITIONS)
+        parts += ["## Claims", _HOW_TO_READ, text]
     return parts
 
 

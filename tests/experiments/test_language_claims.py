@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reproduction import language, language_claims
+from experiments.reproduction import language, language_claims, tested
 from experiments.reproduction.runs import Study
 from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS
 
@@ -58,7 +58,7 @@ def test_each_method_is_beside_fl_that_trains_alike_and_distilled_beside_undisti
     gains = [math.log(many / few) for many, few in zip(more, factors, strict=True)]
     assert last.found.mean == pytest.approx(sum(gains) / 3)
     assert f"| IID | lead of {whole}, E = 3 against lead of {whole}, E = 1 | " in (
-        language_claims.table(lines)
+        tested.claims_table(lines, language.PARTITIONS)
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reproduction import vision, vision_claims
+from experiments.reproduction import tested, vision, vision_claims
 from experiments.reproduction.cases import Case
 from experiments.reproduction.runs import Study
 from experiments.reproduction.verdict import CANNOT_TELL, DOES_NOT_HOLD, HOLDS
@@ -86,7 +86,7 @@ def test_orders_are_compared_as_the_papers_do():
     assert (above.claim.text, above.verdict) == ("sequential order is above reverse", HOLDS)
     assert (alike.claim.margin, alike.verdict) == (-1, HOLDS)
     assert vision_claims.told(study_of(), "2", rows_of(runs)) == []
-    text = vision_claims.table([above, alike])
+    text = tested.claims_table([above, alike], vision.PARTITIONS)
     assert (
         "| Snake Learning, E = 1 against Snake Learning, E = 1, reverse order | +1.97 points | "
         in text
