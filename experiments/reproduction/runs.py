@@ -23,7 +23,7 @@ from snake_jax.report.merits import Record, merit_of_lines
 from snake_jax.report.runs import Run, final, read_run
 from snake_jax.report.units import clock
 from snake_jax.runs import loop, storage
-from snake_jax.runs.workdir import Workdir, differences
+from snake_jax.runs.workdir import Workdir, differences, is_longer
 
 _PROGRAMS = "programs"
 _LOOKED_AT_S = 2.0
@@ -88,7 +88,11 @@ class Study(NamedTuple):
         folder = self.folder(case)
         config = folder / "config.json"
         if config.exists():
-            other = differences(self.config(case), json.loads(config.read_text()))
+            here, there = self.config(case), json.loads(config.read_text())
+            # One of fewer cycles goes on.
+            if is_longer(here, there):
+                return False
+            other = differences(here, there)
             if other:
                 raise UserError(
                     f"{folder} holds a run with other flags: {', '.join(other)}; give another "

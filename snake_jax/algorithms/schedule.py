@@ -224,6 +224,11 @@ def epochs_of(config: RunConfig, node: int) -> int:
     return int(words[node % len(words)])
 
 
+def rates_follow_length(config: RunConfig) -> bool:
+    """Whether the learning rate of a visit depends on how many cycles the run has."""
+    return config.lr_schedule in ("cosine", "cosine_visits")
+
+
 def learning_rate(config: RunConfig, cycle: int, done: float = 0.0) -> float:
     """The learning rate of a visit.
 

@@ -6,7 +6,8 @@ who asks for nodes to leave or join adds requests.jsonl (`membership`).
 A round is finished once its checkpoint is written. Its lines are written before, so on resume lines
 past the checkpoint are cut off and their rounds done again, with the same result. Whole files are
 replaced in one step, so a kill leaves the old or the new. A lock on the folder, which ends with the
-process, keeps a second one out.
+process, keeps a second one out. A run that has ended goes on where it is given more cycles
+(`is_longer`).
 
 In a bucket (`storage`) there are no locks: the process that opened the folder last owns it, as
 owner.json says, and one that finds itself replaced ends before it writes more. Should both write in
@@ -29,6 +30,8 @@ import numpy as np
 from etils import epath
 
 from snake_jax import processes
+from snake_jax.algorithms import schedule
+from snake_jax.config import RunConfig
 from snake_jax.engines.contract import Compilations
 from snake_jax.errors import UserError
 from snake_jax.nodes import ledger
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 _OWNER = "owner.json"
+_SUMMARY = "summary.json"
 
 
 class Workdir:
@@ -110,6 +114,9 @@ class Workdir:
                 )
         else:
             self._check_same(config, stored)
+            if is_longer(config, stored):
+                # What ended is to go on: a kill from here on leaves a run that has not ended.
+                (self.path / _SUMMARY).unlink(missing_ok=True)
         # They may differ in what a run may change on its way.
         if stored != ours:
             json_files.write_json(file, ours)
@@ -122,9 +129,13 @@ class Workdir:
                 f"had no --{missing[0]}; give another --workdir"
             )
         other = differences(config, stored)
-        if other:
+        if other and not is_longer(config, stored):
+            why = ""
+            if isinstance(config, RunConfig) and stored["cycles"] < config.cycles:
+                follows = schedule.rates_follow_length(config)
+                why = ", and its learning rates follow its cycles" if follows else ""
             raise UserError(
-                f"--workdir={self.path} holds a run with other flags: {', '.join(other)}; "
+                f"--workdir={self.path} holds a run with other flags: {', '.join(other)}{why}; "
                 "use those, or another --workdir"
             )
 
@@ -286,7 +297,7 @@ class Workdir:
         self.settle()
         if self._checkpoints:
             self._check_owner()
-            json_files.write_json(self.path / "summary.json", summary)
+            json_files.write_json(self.path / _SUMMARY, summary)
 
     def close(self) -> None:
         """Lets go of the folder, once all rounds are on disk.
@@ -378,3 +389,19 @@ def differences(here: "DataclassInstance", there: dict[str, Any]) -> list[str]:
         if mine != theirs and name not in free:
             found.append(f"--{name}={theirs} (here {mine})")
     return found
+
+
+def is_longer(here: "DataclassInstance", there: Record) -> bool:
+    """Whether a stored config is this one but for fewer cycles, and its run can go on to these.
+
+    It then ends with the bits of a run that had them from the start: what comes next depends on
+    what was, and not on how much is to come. That is otherwise where learning rates follow the
+    run's length, and such a run cannot go on.
+    """
+    if not isinstance(here, RunConfig) or schedule.rates_follow_length(here):
+        return False
+    before = there.get("cycles")
+    if not isinstance(before, int) or not 0 < before < here.cycles:
+        return False
+    shorter = dataclasses.replace(here, cycles=before)
+    return not differences(shorter, there)

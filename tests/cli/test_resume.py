@@ -134,3 +134,42 @@ def test_killed_with_sigkill_it_ends_as_an_unbroken_run(
     unbroken = results(tmp_path / "unbroken")
     assert len(unbroken["metrics"]) >= 8
     assert results(folder) == unbroken
+
+
+# Flags but for the cycles; cycles of the run that ends, and of the one that it becomes. The former
+# ends where the latter is evaluated.
+LONGER = {
+    "snake": (("--algorithm=snake", "--order=random", "--lr_schedule=constant"), 3, 6),
+    "fedavg": (("--algorithm=fedavg", "--nodes_per_round=2", "--server_momentum=0.5"), 3, 6),
+    "split": (("--algorithm=split", "--tail=1", "--carry_optimizer_state"), 1, 2),
+    "random_walking_snakes": (("--algorithm=random_walking_snakes", "--walk=metropolis"), 1, 2),
+}
+
+
+@pytest.mark.parametrize("method", LONGER)
+def test_given_more_cycles_a_run_that_has_ended_becomes_the_longer_one(
+    method, small, monkeypatch, capfd, tmp_path
+):
+    run, (flag_list, few, many) = Launcher(monkeypatch, capfd), LONGER[method]
+    monkeypatch.setattr(one_run, "draw_curves", lambda run, picture: None)
+    grown, unbroken = tmp_path / "grown", tmp_path / "unbroken"
+    assert run(*small, *flag_list, f"--cycles={few}", f"--workdir={grown}").code == 0
+    ended = run(*small, *flag_list, f"--cycles={many}", f"--workdir={grown}")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "going on after" in ended.stdout
+    assert run(*small, *flag_list, f"--cycles={many}", f"--workdir={unbroken}").code == 0
+    assert results(grown) == results(unbroken)
+
+
+def test_a_run_whose_rates_follow_its_length_does_not_become_longer(
+    small, monkeypatch, capfd, tmp_path
+):
+    run = Launcher(monkeypatch, capfd)
+    monkeypatch.setattr(one_run, "draw_curves", lambda run, picture: None)
+    flag_list = (*small, "--algorithm=fedavg", "--lr_schedule=cosine", f"--workdir={tmp_path}/run")
+    assert run(*flag_list, "--cycles=3").code == 0
+    before = results(tmp_path / "run")
+    ended = run(*flag_list, "--cycles=6")
+    assert ended.code == 2
+    assert "--cycles=3 (here 6), and its learning rates follow its cycles; use" in ended.stderr
+    assert results(tmp_path / "run") == before

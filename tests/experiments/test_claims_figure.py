@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments.reproduction import cases, claims, figures, kept, runs, tested
+from experiments.reproduction import cases, claims, convergence, figures, kept, runs, tested
 from experiments.reproduction.cases import Case
 from experiments.reproduction.runs import Clock, Study
 from experiments.reproduction.tested import Claim
@@ -235,6 +235,22 @@ def test_a_run_that_another_process_has_is_waited_for_and_taken_over_where_it_st
     begun = [line.split(": ")[1].split(";")[0] for line in said if line.startswith("run ")]
     assert begun == [study.name(second), study.name(first)]
     assert all(study.finished(case) for case in PAIR)
+
+
+def test_a_study_given_more_passes_goes_on_with_the_runs_that_have_ended(tmp_path):
+    topic, case = convergence.TOPIC, Case("fedavg", "iid")
+    scale = topic.scales["smoke"]._replace(cycles={1: 2})
+    short = Study(topic, "smoke", scale, {"data": "digits"}, tmp_path, tmp_path, {})
+    runs.carry_out(short, [case], Clock(0), lambda line: None)
+    before = short.read(case).metrics
+    assert short.finished(case)
+
+    longer = short._replace(scale=scale._replace(cycles={1: 3}))
+    assert not longer.finished(case)
+    runs.carry_out(longer, [case], Clock(0), lambda line: None)
+    assert longer.finished(case)
+    assert longer.read(case).metrics[:2] == before
+    assert len(longer.read(case).metrics) == 3
 
 
 def test_a_kept_run_is_taken_under_the_public_name_of_its_data(tmp_path):

@@ -145,6 +145,31 @@ def test_what_to_do_on_divergence_may_change(opened, tmp_path):
         )
 
 
+def test_more_cycles_make_of_a_run_that_has_ended_one_that_has_not(opened, tmp_path):
+    folder = opened(cycles=2)
+    folder.finish({"final_accuracy": 0.5})
+    folder.close()
+    opened(cycles=3).close()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert strict_json((tmp_path / "run" / "config.json").read_text())["cycles"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"cycles": 1}, r"--cycles=2 \(here 1\); use"),
+        ({"cycles": 3, "seed": 1}, r"--cycles=2 \(here 3\), --seed=0 \(here 1\); use"),
+    ],
+)
+def test_fewer_cycles_and_other_flags_beside_more_are_refused(changes, refused, opened, tmp_path):
+    folder = opened(cycles=2)
+    folder.finish({"final_accuracy": 0.5})
+    folder.close()
+    with pytest.raises(UserError, match=refused):
+        opened(**changes)
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 # How it goes on
 
 
