@@ -9,10 +9,12 @@ process of its own and with its result written as it ends; the same command goes
 repeats only what has not passed. It ends with a page, OUTPUT/accept.md and accept.json, which is
 there from the beginning and says what was not reached yet. The second is the same on a CPU, on
 narrow networks. The third compiles the programs for a chip that need not be there, of all stages or
-of those of --only. Exit code: 0 where all passed, 1 where something failed, 3 where nothing failed
-and not all of it fitted into the minutes, 130 after Ctrl-C, 143 after SIGTERM.
+of those of --only, and writes OUTPUT/described.md and described.json. Exit code: 0 where all
+passed, 1 where something failed, 3 where nothing failed and not all of it fitted into the minutes,
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import importlib.metadata
 import signal
 import sys
 import tempfile
@@ -89,22 +91,38 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _described() -> int:
-    """Compiles for a chip; prints what is refused; the exit code."""
+    """Compiles for a chip; prints and writes what came of it; the exit code."""
     # Here, since jax is for the stages' processes where a device is run on.
     import jax
 
     from experiments.accept import describe
+    from experiments.bench import results
+
+    began_s = time.monotonic()
+    target = DESCRIBE.value
 
     # A program for a chip that is not here can be kept and not read again.
     jax.config.update("jax_enable_compilation_cache", False)
     scale = pick("scale", SCALE.value or "full", SCALES)
     with tempfile.TemporaryDirectory() as folder:
         sizes = SCALES[scale]
-        found = describe.run(sizes, DESCRIBE.value, Path(folder), _only(describe.STAGES), _say)
-    wrong = outcome.unmet(found)
+        found = describe.run(sizes, target, Path(folder), _only(describe.STAGES), _say)
+    status = outcome.status_of(found)
+    took_s = time.monotonic() - began_s
+    result = Result(target, status, scale, took_s, found, results.header() | _compiler())
+    for file in page.write_described(Path(OUTPUT.value), _command(), result):
+        _say(str(file))
     compiled = sum(row.name == "reserved" for row in found.rows)
-    _say(f"{DESCRIBE.value}: {compiled} programs compiled, {len(wrong)} failed")
-    return 1 if wrong else 0
+    _say(f"{target}: {compiled} programs compiled, {len(found.failures)} failed")
+    return 1 if status == outcome.FAILED else 0
+
+
+def _compiler() -> dict[str, str]:
+    """The version of the TPU compiler, where there is one."""
+    try:
+        return {"libtpu": importlib.metadata.version("libtpu")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def _only(described: Sequence[str]) -> list[str]:

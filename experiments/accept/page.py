@@ -12,6 +12,7 @@ from experiments.bench import table
 from snake_jax.cli.accounting_tables import table as lines_of_table
 
 NAMES = ("accept.md", "accept.json")
+DESCRIBED = ("described.md", "described.json")
 
 
 def exit_code(results: Sequence[Result]) -> int:
@@ -81,3 +82,36 @@ def _section(result: Result) -> list[str]:
         parts.append("No number.")
     parts += result.outcome.notes
     return parts
+
+
+def write_described(folder: Path, command: str, result: Result) -> list[Path]:
+    """Both files of programs that were compiled for a chip that need not be there.
+
+    Args:
+      folder: for them.
+      command: that compiled them.
+      result: a row for each program, its subject `STAGE: PROGRAM`; its stage is the chip's name.
+    """
+    rows = [row for row in result.outcome.rows if row.name == "reserved"]
+    machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
+    parts = [f"# Programs compiled for {result.stage}", f"`{command}`", machine]
+
+    # First how many there are of each stage, and what the greatest of them takes.
+    by_stage: dict[str, list[float]] = {}
+    for row in rows:
+        by_stage.setdefault(row.subject.split(": ")[0], []).append(row.value)
+    body = []
+    for stage, reserved in by_stage.items():
+        body.append([stage, str(len(reserved)), f"{max(reserved):,.0f} MB"])
+    parts.append(lines_of_table(["stage", "compiled", "the greatest reserves"], body))
+    parts.append(f"{len(rows)} compiled, {len(result.outcome.failures)} refused.")
+    if result.outcome.failures:
+        parts.append("\n".join(f"- {line}" for line in result.outcome.failures))
+    parts.append(table.markdown(rows))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    page, numbers = (folder / name for name in DESCRIBED)
+    content = {"command": command, **outcome.as_json(result)}
+    numbers.write_text(json.dumps(content, indent=1) + "\n")
+    page.write_text("\n\n".join(parts) + "\n")
+    return [page, numbers]

@@ -259,8 +259,26 @@ def test_every_stage_that_computes_has_programs_to_describe(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_program_is_compiled_for_a_chip_that_is_not_here():
+def test_every_program_is_compiled_for_a_chip_that_is_not_here(tmp_path):
     command = [sys.executable, "-m", "experiments.accept", "--scale=test", "--describe=cpu"]
+    command.append(f"--output={tmp_path}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert " programs compiled, 0 failed\n" in done.stderr
+    assert "# Programs compiled for cpu\n" in (tmp_path / "described.md").read_text()
+
+
+def test_the_page_of_compiled_programs_says_how_many_there_are_and_which_were_refused(tmp_path):
+    rows = []
+    for program, megabytes in (("kernels: a", 10.0), ("kernels: b", 30.0), ("large: c", 20.0)):
+        rows.append(Row(describe.TABLE, program, "reserved", megabytes, "MB"))
+    refused = "large: d: MemoryError: too large"
+    found = Outcome(rows, (refused,))
+    result = Result("tpu:v5e", FAILED, "full", 1.0, found, {"libtpu": "0.1"})
+    text, numbers = page.write_described(tmp_path, "python -m experiments.accept", result)
+    lines = text.read_text().splitlines()
+    assert lines[0] == "# Programs compiled for tpu:v5e"
+    assert "| kernels | 2 | 30 MB |" in lines
+    assert "3 compiled, 1 refused." in lines
+    assert f"- {refused}" in lines
+    assert len(json.loads(numbers.read_text())["rows"]) == 3
