@@ -15,8 +15,8 @@ of the layers. Of the fine-tuning study: 6 perplexity by local epochs, IID, and 
 as 5,8 or all. Beside the papers' figures, and not among all: every method on the same
 examples, of images (methods) and of language models (methods_text); claims and claims_text,
 what the papers claim and no figure tests, as pairs of runs; convergence, FL and Snake until their
-accuracy no longer rises; published, FedAvg, FedProx and FedNova in a setting whose results others
-have published.
+accuracy no longer rises; rounds, FedAvg's rounds to an accuracy on MNIST beside those of its paper;
+published, FedAvg, FedProx and FedNova in a setting whose results others have published.
 Runs are shared between figures and go on after a kill; finished ones are not run again. The same
 command started again beside itself shares the runs with it: one process a core, each bound to its
 own (taskset), is the fastest on a few cores. Results are in RESULTS/SCALE (methods:
@@ -66,7 +66,10 @@ SCALE = flags.DEFINE_string(
     "blocks); full needs an accelerator",
 )
 DATA = flags.DEFINE_string(
-    "data", "", "CIFAR-10: cifar10 (downloads it) or npz:DIR; smoke takes the bundled digits"
+    "data",
+    "",
+    "CIFAR-10: cifar10 (downloads it) or npz:DIR; for --figure=rounds MNIST: tfds:mnist or "
+    "npz:FILE; smoke takes the bundled digits",
 )
 TEXT_MODEL = flags.DEFINE_string(
     "text_model",

@@ -24,7 +24,7 @@ ALGORITHMS = (
     "random_walking_snakes",
 )
 # snake_jax.models.registry.MODELS
-IMAGE_MODELS = ("vgg11", "cnn", "lenet", "mlp")
+IMAGE_MODELS = ("vgg11", "cnn", "lenet", "mlp", "2nn", "fedavg_cnn")
 # snake_jax.models.presets.PRESETS
 LANGUAGE_MODELS = (
     "opt-125m",
@@ -48,7 +48,7 @@ LANGUAGE_MODELS = (
     "tiny-gemma3",
 )
 # snake_jax.data.partition.PARTITIONS
-PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
+PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped", "pathological")
 # snake_jax.data.images.augmentation.AUGMENTATIONS
 AUGMENTATIONS = ("none", "crop_flip", "crop_flip_reflect", "flip")
 # snake_jax.data.text.templates.TEMPLATES

@@ -21,6 +21,7 @@ NAMES = (
     "partition/dirichlet",
     "partition/dirichlet_split",
     "partition/dirichlet_capped",
+    "partition/pathological",
     "partition/by_category",
     "divergence/deals",
     "partition/drawn",

@@ -18,6 +18,8 @@ from experiments.reproduction import (
     methods_text_figures,
     published,
     published_figures,
+    rounds,
+    rounds_figures,
     tables,
     vision,
     vision_figures,
@@ -33,6 +35,7 @@ COMPARISONS = (
     *claims.TOPICS,
     convergence.TOPIC,
     published.TOPIC,
+    rounds.TOPIC,
 )
 """Beside the papers' figures."""
 FIGURES = tuple(sorted([*vision.TOPIC.figures, *language.TOPIC.figures]))
@@ -45,6 +48,7 @@ _SHOW: dict[str, Show] = {
     claims.TEXT: claims_figures.SHOW,
     convergence.FIGURE: convergence_figures.SHOW,
     published.FIGURE: published_figures.SHOW,
+    rounds.FIGURE: rounds_figures.SHOW,
 }
 # Those of the comparisons: figures that the papers do not have, and so no number for.
 OWN = tuple(figure for topic in COMPARISONS for figure in topic.figures)

@@ -5,8 +5,9 @@ Tasks"): "the datasets are partitioned based on Dirichlet distribution as class 
 distribution per node (as in Hsu et al. 2019). `dirichlet_split` is the other common one (as in
 Yurochkin et al. 2019): every class is split over the nodes. Both use every example exactly once.
 `dirichlet_capped` is `dirichlet_split` as FedNova's experiments (Wang et al. 2020) draw it: a node
-that holds its even share gets no more. `file:PATH` reads one drawn elsewhere, for comparisons on
-the same data. A partition is a list of sorted int32 index arrays, one a node.
+that holds its even share gets no more. `pathological` is how FedAvg's own experiments (McMahan et
+al. 2017) divide MNIST: most nodes hold two classes. `file:PATH` reads one drawn elsewhere, for
+comparisons on the same data. A partition is a list of sorted int32 index arrays, one a node.
 """
 
 import json
@@ -23,11 +24,12 @@ from snake_jax import streams
 from snake_jax.data import drawn as drawing
 from snake_jax.errors import UserError
 
-PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped")
+PARTITIONS = ("iid", "dirichlet", "dirichlet_split", "dirichlet_capped", "pathological")
 
 _ATTEMPTS = 1000
 _LISTED = 100  # nodes that are printed
 _CAPPED_LEAST = 10  # examples that FedNova's experiments leave every client
+_PIECES = 2  # that FedAvg's experiments deal to every client
 
 
 def split_over_nodes(
@@ -63,6 +65,8 @@ def split_over_nodes(
         return iid(labels, nodes, seed)
     if kind == "dirichlet":
         return dirichlet_prior(labels, nodes, alpha, seed)
+    if kind == "pathological":
+        return pathological(labels, nodes, seed)
     if kind == "dirichlet_capped":
         least = min(_CAPPED_LEAST, len(labels) // nodes)
         return dirichlet_split(labels, nodes, alpha, seed, min_examples=least, capped=True)
@@ -74,6 +78,30 @@ def iid(labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray]:
     _check(labels, nodes, 1.0, seed)
     order = streams.generator(seed, "partition/iid").permutation(len(labels))
     return _shards(np.array_split(order, nodes))
+
+
+def pathological(labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray]:
+    """Sorted by class and cut into two equal pieces a node, which are dealt at random.
+
+    As McMahan et al. 2017 (3, "Optimizing"), who call it pathological: a node holds two classes, or
+    one, or three or four where a piece has the end of a class. Sizes differ by at most two.
+
+    Raises:
+      UserError: there are fewer examples than pieces.
+    """
+    _check(labels, nodes, 1.0, seed)
+    count = _PIECES * nodes
+    if count > len(labels):
+        raise UserError(
+            f"--partition=pathological: --nodes={nodes} take {count} pieces of the "
+            f"{len(labels)} training examples, two each; give fewer nodes"
+        )
+    rng = streams.generator(seed, "partition/pathological")
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    pieces = np.array_split(by_class, count)
+    dealt = rng.permutation(count).reshape(nodes, _PIECES)
+    return _shards([np.concatenate([pieces[number] for number in mine]) for mine in dealt])
 
 
 def from_file(path: str, examples: int, nodes: int) -> list[np.ndarray]:

@@ -16,17 +16,19 @@ from snake_jax.config import ImageConfig
 from snake_jax.errors import UserError
 from snake_jax.models.adapter import from_linen, from_nnx, linen_layer
 from snake_jax.models.layered import Layer, LayeredModel
-from snake_jax.models.vision import DenseLayer, cnn, lenet, mlp, vgg11
+from snake_jax.models.vision import DenseLayer, cnn, fedavg_cnn, lenet, mlp, two_nn, vgg11
 
 MODELS: dict[str, Callable[..., LayeredModel]] = {
     "vgg11": vgg11,
     "cnn": cnn,
     "lenet": lenet,
     "mlp": mlp,
+    "2nn": two_nn,
+    "fedavg_cnn": fedavg_cnn,
 }
 
 # So that a pixel is left after all poolings; lenet's convolutions take four off as well.
-_LEAST_SIDE = {"vgg11": 32, "cnn": 8, "lenet": 16}
+_LEAST_SIDE = {"vgg11": 32, "cnn": 8, "lenet": 16, "fedavg_cnn": 4}
 
 
 def find(name: str) -> Callable[..., object]:

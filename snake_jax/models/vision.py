@@ -1,4 +1,7 @@
-"""Networks for images: VGG-11 as the papers train it, a small CNN, LeNet and an MLP."""
+"""Networks for images.
+
+VGG-11 as the papers train it, a small CNN, LeNet, an MLP, and the two networks of the FedAvg paper.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -201,6 +204,57 @@ def lenet(
         ("fc5", DenseLayer(num_classes, False, dropout, init)),
     ]
     return from_linen("lenet", stages, input_shape, stochastic=dropout > 0)
+
+
+def fedavg_cnn(
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    *,
+    width: float = 1.0,
+    norm: str = "none",
+    dropout: float = 0.0,
+    conv: str = "auto",
+    init: str = "he",
+) -> LayeredModel:
+    """The CNN that FedAvg was published with: `conv1`, `conv2`, `fc3`, `fc4`.
+
+    Two 5x5 convolutions of 32 and 64 channels, each with pooling, then 512 hidden units (McMahan et
+    al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", 3):
+    1,663,370 parameters for 28x28x1 images and 10 classes. Options as of `lenet`.
+    """
+    conv_init = "torch_uniform" if init == "torch" else init
+    stages: list[tuple[str, nn.Module]] = []
+    for i, channels in enumerate((32, 64), start=1):
+        layer = ConvLayer(_scaled(channels, width), True, norm, conv, conv_init, side=5)
+        stages.append((f"conv{i}", layer))
+    stages += [
+        ("fc3", DenseLayer(_scaled(512, width), True, dropout, init)),
+        ("fc4", DenseLayer(num_classes, False, dropout, init)),
+    ]
+    return from_linen("fedavg_cnn", stages, input_shape, stochastic=dropout > 0)
+
+
+def two_nn(
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    *,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    init: str = "he",
+    **_: Any,
+) -> LayeredModel:
+    """The 2NN that FedAvg was published with: `fc1`, `fc2`, `fc3`.
+
+    Two hidden layers of 200 units (McMahan et al. 2017, 3): 199,210 parameters for 28x28x1 images
+    and 10 classes. Options as of `mlp`.
+    """
+    units = _scaled(200, width)
+    stages: list[tuple[str, nn.Module]] = [
+        ("fc1", DenseLayer(units, True, 0.0, init)),
+        ("fc2", DenseLayer(units, True, dropout, init)),
+        ("fc3", DenseLayer(num_classes, False, dropout, init)),
+    ]
+    return from_linen("2nn", stages, input_shape, stochastic=dropout > 0)
 
 
 def mlp(

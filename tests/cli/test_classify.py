@@ -311,7 +311,7 @@ WRONG_VALUES = [
         "--algorithm=adam: not one of snake, fedavg, fedprox, scaffold, fednova, fedpart, "
         "progressive, badam, lisa, hift, sequential, centralised",
     ),
-    ("--model=resnet", "not one of vgg11, cnn, lenet, mlp"),
+    ("--model=resnet", "not one of vgg11, cnn, lenet, mlp, 2nn, fedavg_cnn"),
     ("--dataset=mnist", "allowed: digits, cifar10, tfds:NAME, npz:PATH"),
     ("--dataset=npz:/absent.npz", "/absent.npz: no such file"),
     (

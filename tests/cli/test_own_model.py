@@ -127,7 +127,10 @@ def test_a_function_is_told_what_it_takes():
         ("own_models.nets:mixed", "it gives a list; want a LayeredModel, or a list of"),
         ("own_models.nets:wrong_shape", "it is for examples of (2, 2, 1), the data's are (4, 4"),
         ("own_models.nets:needs_more", "missing a required argument: 'depth'"),
-        ("resnet", "not one of vgg11, cnn, lenet, mlp; a network of yours is MODULE:FUNCTION"),
+        (
+            "resnet",
+            "mlp, 2nn, fedavg_cnn; a network of yours is MODULE:FUNCTION",
+        ),
     ],
 )
 @pytest.mark.usefixtures("folder")

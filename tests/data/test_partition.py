@@ -52,6 +52,31 @@ def test_equal_partitions_hold_every_index_once_in_sizes_that_differ_by_at_most_
 
 
 @PROPERTY
+@given(case=cases())
+def test_pathological_deals_every_index_once_and_two_pieces_of_sorted_labels_a_node(case):
+    labels, nodes, alpha, seed = case
+    if 2 * nodes > len(labels):
+        with pytest.raises(UserError, match=r"take \d+ pieces of the \d+ training examples"):
+            split_over_nodes("pathological", labels, nodes, alpha, seed)
+        return
+    shards = split_over_nodes("pathological", labels, nodes, alpha, seed)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(len(labels)))
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pathological_nodes_hold_one_or_two_classes_where_pieces_end_with_classes(seed):
+    shards = split_over_nodes("pathological", BALANCED, 50, 1.0, seed)
+    assert {len(shard) for shard in shards} == {100}
+    held = (label_counts(shards, BALANCED, 10) > 0).sum(1)
+    assert set(held) <= {1, 2}
+    assert (held == 2).mean() > 0.7
+    other = split_over_nodes("pathological", BALANCED, 50, 1.0, seed + 2)
+    assert not all(np.array_equal(a, b) for a, b in zip(shards, other, strict=True))
+
+
+@PROPERTY
 @given(seed=st.integers(0, 2**32), nodes=st.integers(1, 16), alpha=st.floats(0.05, 100))
 def test_capped_class_split_gives_a_node_nothing_once_it_holds_its_even_share(seed, nodes, alpha):
     shards = split_over_nodes("dirichlet_capped", BALANCED, nodes, alpha, seed)

@@ -36,6 +36,13 @@ def test_lenet_has_the_published_sizes_and_ends_at_the_least_image():
         registry.build("lenet", 10, (15, 16, 3))
 
 
+@pytest.mark.parametrize(("name", "parameters"), [("2nn", 199_210), ("fedavg_cnn", 1_663_370)])
+def test_the_networks_of_fedavg_have_the_published_number_of_parameters(name, parameters):
+    model = registry.build(name, 10, (28, 28, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert num_params(params) == parameters
+
+
 def test_lenet_starts_as_layers_of_pytorch_do():
     params = registry.build("lenet", 10, (32, 32, 3), init="torch").init(jax.random.key(0))
     fan_in = {"conv1": 75, "conv2": 150, "fc3": 400, "fc4": 120, "fc5": 84}

@@ -152,7 +152,10 @@ def test_the_picture_is_written(profile, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--model=opt-13b"], "no such folder, and none of vgg11, cnn, lenet, mlp, opt-125m"),
+        (
+            ["--model=opt-13b"],
+            "no such folder, and none of vgg11, cnn, lenet, mlp, 2nn, ",
+        ),
         (
             ["--train=blocks"],
             "--train=blocks: want block, block+ends, lora:RANK as lora:128, or full",
