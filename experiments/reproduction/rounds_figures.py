@@ -28,7 +28,7 @@ def title(study: Study, figure: str) -> str:
 def model_in_words(study: Study, found: Found) -> str:
     """The networks, in a few words."""
     del found
-    return f"2NN and CNN on {study.topic.public(study.sources['data'])}"
+    return f"2NN on {study.topic.public(study.sources['data'])}"
 
 
 def numbers_of(study: Study, figure: str, found: Found) -> list[Numbers]:
@@ -99,7 +99,7 @@ def _about(study: Study) -> str:
         f"Scale {study.scale_name}: {settings['nodes']} clients, E = 1, batches of "
         f"{settings['batch_size']}, SGD without momentum, pixels from 0 to 1; seeds {seeds}, each "
         "with a division, weights and draws of its own. Rounds are counted as McMahan et al. 2017 "
-        "count them: when the best test accuracy so far crosses 97 % (2NN) or 99 % (CNN), "
+        "count them: when the best test accuracy so far crosses 97 %, "
         "interpolated between rounds. A run that has not come so far in "
         f"{rounds.MOST_TIMES:g} times the published rounds ends, and counts as if it had. Of the "
         "rates of a row the best stands for it, as in the paper, which says neither its rates nor "
