@@ -3,9 +3,9 @@
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
 2017: 100 clients, of whom a share C trains in a round for E epochs with batches of B; SGD without
 momentum; for each row the learning rate that is best. A row's number is the round in which the
-best test accuracy so far crosses the target, interpolated between rounds. Here are the rows of the
-2NN (table 1) with B = 10 and up to 20 clients a round, and of its Non-IID column, where clients hold
-two digits each, the one of ten clients. A round of the CNN (table 2) takes thirty times as long.
+best test accuracy so far crosses the target, interpolated between rounds. Here are rows of the 2NN
+(table 1) with B = 10: IID those of up to 20 clients a round, and Non-IID, where clients hold two
+digits each, that of ten. The CNN (table 2) is too dear for a CPU.
 """
 
 from collections.abc import Sequence
