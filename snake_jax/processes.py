@@ -55,6 +55,11 @@ def any_of(fact: bool) -> bool:
     return bool(np.any(facts))
 
 
+def meet() -> None:
+    """Waits until all processes have come here."""
+    any_of(False)
+
+
 def put(tree: Tree, place: Sharding | None) -> Tree:
     """Arrays that all processes have alike, over devices of all of them.
 

@@ -115,11 +115,11 @@ def write_images(file: Path, **changes: Any) -> Path:
 
 
 def in_new_process(
-    flag_list: Sequence[str], name: str = "classify", **options: Any
+    flag_list: Sequence[str], name: str = "classify", module: str = "snake_jax", **options: Any
 ) -> subprocess.Popen:
     """Starts a launch with its output in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*COMMAND, "snake_jax", name, *flag_list], cwd=ROOT, **pipes)
+    return subprocess.Popen([*COMMAND, module, name, *flag_list], cwd=ROOT, **pipes)
 
 
 def strict_json(text: str) -> Any:

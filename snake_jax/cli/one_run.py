@@ -153,8 +153,10 @@ def finish_rounds(
                 tell(report.record)
             if not going_on():
                 break
-    # Who is told the last state may count on it.
+    # Who is told the last state may count on it. The first process writes, and the others wait for
+    # it: one that ended before would end it too.
     job.workdir.settle()
+    processes.meet()
     stages.ended("other rounds", trained_s, "their steps")
     return state
 

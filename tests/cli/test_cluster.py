@@ -39,13 +39,13 @@ def flag_list(tmp_path_factory):
     return (*FLAGS, f"--cycles={ROUNDS}", f"--dataset=npz:{images}", "--executor=shard_map", quick)
 
 
-def two(first, second):
+def two(first, second, module="snake_jax"):
     """Starts two processes as one run, each with its own flags."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     members = f"--coordinator_address=localhost:{port}", "--num_processes=2"
     return [
-        in_new_process((*own, *members, f"--process_id={i}"))
+        in_new_process((*own, *members, f"--process_id={i}"), module=module)
         for i, own in enumerate((first, second))
     ]
 
@@ -83,7 +83,9 @@ def test_two_processes_end_as_one_does_and_go_on_after_sigterm_to_either(
     flag_list, alone, tmp_path
 ):
     own = (*flag_list, f"--workdir={tmp_path / 'run'}")
-    processes = two((*own, "--grace_s=600"), (*own, "--grace_s=600"))
+    # The second process writes nothing, and must not end the first while that writes.
+    grace = (*own, "--grace_s=600")
+    processes = two(grace, grace, module="tests.slow_saves")
     wait_for_lines(tmp_path / "run" / "metrics.jsonl", 1, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     first, second = ended(processes)
