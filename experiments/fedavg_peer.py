@@ -13,14 +13,14 @@ it was.
 import dataclasses
 import itertools
 import statistics
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from experiments import own_flags
 from experiments.bench import results
 from experiments.reproduction import rounds
 from experiments.reproduction.cases import Case
@@ -31,7 +31,6 @@ from snake_jax.runs.engines import make_engine
 from snake_jax.runs.image_task import ImageSetup
 
 FLAGS = flags.FlagValues()
-HELP = flags.DEFINE_bool("help", False, "show this", flag_values=FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset", rounds.MNIST, "MNIST: tfds:mnist (downloads it) or npz:FILE", flag_values=FLAGS
 )
@@ -50,15 +49,6 @@ MOST = flags.DEFINE_integer(
 ROW = rounds.ROWS["2nn_10"]
 METHOD = "2nn_10_0.215"
 _UNITS = 200
-
-
-def parsed(words: Sequence[str]) -> list[str]:
-    """The command line's arguments that are no flags; with --help nothing else is done."""
-    rest = FLAGS(words)
-    if HELP.value:
-        print(f"{__doc__}\n{FLAGS.get_help()}")
-        sys.exit(0)
-    return rest
 
 
 def main(_: list[str]) -> None:
@@ -169,4 +159,4 @@ def _in_pytorch(setup: ImageSetup) -> Iterator[float]:
 
 
 if __name__ == "__main__":
-    launch.run(main, parser=parsed)
+    launch.run(main, parser=own_flags.parser(FLAGS, __doc__))

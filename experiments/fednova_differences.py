@@ -12,7 +12,6 @@ that a round takes seconds. With the same `--output` it goes on where it was.
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from experiments import own_flags
 from experiments.bench import results
 from snake_jax.cli import launch
 from snake_jax.config import ImageConfig
@@ -31,7 +31,6 @@ from snake_jax.runs.engines import make_engine
 
 # Its own, since experiments.fednova_partition and others name flags likewise.
 FLAGS = flags.FlagValues()
-HELP = flags.DEFINE_bool("help", False, "show this", flag_values=FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset", "cifar10", "CIFAR-10: cifar10, or npz:PATH", flag_values=FLAGS
 )
@@ -96,15 +95,6 @@ class Scored(NamedTuple):
 
     loss: float
     accuracy: float
-
-
-def parsed(words: Sequence[str]) -> list[str]:
-    """The command line's arguments that are no flags; with --help nothing else is done."""
-    rest = FLAGS(words)
-    if HELP.value:
-        print(f"{__doc__}\n{FLAGS.get_help()}")
-        sys.exit(0)
-    return rest
 
 
 def main(_: list[str]) -> None:
@@ -334,4 +324,4 @@ def _score(model: Any, dataset: Dataset, to_model: Callable[[Any], Any]) -> Scor
 
 
 if __name__ == "__main__":
-    launch.run(main, parser=parsed)
+    launch.run(main, parser=own_flags.parser(FLAGS, __doc__))

@@ -248,13 +248,8 @@ def two_nn(
     Two hidden layers of 200 units (McMahan et al. 2017, 3): 199,210 parameters for 28x28x1 images
     and 10 classes. Options as of `mlp`.
     """
-    units = _scaled(200, width)
-    stages: list[tuple[str, nn.Module]] = [
-        ("fc1", DenseLayer(units, True, 0.0, init)),
-        ("fc2", DenseLayer(units, True, dropout, init)),
-        ("fc3", DenseLayer(num_classes, False, dropout, init)),
-    ]
-    return from_linen("2nn", stages, input_shape, stochastic=dropout > 0)
+    units = [_scaled(200, width)] * 2
+    return _dense("2nn", [*units, num_classes], input_shape, dropout, init)
 
 
 def mlp(
@@ -270,14 +265,23 @@ def mlp(
 
     Options as of `vgg11`; norm and conv have nothing to act on.
     """
-    units = _scaled(64, width)
-    stages: list[tuple[str, nn.Module]] = [
-        ("fc1", DenseLayer(units, True, 0.0, init)),
-        ("fc2", DenseLayer(units, True, dropout, init)),
-        ("fc3", DenseLayer(units, True, dropout, init)),
-        ("fc4", DenseLayer(num_classes, False, dropout, init)),
-    ]
-    return from_linen("mlp", stages, input_shape, stochastic=dropout > 0)
+    units = [_scaled(64, width)] * 3
+    return _dense("mlp", [*units, num_classes], input_shape, dropout, init)
+
+
+def _dense(
+    name: str, features: Sequence[int], input_shape: tuple[int, ...], dropout: float, init: str
+) -> LayeredModel:
+    """Dense layers `fc1`, `fc2`, ... of so many features, the last one without ReLU.
+
+    Dropout is before all but the first, which sees the image.
+    """
+    stages: list[tuple[str, nn.Module]] = []
+    for i, width in enumerate(features, start=1):
+        is_first, is_last = i == 1, i == len(features)
+        rate = 0.0 if is_first else dropout
+        stages.append((f"fc{i}", DenseLayer(width, not is_last, rate, init)))
+    return from_linen(name, stages, input_shape, stochastic=dropout > 0)
 
 
 def _scaled(channels: int, width: float) -> int:
