@@ -37,7 +37,7 @@ DATASET = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output", "", "JSON file of what came out; empty: print only", flag_values=FLAGS
 )
-SEEDS = flags.DEFINE_list("seeds", "0,1,2", "a run of both sides for each", flag_values=FLAGS)
+SEEDS = flags.DEFINE_string("seeds", "0,1,2", "a run of both sides for each", flag_values=FLAGS)
 PARTITIONS = flags.DEFINE_list(
     "partitions", ",".join(rounds.PARTITIONS), "divisions", flag_values=FLAGS
 )
@@ -48,6 +48,7 @@ MOST = flags.DEFINE_integer(
 
 ROW = rounds.ROWS["2nn_10"]
 METHOD = "2nn_10_0.215"
+"""Of that row; the rate is told apart."""
 _UNITS = 200
 
 
@@ -56,13 +57,15 @@ def main(_: list[str]) -> None:
     for partition in PARTITIONS.value:
         if partition not in ROW.published:
             raise UserError(f"--partitions={partition}: want some of {', '.join(ROW.published)}")
+    own_flags.check_pytorch()
+    every = list(itertools.product(PARTITIONS.value, own_flags.seeds(SEEDS.value)))
     output = Path(OUTPUT.value) if OUTPUT.value else None
     rows = results.kept(output)
     done = {(row["side"], row["partition"], row["rate"], row["seed"]) for row in rows}
-    for partition, word in itertools.product(PARTITIONS.value, SEEDS.value):
-        setup = _setup(partition, int(word))
+    for partition, seed in every:
+        setup = _setup(partition, seed)
         for side, train in (("ours", _ours), ("pytorch", _in_pytorch)):
-            key = side, partition, RATE.value, int(word)
+            key = side, partition, RATE.value, seed
             if key in done:
                 continue
             accuracies = _until(train(setup), setup.config.cycles)
@@ -70,12 +73,11 @@ def main(_: list[str]) -> None:
             row = dict(zip(("side", "partition", "rate", "seed"), key, strict=True))
             rows.append({**row, "rounds": reached, "accuracies": accuracies})
             said = "not reached" if reached is None else f"{reached:.1f} rounds"
-            launch.say(f"{side}, {partition}, seed {word}: {said}")
+            launch.say(f"{side}, {partition}, seed {seed}: {said}")
             results.keep(output, f"python -m experiments.fedavg_peer --rate={RATE.value:g}", rows)
-    for partition, side in itertools.product(PARTITIONS.value, ("ours", "pytorch")):
-        found = [
-            row["rounds"] for row in rows if (row["side"], row["partition"]) == (side, partition)
-        ]
+    for side, partition in itertools.product(("ours", "pytorch"), PARTITIONS.value):
+        mine = [row for row in rows if (row["side"], row["partition"]) == (side, partition)]
+        found = [row["rounds"] for row in mine if row["rate"] == RATE.value]
         if found and None not in found:
             launch.say(f"{side}, {partition}: {statistics.fmean(found):.1f} rounds on average")
 

@@ -44,7 +44,7 @@ OUTPUT = flags.DEFINE_string(
     "output", "", "JSON file of what came out; empty: print only", flag_values=FLAGS
 )
 ROUNDS = flags.DEFINE_integer("rounds", 6, "rounds of every run", lower_bound=1, flag_values=FLAGS)
-SEEDS = flags.DEFINE_list(
+SEEDS = flags.DEFINE_string(
     "seeds", "0,1,2", "a run of every side for each of them", flag_values=FLAGS
 )
 SIDES = flags.DEFINE_list("sides", "", "of which sides; empty: all", flag_values=FLAGS)
@@ -104,7 +104,7 @@ def main(_: list[str]) -> None:
     output = Path(OUTPUT.value) if OUTPUT.value else None
     rows = results.kept(output)
     done = {(row["side"], row["seed"]) for row in rows}
-    for seed in [int(word) for word in SEEDS.value]:
+    for seed in own_flags.seeds(SEEDS.value):
         for side in _sides():
             if (side, seed) in done:
                 continue

@@ -35,6 +35,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments import own_flags
 from experiments.reproduction import (
     cases,
     figures,
@@ -200,7 +201,7 @@ def _study(topic: Topic) -> Study:
     workdir = Path(WORKDIR.value) / place
     results = Path(RESULTS.value) / place
     if SEEDS.value:
-        scale = scale._replace(seeds=_seeds(SEEDS.value))
+        scale = scale._replace(seeds=own_flags.seeds(SEEDS.value))
     runs_kept = kept.read_runs(results / kept.FILE) if REDRAW.value else None
     if REDRAW.value and topic.recorded:
         sources = _recorded(results / f"study{topic.suffix}.json", topic.recorded)
@@ -209,20 +210,6 @@ def _study(topic: Topic) -> Study:
         sources = topic.sources(name, scale, given)
     rates = tuning.read_rates(results, topic)
     return Study(topic, name, scale, sources, workdir, results, rates, runs_kept)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    """Of --seeds, each once."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        word = part.strip()
-        if not word.isdecimal():
-            raise UserError(
-                f"--seeds={text}: {word or 'a gap'} is no seed; want whole numbers as 0,1,2"
-            )
-        if int(word) not in seeds:
-            seeds.append(int(word))
-    return tuple(seeds)
 
 
 def _recorded(file: Path, names: Sequence[str]) -> Sources:

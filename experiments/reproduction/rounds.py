@@ -67,7 +67,8 @@ METHODS = {
     for name, row in ROWS.items()
     for rate in row.rates
 }
-ROW_OF = {_method(name, rate): row for name, row in ROWS.items() for rate in row.rates}
+_NAME_OF = {_method(name, rate): name for name, row in ROWS.items() for rate in row.rates}
+ROW_OF = {method: ROWS[name] for method, name in _NAME_OF.items()}
 """Of a method."""
 _RATE_OF = {_method(name, rate): rate for name, row in ROWS.items() for rate in row.rates}
 
@@ -205,17 +206,14 @@ def with_published(rows: Sequence[Numbers]) -> list[Numbers]:
     published: dict[tuple[str, str, int], Numbers] = {}
     for row in rows:
         found.append({**row, "merit": -row["rounds"]})
-        for name, one in ROWS.items():
-            if one is ROW_OF[row["method"]]:
-                key = name, row["partition"], row["seed"]
-                rounds = one.published[row["partition"]]
-                published[key] = {
-                    "method": name,
-                    "partition": row["partition"],
-                    "seed": row["seed"],
-                    "finished": True,
-                    "merit": -float(rounds),
-                }
+        name, partition, seed = _NAME_OF[row["method"]], row["partition"], row["seed"]
+        published[name, partition, seed] = {
+            "method": name,
+            "partition": partition,
+            "seed": seed,
+            "finished": True,
+            "merit": -float(ROWS[name].published[partition]),
+        }
     return [*found, *published.values()]
 
 

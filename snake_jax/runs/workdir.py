@@ -395,8 +395,9 @@ def is_longer(here: "DataclassInstance", there: Record) -> bool:
     """Whether a stored config is this one but for fewer cycles, and its run can go on to these.
 
     It then ends with the bits of a run that had them from the start: what comes next depends on
-    what was, and not on how much is to come. That is otherwise where learning rates follow the
-    run's length, and such a run cannot go on.
+    what was, and not on how much is to come. Its old last round has been evaluated besides, and was
+    not asked whether it is good enough to end the run (`stops`). Where learning rates follow the
+    run's length all that is otherwise, and such a run cannot go on.
     """
     if not isinstance(here, RunConfig) or schedule.rates_follow_length(here):
         return False
