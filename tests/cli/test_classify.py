@@ -317,7 +317,7 @@ WRONG_VALUES = [
     (
         "--partition=random",
         "--partition=random is unknown; allowed: iid, dirichlet, dirichlet_split, "
-        "dirichlet_capped, drawn:LEAST-MOST, file:PATH",
+        "dirichlet_capped, pathological, drawn:LEAST-MOST, file:PATH",
     ),
     ("--augment=cutout", "not one of none, crop_flip, crop_flip_reflect, flip"),
     ("--always_train=first,conv9", "no layer conv9; say none, or of fc1, fc2, fc3, fc4"),
