@@ -6,9 +6,15 @@ import secrets
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling small programs to machine code that runs once: none of it is
-# optimised. What XLA makes of a program before that, its counts and its memory stay as they are.
-# XLA_FLAGS= (empty) brings the optimised code of every run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# optimised, fusions do not go through MLIR (half of the compiler's time, snake_jax/compiling.py),
+# and since each of two processes has a core, none divides a program among threads. What XLA makes
+# of a program before that, its counts and its memory stay as they are. XLA_FLAGS= (empty) brings
+# the code of every run.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 # Ray reads these when it is imported: its clusters here let in this session alone, and none leaves
 # a token in the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "token")

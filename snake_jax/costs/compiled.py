@@ -4,8 +4,11 @@ The TPU compiler runs on any machine where `libtpu` is installed: `jax.experimen
 describes chips, programs are compiled for them, and what does not fit is refused as on the chip.
 """
 
+import contextlib
+import functools
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -300,8 +303,8 @@ def _described(target: str, chip: str, shape: str = "") -> list[Any]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     name = f"{chip}:{shape or TOPOLOGIES[chip]}"
     try:
-        topology = topologies.get_topology_desc(name, platform="tpu")
-        return list(topology.devices)
+        _let_flags_be_read(name)
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if "lockfile" in str(error):
             way = "wait, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1"
@@ -312,3 +315,43 @@ def _described(target: str, chip: str, shape: str = "") -> list[Any]:
         raise UserError(
             f"--target={target}: no TPU compiler here ({reason}); pip install libtpu"
         ) from None
+
+
+@functools.cache
+def _let_flags_be_read(chip: str) -> None:
+    """Has the TPU compiler read `XLA_FLAGS` without what is told to the compilers of CPUs and GPUs.
+
+    It reads them once, when it compiles first, and ends the process at a flag it does not know.
+
+    Args:
+      chip: such as `v5e:2x2`.
+    """
+    # This process's own compiler reads all of them, when its devices are first asked for.
+    jax.devices()
+    device = topologies.get_topology_desc(chip, platform="tpu").devices[0]
+    nothing = jax.jit(lambda: 0, out_shardings=SingleDeviceSharding(device))
+    # A kept program can not be read back for a chip that is not here.
+    shortest = "jax_persistent_cache_min_compile_time_secs"
+    kept_from = getattr(jax.config, shortest)
+    jax.config.update(shortest, math.inf)
+    try:
+        with _flags_but_of("cpu", "gpu"):
+            nothing.lower().compile()
+    finally:
+        jax.config.update(shortest, kept_from)
+
+
+@contextlib.contextmanager
+def _flags_but_of(*platforms: str) -> Iterator[None]:
+    """`XLA_FLAGS` without the flags of these platforms, then as it was."""
+    before = os.environ.get("XLA_FLAGS")
+    if before is None:
+        yield
+        return
+    others = tuple(f"--xla_{platform}_" for platform in platforms)
+    kept = [flag for flag in before.split() if not flag.startswith(others)]
+    os.environ["XLA_FLAGS"] = " ".join(kept)
+    try:
+        yield
+    finally:
+        os.environ["XLA_FLAGS"] = before

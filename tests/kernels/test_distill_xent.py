@@ -10,6 +10,7 @@ import qwix
 from jax.extend import core
 
 from experiments.bench.kernels import described
+from snake_jax.costs.compiled import devices
 from snake_jax.kernels.dequantize import dense
 from snake_jax.kernels.distill_xent import LOWERINGS, linear_xent, shapes, tile
 from snake_jax.kernels.distill_xent.shapes import LARGE, SMALL, XentShape
@@ -296,13 +297,9 @@ def test_memory_grows_with_the_tile_not_with_the_vocabulary(kind):
 )
 def test_compiled_for_a_tpu_the_table_is_not_copied(kind, monkeypatch):
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    # Compiling needs no chip: neither its address nor to be the one process that uses it.
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    # Compiling needs no chip: nor to be the one process that uses it.
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    chip = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
-    place = jax.sharding.SingleDeviceSharding(chip)
+    place = jax.sharding.SingleDeviceSharding(devices("tpu:v5e")[0])
     width, vocabulary = LARGE[1].width, LARGE[1].vocabulary
     inputs = (
         jax.ShapeDtypeStruct((256, width), jnp.bfloat16),

@@ -2,6 +2,10 @@
 prints.
 """
 
+import os
+import subprocess
+import sys
+
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -113,3 +117,19 @@ def test_the_memory_of_a_described_chip_is_found_by_compiling():
     except UserError as error:
         pytest.skip(str(error))
     assert fits.capacity(device) / 2**30 == pytest.approx(15.75, rel=2e-3)
+
+
+def test_what_the_user_says_to_this_cpus_compiler_does_not_end_the_one_of_a_described_chip():
+    pytest.importorskip("libtpu")
+    compiled = (
+        "from snake_jax.costs.compiled import devices\n"
+        "from snake_jax.profiling import fits\n"
+        "print(fits.capacity(devices('tpu:v5e')[0]))"
+    )
+    flags = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=true", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    command = [sys.executable, "-c", compiled]
+    done = subprocess.run(
+        command, env={**os.environ, **flags}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
