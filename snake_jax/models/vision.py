@@ -4,7 +4,7 @@ VGG-11 as the papers train it, a small CNN, LeNet, an MLP, and the two networks 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -164,15 +164,8 @@ def cnn(
 
     16, 32 and 32 channels with pooling, 64 hidden units; options as of `vgg11`.
     """
-    stages: list[tuple[str, nn.Module]] = []
-    for i, channels in enumerate((16, 32, 32), start=1):
-        layer = ConvLayer(_scaled(channels, width), True, norm, conv, init)
-        stages.append((f"conv{i}", layer))
-    stages += [
-        ("fc4", DenseLayer(_scaled(64, width), True, dropout, init)),
-        ("fc5", DenseLayer(num_classes, False, dropout, init)),
-    ]
-    return from_linen("cnn", stages, input_shape, stochastic=dropout > 0)
+    options = _Options(width, norm, dropout, conv, init)
+    return _small("cnn", (16, 32, 32), (64,), num_classes, input_shape, options)
 
 
 def lenet(
@@ -192,18 +185,8 @@ def lenet(
     32x32x3 images and 10 classes. Options as of `vgg11`, but that init=torch is what PyTorch's
     layers start with: uniform by fan-in, biases too.
     """
-    conv_init = "torch_uniform" if init == "torch" else init
-    stages: list[tuple[str, nn.Module]] = []
-    for i, channels in enumerate((6, 16), start=1):
-        features = _scaled(channels, width)
-        layer = ConvLayer(features, True, norm, conv, conv_init, side=5, padding="VALID")
-        stages.append((f"conv{i}", layer))
-    stages += [
-        ("fc3", DenseLayer(_scaled(120, width), True, dropout, init)),
-        ("fc4", DenseLayer(_scaled(84, width), True, dropout, init)),
-        ("fc5", DenseLayer(num_classes, False, dropout, init)),
-    ]
-    return from_linen("lenet", stages, input_shape, stochastic=dropout > 0)
+    options = _Options(width, norm, dropout, conv, init, side=5, padding="VALID", plain_torch=True)
+    return _small("lenet", (6, 16), (120, 84), num_classes, input_shape, options)
 
 
 def fedavg_cnn(
@@ -222,16 +205,8 @@ def fedavg_cnn(
     al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", 3):
     1,663,370 parameters for 28x28x1 images and 10 classes. Options as of `lenet`.
     """
-    conv_init = "torch_uniform" if init == "torch" else init
-    stages: list[tuple[str, nn.Module]] = []
-    for i, channels in enumerate((32, 64), start=1):
-        layer = ConvLayer(_scaled(channels, width), True, norm, conv, conv_init, side=5)
-        stages.append((f"conv{i}", layer))
-    stages += [
-        ("fc3", DenseLayer(_scaled(512, width), True, dropout, init)),
-        ("fc4", DenseLayer(num_classes, False, dropout, init)),
-    ]
-    return from_linen("fedavg_cnn", stages, input_shape, stochastic=dropout > 0)
+    options = _Options(width, norm, dropout, conv, init, side=5, plain_torch=True)
+    return _small("fedavg_cnn", (32, 64), (512,), num_classes, input_shape, options)
 
 
 def two_nn(
@@ -267,6 +242,68 @@ def mlp(
     """
     units = [_scaled(64, width)] * 3
     return _dense("mlp", [*units, num_classes], input_shape, dropout, init)
+
+
+class _Options(NamedTuple):
+    """What a small network of convolutions may have otherwise.
+
+    Attributes:
+      width, norm, dropout, conv, init: options as of `vgg11`.
+      side: of the convolutions' kernels.
+      padding: theirs.
+      plain_torch: whether init=torch means what PyTorch's layers start with by themselves.
+    """
+
+    width: float
+    norm: str
+    dropout: float
+    conv: str
+    init: str
+    side: int = 3
+    padding: str = "SAME"
+    plain_torch: bool = False
+
+
+def _small(
+    name: str,
+    channels: Sequence[int],
+    hidden: Sequence[int],
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    options: _Options,
+) -> LayeredModel:
+    """Convolutions with pooling, `conv1`, ..., then dense layers; dropout is before each of those.
+
+    Args:
+      name: of the network.
+      channels: of each convolution, at full width.
+      hidden: units of each dense layer but the last, at full width.
+      num_classes: of the last.
+      input_shape: `(H, W, C)`.
+      options: see there.
+    """
+    initial = options.init
+    if options.plain_torch and initial == "torch":
+        initial = "torch_uniform"
+    stages: list[tuple[str, nn.Module]] = []
+    for i, features in enumerate(channels, start=1):
+        layer = ConvLayer(
+            _scaled(features, options.width),
+            pool=True,
+            norm=options.norm,
+            lowering=options.conv,
+            initial=initial,
+            side=options.side,
+            padding=options.padding,
+        )
+        stages.append((f"conv{i}", layer))
+
+    units = [_scaled(width, options.width) for width in hidden]
+    for i, features in enumerate([*units, num_classes], start=1):
+        is_last = i > len(units)
+        dense = DenseLayer(features, not is_last, options.dropout, options.init)
+        stages.append((f"fc{len(channels) + i}", dense))
+    return from_linen(name, stages, input_shape, stochastic=options.dropout > 0)
 
 
 def _dense(
