@@ -62,20 +62,22 @@ def main(_: list[str]) -> None:
     output = Path(OUTPUT.value) if OUTPUT.value else None
     rows = results.kept(output)
     done = {(row["side"], row["partition"], row["rate"], row["seed"]) for row in rows}
+    sides = {"ours": _ours, "pytorch": _in_pytorch}
     for partition, seed in every:
+        missing = [side for side in sides if (side, partition, RATE.value, seed) not in done]
+        if not missing:
+            continue
         setup = _setup(partition, seed)
-        for side, train in (("ours", _ours), ("pytorch", _in_pytorch)):
+        for side in missing:
             key = side, partition, RATE.value, seed
-            if key in done:
-                continue
-            accuracies = _until(train(setup), setup.config.cycles)
+            accuracies = _until(sides[side](setup), setup.config.cycles)
             reached = rounds.rounds_to(ROW.target, accuracies)
             row = dict(zip(("side", "partition", "rate", "seed"), key, strict=True))
             rows.append({**row, "rounds": reached, "accuracies": accuracies})
             said = "not reached" if reached is None else f"{reached:.1f} rounds"
             launch.say(f"{side}, {partition}, seed {seed}: {said}")
             results.keep(output, f"python -m experiments.fedavg_peer --rate={RATE.value:g}", rows)
-    for side, partition in itertools.product(("ours", "pytorch"), PARTITIONS.value):
+    for side, partition in itertools.product(sides, PARTITIONS.value):
         mine = [row for row in rows if (row["side"], row["partition"]) == (side, partition)]
         found = [row["rounds"] for row in mine if row["rate"] == RATE.value]
         if found and None not in found:
@@ -116,7 +118,7 @@ def _in_pytorch(setup: ImageSetup) -> Iterator[float]:
     import torch
     from torch import nn
 
-    # Pixels from 0 to 1, a row an image.
+    # Pixels from 0 to 1 as in our own run (`--pixel_mean=0 --pixel_std=1`), a row an image.
     config, dataset = setup.config, setup.data.dataset
 
     def rows_of(images: np.ndarray) -> Any:
