@@ -106,6 +106,7 @@ def _about(study: Study, figure: str) -> str:
             f"{settings['lora_rank']} where nothing else is said, distillation off"
         )
         merit = "the loss of a held-out token in nats, sign changed: 0.05 is 5 % of perplexity"
+        rates = "Rates are fixed."
     else:
         setting = (
             f"{settings['model']} of width {settings['width']:g} on {scale.train_examples:,} "
@@ -115,12 +116,12 @@ def _about(study: Study, figure: str) -> str:
             "cycle to cycle, distillation off"
         )
         merit = "points of accuracy on the test set"
+        rates = "Rates are fixed; of optimizers several each were run, and the best stands for all."
     return (
         f"Scale {study.scale_name}: Snake Learning, {setting}; seeds {seeds}. The two runs of a "
         f"pair differ in one thing alone. A difference is in the direction of the claim, in "
         f"{merit}; a claim that something costs little holds where the difference is "
-        "significantly above minus that much. Rates are fixed, but of optimizers three each were "
-        "run, and the best stands for all."
+        f"significantly above minus that much. {rates}"
     )
 
 
