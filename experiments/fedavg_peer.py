@@ -62,6 +62,7 @@ def main(_: list[str]) -> None:
     output = Path(OUTPUT.value) if OUTPUT.value else None
     rows = results.kept(output)
     done = {(row["side"], row["partition"], row["rate"], row["seed"]) for row in rows}
+    command = f"python -m experiments.fedavg_peer --rate={RATE.value:g} --seeds={SEEDS.value}"
     sides = {"ours": _ours, "pytorch": _in_pytorch}
     for partition, seed in every:
         missing = [side for side in sides if (side, partition, RATE.value, seed) not in done]
@@ -76,7 +77,7 @@ def main(_: list[str]) -> None:
             rows.append({**row, "rounds": reached, "accuracies": accuracies})
             said = "not reached" if reached is None else f"{reached:.1f} rounds"
             launch.say(f"{side}, {partition}, seed {seed}: {said}")
-            results.keep(output, f"python -m experiments.fedavg_peer --rate={RATE.value:g}", rows)
+            results.keep(output, command, rows)
     for side, partition in itertools.product(sides, PARTITIONS.value):
         mine = [row for row in rows if (row["side"], row["partition"]) == (side, partition)]
         found = [row["rounds"] for row in mine if row["rate"] == RATE.value]

@@ -24,7 +24,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reproduction import kept
+from experiments.reproduction import kept, verdict
 
 ROOT = Path(__file__).parents[1]
 COMMENT = re.compile(r"<!-- numbers:[ ]*(\S*)\n(.*?)-->", re.DOTALL)
@@ -46,6 +46,7 @@ ASKED = (
     "series",
     "mean",
     "geometric",
+    "chance",
     "value",
     "total",
     "last",
@@ -112,6 +113,11 @@ class Known(NamedTuple):
     def geometric(self, key: str, **wanted: Any) -> float:
         """Its geometric mean over seeds, as perplexities have one."""
         return statistics.geometric_mean(self.series(key, **wanted))
+
+    def chance(self, key: str, by: str, one: str, other: str, **wanted: Any) -> float | None:
+        """The paired test's p of that number, between two values of another, over seeds."""
+        runs, rivals = self.rows(**{by: one}, **wanted), self.rows(**{by: other}, **wanted)
+        return verdict.paired(verdict.differences(runs, rivals, key)).p
 
     def value(self, subject: str, name: str) -> float:
         """A benchmark's number."""

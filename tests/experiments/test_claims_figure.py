@@ -295,8 +295,8 @@ def test_all_claims_from_one_launch(tmp_path):
     flags += (f"--workdir={tmp_path / 'runs'}",)
     ((code, out, errors), again, redrawn) = launch(flags, flags, [*flags, "--redraw"])
     assert (code, errors) == (0, "")
-    assert "run 1 of 22: " in out
-    assert "22 of 22 runs were finished before" in again[1]
+    assert "run 1 of 25: " in out
+    assert "25 of 25 runs were finished before" in again[1]
     assert redrawn[0] == 0
     for topic in claims.TOPICS:
         folder = tmp_path / f"results/smoke_{topic.name}"

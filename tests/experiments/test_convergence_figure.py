@@ -120,7 +120,7 @@ def test_the_whole_figure_from_one_launch_and_what_a_night_would_take(tmp_path):
     flags = ("--figure=convergence", f"--results={tmp_path / 'results'}")
     flags += (f"--workdir={tmp_path / 'runs'}",)
     (code, out, errors), again, listed = launch(
-        flags, flags, [*flags, "--scale=cpu", "--list", "--data=digits"]
+        flags, flags, [*flags, "--scale=cpu", "--list", "--data=cifar10"]
     )
     assert (code, errors) == (0, "")
     assert "run 1 of 7: " in out
