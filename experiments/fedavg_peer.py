@@ -13,7 +13,7 @@ it was.
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ def main(_: list[str]) -> None:
     output = Path(OUTPUT.value) if OUTPUT.value else None
     rows = results.kept(output)
     done = {(row["side"], row["partition"], row["rate"], row["seed"]) for row in rows}
-    command = f"python -m experiments.fedavg_peer --rate={RATE.value:g} --seeds={SEEDS.value}"
     sides = {"ours": _ours, "pytorch": _in_pytorch}
     for partition, seed in every:
         missing = [side for side in sides if (side, partition, RATE.value, seed) not in done]
@@ -77,12 +76,19 @@ def main(_: list[str]) -> None:
             rows.append({**row, "rounds": reached, "accuracies": accuracies})
             said = "not reached" if reached is None else f"{reached:.1f} rounds"
             launch.say(f"{side}, {partition}, seed {seed}: {said}")
-            results.keep(output, command, rows)
+            results.keep(output, _command(rows), rows)
     for side, partition in itertools.product(sides, PARTITIONS.value):
         mine = [row for row in rows if (row["side"], row["partition"]) == (side, partition)]
         found = [row["rounds"] for row in mine if row["rate"] == RATE.value]
         if found and None not in found:
             launch.say(f"{side}, {partition}: {statistics.fmean(found):.1f} rounds on average")
+
+
+def _command(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One that gives all rows of this rate, whichever launch each is of."""
+    seeds = sorted({row["seed"] for row in rows if row["rate"] == RATE.value})
+    named = ",".join(str(seed) for seed in seeds)
+    return f"python -m experiments.fedavg_peer --rate={RATE.value:g} --seeds={named}"
 
 
 def _setup(partition: str, seed: int) -> ImageSetup:

@@ -4,11 +4,10 @@ The TPU compiler runs on any machine where `libtpu` is installed: `jax.experimen
 describes chips, programs are compiled for them, and what does not fit is refused as on the chip.
 """
 
-import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -326,6 +325,11 @@ def _let_flags_be_read(chip: str) -> None:
     Args:
       chip: such as `v5e:2x2`.
     """
+    told = os.environ.get("XLA_FLAGS", "")
+    of_others = ("--xla_cpu_", "--xla_gpu_")
+    kept = [flag for flag in told.split() if not flag.startswith(of_others)]
+    if len(kept) == len(told.split()):
+        return
     # This process's own compiler reads all of them, when its devices are first asked for.
     jax.devices()
     device = topologies.get_topology_desc(chip, platform="tpu").devices[0]
@@ -334,24 +338,9 @@ def _let_flags_be_read(chip: str) -> None:
     shortest = "jax_persistent_cache_min_compile_time_secs"
     kept_from = getattr(jax.config, shortest)
     jax.config.update(shortest, math.inf)
-    try:
-        with _flags_but_of("cpu", "gpu"):
-            nothing.lower().compile()
-    finally:
-        jax.config.update(shortest, kept_from)
-
-
-@contextlib.contextmanager
-def _flags_but_of(*platforms: str) -> Iterator[None]:
-    """`XLA_FLAGS` without the flags of these platforms, then as it was."""
-    before = os.environ.get("XLA_FLAGS")
-    if before is None:
-        yield
-        return
-    others = tuple(f"--xla_{platform}_" for platform in platforms)
-    kept = [flag for flag in before.split() if not flag.startswith(others)]
     os.environ["XLA_FLAGS"] = " ".join(kept)
     try:
-        yield
+        nothing.lower().compile()
     finally:
-        os.environ["XLA_FLAGS"] = before
+        os.environ["XLA_FLAGS"] = told
+        jax.config.update(shortest, kept_from)
